@@ -1,0 +1,80 @@
+"""Score histograms and ROC / PR curves as TensorBoard figures, under the same tags in every run."""
+
+from __future__ import annotations
+
+import matplotlib
+import numpy as np
+from lightning.pytorch import Callback, LightningModule, Trainer
+from matplotlib.figure import Figure
+from torch import Tensor
+
+from callbacks.ood_evaluation import OODEvaluation
+from clip_ood.metrics.curves import pr_curve, roc_curve
+
+POINTS = 500  # of a drawn curve
+ID_COLOUR, OOD_COLOUR = "#0072B2", "#D55E00"  # told apart by colour-blind readers too
+
+
+class Figures(Callback):
+    """After the test, a histogram figure and a curve figure for each OOD set, from what `evaluation` found."""
+
+    def __init__(self, evaluation: OODEvaluation) -> None:
+        self.evaluation = evaluation
+
+    def on_test_end(self, trainer: Trainer, module: LightningModule) -> None:
+        if not trainer.is_global_zero or trainer.logger is None:
+            return
+        results = self.evaluation.results
+        id_scores = next(results.scored[name].scores for name, role in results.roles.items() if role == "id")
+        for name in (name for name, role in results.roles.items() if role == "ood"):
+            ood_scores = results.scored[name].scores
+            add = trainer.logger.experiment.add_figure
+            add(f"ood/{name}/histograms", histograms(id_scores, ood_scores, name), trainer.global_step)
+            add(f"ood/{name}/curves", curves(id_scores, ood_scores, name), trainer.global_step)
+
+
+def histograms(id_scores: dict[str, Tensor], ood_scores: dict[str, Tensor], name: str) -> Figure:
+    """One panel a detector: densities of ID and OOD scores over the range that holds 99 % of both."""
+    columns = min(3, len(id_scores))
+    rows = -(-len(id_scores) // columns)
+    figure = _figure((3.6 * columns, 2.3 * rows))
+    axes = np.ravel(figure.subplots(rows, columns, squeeze=False))
+    for axis in axes[len(id_scores) :]:
+        axis.set_visible(False)
+    for axis, detector in zip(axes, id_scores, strict=False):
+        inside, outside = id_scores[detector].numpy(), ood_scores[detector].numpy()
+        ends = np.quantile(np.concatenate([inside, outside]), [0.005, 0.995])
+        bins = np.linspace(*ends, 31) if ends[0] < ends[1] else 10
+        axis.hist(inside, bins, density=True, alpha=0.6, color=ID_COLOUR, label="ID test")
+        axis.hist(outside, bins, density=True, alpha=0.6, color=OOD_COLOUR, label=name)
+        axis.set_title(detector, fontsize=10)
+        axis.set_yticks([])
+        axis.tick_params(labelsize=7)
+    axes[0].legend(fontsize=7)
+    return figure
+
+
+def curves(id_scores: dict[str, Tensor], ood_scores: dict[str, Tensor], name: str) -> Figure:
+    """ROC and precision-recall of all detectors; ID is positive."""
+    figure = _figure((10, 4.6))
+    roc, pr = figure.subplots(1, 2)
+    colours = matplotlib.colormaps["tab10"].colors
+    for number, detector in enumerate(id_scores):
+        inside, outside = id_scores[detector], ood_scores[detector]
+        line = {"color": colours[number % 10], "linewidth": 1.4, "linestyle": "-" if number < 10 else "--"}
+        roc.plot(*_thin(*roc_curve(inside, outside)), label=detector, **line)
+        pr.plot(*_thin(*pr_curve(inside, outside)), **line)
+    roc.axhline(0.95, color="grey", linewidth=0.7, linestyle=":")
+    roc.set(xlabel="OOD accepted (FPR)", ylabel="ID accepted (TPR)", title=f"ROC, ID against {name}")
+    pr.set(xlabel="recall of ID", ylabel="precision of ID", title="precision and recall")
+    roc.legend(fontsize=7, loc="lower right")
+    return figure
+
+
+def _figure(size: tuple[float, float]) -> Figure:
+    return Figure(figsize=size, layout="constrained", dpi=110)
+
+
+def _thin(x: Tensor, y: Tensor) -> tuple[np.ndarray, np.ndarray]:
+    keep = np.unique(np.linspace(0, len(x) - 1, POINTS).round().astype(int))
+    return x.cpu().numpy()[keep], y.cpu().numpy()[keep]

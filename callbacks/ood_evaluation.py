@@ -1,0 +1,151 @@
+"""Detectors fitted on the bank, every other set scored, at test and (on demand) at validation."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from lightning.pytorch import Callback, LightningModule, Trainer
+from rich.progress import track
+from torch import Tensor
+
+from callbacks.distributed import gather_rows, join
+from clip_ood.detectors.build import Omitted
+from clip_ood.evaluation import DetectorSuite, Row, Scores, accuracy, table_rows
+from clip_ood.outputs import Outputs
+
+
+@dataclass(frozen=True)
+class Results:
+    """One evaluation: rows of the table, scores by set, accuracies (fractions), what was left out and must be said."""
+
+    rows: list[Row]
+    scored: dict[str, Scores]
+    roles: dict[str, str]
+    accuracy: float | None
+    knn_accuracy: float | None
+    omitted: list[Omitted]
+    notes: dict[str, list[str]]
+
+
+class OODEvaluation(Callback):
+    """Fits detectors on loader 0 (the bank) and scores loaders 1 … (ID test, covariate-shifted ID, OOD).
+
+    The datamodule gives `evaluated`: one table a loader, each with `part`, `labels` and `rows`. After every evaluation
+    `results` holds what was found, on rank 0; metrics go to the logger under `ood/<set>/<detector>/<metric>`.
+    """
+
+    results: Results | None = None
+
+    def __init__(self, detectors: Sequence[str | Mapping[str, Any]] | None, resamples: int, seed: int) -> None:
+        self.specs, self.resamples, self.seed = detectors, resamples, seed
+
+    def _start(self, module: LightningModule) -> None:
+        self._suite = DetectorSuite(module.reference(), self.specs)
+        self._fitted = False
+        self._scored: dict[int, list[Scores]] = defaultdict(list)
+        self._votes: list[Scores] = []
+
+    def _batch(self, trainer: Trainer, outputs: Outputs, loader: int) -> None:
+        if loader == 0:
+            self._suite.update(outputs)
+            return
+        self._fit(trainer)
+        self._scored[loader].append(self._suite.score(outputs))
+        if loader == 1:
+            votes = self._suite.knn_predictions(outputs, self._bank_labels)
+            self._votes += [] if votes is None else [Scores(outputs.indices.cpu(), votes, {})]
+
+    def _fit(self, trainer: Trainer) -> None:
+        if self._fitted:
+            return
+        for detector in self._suite.detectors.values():
+            join(detector, trainer.strategy.root_device)
+        self._suite.fit()
+        bank = trainer.datamodule.evaluated[0]
+        self._bank_labels = torch.full((int(bank.rows.max()) + 1,), -1)
+        self._bank_labels[bank.rows] = bank.labels
+        self._fitted = True
+
+    def _end(self, trainer: Trainer) -> None:
+        self._fit(trainer)
+        device = trainer.strategy.root_device
+        tables = trainer.datamodule.evaluated
+        scored = {table.part.name: _gather(self._scored[i], device) for i, table in enumerate(tables) if i}
+        votes = _gather(self._votes, device).predictions if self._votes else None
+        if not trainer.is_global_zero:
+            return
+        roles = {table.part.name: table.part.role for table in tables[1:]}
+        groups = {table.part.name: table.part.group for table in tables}
+        for table in tables[1:]:
+            _assert_complete(table.part.name, scored[table.part.name].indices, table.rows)
+        labels, predictions = tables[1].labels, scored[tables[1].part.name].predictions
+        self.results = Results(
+            rows=table_rows(scored, roles, groups, self.resamples, self.seed, _watch),
+            scored=scored,
+            roles=roles,
+            accuracy=accuracy(predictions, labels),
+            knn_accuracy=accuracy(votes, labels),
+            omitted=self._suite.omitted,
+            notes=self._suite.notes,
+        )
+        self._log(trainer)
+
+    def _log(self, trainer: Trainer) -> None:
+        if trainer.logger is None:
+            return
+        values = {
+            f"ood/{row.ood}/{row.detector}/{metric}": estimate.value
+            for row in self.results.rows
+            if row.setting == "standard"
+            for metric, estimate in row.metrics.items()
+        }
+        known = {"id/accuracy": self.results.accuracy, "id/knn_accuracy": self.results.knn_accuracy}
+        values |= {name: value for name, value in known.items() if value is not None}
+        trainer.logger.log_metrics(values, step=trainer.global_step)
+
+    def on_test_start(self, trainer: Trainer, module: LightningModule) -> None:
+        self._start(module)
+
+    def on_test_batch_end(self, trainer, module, outputs, batch, batch_idx, dataloader_idx=0) -> None:
+        self._batch(trainer, outputs, dataloader_idx)
+
+    def on_test_end(self, trainer: Trainer, module: LightningModule) -> None:
+        self._end(trainer)
+
+    def on_validation_start(self, trainer: Trainer, module: LightningModule) -> None:
+        self._start(module)
+
+    def on_validation_batch_end(self, trainer, module, outputs, batch, batch_idx, dataloader_idx=0) -> None:
+        self._batch(trainer, outputs, dataloader_idx)
+
+    def on_validation_end(self, trainer: Trainer, module: LightningModule) -> None:
+        self._end(trainer)
+
+
+def _gather(shares: list[Scores], device: torch.device) -> Scores:
+    """The scores of one set from all batches and processes, in the order of its rows."""
+
+    def whole(parts: list[Tensor]) -> Tensor:
+        return torch.cat(gather_rows(torch.cat(parts).to(device))).cpu()
+
+    indices = whole([share.indices for share in shares])
+    order = indices.argsort()
+    has_predictions = shares[0].predictions is not None
+    return Scores(
+        indices[order],
+        whole([share.predictions for share in shares])[order] if has_predictions else None,
+        {name: whole([share.scores[name] for share in shares])[order] for name in shares[0].scores},
+    )
+
+
+def _assert_complete(name: str, indices: Tensor, rows: Tensor) -> None:
+    if not torch.equal(indices, rows):
+        raise RuntimeError(f"Image set {name}: {len(indices)} scored rows are not its {len(rows)} rows, each once")
+
+
+def _watch(steps: list) -> Any:
+    return track(steps, "Metrics and intervals", transient=True)

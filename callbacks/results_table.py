@@ -1,0 +1,66 @@
+"""The table in the terminal, from a run's results.json."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+MEAN = "mean"
+
+
+def print_table(results: dict[str, Any], console: Console | None = None) -> None:
+    """AUROC / FPR95 in percent: a line a detector, a column an OOD set, the best AUROC of a column in bold.
+
+    `results` is the content of results.json.
+    """
+    console = console or Console()
+    for setting in dict.fromkeys(row["setting"] for row in results["rows"]):
+        rows = [row for row in results["rows"] if row["setting"] == setting]
+        console.print(_table(results, setting, rows))
+    for line in _remarks(results):
+        console.print(line, highlight=False)
+
+
+def _table(results: dict[str, Any], setting: str, rows: list[dict[str, Any]]) -> Table:
+    sets = dict.fromkeys(row["ood"] for row in rows)
+    table = Table(
+        title=f"{results['run']}: {results['method']} on {results['encoder']}, {setting}",
+        caption="AUROC ± half its 95 % interval / FPR95, percent; ID is positive: FPR95 = share of OOD accepted at 95 % of ID",
+    )
+    table.add_column("detector")
+    cell = {(row["detector"], row["ood"]): row for row in rows}
+    detectors = list(dict.fromkeys(row["detector"] for row in rows))
+    for name in sets:
+        count = "" if name == MEAN else f"\nn = {cell[detectors[0], name]['n_ood']}"
+        table.add_column(name + count, justify="right")
+    best = {name: max(cell[detector, name]["auroc"] for detector in detectors) for name in sets}
+    for detector in detectors:
+        table.add_row(detector, *(_cell(cell[detector, name], best[name]) for name in sets))
+    return table
+
+
+def _cell(row: dict[str, Any], best: float) -> str:
+    low, high = row["intervals"].get("auroc", (None, None))
+    spread = "" if low is None else f" ± {50 * (high - low):.1f}"
+    auroc = f"{100 * row['auroc']:.1f}"
+    return f"{f'[bold]{auroc}[/bold]' if row['auroc'] == best else auroc}{spread} / {100 * row['fpr95']:.1f}"
+
+
+def _remarks(results: dict[str, Any]) -> list[str]:
+    lines = []
+    if not results["rows"]:
+        lines.append("No OOD set was named (data.ood): scores were written, there is no AUROC.")
+    for key, name in (("accuracy", "ID accuracy"), ("knn_accuracy", "k-NN accuracy")):
+        if results[key] is not None:
+            lines.append(f"{name} {100 * results[key]:.1f} %")
+    if (pseudo := results["pseudo_labels"]) is not None:
+        right = "" if pseudo["accuracy"] is None else f", {100 * pseudo['accuracy']:.1f} % of them right"
+        lines.append(f"Pseudo-labels: {pseudo['passed']} of {pseudo['images']} images passed the filter{right}")
+    bank = results["bank"]
+    sample = f", at most {bank['per_class']} a class" if bank["per_class"] else ""
+    lines.append(f"Bank: {bank['images']} ID training images{sample}")
+    lines += [f"{each['detector']}: {each['note']}" for each in results["notes"]]
+    lines += [f"Left out: {each['detector']} ({each['reason']})" for each in results["omitted"]]
+    return lines

@@ -1,0 +1,57 @@
+"""One interface over image(-text) encoders: g before the joint-space projection, h after it, text, preprocessing."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Callable
+
+import torch
+from PIL.Image import Image
+from torch import Tensor, nn
+from torch.nn.functional import normalize
+
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+class Backbone(nn.Module):
+    """An encoder with frozen weights in the precision that was asked for.
+
+    Attributes: transform turns a PIL image in RGB into a (3, H, W) float32 tensor; has_text says whether class names
+    can be encoded; logit_scale is the model's own s in softmax(s · cos(h, t)).
+    """
+
+    transform: Callable[[Image], Tensor]
+    has_text: bool = False
+
+    def __init__(self, precision: str = "fp32") -> None:
+        super().__init__()
+        self.dtype = DTYPES[precision]
+
+    @property
+    def logit_scale(self) -> float | None:
+        """The model's s; None without a text encoder."""
+        return None
+
+    @abstractmethod
+    def encode_image(self, images: Tensor) -> Tensor:
+        """Features g of images (B, 3, H, W): (B, D) float32, not normalised."""
+
+    def project(self, features: Tensor) -> Tensor | None:
+        """Unit-norm embeddings h of features g: (B, D) -> (B, E) float32; None without a joint space."""
+        return None
+
+    def encode_text(self, texts: list[str]) -> Tensor:
+        """Unit-norm embeddings of K texts: (K, E) float32.
+
+        Raises: TypeError for an encoder without text tower.
+        """
+        raise TypeError(f"{type(self).__name__} has no text encoder")
+
+    def freeze(self) -> Backbone:
+        """The encoder in evaluation mode, without gradients, in its precision."""
+        return self.eval().requires_grad_(False).to(self.dtype)
+
+
+def unit(vectors: Tensor) -> Tensor:
+    """Rows at length 1, in float32."""
+    return normalize(vectors.float(), dim=-1)

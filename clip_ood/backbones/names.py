@@ -1,0 +1,123 @@
+"""Which encoders exist, answered from the libraries' files: importing them takes seconds."""
+
+from __future__ import annotations
+
+import ast
+import difflib
+import re
+from functools import cache
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Protocol
+
+SCHEMES = ("hf-hub:", "local-dir:")
+
+
+class BackboneSpec(Protocol):
+    """What names an encoder; `configs.schema.BackboneConfig` is one."""
+
+    library: str
+    model: str
+    pretrained: str | None
+    preprocess: str | None
+    random_seed: int
+    precision: str
+
+
+def check_model(spec: BackboneSpec) -> None:
+    """Raises ValueError for a model, tag, folder or file that is not there, naming the nearest valid ones."""
+    if spec.library == "timm":
+        _check_timm(spec)
+    elif spec.model.startswith("local-dir:"):
+        folder = Path(spec.model.removeprefix("local-dir:"))
+        if not (folder / "open_clip_config.json").is_file():
+            raise ValueError(f"Backbone {spec.model}: {folder} holds no open_clip_config.json.{_demo_hint(folder)}")
+    elif not spec.model.startswith("hf-hub:"):
+        _check_open_clip(spec)
+    if spec.model.startswith(SCHEMES) and spec.pretrained:
+        raise ValueError(f"Backbone {spec.model} brings its own weights: leave `pretrained` out (got {spec.pretrained!r})")
+
+
+def _check_open_clip(spec: BackboneSpec) -> None:
+    if spec.model not in open_clip_models():
+        raise ValueError(f"open_clip has no model {spec.model!r}.{_nearest(spec.model, open_clip_models())}")
+    tags = open_clip_tags().get(spec.model.removesuffix("-quickgelu"), frozenset())
+    if spec.pretrained and _clean(spec.pretrained) not in tags:
+        if not Path(spec.pretrained).is_file():
+            near = _nearest(spec.pretrained, tags)
+            known = f" Known: {', '.join(sorted(tags))}." if tags else ""
+            raise ValueError(f"{spec.model} has no pretrained tag or checkpoint file {spec.pretrained!r}.{near}{known}")
+        if not spec.preprocess:
+            raise ValueError(
+                f"The checkpoint {spec.pretrained} does not say how its images were prepared: set backbone.preprocess "
+                f"to the pretrained tag whose mean, std and activation it was trained with, for instance "
+                f"{next(iter(sorted(tags)), 'openai')}."
+            )
+    if spec.preprocess and _clean(spec.preprocess) not in tags:
+        raise ValueError(f"{spec.model} has no pretrained tag {spec.preprocess!r}.{_nearest(spec.preprocess, tags)}")
+
+
+def _check_timm(spec: BackboneSpec) -> None:
+    architecture, _, tag = spec.model.partition(".")
+    models = timm_models()
+    if architecture not in models:
+        raise ValueError(f"timm has no model {spec.model!r}.{_nearest(architecture, models)}")
+    if tag and tag not in models[architecture]:
+        known = f" Known: {', '.join(sorted(models[architecture]))}."
+        raise ValueError(f"timm's {architecture} has no weights {tag!r}.{_nearest(tag, models[architecture])}{known}")
+    if spec.pretrained not in (None, "default") and not Path(spec.pretrained).is_file():
+        raise ValueError(f"timm: `pretrained` is `default`, null or a checkpoint file; there is no file {spec.pretrained!r}")
+
+
+@cache
+def open_clip_models() -> frozenset[str]:
+    """Names of open_clip's architectures."""
+    return frozenset(path.stem for path in (_package("open_clip") / "model_configs").glob("*.json"))
+
+
+@cache
+def open_clip_tags() -> dict[str, frozenset[str]]:
+    """The pretrained tags of each open_clip architecture, underscored."""
+    tree = ast.parse((_package("open_clip") / "pretrained.py").read_text(encoding="utf-8"))
+    tables = {node.targets[0].id: node.value for node in tree.body if _names_table(node)}
+    named = zip(tables["_PRETRAINED"].keys, tables["_PRETRAINED"].values, strict=True)
+    return {key.value: frozenset(_tags(value, tables)) for key, value in named if key is not None}
+
+
+def _names_table(node: ast.stmt) -> bool:
+    return isinstance(node, ast.Assign) and isinstance(node.targets[0], ast.Name) and isinstance(node.value, ast.Call | ast.Dict)
+
+
+def _tags(value: ast.expr, tables: dict[str, ast.expr]) -> list[str]:
+    value = tables[value.id] if isinstance(value, ast.Name) else value
+    if isinstance(value, ast.Call):
+        return [_clean(keyword.arg) for keyword in value.keywords if keyword.arg]
+    return [_clean(key.value) for key in value.keys if isinstance(key, ast.Constant)] if isinstance(value, ast.Dict) else []
+
+
+@cache
+def timm_models() -> dict[str, set[str]]:
+    """timm's architectures with the tags of their weights."""
+    source = "\n".join(path.read_text(encoding="utf-8") for path in (_package("timm") / "models").glob("*.py"))
+    models = {name: set() for name in re.findall(r"^@register_model\s+def (\w+)\(", source, re.MULTILINE)}
+    for architecture, tag in re.findall(r"""["'](\w+)\.(\w+)["']\s*:""", source):
+        if architecture in models:
+            models[architecture].add(tag)
+    return models
+
+
+def _package(name: str) -> Path:
+    return Path(next(iter(find_spec(name).submodule_search_locations)))
+
+
+def _clean(tag: str) -> str:
+    return tag.lower().replace("-", "_")
+
+
+def _nearest(name: str, valid) -> str:
+    close = difflib.get_close_matches(name, list(valid), n=3, cutoff=0.4)
+    return f" Did you mean {' or '.join(close)}?" if close else ""
+
+
+def _demo_hint(folder: Path) -> str:
+    return " Build it: python -m demo.encoder" if folder.name == "demo_encoder" else ""

@@ -1,0 +1,120 @@
+"""Any open_clip model behind the `Backbone` interface.
+
+The projection into the joint space is taken out of the image tower once, so that the tower itself gives g and the
+projection turns g into h. Where there is no projection of its own (RN50's attention pooling), g is the tower's output.
+"""
+
+from __future__ import annotations
+
+import open_clip
+import torch
+from open_clip.model import TimmModel
+from open_clip.pretrained import get_pretrained_cfg
+from open_clip.transform import PreprocessCfg, image_transform_v2
+from torch import Tensor, nn
+
+from clip_ood.backbones.backbone import Backbone, unit
+from clip_ood.backbones.names import BackboneSpec
+
+
+class OpenClipBackbone(Backbone):
+    """An open_clip image-text model: a pretrained tag, `hf-hub:`, `local-dir:`, a checkpoint file or random weights.
+
+    Raises: ValueError where a checkpoint's activation (QuickGELU) is not the architecture's.
+    """
+
+    has_text = True
+
+    def __init__(self, spec: BackboneSpec) -> None:
+        super().__init__(spec.precision)
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(spec.random_seed)
+            model = open_clip.create_model(
+                spec.model,
+                pretrained=spec.pretrained,
+                force_quick_gelu=uses_quick_gelu(spec),
+                force_preprocess_cfg=_preprocessing(spec),
+                pretrained_text=False,
+            )
+        self._tokenize = open_clip.get_tokenizer(spec.model)
+        self.transform = image_transform_v2(PreprocessCfg(**model.visual.preprocess_cfg), is_train=False)
+        self.projection = take_projection(model.visual)
+        self.model = model
+        self._scale = None if model.logit_scale.is_meta else model.logit_scale.detach().float().exp().item()
+        self.freeze()
+
+    @property
+    def logit_scale(self) -> float | None:
+        return self._scale
+
+    def encode_image(self, images: Tensor) -> Tensor:
+        features = self.model.visual(images.to(self.dtype))
+        return (features[0] if isinstance(features, tuple) else features).float()  # CoCa's tower gives tokens as well
+
+    def project(self, features: Tensor) -> Tensor:
+        return unit(self.projection(features.to(self.dtype)))
+
+    def encode_text(self, texts: list[str]) -> Tensor:
+        tokens = self._tokenize(texts).to(next(self.model.parameters()).device)
+        embeddings = self.model.encode_text(tokens)
+        return unit(embeddings[0] if isinstance(embeddings, tuple) else embeddings)
+
+
+class MatrixProjection(nn.Module):
+    """g -> g P, as ViT towers keep their projection: a bare (D, E) parameter."""
+
+    def __init__(self, matrix: nn.Parameter) -> None:
+        super().__init__()
+        self.matrix = matrix
+
+    def forward(self, features: Tensor) -> Tensor:
+        return features @ self.matrix
+
+
+def take_projection(visual: nn.Module) -> nn.Module:
+    """The projection of an open_clip image tower, taken out of it: the tower gives g from then on."""
+    if isinstance(visual, TimmModel):
+        return _take_from_timm(visual)
+    if isinstance(getattr(visual, "proj", None), nn.Parameter):  # VisionTransformer
+        projection = MatrixProjection(visual.proj)
+        visual.proj = None
+        return projection
+    return nn.Identity()  # ModifiedResNet: attention pooling is the last layer
+
+
+def _take_from_timm(visual: TimmModel) -> nn.Module:
+    for name in ("proj", "mlp"):
+        if name in visual.head._modules:
+            return visual.head._modules.pop(name)
+    if len(visual.head) == 0 and isinstance(classifier := visual.trunk.get_classifier(), nn.Linear):
+        visual.trunk.reset_classifier(0)  # the trunk's classifier served as the projection
+        return classifier
+    return nn.Identity()
+
+
+def uses_quick_gelu(spec: BackboneSpec) -> bool:
+    """Whether the weights that `spec` names were trained with QuickGELU.
+
+    Raises: ValueError for a -quickgelu architecture with weights that were not.
+    """
+    tag = _tag(spec)
+    trained_with = bool(tag.get("quick_gelu")) if tag else spec.model.endswith("-quickgelu")
+    if tag and spec.model.endswith("-quickgelu") and not trained_with:
+        plain = spec.model.removesuffix("-quickgelu")
+        raise ValueError(f"{spec.preprocess or spec.pretrained} was trained with GELU, not QuickGELU: use model {plain}")
+    return trained_with
+
+
+def _preprocessing(spec: BackboneSpec) -> dict | None:
+    """mean, std, interpolation and resizing of a checkpoint file's stated tag; None where open_clip knows them."""
+    if not spec.preprocess:
+        return None
+    tag = _tag(spec)
+    return {key: tag[key] for key in ("mean", "std", "interpolation", "resize_mode") if key in tag}
+
+
+def _tag(spec: BackboneSpec) -> dict | None:
+    name = spec.preprocess or spec.pretrained
+    if name is None or spec.model.startswith(("hf-hub:", "local-dir:")):
+        return None
+    return get_pretrained_cfg(spec.model, name) or get_pretrained_cfg(spec.model.removesuffix("-quickgelu"), name) or None

@@ -1,0 +1,40 @@
+"""Any timm model as an image-only `Backbone`: g is what its classifier would see."""
+
+from __future__ import annotations
+
+import timm
+import torch
+from timm.data import create_transform, resolve_model_data_config
+from torch import Tensor
+
+from clip_ood.backbones.backbone import Backbone
+from clip_ood.backbones.names import BackboneSpec
+
+
+class TimmBackbone(Backbone):
+    """A timm encoder without its classifier: its default weights, a checkpoint file, or random weights."""
+
+    def __init__(self, spec: BackboneSpec) -> None:
+        super().__init__(spec.precision)
+        file = spec.pretrained if spec.pretrained != "default" else None
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(spec.random_seed)
+            self.model = timm.create_model(spec.model, pretrained=spec.pretrained == "default", num_classes=0)
+        if file:
+            self._load(file)
+        self.transform = create_transform(**resolve_model_data_config(self.model), is_training=False)
+        self.freeze()
+
+    def encode_image(self, images: Tensor) -> Tensor:
+        return self.model(images.to(self.dtype)).float()
+
+    def _load(self, file: str) -> None:
+        from timm.models import load_state_dict
+
+        weights = load_state_dict(file, weights_only=True)
+        missing, unexpected = self.model.load_state_dict(weights, strict=False)
+        classifier = self.model.pretrained_cfg.get("classifier") or ()
+        heads = (classifier,) if isinstance(classifier, str) else tuple(classifier)
+        strange = [name for name in unexpected if not name.startswith(tuple(f"{head}." for head in heads) or ("\0",))]
+        if missing or strange:
+            raise ValueError(f"{file} is not of this model: {len(missing)} weights missing, unknown {strange[:3]}")

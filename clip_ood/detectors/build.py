@@ -1,0 +1,82 @@
+"""From a config's list to detectors, with the reasons why some cannot run."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
+from difflib import get_close_matches
+from importlib import import_module
+from typing import Any
+
+from clip_ood.detectors.detector import Detector
+from clip_ood.detectors.names import Spec, read_specs
+from clip_ood.outputs import Reference
+
+REASONS = {
+    "features": "needs features before the joint projection: this run gives none",
+    "embeddings": "needs embeddings in the joint space: this encoder has no text side",
+    "logits": "needs logits: this run trains no head",
+    "labels": "needs class labels of the ID training images",
+    "class_names": "needs class names: this ID set has none",
+    "text_embeddings": "needs text embeddings: the encoder has no text side or the ID set no class names",
+    "logit_scale": "needs the model's logit scale: this encoder has none",
+    "weight": "needs the head's weight: this run trains no linear head",
+    "bias": "needs the head's bias: this run trains no linear head",
+}
+
+
+@dataclass(frozen=True)
+class Omitted:
+    """A detector left out of the results, and why, in plain words."""
+
+    detector: str
+    reason: str
+
+
+def build_detectors(
+    specs: Sequence[str | Mapping[str, Any]] | None, reference: Reference, available: Collection[str]
+) -> tuple[dict[str, Detector], list[Omitted]]:
+    """Detectors by column name, and those that this run cannot feed.
+
+    `specs` as in `read_specs`; `available` names the fields of Outputs and Reference that the run can give (features,
+    embeddings, logits, labels, text_embeddings, …). Raises ValueError for an unknown name or parameter, a parameter
+    out of range, two equal column names, and a class path that leads to no Detector.
+    """
+    detectors: dict[str, Detector] = {}
+    omitted: list[Omitted] = []
+    for spec in read_specs(specs):
+        cls = _load(spec)
+        _check_parameters(spec, cls)
+        missing = [field for field in cls.requires if field not in available]
+        if missing:
+            reason = "; ".join(REASONS.get(field, f"needs {field}: this run gives none") for field in missing)
+            omitted.append(Omitted(spec.label, reason))
+        else:
+            detectors[spec.label] = cls(reference, **spec.parameters)
+    return detectors, omitted
+
+
+def _load(spec: Spec) -> type[Detector]:
+    module, _, name = spec.target.partition(":")
+    try:
+        cls = getattr(import_module(module), name, None)
+    except ModuleNotFoundError as error:
+        if error.name is None or not f"{module}.".startswith(f"{error.name}."):
+            raise  # found, but something that it imports is missing
+        raise ValueError(f"detectors: {spec.name}: no module {error.name!r} on the Python path") from error
+    if not (isinstance(cls, type) and issubclass(cls, Detector)):
+        raise ValueError(f"detectors: {spec.name}: expected a subclass of clip_ood.detectors.Detector, got {cls!r}")
+    return cls
+
+
+def _check_parameters(spec: Spec, cls: type[Detector]) -> None:
+    parameters = list(inspect.signature(cls).parameters.values())[1:]  # the first is the reference
+    if any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters):
+        return
+    valid = [parameter.name for parameter in parameters]
+    for key in spec.parameters:
+        if key not in valid:
+            nearest = get_close_matches(str(key), valid, n=1)
+            hint = f"; nearest: {nearest[0]}" if nearest else ""
+            raise ValueError(f"{spec.name}: unknown parameter {key!r}, expected {', '.join(valid) or 'none'}{hint}")

@@ -1,0 +1,123 @@
+"""Mahalanobis and relative Mahalanobis distance, on features and on head logits."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+from torch.nn.functional import normalize
+
+from clip_ood.detectors.detector import Detector
+from clip_ood.detectors.gaussian import Moments, whitening
+from clip_ood.outputs import Outputs, Reference
+
+
+class Mahalanobis(Detector):
+    """Distance to the nearest class: −min_c MD_c, MD_c = (v − μ_c)ᵀ Σ⁻¹ (v − μ_c), Σ pooled within classes.
+
+    v: features (N, D). One whitening A with A Aᵀ = Σ⁻¹ turns all classes into one product: a = Aᵀ(v − μ),
+    m_c = Aᵀ(μ_c − μ), MD_c = ‖a‖² − 2⟨a, m_c⟩ + ‖m_c‖². Rows with label −1 are skipped; a class without rows is at
+    distance +inf. A feature covariance below full rank is shrunk, which `notes` tells; for logits the
+    pseudo-inverse serves. `normalize` puts rows on the unit sphere first (Mahalanobis++, Müller and Hein, 2025).
+    Raises ValueError for a label beyond the reference's class names, and at `fit` where no row has a label or rows do
+    not vary within classes. Lee et al., 2018 (arXiv 1807.03888).
+    """
+
+    name: ClassVar[str] = "mahalanobis"
+    requires: ClassVar[tuple[str, ...]] = ("features", "labels")
+    learns: ClassVar[bool] = True
+    space: ClassVar[str] = "features"
+
+    def __init__(self, reference: Reference | None = None, *, normalize: bool = False) -> None:
+        super().__init__(reference)
+        self.normalize = normalize
+        self.moments = Moments()
+        for buffer in ("center", "within", "means", "norms"):
+            self.register_buffer(buffer, None)
+
+    def distances(self, outputs: Outputs) -> Tensor:
+        """MD_c of N images to each class, (N, C) float64."""
+        a = self._centred(outputs) @ self.within  # (N, D) @ (D, r) -> (N, r)
+        nearest = torch.addmm(self.norms, a, self.means.T, alpha=-2)  # (N, r) @ (r, C) -> (N, C)
+        return nearest.add_(a.square().sum(dim=1, keepdim=True)).clamp_min_(0)
+
+    def sizes(self) -> tuple[int, ...]:
+        return tuple(self.moments.sums.shape)
+
+    def allocate(self, sizes: Sequence[int], device: torch.device | str = "cpu") -> None:
+        self.moments.allocate(*sizes, device)
+
+    def sum_states(self) -> list[Tensor]:
+        return [self.moments.counts, self.moments.sums, self.moments.second]
+
+    def _update(self, rows: Outputs) -> None:
+        names = self.reference.class_names
+        if names is not None and rows.labels.max() >= len(names):
+            raise self._error(f"label {int(rows.labels.max())}, expected less than {len(names)}, the class names")
+        self.moments.update(self._rows(rows), rows.labels)
+
+    def _fit(self) -> None:
+        if not self.moments.counts.sum() > 0:
+            raise self._error("no ID training image has a class label; expected at least two in one class")
+        self.center = self.moments.mean()
+        self.within = self._whitening(self.moments.within(), "within-class")
+        self.means = (self.moments.means() - self.center) @ self.within  # (C, D) @ (D, r) -> (C, r)
+        self.norms = self.means.square().sum(dim=1).masked_fill(self.moments.counts == 0, torch.inf)
+
+    def _score(self, rows: Outputs) -> Tensor:
+        return -self.distances(rows).amin(dim=1)
+
+    def _rows(self, rows: Outputs) -> Tensor:
+        values = getattr(rows, self.space)
+        return normalize(values.double(), dim=1) if self.normalize else values
+
+    def _centred(self, rows: Outputs) -> Tensor:
+        return self._rows(rows).to(self.center) - self.center
+
+    def _whitening(self, covariance: Tensor, which: str) -> Tensor:
+        try:
+            matrix, note = whitening(covariance, shrink=self.space == "features")
+        except ValueError as error:
+            raise self._error(f"{which} {self.space}: {error}; expected rows that differ") from error
+        if note:
+            self.notes.append(f"{which} {note}")
+        return matrix
+
+
+class RMD(Mahalanobis):
+    """Relative Mahalanobis distance: −min_c (MD_c − MD_0), with MD_0 to the overall mean and covariance.
+
+    Parameters, shapes and errors as for `Mahalanobis`. Ren et al., 2021 (arXiv 2106.09022).
+    """
+
+    name: ClassVar[str] = "rmd"
+
+    def __init__(self, reference: Reference | None = None, *, normalize: bool = False) -> None:
+        super().__init__(reference, normalize=normalize)
+        self.register_buffer("total", None)
+
+    def _fit(self) -> None:
+        super()._fit()
+        self.total = self._whitening(self.moments.total(), "overall")
+
+    def _score(self, rows: Outputs) -> Tensor:
+        background = (self._centred(rows) @ self.total).square().sum(dim=1)  # (n, D) @ (D, r) -> (n,)
+        return background + super()._score(rows)
+
+
+class MahalanobisLogits(Mahalanobis):
+    """`Mahalanobis` on the head logits z (N, C)."""
+
+    name: ClassVar[str] = "mahalanobis_logits"
+    requires: ClassVar[tuple[str, ...]] = ("logits", "labels")
+    space: ClassVar[str] = "logits"
+
+
+class RMDLogits(RMD):
+    """`RMD` on the head logits z (N, C)."""
+
+    name: ClassVar[str] = "rmd_logits"
+    requires: ClassVar[tuple[str, ...]] = ("logits", "labels")
+    space: ClassVar[str] = "logits"

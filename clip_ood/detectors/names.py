@@ -1,0 +1,76 @@
+"""Names of detectors and how a config asks for them; imports no torch, so that a typo is reported at once."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from difflib import get_close_matches
+from typing import Any
+
+DETECTORS: dict[str, str] = {  # name -> "module:Class"
+    "knn": "clip_ood.detectors.knn:KNN",
+    "mcm": "clip_ood.detectors.mcm:MCM",
+    "msp": "clip_ood.detectors.msp:MSP",
+    "max_logit": "clip_ood.detectors.max_logit:MaxLogit",
+    "energy": "clip_ood.detectors.energy:Energy",
+    "mahalanobis": "clip_ood.detectors.mahalanobis:Mahalanobis",
+    "rmd": "clip_ood.detectors.mahalanobis:RMD",
+    "mahalanobis_logits": "clip_ood.detectors.mahalanobis:MahalanobisLogits",
+    "rmd_logits": "clip_ood.detectors.mahalanobis:RMDLogits",
+}
+
+
+@dataclass(frozen=True)
+class Spec:
+    """One detector as a config asks for it: `label` names its column, `target` is its "module:Class"."""
+
+    name: str
+    label: str
+    target: str
+    parameters: Mapping[str, Any]
+
+
+def read_specs(specs: Sequence[str | Mapping[str, Any]] | None) -> list[Spec]:
+    """Detectors asked for, each with a column name of its own.
+
+    An entry is a name ("knn"), a class path ("my_pkg.scores.Mine") or a mapping {"name": "knn", "k": 50}, where the
+    optional key "as" gives the column name. A name asked for more than once gets its parameters appended: knn_k50.
+    None asks for every name in `DETECTORS`. Raises ValueError for an unknown name (with the nearest), an entry
+    without a name, and two equal column names.
+    """
+    entries = [_entry(spec) for spec in (DETECTORS if specs is None else specs)]
+    times = Counter(name for name, _, _ in entries)
+    read = [
+        Spec(name, label or _label(name, parameters if times[name] > 1 else {}), _target(name), parameters)
+        for name, label, parameters in entries
+    ]
+    for label, count in Counter(spec.label for spec in read).items():
+        if count > 1:
+            raise ValueError(f"detectors: column {label!r} is asked for {count} times; tell them apart with 'as: …'")
+    return read
+
+
+def _entry(spec: str | Mapping[str, Any]) -> tuple[str, str | None, dict[str, Any]]:
+    parameters = {"name": spec} if isinstance(spec, str) else dict(spec) if isinstance(spec, Mapping) else {}
+    name, label = parameters.pop("name", None), parameters.pop("as", None)
+    if not isinstance(name, str):
+        raise ValueError(f"detectors: {spec!r}: expected a name or a mapping with the key 'name'")
+    return name, label, parameters
+
+
+def _label(name: str, parameters: Mapping[str, Any]) -> str:
+    values = [key if value is True else f"{key}{value}" for key, value in parameters.items()]
+    return "_".join([name.rpartition(".")[2], *values])
+
+
+def _target(name: str) -> str:
+    if name in DETECTORS:
+        return DETECTORS[name]
+    module, _, cls = name.rpartition(".")
+    if module and cls.isidentifier():
+        return f"{module}:{cls}"
+    nearest = get_close_matches(name, DETECTORS, n=3) or list(DETECTORS)
+    raise ValueError(
+        f"detectors: unknown name {name!r}; nearest: {', '.join(nearest)}, or a class path pkg.module.Class"
+    )

@@ -1,0 +1,160 @@
+"""From outputs of a bank, ID images and OOD sets to scores, and from scores to the rows of a table."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from clip_ood.detectors.build import Omitted, build_detectors
+from clip_ood.detectors.detector import Detector
+from clip_ood.metrics.knn_accuracy import weighted_vote
+from clip_ood.metrics.ood import Estimate, mean_over_sets, ood_metrics
+from clip_ood.metrics.resamples import draw_resamples
+from clip_ood.outputs import Outputs, Reference
+
+NEIGHBOURS = 20  # of the k-NN accuracy
+MEAN = "mean"
+
+
+@dataclass(frozen=True)
+class Scores:
+    """What the detectors say of one set: indices (n,), predictions (n,) or None, scores (n,) by detector."""
+
+    indices: Tensor
+    predictions: Tensor | None
+    scores: dict[str, Tensor]
+
+
+@dataclass(frozen=True)
+class Row:
+    """One line of the table: a detector against one OOD set (or their mean) in one setting."""
+
+    detector: str
+    setting: str
+    ood: str
+    group: str
+    metrics: dict[str, Estimate]
+    n_id: int
+    n_ood: int
+
+
+@dataclass
+class DetectorSuite:
+    """Detectors that are fitted on a bank together and score together; built from the first outputs they see."""
+
+    reference: Reference
+    specs: Sequence[str | Mapping[str, Any]] | None = None
+    detectors: dict[str, Detector] | None = None
+    omitted: list[Omitted] = field(default_factory=list)
+
+    def update(self, outputs: Outputs) -> None:
+        """Take in a batch of the bank (see `Detector.update`)."""
+        if self.detectors is None:
+            self._build(outputs)
+        for detector in self.detectors.values():
+            detector.update(outputs)
+
+    def fit(self) -> None:
+        """Fit all detectors, once, after the last update."""
+        for detector in self.detectors.values():
+            detector.fit()
+
+    def score(self, outputs: Outputs) -> Scores:
+        """Scores of a batch, on the CPU."""
+        predictions = predict(outputs, self.reference)
+        scores = {name: detector.score(outputs).cpu() for name, detector in self.detectors.items()}
+        return Scores(outputs.indices.cpu(), None if predictions is None else predictions.cpu(), scores)
+
+    def knn_predictions(self, outputs: Outputs, bank_labels: Tensor) -> Tensor | None:
+        """Classes (n,) by a vote of the 20 nearest neighbours; `bank_labels` (N,) by image-set row, -1 for no vote.
+
+        None where no k-NN detector is among the detectors, or no bank image has a label.
+        """
+        knn = next((detector for detector in self.detectors.values() if hasattr(detector, "neighbours")), None)
+        if knn is None or not (bank_labels >= 0).any():
+            return None
+        bank = sum(len(chunk) for chunk, _ in knn.rows())
+        cosines, rows = knn.neighbours(outputs, min(NEIGHBOURS, bank))
+        return weighted_vote(cosines, bank_labels.to(rows.device)[rows], int(bank_labels.max()) + 1).cpu()
+
+    @property
+    def notes(self) -> dict[str, list[str]]:
+        """What the table must say of a detector, by its name."""
+        return {name: list(detector.notes) for name, detector in self.detectors.items() if detector.notes}
+
+    def _build(self, outputs: Outputs) -> None:
+        given = {name for value in (outputs, self.reference) for name, part in vars(value).items() if part is not None}
+        if outputs.labels is not None and not self._has_classes(outputs.labels):
+            given.discard("labels")
+        self.detectors, self.omitted = build_detectors(self.specs, self.reference, given)
+        if not self.detectors:
+            reasons = "; ".join(f"{each.detector}: {each.reason}" for each in self.omitted)
+            raise ValueError(f"None of the detectors can run on this model. {reasons}")
+
+    def _has_classes(self, labels: Tensor) -> bool:
+        return self.reference.class_names is not None or bool((labels >= 0).any())
+
+
+def predict(outputs: Outputs, reference: Reference) -> Tensor | None:
+    """The class of each row (N,): of the head if there is one, else of the text embeddings; None without either."""
+    if outputs.logits is not None:
+        return outputs.logits.argmax(dim=1)
+    if outputs.embeddings is None or reference.text_embeddings is None:
+        return None
+    return (outputs.embeddings.float() @ reference.text_embeddings.float().T).argmax(dim=1)
+
+
+def settings_of(roles: Mapping[str, str]) -> dict[str, list[str]]:
+    """The sets that count as positives in each setting, from set name -> role: csid sets only in full_spectrum.
+
+    >>> settings_of({"id_test": "id", "v2": "csid", "svhn": "ood"})
+    {'standard': ['id_test'], 'full_spectrum': ['id_test', 'v2']}
+    """
+    standard = [name for name, role in roles.items() if role == "id"]
+    shifted = [name for name, role in roles.items() if role == "csid"]
+    return {"standard": standard} | ({"full_spectrum": standard + shifted} if shifted else {})
+
+
+def table_rows(
+    scored: Mapping[str, Scores],
+    roles: Mapping[str, str],
+    groups: Mapping[str, str],
+    resamples: int,
+    seed: int,
+    watch=lambda steps: steps,
+) -> list[Row]:
+    """A row for each setting, detector and OOD set, and one for the mean over OOD sets.
+
+    `resamples` bootstrap draws (0: none) are shared by all detectors; `watch` wraps the steps in a progress bar.
+    """
+    ood = [name for name, role in roles.items() if role == "ood"]
+    if not ood:
+        return []
+    rows = []
+    detectors = list(next(iter(scored.values())).scores)
+    sizes = {name: len(scored[name].indices) for name in ood}
+    for setting, positives in settings_of(roles).items():
+        n_id = sum(len(scored[name].indices) for name in positives)
+        draws = draw_resamples(n_id, sizes, resamples, seed) if resamples else dict.fromkeys(ood)
+        of_set: dict[str, dict[str, dict[str, Estimate]]] = defaultdict(dict)
+        for detector, name in watch([(detector, name) for detector in detectors for name in ood]):
+            id_scores = torch.cat([scored[positive].scores[detector] for positive in positives])
+            of_set[detector][name] = ood_metrics(id_scores, scored[name].scores[detector], draws[name])
+        for detector in detectors:
+            rows += [Row(detector, setting, name, groups[name], of_set[detector][name], n_id, sizes[name]) for name in ood]
+            mean = mean_over_sets(of_set[detector])
+            rows.append(Row(detector, setting, MEAN, "", mean, n_id, sum(sizes.values())))
+    return rows
+
+
+def accuracy(predictions: Iterable[Tensor] | Tensor | None, labels: Tensor) -> float | None:
+    """Share of rows with a true label (n,) that are predicted right; None where there is nothing to compare."""
+    known = labels >= 0
+    if predictions is None or not known.any():
+        return None
+    return (predictions[known] == labels[known]).double().mean().item()

@@ -1,0 +1,201 @@
+"""The feature store: what an encoder says of an image set, computed once, resumable, mapped when read.
+
+    <root>/<encoder>/<set>/manifest.json      what the features are of, and the library versions they were made with
+    <root>/<encoder>/<set>/chunk-00000.safetensors   features (n, D), embeddings (n, E), valid (n,), rows in set order
+    <root>/<encoder>/text/<strings>.safetensors      embeddings (K, E) of exact strings, in order
+
+A chunk is written under a temporary name and renamed when it is whole, so that a killed run goes on from the last
+whole chunk and two runs on one store never see half a file.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+from dataclasses import dataclass
+from functools import cached_property
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from clip_ood.backbones.fingerprint import digest
+from clip_ood.features.rows import Rows
+
+CHUNK = 1024  # images: a killed run loses at most so many
+
+
+class StoreError(RuntimeError):
+    """The store holds something that does not match its manifest."""
+
+
+@dataclass(frozen=True)
+class Features:
+    """The stored features of an image set: g, h (None for image-only encoders) and which rows could be read (N,) bool."""
+
+    features: Rows
+    embeddings: Rows | None
+    valid: Tensor
+
+
+@dataclass(frozen=True)
+class StoredSet:
+    """The place of one image set under one encoder; it may be empty, part-filled or complete."""
+
+    folder: Path
+    name: str
+    count: int
+    identity: dict[str, str]
+    dtype: torch.dtype
+
+    @property
+    def chunks(self) -> range:
+        return range(-(-self.count // CHUNK))
+
+    def rows(self, chunk: int) -> range:
+        """The rows of a chunk."""
+        return range(chunk * CHUNK, min((chunk + 1) * CHUNK, self.count))
+
+    def chunk_of(self, row: int) -> int:
+        """The chunk that holds a row."""
+        return row // CHUNK
+
+    def pending(self) -> list[int]:
+        """Chunks that are not there yet."""
+        return [chunk for chunk in self.chunks if not self._path(chunk).is_file()]
+
+    def write(self, chunk: int, features: Tensor, embeddings: Tensor | None, errors: dict[int, str]) -> None:
+        """Writes one whole chunk; `errors` tells, by row of the chunk, why an image could not be read.
+
+        Raises: ValueError for NaN or Inf features of readable images.
+        """
+        valid = torch.ones(len(features), dtype=torch.bool)
+        valid[list(errors)] = False
+        tensors = {"features": features, "embeddings": embeddings}
+        tensors = {key: value.to(self.dtype).contiguous() for key, value in tensors.items() if value is not None}
+        for tensor in tensors.values():
+            tensor[~valid] = 0
+            if broken := int((~tensor.isfinite().all(dim=1)).sum()):
+                rows = self.rows(chunk)
+                raise ValueError(
+                    f"Image set {self.name}: {broken} of the images {rows.start}–{rows.stop - 1} have NaN or Inf features "
+                    f"as {str(self.dtype).removeprefix('torch.')}. Try backbone.precision=fp32, and check the weights."
+                )
+        self._write_manifest()
+        described = self.identity | {"chunk": str(chunk), "errors": json.dumps(errors)}
+        _write_whole(self._path(chunk), tensors | {"valid": valid}, described)
+
+    def open(self) -> Features:
+        """The stored features, mapped.
+
+        Raises: StoreError for a chunk that does not match, FileNotFoundError for one that is missing.
+        """
+        parts = [self._open(chunk) for chunk in self.chunks]
+        embeddings = Rows(tuple(part["embeddings"] for part in parts)) if "embeddings" in parts[0] else None
+        features = Rows(tuple(part["features"] for part in parts))
+        return Features(features, embeddings, torch.cat([part["valid"] for part in parts]))
+
+    @cached_property
+    def errors(self) -> dict[int, str]:
+        """Why images could not be read, by row of the set."""
+        found = {}
+        for chunk in self.chunks:
+            with safe_open(self._path(chunk), "pt") as file:
+                errors = json.loads(file.metadata()["errors"])
+            found |= {self.rows(chunk).start + int(row): reason for row, reason in errors.items()}
+        return found
+
+    def _open(self, chunk: int) -> dict[str, Tensor]:
+        path = self._path(chunk)
+        with safe_open(path, "pt") as file:
+            metadata = file.metadata() or {}
+            tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 (not a dict)
+        matches = all(metadata.get(key) == value for key, value in self.identity.items())
+        if not matches or {len(tensor) for tensor in tensors.values()} != {len(self.rows(chunk))}:
+            raise StoreError(f"{path} does not match its manifest; delete it to have it made again")
+        return tensors
+
+    def _path(self, chunk: int) -> Path:
+        return self.folder / f"chunk-{chunk:05d}.safetensors"
+
+    def _write_manifest(self) -> None:
+        path = self.folder / "manifest.json"
+        if path.is_file():
+            return
+        libraries = {name: version(name) for name in ("torch", "torchvision", "open_clip_torch", "timm")}
+        content = {"name": self.name, "images": self.count, "rows_per_chunk": CHUNK, "dtype": str(self.dtype)}
+        self.folder.mkdir(parents=True, exist_ok=True)
+        temporary = _temporary(path)
+        temporary.write_text(json.dumps(content | self.identity | {"libraries": libraries}, indent=1))
+        temporary.replace(path)
+
+
+@dataclass(frozen=True)
+class TextEmbeddings:
+    """Unit-norm embeddings (K, E) of K strings and the model's logit scale."""
+
+    embeddings: Tensor
+    logit_scale: float
+
+
+class FeatureStore:
+    """All features of one encoder under a root folder.
+
+    `fingerprint` is what `clip_ood.backbones.fingerprint` says of the encoder; half precision is stored as float16.
+    """
+
+    def __init__(self, root: Path, fingerprint: dict[str, Any]) -> None:
+        self.fingerprint = fingerprint
+        self.encoder = digest(fingerprint)
+        self.folder = Path(root) / self.encoder
+        self.dtype = torch.float32 if fingerprint["precision"] == "fp32" else torch.float16
+
+    def image_set(self, name: str, files: list[tuple]) -> StoredSet:
+        """The place of the image set whose images are `files`: (relative path, size, mtime) each."""
+        identity = {"encoder": self.encoder, "files": digest([CHUNK, *files])}
+        self._describe()
+        return StoredSet(self.folder / identity["files"], name, len(files), identity, self.dtype)
+
+    def texts(self, strings: list[str]) -> TextEmbeddings | None:
+        """The embeddings of exactly these strings in this order; None if they are not there yet."""
+        path = self._text_path(strings)
+        if not path.is_file():
+            return None
+        with safe_open(path, "pt") as file:
+            if json.loads(file.metadata()["strings"]) != strings:
+                raise StoreError(f"{path} holds other strings; delete it to have it made again")
+            return TextEmbeddings(file.get_tensor("embeddings"), float(file.metadata()["logit_scale"]))
+
+    def write_texts(self, strings: list[str], text: TextEmbeddings) -> None:
+        """Keeps the embeddings of these strings."""
+        if not text.embeddings.isfinite().all():
+            raise ValueError("The text encoder gives NaN or Inf. Try backbone.precision=fp32, and check the weights.")
+        described = {"strings": json.dumps(strings), "logit_scale": repr(text.logit_scale)}
+        _write_whole(self._text_path(strings), {"embeddings": text.embeddings.float().cpu().contiguous()}, described)
+
+    def _text_path(self, strings: list[str]) -> Path:
+        return self.folder / "text" / f"{digest(strings)}.safetensors"
+
+    def _describe(self) -> None:
+        path = self.folder / "encoder.json"
+        if not path.is_file():
+            self.folder.mkdir(parents=True, exist_ok=True)
+            temporary = _temporary(path)
+            temporary.write_text(json.dumps(self.fingerprint, indent=1, default=str))
+            temporary.replace(path)
+
+
+def _temporary(path: Path) -> Path:
+    return path.with_name(f"{path.name}.{socket.gethostname()}-{os.getpid()}.tmp")
+
+
+def _write_whole(path: Path, tensors: dict[str, Tensor], metadata: dict[str, str]) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = _temporary(path)
+    save_file(tensors, temporary, metadata)
+    temporary.replace(path)

@@ -1,0 +1,45 @@
+"""One linear layer on standardised features."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from clip_ood.features.rows import Rows
+
+
+class StandardisedLinear(nn.Module):
+    """z = A (g − mean) / std + a: features (N, D) -> logits (N, C).
+
+    mean and std (D,) are those of the ID training features; a feature that never varies is left unscaled.
+    """
+
+    def __init__(self, width: int, num_classes: int) -> None:
+        super().__init__()
+        self.linear = nn.Linear(width, num_classes)
+        self.register_buffer("mean", torch.zeros(width))
+        self.register_buffer("std", torch.ones(width))
+
+    def forward(self, features: Tensor) -> Tensor:
+        return self.linear((features.float() - self.mean) / self.std)
+
+    def standardise(self, mean: Tensor, std: Tensor) -> None:
+        """Takes the mean and standard deviation of the training features."""
+        self.mean.copy_(mean)
+        self.std.copy_(std.where(std > 0, 1))
+
+    def folded(self) -> tuple[Tensor, Tensor]:
+        """W (C, D) and b (C,) with z = W g + b: the standardisation folded into the layer."""
+        weight = self.linear.weight / self.std
+        return weight.detach(), (self.linear.bias - weight @ self.mean).detach()
+
+
+def mean_and_std(features: Rows, rows: Tensor, block: int = 8192) -> tuple[Tensor, Tensor]:
+    """Mean and standard deviation (D,) of some rows, in one streaming pass of float64 sums."""
+    total = torch.zeros(2, features.width, dtype=torch.float64)
+    shift = features.take(rows[:1]).double()  # near the mean: squares don't cancel
+    for part in rows.split(block):
+        values = features.take(part).double() - shift
+        total += torch.stack([values.sum(0), values.square().sum(0)])
+    mean, square = total / len(rows)
+    return (mean + shift.squeeze(0)).float(), (square - mean.square()).clamp(min=0).sqrt().float()

@@ -1,0 +1,24 @@
+"""Class names as text prototypes: prompts filled in, embedded, averaged."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from torch import Tensor
+
+from clip_ood.backbones.backbone import unit
+
+
+def fill(prompts: Sequence[str], class_names: Sequence[str]) -> list[str]:
+    """Every prompt with every class name, all prompts of the first class first.
+
+    >>> fill(["a {}.", "the {}."], ["cat", "dog"])
+    ['a cat.', 'the cat.', 'a dog.', 'the dog.']
+    """
+    return [prompt.replace("{}", name) for name in class_names for prompt in prompts]
+
+
+def prototypes(embeddings: Tensor, num_prompts: int) -> Tensor:
+    """t_c = the normalised mean of a class's normalised prompt embeddings: (C · P, E) -> (C, E)."""
+    by_class = unit(embeddings).unflatten(0, (-1, num_prompts))  # (C, P, E)
+    return unit(by_class.mean(dim=1))

@@ -1,0 +1,1 @@
+"""One commented YAML an experiment, the schema that explains every key, and the loading of both."""

@@ -1,0 +1,143 @@
+"""From a config's name and the command line to a checked `Config`.
+
+A value that names a YAML file (`backbone: backbones/demo.yaml`) is a block, looked up beside the config and in
+`configs/`. Later lines win: a dotted key (`data.batch_size: 64`) changes one key of a block, `--key=value` any key.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import yaml
+from pydantic import BaseModel, ValidationError
+
+from configs.schema import Config
+
+HERE = Path(__file__).parent
+
+
+class ConfigError(ValueError):
+    """A config that cannot run: the message names the key, what was expected and the way out."""
+
+
+def nearest(name: str, valid: Iterable[str], most: int = 3) -> str:
+    """" Did you mean …?" for the valid names closest to `name`; the empty string when none is close."""
+    close = difflib.get_close_matches(name, list(valid), n=most, cutoff=0.5)
+    return f" Did you mean {' or '.join(close)}?" if close else ""
+
+
+def find_config(name: str, beside: Path | None = None) -> Path:
+    """The file that `name` stands for: a path as it is, else beside the file that names it, else in `configs/`."""
+    for folder in [Path(), *([beside] if beside else []), HERE]:
+        if (path := folder / name).is_file():
+            return path
+    shipped = sorted(str(path.relative_to(HERE)) for path in HERE.rglob("*.yaml"))
+    raise ConfigError(f"There is no config {name!r}, neither here nor in configs/.{nearest(name, shipped)}")
+
+
+def read(path: Path) -> dict[str, Any]:
+    """The mapping in a YAML file, blocks filled in."""
+    try:
+        content = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
+    except yaml.YAMLError as error:
+        raise ConfigError(f"{path} is no valid YAML: {error}") from error
+    if not isinstance(content, dict):
+        raise ConfigError(f"{path} must hold keys and values, not a {type(content).__name__}")
+    filled = {}
+    for key, value in content.items():  # a dotted key sets one key of a block named above it
+        filled = _set(filled, str(key).split("."), _block(value, path.parent))
+    return filled
+
+
+def _block(value: Any, beside: Path | None = None) -> Any:
+    if isinstance(value, str) and value.endswith((".yaml", ".yml")):
+        return read(find_config(value, beside))
+    return value
+
+
+def override(content: dict[str, Any], arguments: list[str]) -> dict[str, Any]:
+    """`content` with each `--a.b=value` (or `--a.b value`) set in it; values are read as YAML or name a block.
+
+    Raises: ConfigError for what is no such pair.
+    """
+    rest = list(arguments)
+    while rest:
+        argument = rest.pop(0)
+        if not argument.startswith("--") or len(argument) == 2:
+            raise ConfigError(f"{argument!r} is no option; keys are given as --key=value, nested ones as --data.root=DIR")
+        key, equals, text = argument[2:].partition("=")
+        if not equals:
+            if not rest or rest[0].startswith("--"):
+                raise ConfigError(f"--{key} has no value; write --{key}=VALUE")
+            text = rest.pop(0)
+        try:
+            value = _block(yaml.safe_load(text))
+        except yaml.YAMLError as error:
+            raise ConfigError(f"--{key}: {text!r} is no valid YAML value ({error})") from None
+        content = _set(content, key.split("."), value)
+    return content
+
+
+def _set(content: Any, path: list[str], value: Any) -> dict[str, Any]:
+    """A copy of `content` in which the key at `path` is `value`."""
+    if not path:
+        return value
+    content = content if isinstance(content, dict) else {}
+    return content | {path[0]: _set(content.get(path[0]), path[1:], value)}
+
+
+def load_config(name: str, arguments: list[str] | None = None) -> Config:
+    """The checked config `name` with command-line overrides.
+
+    Raises: ConfigError naming every wrong key or value at once.
+    """
+    path = find_config(name)
+    return validate(override({"name": path.stem} | read(path), arguments or []))
+
+
+def validate(content: dict[str, Any]) -> Config:
+    """A `Config` from plain mappings, keys and names checked without importing anything heavy."""
+    from configs.checks import check_names
+
+    try:
+        config = Config.model_validate(content)
+    except ValidationError as error:
+        raise ConfigError("\n".join(_explain(problem) for problem in error.errors())) from None
+    check_names(config)
+    return config
+
+
+def dump(config: Config) -> str:
+    """The config as YAML, flat (no blocks) and complete (defaults included)."""
+    content = config.model_dump(mode="json")
+    content["method"] = {config.method.name: content["method"][config.method.name]}
+    return yaml.safe_dump(content, sort_keys=False, allow_unicode=True, width=120)
+
+
+def _explain(problem: dict[str, Any]) -> str:
+    where = ".".join(str(part) for part in problem["loc"])
+    if problem["type"] == "extra_forbidden":
+        valid = _keys_at(problem["loc"][:-1])
+        last = str(problem["loc"][-1])
+        return f"There is no config key {where}.{nearest(last, valid) or ' Known here: ' + ', '.join(valid) + '.'}"
+    if problem["type"] == "missing":
+        return f"The config key {where} is missing."
+    message = problem["msg"].removeprefix("Value error, ")
+    given = "" if isinstance(problem["input"], dict | BaseModel) else f" (got {problem['input']!r})"
+    return f"{where}: {message}{given}" if where else f"{message}{given}"
+
+
+def _keys_at(location: tuple) -> list[str]:
+    """The valid keys of the section at `location`."""
+    from configs.help import section_of
+
+    section = Config
+    for part in location:
+        field = section.model_fields.get(str(part))
+        if field is None:  # the name of a set in a mapping of sets
+            continue
+        section = section_of(field.annotation) or section
+    return list(section.model_fields)

@@ -1,0 +1,127 @@
+"""Images and prompts that the feature store does not hold yet, as loaders of a predict loop.
+
+Chunks are dealt to the devices like cards; a batch never crosses a chunk, so that features do not depend on how many
+devices there are.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+import torch
+from lightning.pytorch import LightningDataModule
+from PIL import Image
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+from clip_ood.features.store import StoredSet
+from datamodules.image_list import ImageList
+
+@dataclass(frozen=True)
+class Rows:
+    """Some rows of an image set."""
+
+    source: str
+    rows: range
+
+
+@dataclass
+class ImageBatch:
+    """Images (B, 3, H, W) of one chunk; `errors` tells, by row of the set, which could not be read (zeros) and why."""
+
+    images: Tensor
+    source: str
+    rows: range
+    errors: dict[int, str]
+
+    def pin_memory(self) -> ImageBatch:
+        self.images = self.images.pin_memory()
+        return self
+
+
+@dataclass
+class TextBatch:
+    """Strings for the text encoder, and whether they are the last ones."""
+
+    strings: list[str]
+    last: bool
+
+
+class ImageBatches(Dataset):
+    """Rows of one image set -> a batch: images as tensors, zeros and the reason where one cannot be read."""
+
+    def __init__(self, images: dict[str, ImageList], transform: Callable[[Image.Image], Tensor]) -> None:
+        self.images = images
+        self.transform = transform
+        self.blank = torch.zeros_like(transform(Image.new("RGB", (256, 256))))
+
+    def __getitem__(self, batch: Rows) -> ImageBatch:
+        errors: dict[int, str] = {}
+        tensors = [self._tensor(self.images[batch.source], row, errors) for row in batch.rows]
+        return ImageBatch(torch.stack(tensors), batch.source, batch.rows, errors)
+
+    def _tensor(self, images: ImageList, row: int, errors: dict[int, str]) -> Tensor:
+        try:
+            return self.transform(images.read(row))
+        except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+            errors[row] = f"{type(error).__name__}: {error}"
+            return self.blank
+
+
+class ExtractionData(LightningDataModule):
+    """The pending chunks of image sets and the pending prompts, for `Trainer.predict`.
+
+    `stored` and `images` are keyed by set name; `strings` are prompts whose embeddings are missing.
+    """
+
+    def __init__(
+        self,
+        images: dict[str, ImageList],
+        stored: dict[str, StoredSet],
+        strings: list[str],
+        transform: Callable[[Image.Image], Tensor],
+        batch_size: int,
+        num_workers: int | None,
+    ) -> None:
+        super().__init__()
+        self.images, self.stored, self.strings = images, stored, strings
+        self.transform, self.batch_size, self.num_workers = transform, batch_size, num_workers
+
+    def setup(self, stage: str) -> None:
+        pending = [(name, chunk) for name, stored in self.stored.items() for chunk in stored.pending()]
+        self.pending = self.trainer.strategy.broadcast(pending)  # one list for all, whoever looks first
+
+    def predict_dataloader(self) -> list[DataLoader]:
+        rank, world = self.trainer.global_rank, self.trainer.world_size
+        batches = list(self._batches(self.pending[rank::world]))
+        on_gpu = self.trainer.strategy.root_device.type == "cuda"
+        workers = self.num_workers if self.num_workers is not None else default_workers(on_gpu)
+        loaders = []
+        if self.strings and rank == 0:
+            steps = range(0, len(self.strings), self.batch_size)
+            texts = [TextBatch(self.strings[i : i + self.batch_size], i == steps[-1]) for i in steps]
+            loaders.append(DataLoader(texts, batch_size=None))
+        if batches:
+            images = ImageBatches(self.images, self.transform)
+            loaders.append(
+                DataLoader(images, sampler=batches, batch_size=None, num_workers=workers, pin_memory=on_gpu)
+            )
+        return loaders
+
+    def transfer_batch_to_device(self, batch, device: torch.device, dataloader_idx: int):
+        if isinstance(batch, ImageBatch):
+            batch.images = batch.images.to(device, non_blocking=True)
+        return batch
+
+    def _batches(self, chunks: list[tuple[str, int]]) -> Iterator[Rows]:
+        for name, chunk in chunks:
+            rows = self.stored[name].rows(chunk)
+            for start in range(0, len(rows), self.batch_size):
+                yield Rows(name, rows[start : start + self.batch_size])
+
+
+def default_workers(on_gpu: bool) -> int:
+    """Decoding processes a device: none beside an encoder on the CPU, which uses every core itself."""
+    return min(8, os.cpu_count() or 1) if on_gpu else 0

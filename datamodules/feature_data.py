@@ -1,0 +1,70 @@
+"""Stored features as loaders: the training features for a head, and [bank, id_test, csid…, ood…] for evaluation."""
+
+from __future__ import annotations
+
+import torch
+from lightning.pytorch import LightningDataModule
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+from clip_ood.features.store import Features
+from clip_ood.outputs import Outputs
+from datamodules.benchmark import Benchmark, Part
+
+
+class FeatureTable(Dataset):
+    """The readable rows of one part: (n,) positions -> Outputs with features, embeddings, labels and indices.
+
+    indices are rows of the image set; labels are the true ones, -1 where there is none.
+    """
+
+    def __init__(self, part: Part, stored: Features, labels: list[int]) -> None:
+        rows = torch.tensor(part.rows, dtype=torch.long)
+        readable = stored.valid[rows]
+        self.part, self.stored = part, stored
+        self.rows = rows[readable]
+        self.labels = torch.tensor(labels, dtype=torch.long)[readable]
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitem__(self, positions: Tensor) -> Outputs:
+        rows = self.rows[positions]
+        embeddings = None if self.stored.embeddings is None else self.stored.embeddings.take(rows)
+        return Outputs(self.stored.features.take(rows), embeddings, None, self.labels[positions], rows)
+
+
+class FeatureData(LightningDataModule):
+    """The parts of a benchmark, served from the store. Divides rows among devices itself: unpadded, each row once."""
+
+    def __init__(self, benchmark: Benchmark, stored: dict[str, Features], batch_size: int, while_training: bool) -> None:
+        super().__init__()
+        self.batch_size, self.while_training = batch_size, while_training
+        self.tables = {
+            name: FeatureTable(part, stored[part.images], benchmark.labels(part)) for name, part in benchmark.parts.items()
+        }
+        self.evaluated = [self.tables[part.name] for part in benchmark.evaluated]
+        for table in self.evaluated:
+            if not len(table):
+                raise ValueError(f"Image set {table.part.name}: none of its images could be read")
+
+    @property
+    def train(self) -> FeatureTable:
+        return self.tables["train"]
+
+    def train_dataloader(self):
+        return self.trainer.lightning_module.training_batches()  # the method knows what it is trained on
+
+    def test_dataloader(self) -> list[DataLoader]:
+        return [DataLoader(table, sampler=self._batches(len(table)), batch_size=None) for table in self.evaluated]
+
+    def val_dataloader(self) -> list[DataLoader]:
+        return self.test_dataloader() if self.while_training else []
+
+    def transfer_batch_to_device(self, batch, device: torch.device, dataloader_idx: int):
+        return batch.map(lambda tensor: tensor.to(device)) if isinstance(batch, Outputs) else batch
+
+    def _batches(self, count: int) -> list[Tensor]:
+        rank, world = self.trainer.global_rank, self.trainer.world_size
+        size = min(self.batch_size, -(-count // world))  # every device gets a batch
+        return list(torch.arange(count).split(size))[rank::world]

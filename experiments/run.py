@@ -1,0 +1,138 @@
+"""One experiment: images → features → training → table."""
+
+from __future__ import annotations
+
+import json
+import logging
+import warnings
+from pathlib import Path
+from typing import Any
+
+from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.loggers import TensorBoardLogger
+
+from callbacks.figures import Figures
+from callbacks.ood_evaluation import OODEvaluation
+from callbacks.results_files import write_results
+from callbacks.results_table import print_table
+from clip_ood.features.store import TextEmbeddings
+from clip_ood.prompts import prototypes
+from configs.loading import ConfigError, dump
+from configs.schema import Config
+from datamodules.benchmark import Benchmark, load_benchmark
+from datamodules.feature_data import FeatureData
+from experiments.extraction import load_features
+
+LAST = "last.ckpt"
+
+
+logging.getLogger("lightning.pytorch.utilities.rank_zero").setLevel(logging.WARNING)  # no list of absent devices
+warnings.filterwarnings("ignore", module="lightning.pytorch", message=".*(does not have many workers|LeafSpec).*")
+
+
+def run(config: Config, folder: Path, checkpoint: Path | None = None) -> dict[str, Any]:
+    """Runs an experiment in `folder` and returns the content of its results.json.
+
+    With `checkpoint`, the head is taken from that file instead of being trained.
+    """
+    benchmark = load_benchmark(config)
+    check_method(config, benchmark)
+    evaluation = OODEvaluation(config.detectors, config.evaluation.resamples, config.seed)
+    trainer = make_trainer(config, folder, evaluation)
+    if trainer.is_global_zero:
+        (folder / "config.yaml").write_text(dump(config), encoding="utf-8")
+    features, text = load_features(config, benchmark, trainer, folder)
+    while_training = config.evaluation.every_n_epochs > 0
+    data = FeatureData(benchmark, features, config.evaluation.batch_size, while_training)
+    module = make_module(config, benchmark, data, text)
+    if config.method.name != "zero_shot" and checkpoint is None:
+        last = folder / "checkpoints" / LAST
+        trainer.fit(module, datamodule=data, ckpt_path=last if last.is_file() else None, weights_only=True)
+    trainer.test(module, datamodule=data, ckpt_path=checkpoint, weights_only=True, verbose=False)
+    if not trainer.is_global_zero:
+        return {}
+    bank = {"images": len(data.tables["bank"]), "per_class": config.evaluation.bank_per_class}
+    about = {
+        "run": folder.name,
+        "method": config.method.name,
+        "encoder": encoder_name(config),
+        "seeds": [config.seed],
+        "bank": bank,
+        "pseudo_labels": getattr(module, "report", None),
+    }
+    write_results(folder, evaluation.results, about, benchmark)
+    results = json.loads((folder / "results.json").read_text(encoding="utf-8"))
+    log_hyperparameters(trainer, config, results)
+    print_table(results)
+    print(f"Results: {folder}")
+    return results
+
+
+def check_method(config: Config, benchmark: Benchmark) -> None:
+    """Raises ConfigError for a method that the ID set or the encoder cannot serve, before any image is read."""
+    method = config.method.name
+    if method == "linear_probe" and not benchmark.labelled:
+        raise ConfigError(
+            "method.linear_probe needs labels, and the ID images are a flat folder: sort them into class folders, use "
+            "--method={plp: {}} with data.id.class_names, or --method={zero_shot: {}}"
+        )
+    if method in ("linear_probe", "plp") and len(benchmark.class_names or ()) < 2:
+        count = len(benchmark.class_names or ())
+        raise ConfigError(f"method.{method} needs two classes or more (data.id.class_names); the ID set has {count}")
+    if method == "plp" and config.backbone.library == "timm":
+        raise ConfigError(f"method.plp needs a text encoder, and timm's {config.backbone.model} has none: use open_clip")
+
+
+def make_trainer(config: Config, folder: Path, evaluation: OODEvaluation) -> Trainer:
+    """The one Trainer that extracts, trains and evaluates."""
+    every = config.evaluation.every_n_epochs
+    figures = [Figures(evaluation)] if config.evaluation.figures else []
+    checkpoints = ModelCheckpoint(folder / "checkpoints", save_last=True, save_top_k=0, save_on_train_epoch_end=True)
+    logger = TensorBoardLogger(folder.parent, name=folder.name, version="", default_hp_metric=False)
+    ours = {
+        "max_epochs": getattr(config.method.settings, "epochs", 1),
+        "callbacks": [checkpoints, evaluation, *figures],
+        "logger": logger,
+        "use_distributed_sampler": False,
+        "num_sanity_val_steps": 0,
+        "check_val_every_n_epoch": every or 1,
+        "enable_model_summary": False,
+        "log_every_n_steps": 1,
+    }
+    return Trainer(**(ours | config.trainer))
+
+
+def make_module(
+    config: Config, benchmark: Benchmark, data: FeatureData, text: TextEmbeddings | None
+) -> LightningModule:
+    """What the method trains, or the encoder as it is."""
+    classes: dict[str, Any] = {"class_names": benchmark.class_names}
+    if text is not None:
+        embeddings = prototypes(text.embeddings, len(config.data.prompts))
+        classes |= {"text_embeddings": embeddings, "logit_scale": text.logit_scale}
+    if config.method.name == "zero_shot":
+        from lightning_modules.zero_shot import ZeroShot
+
+        return ZeroShot(**classes)
+    from lightning_modules.linear_probe import LinearProbe
+    from lightning_modules.plp import PLP
+
+    kind = {"linear_probe": LinearProbe, "plp": PLP}[config.method.name]
+    return kind(config.method.settings, data.train.stored.features.width, config.seed, **classes)
+
+
+def encoder_name(config: Config) -> str:
+    """The encoder as the table names it."""
+    weights = config.backbone.pretrained or ("" if ":" in config.backbone.model else "random weights")
+    return " ".join(part for part in (config.backbone.model, weights) if part)
+
+
+def log_hyperparameters(trainer: Trainer, config: Config, results: dict[str, Any]) -> None:
+    """A line of TensorBoard's hparams page: what the run was, with its mean AUROCs."""
+    settings = {"method": config.method.name, "encoder": encoder_name(config), "seed": config.seed}
+    settings |= config.method.settings.model_dump(exclude_none=True)
+    means = {f"hp/{r['detector']}/auroc": r["auroc"] for r in results["rows"] if (r["ood"], r["setting"]) == ("mean", "standard")}
+    trainer.logger.log_hyperparams(settings, means)
+    trainer.logger.save()
+    trainer.logger.finalize("success")

@@ -1,0 +1,30 @@
+"""Training batches drawn from tensors that already lie on the device."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor
+
+
+class DeviceBatches:
+    """Shuffled (features, labels) batches of tensors on one device; each rank gets its share of every global batch.
+
+    The order depends on seed and epoch alone. batch_size is global; the last batch of an epoch may be smaller.
+    """
+
+    def __init__(self, features: Tensor, labels: Tensor, batch_size: int, seed: int, rank: int = 0, world: int = 1) -> None:
+        self.features, self.labels = features, labels
+        self.batch_size, self.seed, self.rank, self.world = batch_size, seed, rank, world
+        self.epoch = 0
+
+    def __len__(self) -> int:
+        return -(-len(self.labels) // self.batch_size)
+
+    def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
+        generator = torch.Generator().manual_seed((self.seed << 20) + self.epoch)
+        order = torch.randperm(len(self.labels), generator=generator).to(self.labels.device)
+        for rows in order.split(self.batch_size):
+            mine = rows[self.rank :: self.world] if len(rows) >= self.world else rows  # every rank takes every step
+            yield self.features[mine], self.labels[mine]

@@ -1,0 +1,117 @@
+"""Linear probing: one linear layer on standardised features, by the paper's recipe."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+from torch.nn.functional import cross_entropy
+
+from clip_ood.head import StandardisedLinear, mean_and_std
+from clip_ood.outputs import Outputs, Reference
+from configs.schema import LinearProbe as Settings
+from datamodules.feature_data import FeatureTable
+from lightning_modules.batches import DeviceBatches
+from lightning_modules.zero_shot import ZeroShot
+
+
+class LinearProbe(ZeroShot):
+    """Cross-entropy on true labels, Adam, lr · batch / 256, linear warm-up over a tenth of the steps, cosine to 0.
+
+    Source: Adaloglou et al. 2024, arXiv 2303.05828. Raises: ValueError when fewer than two classes have images.
+    """
+
+    def __init__(self, settings: Settings, width: int, seed: int, **classes) -> None:
+        super().__init__(**classes)
+        self.settings, self.seed = settings, seed
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            self.head = StandardisedLinear(width, len(self.class_names))
+
+    def labels(self, table: FeatureTable) -> Tensor:
+        """The labels that the head is trained on: (n,), -1 for rows left out."""
+        return table.labels
+
+    def setup(self, stage: str) -> None:
+        if stage != "fit":
+            return
+        table: FeatureTable = self.trainer.datamodule.train
+        features = table.stored.features
+        self.head.standardise(*mean_and_std(features, table.rows))
+        labels = few_shot(self.labels(table), self.settings.per_class, self.seed)
+        self._check(labels)
+        kept = (labels >= 0).nonzero().squeeze(1)
+        device = self.trainer.strategy.root_device
+        self._batches = DeviceBatches(
+            features.take(table.rows[kept], device),
+            labels[kept].to(device),
+            self.settings.batch_size,
+            self.seed,
+            self.trainer.global_rank,
+            self.trainer.world_size,
+        )
+
+    def training_batches(self) -> DeviceBatches:
+        """Shuffled batches of features and labels, on the device."""
+        return self._batches
+
+    def on_train_epoch_start(self) -> None:
+        self._batches.epoch = self.current_epoch
+
+    def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
+        features, labels = batch
+        logits = self.head(features)
+        loss = cross_entropy(logits, labels)
+        size = len(labels)
+        self.log("train/loss", loss, on_step=False, on_epoch=True, prog_bar=True, batch_size=size)
+        hits = (logits.argmax(dim=1) == labels).float().mean()
+        self.log("train/accuracy", hits, on_step=False, on_epoch=True, batch_size=size)
+        return loss
+
+    def evaluation_step(self, batch: Outputs, dataloader_idx: int) -> Outputs:
+        return Outputs(batch.features, batch.embeddings, self.head(batch.features), batch.labels, batch.indices)
+
+    def reference(self) -> Reference:
+        return Reference(self.class_names, self.text_embeddings, self.logit_scale, *self.head.folded())
+
+    def configure_optimizers(self):
+        lr = self.settings.lr * self.settings.batch_size / 256
+        optimizer = torch.optim.Adam(self.head.parameters(), lr=lr, weight_decay=self.settings.weight_decay)
+        schedule = warmup_cosine(int(self.trainer.estimated_stepping_batches))
+        scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, schedule)
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
+
+    def _check(self, labels: Tensor) -> None:
+        found = labels[labels >= 0].unique().numel()
+        if found < 2:
+            raise ValueError(f"A linear probe needs images of two classes or more; the training images show {found}")
+
+
+def warmup_cosine(steps: int, warmup: float = 0.1):
+    """The factor of the learning rate at a step: linear from 1/w to 1 over the first w = warmup · steps, then cosine to 0.
+
+    >>> schedule = warmup_cosine(100)
+    >>> [round(schedule(step), 3) for step in (0, 9, 10, 55, 100)]
+    [0.1, 1.0, 1.0, 0.5, 0.0]
+    """
+    rising = max(int(warmup * steps), 1)
+
+    def factor(step: int) -> float:
+        if step < rising:
+            return (step + 1) / rising
+        return 0.5 * (1 + math.cos(math.pi * min((step - rising) / max(steps - rising, 1), 1)))
+
+    return factor
+
+
+def few_shot(labels: Tensor, per_class: int | None, seed: int) -> Tensor:
+    """labels (n,) with all but a seeded draw of `per_class` rows a class set to -1; all rows for None."""
+    if per_class is None:
+        return labels
+    order = torch.randperm(len(labels), generator=torch.Generator().manual_seed(seed))
+    kept = torch.full_like(labels, -1)
+    for label in labels[labels >= 0].unique():
+        rows = order[labels[order] == label][:per_class]
+        kept[rows] = label
+    return kept

@@ -1,0 +1,53 @@
+"""Pseudo-label probing (PLP): a linear probe on labels that the text encoder gives."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import torch
+from torch import Tensor
+
+from clip_ood.outputs import Outputs
+from clip_ood.pseudo_labels import pseudo_labels
+from datamodules.feature_data import FeatureTable
+from lightning_modules.linear_probe import LinearProbe
+
+
+class PLP(LinearProbe):
+    """A linear probe trained on confident pseudo-labels; true labels are used for nothing but reporting.
+
+    Attributes: report, once the pseudo-labels are known: images, passed, classes, accuracy of those that passed (None
+    without true labels). Class statistics of detectors use the same pseudo-labels.
+    Raises: ValueError when fewer than two classes are left.
+    """
+
+    report: dict[str, int | float | None] | None = None
+
+    def labels(self, table: FeatureTable) -> Tensor:
+        labels = torch.cat([self._pseudo_labels(table[rows]) for rows in torch.arange(len(table)).split(8192)])
+        passed = labels >= 0
+        known = passed & (table.labels >= 0)
+        right = (labels == table.labels)[known]
+        self.report = {
+            "images": len(table),
+            "passed": int(passed.sum()),
+            "classes": labels[passed].unique().numel(),
+            "accuracy": right.float().mean().item() if len(right) else None,
+        }
+        return labels
+
+    def evaluation_step(self, batch: Outputs, dataloader_idx: int) -> Outputs:
+        outputs = super().evaluation_step(batch, dataloader_idx)
+        return replace(outputs, labels=self._pseudo_labels(batch)) if dataloader_idx == 0 else outputs
+
+    def _pseudo_labels(self, batch: Outputs) -> Tensor:
+        text = self.text_embeddings.to(batch.embeddings.device)
+        return pseudo_labels(batch.embeddings, text, self.logit_scale, self.settings.min_confidence)
+
+    def _check(self, labels: Tensor) -> None:
+        if labels[labels >= 0].unique().numel() < 2:
+            raise ValueError(
+                f"PLP: {self.report['passed']} of {self.report['images']} images have a pseudo-probability of at least "
+                f"{self.settings.min_confidence:g}, in {self.report['classes']} classes; a head needs two classes. Lower "
+                "method.plp.min_confidence (0 keeps every image), or look at data.id.class_names and data.prompts."
+            )

@@ -1,0 +1,31 @@
+"""One experiment: images → features → training → table.
+
+    python train.py --config demo.yaml
+    python train.py --config plp_vitg.yaml --trainer.devices=8 --data.root=/data
+"""
+
+from __future__ import annotations
+
+from configs.checks import check_folders
+from configs.loading import ConfigError, dump, load_config
+from experiments.command_line import guarded, parse
+from experiments.run_folder import choose_folder
+
+
+def main(argv: list[str] | None = None) -> None:
+    arguments, overrides = parse(argv, __doc__.splitlines()[0], lambda parser: None)
+    if arguments.config is None:
+        raise ConfigError("Which experiment? Name one: --config demo.yaml (see configs/), or --help")
+    config = load_config(arguments.config, overrides)
+    if arguments.print_config:
+        print(dump(config), end="")
+        return
+    check_folders(config)
+    folder = choose_folder(config.runs_root, config.name, arguments.resume, arguments.overwrite)
+    from experiments.run import run  # torch and Lightning, only now that the config is known to be right
+
+    run(config, folder)
+
+
+if __name__ == "__main__":
+    guarded(main)
