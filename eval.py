@@ -1,7 +1,7 @@
 """The table of an encoder as it is, or of a run's head, without training.
 
-    python eval.py --config zero_shot_demo.yaml
-    python eval.py --run runs/demo --detectors='[knn, {name: knn, k: 10}, msp]'
+python eval.py --config zero_shot_demo.yaml
+python eval.py --run runs/demo --detectors='[knn, {name: knn, k: 10}, msp]'
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """One experiment: images → features → training → table.
 
-    python train.py --config demo.yaml
-    python train.py --config plp_vitg.yaml --trainer.devices=8 --data.root=/data
+python train.py --config demo.yaml
+python train.py --config plp_vitg.yaml --trainer.devices=8 --data.root=/data
 """
 
 from __future__ import annotations

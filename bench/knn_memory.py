@@ -4,11 +4,8 @@ from __future__ import annotations
 
 import resource
 import sys
-from pathlib import Path
 
 import torch
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from clip_ood.detectors.knn import KNN
 from clip_ood.outputs import Outputs

@@ -61,7 +61,9 @@ def write_scores(path: Path, results: Results, benchmark: Benchmark) -> None:
         part = benchmark.parts[name]
         images = benchmark.images[part.images]
         rows = scored.indices.tolist()
-        labels = [-1] * len(rows) if images.labels is None or part.role == "ood" else [images.labels[row] for row in rows]
+        labels = (
+            [-1] * len(rows) if images.labels is None or part.role == "ood" else [images.labels[row] for row in rows]
+        )
         predictions = [-1] * len(rows) if scored.predictions is None else scored.predictions.tolist()
         columns = {
             "set": pa.array([name] * len(rows)),

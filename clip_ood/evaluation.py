@@ -146,7 +146,9 @@ def table_rows(
             id_scores = torch.cat([scored[positive].scores[detector] for positive in positives])
             of_set[detector][name] = ood_metrics(id_scores, scored[name].scores[detector], draws[name])
         for detector in detectors:
-            rows += [Row(detector, setting, name, groups[name], of_set[detector][name], n_id, sizes[name]) for name in ood]
+            rows += [
+                Row(detector, setting, name, groups[name], of_set[detector][name], n_id, sizes[name]) for name in ood
+            ]
             mean = mean_over_sets(of_set[detector])
             rows.append(Row(detector, setting, MEAN, "", mean, n_id, sum(sizes.values())))
     return rows

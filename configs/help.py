@@ -49,4 +49,6 @@ def _type(annotation: typing.Any) -> str:
         return " | ".join(map(str, arguments))
     if origin in (list, dict):
         return f"{origin.__name__} of {_type(arguments[-1])}"
-    return {type(None): "null", str: "text", BaseModel: "keys"}.get(annotation, getattr(annotation, "__name__", "value"))
+    return {type(None): "null", str: "text", BaseModel: "keys"}.get(
+        annotation, getattr(annotation, "__name__", "value")
+    )

@@ -24,7 +24,7 @@ class ConfigError(ValueError):
 
 
 def nearest(name: str, valid: Iterable[str], most: int = 3) -> str:
-    """" Did you mean …?" for the valid names closest to `name`; the empty string when none is close."""
+    """ " Did you mean …?" for the valid names closest to `name`; the empty string when none is close."""
     close = difflib.get_close_matches(name, list(valid), n=most, cutoff=0.5)
     return f" Did you mean {' or '.join(close)}?" if close else ""
 
@@ -67,7 +67,9 @@ def override(content: dict[str, Any], arguments: list[str]) -> dict[str, Any]:
     while rest:
         argument = rest.pop(0)
         if not argument.startswith("--") or len(argument) == 2:
-            raise ConfigError(f"{argument!r} is no option; keys are given as --key=value, nested ones as --data.root=DIR")
+            raise ConfigError(
+                f"{argument!r} is no option; keys are given as --key=value, nested ones as --data.root=DIR"
+            )
         key, equals, text = argument[2:].partition("=")
         if not equals:
             if not rest or rest[0].startswith("--"):

@@ -75,7 +75,9 @@ class IDSet(Section):
         if self.images is None and (self.train is None or self.test is None):
             raise ValueError("needs both train and test")
         if self.images is not None and self.val is not None:
-            raise ValueError("val comes from data.splits when `images` is given; name train and test as well, or drop val")
+            raise ValueError(
+                "val comes from data.splits when `images` is given; name train and test as well, or drop val"
+            )
         return self
 
 
@@ -94,7 +96,9 @@ class Splits(Section):
     @model_validator(mode="after")
     def _leaves_train(self) -> Splits:
         if self.val + self.test >= 1:
-            raise ValueError(f"val + test = {self.val + self.test:g} leaves no training images; both must sum to below 1")
+            raise ValueError(
+                f"val + test = {self.val + self.test:g} leaves no training images; both must sum to below 1"
+            )
         return self
 
 
@@ -133,7 +137,9 @@ class Data(Section):
     def _placeholders(self) -> Data:
         if wrong := [prompt for prompt in self.prompts if prompt.count("{}") != 1]:
             raise ValueError(f"prompts: {wrong[0]!r} must hold {{}} once, where the class name goes")
-        if twice := sorted({"id_test", "bank"} & (self.ood.keys() | self.csid.keys()) | self.ood.keys() & self.csid.keys()):
+        if twice := sorted(
+            {"id_test", "bank"} & (self.ood.keys() | self.csid.keys()) | self.ood.keys() & self.csid.keys()
+        ):
             raise ValueError(f"set names must be distinct, and neither bank nor id_test: {', '.join(twice)}")
         return self
 

@@ -100,7 +100,9 @@ def _id_parts(config: Config, images: dict[str, ImageList]) -> dict[str, Part]:
             rows |= split(images["id.train"], {"val": shares.val}, "train", config.seed)
     for name in ("train", "id_test"):
         if not rows[name]:
-            raise ConfigError(f"The ID images ({len(images[source[name]])}) leave none for {name}: add images or change data.splits")
+            raise ConfigError(
+                f"The ID images ({len(images[source[name]])}) leave none for {name}: add images or change data.splits"
+            )
     role = {"train": "train", "val": "val", "id_test": "id"}
     return {name: Part(name, role[name], "", source[name], rows[name]) for name in role}
 
@@ -141,7 +143,9 @@ def _check_names(train: ImageList, class_names: tuple[str, ...] | None) -> None:
     if class_names is None:
         return
     if twice := sorted({name for name in class_names if class_names.count(name) > 1}):
-        raise ConfigError(f"Class names must be distinct; {twice[0]!r} stands for {class_names.count(twice[0])} classes")
+        raise ConfigError(
+            f"Class names must be distinct; {twice[0]!r} stands for {class_names.count(twice[0])} classes"
+        )
     if train.labels is None:
         return
     found = len(train.class_names) if train.class_names else max(train.labels) + 1

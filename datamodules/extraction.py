@@ -19,6 +19,7 @@ from torch.utils.data import DataLoader, Dataset
 from clip_ood.features.store import StoredSet
 from datamodules.image_list import ImageList
 
+
 @dataclass(frozen=True)
 class Rows:
     """Some rows of an image set."""
@@ -105,9 +106,7 @@ class ExtractionData(LightningDataModule):
             loaders.append(DataLoader(texts, batch_size=None))
         if batches:
             images = ImageBatches(self.images, self.transform)
-            loaders.append(
-                DataLoader(images, sampler=batches, batch_size=None, num_workers=workers, pin_memory=on_gpu)
-            )
+            loaders.append(DataLoader(images, sampler=batches, batch_size=None, num_workers=workers, pin_memory=on_gpu))
         return loaders
 
     def transfer_batch_to_device(self, batch, device: torch.device, dataloader_idx: int):

@@ -37,11 +37,14 @@ class FeatureTable(Dataset):
 class FeatureData(LightningDataModule):
     """The parts of a benchmark, served from the store. Divides rows among devices itself: unpadded, each row once."""
 
-    def __init__(self, benchmark: Benchmark, stored: dict[str, Features], batch_size: int, while_training: bool) -> None:
+    def __init__(
+        self, benchmark: Benchmark, stored: dict[str, Features], batch_size: int, while_training: bool
+    ) -> None:
         super().__init__()
         self.batch_size, self.while_training = batch_size, while_training
         self.tables = {
-            name: FeatureTable(part, stored[part.images], benchmark.labels(part)) for name, part in benchmark.parts.items()
+            name: FeatureTable(part, stored[part.images], benchmark.labels(part))
+            for name, part in benchmark.parts.items()
         }
         self.evaluated = [self.tables[part.name] for part in benchmark.evaluated]
         for table in self.evaluated:

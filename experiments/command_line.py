@@ -12,7 +12,9 @@ from configs.loading import ConfigError
 def parse(argv: list[str] | None, about: str, options: Callable[[argparse.ArgumentParser], None]):
     """Known options, and the `--key=value` overrides that are left."""
     parser = argparse.ArgumentParser(description=about, add_help=False, allow_abbrev=False)
-    parser.add_argument("--config", metavar="NAME.yaml", help="a config: a path, or a name that is looked up in configs/")
+    parser.add_argument(
+        "--config", metavar="NAME.yaml", help="a config: a path, or a name that is looked up in configs/"
+    )
     parser.add_argument("--print_config", action="store_true", help="print the complete config and stop")
     parser.add_argument("--resume", action="store_true", help="go on with an unfinished run")
     parser.add_argument("--overwrite", action="store_true", help="replace a run of the same name")

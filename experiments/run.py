@@ -81,7 +81,9 @@ def check_method(config: Config, benchmark: Benchmark) -> None:
         count = len(benchmark.class_names or ())
         raise ConfigError(f"method.{method} needs two classes or more (data.id.class_names); the ID set has {count}")
     if method == "plp" and config.backbone.library == "timm":
-        raise ConfigError(f"method.plp needs a text encoder, and timm's {config.backbone.model} has none: use open_clip")
+        raise ConfigError(
+            f"method.plp needs a text encoder, and timm's {config.backbone.model} has none: use open_clip"
+        )
 
 
 def make_trainer(config: Config, folder: Path, evaluation: OODEvaluation) -> Trainer:
@@ -132,7 +134,11 @@ def log_hyperparameters(trainer: Trainer, config: Config, results: dict[str, Any
     """A line of TensorBoard's hparams page: what the run was, with its mean AUROCs."""
     settings = {"method": config.method.name, "encoder": encoder_name(config), "seed": config.seed}
     settings |= config.method.settings.model_dump(exclude_none=True)
-    means = {f"hp/{r['detector']}/auroc": r["auroc"] for r in results["rows"] if (r["ood"], r["setting"]) == ("mean", "standard")}
+    means = {
+        f"hp/{r['detector']}/auroc": r["auroc"]
+        for r in results["rows"]
+        if (r["ood"], r["setting"]) == ("mean", "standard")
+    }
     trainer.logger.log_hyperparams(settings, means)
     trainer.logger.save()
     trainer.logger.finalize("success")

@@ -35,7 +35,9 @@ def choose_folder(root: Path, name: str, resume: bool = False, overwrite: bool =
     elif resume:
         raise ConfigError(f"There is no unfinished run {root / name} to resume. Leave --resume out to start one.")
     if number > 1:
-        print(f"{root / name} holds a finished run, which is kept: this one goes to {folder}. (--overwrite replaces it.)")
+        print(
+            f"{root / name} holds a finished run, which is kept: this one goes to {folder}. (--overwrite replaces it.)"
+        )
     folder.mkdir(parents=True, exist_ok=True)
     return folder
 

@@ -14,7 +14,9 @@ class DeviceBatches:
     The order depends on seed and epoch alone. batch_size is global; the last batch of an epoch may be smaller.
     """
 
-    def __init__(self, features: Tensor, labels: Tensor, batch_size: int, seed: int, rank: int = 0, world: int = 1) -> None:
+    def __init__(
+        self, features: Tensor, labels: Tensor, batch_size: int, seed: int, rank: int = 0, world: int = 1
+    ) -> None:
         self.features, self.labels = features, labels
         self.batch_size, self.seed, self.rank, self.world = batch_size, seed, rank, world
         self.epoch = 0

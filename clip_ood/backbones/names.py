@@ -35,7 +35,9 @@ def check_model(spec: BackboneSpec) -> None:
     elif not spec.model.startswith("hf-hub:"):
         _check_open_clip(spec)
     if spec.model.startswith(SCHEMES) and spec.pretrained:
-        raise ValueError(f"Backbone {spec.model} brings its own weights: leave `pretrained` out (got {spec.pretrained!r})")
+        raise ValueError(
+            f"Backbone {spec.model} brings its own weights: leave `pretrained` out (got {spec.pretrained!r})"
+        )
 
 
 def _check_open_clip(spec: BackboneSpec) -> None:
@@ -66,7 +68,9 @@ def _check_timm(spec: BackboneSpec) -> None:
         known = f" Known: {', '.join(sorted(models[architecture]))}."
         raise ValueError(f"timm's {architecture} has no weights {tag!r}.{_nearest(tag, models[architecture])}{known}")
     if spec.pretrained not in (None, "default") and not Path(spec.pretrained).is_file():
-        raise ValueError(f"timm: `pretrained` is `default`, null or a checkpoint file; there is no file {spec.pretrained!r}")
+        raise ValueError(
+            f"timm: `pretrained` is `default`, null or a checkpoint file; there is no file {spec.pretrained!r}"
+        )
 
 
 @cache
@@ -85,14 +89,22 @@ def open_clip_tags() -> dict[str, frozenset[str]]:
 
 
 def _names_table(node: ast.stmt) -> bool:
-    return isinstance(node, ast.Assign) and isinstance(node.targets[0], ast.Name) and isinstance(node.value, ast.Call | ast.Dict)
+    return (
+        isinstance(node, ast.Assign)
+        and isinstance(node.targets[0], ast.Name)
+        and isinstance(node.value, ast.Call | ast.Dict)
+    )
 
 
 def _tags(value: ast.expr, tables: dict[str, ast.expr]) -> list[str]:
     value = tables[value.id] if isinstance(value, ast.Name) else value
     if isinstance(value, ast.Call):
         return [_clean(keyword.arg) for keyword in value.keywords if keyword.arg]
-    return [_clean(key.value) for key in value.keys if isinstance(key, ast.Constant)] if isinstance(value, ast.Dict) else []
+    return (
+        [_clean(key.value) for key in value.keys if isinstance(key, ast.Constant)]
+        if isinstance(value, ast.Dict)
+        else []
+    )
 
 
 @cache

@@ -101,7 +101,9 @@ def uses_quick_gelu(spec: BackboneSpec) -> bool:
     trained_with = bool(tag.get("quick_gelu")) if tag else spec.model.endswith("-quickgelu")
     if tag and spec.model.endswith("-quickgelu") and not trained_with:
         plain = spec.model.removesuffix("-quickgelu")
-        raise ValueError(f"{spec.preprocess or spec.pretrained} was trained with GELU, not QuickGELU: use model {plain}")
+        raise ValueError(
+            f"{spec.preprocess or spec.pretrained} was trained with GELU, not QuickGELU: use model {plain}"
+        )
     return trained_with
 
 
@@ -117,4 +119,6 @@ def _tag(spec: BackboneSpec) -> dict | None:
     name = spec.preprocess or spec.pretrained
     if name is None or spec.model.startswith(("hf-hub:", "local-dir:")):
         return None
-    return get_pretrained_cfg(spec.model, name) or get_pretrained_cfg(spec.model.removesuffix("-quickgelu"), name) or None
+    return (
+        get_pretrained_cfg(spec.model, name) or get_pretrained_cfg(spec.model.removesuffix("-quickgelu"), name) or None
+    )

@@ -1,0 +1,37 @@
+# make demo   photographs to an OOD table, set-up included
+# make test   all tests, set-up included
+PYTHON ?= python3
+PY := .venv/bin/python
+INSTALLED := .venv/.installed
+
+.PHONY: demo test lint bench
+
+demo: $(INSTALLED) data/demo/.made data/demo_encoder/.made
+	$(PY) train.py --config demo.yaml
+
+test: $(INSTALLED) data/demo_encoder/.made
+	$(PY) -m pytest
+
+lint: $(INSTALLED)
+	$(PY) -m ruff check .
+	$(PY) -m ruff format --check .
+
+bench: $(INSTALLED)
+	$(PY) -m bench
+
+# Ranges are open; `make … PIP_FLAGS="-c requirements.lock"` installs the versions that were tested (Python 3.11).
+$(INSTALLED): pyproject.toml
+	$(PYTHON) -m venv .venv
+	$(PY) -m pip install --quiet $(PIP_FLAGS) -e '.[demo,test]'
+	touch $@
+
+data/demo_encoder/.made: $(INSTALLED) demo/encoder.py demo/projection.py
+	$(PY) -m demo.encoder data/demo_encoder
+	touch $@
+
+data/demo/.made: $(INSTALLED) demo/images.py
+	@command -v apt-get >/dev/null || { \
+	  echo "make demo: there is no apt-get here, which brings the demo's images (Debian package tuxpaint-stamps-default)."; \
+	  echo "The same encoder on CIFAR10 against CIFAR100: $(PY) train.py --config demo_cifar.yaml"; exit 1; }
+	$(PY) -m demo.images data/demo
+	touch $@

@@ -1,0 +1,16 @@
+"""All benchmarks, a line each: what was measured, what is wanted. Machines are noisy: read ratios, not seconds."""
+
+from __future__ import annotations
+
+import os
+import platform
+import subprocess
+import sys
+
+import torch
+
+NAMES = ("typo", "extraction", "probe", "rmd", "knn_memory", "store")
+
+print(f"{os.cpu_count()} cores, {platform.processor() or platform.machine()}, torch {torch.__version__}", flush=True)
+for name in NAMES:
+    subprocess.run([sys.executable, "-m", f"bench.{name}"], check=True)
