@@ -28,7 +28,9 @@ def committed(readme: str) -> dict[tuple[str, str], float]:
     lines = [[cell.strip() for cell in line.strip("|").split("|")] for line in table.strip().splitlines()]
     header, rows = lines[0], lines[2:]
     return {
-        (row[0].strip("` "), name): float(cell.split("/")[0]) for row in rows for name, cell in zip(header[1:], row[1:])
+        (row[0].strip("` "), name): float(cell.split("/")[0])
+        for row in rows
+        for name, cell in zip(header[1:], row[1:], strict=True)
     }
 
 
