@@ -1,0 +1,93 @@
+"""Whole runs on random weights and generated images: files, rows, omissions, the store, errors."""
+
+from __future__ import annotations
+
+import csv
+import json
+
+import pyarrow.parquet as pq
+import pytest
+import torch
+from PIL import Image
+
+import experiments.extraction as extraction
+import train
+from configs.loading import ConfigError
+
+SIZES = {"id/cat": 13, "id/dog": 11, "near": 7, "far": 5}
+
+
+@pytest.fixture
+def images(tmp_path):
+    generator = torch.Generator().manual_seed(0)
+    for place, count in SIZES.items():
+        folder = tmp_path / "data" / place
+        folder.mkdir(parents=True)
+        for index in range(count):
+            pixels = torch.randint(256, (8, 8, 3), generator=generator, dtype=torch.uint8).numpy()
+            Image.fromarray(pixels).resize((40, 32)).save(folder / f"{index}.png")
+    return tmp_path
+
+
+def run(root, method="{zero_shot: {}}", *more):
+    config = root / "tiny.yaml"
+    config.write_text(
+        f"""
+data: {{root: {root}/data, id: id, ood: {{near: near, far: {{folder: far, group: far}}}}, batch_size: 8}}
+backbone: {{library: timm, model: test_vit}}
+method: {method}
+evaluation: {{resamples: 20}}
+runs_root: {root}/runs
+features_root: {root}/features
+trainer: {{accelerator: cpu, devices: 1, enable_progress_bar: false}}
+"""
+    )
+    train.main(["--config", str(config), *more])
+    return root / "runs" / "tiny"
+
+
+def test_a_probe_run_writes_the_files_of_the_contract(images):
+    folder = run(images, "{linear_probe: {epochs: 3}}")
+    results = json.loads((folder / "results.json").read_text())
+    assert {row["detector"] for row in results["rows"]} >= {"knn", "msp", "rmd", "rmd_logits"}
+    assert [each["detector"] for each in results["omitted"]] == ["mcm"]
+    assert {(row["ood"], row["n_id"], row["n_ood"]) for row in results["rows"]} == {
+        ("near", 7, 7),
+        ("far", 7, 5),
+        ("mean", 7, 12),
+    }
+    with (folder / "results.csv").open() as file:
+        assert next(csv.reader(file))[:5] == ["detector", "setting", "ood", "group", "auroc"]
+    scores = pq.read_table(folder / "scores.parquet")
+    assert scores.column_names[:5] == ["set", "role", "path", "label", "prediction"] and len(scores) == 7 + 7 + 5
+
+
+def test_a_second_run_loads_no_encoder(images, monkeypatch):
+    run(images)
+
+    def loaded(spec):
+        raise AssertionError("the encoder was loaded")
+
+    monkeypatch.setattr(extraction, "create_backbone", loaded)
+    run(images)
+    assert (images / "runs" / "tiny-2" / "results.json").is_file()
+
+
+def test_unreadable_images_are_listed_and_too_many_are_an_error(images):
+    (images / "data" / "near" / "broken.png").write_bytes(b"")
+    with pytest.raises(ValueError, match="near: 1 of 8 images cannot be read"):
+        run(images)
+    folder = run(images, "{zero_shot: {}}", "--data.max_unreadable=0.2", "--overwrite")
+    assert "broken.png" in (folder / "unreadable.csv").read_text()
+    assert {row["n_ood"] for row in json.loads((folder / "results.json").read_text())["rows"]} == {7, 5, 12}
+
+
+def test_plp_without_a_text_encoder_is_an_error(images):
+    with pytest.raises(ConfigError, match="needs a text encoder"):
+        run(images, "{plp: {}}")
+
+
+@pytest.mark.parametrize("wrong", ["--data.idd=x", "--detectors=[knnn]", "--backbone.model=test_vot"])
+def test_a_mistyped_name_is_named(images, wrong):
+    with pytest.raises(ConfigError, match=r"idd|knnn|test_vot"):
+        run(images, "{zero_shot: {}}", wrong)
