@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 
@@ -16,34 +17,40 @@ def print_table(results: dict[str, Any], console: Console | None = None) -> None
     `results` is the content of results.json.
     """
     console = console or Console()
+    if not console.is_terminal:
+        console.width = max(console.width, 160)  # a file or a pipe takes long lines
     for setting in dict.fromkeys(row["setting"] for row in results["rows"]):
         rows = [row for row in results["rows"] if row["setting"] == setting]
-        console.print(_table(results, setting, rows))
+        table = _table(results, setting, rows, intervals=True)
+        narrow = console.measure(table, options=console.options.update(max_width=1000)).maximum > console.width
+        console.print(_table(results, setting, rows, intervals=False) if narrow else table)
     for line in _remarks(results):
         console.print(line, highlight=False)
 
 
-def _table(results: dict[str, Any], setting: str, rows: list[dict[str, Any]]) -> Table:
+def _table(results: dict[str, Any], setting: str, rows: list[dict[str, Any]], intervals: bool) -> Table:
     sets = dict.fromkeys(row["ood"] for row in rows)
     table = Table(
+        box=SIMPLE_HEAD,
         title=f"{results['run']}: {results['method']} on {results['encoder']}, {setting}",
-        caption="AUROC ± half its 95 % interval / FPR95, percent; ID is positive: FPR95 = share of OOD accepted at 95 % of ID",
+        caption=("AUROC ± half its 95 % interval" if intervals else "AUROC (intervals: results.json)")
+        + " / FPR95, percent; ID is positive: FPR95 = share of OOD accepted at 95 % of ID",
     )
-    table.add_column("detector")
+    table.add_column("detector", no_wrap=True)
     cell = {(row["detector"], row["ood"]): row for row in rows}
     detectors = list(dict.fromkeys(row["detector"] for row in rows))
     for name in sets:
         count = "" if name == MEAN else f"\nn = {cell[detectors[0], name]['n_ood']}"
-        table.add_column(name + count, justify="right")
+        table.add_column(name + count, justify="right", no_wrap=True)
     best = {name: max(cell[detector, name]["auroc"] for detector in detectors) for name in sets}
     for detector in detectors:
-        table.add_row(detector, *(_cell(cell[detector, name], best[name]) for name in sets))
+        table.add_row(detector, *(_cell(cell[detector, name], best[name], intervals) for name in sets))
     return table
 
 
-def _cell(row: dict[str, Any], best: float) -> str:
+def _cell(row: dict[str, Any], best: float, intervals: bool) -> str:
     low, high = row["intervals"].get("auroc", (None, None))
-    spread = "" if low is None else f" ± {50 * (high - low):.1f}"
+    spread = "" if low is None or not intervals else f" ± {50 * (high - low):.1f}"
     auroc = f"{100 * row['auroc']:.1f}"
     return f"{f'[bold]{auroc}[/bold]' if row['auroc'] == best else auroc}{spread} / {100 * row['fpr95']:.1f}"
 

@@ -16,6 +16,7 @@ OURS = {
     "logger": "the run logs to TensorBoard in its folder",
     "default_root_dir": "set runs_root and name instead",
     "use_distributed_sampler": "every loader divides its rows among devices itself, unpadded",
+    "limit_val_batches": "set evaluation.every_n_epochs instead",
     "check_val_every_n_epoch": "set evaluation.every_n_epochs instead",
 }
 

@@ -159,6 +159,8 @@ class BackboneConfig(Section):
     with; the file itself does not say."""
     random_seed: int = 0
     """Seed of random weights (pretrained: null)."""
+    label: str | None = None
+    """What tables call the encoder (default: its model and weights)."""
     precision: Literal["fp32", "bf16", "fp16"] = "fp32"
     """Precision of the encoder's weights and activations. Features are stored as float16 unless this is fp32."""
 

@@ -37,11 +37,9 @@ class FeatureTable(Dataset):
 class FeatureData(LightningDataModule):
     """The parts of a benchmark, served from the store. Divides rows among devices itself: unpadded, each row once."""
 
-    def __init__(
-        self, benchmark: Benchmark, stored: dict[str, Features], batch_size: int, while_training: bool
-    ) -> None:
+    def __init__(self, benchmark: Benchmark, stored: dict[str, Features], batch_size: int) -> None:
         super().__init__()
-        self.batch_size, self.while_training = batch_size, while_training
+        self.batch_size = batch_size
         self.tables = {
             name: FeatureTable(part, stored[part.images], benchmark.labels(part))
             for name, part in benchmark.parts.items()
@@ -62,7 +60,7 @@ class FeatureData(LightningDataModule):
         return [DataLoader(table, sampler=self._batches(len(table)), batch_size=None) for table in self.evaluated]
 
     def val_dataloader(self) -> list[DataLoader]:
-        return self.test_dataloader() if self.while_training else []
+        return self.test_dataloader()
 
     def transfer_batch_to_device(self, batch, device: torch.device, dataloader_idx: int):
         return batch.map(lambda tensor: tensor.to(device)) if isinstance(batch, Outputs) else batch

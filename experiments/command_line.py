@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import argparse
 import sys
+import traceback
 from collections.abc import Callable
+from pathlib import Path
 
-from configs.loading import ConfigError
+PROJECT = Path(__file__).parents[1]
 
 
 def parse(argv: list[str] | None, about: str, options: Callable[[argparse.ArgumentParser], None]):
@@ -31,15 +33,17 @@ def parse(argv: list[str] | None, about: str, options: Callable[[argparse.Argume
 
 
 def guarded(main: Callable[[], None]) -> None:
-    """Runs a script: what the user can mend is one message and exit status 2, not a traceback."""
+    """Runs a script: what this project or the file system objects to is one message and exit status 2; any other
+    error keeps its traceback."""
     try:
         main()
-    except (ConfigError, ConnectionError) as error:
-        sys.exit(_failed(error))
-    except (ValueError, FileNotFoundError) as error:
-        sys.exit(_failed(error))
+    except (ValueError, RuntimeError, OSError) as error:
+        if not (isinstance(error, OSError) or _is_ours(error)):
+            raise
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)
 
 
-def _failed(error: Exception) -> int:
-    print(f"error: {error}", file=sys.stderr)
-    return 2
+def _is_ours(error: Exception) -> bool:
+    raised_in = Path(traceback.extract_tb(error.__traceback__)[-1].filename)
+    return raised_in.is_relative_to(PROJECT) and not {"site-packages", "dist-packages"} & set(raised_in.parts)

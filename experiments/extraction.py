@@ -68,6 +68,7 @@ def list_unreadable(path: Path, benchmark: Benchmark, stored: dict[str, StoredSe
         for name, each in stored.items()
         for row, reason in each.errors.items()
     ]
+    path.unlink(missing_ok=True)
     if not lines:
         return
     with path.open("w", newline="", encoding="utf-8") as file:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import textwrap
 import warnings
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ from typing import Any
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.loggers import TensorBoardLogger
+from torch.utils.tensorboard.summary import hparams
 
 from callbacks.figures import Figures
 from callbacks.ood_evaluation import OODEvaluation
@@ -23,6 +25,7 @@ from configs.schema import Config
 from datamodules.benchmark import Benchmark, load_benchmark
 from datamodules.feature_data import FeatureData
 from experiments.extraction import load_features
+from experiments.run_folder import started
 
 LAST = "last.ckpt"
 
@@ -36,15 +39,17 @@ def run(config: Config, folder: Path, checkpoint: Path | None = None) -> dict[st
 
     With `checkpoint`, the head is taken from that file instead of being trained.
     """
+    with started(folder, dump(config)):
+        return _run(config, folder, checkpoint)
+
+
+def _run(config: Config, folder: Path, checkpoint: Path | None) -> dict[str, Any]:
     benchmark = load_benchmark(config)
     check_method(config, benchmark)
     evaluation = OODEvaluation(config.detectors, config.evaluation.resamples, config.seed)
     trainer = make_trainer(config, folder, evaluation)
-    if trainer.is_global_zero:
-        (folder / "config.yaml").write_text(dump(config), encoding="utf-8")
     features, text = load_features(config, benchmark, trainer, folder)
-    while_training = config.evaluation.every_n_epochs > 0
-    data = FeatureData(benchmark, features, config.evaluation.batch_size, while_training)
+    data = FeatureData(benchmark, features, config.evaluation.batch_size)
     module = make_module(config, benchmark, data, text)
     if config.method.name != "zero_shot" and checkpoint is None:
         last = folder / "checkpoints" / LAST
@@ -99,6 +104,7 @@ def make_trainer(config: Config, folder: Path, evaluation: OODEvaluation) -> Tra
         "use_distributed_sampler": False,
         "num_sanity_val_steps": 0,
         "check_val_every_n_epoch": every or 1,
+        "limit_val_batches": 1.0 if every else 0,
         "enable_model_summary": False,
         "log_every_n_steps": 1,
     }
@@ -126,19 +132,23 @@ def make_module(
 
 def encoder_name(config: Config) -> str:
     """The encoder as the table names it."""
+    if config.backbone.label is not None:
+        return config.backbone.label
     weights = config.backbone.pretrained or ("" if ":" in config.backbone.model else "random weights")
     return " ".join(part for part in (config.backbone.model, weights) if part)
 
 
 def log_hyperparameters(trainer: Trainer, config: Config, results: dict[str, Any]) -> None:
-    """A line of TensorBoard's hparams page: what the run was, with its mean AUROCs."""
+    """TensorBoard: the config as text, and a line of the hparams page with the mean AUROCs."""
     settings = {"method": config.method.name, "encoder": encoder_name(config), "seed": config.seed}
     settings |= config.method.settings.model_dump(exclude_none=True)
     means = {
-        f"hp/{r['detector']}/auroc": r["auroc"]
-        for r in results["rows"]
-        if (r["ood"], r["setting"]) == ("mean", "standard")
+        f"ood/mean/{row['detector']}/auroc": row["auroc"]
+        for row in results["rows"]
+        if (row["ood"], row["setting"]) == ("mean", "standard")
     }
-    trainer.logger.log_hyperparams(settings, means)
-    trainer.logger.save()
+    board = trainer.logger.experiment
+    board.add_text("config", textwrap.indent(dump(config), "    "))
+    for summary in hparams(settings, means):  # the means are logged already; this names them as the run's metrics
+        board.file_writer.add_summary(summary)
     trainer.logger.finalize("success")

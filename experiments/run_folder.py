@@ -4,30 +4,33 @@ from __future__ import annotations
 
 import os
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from configs.loading import ConfigError
 
+CONFIG = "config.yaml"  # there: a run was started
 FINISHED = "results.json"
 
 
 def choose_folder(root: Path, name: str, resume: bool = False, overwrite: bool = False) -> Path:
     """The folder `root/name` for a run, or `root/name-2` … where a finished run has that name already.
 
-    Raises: ConfigError for an unfinished run, unless it is to be resumed or overwritten, and for `resume` without one.
+    `overwrite` removes what is there, if it is a run. Raises: ConfigError for an unfinished run, unless it is to be
+    resumed or overwritten, and for `resume` without one.
     """
     if not name or Path(name).name != name:
         raise ConfigError(f"name: {name!r} must be a plain folder name, without slashes")
-    folder = root / name
-    if is_follower():
-        return folder  # only the first process writes, and it has chosen already
-    if overwrite and folder.exists():
-        shutil.rmtree(folder)
-    number = 1
-    while (folder / FINISHED).is_file():
+    if overwrite and not is_follower() and (root / name / CONFIG).is_file():
+        shutil.rmtree(root / name)
+    folder, number = root / name, 1
+    while not overwrite and (folder / FINISHED).is_file():
         number += 1
         folder = root / f"{name}-{number}"
-    if folder.exists() and any(folder.iterdir()):
+    if is_follower():
+        return folder  # as the first process chooses, which alone writes
+    if (folder / CONFIG).is_file():
         if not resume:
             raise ConfigError(
                 f"{folder} holds an unfinished run. Add --resume to go on with it, or --overwrite to start anew."
@@ -40,6 +43,21 @@ def choose_folder(root: Path, name: str, resume: bool = False, overwrite: bool =
         )
     folder.mkdir(parents=True, exist_ok=True)
     return folder
+
+
+@contextmanager
+def started(folder: Path, config: str) -> Iterator[None]:
+    """Marks `folder` as a run by its config; unmarks it where bad input ends the run before anything was trained."""
+    if is_follower():
+        yield
+        return
+    (folder / CONFIG).write_text(config, encoding="utf-8")
+    try:
+        yield
+    except (ValueError, FileNotFoundError):
+        if not (folder / "checkpoints").is_dir():
+            (folder / CONFIG).unlink()
+        raise
 
 
 def is_follower() -> bool:
