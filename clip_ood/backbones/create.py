@@ -2,17 +2,45 @@
 
 from __future__ import annotations
 
+import pickle
+import textwrap
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 from clip_ood.backbones.backbone import Backbone
-from clip_ood.backbones.names import BackboneSpec
+from clip_ood.backbones.downloads import announce
+from clip_ood.backbones.names import BackboneSpec, check_model
 
 
 def create_backbone(spec: BackboneSpec) -> Backbone:
     """The encoder that `spec` names, weights loaded, frozen, on the CPU (on the current default device under
-    `with torch.device(...)`)."""
-    if spec.library == "timm":
-        from clip_ood.backbones.timm_backbone import TimmBackbone
+    `with torch.device(...)`). Checkpoints are read as tensors only: pickled code in them is never run.
 
-        return TimmBackbone(spec)
-    from clip_ood.backbones.open_clip_backbone import OpenClipBackbone
+    Raises: ValueError for unknown names, and for weights that cannot be read or are not this architecture's.
+    """
+    check_model(spec)
+    announce(spec)
+    with _naming(spec):
+        if spec.library == "timm":
+            from clip_ood.backbones.timm_backbone import TimmBackbone
 
-    return OpenClipBackbone(spec)
+            return TimmBackbone(spec)
+        from clip_ood.backbones.open_clip_backbone import OpenClipBackbone
+
+        return OpenClipBackbone(spec)
+
+
+@contextmanager
+def _naming(spec: BackboneSpec) -> Iterator[None]:
+    """Says which encoder and weights it was about when a library fails to load them."""
+    try:
+        yield
+    except Exception as error:  # readers of damaged or foreign files raise anything
+        weights = f" with the weights {spec.pretrained}" if spec.pretrained else ""
+        reason = textwrap.shorten(str(error), 400)
+        if isinstance(error, pickle.UnpicklingError) or isinstance(error.__cause__, pickle.UnpicklingError):
+            reason = (
+                "the file is damaged or holds pickled objects beside tensors, which are never run. Save the model's "
+                "state dict by itself, best as .safetensors"
+            )
+        raise ValueError(f"The encoder {spec.model}{weights} cannot be loaded: {reason}") from error

@@ -10,6 +10,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Protocol
 
+LIBRARIES = ("open_clip", "timm")
 SCHEMES = ("hf-hub:", "local-dir:")
 
 
@@ -26,37 +27,58 @@ class BackboneSpec(Protocol):
 
 def check_model(spec: BackboneSpec) -> None:
     """Raises ValueError for a model, tag, folder or file that is not there, naming the nearest valid ones."""
+    if spec.library not in LIBRARIES:
+        raise ValueError(f"There is no encoder library {spec.library!r}: use {' or '.join(LIBRARIES)}.")
     if spec.library == "timm":
         _check_timm(spec)
-    elif spec.model.startswith("local-dir:"):
-        folder = Path(spec.model.removeprefix("local-dir:"))
-        if not (folder / "open_clip_config.json").is_file():
-            raise ValueError(f"Backbone {spec.model}: {folder} holds no open_clip_config.json.{_demo_hint(folder)}")
-    elif not spec.model.startswith("hf-hub:"):
+    elif spec.model.startswith(SCHEMES):
+        _check_own(spec)
+    else:
         _check_open_clip(spec)
-    if spec.model.startswith(SCHEMES) and spec.pretrained:
-        raise ValueError(
-            f"Backbone {spec.model} brings its own weights: leave `pretrained` out (got {spec.pretrained!r})"
-        )
+
+
+def _check_own(spec: BackboneSpec) -> None:
+    for key in ("pretrained", "preprocess"):
+        if value := getattr(spec, key):
+            raise ValueError(
+                f"Backbone {spec.model} brings its own weights and preprocessing: leave `{key}` out (got {value!r})"
+            )
+    folder = Path(spec.model.removeprefix("local-dir:"))
+    if spec.model.startswith("local-dir:") and not (folder / "open_clip_config.json").is_file():
+        raise ValueError(f"Backbone {spec.model}: {folder} holds no open_clip_config.json.{_demo_hint(folder)}")
 
 
 def _check_open_clip(spec: BackboneSpec) -> None:
     if spec.model not in open_clip_models():
         raise ValueError(f"open_clip has no model {spec.model!r}.{_nearest(spec.model, open_clip_models())}")
     tags = open_clip_tags().get(spec.model.removesuffix("-quickgelu"), frozenset())
-    if spec.pretrained and _clean(spec.pretrained) not in tags:
-        if not Path(spec.pretrained).is_file():
-            near = _nearest(spec.pretrained, tags)
-            known = f" Known: {', '.join(sorted(tags))}." if tags else ""
-            raise ValueError(f"{spec.model} has no pretrained tag or checkpoint file {spec.pretrained!r}.{near}{known}")
-        if not spec.preprocess:
+    if spec.pretrained and _clean(spec.pretrained) in tags:
+        if spec.preprocess:
             raise ValueError(
-                f"The checkpoint {spec.pretrained} does not say how its images were prepared: set backbone.preprocess "
-                f"to the pretrained tag whose mean, std and activation it was trained with, for instance "
-                f"{next(iter(sorted(tags)), 'openai')}."
+                f"The pretrained tag {spec.pretrained} says how its images were prepared: leave `preprocess` out "
+                f"(got {spec.preprocess!r})"
             )
+    elif spec.pretrained:
+        _check_file(spec, tags)
     if spec.preprocess and _clean(spec.preprocess) not in tags:
         raise ValueError(f"{spec.model} has no pretrained tag {spec.preprocess!r}.{_nearest(spec.preprocess, tags)}")
+
+
+def _check_file(spec: BackboneSpec, tags: frozenset[str]) -> None:
+    if not Path(spec.pretrained).is_file():
+        near = _nearest(spec.pretrained, tags)
+        known = f" Known: {', '.join(sorted(tags))}." if tags else ""
+        raise ValueError(f"{spec.model} has no pretrained tag or checkpoint file {spec.pretrained!r}.{near}{known}")
+    if not tags:
+        raise ValueError(
+            f"The checkpoint {spec.pretrained} does not say how its images were prepared, and {spec.model} has no "
+            "pretrained tags to name: put it in a folder with an open_clip_config.json and use model local-dir:FOLDER."
+        )
+    if not spec.preprocess:
+        raise ValueError(
+            f"The checkpoint {spec.pretrained} does not say how its images were prepared: set backbone.preprocess to "
+            f"the pretrained tag whose mean, std and activation it was trained with, for instance {min(tags)}."
+        )
 
 
 def _check_timm(spec: BackboneSpec) -> None:
@@ -64,9 +86,12 @@ def _check_timm(spec: BackboneSpec) -> None:
     models = timm_models()
     if architecture not in models:
         raise ValueError(f"timm has no model {spec.model!r}.{_nearest(architecture, models)}")
-    if tag and tag not in models[architecture]:
-        known = f" Known: {', '.join(sorted(models[architecture]))}."
-        raise ValueError(f"timm's {architecture} has no weights {tag!r}.{_nearest(tag, models[architecture])}{known}")
+    known = models[architecture]
+    if tag and known and tag not in known:  # of a few models timm makes up the tags when it is imported
+        listed = f" Known: {', '.join(sorted(known))}."
+        raise ValueError(f"timm's {architecture} has no weights {tag!r}.{_nearest(tag, known)}{listed}")
+    if spec.preprocess:
+        raise ValueError(f"timm models know their preprocessing: leave `preprocess` out (got {spec.preprocess!r})")
     if spec.pretrained not in (None, "default") and not Path(spec.pretrained).is_file():
         raise ValueError(
             f"timm: `pretrained` is `default`, null or a checkpoint file; there is no file {spec.pretrained!r}"

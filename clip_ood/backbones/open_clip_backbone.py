@@ -6,6 +6,8 @@ projection turns g into h. Where there is no projection of its own (RN50's atten
 
 from __future__ import annotations
 
+from typing import Any
+
 import open_clip
 import torch
 from open_clip.model import TimmModel
@@ -14,7 +16,7 @@ from open_clip.transform import PreprocessCfg, image_transform_v2
 from torch import Tensor, nn
 
 from clip_ood.backbones.backbone import Backbone, unit
-from clip_ood.backbones.names import BackboneSpec
+from clip_ood.backbones.names import SCHEMES, BackboneSpec
 
 
 class OpenClipBackbone(Backbone):
@@ -32,6 +34,8 @@ class OpenClipBackbone(Backbone):
             model = open_clip.create_model(
                 spec.model,
                 pretrained=spec.pretrained,
+                require_pretrained=spec.pretrained is not None or spec.model.startswith("hf-hub:"),
+                device=torch.get_default_device(),
                 force_quick_gelu=uses_quick_gelu(spec),
                 force_preprocess_cfg=_preprocessing(spec),
                 pretrained_text=False,
@@ -93,13 +97,15 @@ def _take_from_timm(visual: TimmModel) -> nn.Module:
 
 
 def uses_quick_gelu(spec: BackboneSpec) -> bool:
-    """Whether the weights that `spec` names were trained with QuickGELU.
+    """Whether QuickGELU is to be forced: the weights that `spec` names were trained with it.
 
     Raises: ValueError for a -quickgelu architecture with weights that were not.
     """
-    tag = _tag(spec)
+    if spec.model.startswith(SCHEMES):
+        return False  # the folder's or repository's own config says it
+    tag = training_tag(spec)
     trained_with = bool(tag.get("quick_gelu")) if tag else spec.model.endswith("-quickgelu")
-    if tag and spec.model.endswith("-quickgelu") and not trained_with:
+    if spec.model.endswith("-quickgelu") and not trained_with:
         plain = spec.model.removesuffix("-quickgelu")
         raise ValueError(
             f"{spec.preprocess or spec.pretrained} was trained with GELU, not QuickGELU: use model {plain}"
@@ -107,18 +113,17 @@ def uses_quick_gelu(spec: BackboneSpec) -> bool:
     return trained_with
 
 
-def _preprocessing(spec: BackboneSpec) -> dict | None:
+def training_tag(spec: BackboneSpec) -> dict[str, Any]:
+    """What open_clip knows of the pretrained tag that `spec` names: mean, std, resizing, activation; {} without a tag."""
+    name = spec.preprocess or spec.pretrained
+    if name is None or spec.model.startswith(SCHEMES):
+        return {}
+    return get_pretrained_cfg(spec.model, name) or get_pretrained_cfg(spec.model.removesuffix("-quickgelu"), name)
+
+
+def _preprocessing(spec: BackboneSpec) -> dict[str, Any] | None:
     """mean, std, interpolation and resizing of a checkpoint file's stated tag; None where open_clip knows them."""
     if not spec.preprocess:
         return None
-    tag = _tag(spec)
+    tag = training_tag(spec)
     return {key: tag[key] for key in ("mean", "std", "interpolation", "resize_mode") if key in tag}
-
-
-def _tag(spec: BackboneSpec) -> dict | None:
-    name = spec.preprocess or spec.pretrained
-    if name is None or spec.model.startswith(("hf-hub:", "local-dir:")):
-        return None
-    return (
-        get_pretrained_cfg(spec.model, name) or get_pretrained_cfg(spec.model.removesuffix("-quickgelu"), name) or None
-    )

@@ -34,7 +34,7 @@ class TimmBackbone(Backbone):
         weights = load_state_dict(file, weights_only=True)
         missing, unexpected = self.model.load_state_dict(weights, strict=False)
         classifier = self.model.pretrained_cfg.get("classifier") or ()
-        heads = (classifier,) if isinstance(classifier, str) else tuple(classifier)
-        strange = [name for name in unexpected if not name.startswith(tuple(f"{head}." for head in heads) or ("\0",))]
+        heads = [classifier] if isinstance(classifier, str) else classifier
+        strange = [name for name in unexpected if name.rpartition(".")[0] not in heads]
         if missing or strange:
-            raise ValueError(f"{file} is not of this model: {len(missing)} weights missing, unknown {strange[:3]}")
+            raise ValueError(f"its weights are not this model's: {len(missing)} are missing, unknown are {strange[:3]}")

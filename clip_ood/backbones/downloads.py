@@ -1,0 +1,116 @@
+"""Weights from the net: where they lie, which revision they are, and one line before they are downloaded."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+from clip_ood.backbones.names import BackboneSpec
+
+OPEN_CLIP_FILES = ("open_clip_model.safetensors", "open_clip_pytorch_model.bin")
+TIMM_FILES = ("model.safetensors", "pytorch_model.bin")
+RANKS = ("RANK", "LOCAL_RANK", "NODE_RANK", "GROUP_RANK", "SLURM_PROCID")
+
+
+@dataclass(frozen=True)
+class Remote:
+    """Weights in a repository of the Hugging Face hub (the first of `files` that is there), or at a URL.
+
+    cache is the folder that the library downloads them to.
+    """
+
+    cache: Path
+    repository: str = ""
+    files: tuple[str, ...] = ()
+    url: str = ""
+
+    def cached(self) -> Path | None:
+        """The downloaded file; None if it is not there yet."""
+        if self.url:
+            file = self.cache / self.url.rpartition("/")[2]
+            return file if file.is_file() else None
+        from huggingface_hub import try_to_load_from_cache
+
+        found = (try_to_load_from_cache(self.repository, file, cache_dir=self.cache) for file in self.files)
+        return next((Path(path) for path in found if isinstance(path, str)), None)
+
+    def revision(self) -> str:
+        """`repository@commit`: of the copy in the cache if there is one, else of the hub's newest; a URL as it is.
+
+        Raises: ConnectionError without a cached copy where the hub does not give one.
+        """
+        if self.url:
+            return self.url  # OpenAI's and open_clip's addresses hold the hash
+        if cached := self.cached():
+            return f"{self.repository}@{cached.parent.name}"
+        from huggingface_hub import HfApi
+
+        try:
+            return f"{self.repository}@{HfApi().model_info(self.repository).sha}"
+        except Exception as error:  # what the client raises depends on its version
+            raise ConnectionError(
+                f"The weights {self.repository} are not in the local cache and the Hugging Face hub does not give them "
+                f"({type(error).__name__}). With network they are downloaded to {self.cache}; without it, name a "
+                "checkpoint file as backbone.pretrained, or try --backbone=backbones/demo.yaml, which needs no download."
+            ) from error
+
+    def size(self) -> str:
+        """How large the download is, if the hub says so within seconds."""
+        from huggingface_hub import get_hf_file_metadata, hf_hub_url
+
+        for file in self.files:
+            try:
+                return f"{get_hf_file_metadata(hf_hub_url(self.repository, file), timeout=5).size / 1e9:.1f} GB"
+            except Exception:  # no such file, or no answer: only the line to print depends on it
+                continue
+        return "size not known"
+
+
+def remote_weights(spec: BackboneSpec) -> Remote | None:
+    """Where the weights of `spec` come from; None for files, folders and random weights.
+
+    Raises: ValueError for a timm model without published weights.
+    """
+    from huggingface_hub import constants
+
+    hub = Path(constants.HF_HUB_CACHE)
+    if spec.library == "timm":
+        return _timm_default(spec.model, hub) if spec.pretrained == "default" else None
+    if spec.model.startswith("hf-hub:"):
+        return Remote(hub, spec.model.removeprefix("hf-hub:"), OPEN_CLIP_FILES)
+    from open_clip.pretrained import get_pretrained_cfg
+
+    tag = get_pretrained_cfg(spec.model, spec.pretrained or "")
+    if not tag:
+        return None
+    if not tag.get("hf_hub"):
+        return Remote(Path("~/.cache/clip").expanduser(), url=tag["url"])
+    repository, _, file = tag["hf_hub"].rpartition("/")
+    return Remote(hub, repository, (f"{file.rpartition('.')[0]}.safetensors", file) if file else OPEN_CLIP_FILES)
+
+
+def _timm_default(model: str, hub: Path) -> Remote:
+    import torch
+    from timm.models import get_pretrained_cfg
+
+    config = get_pretrained_cfg(model)
+    if config and config.hf_hub_id:
+        return Remote(hub, config.hf_hub_id, TIMM_FILES)
+    if config and config.url:
+        return Remote(Path(torch.hub.get_dir(), "checkpoints"), url=config.url)
+    raise ValueError(f"timm has no published weights of {model}: set backbone.pretrained to a checkpoint file or null")
+
+
+def announce(spec: BackboneSpec) -> None:
+    """Prints, on the first process, what is about to be downloaded: how large, from where, into which folder.
+
+    Raises: ConnectionError where the hub does not give it.
+    """
+    remote = remote_weights(spec)
+    if remote is None or remote.cached() or any(os.environ.get(rank, "0") != "0" for rank in RANKS):
+        return
+    remote.revision()  # raises
+    weights = "" if spec.pretrained in (None, "default") else f" {spec.pretrained}"
+    source = remote.url or f"https://huggingface.co/{remote.repository}"
+    print(f"Downloading {spec.model}{weights} ({remote.size()}) from {source} to {remote.cache}", flush=True)
