@@ -47,11 +47,12 @@ def _run(config: Config, folder: Path, checkpoint: Path | None) -> dict[str, Any
     benchmark = load_benchmark(config)
     check_method(config, benchmark)
     evaluation = OODEvaluation(config.detectors, config.evaluation.resamples, config.seed)
-    trainer = make_trainer(config, folder, evaluation)
+    trains = config.method.name != "zero_shot" and checkpoint is None
+    trainer = make_trainer(config, folder, evaluation, trains)
     features, text = load_features(config, benchmark, trainer, folder)
     data = FeatureData(benchmark, features, config.evaluation.batch_size)
     module = make_module(config, benchmark, data, text)
-    if config.method.name != "zero_shot" and checkpoint is None:
+    if trains:
         last = folder / "checkpoints" / LAST
         trainer.fit(module, datamodule=data, ckpt_path=last if last.is_file() else None, weights_only=True)
     trainer.test(module, datamodule=data, ckpt_path=checkpoint, weights_only=True, verbose=False)
@@ -91,15 +92,16 @@ def check_method(config: Config, benchmark: Benchmark) -> None:
         )
 
 
-def make_trainer(config: Config, folder: Path, evaluation: OODEvaluation) -> Trainer:
-    """The one Trainer that extracts, trains and evaluates."""
+def make_trainer(config: Config, folder: Path, evaluation: OODEvaluation, trains: bool) -> Trainer:
+    """The one Trainer that extracts, trains (then it keeps the last step) and evaluates."""
     every = config.evaluation.every_n_epochs
     figures = [Figures(evaluation)] if config.evaluation.figures else []
-    checkpoints = ModelCheckpoint(folder / "checkpoints", save_last=True, save_top_k=0, save_on_train_epoch_end=True)
+    last = ModelCheckpoint(folder / "checkpoints", save_last=True, save_top_k=0, save_on_train_epoch_end=True)
     logger = TensorBoardLogger(folder.parent, name=folder.name, version="", default_hp_metric=False)
     ours = {
         "max_epochs": getattr(config.method.settings, "epochs", 1),
-        "callbacks": [checkpoints, evaluation, *figures],
+        "callbacks": [*([last] if trains else []), evaluation, *figures],
+        "enable_checkpointing": trains,
         "logger": logger,
         "use_distributed_sampler": False,
         "num_sanity_val_steps": 0,
