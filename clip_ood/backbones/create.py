@@ -8,8 +8,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from clip_ood.backbones.backbone import Backbone
-from clip_ood.backbones.downloads import announce
 from clip_ood.backbones.names import BackboneSpec, check_model
+from clip_ood.backbones.weights import announce
 
 
 def create_backbone(spec: BackboneSpec) -> Backbone:

@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
-from clip_ood.backbones.downloads import remote_weights
 from clip_ood.backbones.names import BackboneSpec
+from clip_ood.backbones.weights import local_weights, remote_weights
 
 TEXT_FILES = ("config.json", "tokenizer*", "special_tokens_map.json", "vocab*", "merges.txt", "*.model")
 
@@ -19,8 +19,7 @@ def fingerprint(spec: BackboneSpec, hashes: Path) -> dict[str, Any]:
     """Architecture, weights, preprocessing and precision of an encoder: equal fingerprints, equal features.
 
     weights is a hub revision, the SHA-256 of a local file (remembered in the JSON file `hashes` by path, size and
-    mtime), or the seed of random weights. A `text` entry stands for the
-    configuration and tokenizer of a local folder's text tower.
+    mtime), or the seed of random weights. `text` stands for the text tower's configuration and tokenizer in a folder.
     """
     describe = _timm if spec.library == "timm" else _open_clip
     return {"library": spec.library, "model": spec.model, "precision": spec.precision, **describe(spec, hashes)}
@@ -51,15 +50,12 @@ def _open_clip(spec: BackboneSpec, hashes: Path) -> dict[str, Any]:
 
 def _folder(folder: Path, spec: BackboneSpec, hashes: Path) -> dict[str, Any]:
     """The folder may move: its files are what counts."""
-    from open_clip.factory import _find_checkpoint_in_dir
-
     config = json.loads((folder / "open_clip_config.json").read_text(encoding="utf-8"))
-    checkpoint = _find_checkpoint_in_dir(folder)
     text_files = sorted({path for pattern in TEXT_FILES for path in folder.glob(pattern)})
     return {
         "model": "local-dir",
         "architecture": digest(_without_paths(config)),
-        "weights": file_hash(Path(checkpoint), hashes) if checkpoint else f"random:{spec.random_seed}",
+        "weights": _weights(spec, hashes),
         "text": digest({path.name: file_hash(path, hashes) for path in text_files}),
     }
 
@@ -76,7 +72,8 @@ def _timm(spec: BackboneSpec, hashes: Path) -> dict[str, Any]:
 def _weights(spec: BackboneSpec, hashes: Path) -> str:
     if remote := remote_weights(spec):
         return remote.revision()
-    return file_hash(Path(spec.pretrained), hashes) if spec.pretrained else f"random:{spec.random_seed}"
+    file = local_weights(spec)
+    return file_hash(file, hashes) if file else f"random:{spec.random_seed}"
 
 
 def file_hash(path: Path, remembered: Path) -> str:

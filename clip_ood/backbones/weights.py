@@ -1,4 +1,4 @@
-"""Weights from the net: where they lie, which revision they are, and one line before they are downloaded."""
+"""Where weights come from: the net (which revision, and one line before they are downloaded) or a file."""
 
 from __future__ import annotations
 
@@ -103,14 +103,28 @@ def _timm_default(model: str, hub: Path) -> Remote:
 
 
 def announce(spec: BackboneSpec) -> None:
-    """Prints, on the first process, what is about to be downloaded: how large, from where, into which folder.
+    """Prints, on the first process, what is about to be downloaded (how large, from where, into which folder), or that
+    weights are random.
 
     Raises: ConnectionError where the hub does not give it.
     """
-    remote = remote_weights(spec)
-    if remote is None or remote.cached() or any(os.environ.get(rank, "0") != "0" for rank in RANKS):
+    if any(os.environ.get(rank, "0") != "0" for rank in RANKS):
         return
-    remote.revision()  # raises
-    weights = "" if spec.pretrained in (None, "default") else f" {spec.pretrained}"
-    source = remote.url or f"https://huggingface.co/{remote.repository}"
-    print(f"Downloading {spec.model}{weights} ({remote.size()}) from {source} to {remote.cache}", flush=True)
+    if (remote := remote_weights(spec)) is None:
+        if not local_weights(spec):
+            print(f"{spec.model} comes without weights: random ones are drawn from seed {spec.random_seed}", flush=True)
+    elif not remote.cached():
+        remote.revision()  # raises
+        weights = "" if spec.pretrained in (None, "default") else f" {spec.pretrained}"
+        source = remote.url or f"https://huggingface.co/{remote.repository}"
+        print(f"Downloading {spec.model}{weights} ({remote.size()}) from {source} to {remote.cache}", flush=True)
+
+
+def local_weights(spec: BackboneSpec) -> Path | None:
+    """The checkpoint file of `spec`, by itself or in its folder; None for other weights and without any."""
+    if not spec.model.startswith("local-dir:"):
+        return Path(spec.pretrained) if spec.pretrained and remote_weights(spec) is None else None
+    from open_clip.factory import _find_checkpoint_in_dir
+
+    file = _find_checkpoint_in_dir(Path(spec.model.removeprefix("local-dir:")))
+    return Path(file) if file else None
