@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import ExifTags, Image
 
 SUFFIXES = frozenset(
     [
@@ -29,24 +29,55 @@ SUFFIXES = frozenset(
 )
 
 
-def read_image(path: Path) -> Image.Image:
-    """The picture in a file: EXIF rotation applied, transparency laid on white, 16-bit greys scaled to 8.
+TURNS = {  # EXIF orientation -> what puts the picture upright
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
 
-    Raises: OSError, SyntaxError or ValueError for what is not a whole image.
+
+class UnreadableImage(ValueError):
+    """What is not a whole image; the message begins with the decoder's own error."""
+
+
+def read_image(path: Path) -> Image.Image:
+    """The picture in a file, of an animation the first: EXIF rotation applied, transparency laid on white, 16-bit
+    greys scaled to 8.
+
+    Raises: OSError or UnreadableImage for what is not a whole image.
     """
-    with Image.open(path) as file:
-        return to_rgb(ImageOps.exif_transpose(file))
+    try:
+        with Image.open(path) as file:
+            file.load()
+            return to_rgb(_upright(file))
+    except (OSError, UnreadableImage):
+        raise
+    except Exception as error:  # at damaged files decoders raise anything
+        raise UnreadableImage(f"{type(error).__name__}: {error}") from error
+
+
+def _upright(image: Image.Image) -> Image.Image:
+    """The image turned as its EXIF block says; as it is where that block is damaged, as viewers show it."""
+    try:
+        turn = TURNS.get(image.getexif().get(ExifTags.Base.Orientation))
+    except Exception:  # a damaged block raises anything, and the pixels are whole
+        turn = None
+    return image if turn is None else image.transpose(turn)
 
 
 def to_rgb(image: Image.Image) -> Image.Image:
     """An image of any mode as 8-bit RGB.
 
-    Raises: ValueError for floating-point pixels, which have no stated range.
+    Raises: UnreadableImage for floating-point pixels, which have no stated range.
     """
     if image.mode == "RGB" and "transparency" not in image.info:
         return image.copy()
     if image.mode == "F":
-        raise ValueError("floating-point pixels have no stated range")
+        raise UnreadableImage("floating-point pixels have no stated range")
     if image.mode.startswith("I"):  # 16-bit grey, which PIL would clip to 8 bit
         return Image.fromarray((np.asarray(image).clip(0, 65535) // 257).astype(np.uint8)).convert("RGB")
     if image.mode in ("RGBA", "LA", "PA", "La", "RGBa") or "transparency" in image.info:
