@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from errno import EINVAL
 from pathlib import Path
 
 import numpy as np
@@ -48,15 +49,15 @@ def read_image(path: Path) -> Image.Image:
     """The picture in a file, of an animation the first: EXIF rotation applied, transparency laid on white, 16-bit
     greys scaled to 8.
 
-    Raises: OSError or UnreadableImage for what is not a whole image.
+    Raises: UnreadableImage for what is not a whole image, OSError for a file that cannot be had (gone, not permitted).
     """
     try:
-        with Image.open(path) as file:
-            file.load()
-            return to_rgb(_upright(file))
-    except (OSError, UnreadableImage):
-        raise
-    except Exception as error:  # at damaged files decoders raise anything
+        with path.open("rb") as file, Image.open(file) as image:
+            image.load()  # not by name: Pillow would map a TIFF into memory, and scrambles rotated ones
+            return to_rgb(_upright(image))
+    except Exception as error:  # at damaged files decoders raise anything, without errno unless sought beyond the end
+        if isinstance(error, UnreadableImage | MemoryError) or getattr(error, "errno", None) not in (None, EINVAL):
+            raise
         raise UnreadableImage(f"{type(error).__name__}: {error}") from error
 
 
