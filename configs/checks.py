@@ -11,6 +11,7 @@ from clip_ood.detectors.names import read_specs
 from configs.schema import Config, ImageSet
 
 OURS = {
+    "enable_checkpointing": "the last step is kept",
     "max_epochs": "set method.<name>.epochs instead",
     "callbacks": "the run sets its own",
     "logger": "the run logs to TensorBoard in its folder",

@@ -31,7 +31,9 @@ LAST = "last.ckpt"
 
 
 logging.getLogger("lightning.pytorch.utilities.rank_zero").setLevel(logging.WARNING)  # no list of absent devices
-warnings.filterwarnings("ignore", module="lightning.pytorch", message=".*(does not have many workers|LeafSpec).*")
+warnings.filterwarnings(
+    "ignore", module="lightning.pytorch", message=".*(does not have many workers|LeafSpec|callbacks used to create).*"
+)
 
 
 def run(config: Config, folder: Path, checkpoint: Path | None = None) -> dict[str, Any]:

@@ -87,8 +87,11 @@ class Mahalanobis(Detector):
 
 
 class RMD(Mahalanobis):
-    """Relative Mahalanobis distance: −min_c (MD_c − MD_0), with MD_0 to the overall mean and covariance.
+    """Relative Mahalanobis distance: −min_c (MD_c − MD_0), with MD_0 to the overall mean μ and covariance Σ_0.
 
+    With a whitening B Bᵀ = Σ_0⁻¹ and w = Bᵀ(v − μ): MD_c − MD_0 = wᵀ K w − 2⟨v − μ, A m_c⟩ + ‖m_c‖², where
+    K = B⁺ A (B⁺ A)ᵀ − I = U diag(q) Uᵀ has the rank of the class means: the two distances, D columns each, become one
+    product with at most 2 C columns, and large equal terms cancel before any image is seen.
     Parameters, shapes and errors as for `Mahalanobis`. Ren et al., 2021 (arXiv 2106.09022).
     """
 
@@ -96,15 +99,22 @@ class RMD(Mahalanobis):
 
     def __init__(self, reference: Reference | None = None, *, normalize: bool = False) -> None:
         super().__init__(reference, normalize=normalize)
-        self.register_buffer("total", None)
+        for buffer in ("columns", "curvature"):
+            self.register_buffer(buffer, None)
 
     def _fit(self) -> None:
         super()._fit()
-        self.total = self._whitening(self.moments.total(), "overall")
+        total = self._whitening(self.moments.total(), "overall")  # B (D, r)
+        h = (total / total.square().sum(dim=0)).T @ self.within  # B⁺ A
+        q, u = torch.linalg.eigh(h @ h.T - torch.eye(len(h)).to(h))
+        keep = q.abs() > torch.finfo(q.dtype).eps * len(q) * q.abs().max()
+        self.curvature = q[keep]  # (k,)
+        self.columns = torch.cat([total @ u[:, keep], self.within @ self.means.T], dim=1)  # (D, k + C)
 
     def _score(self, rows: Outputs) -> Tensor:
-        background = (self._centred(rows) @ self.total).square().sum(dim=1)  # (n, D) @ (D, r) -> (n,)
-        return background + super()._score(rows)
+        products = self._centred(rows) @ self.columns  # (n, D) @ (D, k + C)
+        w, inner = products.tensor_split([len(self.curvature)], dim=1)
+        return -(w.square() @ self.curvature + (self.norms - 2 * inner).amin(dim=1))
 
 
 class MahalanobisLogits(Mahalanobis):
