@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 import huggingface_hub.constants
@@ -278,6 +279,11 @@ def test_a_bomb_in_a_folder_is_refused(tmp_path):
     assert not (tmp_path / "exploded").exists()
 
 
+def test_a_mistyped_name_is_answered_with_the_nearest():
+    with pytest.raises(ValueError, match="Did you mean ViT-B-16"):
+        encoder("ViT-B-61")
+
+
 @pytest.mark.parametrize("keys", [{"pretrained": "laion2b_s34b_b79k"}, {"preprocess": "datacomp_xl_s13b_b90k"}])
 def test_a_quickgelu_architecture_refuses_weights_trained_with_gelu(keys):
     with pytest.raises(ValueError, match="GELU, not QuickGELU: use model ViT-B-32"):
@@ -341,6 +347,23 @@ def test_timm_features_are_what_the_classifier_sees_and_its_weights_are_left_out
         backbone.encode_text(TEXTS)
 
 
+@pytest.mark.parametrize(
+    "change, message",
+    [
+        (lambda weights: weights.pop("norm.bias"), "1 are missing, unknown are []"),
+        (lambda weights: weights.update(extra=torch.zeros(1)), "0 are missing, unknown are ['extra']"),
+        (lambda weights: weights.update({"norm.bias": torch.zeros(1)}), "size mismatch for norm.bias"),
+    ],
+    ids=["missing", "unknown", "size"],
+)
+def test_a_timm_file_must_fit_exactly(change, message, tmp_path):
+    weights = timm.create_model("test_vit").state_dict()
+    change(weights)
+    save_file(weights, tmp_path / "weights.safetensors")
+    with pytest.raises(ValueError, match=re.escape(message)):
+        encoder("test_vit", "timm", pretrained=str(tmp_path / "weights.safetensors"))
+
+
 # Weights that were downloaded before
 
 
@@ -374,11 +397,14 @@ def test_cached_weights_of_timm_need_no_network(hub):
     assert torch.equal(encoder("test_vit", "timm", pretrained="default").model.norm.bias, model.norm.bias)
 
 
-def test_a_cached_repository_needs_its_weights(hub, towers):
+def test_a_cached_repository_needs_its_weights(hub, towers, monkeypatch):
     model, reference = towers("vit")
     folder = hub("someone/tiny")
     write_folder(folder, TOWERS["vit"][0])
     with pytest.raises(ConnectionError, match="someone/tiny"):
+        encoder("hf-hub:someone/tiny")
+    with monkeypatch.context() as other_process, pytest.raises(ValueError, match=r"someone/tiny.* could not be loaded"):
+        other_process.setenv("LOCAL_RANK", "1")
         encoder("hf-hub:someone/tiny")
     save_file(reference.state_dict(), folder / "open_clip_model.safetensors")
     assert torch.equal(encoder("hf-hub:someone/tiny").projection.matrix, encoder(model).projection.matrix)

@@ -139,6 +139,7 @@ FILE = {"pretrained": "weights.pt", "preprocess": "openai"}
         ({}, {"random_seed": 1}),
         ({}, {"precision": "bf16"}),
         ({}, {"preprocess": "openai"}),
+        ({}, {"preprocess": "laion2b_s34b_b79k"}),
         ({}, FILE),
         (FILE, FILE | {"pretrained": "other.pt"}),
         (FILE, FILE | {"preprocess": "laion2b_s34b_b79k"}),
