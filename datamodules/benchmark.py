@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from configs.checks import check_folders, image_sets
@@ -62,12 +62,13 @@ def load_benchmark(config: Config) -> Benchmark:
     check_folders(config)
     data = config.data
     images = {
-        name: list_images(name, spec, data.root, labelled=name not in data.ood, seed=config.seed)
+        name: list_images(name, spec, data.root, name not in data.ood or spec.per_class is not None, config.seed)
         for name, spec in image_sets(config).items()
     }
     named = _named_classes(config)
-    class_names = named or next(iter(images.values())).class_names
-    images = {name: _with_classes(listed, class_names, own=named is None) for name, listed in images.items()}
+    known = next(iter(images.values())).class_names or named  # as the training folders number them
+    class_names = named or known
+    images = {name: listed if name in data.ood else _numbered(listed, known) for name, listed in images.items()}
     id_parts = _id_parts(config, images)
     train = id_parts["train"]
     _check_names(images[train.images], class_names)
@@ -124,19 +125,23 @@ def _named_classes(config: Config) -> tuple[str, ...] | None:
         path = config.data.root / names
         if not path.is_file():
             raise ConfigError(f"data.id.class_names: there is no file {path}")
-        return tuple(line.strip() for line in path.read_text(encoding="utf-8").splitlines() if line.strip())
+        return tuple(line.strip() for line in path.read_text(encoding="utf-8-sig").splitlines() if line.strip())
     return None if names is None else tuple(names)
 
 
-def _with_classes(images: ImageList, class_names: tuple[str, ...] | None, own: bool) -> ImageList:
-    """Labels that count through `class_names`: a test folder may lack a class, never bring a new one."""
-    if not own or images.class_names is None or images.class_names == class_names:
-        return images
-    if unknown := [name for name in images.class_names if name not in (class_names or ())]:
-        raise ConfigError(f"Image set {images.name}: class {unknown[0]!r} is not among the training classes")
-    number = [class_names.index(name) for name in images.class_names]
-    labels = tuple(number[label] for label in images.labels)
-    return ImageList(images.name, images.root, images.names, labels, class_names, images.pixels)
+def _numbered(images: ImageList, known: tuple[str, ...] | None) -> ImageList:
+    """Labels that count through `known`, the training classes: another set may lack a class, never bring a new one."""
+    own = images.class_names
+    if own is not None and own != known:
+        if unknown := [name for name in own if name not in (known or ())]:
+            raise ConfigError(f"Image set {images.name}: class {unknown[0]!r} is not among the training classes")
+        labels = tuple(known.index(own[label]) for label in images.labels)
+        return replace(images, labels=labels, class_names=known)
+    if known is not None and images.labels is not None and max(images.labels) >= len(known):
+        raise ConfigError(
+            f"Image set {images.name}: label {max(images.labels)} is not among the {len(known)} classes (0 …)"
+        )
+    return images
 
 
 def _check_names(train: ImageList, class_names: tuple[str, ...] | None) -> None:

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Sequence
-from dataclasses import dataclass
+import re
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from PIL import Image
@@ -43,20 +45,23 @@ class ImageList:
     def files(self) -> list[tuple]:
         if self.pixels is not None:
             return [(name,) for name in self.names]
-        return [(name, *_size_and_time(self.root / name)) for name in self.names]
+        try:
+            return [(name, *_size_and_time(self.root / name)) for name in self.names]
+        except OSError as error:
+            raise ConfigError(f"Image set {self.name}: there is no {error.filename} ({error.strerror})") from error
 
     def subset(self, keep: Sequence[int]) -> ImageList:
         """The images at the positions `keep`, in that order."""
         labels = None if self.labels is None else tuple(self.labels[i] for i in keep)
         pixels = None if self.pixels is None else self.pixels[list(keep)]
-        names = tuple(self.names[i] for i in keep)
-        return ImageList(self.name, self.root, names, labels, self.class_names, pixels)
+        return replace(self, names=tuple(self.names[i] for i in keep), labels=labels, pixels=pixels)
 
 
 def list_images(name: str, spec: ImageSet, root: Path, labelled: bool, seed: int) -> ImageList:
     """The images of a set; with `labelled`, class folders and list labels become labels.
 
-    Raises: ConfigError for an empty set, an empty class folder, or images beside class folders.
+    Raises: ConfigError for an empty set, an empty class folder, images beside class folders, a folder that cannot be
+    read, and wrong lines of a list.
     """
     if spec.torchvision is not None:
         images = _cifar(name, spec, root)
@@ -69,7 +74,9 @@ def list_images(name: str, spec: ImageSet, root: Path, labelled: bool, seed: int
         raise ConfigError(f"Image set {name}: {where} holds no images (looked for {', '.join(sorted(SUFFIXES))})")
     if spec.per_class is not None:
         if images.labels is None:
-            raise ConfigError(f"Image set {name}: per_class needs classes, and {root / spec.folder} is a flat folder")
+            raise ConfigError(
+                f"Image set {name}: per_class needs classes, and {root / (spec.folder or spec.list)} has none"
+            )
         images = images.subset(balanced(images, spec.per_class, seed))
     return images
 
@@ -92,7 +99,10 @@ def lot(seed: int, name: str) -> bytes:
 
 
 def _from_folder(name: str, folder: Path, labelled: bool) -> ImageList:
-    names = tuple(_walk(folder))
+    files = sorted(_walk(name, folder))
+    names = tuple(file for file in files if Path(file).suffix.lower() in SUFFIXES)
+    if len(names) < len(files):
+        _say_passed_over(name, sorted(set(files).difference(names)))
     if not labelled:
         return ImageList(name, folder, names)
     classes = sorted(entry.name for entry in folder.iterdir() if entry.is_dir() and not entry.name.startswith("."))
@@ -111,28 +121,45 @@ def _from_folder(name: str, folder: Path, labelled: bool) -> ImageList:
     return ImageList(name, folder, names, tuple(number[top] for top in first), readable)
 
 
-def _walk(folder: Path) -> list[str]:
-    found = []
-    for parent, folders, files in os.walk(folder, followlinks=True):
-        folders[:] = sorted(entry for entry in folders if not entry.startswith("."))
-        inside = Path(parent).relative_to(folder)
-        images = (file for file in files if Path(file).suffix.lower() in SUFFIXES and not file.startswith("."))
-        found += [(inside / file).as_posix() for file in images]
-    return sorted(found)
+def _walk(name: str, folder: Path, inside: str = "", above: frozenset[str] = frozenset()) -> Iterator[str]:
+    """Relative paths of the files in a folder and in those below, links followed, hidden ones left out."""
+    here = os.path.realpath(folder)
+    if here in above:
+        raise ConfigError(f"Image set {name}: the link {folder} leads back to {here}, which it lies in. Remove it.")
+    try:
+        entries = [entry for entry in os.scandir(folder) if not entry.name.startswith(".")]
+    except OSError as error:
+        raise ConfigError(f"Image set {name}: the folder {folder} cannot be read ({error.strerror})") from error
+    for entry in entries:
+        if entry.is_dir():
+            yield from _walk(name, Path(entry.path), f"{inside}{entry.name}/", above | {here})
+        else:
+            yield inside + entry.name
+
+
+def _say_passed_over(name: str, files: list[str]) -> None:
+    from lightning.pytorch.utilities import rank_zero_only
+
+    are = "files are" if len(files) > 1 else "file is"
+    rank_zero_only(print)(
+        f"Image set {name}: {len(files)} {are} passed over for want of an image extension ({files[0]})"
+    )
 
 
 def _from_list(name: str, path: Path, root: Path) -> ImageList:
     names, labels = [], []
-    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
+    for number, line in enumerate(path.read_text(encoding="utf-8-sig").splitlines(), start=1):
         if not line.strip():
             continue
-        image, _, label = line.strip().rpartition(" ")
-        if not image or not label.lstrip("-").isdigit():
+        found = re.fullmatch(r"\s*(\S.*?)\s+(-?\d+)\s*", line)
+        if found is None:
             raise ConfigError(f'Image set {name}: {path}, line {number}: expected "relative/path label", got {line!r}')
-        names.append(image)
-        labels.append(max(int(label), -1))
+        names.append(found[1])
+        labels.append(max(int(found[2]), -1))
     if missing := next((image for image in names if not (root / image).is_file()), None):
         raise ConfigError(f"Image set {name}: {path} lists {missing}, which is not under {root} (key images_root)")
+    if twice := next((image for image, count in Counter(names).items() if count > 1), None):
+        raise ConfigError(f"Image set {name}: {path} lists {twice} more than once")
     return ImageList(name, root, tuple(names), tuple(labels) if any(label >= 0 for label in labels) else None)
 
 
