@@ -11,7 +11,7 @@ from pathlib import Path
 from configs.checks import check_folders
 from configs.loading import ConfigError, dump, load_config
 from experiments.command_line import guarded, parse
-from experiments.run_folder import choose_folder
+from experiments.run_folder import check_heads, choose_folder
 
 
 def add_options(parser) -> None:
@@ -22,27 +22,23 @@ def main(argv: list[str] | None = None) -> None:
     arguments, overrides = parse(argv, __doc__.splitlines()[0], add_options)
     if (arguments.config is None) == (arguments.run is None):
         raise ConfigError("Evaluate what? Either --config zero_shot_demo.yaml, or --run runs/demo; or --help")
-    checkpoint = None
     if arguments.run is not None:
         if not (arguments.run / "config.yaml").is_file():
             raise ConfigError(f"{arguments.run} is no run: it holds no config.yaml")
         overrides = [f"--name={arguments.run.name}-eval", *overrides]
-        checkpoint = arguments.run / "checkpoints" / "last.ckpt"
     config = load_config(arguments.config or str(arguments.run / "config.yaml"), overrides)
     if arguments.print_config:
         print(dump(config), end="")
         return
-    if config.method.name == "zero_shot":
-        checkpoint = None
-    elif checkpoint is None:
+    if arguments.run is None and config.method.name != "zero_shot":
         raise ConfigError(f"method.{config.method.name} is trained: python train.py --config {arguments.config}")
-    elif not checkpoint.is_file():
-        raise ConfigError(f"{arguments.run} holds no trained head ({checkpoint})")
+    if arguments.run is not None and config.method.name != "zero_shot":
+        check_heads(arguments.run, config)
     check_folders(config)
     folder = choose_folder(config.runs_root, config.name, arguments.resume, arguments.overwrite)
-    from experiments.run import run
+    from experiments.seeds import conduct
 
-    run(config, folder, checkpoint)
+    conduct(config, folder, arguments.run)
 
 
 if __name__ == "__main__":

@@ -22,9 +22,9 @@ def main(argv: list[str] | None = None) -> None:
         return
     check_folders(config)
     folder = choose_folder(config.runs_root, config.name, arguments.resume, arguments.overwrite)
-    from experiments.run import run  # torch and Lightning, only now that the config is known to be right
+    from experiments.seeds import conduct  # torch and Lightning, only now that the config is known to be right
 
-    run(config, folder)
+    conduct(config, folder)
 
 
 if __name__ == "__main__":

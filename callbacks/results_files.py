@@ -24,7 +24,8 @@ def write_results(folder: Path, results: Results, about: dict[str, Any], benchma
 
     `about`: run, method, encoder, seeds, bank, pseudo_labels.
     """
-    write_csv(folder / "results.csv", results.rows)
+    rows = [_json_row(row) for row in results.rows]
+    write_table(folder / "results.csv", rows)
     write_scores(folder / "scores.parquet", results, benchmark)
     content = {
         **about,
@@ -32,21 +33,25 @@ def write_results(folder: Path, results: Results, about: dict[str, Any], benchma
         "knn_accuracy": results.knn_accuracy,
         "omitted": [asdict(omitted) for omitted in results.omitted],
         "notes": [{"detector": name, "note": note} for name, notes in results.notes.items() for note in notes],
-        "rows": [_json_row(row) for row in results.rows],
+        "rows": rows,
     }
-    temporary = folder / "results.json.tmp"
+    write_json(folder / "results.json", content)
+
+
+def write_json(path: Path, content: dict[str, Any]) -> None:
+    """Whole or not at all."""
+    temporary = path.with_name(path.name + ".tmp")
     temporary.write_text(json.dumps(content, indent=1, ensure_ascii=False), encoding="utf-8")
-    temporary.replace(folder / "results.json")
+    temporary.replace(path)
 
 
-def write_csv(path: Path, rows: list[Row]) -> None:
-    """The rows in percent with 2 decimals."""
+def write_table(path: Path, rows: list[dict[str, Any]]) -> None:
+    """The rows of results.json as CSV, metrics in percent with 2 decimals."""
     with path.open("w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file)
         writer.writerow(COLUMNS)
         for row in rows:
-            percent = [f"{100 * row.metrics[name].value:.2f}" for name in METRICS]
-            writer.writerow([row.detector, row.setting, row.ood, row.group, *percent, row.n_id, row.n_ood])
+            writer.writerow([f"{100 * row[name]:.2f}" if name in METRICS else row[name] for name in COLUMNS])
 
 
 def write_scores(path: Path, results: Results, benchmark: Benchmark) -> None:

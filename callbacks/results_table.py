@@ -33,7 +33,7 @@ def _table(results: dict[str, Any], setting: str, rows: list[dict[str, Any]], in
     table = Table(
         box=SIMPLE_HEAD,
         title=f"{results['run']}: {results['method']} on {results['encoder']}, {setting}",
-        caption=("AUROC ± half its 95 % interval" if intervals else "AUROC (intervals: results.json)")
+        caption=(f"AUROC ± {_spread_name(results)}" if intervals else "AUROC (intervals: results.json)")
         + " / FPR95, percent; ID is positive: FPR95 = share of OOD accepted at 95 % of ID",
     )
     table.add_column("detector", no_wrap=True)
@@ -48,9 +48,15 @@ def _table(results: dict[str, Any], setting: str, rows: list[dict[str, Any]], in
     return table
 
 
+def _spread_name(results: dict[str, Any]) -> str:
+    seeds = len(results["seeds"])
+    return "half its 95 % interval" if seeds == 1 else f"its standard deviation over {seeds} seeds"
+
+
 def _cell(row: dict[str, Any], best: float, intervals: bool) -> str:
     low, high = row["intervals"].get("auroc", (None, None))
-    spread = "" if low is None or not intervals else f" ± {50 * (high - low):.1f}"
+    half = 50 * (high - low) if low is not None else 100 * row["std"]["auroc"] if "std" in row else None
+    spread = f" ± {half:.1f}" if intervals and half is not None else ""
     auroc = f"{100 * row['auroc']:.1f}"
     return f"{f'[bold]{auroc}[/bold]' if row['auroc'] == best else auroc}{spread} / {100 * row['fpr95']:.1f}"
 
@@ -64,7 +70,7 @@ def _remarks(results: dict[str, Any]) -> list[str]:
             lines.append(f"{name} {100 * results[key]:.1f} %")
     if (pseudo := results["pseudo_labels"]) is not None:
         right = "" if pseudo["accuracy"] is None else f", {100 * pseudo['accuracy']:.1f} % of them right"
-        lines.append(f"Pseudo-labels: {pseudo['passed']} of {pseudo['images']} images passed the filter{right}")
+        lines.append(f"Pseudo-labels: {pseudo['passed']:g} of {pseudo['images']:g} images passed the filter{right}")
     bank = results["bank"]
     sample = f", at most {bank['per_class']} a class" if bank["per_class"] else ""
     lines.append(f"Bank: {bank['images']} ID training images{sample}")

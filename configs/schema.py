@@ -244,6 +244,9 @@ class Config(Section):
     """The feature store, shared by all runs."""
     seed: int = 42
     """Seeds splits, draws, heads and resamples."""
+    seeds: list[int] = []
+    """Several seeds: one run each, in sub-folders, and a table of their mean ± standard deviation (on the command line
+    also --seeds 42 43 44). Each redraws the split; features come from the store."""
     data: Data
     """The image sets: a block (benchmarks/…yaml) or keys."""
     backbone: BackboneConfig
@@ -256,3 +259,9 @@ class Config(Section):
     """What the table is made of."""
     trainer: dict[str, Any] = {}
     """Keys of Lightning's Trainer (accelerator, devices, num_nodes, strategy, precision, …)."""
+
+    @model_validator(mode="after")
+    def _seeds_differ(self) -> Config:
+        if twice := sorted({seed for seed in self.seeds if self.seeds.count(seed) > 1}):
+            raise ValueError(f"seeds: {twice[0]} stands there twice; each must be another draw")
+        return self

@@ -18,6 +18,7 @@ def parse(argv: list[str] | None, about: str, options: Callable[[argparse.Argume
         "--config", metavar="NAME.yaml", help="a config: a path, or a name that is looked up in configs/"
     )
     parser.add_argument("--print_config", action="store_true", help="print the complete config and stop")
+    parser.add_argument("--seeds", metavar="SEED", type=int, nargs="+", help="one run a seed, and their mean ± std")
     parser.add_argument("--resume", action="store_true", help="go on with an unfinished run")
     parser.add_argument("--overwrite", action="store_true", help="replace a run of the same name")
     parser.add_argument("--help", "-h", action="store_true", help="explain every option and key")
@@ -29,6 +30,8 @@ def parse(argv: list[str] | None, about: str, options: Callable[[argparse.Argume
         parser.print_help()
         print("\nKeys of a config; each can be set on the command line:\n" + "\n".join(explain()))
         sys.exit(0)
+    if arguments.seeds:
+        overrides.append(f"--seeds={arguments.seeds}")
     return arguments, overrides
 
 

@@ -17,7 +17,6 @@ from torch.utils.tensorboard.summary import hparams
 from callbacks.figures import Figures
 from callbacks.ood_evaluation import OODEvaluation
 from callbacks.results_files import write_results
-from callbacks.results_table import print_table
 from clip_ood.features.store import TextEmbeddings
 from clip_ood.prompts import prototypes
 from configs.loading import ConfigError, dump
@@ -25,10 +24,7 @@ from configs.schema import Config
 from datamodules.benchmark import Benchmark, load_benchmark
 from datamodules.feature_data import FeatureData
 from experiments.extraction import load_features
-from experiments.run_folder import started
-
-LAST = "last.ckpt"
-
+from experiments.run_folder import head_of, started
 
 logging.getLogger("lightning.pytorch.utilities.rank_zero").setLevel(logging.WARNING)  # no list of absent devices
 warnings.filterwarnings(
@@ -55,7 +51,7 @@ def _run(config: Config, folder: Path, checkpoint: Path | None) -> dict[str, Any
     data = FeatureData(benchmark, features, config.evaluation.batch_size)
     module = make_module(config, benchmark, data, text)
     if trains:
-        last = folder / "checkpoints" / LAST
+        last = head_of(folder)
         trainer.fit(module, datamodule=data, ckpt_path=last if last.is_file() else None, weights_only=True)
     trainer.test(module, datamodule=data, ckpt_path=checkpoint, weights_only=True, verbose=False)
     if not trainer.is_global_zero:
@@ -72,8 +68,6 @@ def _run(config: Config, folder: Path, checkpoint: Path | None) -> dict[str, Any
     write_results(folder, evaluation.results, about, benchmark)
     results = json.loads((folder / "results.json").read_text(encoding="utf-8"))
     log_hyperparameters(trainer, config, results)
-    print_table(results)
-    print(f"Results: {folder}")
     return results
 
 
@@ -98,7 +92,9 @@ def make_trainer(config: Config, folder: Path, evaluation: OODEvaluation, trains
     """The one Trainer that extracts, trains (then it keeps the last step) and evaluates."""
     every = config.evaluation.every_n_epochs
     figures = [Figures(evaluation)] if config.evaluation.figures else []
-    last = ModelCheckpoint(folder / "checkpoints", save_last=True, save_top_k=0, save_on_train_epoch_end=True)
+    last = ModelCheckpoint(
+        folder / "checkpoints", filename="last", enable_version_counter=False, save_on_train_epoch_end=True
+    )  # save_last would keep nothing before the end
     logger = TensorBoardLogger(folder.parent, name=folder.name, version="", default_hp_metric=False)
     ours = {
         "max_epochs": getattr(config.method.settings, "epochs", 1),

@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from configs.loading import ConfigError
+from configs.schema import Config
 
 CONFIG = "config.yaml"  # there: a run was started
 FINISHED = "results.json"
@@ -43,6 +44,23 @@ def choose_folder(root: Path, name: str, resume: bool = False, overwrite: bool =
         )
     folder.mkdir(parents=True, exist_ok=True)
     return folder
+
+
+def seed_folder(run: Path, seed: int) -> Path:
+    """The sub-folder of one seed of a run over several."""
+    return run / f"seed-{seed}"
+
+
+def head_of(run: Path) -> Path:
+    """The checkpoint that a trained run keeps: its last step."""
+    return run / "checkpoints" / "last.ckpt"
+
+
+def check_heads(run: Path, config: Config) -> None:
+    """Raises ConfigError where a run, or one of its seeds, holds no trained head."""
+    for folder in [seed_folder(run, seed) for seed in config.seeds] or [run]:
+        if not head_of(folder).is_file():
+            raise ConfigError(f"{folder} holds no trained head ({head_of(folder)})")
 
 
 @contextmanager

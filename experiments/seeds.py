@@ -1,0 +1,75 @@
+"""One run, or one a seed with the mean and standard deviation of their results."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from statistics import fmean, stdev
+from typing import Any
+
+from callbacks.results_files import write_json, write_table
+from callbacks.results_table import print_table
+from clip_ood.metrics.curves import METRICS
+from configs.loading import dump
+from configs.schema import Config
+from experiments.run import run
+from experiments.run_folder import FINISHED, head_of, is_follower, seed_folder, started
+
+
+def conduct(config: Config, folder: Path, source: Path | None = None) -> None:
+    """Runs an experiment in `folder`, once or once a seed, and prints the table.
+
+    With `source`, heads are taken from that run instead of being trained.
+    """
+    trained = source is not None and config.method.name != "zero_shot"
+    if not config.seeds:
+        results = run(config, folder, head_of(source) if trained else None)
+    else:
+        with started(folder, dump(config)):
+            for seed in config.seeds:
+                _run_seed(config, seed, folder, head_of(seed_folder(source, seed)) if trained else None)
+        results = {} if is_follower() else _summarise(config, folder)
+    if results:
+        print_table(results)
+        print(f"Results: {folder}")
+
+
+def _run_seed(config: Config, seed: int, folder: Path, head: Path | None) -> None:
+    place = seed_folder(folder, seed)
+    if (place / FINISHED).is_file():
+        return  # of the run that is resumed
+    if not is_follower():
+        place.mkdir(exist_ok=True)
+        print(f"seed {seed}", flush=True)
+    run(config.model_copy(update={"seed": seed, "seeds": []}), place, head)
+
+
+def _summarise(config: Config, folder: Path) -> dict[str, Any]:
+    of_seed = [json.loads((seed_folder(folder, seed) / FINISHED).read_text(encoding="utf-8")) for seed in config.seeds]
+    content = of_seed[0] | {"run": folder.name, "seeds": config.seeds, "notes": [], "rows": mean_rows(of_seed)}
+    for key in ("accuracy", "knn_accuracy"):
+        content[key] = None if of_seed[0][key] is None else fmean(results[key] for results in of_seed)
+    if content["pseudo_labels"] is not None:
+        reports = [results["pseudo_labels"] for results in of_seed]
+        content["pseudo_labels"] = {
+            key: None if value is None else fmean(report[key] for report in reports)
+            for key, value in reports[0].items()
+        }
+    write_table(folder / "results.csv", content["rows"])
+    write_json(folder / FINISHED, content)
+    return content
+
+
+def mean_rows(of_seed: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The rows of several results.json as one: each metric's mean, and its standard deviation over seeds under `std`."""
+    keyed = [{(row["detector"], row["setting"], row["ood"]): row for row in results["rows"]} for results in of_seed]
+    rows = []
+    for key, first in keyed[0].items():
+        values = {metric: [rows_of[key][metric] for rows_of in keyed if key in rows_of] for metric in METRICS}
+        rows.append(
+            first
+            | {metric: fmean(each) for metric, each in values.items()}
+            | {"std": {metric: stdev(each) if len(each) > 1 else 0.0 for metric, each in values.items()}}
+            | {"intervals": {}}
+        )
+    return rows
