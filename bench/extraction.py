@@ -30,7 +30,7 @@ def ours(images: ImageList, backbone: Backbone) -> None:
     with tempfile.TemporaryDirectory() as folder:
         store = FeatureStore(Path(folder), {"precision": "fp32"})
         stored = {"images": store.image_set("images", images.files)}
-        data = ExtractionData({"images": images}, stored, [], backbone.transform, BATCH, num_workers=0)
+        data = ExtractionData({"images": images}, stored, [], BATCH, num_workers=0)
         trainer = Trainer(
             accelerator="cpu",
             devices=1,
@@ -41,7 +41,7 @@ def ours(images: ImageList, backbone: Backbone) -> None:
             enable_progress_bar=False,
             use_distributed_sampler=False,
         )
-        trainer.predict(FeatureExtractor(backbone), datamodule=data, return_predictions=False)
+        trainer.predict(FeatureExtractor(lambda: backbone), datamodule=data, return_predictions=False)
 
 
 def bare(images: ImageList, backbone: Backbone) -> None:

@@ -1,4 +1,4 @@
-"""Images and prompts that the feature store does not hold yet, as loaders of a predict loop.
+"""Images and prompts that the feature store does not hold yet, as the loader of a predict loop.
 
 Chunks are dealt to the devices like cards; a batch never crosses a chunk, so that features do not depend on how many
 devices there are.
@@ -18,6 +18,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from clip_ood.features.store import StoredSet
 from datamodules.image_list import ImageList
+from datamodules.reading import UnreadableImage
 
 
 @dataclass(frozen=True)
@@ -50,15 +51,20 @@ class TextBatch:
     last: bool
 
 
-class ImageBatches(Dataset):
-    """Rows of one image set -> a batch: images as tensors, zeros and the reason where one cannot be read."""
+class Batches(Dataset):
+    """Rows of one image set -> images as tensors, zeros and the reason where one is damaged; prompts as they are.
+
+    Raises: OSError for a file that cannot be had (gone, not permitted): that says nothing of its content.
+    """
 
     def __init__(self, images: dict[str, ImageList], transform: Callable[[Image.Image], Tensor]) -> None:
         self.images = images
         self.transform = transform
         self.blank = torch.zeros_like(transform(Image.new("RGB", (256, 256))))
 
-    def __getitem__(self, batch: Rows) -> ImageBatch:
+    def __getitem__(self, batch: Rows | TextBatch) -> ImageBatch | TextBatch:
+        if isinstance(batch, TextBatch):
+            return batch
         errors: dict[int, str] = {}
         tensors = [self._tensor(self.images[batch.source], row, errors) for row in batch.rows]
         return ImageBatch(torch.stack(tensors), batch.source, batch.rows, errors)
@@ -66,55 +72,62 @@ class ImageBatches(Dataset):
     def _tensor(self, images: ImageList, row: int, errors: dict[int, str]) -> Tensor:
         try:
             return self.transform(images.read(row))
-        except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-            errors[row] = f"{type(error).__name__}: {error}"
+        except UnreadableImage as error:
+            errors[row] = str(error)
             return self.blank
 
 
 class ExtractionData(LightningDataModule):
     """The pending chunks of image sets and the pending prompts, for `Trainer.predict`.
 
-    `stored` and `images` are keyed by set name; `strings` are prompts whose embeddings are missing.
+    `stored` and `images` are keyed by set name; `strings` are prompts whose embeddings are missing. The first process
+    looks what is pending, for all: another run may be filling the same store.
     """
+
+    allow_zero_length_dataloader_with_multiple_devices = True  # fewer chunks than devices
 
     def __init__(
         self,
         images: dict[str, ImageList],
         stored: dict[str, StoredSet],
         strings: list[str],
-        transform: Callable[[Image.Image], Tensor],
         batch_size: int,
         num_workers: int | None,
     ) -> None:
         super().__init__()
         self.images, self.stored, self.strings = images, stored, strings
-        self.transform, self.batch_size, self.num_workers = transform, batch_size, num_workers
+        self.batch_size, self.num_workers = batch_size, num_workers
+
+    @property
+    def needs_encoder(self) -> bool:
+        """Whether anything is pending, on any device."""
+        return bool(self.strings or self.pending)
 
     def setup(self, stage: str) -> None:
         pending = [(name, chunk) for name, stored in self.stored.items() for chunk in stored.pending()]
-        self.pending = self.trainer.strategy.broadcast(pending)  # one list for all, whoever looks first
+        self.pending, self.strings = self.trainer.strategy.broadcast((pending, self.strings))
 
     def predict_dataloader(self) -> list[DataLoader]:
+        if not self.needs_encoder:
+            return []
         rank, world = self.trainer.global_rank, self.trainer.world_size
-        batches = list(self._batches(self.pending[rank::world]))
+        batches = [*self._images(self.pending[rank::world]), *(self._texts() if rank == 0 else [])]
         on_gpu = self.trainer.strategy.root_device.type == "cuda"
         workers = self.num_workers if self.num_workers is not None else default_workers(on_gpu)
-        loaders = []
-        if self.strings and rank == 0:
-            steps = range(0, len(self.strings), self.batch_size)
-            texts = [TextBatch(self.strings[i : i + self.batch_size], i == steps[-1]) for i in steps]
-            loaders.append(DataLoader(texts, batch_size=None))
-        if batches:
-            images = ImageBatches(self.images, self.transform)
-            loaders.append(DataLoader(images, sampler=batches, batch_size=None, num_workers=workers, pin_memory=on_gpu))
-        return loaders
+        dataset = Batches(self.images, self.trainer.lightning_module.backbone.transform)
+        return [DataLoader(dataset, sampler=batches, batch_size=None, num_workers=workers, pin_memory=on_gpu)]
 
     def transfer_batch_to_device(self, batch, device: torch.device, dataloader_idx: int):
         if isinstance(batch, ImageBatch):
             batch.images = batch.images.to(device, non_blocking=True)
         return batch
 
-    def _batches(self, chunks: list[tuple[str, int]]) -> Iterator[Rows]:
+    def _texts(self) -> Iterator[TextBatch]:
+        steps = range(0, len(self.strings), self.batch_size)
+        for start in steps:
+            yield TextBatch(self.strings[start : start + self.batch_size], last=start == steps[-1])
+
+    def _images(self, chunks: list[tuple[str, int]]) -> Iterator[Rows]:
         for name, chunk in chunks:
             rows = self.stored[name].rows(chunk)
             for start in range(0, len(rows), self.batch_size):

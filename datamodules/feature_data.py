@@ -66,6 +66,5 @@ class FeatureData(LightningDataModule):
         return batch.map(lambda tensor: tensor.to(device)) if isinstance(batch, Outputs) else batch
 
     def _batches(self, count: int) -> list[Tensor]:
-        rank, world = self.trainer.global_rank, self.trainer.world_size
-        size = min(self.batch_size, -(-count // world))  # every device gets a batch
-        return list(torch.arange(count).split(size))[rank::world]
+        mine = torch.arange(count).tensor_split(self.trainer.world_size)[self.trainer.global_rank]
+        return list(mine.split(self.batch_size))  # one empty batch where there are fewer rows than devices

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import warnings
 from pathlib import Path
 
 from lightning.pytorch import Trainer
@@ -17,22 +18,23 @@ from datamodules.benchmark import Benchmark
 from datamodules.extraction import ExtractionData
 from lightning_modules.feature_extractor import FeatureExtractor
 
+warnings.filterwarnings("ignore", message="Total length of .* across ranks is zero")  # nothing is missing
+
 
 def load_features(
     config: Config, benchmark: Benchmark, trainer: Trainer, folder: Path
 ) -> tuple[dict[str, Features], TextEmbeddings | None]:
     """Stored features by image set, and the embeddings of the filled prompts (None without classes or text encoder).
 
-    The encoder is loaded only if something is missing. Unreadable images are listed in `folder`/unreadable.csv.
+    The predict loop always runs, so that all processes agree on what is missing; the encoder is loaded only if
+    something is. Unreadable images are listed in `folder`/unreadable.csv.
     Raises: ValueError when more than data.max_unreadable of a set cannot be read.
     """
     store = FeatureStore(config.features_root, fingerprint(config.backbone, config.features_root / "hashes.json"))
     stored = {name: store.image_set(name, images.files) for name, images in benchmark.images.items()}
     with_text = config.backbone.library == "open_clip" and benchmark.class_names is not None
     strings = fill(config.data.prompts, benchmark.class_names) if with_text else []
-    missing_text = bool(strings) and store.texts(strings) is None
-    if missing_text or any(each.pending() for each in stored.values()):
-        _extract(config, benchmark, trainer, store, stored, strings if missing_text else [])
+    _extract(config, benchmark, trainer, store, stored, strings)
     features = {name: each.open() for name, each in stored.items()}
     if trainer.is_global_zero:
         list_unreadable(folder / "unreadable.csv", benchmark, stored)
@@ -48,14 +50,13 @@ def _extract(
     stored: dict[str, StoredSet],
     strings: list[str],
 ) -> None:
-    backbone = create_backbone(config.backbone)
-    data = ExtractionData(
-        benchmark.images, stored, strings, backbone.transform, config.data.batch_size, config.data.num_workers
-    )
+    missing = strings if strings and store.texts(strings) is None else []
+    data = ExtractionData(benchmark.images, stored, missing, config.data.batch_size, config.data.num_workers)
+    extractor = FeatureExtractor(lambda: create_backbone(config.backbone))
     writer = FeatureWriter(store, stored, strings)
     trainer.callbacks.append(writer)
     try:
-        trainer.predict(FeatureExtractor(backbone), datamodule=data, return_predictions=False)
+        trainer.predict(extractor, datamodule=data, return_predictions=False)
     finally:
         trainer.callbacks.remove(writer)
     trainer.strategy.barrier("features")

@@ -9,9 +9,10 @@ from torch import Tensor
 
 
 class DeviceBatches:
-    """Shuffled (features, labels) batches of tensors on one device; each rank gets its share of every global batch.
+    """Shuffled (features (n, D), labels (n,), size of the global batch) of tensors on one device.
 
-    The order depends on seed and epoch alone. batch_size is global; the last batch of an epoch may be smaller.
+    Each rank gets its share of every global batch, n rows, which may be none. The order depends on seed and epoch
+    alone; the last batch of an epoch may be smaller.
     """
 
     def __init__(
@@ -24,9 +25,9 @@ class DeviceBatches:
     def __len__(self) -> int:
         return -(-len(self.labels) // self.batch_size)
 
-    def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
+    def __iter__(self) -> Iterator[tuple[Tensor, Tensor, int]]:
         generator = torch.Generator().manual_seed((self.seed << 20) + self.epoch)
         order = torch.randperm(len(self.labels), generator=generator).to(self.labels.device)
         for rows in order.split(self.batch_size):
-            mine = rows[self.rank :: self.world] if len(rows) >= self.world else rows  # every rank takes every step
-            yield self.features[mine], self.labels[mine]
+            mine = rows[self.rank :: self.world]
+            yield self.features[mine], self.labels[mine], len(rows)

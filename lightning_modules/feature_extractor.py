@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
+import torch
 from lightning.pytorch import LightningModule
 
 from clip_ood.backbones.backbone import Backbone
@@ -10,15 +13,25 @@ from datamodules.extraction import ImageBatch, TextBatch
 
 
 class FeatureExtractor(LightningModule):
-    """g and h of image batches, text embeddings of prompt batches."""
+    """g and h of image batches, text embeddings of prompt batches.
 
-    def __init__(self, backbone: Backbone) -> None:
+    `create` loads the encoder; it is called only where the datamodule has something for it. The encoder runs in its
+    own precision, whatever the Trainer's: features are stored under it.
+    """
+
+    def __init__(self, create: Callable[[], Backbone]) -> None:
         super().__init__()
-        self.backbone = backbone
+        self.create = create
+        self.backbone: Backbone | None = None
+
+    def setup(self, stage: str) -> None:
+        if self.trainer.datamodule.needs_encoder:
+            self.backbone = self.create()
 
     def predict_step(self, batch: ImageBatch | TextBatch, batch_idx: int, dataloader_idx: int = 0) -> Outputs:
         """Images give features (B, D) and embeddings (B, E) or None; strings give embeddings (K, E)."""
-        if isinstance(batch, TextBatch):
-            return Outputs(embeddings=self.backbone.encode_text(batch.strings))
-        features = self.backbone.encode_image(batch.images)
-        return Outputs(features=features, embeddings=self.backbone.project(features))
+        with torch.autocast(self.device.type, enabled=False):
+            if isinstance(batch, TextBatch):
+                return Outputs(embeddings=self.backbone.encode_text(batch.strings))
+            features = self.backbone.encode_image(batch.images)
+            return Outputs(features=features, embeddings=self.backbone.project(features))

@@ -59,14 +59,15 @@ class LinearProbe(ZeroShot):
     def on_train_epoch_start(self) -> None:
         self._batches.epoch = self.current_epoch
 
-    def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
-        features, labels = batch
+    def training_step(self, batch: tuple[Tensor, Tensor, int], batch_idx: int) -> Tensor:
+        features, labels, size = batch
+        share = self.trainer.world_size / size  # devices average gradients: theirs must add up to that of all rows
         logits = self.head(features)
-        loss = cross_entropy(logits, labels)
-        size = len(labels)
-        self.log("train/loss", loss, on_step=False, on_epoch=True, prog_bar=True, batch_size=size)
-        hits = (logits.argmax(dim=1) == labels).float().mean()
-        self.log("train/accuracy", hits, on_step=False, on_epoch=True, batch_size=size)
+        loss = cross_entropy(logits, labels, reduction="sum") * share
+        hits = (logits.argmax(dim=1) == labels).sum() * share
+        averaged = {"on_step": False, "on_epoch": True, "batch_size": size, "sync_dist": True}
+        self.log("train/loss", loss, prog_bar=True, **averaged)
+        self.log("train/accuracy", hits, **averaged)
         return loss
 
     def evaluation_step(self, batch: Outputs, dataloader_idx: int) -> Outputs:
@@ -85,7 +86,10 @@ class LinearProbe(ZeroShot):
     def _check(self, labels: Tensor) -> None:
         found = labels[labels >= 0].unique().numel()
         if found < 2:
-            raise ValueError(f"A linear probe needs images of two classes or more; the training images show {found}")
+            raise ValueError(
+                f"A linear probe needs images of two classes or more, and the {len(labels)} readable training images "
+                f"show {found}. Look at the labels of data.id, or take --method={{zero_shot: {{}}}}"
+            )
 
 
 def warmup_cosine(steps: int, warmup: float = 0.1):

@@ -23,6 +23,11 @@ class PLP(LinearProbe):
 
     report: dict[str, int | float | None] | None = None
 
+    def setup(self, stage: str) -> None:
+        super().setup(stage)
+        if self.report is None:  # a head that was trained before
+            self.labels(self.trainer.datamodule.train)
+
     def labels(self, table: FeatureTable) -> Tensor:
         labels = torch.cat([self._pseudo_labels(table[rows]) for rows in torch.arange(len(table)).split(8192)])
         passed = labels >= 0

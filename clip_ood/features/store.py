@@ -11,16 +11,18 @@ whole chunk and two runs on one store never see half a file.
 from __future__ import annotations
 
 import json
-import os
-import socket
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import cached_property
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
+from uuid import uuid4
 
 import torch
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
@@ -28,10 +30,12 @@ from clip_ood.backbones.fingerprint import digest
 from clip_ood.features.rows import Rows
 
 CHUNK = 1024  # images: a killed run loses at most so many
+FORMAT = 1  # of the files: another number, another store
+ABANDONED = 3600  # seconds: a temporary file that has not grown for so long is a killed run's
 
 
-class StoreError(RuntimeError):
-    """The store holds something that does not match its manifest."""
+class StoreError(ValueError):
+    """The store holds something that is damaged or of something else, or cannot be written."""
 
 
 @dataclass(frozen=True)
@@ -87,14 +91,19 @@ class StoredSet:
                     f"as {str(self.dtype).removeprefix('torch.')}. Try backbone.precision=fp32, and check the weights."
                 )
         self._write_manifest()
-        described = self.identity | {"chunk": str(chunk), "errors": json.dumps(errors)}
-        _write_whole(self._path(chunk), tensors | {"valid": valid}, described)
+        described = self._described(chunk) | {"errors": errors}
+        _write(self._path(chunk), tensors | {"valid": valid}, described)
 
     def open(self) -> Features:
         """The stored features, mapped.
 
-        Raises: StoreError for a chunk that does not match, FileNotFoundError for one that is missing.
+        Raises: StoreError for a chunk that is damaged or of other images, FileNotFoundError for a missing one.
         """
+        if pending := self.pending():
+            raise FileNotFoundError(
+                f"Image set {self.name}: {len(pending)} of {len(self.chunks)} chunks of its features are missing in "
+                f"{self.folder}; run again, without trainer.limit_predict_batches and trainer.fast_dev_run"
+            )
         parts = [self._open(chunk) for chunk in self.chunks]
         embeddings = Rows(tuple(part["embeddings"] for part in parts)) if "embeddings" in parts[0] else None
         features = Rows(tuple(part["features"] for part in parts))
@@ -105,20 +114,21 @@ class StoredSet:
         """Why images could not be read, by row of the set."""
         found = {}
         for chunk in self.chunks:
-            with safe_open(self._path(chunk), "pt") as file:
-                errors = json.loads(file.metadata()["errors"])
+            errors = _read(self._path(chunk))[0]["errors"]
             found |= {self.rows(chunk).start + int(row): reason for row, reason in errors.items()}
         return found
 
     def _open(self, chunk: int) -> dict[str, Tensor]:
         path = self._path(chunk)
-        with safe_open(path, "pt") as file:
-            metadata = file.metadata() or {}
-            tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 (not a dict)
-        matches = all(metadata.get(key) == value for key, value in self.identity.items())
+        metadata, tensors = _read(path)
+        expected = self._described(chunk)
+        matches = {key: metadata.get(key) for key in expected} == expected
         if not matches or {len(tensor) for tensor in tensors.values()} != {len(self.rows(chunk))}:
-            raise StoreError(f"{path} does not match its manifest; delete it to have it made again")
+            raise StoreError(f"{path} holds features of something else; delete it to have it made again")
         return tensors
+
+    def _described(self, chunk: int) -> dict[str, Any]:
+        return self.identity | {"chunk": chunk}
 
     def _path(self, chunk: int) -> Path:
         return self.folder / f"chunk-{chunk:05d}.safetensors"
@@ -129,10 +139,7 @@ class StoredSet:
             return
         libraries = {name: version(name) for name in ("torch", "torchvision", "open_clip_torch", "timm")}
         content = {"name": self.name, "images": self.count, "rows_per_chunk": CHUNK, "dtype": str(self.dtype)}
-        self.folder.mkdir(parents=True, exist_ok=True)
-        temporary = _temporary(path)
-        temporary.write_text(json.dumps(content | self.identity | {"libraries": libraries}, indent=1))
-        temporary.replace(path)
+        _write_json(path, content | self.identity | {"libraries": libraries})
 
 
 @dataclass(frozen=True)
@@ -151,51 +158,77 @@ class FeatureStore:
 
     def __init__(self, root: Path, fingerprint: dict[str, Any]) -> None:
         self.fingerprint = fingerprint
-        self.encoder = digest(fingerprint)
+        self.encoder = digest([FORMAT, fingerprint])
         self.folder = Path(root) / self.encoder
         self.dtype = torch.float32 if fingerprint["precision"] == "fp32" else torch.float16
 
     def image_set(self, name: str, files: list[tuple]) -> StoredSet:
         """The place of the image set whose images are `files`: (relative path, size, mtime) each."""
         identity = {"encoder": self.encoder, "files": digest([CHUNK, *files])}
-        self._describe()
-        return StoredSet(self.folder / identity["files"], name, len(files), identity, self.dtype)
+        folder = self.folder / identity["files"]
+        _remove_abandoned(folder)
+        if not (described := self.folder / "encoder.json").is_file():
+            _write_json(described, self.fingerprint)
+        return StoredSet(folder, name, len(files), identity, self.dtype)
 
     def texts(self, strings: list[str]) -> TextEmbeddings | None:
         """The embeddings of exactly these strings in this order; None if they are not there yet."""
         path = self._text_path(strings)
         if not path.is_file():
             return None
-        with safe_open(path, "pt") as file:
-            if json.loads(file.metadata()["strings"]) != strings:
-                raise StoreError(f"{path} holds other strings; delete it to have it made again")
-            return TextEmbeddings(file.get_tensor("embeddings"), float(file.metadata()["logit_scale"]))
+        metadata, tensors = _read(path)
+        if metadata.get("strings") != strings:
+            raise StoreError(f"{path} holds embeddings of other strings; delete it to have it made again")
+        return TextEmbeddings(tensors["embeddings"], metadata["logit_scale"])
 
     def write_texts(self, strings: list[str], text: TextEmbeddings) -> None:
         """Keeps the embeddings of these strings."""
         if not text.embeddings.isfinite().all():
             raise ValueError("The text encoder gives NaN or Inf. Try backbone.precision=fp32, and check the weights.")
-        described = {"strings": json.dumps(strings), "logit_scale": repr(text.logit_scale)}
-        _write_whole(self._text_path(strings), {"embeddings": text.embeddings.float().cpu().contiguous()}, described)
+        described = {"strings": strings, "logit_scale": text.logit_scale}
+        _write(self._text_path(strings), {"embeddings": text.embeddings.float().cpu().contiguous()}, described)
 
     def _text_path(self, strings: list[str]) -> Path:
         return self.folder / "text" / f"{digest(strings)}.safetensors"
 
-    def _describe(self) -> None:
-        path = self.folder / "encoder.json"
-        if not path.is_file():
-            self.folder.mkdir(parents=True, exist_ok=True)
-            temporary = _temporary(path)
-            temporary.write_text(json.dumps(self.fingerprint, indent=1, default=str))
-            temporary.replace(path)
+
+def _read(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """Metadata and mapped tensors of a file."""
+    try:
+        with safe_open(path, "pt") as file:
+            metadata = json.loads((file.metadata() or {}).get("about", "{}"))
+            return metadata, {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 (not a dict)
+    except SafetensorError as error:
+        raise StoreError(f"{path} is damaged ({error}); delete it to have it made again") from error
 
 
-def _temporary(path: Path) -> Path:
-    return path.with_name(f"{path.name}.{socket.gethostname()}-{os.getpid()}.tmp")
+def _write(path: Path, tensors: dict[str, Tensor], metadata: dict[str, Any]) -> None:
+    with _whole(path) as temporary:
+        try:
+            save_file(tensors, temporary, {"about": json.dumps(metadata)})  # several keys would come in any order
+        except SafetensorError as error:
+            raise StoreError(f"{path} cannot be written ({error}); what is whole is kept for the next run") from error
 
 
-def _write_whole(path: Path, tensors: dict[str, Tensor], metadata: dict[str, str]) -> None:
+def _write_json(path: Path, content: dict[str, Any]) -> None:
+    with _whole(path) as temporary:
+        temporary.write_text(json.dumps(content, indent=1, default=str), encoding="utf-8")
+
+
+@contextmanager
+def _whole(path: Path) -> Iterator[Path]:
+    """A name to write under that becomes `path` once the file is whole, and goes if it cannot be."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = _temporary(path)
-    save_file(tensors, temporary, metadata)
-    temporary.replace(path)
+    temporary = path.with_name(f"{path.name}.{uuid4().hex}.tmp")
+    try:
+        yield temporary
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def _remove_abandoned(folder: Path) -> None:
+    for file in folder.glob("*.tmp"):
+        with suppress(FileNotFoundError):  # another run removes it too
+            if time.time() - file.stat().st_mtime > ABANDONED:
+                file.unlink()

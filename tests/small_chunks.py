@@ -1,0 +1,20 @@
+"""train.py or eval.py with chunks of 16 images: python tests/small_chunks.py train --config …
+
+A few hundred images then fill many chunks, as ImageNet does with chunks of the real size.
+"""
+
+from __future__ import annotations
+
+import sys
+from importlib import import_module
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+
+from clip_ood.features import store
+from experiments.command_line import guarded
+
+store.CHUNK = 16
+
+if __name__ == "__main__":
+    guarded(lambda: import_module(sys.argv[1]).main(sys.argv[2:]))
