@@ -23,9 +23,12 @@ OURS = {
 
 
 def check_names(config: Config) -> None:
-    """Raises ConfigError for an unknown model, pretrained tag, detector or Trainer key, naming the nearest valid ones."""
+    """Raises ConfigError for an unknown model, pretrained tag, detector or Trainer key, naming the nearest valid ones,
+    and for a run that would lie in runs_root itself or above it."""
     from configs.loading import ConfigError, nearest
 
+    if not config.name.strip("."):
+        raise ConfigError(f"name: {config.name!r} must be the name of a folder below runs_root")
     try:
         check_model(config.backbone)
         read_specs(config.detectors)

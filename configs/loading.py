@@ -17,6 +17,13 @@ from pydantic import BaseModel, ValidationError
 from configs.schema import Config
 
 HERE = Path(__file__).parent
+STANDS_FOR = {  # a key that is added to a bare path -> the key that the path stands for
+    "images": "images",
+    "class_names": "images",
+    "per_class": "folder",
+    "group": "folder",
+    "source": "folder",
+}
 
 
 class ConfigError(ValueError):
@@ -38,23 +45,30 @@ def find_config(name: str, beside: Path | None = None) -> Path:
     raise ConfigError(f"There is no config {name!r}, neither here nor in configs/.{nearest(name, shipped)}")
 
 
-def read(path: Path) -> dict[str, Any]:
-    """The mapping in a YAML file, blocks filled in."""
+def read(path: Path, within: tuple[Path, ...] = ()) -> dict[str, Any]:
+    """The mapping in a YAML file, blocks filled in; `within` are the files that it is a block of.
+
+    Raises: ConfigError for what is no YAML mapping, and for a file that is a block of itself.
+    """
+    if path.resolve() in within:
+        raise ConfigError(
+            f"{path} names itself as a block; blocks are named with their folder, as benchmarks/demo.yaml"
+        )
     try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
-    except yaml.YAMLError as error:
+        content = yaml.safe_load(path.read_text(encoding="utf-8-sig")) or {}
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise ConfigError(f"{path} is no valid YAML: {error}") from error
     if not isinstance(content, dict):
         raise ConfigError(f"{path} must hold keys and values, not a {type(content).__name__}")
     filled = {}
     for key, value in content.items():  # a dotted key sets one key of a block named above it
-        filled = _set(filled, str(key).split("."), _block(value, path.parent))
+        filled = _set(filled, str(key).split("."), _block(value, path.parent, (*within, path.resolve())))
     return filled
 
 
-def _block(value: Any, beside: Path | None = None) -> Any:
+def _block(value: Any, beside: Path | None = None, within: tuple[Path, ...] = ()) -> Any:
     if isinstance(value, str) and value.endswith((".yaml", ".yml")):
-        return read(find_config(value, beside))
+        return read(find_config(value, beside), within)
     return value
 
 
@@ -87,7 +101,8 @@ def _set(content: Any, path: list[str], value: Any) -> dict[str, Any]:
     """A copy of `content` in which the key at `path` is `value`."""
     if not path:
         return value
-    content = content if isinstance(content, dict) else {}
+    if not isinstance(content, dict):
+        content = {STANDS_FOR[path[0]]: content} if isinstance(content, str) and path[0] in STANDS_FOR else {}
     return content | {path[0]: _set(content.get(path[0]), path[1:], value)}
 
 
@@ -127,6 +142,9 @@ def _explain(problem: dict[str, Any]) -> str:
         return f"There is no config key {where}.{nearest(last, valid) or ' Known here: ' + ', '.join(valid) + '.'}"
     if problem["type"] == "missing":
         return f"The config key {where} is missing."
+    if problem["type"] == "model_type":
+        known = ", ".join(_keys_at(problem["loc"]))
+        return f"{where} takes keys, as --{where}='{{KEY: VALUE}}', or a YAML file; got {problem['input']!r}. Known here: {known}."
     message = problem["msg"].removeprefix("Value error, ")
     given = "" if isinstance(problem["input"], dict | BaseModel) else f" (got {problem['input']!r})"
     return f"{where}: {message}{given}" if where else f"{message}{given}"
