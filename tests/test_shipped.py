@@ -1,0 +1,181 @@
+"""Every shipped config up to the first forward pass: its folders, encoder, method, Trainer and detectors.
+
+Images are empty files in the layouts that the sources unpack to, encoders have their real architecture and no memory
+(the meta device), features are random numbers of the encoder's widths.
+"""
+
+from __future__ import annotations
+
+import shutil
+from functools import cache
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+from torch.nn.functional import normalize
+from torchvision import datasets
+
+import configs
+from callbacks.ood_evaluation import OODEvaluation
+from clip_ood.backbones.create import create_backbone
+from clip_ood.evaluation import DetectorSuite
+from clip_ood.features.rows import Rows
+from clip_ood.features.store import Features, TextEmbeddings
+from clip_ood.prompts import fill
+from configs.loading import load_config
+from configs.schema import BackboneConfig
+from datamodules.benchmark import load_benchmark
+from datamodules.feature_data import FeatureData
+from experiments.run import check_method, make_module, make_trainer
+
+HERE = Path(configs.__file__).parent
+SHIPPED = [path.name for path in sorted(HERE.glob("*.yaml"))]
+DEMO_ENCODER = HERE.parent / "data" / "demo_encoder" / "open_clip_config.json"
+
+# What the sources give, below data.root: class folders {name: classes}, flat folders.
+WNIDS = [f"n{number:08d}" for number in range(1000)]
+LAYOUTS = {
+    "imagenet": (
+        {"imagenet/train": WNIDS, "imagenet/val": WNIDS, "dtd/images": ["banded"], "NINCO/NINCO_OOD_classes": ["cup"]},
+        ["iNaturalist/images", "SUN/images", "Places/images", "imagenet-o/n01443537"],
+    ),
+    "demo": ({"id": ["bird", "fish", "hoofed animal"]}, ["ood/stamps", "ood/symbols", "ood/digits"]),
+    "photos": ({"photos": ["red_fox", "dog"]}, []),
+    "cifar": ({}, []),
+}
+LAYOUT_OF = {"own_images.yaml": "photos", "demo_cifar.yaml": "cifar"} | dict.fromkeys(
+    ["demo.yaml", "linear_probe_demo.yaml", "zero_shot_demo.yaml"], "demo"
+)
+WIDTHS = {  # of g and of h
+    "ViT-bigG-14": (1664, 1280),
+    "ViT-H-14": (1280, 1024),
+    "ViT-B-16": (768, 512),
+    "local-dir:data/demo_encoder": (1280, 384),
+}
+PARAMETERS = {"own_images.yaml": 86, "linear_probe_vith.yaml": 632, "plp_vitg.yaml": 1845}  # 10⁶, of the image tower
+
+
+@pytest.fixture(scope="module")
+def layouts(tmp_path_factory):
+    root = tmp_path_factory.mktemp("layouts")
+    for layout, (classes, flat) in LAYOUTS.items():
+        (root / layout).mkdir()
+        for folder in [f"{top}/{label}" for top, labels in classes.items() for label in labels] + flat:
+            (root / layout / folder).mkdir(parents=True)
+            for index in range(4):
+                (root / layout / folder / f"{index}.JPEG").touch()
+    return root
+
+
+class TinyCIFAR:
+    """Thirty images of each of ten classes, no download."""
+
+    def __init__(self, root, train, download):
+        self.targets = [index % 10 for index in range(300)]
+        self.data = torch.zeros(300, 32, 32, 3, dtype=torch.uint8).numpy()
+        self.classes = [f"class {label}" for label in range(10)]
+
+    def __len__(self):
+        return 300
+
+
+@pytest.fixture
+def config(request, layouts, tmp_path, monkeypatch):
+    """A shipped config on faked images, one CPU process instead of its devices."""
+    if not DEMO_ENCODER.is_file() and "\nbackbone: backbones/demo.yaml" in (HERE / request.param).read_text():
+        pytest.skip("the demo encoder is not built: python -m demo.encoder")
+    monkeypatch.chdir(HERE.parent)
+    for name in ("CIFAR10", "CIFAR100"):
+        monkeypatch.setattr(datasets, name, TinyCIFAR)
+    root = layouts / LAYOUT_OF.get(request.param, "imagenet")
+    folders = [f"--data.root={root}", f"--runs_root={tmp_path}/runs", f"--features_root={tmp_path}/features"]
+    return load_config(request.param, [*folders, "--trainer.accelerator=cpu", "--trainer.devices=1"])
+
+
+@cache
+def encoder(spec: BackboneConfig):
+    """The real architecture without memory or weights; a pretrained tag still gives the preprocessing."""
+    with torch.device("meta"):
+        return create_backbone(spec)
+
+
+@pytest.fixture
+def backbone(config, layouts):
+    """The encoder of a config, its weights left out."""
+    spec = config.backbone
+    if not spec.model.startswith("local-dir:"):
+        return encoder(spec.model_copy(update={"pretrained": None, "preprocess": spec.pretrained}))
+    folder = layouts / "encoder"
+    folder.mkdir(exist_ok=True)
+    for file in DEMO_ENCODER.parent.iterdir():
+        if file.suffix in (".json", ".txt"):
+            shutil.copy(file, folder)
+    return encoder(spec.model_copy(update={"model": f"local-dir:{folder}"}))
+
+
+@pytest.mark.parametrize("config", SHIPPED, indirect=True)
+def test_the_encoder_gives_features_and_embeddings_of_its_widths(config, backbone):
+    image = backbone.transform(Image.new("RGB", (50, 40)))
+    with torch.device("meta"), torch.inference_mode():
+        g = backbone.encode_image(torch.zeros(2, *image.shape))
+        h = backbone.project(g)
+    assert image.shape == (3, 224, 224) and (g.shape[1], h.shape[1]) == WIDTHS[config.backbone.model]
+    assert (
+        backbone.has_text
+        and backbone.dtype == {"fp32": torch.float32, "bf16": torch.bfloat16}[config.backbone.precision]
+    )
+
+
+@pytest.mark.parametrize("config", PARAMETERS, indirect=True)
+def test_the_image_tower_has_the_size_that_the_blocks_tell(backbone, request):
+    count = sum(weights.numel() for weights in backbone.model.visual.parameters()) / 1e6
+    assert count == pytest.approx(PARAMETERS[request.node.callspec.params["config"]], rel=0.01)
+
+
+def faked(config, benchmark):
+    """Random features and embeddings of every image set, and of the prompts."""
+    width, joint = WIDTHS[config.backbone.model]
+    torch.manual_seed(0)
+    features = {
+        name: Features(
+            Rows((torch.randn(len(images), width),)),
+            Rows((normalize(torch.randn(len(images), joint), dim=1),)),
+            torch.ones(len(images), dtype=torch.bool),
+        )
+        for name, images in benchmark.images.items()
+    }
+    strings = fill(config.data.prompts, benchmark.class_names)
+    return features, TextEmbeddings(normalize(torch.randn(len(strings), joint), dim=1), 100.0)
+
+
+@pytest.mark.parametrize("config", SHIPPED, indirect=True)
+def test_trainer_method_and_detectors_are_made_and_take_a_batch(config, tmp_path):
+    benchmark = load_benchmark(config)
+    check_method(config, benchmark)
+    trained = config.method.name != "zero_shot"
+    evaluation = OODEvaluation(config.detectors, config.evaluation.resamples, config.seed)
+    trainer = make_trainer(config, tmp_path / "run", evaluation, trained)
+    assert trainer.max_epochs == (100 if trained else 1) and evaluation in trainer.callbacks
+
+    features, text = faked(config, benchmark)
+    data = FeatureData(benchmark, features, config.evaluation.batch_size)
+    module = make_module(config, benchmark, data, text)
+    outputs = module.evaluation_step(data.tables["bank"][torch.arange(4)], 0)
+    assert (outputs.logits is not None) == trained
+    if trained:
+        assert outputs.logits.shape == (4, len(benchmark.class_names))
+
+    suite = DetectorSuite(module.reference(), config.detectors)
+    suite.update(outputs)
+    omitted = {each.detector for each in suite.omitted}
+    assert omitted == (set() if trained else {"msp", "max_logit", "energy", "mahalanobis_logits", "rmd_logits"})
+
+
+@pytest.mark.parametrize("config", SHIPPED, indirect=True)
+def test_every_part_holds_images_and_trained_methods_hold_out_val(config):
+    benchmark = load_benchmark(config)
+    parts = {name: len(part.rows) for name, part in benchmark.parts.items()}
+    assert all(parts[name] for name in parts if name != "val")
+    assert set(config.data.ood) | {"bank", "id_test", "train", "val"} == set(parts)
+    assert len(benchmark.class_names) == len(set(benchmark.labels(benchmark.parts["train"])))
