@@ -5,27 +5,34 @@ Nothing heavy is imported here: a wrong key is answered before torch is loaded.
 
 from __future__ import annotations
 
+from os.path import expanduser
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
 Fraction = Annotated[float, Field(ge=0, le=1)]
 Positive = Annotated[int, Field(ge=1)]
+Place = Annotated[Path, AfterValidator(lambda path: Path(expanduser(path)))]  # the shell leaves --key=~/… as it is
 
 
 class Section(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
+    model_config = ConfigDict(
+        extra="forbid",
+        frozen=True,
+        use_attribute_docstrings=True,
+        coerce_numbers_to_str=True,  # --name=2024
+    )
 
 
 class ImageSet(Section):
     """One set of images: exactly one of `folder`, `list`, `torchvision`. A bare path means `folder`."""
 
-    folder: Path | None = None
+    folder: Place | None = None
     """Folder of images: one sub-folder a class, or all images in one (flat). Relative to data.root."""
-    list: Path | None = None
+    list: Place | None = None
     """OpenOOD-style text file, a line "relative/path label" an image (-1: no label). Relative to data.root."""
-    images_root: Path = Path()
+    images_root: Place = Path()
     """With `list`: the folder that its paths start from. Relative to data.root."""
     torchvision: Literal["CIFAR10", "CIFAR100"] | None = None
     """A data set that torchvision downloads into data.root."""
@@ -64,7 +71,7 @@ class IDSet(Section):
     """Held-out images of a set with a split of its own (default: drawn from train)."""
     test: Images | None = None
     """Test images of a set with a split of its own."""
-    class_names: list[str] | Path | Literal["imagenet"] | None = None
+    class_names: list[str] | Place | Literal["imagenet"] | None = None
     """Names for the prompts, in label order: a list, a text file (a name a line, relative to data.root), or
     `imagenet` (open_clip's 1000 distinct names). Default: the folders' names, underscores as spaces."""
 
@@ -105,7 +112,7 @@ class Splits(Section):
 class Data(Section):
     """Where the images are."""
 
-    root: Path = Path("data")
+    root: Place = Path("data")
     """Folder that relative paths of image sets start from."""
     id: Annotated[IDSet, BeforeValidator(_images_shorthand)]
     """The in-distribution images. A bare path means `images`."""
@@ -238,9 +245,9 @@ class Config(Section):
 
     name: str
     """The run's folder under runs_root (default: the config's file name)."""
-    runs_root: Path = Path("runs")
+    runs_root: Place = Path("runs")
     """Folder of all runs."""
-    features_root: Path = Path("features")
+    features_root: Place = Path("features")
     """The feature store, shared by all runs."""
     seed: int = 42
     """Seeds splits, draws, heads and resamples."""

@@ -95,6 +95,9 @@ def test_a_block_says_what_it_is_and_is_used(path):
         (["--backbone=backbones/vit_h14.yaml"], "backbone.model", "ViT-H-14"),
         (["--trainer=trainer/gpus.yaml", "--trainer.devices=4"], "trainer.devices", 4),
         (["--trainer.devices=[0, 1]"], "trainer.devices", [0, 1]),
+        (["--name=2024"], "name", "2024"),
+        (["--data.root=~/images"], "data.root", Path.home() / "images"),
+        (["--data.ood.a=~/a"], "data.ood.a.folder", Path.home() / "a"),
         (["--evaluation.figures=false"], "evaluation.figures", False),
     ],
 )
