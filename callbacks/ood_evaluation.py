@@ -107,7 +107,7 @@ class OODEvaluation(Callback):
         values |= {name: value for name, value in known.items() if value is not None}
         trainer.logger.log_metrics(values, step=trainer.global_step)
 
-    def on_test_start(self, trainer: Trainer, module: LightningModule) -> None:
+    def on_test_epoch_start(self, trainer: Trainer, module: LightningModule) -> None:
         self._start(module)
 
     def on_test_batch_end(self, trainer, module, outputs, batch, batch_idx, dataloader_idx=0) -> None:
@@ -116,8 +116,8 @@ class OODEvaluation(Callback):
     def on_test_end(self, trainer: Trainer, module: LightningModule) -> None:
         self._end(trainer)
 
-    def on_validation_start(self, trainer: Trainer, module: LightningModule) -> None:
-        self._start(module)
+    def on_validation_epoch_start(self, trainer: Trainer, module: LightningModule) -> None:
+        self._start(module)  # averaged weights, if any, are in place by now
 
     def on_validation_batch_end(self, trainer, module, outputs, batch, batch_idx, dataloader_idx=0) -> None:
         self._batch(trainer, outputs, dataloader_idx)

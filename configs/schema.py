@@ -199,6 +199,80 @@ class PLP(LinearProbe):
     """Images whose pseudo-probability is below this are left out (0: none is)."""
 
 
+class FineTune(Section):
+    """The whole image tower and a linear head on g, cross-entropy, AdamW with smaller steps for earlier layers; linear
+    warm-up, then cosine; the averaged weights of the last step are kept. Nothing is chosen on test or OOD images."""
+
+    epochs: Positive = 30
+    """Passes over the training images."""
+    batch_size: Positive = 256
+    """Global batch of an optimizer step, over all devices and accumulated batches. Must divide by both."""
+    lr: float = Field(default=1e-4, gt=0)
+    """Learning rate of the head for a batch of 256; scaled by batch_size / 256."""
+    layer_decay: float = Field(default=0.75, gt=0, le=1)
+    """Factor of the learning rate from each block of the image tower to the one below it (1: the same for all)."""
+    weight_decay: float = Field(default=0.05, ge=0)
+    """AdamW's, for matrices; vectors (biases, norms, tokens) have none."""
+    warmup_epochs: float = Field(default=3, ge=0)
+    """Epochs in which the learning rate rises."""
+    warmup_lr: float = Field(default=1e-6, ge=0)
+    """Where the rise starts (scaled as lr)."""
+    final_lr: float = Field(default=1e-6, ge=0)
+    """Where the cosine ends (scaled as lr)."""
+    label_smoothing: Fraction = 0.1
+    """Share of the target that is spread over all classes."""
+    mixup: float = Field(default=0.8, ge=0)
+    """α of mixup (0: off). With cutmix too, each batch gets one of them."""
+    cutmix: float = Field(default=1.0, ge=0)
+    """α of cutmix (0: off)."""
+    augment: str | None = "rand-m9-mstd0.5-inc1"
+    """timm's RandAugment string (null: off)."""
+    random_erasing: Fraction = 0.25
+    """Probability that a patch of an image is erased."""
+    min_crop: float = Field(default=0.35, gt=0, le=1)
+    """Smallest share of an image that a training crop shows."""
+    normalise: Literal["model", "imagenet"] = "model"
+    """Mean and standard deviation of pixels: the model's own, or (the published run's fault) ImageNet's for any model."""
+    ema: Fraction | None = 0.1
+    """Weights are averaged over about this share of the run's steps: decay = 1 − 1 / (ema · steps). null: not at all."""
+    ema_decay: float | None = Field(default=None, gt=0, lt=1)
+    """The decay itself, instead of `ema`."""
+    ema_longer_than_run: bool = False
+    """Allow an ema_decay that remembers more steps than the run has, so that initial weights stay in the average."""
+    clip_gradient: float | None = Field(default=1.0, gt=0)
+    """Largest norm of the gradient (null: any)."""
+    gradient_checkpointing: bool = False
+    """Recompute activations in the backward pass: much less memory, about a third more time."""
+    compile: bool = False
+    """torch.compile the image tower: minutes at the start, then faster."""
+    head: str = "random"
+    """How the head starts: random; text (prototypes of the class names); or the folder of a finished linear_probe or plp
+    run (LP-FT)."""
+
+    @model_validator(mode="after")
+    def _consistent(self) -> FineTune:
+        if self.warmup_epochs >= self.epochs:
+            raise ValueError(f"warmup_epochs = {self.warmup_epochs:g} leaves nothing of {self.epochs} epochs; lower it")
+        if self.ema is not None and self.ema_decay is not None and "ema" in self.model_fields_set:
+            raise ValueError("give either ema (a share of the run) or ema_decay, not both")
+        return self
+
+    def averaging(self, steps: int) -> float | None:
+        """The EMA's decay for a run of so many optimizer steps; None for no averaging.
+
+        Raises: ValueError for a decay that remembers more steps than there are, unless that is asked for.
+        """
+        if self.ema_decay is None:
+            return None if not self.ema else max(0.0, 1 - 1 / max(self.ema * steps, 1))
+        if 1 / (1 - self.ema_decay) > steps and not self.ema_longer_than_run:
+            raise ValueError(
+                f"method.finetune.ema_decay = {self.ema_decay:g} averages over {1 / (1 - self.ema_decay):.0f} steps, and "
+                f"the run has {steps}: {100 * self.ema_decay**steps:.0f} % of the result would be the initial weights. "
+                "Leave ema_decay out (ema is a share of the run), or set ema_longer_than_run"
+            )
+        return self.ema_decay
+
+
 class Method(Section):
     """What is trained: exactly one of the keys below, an empty value ({}) takes its defaults."""
 
@@ -208,6 +282,8 @@ class Method(Section):
     """A linear head on true labels."""
     plp: PLP | None = None
     """A linear head on pseudo-labels: needs class names, no labels."""
+    finetune: FineTune | None = None
+    """The whole encoder and a head on true labels."""
 
     @model_validator(mode="after")
     def _exactly_one(self) -> Method:
@@ -221,7 +297,7 @@ class Method(Section):
         return next(iter(self.model_fields_set))
 
     @property
-    def settings(self) -> ZeroShot | LinearProbe | PLP:
+    def settings(self) -> ZeroShot | LinearProbe | PLP | FineTune:
         return getattr(self, self.name)
 
 
@@ -259,7 +335,7 @@ class Config(Section):
     backbone: BackboneConfig
     """The encoder: a block (backbones/…yaml) or keys."""
     method: Method
-    """zero_shot, linear_probe or plp."""
+    """zero_shot, linear_probe, plp or finetune."""
     detectors: list[str | dict[str, Any]] | None = None
     """Scores to compute: names, {name: knn, k: 50}, or dotted paths to classes of yours (default: all the model supports)."""
     evaluation: Evaluation = Evaluation()

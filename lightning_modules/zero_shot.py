@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from lightning.pytorch import LightningModule
 from torch import Tensor
 
@@ -21,6 +23,12 @@ class ZeroShot(LightningModule):
         self.class_names, self.logit_scale = class_names, logit_scale
         self.register_buffer("text_embeddings", text_embeddings, persistent=False)
 
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        checkpoint["class_names"] = list(self.class_names or ())
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        check_classes(checkpoint, self.class_names, "the checkpoint")
+
     def reference(self) -> Reference:
         """What detectors may know beside the rows."""
         return Reference(self.class_names, self.text_embeddings, self.logit_scale)
@@ -34,3 +42,14 @@ class ZeroShot(LightningModule):
 
     def validation_step(self, batch: Outputs, batch_idx: int, dataloader_idx: int = 0) -> Outputs:
         return self.evaluation_step(batch, dataloader_idx)
+
+
+def check_classes(checkpoint: dict[str, Any], class_names: tuple[str, ...] | None, what: str) -> None:
+    """Raises ValueError where the head of a checkpoint was trained on other classes, or in another order."""
+    theirs, ours = checkpoint.get("class_names", []), list(class_names or ())
+    if theirs != ours:
+        differs = sorted(set(theirs) ^ set(ours)) or ["the order"]
+        raise ValueError(
+            f"The head of {what} was trained on {len(theirs)} classes, and the images here have {len(ours)}; they differ "
+            f"in {', '.join(differs[:3])}. Use the data that it was trained on, or another head"
+        )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Callable
+from dataclasses import dataclass
 
 import torch
 from PIL.Image import Image
@@ -13,14 +14,25 @@ from torch.nn.functional import normalize
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
+@dataclass(frozen=True)
+class Preprocessing:
+    """What an encoder's transform ends with: size (H, W) in pixels, mean and std a channel, the way it resizes."""
+
+    size: tuple[int, int]
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    interpolation: str
+
+
 class Backbone(nn.Module):
     """An encoder with frozen weights in the precision that was asked for.
 
-    Attributes: transform turns a PIL image in RGB into a (3, H, W) float32 tensor; has_text says whether class names
-    can be encoded; logit_scale is the model's own s in softmax(s · cos(h, t)).
+    Attributes: transform turns a PIL image in RGB into a (3, H, W) float32 tensor, preprocessing describes it;
+    image_tower gives g; has_text says whether class names can be encoded; logit_scale is the model's own s in softmax(s · cos(h, t)).
     """
 
     transform: Callable[[Image], Tensor]
+    preprocessing: Preprocessing
     has_text: bool = False
 
     def __init__(self, precision: str = "fp32") -> None:
@@ -31,6 +43,11 @@ class Backbone(nn.Module):
     def logit_scale(self) -> float | None:
         """The model's s; None without a text encoder."""
         return None
+
+    @property
+    @abstractmethod
+    def image_tower(self) -> nn.Module:
+        """The module that turns images into g."""
 
     @abstractmethod
     def encode_image(self, images: Tensor) -> Tensor:
@@ -50,6 +67,22 @@ class Backbone(nn.Module):
     def freeze(self) -> Backbone:
         """The encoder in evaluation mode, without gradients, in its precision."""
         return self.eval().requires_grad_(False).to(self.dtype)
+
+    def train_images(self, gradient_checkpointing: bool = False, compile: bool = False) -> Backbone:
+        """The encoder for fine-tuning: the image tower trainable in float32, what follows it frozen, no text tower.
+
+        Raises: ValueError for gradient checkpointing of a tower that cannot.
+        """
+        self.dtype = torch.float32
+        self.float().requires_grad_(False)
+        self.image_tower.requires_grad_(True)
+        if gradient_checkpointing:
+            if not hasattr(self.image_tower, "set_grad_checkpointing"):
+                raise ValueError(f"gradient_checkpointing: {type(self.image_tower).__name__} does not offer it")
+            self.image_tower.set_grad_checkpointing(True)
+        if compile:
+            self.image_tower.compile()
+        return self.train()
 
 
 def unit(vectors: Tensor) -> Tensor:

@@ -15,7 +15,7 @@ from open_clip.pretrained import get_pretrained_cfg
 from open_clip.transform import PreprocessCfg, image_transform_v2
 from torch import Tensor, nn
 
-from clip_ood.backbones.backbone import Backbone, unit
+from clip_ood.backbones.backbone import Backbone, Preprocessing, unit
 from clip_ood.backbones.names import SCHEMES, BackboneSpec
 
 
@@ -41,7 +41,10 @@ class OpenClipBackbone(Backbone):
                 pretrained_text=False,
             )
         self._tokenize = open_clip.get_tokenizer(spec.model)
-        self.transform = image_transform_v2(PreprocessCfg(**model.visual.preprocess_cfg), is_train=False)
+        prepared = PreprocessCfg(**model.visual.preprocess_cfg)
+        self.transform = image_transform_v2(prepared, is_train=False)
+        size = (prepared.size, prepared.size) if isinstance(prepared.size, int) else tuple(prepared.size)
+        self.preprocessing = Preprocessing(size, tuple(prepared.mean), tuple(prepared.std), prepared.interpolation)
         self.projection = take_projection(model.visual)
         self.model = model
         self._scale = None if model.logit_scale.is_meta else model.logit_scale.detach().float().exp().item()
@@ -51,12 +54,20 @@ class OpenClipBackbone(Backbone):
     def logit_scale(self) -> float | None:
         return self._scale
 
+    @property
+    def image_tower(self) -> nn.Module:
+        return self.model.visual
+
     def encode_image(self, images: Tensor) -> Tensor:
         features = self.model.visual(images.to(self.dtype))
         return (features[0] if isinstance(features, tuple) else features).float()  # CoCa's tower gives tokens as well
 
     def project(self, features: Tensor) -> Tensor:
         return unit(self.projection(features.to(self.dtype)))
+
+    def train_images(self, gradient_checkpointing: bool = False, compile: bool = False) -> Backbone:
+        self.model, self.has_text = nn.ModuleDict({"visual": self.model.visual}), False
+        return super().train_images(gradient_checkpointing, compile)
 
     def encode_text(self, texts: list[str]) -> Tensor:
         tokens = self._tokenize(texts).to(next(self.model.parameters()).device)

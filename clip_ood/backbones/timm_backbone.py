@@ -5,9 +5,9 @@ from __future__ import annotations
 import timm
 import torch
 from timm.data import create_transform, resolve_model_data_config
-from torch import Tensor
+from torch import Tensor, nn
 
-from clip_ood.backbones.backbone import Backbone
+from clip_ood.backbones.backbone import Backbone, Preprocessing
 from clip_ood.backbones.names import BackboneSpec
 
 
@@ -22,8 +22,19 @@ class TimmBackbone(Backbone):
             self.model = timm.create_model(spec.model, pretrained=spec.pretrained == "default", num_classes=0)
         if file:
             self._load(file)
-        self.transform = create_transform(**resolve_model_data_config(self.model), is_training=False)
+        prepared = resolve_model_data_config(self.model)
+        self.transform = create_transform(**prepared, is_training=False)
+        self.preprocessing = Preprocessing(
+            tuple(prepared["input_size"][1:]),
+            tuple(prepared["mean"]),
+            tuple(prepared["std"]),
+            prepared["interpolation"],
+        )
         self.freeze()
+
+    @property
+    def image_tower(self) -> nn.Module:
+        return self.model
 
     def encode_image(self, images: Tensor) -> Tensor:
         return self.model(images.to(self.dtype)).float()

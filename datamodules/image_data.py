@@ -1,0 +1,184 @@
+"""Images as loaders of fine-tuning: augmented ones to train on, and [bank, id_test, csid…, ood…] for evaluation."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Iterator
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from lightning.pytorch import LightningDataModule
+from lightning.pytorch.utilities.seed import isolate_rng
+from PIL import Image
+from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD, create_transform
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset, Sampler
+
+from clip_ood.backbones.backbone import Backbone, Preprocessing
+from clip_ood.features.store import Features
+from configs.schema import Data, FineTune
+from datamodules.benchmark import Benchmark
+from datamodules.extraction import default_workers
+from datamodules.feature_data import FeatureData, FeatureTable
+from datamodules.image_list import ImageList
+
+
+class LabelledImages(NamedTuple):
+    """images (B, 3, H, W), labels (B,) with -1 where there is none, indices (B,): rows of the image set."""
+
+    images: Tensor
+    labels: Tensor
+    indices: Tensor
+
+
+class TrainingImages(Dataset):
+    """(position, epoch) -> one augmented image; the augmentation depends on seed, epoch and position alone."""
+
+    def __init__(self, table: FeatureTable, images: ImageList, transform: Callable[[Image.Image], Tensor], seed: int):
+        self.table, self.images, self.transform, self.seed = table, images, transform, seed
+
+    def __getitem__(self, item: tuple[int, int]) -> LabelledImages:
+        position, epoch = item
+        row = self.table.rows[position]
+        image = self.images.read(int(row))
+        with isolate_rng(include_cuda=False):
+            draw = np.random.SeedSequence([self.seed, epoch, position]).generate_state(3)
+            random.seed(int(draw[0]))
+            np.random.seed(draw[1])
+            torch.manual_seed(int(draw[2]))
+            return LabelledImages(self.transform(image), self.table.labels[position], row)
+
+
+class EvaluationImages(Dataset):
+    """positions (n,) of a table -> its images as the encoder wants them."""
+
+    def __init__(self, table: FeatureTable, images: ImageList, transform: Callable[[Image.Image], Tensor]) -> None:
+        self.table, self.images, self.transform = table, images, transform
+
+    def __getitem__(self, positions: Tensor) -> LabelledImages:
+        rows = self.table.rows[positions]
+        images = torch.stack([self.transform(self.images.read(row)) for row in rows.tolist()])
+        return LabelledImages(images, self.table.labels[positions], rows)
+
+
+class EpochBatches(Sampler[list[tuple[int, int]]]):
+    """Shuffled batches of (position, epoch), drawn by seed and epoch; each rank gets its share of every batch, and what
+    does not fill the last batch of an epoch is left for another one.
+
+    batch_size is global; `epoch` tells the epoch when the batches are asked for.
+    """
+
+    def __init__(self, count: int, batch_size: int, seed: int, rank: int, world: int, epoch: Callable[[], int]):
+        self.count, self.batch_size, self.seed = count, batch_size, seed
+        self.rank, self.world, self.epoch = rank, world, epoch
+
+    def __len__(self) -> int:
+        return self.count // self.batch_size
+
+    def __iter__(self) -> Iterator[list[tuple[int, int]]]:
+        epoch = self.epoch()
+        order = torch.randperm(self.count, generator=torch.Generator().manual_seed((self.seed << 20) + epoch))
+        for positions in order.split(self.batch_size)[: len(self)]:
+            yield [(position, epoch) for position in positions[self.rank :: self.world].tolist()]
+
+
+class ImageData(FeatureData):
+    """The parts of a benchmark as images; rows that the feature store knows to be unreadable are left out."""
+
+    def __init__(
+        self,
+        benchmark: Benchmark,
+        stored: dict[str, Features],
+        backbone: Backbone,
+        data: Data,
+        settings: FineTune,
+        seed: int,
+    ) -> None:
+        super().__init__(benchmark, stored, data.batch_size)
+        self.images, self.transform = benchmark.images, plain(settings, backbone)
+        self.augmented = augmentation(settings, backbone.preprocessing)
+        self.settings, self.seed, self.num_workers = settings, seed, data.num_workers
+
+    def train_dataloader(self) -> DataLoader:
+        trainer, table = self.trainer, self.train
+        share = trainer.world_size * trainer.accumulate_grad_batches
+        check_batch(self.settings, len(table), trainer.world_size, trainer.accumulate_grad_batches)
+        batches = EpochBatches(
+            len(table),
+            self.settings.batch_size // share * trainer.world_size,
+            self.seed,
+            trainer.global_rank,
+            trainer.world_size,
+            lambda: trainer.current_epoch,
+        )
+        dataset = TrainingImages(table, self.images[table.part.images], self.augmented, self.seed)
+        return DataLoader(dataset, batch_sampler=batches, **self._workers())
+
+    def test_dataloader(self) -> list[DataLoader]:
+        return [
+            DataLoader(
+                EvaluationImages(table, self.images[table.part.images], self.transform),
+                sampler=self._batches(len(table)),
+                batch_size=None,
+                **self._workers(),
+            )
+            for table in self.evaluated
+        ]
+
+    def transfer_batch_to_device(self, batch, device: torch.device, dataloader_idx: int):
+        return LightningDataModule.transfer_batch_to_device(self, batch, device, dataloader_idx)
+
+    def _workers(self) -> dict[str, int | bool]:
+        on_gpu = self.trainer.strategy.root_device.type == "cuda"
+        workers = self.num_workers if self.num_workers is not None else default_workers(on_gpu)
+        return {"num_workers": workers, "pin_memory": on_gpu}
+
+
+def check_batch(settings: FineTune, images: int, devices: int, accumulated: int) -> None:
+    """Raises ValueError for a global batch that does not divide among devices and accumulated batches, has an odd share
+    (mixup and cutmix pair images), or is larger than the training set."""
+    size, share = settings.batch_size, devices * accumulated
+    among = f"{devices} devices × {accumulated} accumulated batches"
+    if size % share:
+        near = max(size // share, 1) * share
+        raise ValueError(
+            f"method.finetune.batch_size = {size} does not divide by {among}; {near} or {near + share} does"
+        )
+    if size // share % 2 and (settings.mixup or settings.cutmix):
+        raise ValueError(
+            f"method.finetune.batch_size = {size} gives each of {among} {size // share} images; mixup and cutmix pair "
+            f"images: take {size + share}"
+        )
+    if size > images:
+        raise ValueError(f"method.finetune.batch_size = {size} is more than the {images} training images; lower it")
+
+
+def augmentation(settings: FineTune, preprocessing: Preprocessing) -> Callable[[Image.Image], Tensor]:
+    """timm's training transform at the encoder's own size, resizing, mean and std."""
+    return create_transform(
+        preprocessing.size,
+        is_training=True,
+        scale=(settings.min_crop, 1.0),
+        auto_augment=settings.augment,
+        re_prob=settings.random_erasing,
+        re_mode="pixel",
+        interpolation=preprocessing.interpolation,
+        color_jitter=None,
+        **_pixels(settings, preprocessing),
+    )
+
+
+def plain(settings: FineTune, backbone: Backbone) -> Callable[[Image.Image], Tensor]:
+    """The encoder's own transform, unless it is to be given ImageNet's mean and std."""
+    if settings.normalise == "model":
+        return backbone.transform
+    prepared = backbone.preprocessing
+    pixels = _pixels(settings, prepared)
+    return create_transform(prepared.size, crop_pct=1.0, interpolation=prepared.interpolation, **pixels)
+
+
+def _pixels(settings: FineTune, preprocessing: Preprocessing) -> dict[str, tuple[float, ...]]:
+    if settings.normalise == "imagenet":
+        return {"mean": IMAGENET_DEFAULT_MEAN, "std": IMAGENET_DEFAULT_STD}
+    return {"mean": preprocessing.mean, "std": preprocessing.std}

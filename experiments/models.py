@@ -1,0 +1,117 @@
+"""What a method trains or evaluates: the module, and the data that it sees."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning.pytorch import LightningModule
+from torch import Tensor
+
+from clip_ood.backbones.backbone import Backbone
+from clip_ood.backbones.create import create_backbone
+from clip_ood.features.store import Features, TextEmbeddings
+from clip_ood.prompts import prototypes
+from configs.loading import ConfigError, load_config
+from configs.schema import Config
+from datamodules.benchmark import Benchmark
+from datamodules.feature_data import FeatureData
+from experiments.run_folder import CONFIG, FINISHED, head_of
+from lightning_modules.zero_shot import ZeroShot, check_classes
+
+
+def check_method(config: Config, benchmark: Benchmark) -> None:
+    """Raises ConfigError for a method that the ID set or the encoder cannot serve, before any image is read."""
+    method = config.method.name
+    if method in ("linear_probe", "finetune") and not benchmark.labelled:
+        raise ConfigError(
+            f"method.{method} needs labels, and the ID images are a flat folder: sort them into class folders, use "
+            "--method={plp: {}} with data.id.class_names, or --method={zero_shot: {}}"
+        )
+    if method != "zero_shot" and len(benchmark.class_names or ()) < 2:
+        count = len(benchmark.class_names or ())
+        raise ConfigError(f"method.{method} needs two classes or more (data.id.class_names); the ID set has {count}")
+    if method == "plp" and config.backbone.library == "timm":
+        raise ConfigError(
+            f"method.plp needs a text encoder, and timm's {config.backbone.model} has none: use open_clip"
+        )
+    if method == "finetune":
+        _check_start(config)
+
+
+def _check_start(config: Config) -> None:
+    start = config.method.settings.head
+    if start == "text" and config.backbone.library == "timm":
+        raise ConfigError("method.finetune.head: text needs a text encoder, and timm's models have none: take random")
+    if start in ("random", "text"):
+        return
+    run = Path(start)
+    if not ((run / FINISHED).is_file() and head_of(run).is_file()):
+        raise ConfigError(
+            f"method.finetune.head: {start!r} is neither random, nor text, nor a finished run with a head"
+        )
+    theirs = load_config(str(run / CONFIG)).backbone
+    if theirs.model_copy(update={"label": None}) != config.backbone.model_copy(update={"label": None}):
+        raise ConfigError(f"method.finetune.head: {start} has another encoder ({theirs.model}); its head does not fit")
+
+
+def build(
+    config: Config, benchmark: Benchmark, features: dict[str, Features], text: TextEmbeddings | None
+) -> tuple[LightningModule, FeatureData]:
+    """The module that a config's method stands for, and its data: stored features, or images for fine-tuning."""
+    classes: dict[str, Any] = {"class_names": benchmark.class_names}
+    if text is not None:
+        embeddings = prototypes(text.embeddings, len(config.data.prompts))
+        classes |= {"text_embeddings": embeddings, "logit_scale": text.logit_scale}
+    if config.method.name == "finetune":
+        return _fine_tuning(config, benchmark, features, classes)
+    data = FeatureData(benchmark, features, config.evaluation.batch_size)
+    if config.method.name == "zero_shot":
+        return ZeroShot(**classes), data
+    from lightning_modules.linear_probe import LinearProbe
+    from lightning_modules.plp import PLP
+
+    kind = {"linear_probe": LinearProbe, "plp": PLP}[config.method.name]
+    return kind(config.method.settings, data.train.stored.features.width, config.seed, **classes), data
+
+
+def _fine_tuning(
+    config: Config, benchmark: Benchmark, features: dict[str, Features], classes: dict[str, Any]
+) -> tuple[LightningModule, FeatureData]:
+    from datamodules.image_data import ImageData
+    from lightning_modules.fine_tune import FineTune
+
+    settings = config.method.settings
+    backbone = create_backbone(config.backbone.model_copy(update={"precision": "fp32"}))
+    data = ImageData(benchmark, features, backbone, config.data, settings, config.seed)
+    train = data.train.stored.features
+    head = initial_head(settings.head, backbone, train.take(data.train.rows[:1024]), classes)
+    return FineTune(settings, backbone, train.width, config.seed, head, **classes), data
+
+
+def initial_head(
+    start: str, backbone: Backbone, features: Tensor, classes: dict[str, Any]
+) -> tuple[Tensor, Tensor] | None:
+    """W (C, D) and b (C,) of a head's first weights: None for random ones, of the text prototypes, or of a run.
+
+    From text: z_c = s ⟨P g, t_c⟩ / n, with n the mean norm of P g over `features`, so that z is near s · cos(h, t_c).
+    Raises: ValueError for a run of other classes, and for text where the projection P is not linear.
+    """
+    if start == "random":
+        return None
+    if start != "text":
+        checkpoint = torch.load(head_of(Path(start)), map_location="cpu", weights_only=True)
+        check_classes(checkpoint, classes["class_names"], start)
+        from clip_ood.head import StandardisedLinear
+
+        head = StandardisedLinear(features.shape[1], len(classes["class_names"]))
+        head.load_state_dict({k.removeprefix("head."): v for k, v in checkpoint["state_dict"].items() if "head." in k})
+        return head.folded()
+    offset = backbone.projection(torch.zeros(1, features.shape[1]))
+    matrix = backbone.projection(torch.eye(features.shape[1])) - offset  # (D, E)
+    projected = backbone.projection(features.float())
+    if not torch.allclose(projected, features.float() @ matrix + offset, rtol=1e-3, atol=1e-3):
+        raise ValueError("method.finetune.head: text needs a linear projection, and this encoder's is not: take random")
+    text = classes["logit_scale"] * classes["text_embeddings"] / projected.norm(dim=1).mean()
+    return text @ matrix.T, (text @ offset.T).squeeze(1)

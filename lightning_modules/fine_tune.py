@@ -1,0 +1,118 @@
+"""Fine-tuning: the whole image tower and a linear head on its features g."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import torch
+from timm.data import Mixup
+from torch import Tensor, nn
+from torch.nn.functional import cross_entropy
+
+from clip_ood.backbones.backbone import Backbone
+from clip_ood.outputs import Outputs, Reference
+from configs.schema import FineTune as Settings
+from datamodules.image_data import LabelledImages
+from lightning_modules.layer_decay import parameter_groups
+from lightning_modules.zero_shot import ZeroShot
+
+
+class FineTune(ZeroShot):
+    """Cross-entropy on true labels, AdamW with layer-wise learning rates, mixup and cutmix; every random draw of a
+    step depends on seed, step and rank alone, so that a resumed run goes the same way.
+
+    `head` (W (C, D), b (C,)) is where the head starts, None for random weights. The joint-space projection stays as it
+    is: embeddings h show how far the tower has moved from the text.
+    Source: Adaloglou et al. 2024, arXiv 2303.05828, with the faults of its published run mended.
+    """
+
+    def __init__(
+        self,
+        settings: Settings,
+        backbone: Backbone,
+        width: int,
+        seed: int,
+        head: tuple[Tensor, Tensor] | None = None,
+        **classes,
+    ) -> None:
+        super().__init__(**classes)
+        self.settings, self.seed = settings, seed
+        self.backbone = backbone.train_images(settings.gradient_checkpointing, settings.compile)
+        self.head = nn.Linear(width, len(self.class_names))
+        with torch.random.fork_rng(devices=[]), torch.no_grad():
+            torch.manual_seed(seed)
+            nn.init.trunc_normal_(self.head.weight, std=0.02)
+            nn.init.zeros_(self.head.bias)
+            if head is not None:
+                self.head.weight.copy_(head[0])
+                self.head.bias.copy_(head[1])
+        self._mix = None
+        if settings.mixup or settings.cutmix:
+            self._mix = Mixup(
+                settings.mixup,
+                settings.cutmix,
+                label_smoothing=settings.label_smoothing,
+                num_classes=len(self.class_names),
+            )
+
+    def training_step(self, batch: LabelledImages, batch_idx: int) -> Tensor:
+        self._seed_step(batch_idx)
+        images, labels = batch.images, batch.labels
+        if self._mix is not None:
+            images, targets = self._mix(images, labels)  # targets (B, C), smoothed
+            loss = cross_entropy(logits := self._logits(images), targets)
+        else:
+            loss = cross_entropy(logits := self._logits(images), labels, label_smoothing=self.settings.label_smoothing)
+        size = len(labels)
+        self.log("train/loss", loss, on_step=False, on_epoch=True, prog_bar=True, batch_size=size, sync_dist=True)
+        hits = (logits.argmax(dim=1) == labels).float().mean()
+        self.log("train/accuracy", hits, on_step=False, on_epoch=True, batch_size=size, sync_dist=True)
+        return loss
+
+    def evaluation_step(self, batch: LabelledImages, dataloader_idx: int) -> Outputs:
+        features = self.backbone.encode_image(batch.images)
+        with torch.autocast(features.device.type, enabled=False):
+            embeddings = self.backbone.project(features)
+            return Outputs(features, embeddings, self.head(features), batch.labels, batch.indices)
+
+    def reference(self) -> Reference:
+        head = self.head.weight.detach(), self.head.bias.detach()
+        return Reference(self.class_names, self.text_embeddings, self.logit_scale, *head)
+
+    def configure_optimizers(self):
+        settings = self.settings
+        scale = settings.batch_size / 256
+        tower = self.backbone.image_tower
+        groups = parameter_groups(tower, self.head, settings.lr * scale, settings.layer_decay, settings.weight_decay)
+        optimizer = torch.optim.AdamW(groups)
+        steps = int(self.trainer.estimated_stepping_batches)
+        warmup = round(settings.warmup_epochs / settings.epochs * steps)
+        schedule = warmup_cosine(steps, warmup, settings.warmup_lr / settings.lr, settings.final_lr / settings.lr)
+        scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, schedule)
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
+
+    def _logits(self, images: Tensor) -> Tensor:
+        return self.head(self.backbone.encode_image(images))
+
+    def _seed_step(self, batch_idx: int) -> None:
+        draw = np.random.SeedSequence([self.seed, self.current_epoch, batch_idx, self.global_rank]).generate_state(2)
+        np.random.seed(draw[0])  # timm's mixup draws from numpy
+        torch.manual_seed(int(draw[1]))
+
+
+def warmup_cosine(steps: int, warmup: int, start: float, end: float):
+    """The factor of the learning rate: linear from `start` to 1 over the first `warmup` steps, then cosine to `end`.
+
+    >>> schedule = warmup_cosine(100, 10, start=0.1, end=0.0)
+    >>> [round(schedule(step), 3) for step in (0, 5, 10, 55, 100)]
+    [0.1, 0.55, 1.0, 0.5, 0.0]
+    """
+
+    def factor(step: int) -> float:
+        if step < warmup:
+            return start + (1 - start) * step / warmup
+        progress = min((step - warmup) / max(steps - warmup, 1), 1)
+        return end + (1 - end) * 0.5 * (1 + math.cos(math.pi * progress))
+
+    return factor
