@@ -12,12 +12,13 @@ from pathlib import Path
 
 import pytest
 import torch
+from lightning.pytorch import Trainer
 from PIL import Image
 from torch.nn.functional import normalize
 from torchvision import datasets
 
 import configs
-from callbacks.ood_evaluation import OODEvaluation
+import experiments.run
 from clip_ood.backbones.create import create_backbone
 from clip_ood.evaluation import DetectorSuite
 from clip_ood.features.rows import Rows
@@ -26,8 +27,6 @@ from clip_ood.prompts import fill
 from configs.loading import load_config
 from configs.schema import BackboneConfig
 from datamodules.benchmark import load_benchmark
-from datamodules.feature_data import FeatureData
-from experiments.run import check_method, make_module, make_trainer
 
 HERE = Path(configs.__file__).parent
 SHIPPED = [path.name for path in sorted(HERE.glob("*.yaml"))]
@@ -45,7 +44,7 @@ LAYOUTS = {
     "cifar": ({}, []),
 }
 LAYOUT_OF = {"own_images.yaml": "photos", "demo_cifar.yaml": "cifar"} | dict.fromkeys(
-    ["demo.yaml", "linear_probe_demo.yaml", "zero_shot_demo.yaml"], "demo"
+    ["demo.yaml", "linear_probe_demo.yaml", "zero_shot_demo.yaml", "finetune_demo.yaml"], "demo"
 )
 WIDTHS = {  # of g and of h
     "ViT-bigG-14": (1664, 1280),
@@ -149,23 +148,30 @@ def faked(config, benchmark):
     return features, TextEmbeddings(normalize(torch.randn(len(strings), joint), dim=1), 100.0)
 
 
-@pytest.mark.parametrize("config", SHIPPED, indirect=True)
-def test_trainer_method_and_detectors_are_made_and_take_a_batch(config, tmp_path):
-    benchmark = load_benchmark(config)
-    check_method(config, benchmark)
-    trained = config.method.name != "zero_shot"
-    evaluation = OODEvaluation(config.detectors, config.evaluation.resamples, config.seed)
-    trainer = make_trainer(config, tmp_path / "run", evaluation, trained)
-    assert trainer.max_epochs == (100 if trained else 1) and evaluation in trainer.callbacks
+class Reached(Exception):
+    """The run has come to its Trainer's first loop."""
 
-    features, text = faked(config, benchmark)
-    data = FeatureData(benchmark, features, config.evaluation.batch_size)
-    module = make_module(config, benchmark, data, text)
+
+@pytest.mark.parametrize("config", SHIPPED, indirect=True)
+def test_trainer_method_and_detectors_are_made_and_take_a_batch(config, tmp_path, monkeypatch):
+    def reached(trainer, module, datamodule, **_):
+        raise Reached(trainer, module, datamodule)
+
+    monkeypatch.setattr(Trainer, "fit", reached)
+    monkeypatch.setattr(Trainer, "test", reached)
+    monkeypatch.setattr(experiments.run, "load_features", lambda config, benchmark, *_: faked(config, benchmark))
+    with pytest.raises(Reached) as stop:
+        experiments.run.run(config, tmp_path)
+    trainer, module, data = stop.value.args
+    trained = config.method.name != "zero_shot"
+    assert trainer.max_epochs == (config.method.settings.epochs if trained else 1)
+    if config.method.name == "finetune":  # takes images, through real weights
+        return
+
     outputs = module.evaluation_step(data.tables["bank"][torch.arange(4)], 0)
     assert (outputs.logits is not None) == trained
     if trained:
-        assert outputs.logits.shape == (4, len(benchmark.class_names))
-
+        assert outputs.logits.shape == (4, len(module.class_names))
     suite = DetectorSuite(module.reference(), config.detectors)
     suite.update(outputs)
     omitted = {each.detector for each in suite.omitted}
