@@ -1,7 +1,8 @@
-"""The table of an encoder as it is, or of a run's head, without training.
+"""The table of an encoder as it is, or of a run's head, without training; or several runs side by side.
 
 python eval.py --config zero_shot_demo.yaml
 python eval.py --run runs/demo --detectors='[knn, {name: knn, k: 10}, msp]'
+python eval.py --compare runs/demo runs/linear_probe_demo          (or one detector of each: runs/demo:msp)
 """
 
 from __future__ import annotations
@@ -16,12 +17,22 @@ from experiments.run_folder import check_heads, choose_folder
 
 def add_options(parser) -> None:
     parser.add_argument("--run", metavar="DIR", type=Path, help="evaluate the head of this run; goes to DIR-eval")
+    parser.add_argument(
+        "--compare", metavar="DIR", nargs="+", help="finished runs side by side, with paired differences to the first"
+    )
 
 
 def main(argv: list[str] | None = None) -> None:
     arguments, overrides = parse(argv, __doc__.splitlines()[0], add_options)
+    if arguments.compare is not None:
+        from experiments.compare import show
+
+        show(arguments.compare)
+        return
     if (arguments.config is None) == (arguments.run is None):
-        raise ConfigError("Evaluate what? Either --config zero_shot_demo.yaml, or --run runs/demo; or --help")
+        raise ConfigError(
+            "Evaluate what? --config zero_shot_demo.yaml, or --run runs/demo, or --compare runs/a runs/b; or --help"
+        )
     if arguments.run is not None:
         if not (arguments.run / "config.yaml").is_file():
             raise ConfigError(f"{arguments.run} is no run: it holds no config.yaml")
