@@ -36,7 +36,7 @@ def main(argv: list[str] | None = None) -> None:
     if arguments.run is not None:
         if not (arguments.run / "config.yaml").is_file():
             raise ConfigError(f"{arguments.run} is no run: it holds no config.yaml")
-        overrides = [f"--name={arguments.run.name}-eval", *overrides]
+        overrides = [f"--name={arguments.run.resolve().name}-eval", *overrides]
     config = load_config(arguments.config or str(arguments.run / "config.yaml"), overrides)
     if arguments.print_config:
         print(dump(config), end="")

@@ -231,6 +231,8 @@ class FineTune(Section):
     """Probability that a patch of an image is erased."""
     min_crop: float = Field(default=0.35, gt=0, le=1)
     """Smallest share of an image that a training crop shows."""
+    flip: Fraction = 0.5
+    """Probability that a training image is mirrored."""
     normalise: Literal["model", "imagenet"] = "model"
     """Mean and standard deviation of pixels: the model's own, or (the published run's fault) ImageNet's for any model."""
     ema: Fraction | None = 0.1

@@ -160,6 +160,7 @@ def augmentation(settings: FineTune, preprocessing: Preprocessing) -> Callable[[
         preprocessing.size,
         is_training=True,
         scale=(settings.min_crop, 1.0),
+        hflip=settings.flip,
         auto_augment=settings.augment,
         re_prob=settings.random_erasing,
         re_mode="pixel",

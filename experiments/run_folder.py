@@ -21,7 +21,7 @@ def choose_folder(root: Path, name: str, resume: bool = False, overwrite: bool =
     `overwrite` removes what is there, if it is a run. Raises: ConfigError for an unfinished run, unless it is to be
     resumed or overwritten, and for `resume` without one.
     """
-    if not name or Path(name).name != name:
+    if name in ("", ".", "..") or Path(name).name != name:
         raise ConfigError(f"name: {name!r} must be a plain folder name, without slashes")
     if overwrite and not is_follower() and (root / name / CONFIG).is_file():
         shutil.rmtree(root / name)
