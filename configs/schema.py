@@ -238,7 +238,7 @@ class FineTune(Section):
     ema: Fraction | None = 0.1
     """Weights are averaged over about this share of the run's steps: decay = 1 − 1 / (ema · steps). null: not at all."""
     ema_decay: float | None = Field(default=None, gt=0, lt=1)
-    """The decay itself, instead of `ema`."""
+    """The decay itself; then `ema` has no say."""
     ema_longer_than_run: bool = False
     """Allow an ema_decay that remembers more steps than the run has, so that initial weights stay in the average."""
     clip_gradient: float | None = Field(default=1.0, gt=0)
@@ -255,8 +255,6 @@ class FineTune(Section):
     def _consistent(self) -> FineTune:
         if self.warmup_epochs >= self.epochs:
             raise ValueError(f"warmup_epochs = {self.warmup_epochs:g} leaves nothing of {self.epochs} epochs; lower it")
-        if self.ema is not None and self.ema_decay is not None and "ema" in self.model_fields_set:
-            raise ValueError("give either ema (a share of the run) or ema_decay, not both")
         return self
 
     def averaging(self, steps: int) -> float | None:

@@ -7,6 +7,7 @@ Images are empty files in the layouts that the sources unpack to, encoders have 
 from __future__ import annotations
 
 import shutil
+from copy import deepcopy
 from functools import cache
 from pathlib import Path
 
@@ -18,6 +19,7 @@ from torch.nn.functional import normalize
 from torchvision import datasets
 
 import configs
+import experiments.models
 import experiments.run
 from clip_ood.backbones.create import create_backbone
 from clip_ood.evaluation import DetectorSuite
@@ -43,12 +45,15 @@ LAYOUTS = {
     "photos": ({"photos": ["red_fox", "dog"]}, []),
     "cifar": ({}, []),
 }
-LAYOUT_OF = {"own_images.yaml": "photos", "demo_cifar.yaml": "cifar"} | dict.fromkeys(
-    ["demo.yaml", "linear_probe_demo.yaml", "zero_shot_demo.yaml", "finetune_demo.yaml"], "demo"
-)
+LAYOUT_OF = {
+    "own_images.yaml": "photos",
+    "demo_cifar.yaml": "cifar",
+    "finetune_published_vitl.yaml": "cifar",
+} | dict.fromkeys(["demo.yaml", "linear_probe_demo.yaml", "zero_shot_demo.yaml", "finetune_demo.yaml"], "demo")
 WIDTHS = {  # of g and of h
     "ViT-bigG-14": (1664, 1280),
     "ViT-H-14": (1280, 1024),
+    "ViT-L-14": (1024, 768),
     "ViT-B-16": (768, 512),
     "local-dir:data/demo_encoder": (1280, 384),
 }
@@ -153,19 +158,23 @@ class Reached(Exception):
 
 
 @pytest.mark.parametrize("config", SHIPPED, indirect=True)
-def test_trainer_method_and_detectors_are_made_and_take_a_batch(config, tmp_path, monkeypatch):
+def test_trainer_method_and_detectors_are_made_and_take_a_batch(config, backbone, tmp_path, monkeypatch):
     def reached(trainer, module, datamodule, **_):
         raise Reached(trainer, module, datamodule)
 
     monkeypatch.setattr(Trainer, "fit", reached)
     monkeypatch.setattr(Trainer, "test", reached)
+    monkeypatch.setattr(experiments.models, "create_backbone", lambda spec: deepcopy(backbone))
+    monkeypatch.setattr(experiments.models, "initial_head", lambda *_: None)  # needs weights
     monkeypatch.setattr(experiments.run, "load_features", lambda config, benchmark, *_: faked(config, benchmark))
     with pytest.raises(Reached) as stop:
         experiments.run.run(config, tmp_path)
     trainer, module, data = stop.value.args
     trained = config.method.name != "zero_shot"
     assert trainer.max_epochs == (config.method.settings.epochs if trained else 1)
-    if config.method.name == "finetune":  # takes images, through real weights
+    if config.method.name == "finetune":  # takes images, through weights
+        assert module.head.weight.shape == (len(module.class_names), WIDTHS[config.backbone.model][0])
+        assert len(data.augmented.transforms) > 2
         return
 
     outputs = module.evaluation_step(data.tables["bank"][torch.arange(4)], 0)
