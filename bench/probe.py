@@ -40,7 +40,7 @@ def ours(features: torch.Tensor, labels: torch.Tensor) -> float:
     part = Part("train", "train", "", "id", list(range(N)))
     benchmark = Benchmark(images, {"train": part}, tuple(map(str, range(C))))
     stored = {"id": Features(Rows(tuple(features.split(1024))), None, torch.ones(N, dtype=torch.bool))}
-    data = FeatureData(benchmark, stored, 4096, while_training=False)
+    data = FeatureData(benchmark, stored, 4096)
     module = LinearProbe(Settings(epochs=1, batch_size=BATCH), D, 0, class_names=benchmark.class_names)
     clock = Clock()
     with tempfile.TemporaryDirectory() as folder:

@@ -1,0 +1,93 @@
+"""Extraction by two processes with one core each, against one process with one core: python -m bench.processes"""
+
+from __future__ import annotations
+
+import logging
+import os
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from statistics import median
+from time import perf_counter
+
+import torch
+from lightning.pytorch import Callback, Trainer
+from PIL import Image
+
+from callbacks.feature_writer import FeatureWriter
+from clip_ood.backbones.create import create_backbone
+from clip_ood.features.store import CHUNK, FeatureStore
+from configs.schema import BackboneConfig, ImageSet
+from datamodules.extraction import ExtractionData
+from datamodules.image_list import list_images
+from lightning_modules.feature_extractor import FeatureExtractor
+
+IMAGES, PAIRS = 2 * CHUNK, 3
+SPEC = BackboneConfig(library="timm", model="mobilenetv3_small_050")  # random weights cost the same
+
+
+class Clock(Callback):
+    """Seconds that the slowest process works on its batches."""
+
+    def on_predict_epoch_start(self, trainer, module) -> None:
+        trainer.strategy.barrier()
+        self.start = perf_counter()
+
+    def on_predict_epoch_end(self, trainer, module) -> None:
+        trainer.strategy.barrier()
+        self.seconds = perf_counter() - self.start
+
+
+def extract(count: int, folder: Path, store: Path) -> None:
+    """Prints the seconds; run with OMP_NUM_THREADS=1, in `count` processes."""
+    logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
+    torch.set_num_threads(1)
+    images = list_images("images", ImageSet(folder=folder), Path(), labelled=False, seed=0)
+    features = FeatureStore(store, {"precision": "fp32"})
+    stored = {"images": features.image_set("images", images.files)}
+    clock = Clock()
+    trainer = Trainer(
+        accelerator="cpu",
+        devices=count,
+        strategy="ddp" if count > 1 else "auto",
+        logger=False,
+        callbacks=[FeatureWriter(features, stored, []), clock],
+        enable_model_summary=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        use_distributed_sampler=False,
+    )
+    data = ExtractionData({"images": images}, stored, [], batch_size=32, num_workers=0)
+    trainer.predict(FeatureExtractor(lambda: create_backbone(SPEC)), datamodule=data, return_predictions=False)
+    if trainer.is_global_zero:
+        print(f"seconds {clock.seconds}", flush=True)
+
+
+def seconds(count: int, folder: Path) -> float:
+    """Of one extraction in processes of its own."""
+    with tempfile.TemporaryDirectory() as store:
+        command = [sys.executable, "-m", "bench.processes", str(count), str(folder), store]
+        environment = os.environ | {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
+        output = subprocess.run(command, env=environment, check=True, capture_output=True, text=True).stdout
+    return next(float(line.split()[1]) for line in output.splitlines() if line.startswith("seconds "))
+
+
+def main() -> None:
+    with tempfile.TemporaryDirectory() as folder:
+        generator = torch.Generator().manual_seed(0)
+        for index in range(IMAGES):
+            pixels = torch.randint(256, (12, 12, 3), generator=generator, dtype=torch.uint8).numpy()
+            Image.fromarray(pixels).resize((400, 300)).save(Path(folder, f"{index:04d}.jpg"))
+        ratios = [seconds(1, Path(folder)) / seconds(2, Path(folder)) for _ in range(PAIRS)]
+    print(
+        f"extraction, two processes against one, a core each, {IMAGES} JPEGs, MobileNetV3-Small-0.5  "
+        f"{median(ratios):.2f} ({min(ratios):.2f}–{max(ratios):.2f})  >= 1.7"
+    )
+
+
+if __name__ == "__main__":
+    if len(sys.argv) > 1:
+        extract(int(sys.argv[1]), Path(sys.argv[2]), Path(sys.argv[3]))
+    else:
+        main()
