@@ -1,0 +1,136 @@
+"""The keys of `data`: image sets, splits, prompts. The text under a key is what `--help` prints."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import BeforeValidator, Field, model_validator
+
+from configs.section import Fraction, Place, Positive, Section
+
+
+class ImageSet(Section):
+    """One set of images: exactly one of `folder`, `list`, `torchvision`. A bare path means `folder`."""
+
+    folder: Place | None = None
+    """Folder of images: one sub-folder a class, or all images in one (flat). Relative to data.root."""
+    list: Place | None = None
+    """OpenOOD-style text file, a line "relative/path label" an image (-1: no label). Relative to data.root."""
+    images_root: Place = Path()
+    """With `list`: the folder that its paths start from. Relative to data.root."""
+    torchvision: Literal["CIFAR10", "CIFAR100"] | None = None
+    """A data set that torchvision downloads into data.root."""
+    split: Literal["train", "test"] = "test"
+    """With `torchvision`: which part."""
+    per_class: Positive | None = None
+    """Keep a seeded draw of this many images a class (default: all images)."""
+    group: str = "ood"
+    """OOD sets: the group that the table shows them in (near, far, …)."""
+    source: str = ""
+    """Where to get the images: shown when the folder is missing."""
+
+    @model_validator(mode="after")
+    def _one_place(self) -> ImageSet:
+        named = [key for key in ("folder", "list", "torchvision") if getattr(self, key) is not None]
+        if len(named) != 1:
+            raise ValueError(f"needs exactly one of folder, list, torchvision; got {named or 'none'}")
+        return self
+
+
+def _folder_shorthand(value: Any) -> Any:
+    return {"folder": value} if isinstance(value, str | Path) else value
+
+
+Images = Annotated[ImageSet, BeforeValidator(_folder_shorthand)]
+
+
+class IDSet(Section):
+    """The in-distribution images: `images`, split by data.splits, or `train` and `test` as published."""
+
+    images: Images | None = None
+    """All ID images; data.splits divides them into train, val and test, stratified by class and seeded."""
+    train: Images | None = None
+    """Training images of a set with a split of its own; data.splits.val of them are held out as val."""
+    val: Images | None = None
+    """Held-out images of a set with a split of its own (default: drawn from train)."""
+    test: Images | None = None
+    """Test images of a set with a split of its own."""
+    class_names: list[str] | Place | Literal["imagenet"] | None = None
+    """Names for the prompts, in label order: a list, a text file (a name a line, relative to data.root), or
+    `imagenet` (open_clip's 1000 distinct names). Default: the folders' names, underscores as spaces."""
+
+    @model_validator(mode="after")
+    def _one_way(self) -> IDSet:
+        if (self.images is None) == (self.train is None and self.test is None):
+            raise ValueError("needs either images (split by data.splits) or train and test")
+        if self.images is None and (self.train is None or self.test is None):
+            raise ValueError("needs both train and test")
+        if self.images is not None and self.val is not None:
+            raise ValueError(
+                "val comes from data.splits when `images` is given; name train and test as well, or drop val"
+            )
+        return self
+
+
+def _images_shorthand(value: Any) -> Any:
+    return {"images": value} if isinstance(value, str | Path) else value
+
+
+class Splits(Section):
+    """Shares of the ID images; what is left after val and test is train."""
+
+    val: Fraction = 0.2
+    """Held out for thresholds and choices, never trained on."""
+    test: Fraction = 0.3
+    """Scored in the table; used only where the ID set has no test images of its own."""
+
+    @model_validator(mode="after")
+    def _leaves_train(self) -> Splits:
+        if self.val + self.test >= 1:
+            raise ValueError(
+                f"val + test = {self.val + self.test:g} leaves no training images; both must sum to below 1"
+            )
+        return self
+
+
+class Data(Section):
+    """Where the images are."""
+
+    root: Place = Path("data")
+    """Folder that relative paths of image sets start from."""
+    id: Annotated[IDSet, BeforeValidator(_images_shorthand)]
+    """The in-distribution images. A bare path means `images`."""
+    csid: dict[str, Images] = {}
+    """Covariate-shifted ID sets by name: positives of the full_spectrum setting, absent from the standard one."""
+    ood: dict[str, Images] = {}
+    """OOD sets by name; {} is allowed: scores, no AUROC."""
+    splits: Splits = Splits()
+    """How ID images are divided where the set has no split of its own."""
+    prompts: list[str] = Field(
+        default=[
+            "a photo of a {}.",
+            "a blurry photo of a {}.",
+            "a photo of many {}.",
+            "a photo of the large {}.",
+            "a photo of the small {}.",
+        ],
+        min_length=1,
+    )
+    """Templates for the text encoder; {} stands for the class name. Their embeddings are averaged."""
+    batch_size: Positive = 256
+    """Images a forward pass and device in feature extraction."""
+    num_workers: int | None = Field(default=None, ge=0)
+    """Processes that decode images, a device (default: 8 at most with a GPU, none without)."""
+    max_unreadable: Fraction = 0.01
+    """Largest share of a set's images that may be unreadable before the run stops."""
+
+    @model_validator(mode="after")
+    def _placeholders(self) -> Data:
+        if wrong := [prompt for prompt in self.prompts if prompt.count("{}") != 1]:
+            raise ValueError(f"prompts: {wrong[0]!r} must hold {{}} once, where the class name goes")
+        if twice := sorted(
+            {"id_test", "bank"} & (self.ood.keys() | self.csid.keys()) | self.ood.keys() & self.csid.keys()
+        ):
+            raise ValueError(f"set names must be distinct, and neither bank nor id_test: {', '.join(twice)}")
+        return self
