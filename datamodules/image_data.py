@@ -156,7 +156,7 @@ def check_batch(settings: FineTune, images: int, devices: int, accumulated: int)
 
 def augmentation(settings: FineTune, preprocessing: Preprocessing) -> Callable[[Image.Image], Tensor]:
     """timm's training transform at the encoder's own size, resizing, mean and std."""
-    return create_transform(
+    transform = create_transform(
         preprocessing.size,
         is_training=True,
         scale=(settings.min_crop, 1.0),
@@ -168,6 +168,15 @@ def augmentation(settings: FineTune, preprocessing: Preprocessing) -> Callable[[
         color_jitter=None,
         **_pixels(settings, preprocessing),
     )
+    for step in transform.transforms:
+        for op in getattr(step, "ops", []):
+            if op.name == "PosterizeIncreasing":  # timm's strongest level keeps 0 bits, which Pillow refuses
+                op.level_fn = _at_least_one_bit(op.level_fn)
+    return transform
+
+
+def _at_least_one_bit(level_fn: Callable) -> Callable:
+    return lambda level, settings: (max(1, level_fn(level, settings)[0]),)
 
 
 def plain(settings: FineTune, backbone: Backbone) -> Callable[[Image.Image], Tensor]:

@@ -9,6 +9,11 @@ from collections.abc import Callable
 from pathlib import Path
 
 PROJECT = Path(__file__).parents[1]
+OUT_OF_MEMORY = (
+    "the GPU's memory is full. Extraction and evaluation: lower data.batch_size, or backbone.precision=bf16. Fine-tuning: "
+    "method.finetune.gradient_checkpointing=true, trainer.accumulate_grad_batches=2 (or more; the global batch stays), "
+    "trainer.precision=bf16-mixed, or a smaller method.finetune.batch_size"
+)
 
 
 def parse(argv: list[str] | None, about: str, options: Callable[[argparse.ArgumentParser], None]):
@@ -41,6 +46,8 @@ def guarded(main: Callable[[], None]) -> None:
     try:
         main()
     except (ValueError, RuntimeError, OSError) as error:
+        if type(error).__name__ == "OutOfMemoryError":  # torch's, which is not imported here
+            sys.exit(f"error: {OUT_OF_MEMORY}\n({error})")
         if not (isinstance(error, OSError) or _is_ours(error)):
             raise
         print(f"error: {error}", file=sys.stderr)
