@@ -72,7 +72,7 @@ def started(folder: Path, config: str) -> Iterator[None]:
     (folder / CONFIG).write_text(config, encoding="utf-8")
     try:
         yield
-    except (ValueError, FileNotFoundError):
+    except (ValueError, OSError):
         if not (folder / "checkpoints").is_dir():
             (folder / CONFIG).unlink()
         raise
