@@ -40,6 +40,11 @@ def check_names(config: Config) -> None:
             raise ConfigError(f"trainer.{key} is not for configs: {OURS[key]}.")
         if key not in valid:
             raise ConfigError(f"Lightning's Trainer has no key {key!r} (trainer.{key}).{nearest(key, valid)}")
+    if (precision := str(config.trainer.get("precision"))).endswith("-true") and precision != "32-true":
+        raise ConfigError(
+            f"trainer.precision: {precision} would change stored features as well. Set backbone.precision for the encoder, "
+            "and here bf16-mixed, 16-mixed or 32-true for the head."
+        )
 
 
 def trainer_keys() -> set[str]:
