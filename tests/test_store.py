@@ -331,7 +331,7 @@ def test_the_trainers_precision_is_not_the_encoders(lab):
     expected, _ = lab.load(store="plain")
     features, _ = lab.load(precision="bf16-mixed")
     assert all(torch.equal(features[name], expected[name]) for name in expected)
-    with pytest.raises(ConfigError, match="Set backbone.precision for the encoder"):
+    with pytest.raises(ConfigError, match=r"Set backbone\.precision for the encoder"):
         lab.load("--trainer.precision=bf16-true")
 
 
