@@ -48,5 +48,5 @@ class FeatureWriter(Callback):
         has_embeddings = self._images[0][1].embeddings is not None
         embeddings = torch.cat([o.embeddings for _, o in self._images]).cpu() if has_embeddings else None
         errors = {row - rows.start: reason for batch in batches for row, reason in batch.errors.items()}
-        stored.write(chunk, features, embeddings, errors)
+        stored.write(chunk, features, embeddings, errors, max(len(batch.rows) for batch in batches))
         self._images.clear()

@@ -73,8 +73,16 @@ class StoredSet:
         """Chunks that are not there yet."""
         return [chunk for chunk in self.chunks if not self._path(chunk).is_file()]
 
-    def write(self, chunk: int, features: Tensor, embeddings: Tensor | None, errors: dict[int, str]) -> None:
-        """Writes one whole chunk; `errors` tells, by row of the chunk, why an image could not be read.
+    def write(
+        self,
+        chunk: int,
+        features: Tensor,
+        embeddings: Tensor | None,
+        errors: dict[int, str],
+        batch_size: int | None = None,
+    ) -> None:
+        """Writes one whole chunk; `errors` tells, by row of the chunk, why an image could not be read, `batch_size` how
+        many images a forward pass had.
 
         Raises: ValueError for NaN or Inf features of readable images.
         """
@@ -90,7 +98,7 @@ class StoredSet:
                     f"Image set {self.name}: {broken} of the images {rows.start}–{rows.stop - 1} have NaN or Inf features "
                     f"as {str(self.dtype).removeprefix('torch.')}. Try backbone.precision=fp32, and check the weights."
                 )
-        self._write_manifest()
+        self._write_manifest({key: value.shape[1] for key, value in tensors.items()}, batch_size)
         described = self._described(chunk) | {"errors": errors}
         _write(self._path(chunk), tensors | {"valid": valid}, described)
 
@@ -133,12 +141,13 @@ class StoredSet:
     def _path(self, chunk: int) -> Path:
         return self.folder / f"chunk-{chunk:05d}.safetensors"
 
-    def _write_manifest(self) -> None:
+    def _write_manifest(self, widths: dict[str, int], batch_size: int | None) -> None:
         path = self.folder / "manifest.json"
         if path.is_file():
             return
         libraries = {name: version(name) for name in ("torch", "torchvision", "open_clip_torch", "timm")}
         content = {"name": self.name, "images": self.count, "rows_per_chunk": CHUNK, "dtype": str(self.dtype)}
+        content |= {"widths": widths, "batch_size": batch_size}
         _write_json(path, content | self.identity | {"libraries": libraries})
 
 
