@@ -80,6 +80,8 @@ class FineTune(Section):
     """Allow an ema_decay that remembers more steps than the run has, so that initial weights stay in the average."""
     clip_gradient: float | None = Field(default=1.0, gt=0)
     """Largest norm of the gradient (null: any)."""
+    freeze_batch_norm: bool = False
+    """BatchNorm layers keep their running statistics: right where batches are small. Transformers have none."""
     gradient_checkpointing: bool = False
     """Recompute activations in the backward pass: much less memory, about a third more time."""
     compile: bool = False

@@ -55,6 +55,15 @@ class FineTune(ZeroShot):
                 label_smoothing=settings.label_smoothing,
                 num_classes=len(self.class_names),
             )
+        self.train()
+
+    def train(self, mode: bool = True) -> FineTune:
+        super().train(mode)
+        if self.settings.freeze_batch_norm:
+            for module in self.modules():
+                if isinstance(module, nn.modules.batchnorm._BatchNorm):
+                    module.eval()
+        return self
 
     def training_step(self, batch: LabelledImages, batch_idx: int) -> Tensor:
         self._seed_step(batch_idx)
