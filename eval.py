@@ -10,7 +10,8 @@ from __future__ import annotations
 from pathlib import Path
 
 from configs.checks import check_folders
-from configs.loading import ConfigError, dump, load_config
+from configs.errors import ConfigError
+from configs.loading import dump, load_config
 from experiments.command_line import guarded, parse
 from experiments.run_folder import check_heads, choose_folder
 

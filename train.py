@@ -7,7 +7,8 @@ python train.py --config plp_vitg.yaml --trainer.devices=8 --data.root=/data
 from __future__ import annotations
 
 from configs.checks import check_folders
-from configs.loading import ConfigError, dump, load_config
+from configs.errors import ConfigError
+from configs.loading import dump, load_config
 from experiments.command_line import guarded, parse
 from experiments.run_folder import choose_folder
 

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from clip_ood.backbones.names import check_model
 from clip_ood.detectors.names import read_specs
+from configs.errors import ConfigError, nearest
 from configs.schema import Config, ImageSet
 
 OURS = {
@@ -25,8 +26,6 @@ OURS = {
 def check_names(config: Config) -> None:
     """Raises ConfigError for an unknown model, pretrained tag, detector or Trainer key, naming the nearest valid ones,
     and for a run that would lie in runs_root itself or above it."""
-    from configs.loading import ConfigError, nearest
-
     if not config.name.strip("."):
         raise ConfigError(f"name: {config.name!r} must be the name of a folder below runs_root")
     try:
@@ -65,8 +64,6 @@ def image_sets(config: Config) -> dict[str, ImageSet]:
 
 def check_folders(config: Config) -> None:
     """Raises ConfigError for the first image set whose folder or list is not there: which, where, how to get it."""
-    from configs.loading import ConfigError
-
     for name, part in image_sets(config).items():
         if part.torchvision is not None:
             continue

@@ -6,14 +6,14 @@ A value that names a YAML file (`backbone: backbones/demo.yaml`) is a block, loo
 
 from __future__ import annotations
 
-import difflib
-from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 import yaml
 from pydantic import BaseModel, ValidationError
 
+from configs.checks import check_names
+from configs.errors import ConfigError, nearest
 from configs.schema import Config
 
 HERE = Path(__file__).parent
@@ -24,16 +24,6 @@ STANDS_FOR = {  # a key that is added to a bare path -> the key that the path st
     "group": "folder",
     "source": "folder",
 }
-
-
-class ConfigError(ValueError):
-    """A config that cannot run: the message names the key, what was expected and the way out."""
-
-
-def nearest(name: str, valid: Iterable[str], most: int = 3) -> str:
-    """ " Did you mean …?" for the valid names closest to `name`; the empty string when none is close."""
-    close = difflib.get_close_matches(name, list(valid), n=most, cutoff=0.5)
-    return f" Did you mean {' or '.join(close)}?" if close else ""
 
 
 def find_config(name: str, beside: Path | None = None) -> Path:
@@ -117,8 +107,6 @@ def load_config(name: str, arguments: list[str] | None = None) -> Config:
 
 def validate(content: dict[str, Any]) -> Config:
     """A `Config` from plain mappings, keys and names checked without importing anything heavy."""
-    from configs.checks import check_names
-
     try:
         config = Config.model_validate(content)
     except ValidationError as error:

@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from configs.checks import check_folders, image_sets
-from configs.loading import ConfigError
+from configs.errors import ConfigError
 from configs.schema import Config
 from datamodules.image_list import ImageList, balanced, list_images
 from datamodules.splits import split

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from PIL import Image
 
-from configs.loading import ConfigError
+from configs.errors import ConfigError
 from configs.schema import ImageSet
 from datamodules.reading import SUFFIXES, read_image
 

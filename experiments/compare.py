@@ -17,7 +17,7 @@ from rich.table import Table
 
 from clip_ood.evaluation import MEAN
 from clip_ood.metrics.paired import Difference, auroc_difference, seed_difference
-from configs.loading import ConfigError, nearest
+from configs.errors import ConfigError, nearest
 from experiments.run_folder import FINISHED, seed_folder
 
 

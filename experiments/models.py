@@ -13,7 +13,8 @@ from clip_ood.backbones.backbone import Backbone
 from clip_ood.backbones.create import create_backbone
 from clip_ood.features.store import Features, TextEmbeddings
 from clip_ood.prompts import prototypes
-from configs.loading import ConfigError, load_config
+from configs.errors import ConfigError
+from configs.loading import load_config
 from configs.schema import Config
 from datamodules.benchmark import Benchmark
 from datamodules.feature_data import FeatureData

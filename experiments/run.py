@@ -26,7 +26,9 @@ from experiments.run_folder import head_of, started
 
 logging.getLogger("lightning.pytorch.utilities.rank_zero").setLevel(logging.WARNING)  # no list of absent devices
 warnings.filterwarnings(
-    "ignore", module="lightning.pytorch", message=".*(does not have many workers|LeafSpec|callbacks used to create|in eval mode).*"
+    "ignore",
+    module="lightning.pytorch",
+    message=".*(does not have many workers|LeafSpec|callbacks used to create|in eval mode).*",
 )
 
 

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from configs.loading import ConfigError
+from configs.errors import ConfigError
 from configs.schema import Config
 
 CONFIG = "config.yaml"  # there: a run was started

@@ -11,7 +11,8 @@ import numpy as np
 import pytest
 from torchvision.datasets import CIFAR10, CIFAR100
 
-from configs.loading import ConfigError, validate
+from configs.errors import ConfigError
+from configs.loading import validate
 from configs.schema import ImageSet
 from datamodules.benchmark import load_benchmark
 from datamodules.image_list import ImageList, balanced, list_images

@@ -14,8 +14,9 @@ from pydantic import BaseModel
 import configs
 import train
 from configs.checks import check_folders, trainer_keys
+from configs.errors import ConfigError
 from configs.help import explain, section_of
-from configs.loading import ConfigError, dump, load_config, override, read, validate
+from configs.loading import dump, load_config, override, read, validate
 from configs.schema import Config
 from experiments.run_folder import choose_folder
 

@@ -12,7 +12,7 @@ from PIL import Image
 
 import experiments.extraction as extraction
 import train
-from configs.loading import ConfigError
+from configs.errors import ConfigError
 
 SIZES = {"id/cat": 13, "id/dog": 11, "near": 7, "far": 5}
 

@@ -24,7 +24,8 @@ from clip_ood.backbones.open_clip_backbone import OpenClipBackbone
 from clip_ood.features import store as store_module
 from clip_ood.features.rows import Rows
 from clip_ood.features.store import FeatureStore, StoreError, TextEmbeddings
-from configs.loading import ConfigError, load_config
+from configs.errors import ConfigError
+from configs.loading import load_config
 from datamodules.benchmark import load_benchmark
 from experiments.extraction import load_features
 

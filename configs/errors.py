@@ -1,0 +1,16 @@
+"""How a config that cannot run is answered."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+
+class ConfigError(ValueError):
+    """A config that cannot run: the message names the key, what was expected and the way out."""
+
+
+def nearest(name: str, valid: Iterable[str], most: int = 3) -> str:
+    """ " Did you mean …?" for the valid names closest to `name`; the empty string when none is close."""
+    close = difflib.get_close_matches(name, list(valid), n=most, cutoff=0.5)
+    return f" Did you mean {' or '.join(close)}?" if close else ""
