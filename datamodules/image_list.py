@@ -164,11 +164,14 @@ def _from_list(name: str, path: Path, root: Path) -> ImageList:
 
 
 def _cifar(name: str, spec: ImageSet, root: Path) -> ImageList:
+    from filelock import FileLock
     from torchvision import datasets
 
     train = spec.split == "train"
     try:
-        data = getattr(datasets, spec.torchvision)(root, train=train, download=True)
+        root.mkdir(parents=True, exist_ok=True)
+        with FileLock(root / f"{spec.torchvision}.lock"):  # processes of one run would all download
+            data = getattr(datasets, spec.torchvision)(root, train=train, download=True)
     except Exception as error:
         raise ConfigError(
             f"Image set {name}: torchvision could not download {spec.torchvision} (170 MB) to {root}: {error}"
