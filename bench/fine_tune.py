@@ -11,13 +11,13 @@ from time import perf_counter
 
 import torch
 from lightning.pytorch import Trainer
-from lightning.pytorch.callbacks import EMAWeightAveraging
 from PIL import Image
 from timm.data import Mixup
 from torch import nn
 from torch.nn.functional import cross_entropy
 
 from bench.probe import Clock
+from callbacks.averaging import MovingAverage
 from clip_ood.backbones.create import create_backbone
 from clip_ood.features.rows import Rows
 from clip_ood.features.store import Features
@@ -48,7 +48,7 @@ def ours(images: ImageList) -> float:
             accelerator="cpu",
             devices=1,
             logger=False,
-            callbacks=[EMAWeightAveraging(decay=0.9), clock],
+            callbacks=[MovingAverage(0.9, torch.device("cpu")), clock],
             gradient_clip_val=1.0,
             enable_checkpointing=False,
             enable_model_summary=False,

@@ -21,8 +21,7 @@ class Throughput(Callback):
 
     def on_train_batch_end(self, trainer: Trainer, module: LightningModule, outputs, batch, batch_idx: int) -> None:
         self._images += len(batch[0]) * trainer.world_size
-        if batch_idx + 1 == trainer.num_training_batches:
-            self._seconds = perf_counter() - self._start
+        self._seconds = perf_counter() - self._start
 
     def on_train_epoch_end(self, trainer: Trainer, module: LightningModule) -> None:
         module.log("train/images_per_second", self._images / self._seconds, rank_zero_only=True)

@@ -14,6 +14,7 @@ from PIL import Image
 from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD, create_transform
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
+from torchvision.transforms import Compose, Normalize
 
 from clip_ood.backbones.backbone import Backbone, Preprocessing
 from clip_ood.features.store import Features
@@ -51,35 +52,45 @@ class TrainingImages(Dataset):
 
 
 class EvaluationImages(Dataset):
-    """positions (n,) of a table -> its images as the encoder wants them."""
+    """positions (n,) of a table -> its images as the encoder wants them, of `size` (H, W)."""
 
-    def __init__(self, table: FeatureTable, images: ImageList, transform: Callable[[Image.Image], Tensor]) -> None:
-        self.table, self.images, self.transform = table, images, transform
+    def __init__(
+        self,
+        table: FeatureTable,
+        images: ImageList,
+        transform: Callable[[Image.Image], Tensor],
+        size: tuple[int, int],
+    ) -> None:
+        self.table, self.images, self.transform, self.size = table, images, transform, size
 
     def __getitem__(self, positions: Tensor) -> LabelledImages:
         rows = self.table.rows[positions]
-        images = torch.stack([self.transform(self.images.read(row)) for row in rows.tolist()])
-        return LabelledImages(images, self.table.labels[positions], rows)
+        images = [self.transform(self.images.read(row)) for row in rows.tolist()]
+        batch = torch.stack(images) if images else torch.empty(0, 3, *self.size)  # fewer rows than devices
+        return LabelledImages(batch, self.table.labels[positions], rows)
 
 
 class EpochBatches(Sampler[list[tuple[int, int]]]):
     """Shuffled batches of (position, epoch), drawn by seed and epoch; each rank gets its share of every batch, and what
     does not fill the last batch of an epoch is left for another one.
 
-    batch_size is global; `epoch` tells the epoch when the batches are asked for.
+    batch_size is global and comes in so many `parts`, which an optimizer step accumulates; `epoch` tells the epoch when
+    the batches are asked for.
     """
 
-    def __init__(self, count: int, batch_size: int, seed: int, rank: int, world: int, epoch: Callable[[], int]):
-        self.count, self.batch_size, self.seed = count, batch_size, seed
+    def __init__(
+        self, count: int, batch_size: int, parts: int, seed: int, rank: int, world: int, epoch: Callable[[], int]
+    ) -> None:
+        self.count, self.batch_size, self.parts, self.seed = count, batch_size, parts, seed
         self.rank, self.world, self.epoch = rank, world, epoch
 
     def __len__(self) -> int:
-        return self.count // self.batch_size
+        return self.count // self.batch_size * self.parts
 
     def __iter__(self) -> Iterator[list[tuple[int, int]]]:
         epoch = self.epoch()
         order = torch.randperm(self.count, generator=torch.Generator().manual_seed((self.seed << 20) + epoch))
-        for positions in order.split(self.batch_size)[: len(self)]:
+        for positions in order.split(self.batch_size // self.parts)[: len(self)]:
             yield [(position, epoch) for position in positions[self.rank :: self.world].tolist()]
 
 
@@ -97,16 +108,17 @@ class ImageData(FeatureData):
     ) -> None:
         super().__init__(benchmark, stored, data.batch_size)
         self.images, self.transform = benchmark.images, plain(settings, backbone)
+        self.size = backbone.preprocessing.size
         self.augmented = augmentation(settings, backbone.preprocessing)
         self.settings, self.seed, self.num_workers = settings, seed, data.num_workers
 
     def train_dataloader(self) -> DataLoader:
         trainer, table = self.trainer, self.train
-        share = trainer.world_size * trainer.accumulate_grad_batches
         check_batch(self.settings, len(table), trainer.world_size, trainer.accumulate_grad_batches)
         batches = EpochBatches(
             len(table),
-            self.settings.batch_size // share * trainer.world_size,
+            self.settings.batch_size,
+            trainer.accumulate_grad_batches,
             self.seed,
             trainer.global_rank,
             trainer.world_size,
@@ -118,7 +130,7 @@ class ImageData(FeatureData):
     def test_dataloader(self) -> list[DataLoader]:
         return [
             DataLoader(
-                EvaluationImages(table, self.images[table.part.images], self.transform),
+                EvaluationImages(table, self.images[table.part.images], self.transform, self.size),
                 sampler=self._batches(len(table)),
                 batch_size=None,
                 **self._workers(),
@@ -180,12 +192,13 @@ def _at_least_one_bit(level_fn: Callable) -> Callable:
 
 
 def plain(settings: FineTune, backbone: Backbone) -> Callable[[Image.Image], Tensor]:
-    """The encoder's own transform, unless it is to be given ImageNet's mean and std."""
+    """The encoder's own transform, with ImageNet's mean and std in the end if that is asked for."""
     if settings.normalise == "model":
         return backbone.transform
-    prepared = backbone.preprocessing
-    pixels = _pixels(settings, prepared)
-    return create_transform(prepared.size, crop_pct=1.0, interpolation=prepared.interpolation, **pixels)
+    *steps, last = backbone.transform.transforms
+    if not isinstance(last, Normalize):
+        raise ValueError(f"method.finetune.normalise: {settings.normalise} cannot replace {last}: take model")
+    return Compose([*steps, Normalize(**_pixels(settings, backbone.preprocessing))])
 
 
 def _pixels(settings: FineTune, preprocessing: Preprocessing) -> dict[str, tuple[float, ...]]:

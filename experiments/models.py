@@ -18,7 +18,7 @@ from configs.loading import load_config
 from configs.schema import Config
 from datamodules.benchmark import Benchmark
 from datamodules.feature_data import FeatureData
-from experiments.run_folder import CONFIG, FINISHED, head_of
+from experiments.run_folder import CONFIG, FINISHED, head_of, of_seed
 from lightning_modules.zero_shot import ZeroShot, check_classes
 
 
@@ -47,14 +47,24 @@ def _check_start(config: Config) -> None:
         raise ConfigError("method.finetune.head: text needs a text encoder, and timm's models have none: take random")
     if start in ("random", "text"):
         return
-    run = Path(start)
+    run = of_seed(Path(start), config.seed)
     if not ((run / FINISHED).is_file() and head_of(run).is_file()):
         raise ConfigError(
-            f"method.finetune.head: {start!r} is neither random, nor text, nor a finished run with a head"
+            f"method.finetune.head: {str(run)!r} is neither random, nor text, nor a finished run with a head"
         )
-    theirs = load_config(str(run / CONFIG)).backbone
-    if theirs.model_copy(update={"label": None}) != config.backbone.model_copy(update={"label": None}):
-        raise ConfigError(f"method.finetune.head: {start} has another encoder ({theirs.model}); its head does not fit")
+    theirs = load_config(str(run / CONFIG))
+    if theirs.method.name not in ("linear_probe", "plp"):
+        raise ConfigError(f"method.finetune.head: {run} is a {theirs.method.name} run; take a linear_probe or plp run")
+    if theirs.backbone.model_copy(update={"label": None}) != config.backbone.model_copy(update={"label": None}):
+        raise ConfigError(
+            f"method.finetune.head: {run} has another encoder ({theirs.backbone.model}), and its head does not fit: "
+            "train a probe of this one"
+        )
+    if config.data.id.images and (theirs.seed, theirs.data.splits) != (config.seed, config.data.splits):
+        raise ConfigError(
+            f"method.finetune.head: {run} divided the images by seed {theirs.seed} and {theirs.data.splits!r}, so its head "
+            "may have seen images that are test ones here: train it with the seed and data.splits of this run"
+        )
 
 
 def build(
@@ -87,12 +97,12 @@ def _fine_tuning(
     backbone = create_backbone(config.backbone.model_copy(update={"precision": "fp32"}))
     data = ImageData(benchmark, features, backbone, config.data, settings, config.seed)
     train = data.train.stored.features
-    head = initial_head(settings.head, backbone, train.take(data.train.rows[:1024]), classes)
+    head = initial_head(settings.head, config.seed, backbone, train.take(data.train.rows[:1024]), classes)
     return FineTune(settings, backbone, train.width, config.seed, head, **classes), data
 
 
 def initial_head(
-    start: str, backbone: Backbone, features: Tensor, classes: dict[str, Any]
+    start: str, seed: int, backbone: Backbone, features: Tensor, classes: dict[str, Any]
 ) -> tuple[Tensor, Tensor] | None:
     """W (C, D) and b (C,) of a head's first weights: None for random ones, of the text prototypes, or of a run.
 
@@ -102,8 +112,9 @@ def initial_head(
     if start == "random":
         return None
     if start != "text":
-        checkpoint = torch.load(head_of(Path(start)), map_location="cpu", weights_only=True)
-        check_classes(checkpoint, classes["class_names"], start)
+        run = of_seed(Path(start), seed)
+        checkpoint = torch.load(head_of(run), map_location="cpu", weights_only=True)
+        check_classes(checkpoint, classes["class_names"], str(run))
         from clip_ood.head import StandardisedLinear
 
         head = StandardisedLinear(features.shape[1], len(classes["class_names"]))

@@ -9,15 +9,16 @@ from pathlib import Path
 from typing import Any
 
 from lightning.pytorch import Trainer
-from lightning.pytorch.callbacks import EMAWeightAveraging, ModelCheckpoint
+from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.loggers import TensorBoardLogger
 
+from callbacks.averaging import MovingAverage
 from callbacks.figures import Figures
 from callbacks.ood_evaluation import OODEvaluation
 from callbacks.results_files import write_results
 from callbacks.throughput import Throughput
 from configs.loading import dump
-from configs.schema import Config, FineTune
+from configs.schema import Config, FineTune, Method
 from datamodules.benchmark import load_benchmark
 from experiments.board import describe
 from experiments.extraction import load_features
@@ -42,16 +43,20 @@ def run(config: Config, folder: Path, checkpoint: Path | None = None) -> dict[st
 
 
 def _run(config: Config, folder: Path, checkpoint: Path | None) -> dict[str, Any]:
+    if checkpoint is not None and config.method.finetune:  # where its head started is of no matter any more
+        started_anywhere = config.method.finetune.model_copy(update={"head": "random"})
+        config = config.model_copy(update={"method": Method(finetune=started_anywhere)})
     benchmark = load_benchmark(config)
     check_method(config, benchmark)
     evaluation = OODEvaluation(config.detectors, config.evaluation.resamples, config.seed)
     trains = config.method.name != "zero_shot" and checkpoint is None
     trainer = make_trainer(config, folder, evaluation, trains)
+    if trains and isinstance(config.method.settings, FineTune):
+        plan_steps(trainer, config.method.settings, len(benchmark.parts["train"].rows))
     features, text = load_features(config, benchmark, trainer, folder)
     module, data = build(config, benchmark, features, text)
     if trains:
         last = head_of(folder)
-        average(trainer, config, len(data.train))
         trainer.fit(module, datamodule=data, ckpt_path=last if last.is_file() else None, weights_only=True)
     trainer.test(module, datamodule=data, ckpt_path=checkpoint, weights_only=True, verbose=False)
     if not trainer.is_global_zero:
@@ -95,14 +100,17 @@ def make_trainer(config: Config, folder: Path, evaluation: OODEvaluation, trains
     return Trainer(**(ours | config.trainer))
 
 
-def average(trainer: Trainer, config: Config, images: int) -> None:
-    """Adds the averaging of weights that a fine-tuning config asks for; averaged weights are evaluated and kept."""
-    settings = config.method.settings
-    if not isinstance(settings, FineTune):
-        return
-    decay = settings.averaging(settings.epochs * max(images // settings.batch_size, 1))
-    if decay is not None:
-        trainer.callbacks.insert(0, EMAWeightAveraging(decay=decay))  # first: others see the averaged weights
+def plan_steps(trainer: Trainer, settings: FineTune, images: int) -> None:
+    """Checks the steps of fine-tuning before an image is read, and adds the averaging of weights over them.
+
+    Raises: ValueError for a batch size that does not fit, and for an average that is longer than the run.
+    """
+    from datamodules.image_data import check_batch
+
+    check_batch(settings, images, trainer.world_size, trainer.accumulate_grad_batches)
+    decay = settings.averaging(settings.epochs * (images // settings.batch_size))
+    if decay is not None:  # first: the other callbacks see the averaged weights
+        trainer.callbacks.insert(0, MovingAverage(decay, trainer.strategy.root_device))
 
 
 def encoder_name(config: Config) -> str:

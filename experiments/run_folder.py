@@ -51,6 +51,11 @@ def seed_folder(run: Path, seed: int) -> Path:
     return run / f"seed-{seed}"
 
 
+def of_seed(run: Path, seed: int) -> Path:
+    """The sub-folder of one seed if the run has it, else the run itself."""
+    return folder if (folder := seed_folder(run, seed)).is_dir() else run
+
+
 def head_of(run: Path) -> Path:
     """The checkpoint that a trained run keeps: its last step."""
     return run / "checkpoints" / "last.ckpt"

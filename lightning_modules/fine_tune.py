@@ -65,6 +65,11 @@ class FineTune(ZeroShot):
                     module.eval()
         return self
 
+    def on_train_end(self) -> None:
+        if self.trainer.world_size > 1:  # every device evaluates with the BatchNorm statistics that are kept
+            for buffer in self.buffers():
+                torch.distributed.broadcast(buffer, src=0)
+
     def training_step(self, batch: LabelledImages, batch_idx: int) -> Tensor:
         self._seed_step(batch_idx)
         images, labels = batch.images, batch.labels

@@ -30,15 +30,27 @@ def depths(tower: nn.Module) -> dict[str, int]:
 def parameter_groups(
     tower: nn.Module, head: nn.Module, lr: float, layer_decay: float, weight_decay: float
 ) -> list[dict[str, Any]]:
-    """Optimizer groups: lr · layer_decay^(depth of the head − depth), weight decay on matrices alone."""
+    """Optimizer groups: lr · layer_decay^(depth of the head − depth), weight decay on matrices alone: not on vectors,
+    tokens (1, 1, D), and what the tower says has none (position embeddings)."""
     trained = [(name, parameter) for name, parameter in tower.named_parameters() if parameter.requires_grad]
     depth = dict.fromkeys((name for name, _ in trained), 0) if layer_decay == 1 else depths(tower)
     top = max(depth.values()) + 1
+    exempt = _without_decay(tower)
+    placed = [(depth[name], parameter, name not in exempt) for name, parameter in trained]
+    placed += [(top, parameter, True) for parameter in head.parameters()]
     groups: dict[tuple[int, bool], dict[str, Any]] = {}
-    for level, parameter in [(depth[name], each) for name, each in trained] + [
-        (top, each) for each in head.parameters()
-    ]:
-        decayed = parameter.ndim > 1
+    for level, parameter, may_decay in placed:
+        decayed = may_decay and parameter.squeeze().ndim > 1
         settings = {"lr": lr * layer_decay ** (top - level), "weight_decay": weight_decay if decayed else 0.0}
         groups.setdefault((level, decayed), {"params": [], **settings})["params"].append(parameter)
     return list(groups.values())
+
+
+def _without_decay(tower: nn.Module) -> set[str]:
+    """Full names of the parameters that open_clip and timm models exempt from weight decay."""
+    return {
+        f"{place}.{name}".lstrip(".")
+        for place, module in tower.named_modules()
+        if hasattr(module, "no_weight_decay")
+        for name in module.no_weight_decay()
+    }
