@@ -93,8 +93,10 @@ def config(request, layouts, tmp_path, monkeypatch):
     for name in ("CIFAR10", "CIFAR100"):
         monkeypatch.setattr(datasets, name, TinyCIFAR)
     root = layouts / LAYOUT_OF.get(request.param, "imagenet")
-    folders = [f"--data.root={root}", f"--runs_root={tmp_path}/runs", f"--features_root={tmp_path}/features"]
-    return load_config(request.param, [*folders, "--trainer.accelerator=cpu", "--trainer.devices=1"])
+    changes = [f"--data.root={root}", f"--runs_root={tmp_path}/runs", f"--features_root={tmp_path}/features"]
+    if request.param.startswith("finetune"):
+        changes.append("--method.finetune.batch_size=2")  # of so few images
+    return load_config(request.param, [*changes, "--trainer.accelerator=cpu", "--trainer.devices=1"])
 
 
 @cache
