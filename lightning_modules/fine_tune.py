@@ -85,8 +85,12 @@ class FineTune(ZeroShot):
         return loss
 
     def evaluation_step(self, batch: LabelledImages, dataloader_idx: int) -> Outputs:
-        features = self.backbone.encode_image(batch.images)
-        with torch.autocast(features.device.type, enabled=False):
+        images = batch.images
+        if len(images):
+            features = self.backbone.encode_image(images)
+        else:  # this device's share of a set smaller than the number of devices; towers refuse it
+            features = images.new_empty(0, self.head.in_features)
+        with torch.autocast(images.device.type, enabled=False):
             embeddings = self.backbone.project(features)
             return Outputs(features, embeddings, self.head(features), batch.labels, batch.indices)
 
