@@ -18,7 +18,7 @@ from rich.table import Table
 from clip_ood.evaluation import MEAN
 from clip_ood.metrics.paired import Difference, auroc_difference, seed_difference
 from configs.errors import ConfigError, nearest
-from experiments.run_folder import FINISHED, seed_folder
+from experiments.run_folder import FINISHED, of_seed, seed_folder
 
 
 @dataclass(frozen=True)
@@ -146,7 +146,8 @@ def _seed_auroc(run: Finished, seed: int, detector: str, ood: str) -> float:
 
 
 def _scores(run: Finished) -> dict[str, np.ndarray]:
-    table = pq.read_table(run.folder / "scores.parquet")
+    folder = of_seed(run.folder, run.results["seeds"][0])  # a run over a single seed keeps them there
+    table = pq.read_table(folder / "scores.parquet")
     return {name: table[name].to_numpy() for name in table.column_names}
 
 

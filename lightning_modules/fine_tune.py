@@ -86,10 +86,10 @@ class FineTune(ZeroShot):
 
     def evaluation_step(self, batch: LabelledImages, dataloader_idx: int) -> Outputs:
         images = batch.images
-        if len(images):
-            features = self.backbone.encode_image(images)
-        else:  # this device's share of a set smaller than the number of devices; towers refuse it
-            features = images.new_empty(0, self.head.in_features)
+        nothing = images.new_empty(
+            0, self.head.in_features
+        )  # of a set smaller than the number of devices: towers refuse it
+        features = self.backbone.encode_image(images) if len(images) else nothing
         with torch.autocast(images.device.type, enabled=False):
             embeddings = self.backbone.project(features)
             return Outputs(features, embeddings, self.head(features), batch.labels, batch.indices)
