@@ -121,7 +121,10 @@ def _detectors(runs: list[Finished]) -> list[str]:
     if runs[0].detector is not None:
         return [" / ".join(dict.fromkeys(run.detector for run in runs))]
     of_run = [dict.fromkeys(row["detector"] for row in run.results["rows"]) for run in runs]
-    return [name for name in of_run[0] if all(name in names for names in of_run)]
+    if shared := [name for name in of_run[0] if all(name in names for names in of_run)]:
+        return shared
+    have = "; ".join(f"{run.title}: {', '.join(names)}" for run, names in zip(runs, of_run, strict=True))
+    raise ConfigError(f"--compare: the runs have no detector in common ({have}); name one of each (FOLDER:detector)")
 
 
 def _sets(runs: list[Finished], detector: str) -> list[str]:

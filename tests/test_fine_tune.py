@@ -171,18 +171,21 @@ def test_evaluation_while_training_sees_the_averaged_weights_and_every_image_onc
     assert_same_state(seen[-1][2], tiny_clip.checkpoint(run)["state_dict"])
 
 
-def test_the_average_forgets_after_its_share_of_the_run(root):
-    history, decay = [], Settings(**MOVING).averaging(4 * 4)
+def test_the_average_forgets_after_its_share_of_the_run_and_each_step_draws_anew(root):
+    history, draws, decay = [], set(), Settings(**MOVING).averaging(4 * 4)
     assert decay == 1 - 1 / (0.5 * 16)
 
     def step(module, batch, batch_idx):
         history.append(module.head.weight.detach().clone())
-        return original(module, batch, batch_idx)
+        loss = original(module, batch, batch_idx)
+        draws.add((torch.initial_seed(), np.random.get_state()[1][0]))
+        return loss
 
     original = FineTune.training_step
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(FineTune, "training_step", step)
         run = start(root, "history", MOVING)
+    assert len(history) == len(draws) == 16
     checkpoint = tiny_clip.checkpoint(run)
     after = [*history[1:], checkpoint["current_model_state"]["head.weight"]]  # weights after each step
     average = after[0]
@@ -322,7 +325,9 @@ def test_devices_and_accumulated_parts_together_see_the_same_global_batches(coun
         assert {len(each) for each in ranks} == {len(EpochBatches(count, size, parts, 0, 0, world, lambda: 0))}
         assert {len(batch) for each in ranks for batch in each} == {size // parts // world}
         together = [sorted(chain(*batches)) for batches in zip(*ranks, strict=True)]
-        return [sorted(chain(*together[i : i + parts])) for i in range(0, len(together), parts)]
+        whole = [sorted(chain(*together[i : i + parts])) for i in range(0, len(together), parts)]
+        assert {told for step in whole for _, told in step} == {epoch}
+        return [[position for position, _ in step] for step in whole]
 
     assert steps(parts, world) == steps(1, 1) and len(steps(1, 1)) == count // size
     assert steps(1, 1) != steps(1, 1, epoch=4)

@@ -82,7 +82,7 @@ def _share_below(values: Tensor, others: Tensor) -> Tensor:
     ordered = others.sort().values
     below = torch.searchsorted(ordered, values, right=False)
     up_to = torch.searchsorted(ordered, values, right=True)
-    return (below + up_to) / (2.0 * len(others))
+    return (below + up_to).double() / (2 * len(others))
 
 
 def _variance_of_mean(values: Tensor) -> float:

@@ -1,0 +1,264 @@
+"""Runs side by side: paired intervals against the definition, bootstrap and scipy; tables and files of eval.py --compare."""
+
+from __future__ import annotations
+
+import csv
+import json
+import math
+import re
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+import tiny_clip
+import torch
+from scipy.stats import t as student
+from sklearn.metrics import roc_auc_score
+
+import eval as evaluation
+import train
+from clip_ood.metrics.delong import delong_standard_error
+from clip_ood.metrics.paired import auroc_difference, placements, seed_difference, student_975
+from clip_ood.metrics.ranking import rank_scores
+
+PROBE = {"linear_probe": {"epochs": 5, "batch_size": 16, "lr": 0.01}}
+HALF_WIDTH = 1.959964
+
+
+def draw(seed, count, shift=0.0, ties=False):
+    """Two correlated scores of the same images."""
+    generator = torch.Generator().manual_seed(seed)
+    common = torch.randn(count, generator=generator, dtype=torch.float64) + shift
+    pair = [common + torch.randn(count, generator=generator, dtype=torch.float64) * w for w in (0.5, 1.0)]
+    return [scores.round() if ties else scores for scores in pair]
+
+
+def wins(inside, outside):
+    """(M, N): 1 where an ID image beats an OOD image, ½ for a tie."""
+    difference = inside[:, None] - outside[None, :]
+    return (difference > 0).double() + 0.5 * (difference == 0).double()
+
+
+@pytest.mark.parametrize("ties", [False, True])
+def test_placements_are_shares_of_won_pairs(ties):
+    inside, outside = draw(0, 30, 1, ties)[0], draw(1, 20, 0, ties)[0]
+    of_id, of_ood = placements(inside, outside)
+    pairs = wins(inside, outside)
+    torch.testing.assert_close(of_id, pairs.mean(1))
+    torch.testing.assert_close(of_ood, pairs.mean(0))
+    labels = np.r_[np.ones(30), np.zeros(20)]
+    auroc = roc_auc_score(labels, torch.cat([inside, outside]))
+    assert of_id.mean().item() == pytest.approx(auroc) == pytest.approx(of_ood.mean().item())
+
+
+def brute_force(first, second):
+    """Value and variance of a difference of mean AUROCs from DeLong's covariances, a pair of (score, set) at a time."""
+    scores = [(1, second[0], x, k) for k, x in enumerate(second[1])]
+    scores += [(-1, first[0], x, k) for k, x in enumerate(first[1])]
+    sets, value, variance = len(first[1]), 0.0, 0.0
+    for sign, inside, outside, k in scores:
+        pairs = wins(inside, outside)
+        value += sign * pairs.mean().item() / sets
+        for other_sign, other_inside, other_outside, j in scores:
+            others = wins(other_inside, other_outside)
+            covariance = np.cov(pairs.mean(1), others.mean(1))[0, 1] / len(inside)
+            if j == k:  # the same OOD images; those of two sets are independent
+                covariance += np.cov(pairs.mean(0), others.mean(0))[0, 1] / len(outside)
+            variance += sign * other_sign * covariance / sets**2
+    return value, variance
+
+
+@pytest.mark.parametrize("ties", [False, True])
+@pytest.mark.parametrize("sizes", [(20,), (20, 35, 8)])
+def test_the_interval_is_delongs_for_paired_scores(sizes, ties):
+    inside = draw(0, 30, 1.2, ties)
+    outside = [draw(1 + k, size, 0.2 * k, ties) for k, size in enumerate(sizes)]
+    first, second = ((inside[i], [pair[i] for pair in outside]) for i in (0, 1))
+    found = auroc_difference(first, second)
+    value, variance = brute_force(first, second)
+    assert found.value == pytest.approx(value, abs=1e-12)
+    margin = HALF_WIDTH * math.sqrt(variance)
+    assert (found.low, found.high) == pytest.approx((value - margin, value + margin), abs=1e-6)
+    back = auroc_difference(second, first)
+    assert (back.low, back.value, back.high) == pytest.approx((-found.high, -found.value, -found.low))
+
+
+def test_against_a_constant_score_the_interval_is_that_of_one_auroc():
+    inside, outside = draw(0, 40, 1)[0], draw(1, 25)[0]
+    found = auroc_difference((torch.zeros(40), [torch.zeros(25)]), (inside, [outside]))
+    error = delong_standard_error(rank_scores(inside, outside))
+    assert found.high - found.low == pytest.approx(2 * HALF_WIDTH * error, rel=1e-6)
+
+
+def test_the_interval_is_near_that_of_a_paired_bootstrap():
+    inside, outside = draw(0, 150, 1.0), [draw(1, 120), draw(2, 90, 0.5)]
+    found = auroc_difference(*((inside[i], [pair[i] for pair in outside]) for i in (0, 1)))
+    generator, differences = torch.Generator().manual_seed(0), []
+    for _ in range(400):
+        rows = torch.randint(150, (150,), generator=generator)
+        columns = [torch.randint(len(pair[0]), (len(pair[0]),), generator=generator) for pair in outside]
+        of_score = [
+            np.mean([wins(inside[i][rows], pair[i][c]).mean() for pair, c in zip(outside, columns, strict=True)])
+            for i in (0, 1)
+        ]
+        differences.append(of_score[1] - of_score[0])
+    low, high = np.quantile(differences, [0.025, 0.975])
+    assert (found.low, found.high) == pytest.approx((low, high), abs=0.15 * (high - low))
+
+
+def test_an_order_is_claimed_only_where_the_interval_excludes_zero():
+    far, near = torch.arange(100.0) + 100, torch.arange(100.0)
+    noise = draw(3, 100)
+    better = auroc_difference((noise[0], [noise[1]]), (far, [near]))
+    assert better.claimed and better.low > 0
+    assert not auroc_difference((far, [near]), (far + 1, [near])).claimed
+    single = auroc_difference((noise[0], [noise[1][:1]]), (far, [near[:1]]))
+    assert single.low == -math.inf and not single.claimed
+
+
+@pytest.mark.parametrize("freedom", [1, 2, 9, 20, 21, 30, 100, 10_000])
+def test_students_quantile(freedom):
+    assert student_975(freedom) == pytest.approx(student.ppf(0.975, freedom), abs=0.005)
+
+
+def test_seeds_are_paired():
+    first, second = [0.80, 0.90, 0.70], [0.82, 0.93, 0.73]
+    found = seed_difference(first, second)
+    pairs = np.subtract(second, first)
+    low, high = student.interval(0.95, 2, pairs.mean(), pairs.std(ddof=1) / math.sqrt(3))
+    assert found.value == pytest.approx(pairs.mean())
+    assert (found.low, found.high) == pytest.approx((low, high), abs=1e-4) and found.claimed
+    with pytest.raises(ValueError, match="two seeds or more, got 1"):
+        seed_difference([0.5], [0.6])
+
+
+# Whole runs
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory):
+    return tiny_clip.make(tmp_path_factory.mktemp("compare"))
+
+
+def zero_shot(root, name, *options, **keys):
+    evaluation.main(["--config", tiny_clip.config(root, name, {"zero_shot": {}}, **keys), *options])
+    return root / "runs" / name
+
+
+@pytest.fixture(scope="module")
+def runs(root):
+    train.main(["--config", tiny_clip.config(root, "probe", PROBE)])
+    return zero_shot(root, "zero_shot"), root / "runs" / "probe"
+
+
+@pytest.fixture(scope="module")
+def seeded(root):
+    """Both methods over three seeds, and zero-shot over a single one."""
+    train.main(["--config", tiny_clip.config(root, "probes", PROBE), "--seeds", "1", "2", "3"])
+    zero_shot(root, "single", "--seeds", "42")
+    return zero_shot(root, "zero_shots", "--seeds", "3", "2", "4"), root / "runs" / "probes"
+
+
+def compared(capsys, *specs):
+    """Rows of the CSV file by (detector, set, run), and the cells of the Markdown table by (detector, set)."""
+    capsys.readouterr()
+    evaluation.main(["--compare", *map(str, specs)])
+    markdown, table = capsys.readouterr().out.strip().split("Written: ")[1].split(", ")
+    with Path(table).open(newline="") as file:
+        rows = {(row["detector"], row["ood"], row["run"]): row for row in csv.DictReader(file)}
+    lines = [line for line in Path(markdown).read_text().splitlines() if line.startswith("|")]
+    cells = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines]
+    assert {len(line) for line in cells} == {2 + 2 * len(specs) - 1}
+    return rows, {(line[0], line[1]): line[2:] for line in cells[2:]}
+
+
+def of(run, detector, ood):
+    rows = tiny_clip.results(run)["rows"]
+    return next(row["auroc"] for row in rows if (row["detector"], row["ood"]) == (detector, ood))
+
+
+def test_tables_hold_the_runs_own_numbers_and_their_paired_differences(runs, capsys):
+    rows, cells = compared(capsys, *runs)
+    assert cells.keys() == {
+        (d, s) for d in ("knn", "mcm", "mahalanobis", "rmd") for s in ("near", "far", "lone", "mean")
+    }
+    for (detector, ood), (first, second, difference) in cells.items():
+        a, b = rows[detector, ood, "zero_shot"], rows[detector, ood, "probe"]
+        assert [a["auroc"], b["auroc"]] == [first, second] == [f"{100 * of(run, detector, ood):.2f}" for run in runs]
+        assert (a["difference"], a["low"], a["high"]) == ("", "", "")
+        numbers = re.fullmatch(r"([+-][\d.]+) \[([+-][\d.inf]+), ([+-][\d.inf]+)\]( \*)?", difference).groups()
+        assert [float(x) for x in numbers[:3]] == [float(b[key]) for key in ("difference", "low", "high")]
+        assert float(numbers[0]) == pytest.approx(float(second) - float(first), abs=0.011)
+    for detector in ("knn", "mahalanobis", "rmd"):  # of the same features: the same to the last image
+        assert float(rows[detector, "near", "probe"]["low"]) == 0 and "*" not in cells[detector, "near"][-1]
+
+
+def test_one_detector_of_each_run(root, runs, capsys):
+    (row,) = [r for (_, ood, run), r in compared(capsys, f"{runs[0]}:knn", f"{runs[1]}:msp")[0].items()
+              if (ood, run) == ("far", "probe:msp")]  # fmt: skip
+    assert row["detector"] == "knn / msp" and row["auroc"] == f"{100 * of(runs[1], 'msp', 'far'):.2f}"
+    tables = [torch.from_numpy(np.array(column)) for column in scores(runs[0], "knn") + scores(runs[1], "msp")]
+    found = auroc_difference((tables[0], [tables[1]]), (tables[2], [tables[3]]))
+    expected = [100 * x for x in (found.value, found.low, found.high)]
+    assert [float(row[key]) for key in ("difference", "low", "high")] == pytest.approx(expected, abs=0.006)
+
+
+def scores(run, detector):
+    table = pq.read_table(run / "scores.parquet").to_pylist()
+    return [[row[detector] for row in table if row["set"] == name] for name in ("id_test", "far")]
+
+
+def test_runs_over_seeds_are_paired_by_their_common_seeds(seeded, capsys):
+    rows, _ = compared(capsys, f"{seeded[0]}:mcm", f"{seeded[1]}:msp")
+    first, second = (
+        [of(run / f"seed-{seed}", detector, "mean") for seed in (3, 2)]
+        for run, detector in zip(seeded, ("mcm", "msp"), strict=True)
+    )
+    row = rows["mcm / msp", "mean", "probes:msp"]
+    found = seed_difference(first, second)
+    expected = [100 * x for x in (np.mean(second), found.value, found.low, found.high)]
+    assert [float(row[key]) for key in ("auroc", "difference", "low", "high")] == pytest.approx(expected, abs=0.006)
+
+
+def test_a_run_over_a_single_seed_is_compared_by_images(root, runs, seeded, capsys):
+    rows, _ = compared(capsys, runs[0], root / "runs" / "single")
+    assert rows["knn", "near", "single"]["difference"] == "0.00"
+
+
+def test_what_cannot_be_paired_says_why(root, runs, seeded):
+    def refused(message, *specs):
+        with pytest.raises(ValueError, match=message):
+            evaluation.main(["--compare", *map(str, specs)])
+
+    unfinished = root / "runs" / "unfinished"
+    shutil.copytree(runs[1], unfinished)
+    (unfinished / "results.json").unlink()
+    alone = zero_shot(root, "alone", "--data.ood={}")
+    fewer = zero_shot(root, "fewer", data={"root": f"{root}/data", "id": "id", "ood": {"near": "near"}})
+    other_seed = zero_shot(root, "other_seed", seed=1)
+    single, several = runs[0], seeded[1]
+    refused("unfinished is no finished run: there is no .*results.json", single, unfinished)
+    refused("nowhere is no finished run", root / "nowhere", single)
+    refused("alone was scored against no OOD set", single, alone)
+    refused("other_seed was scored on other images .* the same data and the same seed", single, other_seed)
+    refused(r"other images", single, fewer)
+    refused("zero_shot has no detector 'knm'.* knn", f"{single}:knm", f"{runs[1]}:knn")
+    refused("zero_shot has no detector 'msp'", f"{runs[1]}:msp", f"{single}:msp")
+    refused("name a detector for each run .* or for none", f"{single}:knn", runs[1])
+    refused("needs two runs or more", single)
+    refused("several seeds can only be compared with each other; use --seeds for all", single, several)
+
+
+def test_runs_that_share_too_few_seeds_or_no_detector_say_so(root, seeded, tmp_path):
+    for name, change in (("lonely", {"seeds": [7, 8]}), ("bare", {"rows": []})):
+        shutil.copytree(seeded[0], tmp_path / name)
+        results = tiny_clip.results(seeded[0]) | change
+        (tmp_path / name / "results.json").write_text(json.dumps(results))
+    with pytest.raises(ValueError, match="share 0 seeds; intervals over seeds need two or more"):
+        evaluation.main(["--compare", str(seeded[1]), str(tmp_path / "lonely")])
+    zero_shot(root, "only_knn", "--detectors=[knn]")
+    zero_shot(root, "only_mcm", "--detectors=[mcm]")
+    with pytest.raises(ValueError, match="have no detector in common"):
+        evaluation.main(["--compare", str(root / "runs" / "only_knn"), str(root / "runs" / "only_mcm")])
