@@ -492,6 +492,7 @@ def test_a_head_from_text_predicts_as_zero_shot(root):
     module, logits, _, embeddings = first_step(root, "text", head="text")
     cosines = embeddings @ module.text_embeddings.T
     assert torch.equal(logits.argmax(1), cosines.argmax(1))
+    torch.testing.assert_close(normalize(logits, dim=1), normalize(cosines, dim=1), rtol=1e-3, atol=1e-4)
     scale = (logits / (module.logit_scale * cosines)).median()
     assert 0.8 < scale < 1.25
 
