@@ -77,7 +77,9 @@ def compare(runs: list[Finished]) -> list[Line]:
     """
     _check(runs)
     seeds = _common_seeds(runs)
-    images = None if seeds else [_scores(run) for run in runs]
+    for seed in seeds:
+        _check_images(runs, [_scores(run, seed) for run in runs])
+    images = None if seeds else [_scores(run, run.results["seeds"][0]) for run in runs]
     if images is not None:
         _check_images(runs, images)
     lines = []
@@ -148,9 +150,8 @@ def _seed_auroc(run: Finished, seed: int, detector: str, ood: str) -> float:
     return _auroc(results, run.detector or detector, ood)
 
 
-def _scores(run: Finished) -> dict[str, np.ndarray]:
-    folder = of_seed(run.folder, run.results["seeds"][0])  # a run over a single seed keeps them there
-    table = pq.read_table(folder / "scores.parquet")
+def _scores(run: Finished, seed: int) -> dict[str, np.ndarray]:
+    table = pq.read_table(of_seed(run.folder, seed) / "scores.parquet")
     return {name: table[name].to_numpy() for name in table.column_names}
 
 

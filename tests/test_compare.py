@@ -248,14 +248,19 @@ def test_what_cannot_be_paired_says_why(root, runs, seeded):
     refused("zero_shot has no detector 'msp'", f"{runs[1]}:msp", f"{single}:msp")
     refused("name a detector for each run .* or for none", f"{single}:knn", runs[1])
     refused("needs two runs or more", single)
+    data = {"root": f"{root}/data", "id": "id", "ood": {"near": "near", "far": "far"}, "splits": {"test": 0.4}}
+    others = zero_shot(root, "others", "--seeds", "2", "3", data=data)
+    rows = tiny_clip.results(others)["rows"] + [
+        row for row in tiny_clip.results(several)["rows"] if row["ood"] == "lone"
+    ]
+    (others / "results.json").write_text(json.dumps(tiny_clip.results(others) | {"rows": rows}))
+    refused("others was scored on other images", several, others)
     refused("several seeds can only be compared with each other; use --seeds for all", single, several)
 
 
 def test_runs_that_share_too_few_seeds_or_no_detector_say_so(root, seeded, tmp_path):
-    for name, change in (("lonely", {"seeds": [7, 8]}), ("bare", {"rows": []})):
-        shutil.copytree(seeded[0], tmp_path / name)
-        results = tiny_clip.results(seeded[0]) | change
-        (tmp_path / name / "results.json").write_text(json.dumps(results))
+    shutil.copytree(seeded[0], tmp_path / "lonely")
+    (tmp_path / "lonely" / "results.json").write_text(json.dumps(tiny_clip.results(seeded[0]) | {"seeds": [7, 8]}))
     with pytest.raises(ValueError, match="share 0 seeds; intervals over seeds need two or more"):
         evaluation.main(["--compare", str(seeded[1]), str(tmp_path / "lonely")])
     zero_shot(root, "only_knn", "--detectors=[knn]")

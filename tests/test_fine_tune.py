@@ -27,7 +27,6 @@ import experiments.run
 import train
 from callbacks.averaging import MovingAverage, moving_average
 from callbacks.ood_evaluation import OODEvaluation
-from clip_ood.backbones.backbone import Backbone
 from clip_ood.backbones.create import create_backbone
 from clip_ood.features.rows import Rows
 from clip_ood.features.store import Features
@@ -172,11 +171,11 @@ def test_evaluation_while_training_sees_the_averaged_weights_and_every_image_onc
 
 
 def test_the_average_forgets_after_its_share_of_the_run_and_each_step_draws_anew(root):
-    history, draws, decay = [], set(), Settings(**MOVING).averaging(4 * 4)
-    assert decay == 1 - 1 / (0.5 * 16)
+    history, rates, draws, decay = [], [], set(), Settings(**MOVING).averaging(4 * 4)
 
     def step(module, batch, batch_idx):
         history.append(module.head.weight.detach().clone())
+        rates.append(module.optimizers().param_groups[-1]["lr"])
         loss = original(module, batch, batch_idx)
         draws.add((torch.initial_seed(), np.random.get_state()[1][0]))
         return loss
@@ -186,12 +185,31 @@ def test_the_average_forgets_after_its_share_of_the_run_and_each_step_draws_anew
         patch.setattr(FineTune, "training_step", step)
         run = start(root, "history", MOVING)
     assert len(history) == len(draws) == 16
+    rise = 1e-6 + (0.02 - 1e-6) * np.arange(4) / 4
+    fall = 1e-6 + (0.02 - 1e-6) * (1 + np.cos(np.pi * np.arange(12) / 12)) / 2
+    assert rates == pytest.approx([rate * 8 / 256 for rate in (*rise, *fall)])  # for a batch of 256
     checkpoint = tiny_clip.checkpoint(run)
     after = [*history[1:], checkpoint["current_model_state"]["head.weight"]]  # weights after each step
     average = after[0]
     for weights in after[1:]:
         average = decay * average + (1 - decay) * weights
     torch.testing.assert_close(checkpoint["state_dict"]["head.weight"], average)
+
+
+@pytest.mark.parametrize(
+    "settings, steps, decay",
+    [
+        ({}, 1000, 1 - 1 / 100),
+        ({"ema": 0.5}, 16, 1 - 1 / 8),
+        ({"ema": 0.1}, 5, 0.0),
+        ({"ema": None}, 1000, None),
+        ({"ema": 0}, 1000, None),
+        ({"ema_decay": 0.9}, 10, 0.9),
+        ({"ema_decay": 0.999, "ema_longer_than_run": True}, 10, 0.999),
+    ],
+)
+def test_the_decay_follows_the_length_of_the_run(settings, steps, decay):
+    assert Settings(**settings).averaging(steps) == (decay if decay is None else pytest.approx(decay))
 
 
 def test_whole_numbers_are_copied_and_equal_weights_stay_equal():
@@ -220,14 +238,15 @@ def killed_at(epoch, batch):
     return step
 
 
-@pytest.mark.parametrize("epoch, batch", [(1, 0), (2, 3)])
+@pytest.mark.parametrize("epoch, batch", [(0, 2), (1, 0), (2, 3)])
 def test_a_killed_run_goes_on_to_the_same_weights(root, moving, epoch, batch):
     name = f"killed_{epoch}"
     with pytest.MonkeyPatch.context() as patch, pytest.raises(Killed):
         patch.setattr(FineTune, "training_step", killed_at(epoch, batch))
         start(root, name, MOVING)
-    checkpoint = tiny_clip.checkpoint(root / "runs" / name)
-    assert checkpoint["global_step"] == 4 * epoch
+    kept = root / "runs" / name / "checkpoints" / "last.ckpt"
+    assert kept.is_file() == (epoch > 0)
+    assert epoch == 0 or tiny_clip.checkpoint(root / "runs" / name)["global_step"] == 4 * epoch
     torch.manual_seed(99), np.random.seed(99), random.seed(99)
     run = start(root, name, MOVING, "--resume")
     whole, resumed = tiny_clip.checkpoint(moving[0]), tiny_clip.checkpoint(run)
@@ -568,13 +587,15 @@ def test_a_flat_folder_has_no_labels_to_train_on(root):
         start(root, "flat", MOVING, data=data)
 
 
-def test_a_tower_that_cannot_checkpoint_says_so():
-    class Tower(Backbone):
-        image_tower = torch.nn.Linear(1, 1)
-        encode_image = None
-
-    with pytest.raises(ValueError, match="gradient_checkpointing: Linear does not offer it"):
-        Tower().train_images(gradient_checkpointing=True)
+@pytest.mark.parametrize(
+    "library, model, tower", [("open_clip", "RN50", "ModifiedResNet"), ("timm", "mixer_s32_224", "")]
+)
+def test_a_tower_that_cannot_checkpoint_says_so(library, model, tower):
+    with torch.device("meta"):
+        backbone = create_backbone(BackboneConfig(library=library, model=model))
+    if tower:
+        with pytest.raises(ValueError, match=f"gradient_checkpointing: {tower} does not offer it; set it to false"):
+            backbone.train_images(gradient_checkpointing=True)
 
 
 # Two processes
@@ -584,7 +605,7 @@ def test_two_processes_train_the_same_weights_and_give_the_same_table(root):
     settings = FITTED | {"epochs": 3, "ema": 0.4}
     one = start(root, "one", settings)
     name = tiny_clip.config(root, "two_processes", {"finetune": settings})
-    options = ["--trainer.devices=2", "--trainer.strategy=ddp"]
+    options = ["--trainer.devices=2", "--trainer.strategy=ddp", "--evaluation.every_n_epochs=2"]
     done = subprocess.run(
         [sys.executable, "train.py", "--config", name, *options],
         cwd=PROJECT,

@@ -161,7 +161,7 @@ def test_runs_of_every_kind_have_the_same_tags(boards):
     assert {f"ood/{ood}/knn/{metric}" for ood in ("near", "mean") for metric in METRICS} | {"id/accuracy"} <= scalars[
         "zero_shot"
     ]
-    assert figures == dict.fromkeys(boards, {"ood/near/histograms", "ood/near/curves"})
+    assert figures == {name: {"ood/near/histograms", "ood/near/curves"} for name in boards}
 
 
 @pytest.mark.parametrize("name", ["zero_shot", "probe", "finetune"])

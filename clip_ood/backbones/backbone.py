@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 
 import torch
@@ -77,12 +78,19 @@ class Backbone(nn.Module):
         self.float().requires_grad_(False)
         self.image_tower.requires_grad_(True)
         if gradient_checkpointing:
-            if not hasattr(self.image_tower, "set_grad_checkpointing"):
-                raise ValueError(f"gradient_checkpointing: {type(self.image_tower).__name__} does not offer it")
-            self.image_tower.set_grad_checkpointing(True)
+            self._checkpoint_gradients()
         if compile:
             self.image_tower.compile()
         return self.train()
+
+    def _checkpoint_gradients(self) -> None:
+        tower = self.image_tower
+        with suppress(
+            AttributeError, AssertionError
+        ):  # some lack it, some of timm refuse, open_clip's ResNet does nothing
+            tower.set_grad_checkpointing(True)
+        if not any(getattr(module, "grad_checkpointing", False) for module in tower.modules()):
+            raise ValueError(f"gradient_checkpointing: {type(tower).__name__} does not offer it; set it to false")
 
 
 def unit(vectors: Tensor) -> Tensor:
