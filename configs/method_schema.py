@@ -103,7 +103,7 @@ class FineTune(Section):
         """
         if self.ema_decay is None:
             return None if not self.ema else max(0.0, 1 - 1 / max(self.ema * steps, 1))
-        if 1 / (1 - self.ema_decay) > steps and not self.ema_longer_than_run:
+        if round(1 / (1 - self.ema_decay)) > steps and not self.ema_longer_than_run:
             raise ValueError(
                 f"method.finetune.ema_decay = {self.ema_decay:g} averages over {1 / (1 - self.ema_decay):.0f} steps, and "
                 f"the run has {steps}: {100 * self.ema_decay**steps:.0f} % of the result would be the initial weights. "

@@ -14,7 +14,6 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 from clip_ood.features import store
 from experiments.command_line import guarded
 
-store.CHUNK = 16
-
 if __name__ == "__main__":
+    store.CHUNK = 16
     guarded(lambda: import_module(sys.argv[1]).main(sys.argv[2:]))
