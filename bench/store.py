@@ -26,6 +26,7 @@ def sparse_chunk(path: Path, rows: int, metadata: dict[str, str]) -> None:
         "valid": {"dtype": "BOOL", "shape": [rows], "data_offsets": [size, size + rows]},
     }
     text = json.dumps(header).encode()
+    text += b" " * (-len(text) % 8)
     with path.open("wb") as file:
         file.write(struct.pack("<Q", len(text)) + text)
         file.truncate(8 + len(text) + size + rows)
@@ -43,8 +44,9 @@ def main() -> None:
         stored = store.image_set("train", [(str(i),) for i in range(N)])
         stored.folder.mkdir(parents=True)
         for chunk in stored.chunks:
-            metadata = stored.identity | {"chunk": str(chunk), "errors": "{}"}
-            sparse_chunk(stored.folder / f"chunk-{chunk:05d}.safetensors", len(stored.rows(chunk)), metadata)
+            about = stored.identity | {"chunk": chunk, "errors": {}}
+            path = stored.folder / f"chunk-{chunk:05d}.safetensors"
+            sparse_chunk(path, len(stored.rows(chunk)), {"about": json.dumps(about)})
         before = anonymous_memory()
         features = stored.open()
         opened = anonymous_memory()
