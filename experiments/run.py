@@ -8,15 +8,18 @@ import warnings
 from pathlib import Path
 from typing import Any
 
+import torch
 from lightning.pytorch import Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.loggers import TensorBoardLogger
+from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
 from callbacks.averaging import MovingAverage
 from callbacks.figures import Figures
 from callbacks.ood_evaluation import OODEvaluation
 from callbacks.results_files import write_results
 from callbacks.throughput import Throughput
+from configs.errors import ConfigError
 from configs.loading import dump
 from configs.schema import Config, FineTune, Method
 from datamodules.benchmark import load_benchmark
@@ -97,7 +100,13 @@ def make_trainer(config: Config, folder: Path, evaluation: OODEvaluation, trains
         "enable_model_summary": False,
         "log_every_n_steps": 1,
     }
-    return Trainer(**(ours | config.trainer))
+    try:
+        return Trainer(**(ours | config.trainer))
+    except MisconfigurationException as error:
+        raise ConfigError(
+            f"trainer: {str(error).strip()} There are {torch.cuda.device_count()} CUDA GPUs here. Change trainer.devices or "
+            "trainer.accelerator (auto takes what there is)"
+        ) from error
 
 
 def plan_steps(trainer: Trainer, settings: FineTune, images: int) -> None:

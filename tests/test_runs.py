@@ -91,3 +91,11 @@ def test_plp_without_a_text_encoder_is_an_error(images):
 def test_a_mistyped_name_is_named(images, wrong):
     with pytest.raises(ConfigError, match=r"idd|knnn|test_vot"):
         run(images, "{zero_shot: {}}", wrong)
+
+
+def test_devices_that_are_not_there_are_named_and_leave_no_unfinished_run(images, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
+    with pytest.raises(ConfigError, match=r"There are 0 CUDA GPUs here\. Change trainer\.devices"):
+        run(images, "{zero_shot: {}}", "--trainer.accelerator=cuda", "--trainer.devices=4")
+    assert not (images / "runs" / "tiny" / "config.yaml").exists()
