@@ -7,6 +7,7 @@ import warnings
 from pathlib import Path
 
 from lightning.pytorch import Trainer
+from rich.console import Console
 
 from callbacks.feature_writer import FeatureWriter
 from clip_ood.backbones.create import create_backbone
@@ -31,7 +32,8 @@ def load_features(
     Raises: ValueError when more than data.max_unreadable of a set cannot be read.
     """
     store = FeatureStore(config.features_root, fingerprint(config.backbone, config.features_root / "hashes.json"))
-    stored = {name: store.image_set(name, images.files) for name, images in benchmark.images.items()}
+    with Console(quiet=not trainer.is_global_zero).status("Looking up the images in the feature store"):
+        stored = {name: store.image_set(name, images.files) for name, images in benchmark.images.items()}
     with_text = config.backbone.library == "open_clip" and benchmark.class_names is not None
     strings = fill(config.data.prompts, benchmark.class_names) if with_text else []
     _extract(config, benchmark, trainer, store, stored, strings)

@@ -13,6 +13,7 @@ from lightning.pytorch import Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
+from rich.console import Console
 
 from callbacks.averaging import MovingAverage
 from callbacks.figures import Figures
@@ -26,7 +27,7 @@ from datamodules.benchmark import load_benchmark
 from experiments.board import describe
 from experiments.extraction import load_features
 from experiments.models import build, check_method
-from experiments.run_folder import head_of, started
+from experiments.run_folder import head_of, is_follower, started
 
 logging.getLogger("lightning.pytorch.utilities.rank_zero").setLevel(logging.WARNING)  # no list of absent devices
 warnings.filterwarnings(
@@ -49,7 +50,8 @@ def _run(config: Config, folder: Path, checkpoint: Path | None) -> dict[str, Any
     if checkpoint is not None and config.method.finetune:  # where its head started is of no matter any more
         started_anywhere = config.method.finetune.model_copy(update={"head": "random"})
         config = config.model_copy(update={"method": Method(finetune=started_anywhere)})
-    benchmark = load_benchmark(config)
+    with Console(quiet=is_follower()).status("Listing the images"):
+        benchmark = load_benchmark(config)
     check_method(config, benchmark)
     evaluation = OODEvaluation(config.detectors, config.evaluation.resamples, config.seed)
     trains = config.method.name != "zero_shot" and checkpoint is None

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 
 import torch
+from rich.console import Console
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
@@ -36,7 +37,10 @@ class LinearProbe(ZeroShot):
     def setup(self, stage: str) -> None:
         if stage != "fit":
             return
-        table: FeatureTable = self.trainer.datamodule.train
+        with Console(quiet=not self.trainer.is_global_zero).status("Standardising the training features"):
+            self._prepare(self.trainer.datamodule.train)
+
+    def _prepare(self, table: FeatureTable) -> None:
         features = table.stored.features
         self.head.standardise(*mean_and_std(features, table.rows))
         labels = few_shot(self.labels(table), self.settings.per_class, self.seed)

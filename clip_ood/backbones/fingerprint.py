@@ -9,6 +9,8 @@ from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
+import rich.progress
+
 from clip_ood.backbones.names import BackboneSpec
 from clip_ood.backbones.weights import local_weights, remote_weights
 
@@ -105,7 +107,8 @@ def _remembered(path: Path) -> dict[str, str]:
 
 def _sha256(path: Path) -> str:
     content = hashlib.sha256()
-    with path.open("rb") as file:
+    small = path.stat().st_size < 2**28  # read within a second
+    with rich.progress.open(path, "rb", description=f"Hashing {path.name}", transient=True, disable=small) as file:
         while block := file.read(1 << 20):
             content.update(block)
     return content.hexdigest()
