@@ -65,10 +65,11 @@ class FineTune(ZeroShot):
                     module.eval()
         return self
 
-    def on_train_end(self) -> None:
-        if self.trainer.world_size > 1:  # every device evaluates with the BatchNorm statistics that are kept
-            for buffer in self.buffers():
-                torch.distributed.broadcast(buffer, src=0)
+    def on_validation_epoch_start(self) -> None:  # averaged weights are in place
+        self._share_buffers()
+
+    def on_test_start(self) -> None:
+        self._share_buffers()
 
     def training_step(self, batch: LabelledImages, batch_idx: int) -> Tensor:
         self._seed_step(batch_idx)
@@ -112,6 +113,12 @@ class FineTune(ZeroShot):
 
     def _logits(self, images: Tensor) -> Tensor:
         return self.head(self.backbone.encode_image(images))
+
+    def _share_buffers(self) -> None:
+        """Every device evaluates with the first one's BatchNorm statistics, those that are kept."""
+        if self.trainer.world_size > 1:
+            for buffer in self.buffers():
+                torch.distributed.broadcast(buffer, src=0)
 
     def _seed_step(self, batch_idx: int) -> None:
         draw = np.random.SeedSequence([self.seed, self.current_epoch, batch_idx, self.global_rank]).generate_state(2)

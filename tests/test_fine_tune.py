@@ -601,13 +601,11 @@ def test_a_tower_that_cannot_checkpoint_says_so(library, model, tower):
 # Two processes
 
 
-def test_two_processes_train_the_same_weights_and_give_the_same_table(root):
-    settings = FITTED | {"epochs": 3, "ema": 0.4}
-    one = start(root, "one", settings)
-    name = tiny_clip.config(root, "two_processes", {"finetune": settings})
-    options = ["--trainer.devices=2", "--trainer.strategy=ddp", "--evaluation.every_n_epochs=2"]
+def start_two(root, name, settings, **keys):
+    """The same as `start`, in two processes."""
+    path = tiny_clip.config(root, name, {"finetune": settings}, **keys)
     done = subprocess.run(
-        [sys.executable, "train.py", "--config", name, *options],
+        [sys.executable, "train.py", "--config", path, "--trainer.devices=2", "--trainer.strategy=ddp"],
         cwd=PROJECT,
         env=os.environ | {"OMP_NUM_THREADS": "1"},
         capture_output=True,
@@ -615,9 +613,23 @@ def test_two_processes_train_the_same_weights_and_give_the_same_table(root):
         timeout=120,
     )
     assert done.returncode == 0, done.stdout + done.stderr
-    two = root / "runs" / "two_processes"
+    return root / "runs" / name
+
+
+def test_two_processes_train_the_same_weights_and_give_the_same_table(root):
+    settings = FITTED | {"epochs": 3, "ema": 0.4}
+    one = start(root, "one", settings)
+    two = start_two(root, "two", settings, evaluation={"resamples": 0, "figures": False, "every_n_epochs": 2})
     first, second = tiny_clip.checkpoint(one), tiny_clip.checkpoint(two)
     assert first["global_step"] == second["global_step"] == 6
     for key in ("state_dict", "current_model_state"):
         assert_same_state(first[key], second[key], rtol=1e-3, atol=1e-4)
     assert written_scores(two) == pytest.approx(written_scores(one), abs=1e-3)
+
+
+def test_two_processes_evaluate_with_the_batch_norm_statistics_that_are_kept(root):
+    """Each process has met other images, so that its own statistics differ."""
+    settings = STILL | {"epochs": 1, "warmup_epochs": 0, "batch_size": 8, "ema": 0.5}
+    run = start_two(root, "batch_norm", settings, backbone={"library": "timm", "model": "test_resnet"})
+    evaluation.main(["--run", str(run), "--trainer.devices=1", "--trainer.strategy=auto"])
+    assert written_scores(run) == pytest.approx(written_scores(root / "runs" / "batch_norm-eval"), abs=1e-5)
