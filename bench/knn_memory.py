@@ -23,7 +23,7 @@ def main() -> None:
     detector.score(Outputs(features=torch.randn(QUERIES, D, generator=generator)))
     unit = 1 if sys.platform == "darwin" else 1024  # ru_maxrss: bytes there, KiB elsewhere
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 2**30  # GiB
-    bank = sum(chunk.nbytes for chunk in detector.bank) / 2**30
+    bank = sum(chunk.nbytes for chunk in detector.bank.chunks) / 2**30
     print(f"knn, peak memory of the process above a bank of {bank:.2f} GiB  {peak - bank:.2f} GiB  <= 1 GiB")
 
 

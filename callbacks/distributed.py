@@ -6,7 +6,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from clip_ood.detectors.detector import Detector
+from clip_ood.detectors.statistic import Statistic
 
 
 def several() -> bool:
@@ -28,16 +28,22 @@ def gather_rows(rows: Tensor) -> list[Tensor]:
     return [share[: int(count)] for share, count in zip(shares, counts, strict=True)]
 
 
-def join(detector: Detector, device: torch.device) -> None:
-    """Makes a detector's state that of all processes together: sums are added, kept rows concatenated."""
+def join(statistic: Statistic, device: torch.device) -> None:
+    """Makes a statistic that of all processes together: sums are added, kept rows concatenated, a chunk at a time.
+
+    Each process has taken in a batch before, if an empty one.
+    """
     if not several():
         return
-    if sizes := detector.sizes():
+    if sizes := statistic.sizes():
         joint = torch.tensor(sizes, device=device)
         dist.all_reduce(joint, dist.ReduceOp.MAX)
-        detector.allocate(joint.tolist(), device)
-    for state in detector.sum_states():
+        statistic.allocate(joint.tolist(), device)
+    for state in statistic.sum_states():
         dist.all_reduce(state)
-    if kept := detector.rows():
-        values, indices = (torch.cat(parts) for parts in zip(*kept, strict=True))
-        detector.set_rows(zip(gather_rows(values), gather_rows(indices), strict=True))
+    if kept := statistic.rows():
+        most = torch.tensor(len(kept), device=device)
+        dist.all_reduce(most, dist.ReduceOp.MAX)
+        nothing = tuple(part[:0] for part in kept[0])
+        shares = kept + [nothing] * (int(most) - len(kept))
+        statistic.set_rows(rows for share in shares for rows in zip(*map(gather_rows, share), strict=True))

@@ -62,8 +62,8 @@ class OODEvaluation(Callback):
     def _fit(self, trainer: Trainer) -> None:
         if self._fitted:
             return
-        for detector in self._suite.detectors.values():
-            join(detector, trainer.strategy.root_device)
+        for statistic in self._suite.statistics:
+            join(statistic, trainer.strategy.root_device)
         self._suite.fit()
         bank = trainer.datamodule.evaluated[0]
         self._bank_labels = torch.full((int(bank.rows.max()) + 1,), -1)

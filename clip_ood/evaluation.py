@@ -11,7 +11,8 @@ import torch
 from torch import Tensor
 
 from clip_ood.detectors.build import Omitted, build_detectors
-from clip_ood.detectors.detector import Detector
+from clip_ood.detectors.detector import Detector, take_in
+from clip_ood.detectors.statistic import Statistic, share
 from clip_ood.metrics.knn_accuracy import weighted_vote
 from clip_ood.metrics.ood import Estimate, mean_over_sets, ood_metrics
 from clip_ood.metrics.resamples import draw_resamples
@@ -45,19 +46,22 @@ class Row:
 
 @dataclass
 class DetectorSuite:
-    """Detectors that are fitted on a bank together and score together; built from the first outputs they see."""
+    """Detectors that are fitted on a bank together and score together; built from the first outputs they see.
+
+    What several of them learn is taken in once: `statistics`, to be joined over processes before `fit`.
+    """
 
     reference: Reference
     specs: Sequence[str | Mapping[str, Any]] | None = None
     detectors: dict[str, Detector] | None = None
     omitted: list[Omitted] = field(default_factory=list)
+    statistics: list[Statistic] = field(default_factory=list)
 
     def update(self, outputs: Outputs) -> None:
         """Take in a batch of the bank (see `Detector.update`)."""
         if self.detectors is None:
             self._build(outputs)
-        for detector in self.detectors.values():
-            detector.update(outputs)
+        take_in(self.detectors.values(), outputs)
 
     def fit(self) -> None:
         """Fit all detectors, once, after the last update."""
@@ -78,8 +82,7 @@ class DetectorSuite:
         knn = next((detector for detector in self.detectors.values() if hasattr(detector, "neighbours")), None)
         if knn is None or not (bank_labels >= 0).any():
             return None
-        bank = sum(len(chunk) for chunk, _ in knn.rows())
-        cosines, rows = knn.neighbours(outputs, min(NEIGHBOURS, bank))
+        cosines, rows = knn.neighbours(outputs, min(NEIGHBOURS, len(knn.bank)))
         return weighted_vote(cosines, bank_labels.to(rows.device)[rows], int(bank_labels.max()) + 1).cpu()
 
     @property
@@ -95,6 +98,7 @@ class DetectorSuite:
         if not self.detectors:
             reasons = "; ".join(f"{each.detector}: {each.reason}" for each in self.omitted)
             raise ValueError(f"None of the detectors can run on this model. {reasons}")
+        self.statistics = share(self.detectors.values())
 
     def _has_classes(self, labels: Tensor) -> bool:
         return self.reference.class_names is not None or bool((labels >= 0).any())

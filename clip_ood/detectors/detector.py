@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
 
+from clip_ood.detectors.statistic import statistics_of
 from clip_ood.outputs import Outputs, Reference
 
 ROWS = 8192  # rows worked on at once: bounds memory, leaves matrix products large
@@ -18,39 +19,42 @@ class Detector(nn.Module):
     """A score of images, higher = more in-distribution.
 
     A subclass names the fields it `requires` of Outputs and Reference ("labels" are required of ID training images
-    only), and gives `_score`: at most `ROWS` rows -> (n,). One that learns from ID training images also sets
-    `learns = True` and gives `_update` and `_fit`. All are called without autograd and without autocast.
-
-    Over several processes, between the last `update` and `fit`: `allocate` with the largest `sizes` of all processes,
-    then sum each tensor of `sum_states` in place, and give `set_rows` the `rows` of all processes.
+    only), and gives `_score`: at most `ROWS` rows -> (n,). One that learns from ID training images also has
+    statistics as attributes (see `Statistic`), and turns them into what scoring needs in `_fit`. Both are called
+    without autograd and without autocast.
 
     Raises ValueError where the reference lacks a required field.
     """
 
     name: ClassVar[str] = ""
     requires: ClassVar[tuple[str, ...]] = ()
-    learns: ClassVar[bool] = False
 
     def __init__(self, reference: Reference | None = None) -> None:
         super().__init__()
         self.reference = reference or Reference()
         self.notes: list[str] = []  # what the results table must say
-        self.fitted = not self.learns
+        self._fitted = False
         for field in self.requires:
             if hasattr(self.reference, field) and getattr(self.reference, field) is None:
                 raise self._error(f"needs {field} in the reference, got none")
 
+    @property
+    def learns(self) -> bool:
+        """Whether it learns from ID training images."""
+        return bool(statistics_of(self))
+
+    @property
+    def fitted(self) -> bool:
+        """Whether it can score."""
+        return self._fitted or not self.learns
+
     def update(self, outputs: Outputs) -> None:
         """Take in ID training images: any number of batches, in any order.
 
-        Raises ValueError for a required field that is absent, of another length, or not finite.
+        Raises ValueError for a required field that is absent, of another length, or not finite, and for a label
+        beyond the reference's class names.
         """
-        if not self.learns:
-            return
-        self.fitted = False
-        for rows in self._chunks(outputs, self.requires):
-            with _exact(rows):
-                self._update(rows)
+        take_in([self], outputs)
 
     def fit(self) -> None:
         """Turn what was taken in into what scoring needs; once, after the last `update`. Raises ValueError."""
@@ -59,7 +63,7 @@ class Detector(nn.Module):
         self.notes.clear()
         with torch.inference_mode(False), torch.no_grad():
             self._fit()
-        self.fitted = True
+        self._fitted = True
 
     def score(self, outputs: Outputs) -> Tensor:
         """Scores (N,) float32 of N images, higher = more in-distribution.
@@ -68,32 +72,12 @@ class Detector(nn.Module):
         """
         if not self.fitted:
             raise self._error("score was asked for before fit; call update with ID training images, then fit")
+        self._check(outputs, [field for field in self.requires if field != "labels"])
         scores = []
-        for rows in self._chunks(outputs, [field for field in self.requires if field != "labels"]):
+        for rows in chunks(outputs):
             with _exact(rows):
                 scores.append(self._score(rows).float())
         return torch.cat(scores).to(next(_tensors(outputs)).device) if scores else torch.zeros(0)
-
-    def sizes(self) -> tuple[int, ...]:
-        """Sizes of the summed state, () where there is none."""
-        return ()
-
-    def allocate(self, sizes: Sequence[int], device: torch.device | str = "cpu") -> None:
-        """Widen the summed state to `sizes` with zeros; `device` counts where nothing was taken in yet."""
-
-    def sum_states(self) -> list[Tensor]:
-        """Tensors that add over processes, to be changed in place."""
-        return []
-
-    def rows(self) -> list[tuple[Tensor, Tensor]]:
-        """Kept rows as chunks (values (n, D), image-set rows (n,)), concatenated over processes."""
-        return []
-
-    def set_rows(self, rows: Iterable[tuple[Tensor, Tensor]]) -> None:
-        """Replace the kept rows."""
-
-    def _update(self, rows: Outputs) -> None:
-        raise NotImplementedError
 
     def _fit(self) -> None:
         raise NotImplementedError
@@ -101,9 +85,10 @@ class Detector(nn.Module):
     def _score(self, rows: Outputs) -> Tensor:
         raise NotImplementedError
 
-    def _chunks(self, outputs: Outputs, needed: Iterable[str]) -> Iterator[Outputs]:
-        needed = [field for field in needed if not hasattr(self.reference, field)]
+    def _check(self, outputs: Outputs, needed: Iterable[str]) -> None:
         for field in needed:
+            if hasattr(self.reference, field):
+                continue
             value = getattr(outputs, field)
             if value is None:
                 raise self._error(f"needs {field}, and these outputs have none")
@@ -111,11 +96,33 @@ class Detector(nn.Module):
                 raise self._error(f"{field} has {len(value)} rows, expected {len(outputs)}")
             if not all(chunk.isfinite().all() for chunk in value.split(ROWS)):
                 raise self._error(f"{field} has values that are not finite")
-        for start in range(0, len(outputs), ROWS):
-            yield outputs.map(lambda value, start=start: value[start : start + ROWS])
+            names = self.reference.class_names
+            if field == "labels" and names is not None and (value >= len(names)).any():
+                raise self._error(f"label {int(value.max())}, expected less than {len(names)}, the class names")
 
     def _error(self, message: str) -> ValueError:
         return ValueError(f"{self.name or type(self).__name__}: {message}")
+
+
+def take_in(detectors: Iterable[Detector], outputs: Outputs) -> None:
+    """Update detectors with the same ID training images; a statistic that several share takes them in once."""
+    statistics = {}
+    for detector in detectors:
+        own = statistics_of(detector).values()
+        if own:
+            detector._check(outputs, detector.requires)
+            detector._fitted = False
+        statistics |= {id(statistic): statistic for statistic in own}
+    for rows in chunks(outputs, at_least=1):  # of no images, too: they tell widths to a process without a share
+        with _exact(rows):
+            for statistic in statistics.values():
+                statistic.update(rows)
+
+
+def chunks(outputs: Outputs, at_least: int = 0) -> Iterator[Outputs]:
+    """Outputs of at most `ROWS` images each; `at_least` so many, if empty ones."""
+    for start in range(0, max(len(outputs), at_least), ROWS):
+        yield outputs.map(lambda value, start=start: value[start : start + ROWS])
 
 
 def _tensors(outputs: Outputs) -> Iterator[Tensor]:

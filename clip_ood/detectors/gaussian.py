@@ -2,63 +2,88 @@
 
 from __future__ import annotations
 
+from collections.abc import Hashable, Sequence
+
 import torch
-from torch import Tensor, nn
+from torch import Tensor
+from torch.nn.functional import normalize
+
+from clip_ood.detectors.class_sums import ClassSums
+from clip_ood.outputs import Outputs
 
 TOLERANCE = 1e-10  # eigenvalues below this share of the largest are zero
 SHRINKAGE = 0.01
 
 
-class Moments(nn.Module):
-    """Class counts n_c, class sums Σ x and the second moment Σ x xᵀ in float64; they add over batches and processes.
+class Moments(ClassSums):
+    """Counts, sums and second moments Σ x xᵀ in float64, of rows with and of rows without a class label.
 
-    Shapes: counts (C,), sums (C, D), second (D, D); C grows with the labels that come.
+    x: `space` ("features" or "logits") of an image, put on the unit sphere first with `unit`. Shapes: counts (1 + C,)
+    and sums (1 + C, D), where place 0 is for rows without a label (-1, or no labels at all); second (2, D, D), of rows
+    without and of rows with a label.
     """
 
-    def __init__(self) -> None:
-        super().__init__()
-        self.register_buffer("counts", torch.zeros(0, dtype=torch.float64))
-        self.register_buffer("sums", torch.zeros(0, 0, dtype=torch.float64))
-        self.register_buffer("second", torch.zeros(0, 0, dtype=torch.float64))
+    def __init__(self, space: str, *, unit: bool = False) -> None:
+        super().__init__(self._values, self._places)
+        self.space, self.unit = space, unit
+        self.register_buffer("second", torch.zeros(2, 0, 0, dtype=torch.float64))
 
-    def update(self, x: Tensor, labels: Tensor) -> None:
-        """Add rows x (n, D) with labels (n,); rows with a negative label are skipped."""
-        if not self.sums.numel():
-            self.allocate(0, x.shape[1], x.device)
-        x, labels = x.to(self.sums.device), labels.to(self.sums.device).long()
-        x, labels = x[labels >= 0].double(), labels[labels >= 0]
-        if not len(x):
-            return
-        self.allocate(int(labels.max()) + 1, x.shape[1], x.device)
-        self.counts += torch.bincount(labels, minlength=len(self.counts))
-        self.sums.index_add_(0, labels, x)
-        self.second.addmm_(x.T, x)  # (D, n) @ (n, D) -> (D, D)
+    def key(self) -> Hashable:
+        return type(self), self.space, self.unit
 
-    def allocate(self, classes: int, width: int, device: torch.device | str) -> None:
-        """Room for so many classes of so many dimensions; what is there is kept, on its own device."""
-        if not self.sums.numel():
-            self.second = torch.zeros(width, width, dtype=torch.float64, device=device)
-            self.counts, self.sums = self.counts.to(device), self.second.new_zeros(len(self.counts), width)
-        more = classes - len(self.counts)
-        if more > 0:
-            self.counts = torch.cat([self.counts, self.counts.new_zeros(more)])
-            self.sums = torch.cat([self.sums, self.sums.new_zeros(more, width)])
+    def allocate(self, sizes: Sequence[int], device: torch.device | str = "cpu") -> None:
+        if not self.second.numel():
+            self.second = self.second.new_zeros(2, sizes[1], sizes[1], device=device)
+        super().allocate((max(sizes[0], 1), sizes[1]), device)
+
+    def sum_states(self) -> list[Tensor]:
+        return [self.counts, self.sums, self.second]
+
+    def labelled(self) -> Tensor:
+        """Rows of each class (C,)."""
+        return self.counts[1:]
 
     def means(self) -> Tensor:
         """Class means μ_c (C, D); zero for a class without rows."""
-        return self.sums / self.counts.clamp_min(1)[:, None]
+        return super().means()[1:]
 
     def mean(self) -> Tensor:
-        """Overall mean μ (D,)."""
-        return self.sums.sum(dim=0) / self.counts.sum()
+        """Mean μ (D,) of rows with a label."""
+        return self.sums[1:].sum(dim=0) / self.labelled().sum()
 
     def within(self) -> Tensor:
         """Pooled within-class covariance (1 / N) Σ_c Σ_{i ∈ c} (x_i − μ_c)(x_i − μ_c)ᵀ, (D, D)."""
-        return (self.second - self.sums.T @ self.means()) / self.counts.sum()
+        return (self.second[1] - self.sums[1:].T @ self.means()) / self.labelled().sum()
 
     def total(self) -> Tensor:
-        """Overall covariance (1 / N) Σ_i (x_i − μ)(x_i − μ)ᵀ, (D, D)."""
-        return self.second / self.counts.sum() - torch.outer(self.mean(), self.mean())
+        """Covariance (1 / N) Σ_i (x_i − μ)(x_i − μ)ᵀ of rows with a label, (D, D)."""
+        return self.second[1] / self.labelled().sum() - torch.outer(self.mean(), self.mean())
+
+    def around(self, u: Tensor) -> Tensor:
+        """Second moment (1 / N) Σ_i (x_i − u)(x_i − u)ᵀ of all rows around u (D,), (D, D)."""
+        cross = torch.outer(self.sums.sum(dim=0) / self.counts.sum(), u)
+        return self.second.sum(dim=0) / self.counts.sum() - cross - cross.T + torch.outer(u, u)
+
+    def _values(self, rows: Outputs) -> Tensor:
+        return in_space(rows, self.space, unit=self.unit)
+
+    def _places(self, rows: Outputs) -> Tensor:
+        if rows.labels is None:
+            return torch.zeros(len(rows), dtype=torch.int64)
+        return rows.labels.clamp_min(-1) + 1
+
+    def _add(self, values: Tensor, classes: Tensor) -> None:
+        super()._add(values, classes)
+        for second, chosen in zip(self.second, (classes == 0, classes > 0), strict=True):
+            if chosen.any():
+                x = values if chosen.all() else values[chosen]
+                second.addmm_(x.T, x)  # (D, n) @ (n, D) -> (D, D)
+
+
+def in_space(rows: Outputs, space: str, *, unit: bool) -> Tensor:
+    """The features or logits of some images (n, D), in float64 on the unit sphere with `unit`."""
+    values = getattr(rows, space)
+    return normalize(values.double(), dim=1) if unit else values
 
 
 def whitening(covariance: Tensor, *, shrink: bool) -> tuple[Tensor, str | None]:

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable
 from typing import ClassVar
 
 import torch
 from torch import Tensor
-from torch.nn.functional import normalize
 
 from clip_ood.detectors.detector import Detector
-from clip_ood.detectors.gaussian import Moments, whitening
+from clip_ood.detectors.gaussian import Moments, in_space, whitening
 from clip_ood.outputs import Outputs, Reference
 
 
@@ -27,13 +26,12 @@ class Mahalanobis(Detector):
 
     name: ClassVar[str] = "mahalanobis"
     requires: ClassVar[tuple[str, ...]] = ("features", "labels")
-    learns: ClassVar[bool] = True
     space: ClassVar[str] = "features"
 
     def __init__(self, reference: Reference | None = None, *, normalize: bool = False) -> None:
         super().__init__(reference)
         self.normalize = normalize
-        self.moments = Moments()
+        self.moments = Moments(self.space, unit=normalize)
         for buffer in ("center", "within", "means", "norms"):
             self.register_buffer(buffer, None)
 
@@ -43,42 +41,23 @@ class Mahalanobis(Detector):
         nearest = torch.addmm(self.norms, a, self.means.T, alpha=-2)  # (N, r) @ (r, C) -> (N, C)
         return nearest.add_(a.square().sum(dim=1, keepdim=True)).clamp_min_(0)
 
-    def sizes(self) -> tuple[int, ...]:
-        return tuple(self.moments.sums.shape)
-
-    def allocate(self, sizes: Sequence[int], device: torch.device | str = "cpu") -> None:
-        self.moments.allocate(*sizes, device)
-
-    def sum_states(self) -> list[Tensor]:
-        return [self.moments.counts, self.moments.sums, self.moments.second]
-
-    def _update(self, rows: Outputs) -> None:
-        names = self.reference.class_names
-        if names is not None and rows.labels.max() >= len(names):
-            raise self._error(f"label {int(rows.labels.max())}, expected less than {len(names)}, the class names")
-        self.moments.update(self._rows(rows), rows.labels)
-
     def _fit(self) -> None:
-        if not self.moments.counts.sum() > 0:
+        if not self.moments.labelled().sum() > 0:
             raise self._error("no ID training image has a class label; expected at least two in one class")
         self.center = self.moments.mean()
-        self.within = self._whitening(self.moments.within(), "within-class")
+        self.within = self._whitening("within-class", self.moments.within)
         self.means = (self.moments.means() - self.center) @ self.within  # (C, D) @ (D, r) -> (C, r)
-        self.norms = self.means.square().sum(dim=1).masked_fill(self.moments.counts == 0, torch.inf)
+        self.norms = self.means.square().sum(dim=1).masked_fill(self.moments.labelled() == 0, torch.inf)
 
     def _score(self, rows: Outputs) -> Tensor:
         return -self.distances(rows).amin(dim=1)
 
-    def _rows(self, rows: Outputs) -> Tensor:
-        values = getattr(rows, self.space)
-        return normalize(values.double(), dim=1) if self.normalize else values
-
     def _centred(self, rows: Outputs) -> Tensor:
-        return self._rows(rows).to(self.center) - self.center
+        return in_space(rows, self.space, unit=self.normalize).to(self.center) - self.center
 
-    def _whitening(self, covariance: Tensor, which: str) -> Tensor:
+    def _whitening(self, which: str, covariance: Callable[[], Tensor]) -> Tensor:
         try:
-            matrix, note = whitening(covariance, shrink=self.space == "features")
+            matrix, note = self.moments.once(which, lambda: whitening(covariance(), shrink=self.space == "features"))
         except ValueError as error:
             raise self._error(f"{which} {self.space}: {error}; expected rows that differ") from error
         if note:
@@ -104,7 +83,7 @@ class RMD(Mahalanobis):
 
     def _fit(self) -> None:
         super()._fit()
-        total = self._whitening(self.moments.total(), "overall")  # B (D, r)
+        total = self._whitening("overall", self.moments.total)  # B (D, r)
         h = (total / total.square().sum(dim=0)).T @ self.within  # B⁺ A
         q, u = torch.linalg.eigh(h @ h.T - torch.eye(len(h)).to(h))
         keep = q.abs() > torch.finfo(q.dtype).eps * len(q) * q.abs().max()

@@ -1,0 +1,79 @@
+"""Means by class in one pass."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Hashable, Sequence
+
+import torch
+from torch import Tensor
+
+from clip_ood.detectors.statistic import Statistic
+from clip_ood.outputs import Outputs
+
+
+class ClassSums(Statistic):
+    """Counts n_c (C,) and sums Σ_{i ∈ c} v_i (C, D) in float64; C grows with the classes that come.
+
+    `values`: Outputs -> v (n, D); `classes`: Outputs -> (n,) int64, negative for rows that count nowhere. Two
+    statistics of the same two functions are the same.
+
+    >>> sums = ClassSums(lambda rows: rows.features, lambda rows: rows.labels)
+    >>> sums.update(Outputs(features=torch.tensor([[1.0], [3.0], [5.0]]), labels=torch.tensor([1, 1, -1])))
+    >>> sums.means().tolist(), sums.counts.tolist()
+    ([[0.0], [2.0]], [0.0, 2.0])
+    """
+
+    def __init__(self, values: Callable[[Outputs], Tensor], classes: Callable[[Outputs], Tensor]) -> None:
+        super().__init__()
+        self.values, self.classes = values, classes
+        self.register_buffer("counts", torch.zeros(0, dtype=torch.float64))
+        self.register_buffer("sums", torch.zeros(0, 0, dtype=torch.float64))
+
+    def key(self) -> Hashable:
+        return type(self), self.values, self.classes
+
+    def means(self) -> Tensor:
+        """Means by class (C, D); zero for a class without rows."""
+        return self.sums / self.counts.clamp_min(1)[:, None]
+
+    def sizes(self) -> tuple[int, ...]:
+        return tuple(self.sums.shape)
+
+    def allocate(self, sizes: Sequence[int], device: torch.device | str = "cpu") -> None:
+        classes, width = sizes
+        if not self.sums.shape[1]:
+            self.counts, self.sums = self.counts.to(device), self.sums.new_zeros(0, width, device=device)
+        if (more := classes - len(self.counts)) > 0:
+            self.counts = torch.cat([self.counts, self.counts.new_zeros(more)])
+            self.sums = torch.cat([self.sums, self.sums.new_zeros(more, width)])
+
+    def sum_states(self) -> list[Tensor]:
+        return [self.counts, self.sums]
+
+    def _update(self, rows: Outputs) -> None:
+        values, classes = self.values(rows), self.classes(rows)
+        classes = classes.to(values.device).long()
+        if (classes < 0).any():
+            values, classes = values[classes >= 0], classes[classes >= 0]
+        self._add(values.double(), classes)
+
+    def _add(self, values: Tensor, classes: Tensor) -> None:
+        most = int(classes.max()) + 1 if len(classes) else 0
+        self.allocate((most, values.shape[1]), values.device)
+        self.counts += torch.bincount(classes, minlength=len(self.counts))
+        self.sums.index_add_(0, classes, values)
+
+
+def features(rows: Outputs) -> Tensor:
+    """Features (n, D)."""
+    return rows.features
+
+
+def one_class(rows: Outputs) -> Tensor:
+    """The same class for all rows: their overall mean."""
+    return torch.zeros(len(rows), dtype=torch.int64)
+
+
+def predicted(rows: Outputs) -> Tensor:
+    """The class of the largest logit (n,)."""
+    return rows.logits.argmax(dim=1)
