@@ -6,7 +6,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from clip_ood.detectors.statistic import Statistic
+from clip_ood.detectors.exchange import ALONE, Exchange
 
 
 def several() -> bool:
@@ -28,22 +28,29 @@ def gather_rows(rows: Tensor) -> list[Tensor]:
     return [share[: int(count)] for share, count in zip(shares, counts, strict=True)]
 
 
-def join(statistic: Statistic, device: torch.device) -> None:
-    """Makes a statistic that of all processes together: sums are added, kept rows concatenated, a chunk at a time.
+class Processes(Exchange):
+    """The exchange of Lightning's processes."""
 
-    Each process has taken in a batch before, if an empty one.
-    """
-    if not several():
-        return
-    if sizes := statistic.sizes():
-        joint = torch.tensor(sizes, device=device)
-        dist.all_reduce(joint, dist.ReduceOp.MAX)
-        statistic.allocate(joint.tolist(), device)
-    for state in statistic.sum_states():
-        dist.all_reduce(state)
-    if kept := statistic.rows():
-        most = torch.tensor(len(kept), device=device)
-        dist.all_reduce(most, dist.ReduceOp.MAX)
-        nothing = tuple(part[:0] for part in kept[0])
-        shares = kept + [nothing] * (int(most) - len(kept))
-        statistic.set_rows(rows for share in shares for rows in zip(*map(gather_rows, share), strict=True))
+    @property
+    def rank(self) -> int:
+        return dist.get_rank()
+
+    def sum(self, tensor: Tensor) -> Tensor:
+        return _reduced(tensor, dist.ReduceOp.SUM)
+
+    def largest(self, tensor: Tensor) -> Tensor:
+        return _reduced(tensor, dist.ReduceOp.MAX)
+
+    def gather(self, rows: Tensor) -> list[Tensor]:
+        return gather_rows(rows)
+
+
+def exchange() -> Exchange:
+    """How this process talks to the others, if there are any."""
+    return Processes() if several() else ALONE
+
+
+def _reduced(tensor: Tensor, operation: dist.ReduceOp.RedOpType) -> Tensor:
+    reduced = tensor.clone()
+    dist.all_reduce(reduced, operation)
+    return reduced

@@ -12,7 +12,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from rich.progress import track
 from torch import Tensor
 
-from callbacks.distributed import gather_rows, join
+from callbacks.distributed import exchange, gather_rows
 from clip_ood.detectors.build import Omitted
 from clip_ood.evaluation import DetectorSuite, Row, Scores, accuracy, table_rows
 from clip_ood.outputs import Outputs
@@ -47,24 +47,18 @@ class OODEvaluation(Callback):
         self._suite = DetectorSuite(module.reference(), self.specs)
         self._fitted = False
         self._scored: dict[int, list[Scores]] = defaultdict(list)
-        self._votes: list[Scores] = []
 
     def _batch(self, trainer: Trainer, outputs: Outputs, loader: int) -> None:
         if loader == 0:
             self._suite.update(outputs)
             return
         self._fit(trainer)
-        self._scored[loader].append(self._suite.score(outputs))
-        if loader == 1:
-            votes = self._suite.knn_predictions(outputs, self._bank_labels)
-            self._votes += [] if votes is None else [Scores(outputs.indices.cpu(), votes, {})]
+        self._scored[loader].append(self._suite.score(outputs, self._bank_labels if loader == 1 else None))
 
     def _fit(self, trainer: Trainer) -> None:
         if self._fitted:
             return
-        for statistic in self._suite.statistics:
-            join(statistic, trainer.strategy.root_device)
-        self._suite.fit()
+        self._suite.fit(exchange())
         bank = trainer.datamodule.evaluated[0]
         self._bank_labels = torch.full((int(bank.rows.max()) + 1,), -1)
         self._bank_labels[bank.rows] = bank.labels
@@ -75,20 +69,19 @@ class OODEvaluation(Callback):
         device = trainer.strategy.root_device
         tables = trainer.datamodule.evaluated
         scored = {table.part.name: _gather(self._scored[i], device) for i, table in enumerate(tables) if i}
-        votes = _gather(self._votes, device).predictions if self._votes else None
         if not trainer.is_global_zero:
             return
         roles = {table.part.name: table.part.role for table in tables[1:]}
         groups = {table.part.name: table.part.group for table in tables}
         for table in tables[1:]:
             _assert_complete(table.part.name, scored[table.part.name].indices, table.rows)
-        labels, predictions = tables[1].labels, scored[tables[1].part.name].predictions
+        labels, of_test = tables[1].labels, scored[tables[1].part.name]
         self.results = Results(
             rows=table_rows(scored, roles, groups, self.resamples, self.seed, _watch),
             scored=scored,
             roles=roles,
-            accuracy=accuracy(predictions, labels),
-            knn_accuracy=accuracy(votes, labels),
+            accuracy=accuracy(of_test.predictions, labels),
+            knn_accuracy=accuracy(of_test.votes, labels),
             omitted=self._suite.omitted,
             notes=self._suite.notes,
         )
@@ -134,12 +127,13 @@ def _gather(shares: list[Scores], device: torch.device) -> Scores:
 
     indices = whole([share.indices for share in shares])
     order = indices.argsort()
-    has_predictions = shares[0].predictions is not None
-    return Scores(
-        indices[order],
-        whole([share.predictions for share in shares])[order] if has_predictions else None,
-        {name: whole([share.scores[name] for share in shares])[order] for name in shares[0].scores},
-    )
+    classes = {
+        name: whole([getattr(share, name) for share in shares])[order]
+        for name in ("predictions", "votes")
+        if getattr(shares[0], name) is not None
+    }
+    scores = {name: whole([share.scores[name] for share in shares])[order] for name in shares[0].scores}
+    return Scores(indices[order], scores, **classes)
 
 
 def _assert_complete(name: str, indices: Tensor, rows: Tensor) -> None:

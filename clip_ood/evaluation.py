@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from clip_ood.detectors.bank import Bank
 from clip_ood.detectors.build import Omitted, build_detectors
-from clip_ood.detectors.detector import Detector, take_in
+from clip_ood.detectors.detector import Detector, score_together, take_in
+from clip_ood.detectors.exchange import ALONE, Exchange
 from clip_ood.detectors.statistic import Statistic, share
 from clip_ood.metrics.knn_accuracy import weighted_vote
 from clip_ood.metrics.ood import Estimate, mean_over_sets, ood_metrics
@@ -24,11 +26,15 @@ MEAN = "mean"
 
 @dataclass(frozen=True)
 class Scores:
-    """What the detectors say of one set: indices (n,), predictions (n,) or None, scores (n,) by detector."""
+    """What the detectors say of one set: indices (n,), scores (n,) by detector, and classes (n,) where there are any.
+
+    `predictions` are those of the head or the text embeddings, `votes` those of the 20 nearest ID training images.
+    """
 
     indices: Tensor
-    predictions: Tensor | None
     scores: dict[str, Tensor]
+    predictions: Tensor | None = None
+    votes: Tensor | None = None
 
 
 @dataclass(frozen=True)
@@ -48,7 +54,7 @@ class Row:
 class DetectorSuite:
     """Detectors that are fitted on a bank together and score together; built from the first outputs they see.
 
-    What several of them learn is taken in once: `statistics`, to be joined over processes before `fit`.
+    What several of them learn is taken in once: `statistics`.
     """
 
     reference: Reference
@@ -63,27 +69,40 @@ class DetectorSuite:
             self._build(outputs)
         take_in(self.detectors.values(), outputs)
 
-    def fit(self) -> None:
-        """Fit all detectors, once, after the last update."""
+    def fit(self, exchange: Exchange = ALONE) -> None:
+        """Fit all detectors, once, after the last update; of several processes together."""
+        for statistic in self.statistics:
+            statistic.join(exchange)
         for detector in self.detectors.values():
             detector.fit()
 
-    def score(self, outputs: Outputs) -> Scores:
-        """Scores of a batch, on the CPU."""
-        predictions = predict(outputs, self.reference)
-        scores = {name: detector.score(outputs).cpu() for name, detector in self.detectors.items()}
-        return Scores(outputs.indices.cpu(), None if predictions is None else predictions.cpu(), scores)
+    def score(self, outputs: Outputs, bank_labels: Tensor | None = None) -> Scores:
+        """Scores of a batch, on the CPU, with the votes of its neighbours where `bank_labels` (N,) are given.
 
-    def knn_predictions(self, outputs: Outputs, bank_labels: Tensor) -> Tensor | None:
-        """Classes (n,) by a vote of the 20 nearest neighbours; `bank_labels` (N,) by image-set row, -1 for no vote.
-
-        None where no k-NN detector is among the detectors, or no bank image has a label.
+        They are classes by image-set row of the bank's images, -1 for one without; there are no votes where none has
+        a class, or no detector keeps the bank.
         """
-        knn = next((detector for detector in self.detectors.values() if hasattr(detector, "neighbours")), None)
-        if knn is None or not (bank_labels >= 0).any():
-            return None
-        cosines, rows = knn.neighbours(outputs, min(NEIGHBOURS, len(knn.bank)))
-        return weighted_vote(cosines, bank_labels.to(rows.device)[rows], int(bank_labels.max()) + 1).cpu()
+        vote = self._vote(bank_labels)
+        values = [value.cpu() for value in score_together(list(self.detectors.values()), outputs, vote)]
+        return Scores(
+            indices=outputs.indices.cpu(),
+            predictions=None if (classes := predict(outputs, self.reference)) is None else classes.cpu(),
+            scores=dict(zip(self.detectors, values, strict=False)),
+            votes=values[-1] if vote else None,
+        )
+
+    def _vote(self, bank_labels: Tensor | None) -> list[Callable[[Outputs], Tensor]]:
+        bank = next((statistic for statistic in self.statistics if isinstance(statistic, Bank)), None)
+        if bank is None or bank_labels is None or not (bank_labels >= 0).any():
+            return []
+        classes, k = int(bank_labels.max()) + 1, min(NEIGHBOURS, len(bank))
+
+        def vote(rows: Outputs) -> Tensor:
+            cosines, neighbours = bank.nearest(rows, k)
+            labels = bank_labels.to(neighbours.device)[neighbours].where(neighbours >= 0, -1)
+            return weighted_vote(cosines, labels, classes)
+
+        return [vote]
 
     @property
     def notes(self) -> dict[str, list[str]]:

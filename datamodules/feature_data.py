@@ -66,5 +66,7 @@ class FeatureData(LightningDataModule):
         return batch.map(lambda tensor: tensor.to(device)) if isinstance(batch, Outputs) else batch
 
     def _batches(self, count: int) -> list[Tensor]:
+        """Positions of this device's batches: as many on every device, since detectors score them together."""
         mine = torch.arange(count).tensor_split(self.trainer.world_size)[self.trainer.global_rank]
-        return list(mine.split(self.batch_size))  # one empty batch where there are fewer rows than devices
+        most = -(-count // self.trainer.world_size)
+        return list(mine.tensor_split(-(-most // self.batch_size)))  # empty ones where there are too few rows

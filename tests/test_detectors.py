@@ -9,16 +9,20 @@ from dataclasses import replace
 
 import pytest
 import torch
+from processes import together
 from torch import Tensor
 
-from clip_ood.detectors import DETECTORS, Detector, Omitted, build_detectors, nearest, read_specs
+from clip_ood.detectors import DETECTORS, Detector, Omitted, build_detectors, nearest, neighbours, read_specs
+from clip_ood.detectors.bank import Bank
+from clip_ood.detectors.detector import score_together, take_in
 from clip_ood.detectors.energy import Energy
+from clip_ood.detectors.exchange import Exchange
 from clip_ood.detectors.knn import KNN
 from clip_ood.detectors.mahalanobis import RMD, Mahalanobis, MahalanobisLogits, RMDLogits
 from clip_ood.detectors.max_logit import MaxLogit
 from clip_ood.detectors.mcm import MCM
 from clip_ood.detectors.msp import MSP
-from clip_ood.detectors.statistic import Statistic, share
+from clip_ood.detectors.statistic import share
 from clip_ood.outputs import Outputs, Reference
 
 CLASSES, WIDTH, JOINT = 5, 12, 8
@@ -55,21 +59,6 @@ def close(got: Tensor, expected: Tensor | list[float], tolerance: float = 1e-5) 
     expected = torch.as_tensor(expected, dtype=torch.float64)
     assert got.dtype == torch.float32
     torch.testing.assert_close(got.double(), expected, rtol=tolerance, atol=tolerance)
-
-
-def join(ranks: list[list[Statistic]]) -> None:
-    """What processes do with the statistics of each, here in one."""
-    for statistics in zip(*ranks, strict=True):
-        sizes = [max(size) for size in zip(*(statistic.sizes() for statistic in statistics), strict=True)]
-        for statistic in statistics:
-            statistic.allocate(sizes)
-        for states in zip(*(statistic.sum_states() for statistic in statistics), strict=True):
-            total = sum(state.clone() for state in states)
-            for state in states:
-                state.copy_(total)
-        rows = [chunk for statistic in statistics for chunk in statistic.rows()]
-        for statistic in statistics:
-            statistic.set_rows(rows)
 
 
 # Naive definitions
@@ -168,20 +157,70 @@ def test_nearest_equals_one_full_product(monkeypatch, k):
 
 
 def test_nearest_refuses_k_outside_the_bank():
-    for k in (0, 121):
-        with pytest.raises(ValueError, match=rf"k = {k}, expected 1 ≤ k ≤ 120"):
+    for k in (-1, 121):
+        with pytest.raises(ValueError, match=rf"k = {k}, expected 0 ≤ k ≤ 120"):
             nearest(TEST.features, [TRAIN.features], k)
 
 
-def test_knn_neighbours_are_rows_of_the_image_set():
+def test_neighbours_are_rows_of_the_image_set():
     shuffled = torch.randperm(120, generator=torch.Generator().manual_seed(2))
-    detector = fitted(KNN(), part(TRAIN, shuffled[:31]), part(TRAIN, shuffled[31:]))
-    cosines, indices = detector.neighbours(TEST, 4)
+    bank = fitted(KNN(), part(TRAIN, shuffled[:31]), part(TRAIN, shuffled[31:])).bank
+    cosines, indices = bank.nearest(TEST, 4)
     expected = torch.nn.functional.cosine_similarity(TEST.features[:, None], TRAIN.features[None], dim=2).topk(4)
     torch.testing.assert_close(cosines, expected.values)
     assert torch.equal(indices, expected.indices + 1000)
-    with pytest.raises(ValueError, match="knn: neighbours need indices"):
-        fitted(KNN(), replace(TRAIN, indices=None)).neighbours(TEST, 4)
+    with pytest.raises(ValueError, match="k = 121, expected 1 ≤ k ≤ 120"):
+        bank.nearest(TEST, 121)
+
+
+def test_one_search_serves_all_who_ask_about_the_same_rows(monkeypatch):
+    searched = []
+    monkeypatch.setattr("clip_ood.detectors.bank.nearest", lambda *a: searched.append(a[2]) or nearest(*a))
+    detectors = [KNN(k=1), KNN(k=9), KNN(k=3, kth=True)]
+    share(detectors)
+    take_in(detectors, TRAIN)
+    for detector in detectors:
+        detector.fit()
+    scores = score_together(detectors, TEST)
+    assert searched == [9]
+    for detector, got in zip(detectors, scores, strict=True):
+        torch.testing.assert_close(got, fitted(KNN(k=detector.k, kth=detector.kth)).score(TEST))
+    changed = Outputs(features=TEST.features.clone())
+    before = detectors[0].score(changed)
+    changed.features.neg_()
+    assert not torch.equal(detectors[0].score(changed), before)  # nothing is remembered from one call to the next
+
+
+def test_low_precision_finds_the_neighbours_of_float32(monkeypatch):
+    generator = torch.Generator().manual_seed(3)
+    bank = torch.nn.functional.normalize(torch.randn(3000, 64, generator=generator), dim=1)
+    near = bank[:300] + 1e-3 * torch.randn(300, 64, generator=generator)  # closer together than bfloat16 can tell
+    bank, queries = torch.cat([bank, near, near + 1e-5]), near + 1e-4
+    swept = []
+    sweep = neighbours._sweep
+    monkeypatch.setattr(neighbours, "_sweep", lambda *a: swept.append((len(a[0]), a[-1])) or sweep(*a))
+    found = {}
+    for dtype in (None, torch.bfloat16, torch.float16):
+        monkeypatch.setattr(neighbours, "low_precision", lambda device, dtype=dtype: dtype)
+        found[dtype] = nearest(queries, [bank[:1000], bank[1000:]], 2, [torch.ones(1000), torch.ones(2600)])
+    exact = (queries.double() @ bank.double().T).topk(2)
+    for products, positions in found.values():
+        torch.testing.assert_close(products.double(), exact.values, rtol=0, atol=1e-6)
+        torch.testing.assert_close((queries * bank[positions[:, 0]]).sum(1).double(), exact.values[:, 0])
+    assert torch.bfloat16 in {dtype for _, dtype in swept}
+
+
+def test_queries_that_low_precision_cannot_decide_are_searched_again(monkeypatch):
+    monkeypatch.setattr(neighbours, "low_precision", lambda device: torch.bfloat16)
+    swept = []
+    sweep = neighbours._sweep
+    monkeypatch.setattr(neighbours, "_sweep", lambda *a: swept.append((len(a[0]), a[-1])) or sweep(*a))
+    same = torch.nn.functional.normalize(torch.ones(500, 16) + 1e-5 * torch.arange(500)[:, None], dim=1)
+    apart = torch.eye(16).repeat(20, 1)
+    products, positions = nearest(torch.cat([same[:100], -apart]), [torch.cat([same, -apart[:16]])], 1)
+    assert swept == [(420, torch.bfloat16), (100, torch.float32)]
+    torch.testing.assert_close(products[100:], torch.ones(320, 1))
+    assert torch.equal(positions[100:, 0], 500 + torch.arange(16).repeat(20))
 
 
 def test_knn_bank_is_kept_as_it_came():
@@ -292,15 +331,34 @@ def test_batches_in_any_order_equal_one_update(monkeypatch, cls):
 
 
 @pytest.mark.parametrize("cls", LEARNING)
-def test_states_of_processes_join(cls):
-    by_class = torch.argsort(TRAIN.labels)
-    ranks = [cls(), cls(), cls()]  # the last one saw nothing, the first lacks the last classes
-    ranks[0].update(part(TRAIN, by_class[:50]))
-    ranks[1].update(part(TRAIN, by_class[50:]))
-    join([share([rank]) for rank in ranks])
-    for rank in ranks:
-        rank.fit()
-        torch.testing.assert_close(rank.score(TEST), fitted(cls()).score(TEST))
+@pytest.mark.parametrize("shares", [((0, 57), (57, 120)), ((0, 0), (0, 119), (119, 120))])
+def test_processes_with_shares_of_the_images_score_as_one(cls, shares):
+    def work(exchange: Exchange) -> Tensor:
+        detector = cls()
+        detector.update(part(TRAIN, slice(*shares[exchange.rank])))
+        for statistic in share([detector]):
+            statistic.join(exchange)
+        detector.fit()
+        return detector.score(part(TEST, slice(10 * exchange.rank, 10 * exchange.rank + 7 + exchange.rank)))
+
+    expected = fitted(cls()).score(TEST)
+    for rank, scores in enumerate(together(len(shares), work)):
+        torch.testing.assert_close(scores, expected[10 * rank : 10 * rank + 7 + rank])
+
+
+@pytest.mark.parametrize("k", [1, 5, 60, 120])
+def test_neighbours_in_a_divided_bank_are_those_of_the_whole(k):
+    def work(exchange: Exchange) -> tuple[Tensor, Tensor]:
+        bank = Bank()
+        bank.update(part(TRAIN, torch.arange(120) % 3 == exchange.rank))
+        bank.join(exchange)
+        return bank.nearest(part(TEST, slice(exchange.rank, 10 + 3 * exchange.rank)), k)
+
+    whole = Bank()
+    whole.update(TRAIN)
+    for rank, found in enumerate(together(3, work)):
+        for mine, one in zip(found, whole.nearest(part(TEST, slice(rank, 10 + 3 * rank)), k), strict=True):
+            torch.testing.assert_close(mine, one)
 
 
 @pytest.mark.parametrize("name", DETECTORS)

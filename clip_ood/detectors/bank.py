@@ -1,13 +1,16 @@
-"""The features of all ID training images, kept once."""
+"""The features of all ID training images, kept once, and searched once an image."""
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Iterable
+from collections.abc import Hashable
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn.functional import normalize, pad
 
+from clip_ood.detectors.exchange import Exchange
+from clip_ood.detectors.neighbours import nearest
 from clip_ood.detectors.statistic import Statistic
 from clip_ood.outputs import Outputs
 
@@ -16,53 +19,79 @@ class Bank(Statistic):
     """Features as the chunks they came in, in their own dtype, with the rows of the image set (-1 where unknown).
 
     chunks: each (n, D); indices: each (n,) int64. Neither copied nor concatenated: that would hold the bank twice.
+    Of several processes, each keeps what came to it; `len` counts the rows of all, and a search sees all.
     """
 
     def __init__(self) -> None:
         super().__init__()
         self.chunks: list[Tensor] = []
         self.indices: list[Tensor] = []
+        self.most = 1  # neighbours that any detector asks for
+        self._elsewhere = 0
+        self._last: tuple[Outputs, Tensor, Tensor] | None = None
 
     def __len__(self) -> int:
-        return sum(map(len, self.chunks))
+        return self._own + self._elsewhere
 
     def key(self) -> Hashable:
         return type(self)
+
+    def expect(self, k: int) -> None:
+        """Let searches find as many as k neighbours at once, since some detector will ask for them."""
+        self.most = max(self.most, k)
+
+    def nearest(self, rows: Outputs, k: int) -> tuple[Tensor, Tensor]:
+        """The k bank rows of largest cosine to each image: cosines (n, k), descending, and their `indices` (n, k).
+
+        A zero vector has cosine 0 to everything. The same `rows` are searched for once, whoever asks. Over several
+        processes, all ask together, and each for its own rows: the search goes through every process's part of the
+        bank, and the best of each part are merged. Raises ValueError for k outside 1 … len(bank).
+        """
+        if not 1 <= k <= len(self):
+            raise ValueError(f"nearest: k = {k}, expected 1 ≤ k ≤ {len(self)}, the rows of the bank")
+        if self._last is None or self._last[0] is not rows or self._last[1].shape[1] < k:
+            self._last = rows, *self._search(normalize(rows.features.float(), dim=1), max(k, self.most))
+        _, cosines, indices = self._last
+        return cosines[:, :k], indices[:, :k]
 
     def scales(self) -> list[Tensor]:
         """1 / ‖f_i‖ as chunks (n,) of float32: a product with f_i times its scale is one with f_i^."""
         return self.once("scales", lambda: [_inverse_norms(chunk) for chunk in self.chunks])
 
-    def take(self, positions: Tensor) -> Tensor:
-        """The rows at `positions` (m,), on the CPU, of all chunks after each other: (m, D) float64."""
-        sizes = torch.tensor([len(chunk) for chunk in self.chunks])
-        ends = sizes.cumsum(0)
-        chunk_of = torch.searchsorted(ends, positions, right=True)
-        offsets = positions - (ends - sizes)[chunk_of]
-        taken = self.chunks[0].new_empty(len(positions), self.chunks[0].shape[1], dtype=torch.float64)
-        for number in chunk_of.unique().tolist():
-            places = (chunk_of == number).nonzero().squeeze(1)
-            chunk = self.chunks[number]
-            taken[places.to(chunk.device)] = chunk[offsets[places].to(chunk.device)].double()
-        return taken
+    def _search(self, queries: Tensor, k: int) -> tuple[Tensor, Tensor]:
+        shares = self.exchange.gather(queries)
+        everyone = torch.cat(shares)  # (Σ n, D), the images of all processes
+        cosines, positions = nearest(everyone, self.chunks, min(k, self._own), self.scales())
+        indices = self.once("indices", lambda: torch.cat(self.indices))[positions]
+        missing = (0, k - cosines.shape[1])
+        parts = self.exchange.gather(pad(cosines, missing, value=-torch.inf).T)  # each (k, Σ n)
+        if len(parts) == 1:
+            return cosines, indices
+        before = sum(len(share) for share in shares[: self.exchange.rank])
+        mine = slice(before, before + len(queries))
+        ids = self.exchange.gather(pad(indices, missing, value=-1).T)
+        cosines, order = torch.cat(parts)[:, mine].T.topk(k, dim=1)
+        return cosines, torch.cat(ids)[:, mine].T.gather(1, order)
 
-    def rows(self) -> list[tuple[Tensor, Tensor]]:
-        return list(zip(self.chunks, self.indices, strict=True))
-
-    def set_rows(self, rows: Iterable[tuple[Tensor, Tensor]]) -> None:
-        kept = list(rows)
-        self.chunks, self.indices = [values for values, _ in kept], [indices for _, indices in kept]
-        self._derived.clear()
-
-    def _apply(self, fn: Any, recurse: bool = True) -> Bank:
-        super()._apply(fn, recurse)
-        self.set_rows([(fn(values), fn(indices)) for values, indices in self.rows()])
-        return self
+    @property
+    def _own(self) -> int:
+        return sum(map(len, self.chunks))
 
     def _update(self, rows: Outputs) -> None:
         indices = torch.full((len(rows),), -1) if rows.indices is None else rows.indices
         self.chunks.append(rows.features)
         self.indices.append(indices.to(rows.features.device))
+        self._elsewhere, self._last = 0, None
+
+    def _join(self, exchange: Exchange) -> None:
+        self._elsewhere = int(exchange.sum(torch.tensor(self._own, device=self.chunks[0].device))) - self._own
+
+    def _apply(self, fn: Any, recurse: bool = True) -> Bank:
+        super()._apply(fn, recurse)
+        self.chunks, self.indices = [fn(chunk) for chunk in self.chunks], [fn(chunk) for chunk in self.indices]
+        self._derived.clear()
+        self._last = None
+        return self
 
 
 def _inverse_norms(features: Tensor) -> Tensor:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Callable, Hashable
 
 import torch
 from torch import Tensor
 
+from clip_ood.detectors.exchange import Exchange
 from clip_ood.detectors.statistic import Statistic
 from clip_ood.outputs import Outputs
 
@@ -36,19 +37,23 @@ class ClassSums(Statistic):
         """Means by class (C, D); zero for a class without rows."""
         return self.sums / self.counts.clamp_min(1)[:, None]
 
-    def sizes(self) -> tuple[int, ...]:
-        return tuple(self.sums.shape)
+    def sum_states(self) -> list[Tensor]:
+        """The tensors that add over processes."""
+        return [self.counts, self.sums]
 
-    def allocate(self, sizes: Sequence[int], device: torch.device | str = "cpu") -> None:
-        classes, width = sizes
+    def _allocate(self, classes: int, width: int, device: torch.device | str) -> None:
+        """Room for so many classes; `width` and `device` count where nothing was taken in yet."""
         if not self.sums.shape[1]:
             self.counts, self.sums = self.counts.to(device), self.sums.new_zeros(0, width, device=device)
         if (more := classes - len(self.counts)) > 0:
             self.counts = torch.cat([self.counts, self.counts.new_zeros(more)])
             self.sums = torch.cat([self.sums, self.sums.new_zeros(more, width)])
 
-    def sum_states(self) -> list[Tensor]:
-        return [self.counts, self.sums]
+    def _join(self, exchange: Exchange) -> None:
+        classes, width = exchange.largest(torch.tensor(self.sums.shape, device=self.sums.device)).tolist()
+        self._allocate(classes, width, self.sums.device)
+        for state in self.sum_states():
+            state.copy_(exchange.sum(state))
 
     def _update(self, rows: Outputs) -> None:
         values, classes = self.values(rows), self.classes(rows)
@@ -59,7 +64,7 @@ class ClassSums(Statistic):
 
     def _add(self, values: Tensor, classes: Tensor) -> None:
         most = int(classes.max()) + 1 if len(classes) else 0
-        self.allocate((most, values.shape[1]), values.device)
+        self._allocate(most, values.shape[1], values.device)
         self.counts += torch.bincount(classes, minlength=len(self.counts))
         self.sums.index_add_(0, classes, values)
 

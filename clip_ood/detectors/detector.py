@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import ClassVar
 
@@ -70,14 +70,7 @@ class Detector(nn.Module):
 
         Raises ValueError before `fit`, and for a required field that is absent, of another length, or not finite.
         """
-        if not self.fitted:
-            raise self._error("score was asked for before fit; call update with ID training images, then fit")
-        self._check(outputs, [field for field in self.requires if field != "labels"])
-        scores = []
-        for rows in chunks(outputs):
-            with _exact(rows):
-                scores.append(self._score(rows).float())
-        return torch.cat(scores).to(next(_tensors(outputs)).device) if scores else torch.zeros(0)
+        return score_together([self], outputs)[0]
 
     def _fit(self) -> None:
         raise NotImplementedError
@@ -114,9 +107,29 @@ def take_in(detectors: Iterable[Detector], outputs: Outputs) -> None:
             detector._fitted = False
         statistics |= {id(statistic): statistic for statistic in own}
     for rows in chunks(outputs, at_least=1):  # of no images, too: they tell widths to a process without a share
-        with _exact(rows):
+        with exact(rows):
             for statistic in statistics.values():
                 statistic.update(rows)
+
+
+def score_together(
+    detectors: Sequence[Detector], outputs: Outputs, further: Sequence[Callable[[Outputs], Tensor]] = ()
+) -> list[Tensor]:
+    """Scores (N,) float32 of each detector, then the values (N,) of `further` functions of at most `ROWS` rows, asked first.
+
+    What several of them ask about the same rows, such as their neighbours, is computed once. Raises as `Detector.score`.
+    """
+    for detector in detectors:
+        if not detector.fitted:
+            raise detector._error("score was asked for before fit; call update with ID training images, then fit")
+        detector._check(outputs, [field for field in detector.requires if field != "labels"])
+    device = next(_tensors(outputs)).device
+    parts = []
+    for rows in chunks(outputs, at_least=1):
+        with exact(rows):
+            values = [function(rows) for function in further]
+            parts.append([detector._score(rows).float() for detector in detectors] + values)
+    return [torch.cat(values).to(device) for values in zip(*parts, strict=True)]
 
 
 def chunks(outputs: Outputs, at_least: int = 0) -> Iterator[Outputs]:
@@ -130,8 +143,12 @@ def _tensors(outputs: Outputs) -> Iterator[Tensor]:
 
 
 @contextmanager
-def _exact(rows: Outputs) -> Iterator[None]:
-    """No autograd, no autocast, and tensors that may be changed in place outside inference mode."""
-    device = next(_tensors(rows)).device.type
-    with torch.inference_mode(False), torch.no_grad(), torch.autocast(device, enabled=False):
-        yield
+def exact(rows: Outputs) -> Iterator[None]:
+    """No autograd, no autocast, float32 products in full, and tensors that may be changed in place outside inference mode."""
+    device, precision = next(_tensors(rows)).device.type, torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision("highest")
+    try:
+        with torch.inference_mode(False), torch.no_grad(), torch.autocast(device, enabled=False):
+            yield
+    finally:
+        torch.set_float32_matmul_precision(precision)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Sequence
+from collections.abc import Hashable
 
 import torch
 from torch import Tensor
@@ -31,11 +31,6 @@ class Moments(ClassSums):
     def key(self) -> Hashable:
         return type(self), self.space, self.unit
 
-    def allocate(self, sizes: Sequence[int], device: torch.device | str = "cpu") -> None:
-        if not self.second.numel():
-            self.second = self.second.new_zeros(2, sizes[1], sizes[1], device=device)
-        super().allocate((max(sizes[0], 1), sizes[1]), device)
-
     def sum_states(self) -> list[Tensor]:
         return [self.counts, self.sums, self.second]
 
@@ -63,6 +58,11 @@ class Moments(ClassSums):
         """Second moment (1 / N) Σ_i (x_i − u)(x_i − u)ᵀ of all rows around u (D,), (D, D)."""
         cross = torch.outer(self.sums.sum(dim=0) / self.counts.sum(), u)
         return self.second.sum(dim=0) / self.counts.sum() - cross - cross.T + torch.outer(u, u)
+
+    def _allocate(self, classes: int, width: int, device: torch.device | str) -> None:
+        if not self.second.numel():
+            self.second = self.second.new_zeros(2, width, width, device=device)
+        super()._allocate(max(classes, 1), width, device)
 
     def _values(self, rows: Outputs) -> Tensor:
         return in_space(rows, self.space, unit=self.unit)

@@ -4,13 +4,10 @@ from __future__ import annotations
 
 from typing import ClassVar
 
-import torch
 from torch import Tensor
-from torch.nn.functional import normalize
 
 from clip_ood.detectors.bank import Bank
-from clip_ood.detectors.detector import Detector, chunks
-from clip_ood.detectors.neighbours import nearest
+from clip_ood.detectors.detector import Detector
 from clip_ood.outputs import Outputs, Reference
 
 
@@ -38,30 +35,11 @@ class KNN(Detector):
         self.k, self.kth = k, kth
         self.bank = Bank()
 
-    def neighbours(self, outputs: Outputs, k: int) -> tuple[Tensor, Tensor]:
-        """The k nearest ID training images: cosines (N, k), descending, and their `Outputs.indices` (N, k).
-
-        Raises ValueError before `fit`, for k outside 1 … bank, and for a bank that came without indices.
-        """
-        if not self.fitted:
-            raise self._error("neighbours were asked for before fit")
-        indices = torch.cat(self.bank.indices)
-        if (indices < 0).any():
-            raise self._error("neighbours need indices of every image of the bank, and some came without")
-        self._check(outputs, self.requires)
-        found = [self._nearest(rows, k) for rows in chunks(outputs)]
-        if not found:
-            return torch.zeros(0, k), torch.zeros(0, k, dtype=torch.int64)
-        cosines, positions = (torch.cat(parts) for parts in zip(*found, strict=True))
-        return cosines, indices[positions]
-
     def _fit(self) -> None:
         if self.k > len(self.bank):
             raise self._error(f"k = {self.k}, but the bank has {len(self.bank)} rows; expected k of at most that")
+        self.bank.expect(self.k)
 
     def _score(self, rows: Outputs) -> Tensor:
-        cosines, _ = self._nearest(rows, self.k)  # (n, k)
+        cosines, _ = self.bank.nearest(rows, self.k)  # (n, k)
         return cosines[:, -1] if self.kth else cosines.mean(dim=1)
-
-    def _nearest(self, rows: Outputs, k: int) -> tuple[Tensor, Tensor]:
-        return nearest(normalize(rows.features.float(), dim=1), self.bank.chunks, k, self.bank.scales())
