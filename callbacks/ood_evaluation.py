@@ -32,7 +32,8 @@ class Results:
 
 
 class OODEvaluation(Callback):
-    """Fits detectors on loader 0 (the bank) and scores loaders 1 … (ID test, covariate-shifted ID, OOD).
+    """Fits detectors on loader 0 (the bank), chooses among candidates by ID val and OOD val, where they come next, and
+    scores the others (ID test, covariate-shifted ID, OOD).
 
     The datamodule gives `evaluated`: one table a loader, each with `part`, `labels` and `rows`. After every evaluation
     `results` holds what was found, on rank 0; metrics go to the logger under `ood/<set>/<detector>/<metric>`.
@@ -53,7 +54,10 @@ class OODEvaluation(Callback):
             self._suite.update(outputs)
             return
         self._fit(trainer)
-        self._scored[loader].append(self._suite.score(outputs, self._bank_labels if loader == 1 else None))
+        role = trainer.datamodule.evaluated[loader].part.role
+        if role == "id":
+            self._choose(trainer)
+        self._scored[loader].append(self._suite.score(outputs, self._bank_labels if role == "id" else None))
 
     def _fit(self, trainer: Trainer) -> None:
         if self._fitted:
@@ -64,18 +68,25 @@ class OODEvaluation(Callback):
         self._bank_labels[bank.rows] = bank.labels
         self._fitted = True
 
+    def _choose(self, trainer: Trainer) -> None:
+        """Settles which candidates are scored on what is reported, by what is not."""
+        roles = [table.part.role for table in trainer.datamodule.evaluated]
+        if "ood_val" in roles and roles.index("ood_val") in self._scored:
+            shares = (self._scored.pop(roles.index(role)) for role in ("val", "ood_val"))
+            self._suite.choose(*(_gather(share, trainer.strategy.root_device) for share in shares))
+
     def _end(self, trainer: Trainer) -> None:
-        self._fit(trainer)
         device = trainer.strategy.root_device
-        tables = trainer.datamodule.evaluated
-        scored = {table.part.name: _gather(self._scored[i], device) for i, table in enumerate(tables) if i}
+        evaluated = trainer.datamodule.evaluated
+        scored = {evaluated[i].part.name: _gather(shares, device) for i, shares in self._scored.items()}
         if not trainer.is_global_zero:
             return
-        roles = {table.part.name: table.part.role for table in tables[1:]}
+        tables = [evaluated[i] for i in self._scored]
+        roles = {table.part.name: table.part.role for table in tables}
         groups = {table.part.name: table.part.group for table in tables}
-        for table in tables[1:]:
+        for table in tables:
             _assert_complete(table.part.name, scored[table.part.name].indices, table.rows)
-        labels, of_test = tables[1].labels, scored[tables[1].part.name]
+        labels, of_test = tables[0].labels, scored[tables[0].part.name]
         self.results = Results(
             rows=table_rows(scored, roles, groups, self.resamples, self.seed, _watch),
             scored=scored,

@@ -14,9 +14,12 @@ from clip_ood.detectors.bank import Bank
 from clip_ood.detectors.build import Omitted, build_detectors
 from clip_ood.detectors.detector import Detector, score_together, take_in
 from clip_ood.detectors.exchange import ALONE, Exchange
+from clip_ood.detectors.names import read_specs
 from clip_ood.detectors.statistic import Statistic, share
+from clip_ood.metrics.curves import curve_metrics
 from clip_ood.metrics.knn_accuracy import weighted_vote
 from clip_ood.metrics.ood import Estimate, mean_over_sets, ood_metrics
+from clip_ood.metrics.ranking import rank_scores
 from clip_ood.metrics.resamples import draw_resamples
 from clip_ood.outputs import Outputs, Reference
 
@@ -103,6 +106,26 @@ class DetectorSuite:
             return weighted_vote(cosines, labels, classes)
 
         return [vote]
+
+    def choose(self, val: Scores, ood_val: Scores) -> None:
+        """Of the candidates for a column, keep the one with the highest AUROC of ID val against `ood_val` (ties: the first).
+
+        Neither may be what is reported on. A note says what was chosen among which.
+        """
+        found: dict[str, dict[str, float]] = defaultdict(dict)
+        for spec in read_specs(self.specs):
+            if spec.chosen_as is not None and spec.label in self.detectors:
+                ranking = rank_scores(val.scores[spec.label], ood_val.scores[spec.label])
+                found[spec.chosen_as][spec.label] = curve_metrics(ranking)["auroc"].item()
+        for column, values in found.items():
+            best = max(values, key=values.get)
+            self.detectors = {
+                column if label == best else label: detector
+                for label, detector in self.detectors.items()
+                if label == best or label not in values
+            }
+            among = ", ".join(f"{label} {100 * value:.2f}" for label, value in values.items())
+            self.detectors[column].notes.append(f"{best}, chosen by AUROC of ID val against ood_val: {among}")
 
     @property
     def notes(self) -> dict[str, list[str]]:

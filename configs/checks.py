@@ -30,9 +30,14 @@ def check_names(config: Config) -> None:
         raise ConfigError(f"name: {config.name!r} must be the name of a folder below runs_root")
     try:
         check_model(config.backbone)
-        read_specs(config.detectors)
+        specs = read_specs(config.detectors)
     except ValueError as error:
         raise ConfigError(str(error)) from None
+    if config.data.ood_val is None and (among := next((spec for spec in specs if spec.chosen_as), None)):
+        raise ConfigError(
+            f"detectors: {among.name} has several values to choose from, and there is nothing to choose by: name OOD images "
+            "for it (data.ood_val), or give one value"
+        )
     valid = trainer_keys() - OURS.keys()
     for key in config.trainer:
         if key in OURS:
@@ -56,10 +61,15 @@ def trainer_keys() -> set[str]:
 
 
 def image_sets(config: Config) -> dict[str, ImageSet]:
-    """Every named image set of a config: the ID parts as id, id.train, …, then csid and OOD sets."""
+    """Every named image set of a config: the ID parts as id, id.train, …, then csid and OOD sets, then ood_val."""
     data = config.data
     parts = {"id": data.id.images, "id.train": data.id.train, "id.val": data.id.val, "id.test": data.id.test}
-    return {name: part for name, part in parts.items() if part is not None} | data.csid | data.ood
+    return (
+        {name: part for name, part in parts.items() if part is not None}
+        | data.csid
+        | data.ood
+        | ({} if data.ood_val is None else {"ood_val": data.ood_val})
+    )
 
 
 def check_folders(config: Config) -> None:

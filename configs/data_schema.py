@@ -105,6 +105,9 @@ class Data(Section):
     """Covariate-shifted ID sets by name: positives of the full_spectrum setting, absent from the standard one."""
     ood: dict[str, Images] = {}
     """OOD sets by name; {} is allowed: scores, no AUROC."""
+    ood_val: Images | None = None
+    """OOD images to choose parameters of detectors by, against ID val: {name: knn, k: [1, 5, 10]} under `detectors` needs
+    them. They are in no table, and must not be those of a test set."""
     splits: Splits = Splits()
     """How ID images are divided where the set has no split of its own."""
     prompts: list[str] = Field(
@@ -130,7 +133,8 @@ class Data(Section):
         if wrong := [prompt for prompt in self.prompts if prompt.count("{}") != 1]:
             raise ValueError(f"prompts: {wrong[0]!r} must hold {{}} once, where the class name goes")
         if twice := sorted(
-            {"id_test", "bank"} & (self.ood.keys() | self.csid.keys()) | self.ood.keys() & self.csid.keys()
+            {"id_test", "bank", "val", "ood_val"} & (self.ood.keys() | self.csid.keys())
+            | self.ood.keys() & self.csid.keys()
         ):
-            raise ValueError(f"set names must be distinct, and neither bank nor id_test: {', '.join(twice)}")
+            raise ValueError(f"set names must be distinct, and none of bank, id_test, val, ood_val: {', '.join(twice)}")
         return self

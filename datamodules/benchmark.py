@@ -45,13 +45,19 @@ class Benchmark:
 
     @property
     def evaluated(self) -> list[Part]:
-        """[bank, id_test, csid…, ood…]: the order of every evaluation."""
-        return [part for part in self.parts.values() if part.role in ("bank", "id", "csid", "ood")]
+        """[bank, id_test, csid…, ood…], and before id_test [val, ood_val] where detectors are chosen by them."""
+        bank, *tested = (part for part in self.parts.values() if part.role in ("bank", "id", "csid", "ood"))
+        chosen_by = [self.parts["val"], self.parts["ood_val"]] if "ood_val" in self.parts else []
+        return [bank, *chosen_by, *tested]
 
     def labels(self, part: Part) -> list[int]:
         """The true class of each row of a part, -1 where it has none."""
         known = self.images[part.images].labels
-        return [-1] * len(part.rows) if known is None or part.role == "ood" else [known[row] for row in part.rows]
+        return (
+            [-1] * len(part.rows)
+            if known is None or part.role in ("ood", "ood_val")
+            else [known[row] for row in part.rows]
+        )
 
 
 def load_benchmark(config: Config) -> Benchmark:
@@ -82,6 +88,10 @@ def load_benchmark(config: Config) -> Benchmark:
     for role, sets in (("csid", data.csid), ("ood", data.ood)):
         parts += [Part(name, role, spec.group, name, list(range(len(images[name])))) for name, spec in sets.items()]
     parts += [train, id_parts["val"]]
+    if data.ood_val is not None:
+        parts.append(Part("ood_val", "ood_val", "", "ood_val", list(range(len(images["ood_val"])))))
+        if not id_parts["val"].rows:
+            raise ConfigError("data.ood_val stands against ID val, which has no images: raise data.splits.val")
     return Benchmark(images, {part.name: part for part in parts}, class_names)
 
 

@@ -183,7 +183,7 @@ def test_what_is_no_override_is_named(arguments, message):
         ("--data.id={train: a}", "data.id: needs both train and test"),
         ("--data.id={images: a, val: b}", "data.id: val comes from data.splits"),
         ("--data.ood.a={folder: x, list: y}", "data.ood.a: needs exactly one of folder, list, torchvision; got .*list"),
-        ("--data.ood.bank=x", "set names must be distinct, and neither bank nor id_test: bank"),
+        ("--data.ood.bank=x", "set names must be distinct, and none of bank, id_test, val, ood_val: bank"),
         ("--data={id: a, ood: {x: b}, csid: {x: c}}", "set names must be distinct.*: x"),
         ("--data.prompts=['a photo']", "prompts: 'a photo' must hold {} once"),
         ("--data.prompts=[]", "data.prompts: .*at least 1 item"),

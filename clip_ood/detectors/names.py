@@ -6,6 +6,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
+from itertools import product
 from typing import Any
 
 DETECTORS: dict[str, str] = {  # name -> "module:Class"
@@ -23,12 +24,16 @@ DETECTORS: dict[str, str] = {  # name -> "module:Class"
 
 @dataclass(frozen=True)
 class Spec:
-    """One detector as a config asks for it: `label` names its column, `target` is its "module:Class"."""
+    """One detector as a config asks for it: `label` names its column, `target` is its "module:Class".
+
+    One of several candidates has a label of its own, and the column's in `chosen_as`.
+    """
 
     name: str
     label: str
     target: str
     parameters: Mapping[str, Any]
+    chosen_as: str | None = None
 
 
 def read_specs(specs: Sequence[str | Mapping[str, Any]] | None) -> list[Spec]:
@@ -36,19 +41,40 @@ def read_specs(specs: Sequence[str | Mapping[str, Any]] | None) -> list[Spec]:
 
     An entry is a name ("knn"), a class path ("my_pkg.scores.Mine") or a mapping {"name": "knn", "k": 50}, where the
     optional key "as" gives the column name. A name asked for more than once gets its parameters appended: knn_k50.
+    Parameters with lists of values, {"name": "knn", "k": [1, 5, 10]}, give candidates for one column, all combinations.
     None asks for every name in `DETECTORS`. Raises ValueError for an unknown name (with the nearest), an entry
-    without a name, and two equal column names.
+    without a name, an empty list of values, and two equal column names.
     """
     entries = [_entry(spec) for spec in (DETECTORS if specs is None else specs)]
     times = Counter(name for name, _, _ in entries)
-    read = [
-        Spec(name, label or _label(name, parameters if times[name] > 1 else {}), _target(name), parameters)
-        for name, label, parameters in entries
+    columns = [
+        label or _label(name, _single(parameters) if times[name] > 1 else {}) for name, label, parameters in entries
     ]
-    for label, count in Counter(spec.label for spec in read).items():
+    for column, count in Counter(columns).items():
         if count > 1:
-            raise ValueError(f"detectors: column {label!r} is asked for {count} times; tell them apart with 'as: …'")
-    return read
+            raise ValueError(f"detectors: column {column!r} is asked for {count} times; tell them apart with 'as: …'")
+    return [
+        spec
+        for (name, _, parameters), column in zip(entries, columns, strict=True)
+        for spec in _candidates(name, column, parameters)
+    ]
+
+
+def _candidates(name: str, column: str, parameters: Mapping[str, Any]) -> list[Spec]:
+    several = {key: values for key, values in parameters.items() if isinstance(values, list)}
+    if not several:
+        return [Spec(name, column, _target(name), parameters)]
+    if empty := [key for key, values in several.items() if not values]:
+        raise ValueError(f"detectors: {name}: {empty[0]} is an empty list; give values to choose from")
+    combinations = [dict(zip(several, values, strict=True)) for values in product(*several.values())]
+    return [
+        Spec(name, _label(column, each), _target(name), {**parameters, **each}, chosen_as=column)
+        for each in combinations
+    ]
+
+
+def _single(parameters: Mapping[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in parameters.items() if not isinstance(value, list)}
 
 
 def _entry(spec: str | Mapping[str, Any]) -> tuple[str, str | None, dict[str, Any]]:

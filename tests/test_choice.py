@@ -1,0 +1,94 @@
+"""Parameters of detectors chosen on ID val against OOD val, never on what is reported."""
+
+from __future__ import annotations
+
+import json
+import shutil
+
+import pytest
+import torch
+from PIL import Image
+
+import train
+from clip_ood.detectors.names import read_specs
+from clip_ood.evaluation import DetectorSuite
+from clip_ood.outputs import Outputs, Reference
+from configs.errors import ConfigError
+
+SIZES = {"id/cat": 14, "id/dog": 14, "near": 7, "chosen_by": 9}
+
+
+@pytest.fixture
+def images(tmp_path):
+    generator = torch.Generator().manual_seed(0)
+    for place, count in SIZES.items():
+        folder = tmp_path / "data" / place
+        folder.mkdir(parents=True)
+        for index in range(count):
+            pixels = torch.randint(256, (8, 8, 3), generator=generator, dtype=torch.uint8).numpy()
+            Image.fromarray(pixels).resize((40, 32)).save(folder / f"{index}.png")
+    return tmp_path
+
+
+def run(root, *more, ood_val="ood_val: chosen_by,"):
+    config = root / "tiny.yaml"
+    config.write_text(
+        f"""
+data: {{root: {root}/data, id: id, ood: {{near: near}}, {ood_val} splits: {{val: 0.3}}, batch_size: 8}}
+backbone: {{library: timm, model: test_vit}}
+method: {{linear_probe: {{epochs: 2}}}}
+detectors: [msp, {{name: knn, k: [1, 2, 9]}}, {{name: energy, temperature: [0.5, 2.0], as: free}}]
+evaluation: {{resamples: 0, figures: false}}
+runs_root: {root}/runs
+features_root: {root}/features
+trainer: {{accelerator: cpu, devices: 1, enable_progress_bar: false}}
+"""
+    )
+    train.main(["--config", str(config), "--overwrite", *more])
+    return json.loads((root / "runs" / "tiny" / "results.json").read_text())
+
+
+def test_the_table_has_the_chosen_one_and_says_among_which(images):
+    results = run(images)
+    assert list(dict.fromkeys(row["detector"] for row in results["rows"])) == ["msp", "knn", "free"]
+    assert {row["ood"] for row in results["rows"]} == {"near", "mean"}
+    note = next(note for note in results["notes"] if note["detector"] == "knn")["note"]
+    values = {part.split()[0]: float(part.split()[1]) for part in note.partition("ood_val: ")[2].split(", ")}
+    assert list(values) == ["knn_k1", "knn_k2", "knn_k9"]
+    assert note.startswith(f"{max(values, key=values.get)}, chosen by AUROC of ID val")
+
+
+def test_the_test_sets_have_no_say(images):
+    before = run(images)["notes"]
+    shutil.rmtree(images / "data" / "near")
+    shutil.copytree(images / "data" / "id" / "cat", images / "data" / "near")
+    assert run(images)["notes"] == before
+
+
+def test_without_images_to_choose_by_it_is_an_error(images):
+    with pytest.raises(ConfigError, match=r"knn has several values to choose from.*data.ood_val"):
+        run(images, ood_val="")
+    with pytest.raises(ConfigError, match=r"data.ood_val stands against ID val, which has no images"):
+        run(images, "--data.splits.val=0")
+
+
+def test_the_candidate_that_separates_val_is_kept_and_ties_go_to_the_first():
+    bank = torch.eye(4).repeat(5, 1) + 0.01 * torch.randn(20, 4, generator=torch.Generator().manual_seed(0))
+    suite = DetectorSuite(Reference(), [{"name": "knn", "k": [20, 4, 5]}, {"name": "knn", "as": "one"}])
+    suite.update(Outputs(features=bank, indices=torch.arange(20)))
+    suite.fit()
+    val, ood = (suite.score(Outputs(features=x, indices=torch.arange(4))) for x in (torch.eye(4), torch.ones(4, 4)))
+    suite.choose(val, ood)
+    assert list(suite.detectors) == ["knn", "one"]
+    assert suite.detectors["knn"].k == 4  # 20: the mean over all; 4 and 5 separate perfectly
+    assert list(suite.score(Outputs(features=torch.eye(4), indices=torch.arange(4))).scores) == ["knn", "one"]
+
+
+def test_lists_of_values_are_all_combinations():
+    specs = read_specs([{"name": "knn", "k": [1, 5], "kth": [False, True]}])
+    assert [(spec.label, spec.chosen_as) for spec in specs] == [
+        ("knn_k1_kthFalse", "knn"),
+        ("knn_k1_kth", "knn"),
+        ("knn_k5_kthFalse", "knn"),
+        ("knn_k5_kth", "knn"),
+    ]
