@@ -29,13 +29,14 @@ from clip_ood.prompts import fill
 from configs.loading import load_config
 from configs.schema import BackboneConfig
 from datamodules.benchmark import load_benchmark
+from datamodules.class_names import imagenet_wnids
 
 HERE = Path(configs.__file__).parent
 SHIPPED = [path.name for path in sorted(HERE.glob("*.yaml"))]
 DEMO_ENCODER = HERE.parent / "data" / "demo_encoder" / "open_clip_config.json"
 
 # What the sources give, below data.root: class folders {name: classes}, flat folders.
-WNIDS = [f"n{number:08d}" for number in range(1000)]
+WNIDS = imagenet_wnids()
 LAYOUTS = {
     "imagenet": (
         {"imagenet/train": WNIDS, "imagenet/val": WNIDS, "dtd/images": ["banded"], "NINCO/NINCO_OOD_classes": ["cup"]},
