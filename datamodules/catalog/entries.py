@@ -14,12 +14,12 @@ from configs.errors import ConfigError, nearest
 
 @dataclass(frozen=True)
 class File:
-    """What `get` downloads: `size` as people say it, `into` the folder under data.root that it is unpacked to."""
+    """What `get` downloads: `gives` is what it unpacks to under data.root, `size` as people say it."""
 
     url: str
+    gives: str
     size: str = ""
     md5: str | None = None
-    into: str = "."
 
     @property
     def name(self) -> str:
