@@ -81,13 +81,14 @@ def trained_on(train: ImageList, classes: Classes | None, partial: bool) -> Clas
     """
     if classes is None or train.labels is None:
         return classes
-    found = len(train.class_names) if train.class_names else max(train.labels) + 1
-    if found == len(classes.keys):
-        return classes
-    if not partial or found > len(classes.keys) or not set(train.class_names or ()) <= set(classes.keys):
+    own = train.class_names
+    found = len(own) if own else max(train.labels) + 1
+    fits = set(own or ()) <= set(classes.keys) and found <= len(classes.keys)
+    if found != len(classes.keys) and not (partial and fits):
         raise ConfigError(f"data.id.class_names has {len(classes.names)} names for {found} classes of {train.root}")
-    there = set(train.labels) if train.class_names is None else {classes.keys.index(key) for key in train.class_names}
-    kept = sorted(there - {-1})
+    if not partial:
+        return classes
+    kept = sorted({classes.keys.index(key) for key in own} if own else set(train.labels) - {-1})
     return Classes(tuple(classes.keys[i] for i in kept), tuple(classes.names[i] for i in kept))
 
 

@@ -87,13 +87,14 @@ def _wnids(set_name: str, path: Path) -> dict[int, str]:
     """ILSVRC2012_ID -> wnid of the synsets without children, which are the classes."""
     try:
         from scipy.io import loadmat
+        from scipy.io.matlab import MatReadError
     except ImportError as error:
         raise ConfigError(f"Image set {set_name}: {path} is read with scipy: pip install scipy") from error
     try:
         synsets = loadmat(path, squeeze_me=True)["synsets"]
         leaves = synsets[synsets["num_children"].astype(int) == 0]
         return {int(number): str(wnid) for number, wnid in zip(leaves["ILSVRC2012_ID"], leaves["WNID"], strict=True)}
-    except (OSError, ValueError, TypeError, KeyError, IndexError) as error:
+    except (MatReadError, NotImplementedError, OSError, ValueError, TypeError, KeyError, IndexError) as error:
         raise ConfigError(f"Image set {set_name}: {path} cannot be read as the devkit's meta.mat ({error})") from error
 
 
