@@ -9,8 +9,10 @@ import os
 import numpy as np
 import pytest
 import replica
+import tiny_clip
 from PIL import Image
 
+import eval as evaluation
 from configs.errors import ConfigError
 from configs.schema import ImageSet
 from datamodules.image_list import list_images
@@ -53,6 +55,23 @@ def test_a_shard_that_changes_while_it_is_read_is_an_error_of_the_file_system(tm
         file.truncate(600)
     with pytest.raises(OSError, match="the shard has become shorter"):
         images.read(9)
+
+
+def test_a_run_on_shards_scores_as_one_on_files(tmp_path):
+    tiny_clip.make(tmp_path)
+    for number in range(9):  # the pictures of `near`, in shards and beside them as files of the same names
+        name = f"{number:05d}.png"
+        (tmp_path / "data" / "files").mkdir(exist_ok=True)
+        (tmp_path / "data" / "files" / name).write_bytes(replica.picture(number))
+    replica.shards(tmp_path / "data" / "packed", [0] * 9)
+    data = {"root": f"{tmp_path}/data", "id": "id", "splits": {"val": 0.0, "test": 0.3}, "batch_size": 8}
+    data["ood"] = {"files": "files", "packed": {"shards": "packed/photos-{000..002}.tar", "count": 9}}
+    evaluation.main(["--config", tiny_clip.config(tmp_path, "packed", {"zero_shot": {}}, data=data)])
+    rows = tiny_clip.results(tmp_path / "runs" / "packed")["rows"]
+    scores = {
+        name: {row["detector"]: row["auroc"] for row in rows if row["ood"] == name} for name in ("files", "packed")
+    }
+    assert scores["files"] == scores["packed"] and len(scores["files"]) >= 2
 
 
 @pytest.mark.parametrize(
