@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import re
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -10,6 +11,7 @@ from clip_ood.backbones.names import check_model
 from clip_ood.detectors.names import read_specs
 from configs.errors import ConfigError, nearest
 from configs.schema import Config, ImageSet
+from datamodules.catalog.entries import entry
 
 OURS = {
     "enable_checkpointing": "the last step is kept",
@@ -21,16 +23,24 @@ OURS = {
     "limit_val_batches": "set evaluation.every_n_epochs instead",
     "check_val_every_n_epoch": "set evaluation.every_n_epochs instead",
 }
+TORCHVISION = {  # what lies under data.root once a set is there
+    "CIFAR10": "cifar-10-batches-py",
+    "CIFAR100": "cifar-100-python",
+    "SVHN": "{split}_32x32.mat",
+    "MNIST": "MNIST/raw",
+}
 
 
 def check_names(config: Config) -> None:
-    """Raises ConfigError for an unknown model, pretrained tag, detector or Trainer key, naming the nearest valid ones,
+    """Raises ConfigError for an unknown model, pretrained tag, image set, detector or Trainer key, naming the nearest valid ones,
     and for a run that would lie in runs_root itself or above it."""
     if not config.name.strip("."):
         raise ConfigError(f"name: {config.name!r} must be the name of a folder below runs_root")
     try:
         check_model(config.backbone)
         specs = read_specs(config.detectors)
+        for spec in _named(config).values():
+            layouts(spec)
     except ValueError as error:
         raise ConfigError(str(error)) from None
     if config.data.ood_val is None and (among := next((spec for spec in specs if spec.chosen_as), None)):
@@ -61,7 +71,17 @@ def trainer_keys() -> set[str]:
 
 
 def image_sets(config: Config) -> dict[str, ImageSet]:
-    """Every named image set of a config: the ID parts as id, id.train, …, then csid and OOD sets, then ood_val."""
+    """Every named image set of a config: the ID parts as id, id.train, …, then csid and OOD sets, then ood_val; those of the catalogue
+    as the first of their layouts that is there."""
+    root = config.data.root
+    found = {}
+    for name, spec in _named(config).items():
+        known = layouts(spec)
+        found[name] = next((layout for layout in known if is_there(layout, root)), known[0])
+    return found
+
+
+def _named(config: Config) -> dict[str, ImageSet]:
     data = config.data
     parts = {"id": data.id.images, "id.train": data.id.train, "id.val": data.id.val, "id.test": data.id.test}
     return (
@@ -72,13 +92,70 @@ def image_sets(config: Config) -> dict[str, ImageSet]:
     )
 
 
+def layouts(spec: ImageSet) -> list[ImageSet]:
+    """The layouts that an image set may come in: those the catalogue knows, or itself.
+
+    Raises: ConfigError for an unknown set or split.
+    """
+    if spec.catalog is None:
+        return [spec.model_copy(update={"group": spec.group or "ood"})]
+    known = entry(spec.catalog)
+    split = known.split(spec.split)
+    group = spec.group or known.group or "ood"
+    same = {"per_class": spec.per_class, "group": group, "source": spec.source or known.source}
+    same |= {"count": spec.count or split.images, "classes": spec.classes or known.classes}
+    return [ImageSet(**layout, **same) for layout in split.layouts]
+
+
+def is_there(spec: ImageSet, root: Path) -> bool:
+    """Whether the files that an image set names are under `root`; torchvision's sets by what they unpack to."""
+    return not missing_places(spec, root)
+
+
+def missing_places(spec: ImageSet, root: Path) -> list[str]:
+    """The folders and files that an image set names and that are not under `root`, in words."""
+    if spec.torchvision is not None:
+        place = root / TORCHVISION[spec.torchvision].format(split=spec.split or "test")
+        return [] if place.exists() else [f"file {place}" if place.suffix else f"folder {place}"]
+    if spec.shards is not None:
+        return [f"shard {path}" for path in shard_paths(root / spec.shards) if not path.is_file()]
+    missing = []
+    if spec.folder is not None and not (root / spec.folder).is_dir():
+        missing.append(f"folder {root / spec.folder}")
+    if spec.labels is not None and not (root / spec.labels).exists():
+        missing.append(f"label file {root / spec.labels}")
+    if spec.list is not None and not (root / spec.list).is_file():
+        missing.append(f"image list {root / spec.list}")
+    return missing
+
+
+def shard_paths(pattern: Path) -> list[Path]:
+    """The files that `name-{000..009}.tar` stands for: one range at most, digits as wide as its first number.
+
+    >>> [path.name for path in shard_paths(Path("a-{08..10}.tar"))]
+    ['a-08.tar', 'a-09.tar', 'a-10.tar']
+    """
+    found = re.fullmatch(r"(.*)\{(\d+)\.\.(\d+)\}(.*)", pattern.name)
+    if found is None:
+        return [pattern]
+    before, first, last, after = found.groups()
+    if int(first) > int(last):
+        raise ConfigError(f"shards: {pattern} counts down from {first} to {last}; write the smaller number first")
+    return [pattern.with_name(f"{before}{number:0{len(first)}d}{after}") for number in range(int(first), int(last) + 1)]
+
+
 def check_folders(config: Config) -> None:
-    """Raises ConfigError for the first image set whose folder or list is not there: which, where, how to get it."""
-    for name, part in image_sets(config).items():
-        if part.torchvision is not None:
-            continue
-        path = config.data.root / (part.folder if part.folder is not None else part.list)
-        wanted = "folder" if part.folder is not None else "image list"
-        if not (path.is_dir() if part.folder is not None else path.is_file()):
-            hint = f" Where to get it: {part.source}" if part.source else ""
-            raise ConfigError(f"Image set {name}: there is no {wanted} {path}.{hint}")
+    """Raises ConfigError for the first image set that is not there: which, where, how to get it."""
+    root = config.data.root
+    for name, spec in _named(config).items():
+        known = layouts(spec)
+        if known[0].torchvision is not None or any(is_there(layout, root) for layout in known):
+            continue  # torchvision's sets are downloaded by the run
+        lacking = [" and no ".join(missing_places(layout, root)) for layout in known]
+        if spec.catalog is None:
+            hint = f" Where to get it: {spec.source}" if spec.source else ""
+            raise ConfigError(f"Image set {name}: there is no {lacking[0]}.{hint}")
+        raise ConfigError(
+            f"Image set {name}: {spec.catalog} is not under {root}: there is no {'; nor '.join(lacking)}. "
+            f"Where to get it: {entry(spec.catalog).advice(root)}"
+        )

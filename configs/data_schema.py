@@ -9,32 +9,56 @@ from pydantic import BeforeValidator, Field, model_validator
 
 from configs.section import Fraction, Place, Positive, Section
 
+PLACES = ("catalog", "folder", "list", "shards", "torchvision")
+
 
 class ImageSet(Section):
-    """One set of images: exactly one of `folder`, `list`, `torchvision`. A bare path means `folder`."""
+    """One set of images: exactly one of `catalog`, `folder`, `list`, `shards`, `torchvision`. A bare path means `folder`."""
 
+    catalog: str | None = None
+    """A named set: `python -m datamodules.catalog` lists them. Brings layout, count, group and source."""
     folder: Place | None = None
     """Folder of images: one sub-folder a class, or all images in one (flat). Relative to data.root."""
+    labels: Place | None = None
+    """With `folder`: what says each image's class, relative to data.root: TinyImageNet's val_annotations.txt, Kaggle's
+    LOC_val_solution.csv, or the unpacked folder ILSVRC2012_devkit_t12 (needs scipy)."""
+    numbered: bool = False
+    """With `folder`: sub-folders are named by label number (ImageNet-V2: 0 … 999), not by class."""
     list: Place | None = None
     """OpenOOD-style text file, a line "relative/path label" an image (-1: no label). Relative to data.root."""
     images_root: Place = Path()
     """With `list`: the folder that its paths start from. Relative to data.root."""
-    torchvision: Literal["CIFAR10", "CIFAR100"] | None = None
+    shards: Place | None = None
+    """Uncompressed tar files in webdataset's layout (x.jpg beside x.cls, its label number); {000..009} counts through
+    them. Relative to data.root."""
+    torchvision: Literal["CIFAR10", "CIFAR100", "SVHN", "MNIST"] | None = None
     """A data set that torchvision downloads into data.root."""
-    split: Literal["train", "test"] = "test"
-    """With `torchvision`: which part."""
+    split: str | None = None
+    """With `catalog`: which split (default: the only one, or test). With `torchvision`: train or test (the default)."""
     per_class: Positive | None = None
     """Keep a seeded draw of this many images a class (default: all images)."""
-    group: str = "ood"
-    """OOD sets: the group that the table shows them in (near, far, …)."""
+    count: Positive | None = None
+    """The number of images the set must have, before per_class; another one is an error unless data.allow_partial."""
+    classes: Positive | None = None
+    """The number of classes an ID set must have; another one is an error unless data.allow_partial."""
+    group: str | None = None
+    """OOD sets: the group that the table shows them in (near, far, …; default: the catalogue's, or ood)."""
     source: str = ""
     """Where to get the images: shown when the folder is missing."""
 
     @model_validator(mode="after")
     def _one_place(self) -> ImageSet:
-        named = [key for key in ("folder", "list", "torchvision") if getattr(self, key) is not None]
+        named = [key for key in PLACES if getattr(self, key) is not None]
         if len(named) != 1:
-            raise ValueError(f"needs exactly one of folder, list, torchvision; got {named or 'none'}")
+            raise ValueError(f"needs exactly one of {', '.join(PLACES)}; got {named or 'none'}")
+        if self.folder is None and (self.labels is not None or self.numbered):
+            raise ValueError(f"labels and numbered go with folder, not with {named[0]}")
+        if self.labels is not None and self.numbered:
+            raise ValueError("either labels or numbered says what the classes are, not both")
+        if self.split is not None and named[0] not in ("catalog", "torchvision"):
+            raise ValueError(f"split goes with catalog or torchvision, not with {named[0]}")
+        if self.torchvision is not None and self.split not in (None, "train", "test"):
+            raise ValueError(f"split of a torchvision set is train or test, not {self.split!r}")
         return self
 
 
@@ -57,8 +81,9 @@ class IDSet(Section):
     test: Images | None = None
     """Test images of a set with a split of its own."""
     class_names: list[str] | Place | Literal["imagenet"] | None = None
-    """Names for the prompts, in label order: a list, a text file (a name a line, relative to data.root), or
-    `imagenet` (open_clip's 1000 distinct names). Default: the folders' names, underscores as spaces."""
+    """Names for the prompts: a list in label order, a text file relative to data.root (a name a line in label order, or
+    lines "folder<tab>name, other names" as TinyImageNet's words.txt), or `imagenet` (open_clip's 1000 distinct names, by
+    wnid). Default: the folders' names, underscores as spaces."""
 
     @model_validator(mode="after")
     def _one_way(self) -> IDSet:
@@ -108,6 +133,9 @@ class Data(Section):
     ood_val: Images | None = None
     """OOD images to choose parameters of detectors by, against ID val: {name: knn, k: [1, 5, 10]} under `detectors` needs
     them. They are in no table, and must not be those of a test set."""
+    allow_partial: bool = False
+    """Run on what is there of sets whose published number of images is known: fewer images, fewer classes. Tables carry
+    the real numbers."""
     splits: Splits = Splits()
     """How ID images are divided where the set has no split of its own."""
     prompts: list[str] = Field(

@@ -21,6 +21,9 @@ STANDS_FOR = {  # a key that is added to a bare path -> the key that the path st
     "images": "images",
     "class_names": "images",
     "per_class": "folder",
+    "labels": "folder",
+    "numbered": "folder",
+    "count": "folder",
     "group": "folder",
     "source": "folder",
 }

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
-from pathlib import Path
+from dataclasses import dataclass
 
 from configs.checks import check_folders, image_sets
 from configs.errors import ConfigError
-from configs.schema import Config
+from configs.schema import Config, ImageSet
+from datamodules.class_names import find_classes, numbered, trained_on
 from datamodules.image_list import ImageList, balanced, list_images
 from datamodules.splits import split
 
@@ -63,21 +63,25 @@ class Benchmark:
 def load_benchmark(config: Config) -> Benchmark:
     """Lists the images of a config.
 
-    Raises: ConfigError for a missing folder, an empty set or class, or class names of the wrong number.
+    Raises: ConfigError for a missing folder, an empty set or class, or another number of images, classes or names than
+    there must be.
     """
     check_folders(config)
-    data = config.data
+    data, specs = config.data, image_sets(config)
+    ood = {*data.ood, "ood_val"}
     images = {
-        name: list_images(name, spec, data.root, name not in data.ood or spec.per_class is not None, config.seed)
-        for name, spec in image_sets(config).items()
+        name: list_images(
+            name, spec, data.root, name not in ood or spec.per_class is not None, config.seed, data.allow_partial
+        )
+        for name, spec in specs.items()
     }
-    named = _named_classes(config)
-    known = next(iter(images.values())).class_names or named  # as the training folders number them
-    class_names = named or known
-    images = {name: listed if name in data.ood else _numbered(listed, known) for name, listed in images.items()}
+    _say_partial(images, specs)
+    first = next(iter(images.values()))  # the training images, or those that are divided
+    known = find_classes(config, first)
+    trained = trained_on(first, known, data.allow_partial)
+    images = {name: listed if name in ood else numbered(listed, known, trained) for name, listed in images.items()}
     id_parts = _id_parts(config, images)
     train = id_parts["train"]
-    _check_names(images[train.images], class_names)
     bank = train.rows
     if config.evaluation.bank_per_class is not None:
         if images[train.images].labels is None:
@@ -86,13 +90,13 @@ def load_benchmark(config: Config) -> Benchmark:
         bank = [train.rows[i] for i in balanced(listed, config.evaluation.bank_per_class, config.seed)]
     parts = [Part("bank", "bank", "", train.images, bank), id_parts["id_test"]]
     for role, sets in (("csid", data.csid), ("ood", data.ood)):
-        parts += [Part(name, role, spec.group, name, list(range(len(images[name])))) for name, spec in sets.items()]
+        parts += [Part(name, role, specs[name].group, name, list(range(len(images[name])))) for name in sets]
     parts += [train, id_parts["val"]]
     if data.ood_val is not None:
         parts.append(Part("ood_val", "ood_val", "", "ood_val", list(range(len(images["ood_val"])))))
         if not id_parts["val"].rows:
             raise ConfigError("data.ood_val stands against ID val, which has no images: raise data.splits.val")
-    return Benchmark(images, {part.name: part for part in parts}, class_names)
+    return Benchmark(images, {part.name: part for part in parts}, None if trained is None else trained.names)
 
 
 def _id_parts(config: Config, images: dict[str, ImageList]) -> dict[str, Part]:
@@ -118,51 +122,11 @@ def _id_parts(config: Config, images: dict[str, ImageList]) -> dict[str, Part]:
     return {name: Part(name, role[name], "", source[name], rows[name]) for name in role}
 
 
-def imagenet_names() -> tuple[str, ...]:
-    """open_clip's 1000 ImageNet names, in the order of the wnids, with the two that stand there twice told apart."""
-    from open_clip import IMAGENET_CLASSNAMES
+def _say_partial(images: dict[str, ImageList], specs: dict[str, ImageSet]) -> None:
+    from lightning.pytorch.utilities import rank_zero_only
 
-    names = list(IMAGENET_CLASSNAMES)
-    names[744], names[836] = "projectile", "sunglass"  # n04008634 and n04355933: WordNet's own first words
-    return tuple(names)
-
-
-def _named_classes(config: Config) -> tuple[str, ...] | None:
-    names = config.data.id.class_names
-    if names == "imagenet":
-        return imagenet_names()
-    if isinstance(names, Path):
-        path = config.data.root / names
-        if not path.is_file():
-            raise ConfigError(f"data.id.class_names: there is no file {path}")
-        return tuple(line.strip() for line in path.read_text(encoding="utf-8-sig").splitlines() if line.strip())
-    return None if names is None else tuple(names)
-
-
-def _numbered(images: ImageList, known: tuple[str, ...] | None) -> ImageList:
-    """Labels that count through `known`, the training classes: another set may lack a class, never bring a new one."""
-    own = images.class_names
-    if own is not None and own != known:
-        if unknown := [name for name in own if name not in (known or ())]:
-            raise ConfigError(f"Image set {images.name}: class {unknown[0]!r} is not among the training classes")
-        labels = tuple(known.index(own[label]) for label in images.labels)
-        return replace(images, labels=labels, class_names=known)
-    if known is not None and images.labels is not None and max(images.labels) >= len(known):
-        raise ConfigError(
-            f"Image set {images.name}: label {max(images.labels)} is not among the {len(known)} classes (0 …)"
-        )
-    return images
-
-
-def _check_names(train: ImageList, class_names: tuple[str, ...] | None) -> None:
-    if class_names is None:
-        return
-    if twice := sorted({name for name in class_names if class_names.count(name) > 1}):
-        raise ConfigError(
-            f"Class names must be distinct; {twice[0]!r} stands for {class_names.count(twice[0])} classes"
-        )
-    if train.labels is None:
-        return
-    found = len(train.class_names) if train.class_names else max(train.labels) + 1
-    if found != len(class_names):
-        raise ConfigError(f"data.id.class_names has {len(class_names)} names for {found} classes of {train.root}")
+    for name, spec in specs.items():
+        if spec.count is not None and spec.per_class is None and len(images[name]) != spec.count:
+            rank_zero_only(print)(
+                f"Image set {name}: {len(images[name]):,} of {spec.count:,} images (data.allow_partial)"
+            )

@@ -1,20 +1,22 @@
-"""A set of images as a list: folders, OpenOOD-style lists and torchvision's CIFAR all become one."""
+"""A set of images as a list: folders, OpenOOD-style lists, tar shards and torchvision's arrays all become one."""
 
 from __future__ import annotations
 
 import hashlib
 import os
 import re
-from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from PIL import Image
 
+from configs.checks import shard_paths
 from configs.errors import ConfigError
 from configs.schema import ImageSet
-from datamodules.reading import SUFFIXES, read_image
+from datamodules import shards, torchvision_sets
+from datamodules.label_files import read_labels
+from datamodules.reading import SUFFIXES, decode, read_image
 
 
 @dataclass(frozen=True)
@@ -22,7 +24,9 @@ class ImageList:
     """N images, in a fixed order.
 
     Attributes: names, the paths relative to `root`; labels, a class index each (-1: none), None for a flat folder;
-    class_names, in label order where folders name them; files, (name, size, mtime) each: what the store keys on.
+    class_names, in label order where folders name them; pixels or members, of images that are no files of their own;
+    files, (name, size, mtime) each: what the store keys on. Of an image in a shard: name, offset, its size, and the
+    shard's size and mtime.
     """
 
     name: str
@@ -31,6 +35,7 @@ class ImageList:
     labels: tuple[int, ...] | None = None
     class_names: tuple[str, ...] | None = None
     pixels: Sequence | None = None
+    members: tuple[shards.Member, ...] | None = None
 
     def __len__(self) -> int:
         return len(self.names)
@@ -38,7 +43,9 @@ class ImageList:
     def read(self, index: int) -> Image.Image:
         """The image as 8-bit RGB; raises what reading raises."""
         if self.pixels is not None:
-            return Image.fromarray(self.pixels[index])
+            return Image.fromarray(self.pixels[index]).convert("RGB")
+        if self.members is not None:
+            return decode(self.members[index].open(self.root))
         return read_image(self.root / self.names[index])
 
     @property
@@ -46,6 +53,12 @@ class ImageList:
         if self.pixels is not None:
             return [(name,) for name in self.names]
         try:
+            if self.members is not None:
+                kept = {shard: _size_and_time(self.root / shard) for shard in {each.shard for each in self.members}}
+                return [
+                    (name, each.offset, each.size, *kept[each.shard])
+                    for name, each in zip(self.names, self.members, strict=True)
+                ]
             return [(name, *_size_and_time(self.root / name)) for name in self.names]
         except OSError as error:
             raise ConfigError(f"Image set {self.name}: there is no {error.filename} ({error.strerror})") from error
@@ -54,31 +67,66 @@ class ImageList:
         """The images at the positions `keep`, in that order."""
         labels = None if self.labels is None else tuple(self.labels[i] for i in keep)
         pixels = None if self.pixels is None else self.pixels[list(keep)]
-        return replace(self, names=tuple(self.names[i] for i in keep), labels=labels, pixels=pixels)
+        members = None if self.members is None else tuple(self.members[i] for i in keep)
+        return replace(self, names=tuple(self.names[i] for i in keep), labels=labels, pixels=pixels, members=members)
 
 
-def list_images(name: str, spec: ImageSet, root: Path, labelled: bool, seed: int) -> ImageList:
+def list_images(
+    name: str, spec: ImageSet, root: Path, labelled: bool, seed: int, partial: bool = False, download: bool = True
+) -> ImageList:
     """The images of a set; with `labelled`, class folders and list labels become labels.
 
-    Raises: ConfigError for an empty set, an empty class folder, images beside class folders, a folder that cannot be
-    read, and wrong lines of a list.
+    `partial` takes what is there of a set whose number is known; `download` lets torchvision fetch what is missing.
+    Raises: ConfigError for an empty set, another number than the set must have, an empty class folder, images beside
+    class folders, a folder that cannot be read, and wrong lines of a list.
     """
+    where = _place(spec, root)
     if spec.torchvision is not None:
-        images = _cifar(name, spec, root)
+        images = _from_torchvision(name, spec, root, download)
+    elif spec.shards is not None:
+        found = shards.index(name, shard_paths(where))
+        images = ImageList(name, where.parent, found.names, found.labels, members=found.members)
     elif spec.list is not None:
-        images = _from_list(name, root / spec.list, root / spec.images_root)
+        images = _from_list(name, where, root / spec.images_root, partial)
+    elif spec.labels is not None:
+        images = _from_labels(name, where, root / spec.labels, partial)
     else:
-        images = _from_folder(name, root / spec.folder, labelled)
+        images = _from_folder(name, where, labelled)
+        if spec.numbered and images.class_names is not None:
+            images = _by_number(images)
     if not len(images):
-        where = root / (spec.folder or spec.list)
         raise ConfigError(f"Image set {name}: {where} holds no images (looked for {', '.join(sorted(SUFFIXES))})")
+    _check_count(images, spec, where, labelled, partial)
     if spec.per_class is not None:
         if images.labels is None:
-            raise ConfigError(
-                f"Image set {name}: per_class needs classes, and {root / (spec.folder or spec.list)} has none"
-            )
+            raise ConfigError(f"Image set {name}: per_class needs classes, and {where} has none")
         images = images.subset(balanced(images, spec.per_class, seed))
     return images
+
+
+def _place(spec: ImageSet, root: Path) -> Path:
+    return root / (spec.folder or spec.list or spec.shards or "")
+
+
+def _check_count(images: ImageList, spec: ImageSet, where: Path, labelled: bool, partial: bool) -> None:
+    """Raises ConfigError for a number of images or classes that is not the one the set must have."""
+    way_out = "Complete it, or run on what is there with --data.allow_partial=true"
+    if spec.count is not None and len(images) != spec.count and not (partial and len(images) < spec.count):
+        raise ConfigError(
+            f"Image set {images.name}: {where} holds {len(images):,} images, and the set has {spec.count:,}. {way_out}"
+        )
+    if not labelled or spec.classes is None:
+        return
+    if images.labels is None:
+        raise ConfigError(
+            f"Image set {images.name}: {where} does not say which of the {spec.classes} classes an image belongs to: move "
+            "the images into a folder a class, or name a file of labels (data.….labels)"
+        )
+    found = len(set(images.labels) - {-1})
+    if found != spec.classes and not (partial and found < spec.classes):
+        raise ConfigError(
+            f"Image set {images.name}: {where} holds {found} classes, and the set has {spec.classes}. {way_out}"
+        )
 
 
 def balanced(images: ImageList, per_class: int, seed: int) -> list[int]:
@@ -146,7 +194,34 @@ def _say_passed_over(name: str, files: list[str]) -> None:
     )
 
 
-def _from_list(name: str, path: Path, root: Path) -> ImageList:
+def _by_number(images: ImageList) -> ImageList:
+    """The folders' names as the labels themselves."""
+    wrong = next((label for label in images.class_names if not label.isdigit()), None)
+    if wrong is not None:
+        raise ConfigError(
+            f"Image set {images.name}: the class folders of {images.root} must be label numbers; got {wrong!r}"
+        )
+    labels = tuple(int(images.class_names[label]) for label in images.labels)
+    return replace(images, labels=labels, class_names=None)
+
+
+def _from_labels(name: str, folder: Path, path: Path, partial: bool) -> ImageList:
+    """Images of a folder, in whatever folders below, with the classes that a file gives them."""
+    images = _from_folder(name, folder, labelled=False)
+    path, labels = read_labels(name, path)
+    stems = [Path(image).stem for image in images.names]
+    if unknown := next((image for image, stem in zip(images.names, stems, strict=True) if stem not in labels), None):
+        raise ConfigError(f"Image set {name}: {path} has no line for {folder / unknown}")
+    if (missing := labels.keys() - set(stems)) and not partial:
+        missing = min(missing, key=lambda stem: labels[stem].line)
+        raise ConfigError(f"Image set {name}: {path}, line {labels[missing].line}: there is no {missing} in {folder}")
+    classes = sorted({labels[stem].name for stem in stems})
+    number = {label: index for index, label in enumerate(classes)}
+    return replace(images, labels=tuple(number[labels[stem].name] for stem in stems), class_names=tuple(classes))
+
+
+def _from_list(name: str, path: Path, root: Path, partial: bool) -> ImageList:
+    lines: dict[str, int] = {}
     names, labels = [], []
     for number, line in enumerate(path.read_text(encoding="utf-8-sig").splitlines(), start=1):
         if not line.strip():
@@ -154,31 +229,27 @@ def _from_list(name: str, path: Path, root: Path) -> ImageList:
         found = re.fullmatch(r"\s*(\S.*?)\s+(-?\d+)\s*", line)
         if found is None:
             raise ConfigError(f'Image set {name}: {path}, line {number}: expected "relative/path label", got {line!r}')
+        if found[1] in lines:
+            raise ConfigError(
+                f"Image set {name}: {path}, line {number}: lists {found[1]} more than once (first in line {lines[found[1]]})"
+            )
+        lines[found[1]] = number
+        if not (root / found[1]).is_file():
+            if partial:
+                continue
+            raise ConfigError(
+                f"Image set {name}: {path}, line {number}: lists {found[1]}, which is not under {root} (key images_root)"
+            )
         names.append(found[1])
         labels.append(max(int(found[2]), -1))
-    if missing := next((image for image in names if not (root / image).is_file()), None):
-        raise ConfigError(f"Image set {name}: {path} lists {missing}, which is not under {root} (key images_root)")
-    if twice := next((image for image, count in Counter(names).items() if count > 1), None):
-        raise ConfigError(f"Image set {name}: {path} lists {twice} more than once")
     return ImageList(name, root, tuple(names), tuple(labels) if any(label >= 0 for label in labels) else None)
 
 
-def _cifar(name: str, spec: ImageSet, root: Path) -> ImageList:
-    from filelock import FileLock
-    from torchvision import datasets
-
-    train = spec.split == "train"
-    try:
-        root.mkdir(parents=True, exist_ok=True)
-        with FileLock(root / f"{spec.torchvision}.lock"):  # processes of one run would all download
-            data = getattr(datasets, spec.torchvision)(root, train=train, download=True)
-    except Exception as error:
-        raise ConfigError(
-            f"Image set {name}: torchvision could not download {spec.torchvision} (170 MB) to {root}: {error}"
-        ) from error
-    names = tuple(f"{spec.torchvision}/{spec.split}/{index:05d}" for index in range(len(data)))
-    classes = tuple(label.replace("_", " ") for label in data.classes)
-    return ImageList(name, root, names, tuple(data.targets), classes, data.data)
+def _from_torchvision(name: str, spec: ImageSet, root: Path, download: bool) -> ImageList:
+    split = spec.split or "test"
+    data = torchvision_sets.load(name, spec.torchvision, split, root, download)
+    names = tuple(f"{spec.torchvision}/{split}/{index:05d}" for index in range(len(data.labels)))
+    return ImageList(name, root, names, data.labels, data.class_names, data.pixels)
 
 
 def _size_and_time(path: Path) -> tuple[int, int]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from errno import EINVAL
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 from PIL import ExifTags, Image
@@ -46,13 +47,22 @@ class UnreadableImage(ValueError):
 
 
 def read_image(path: Path) -> Image.Image:
-    """The picture in a file, of an animation the first: EXIF rotation applied, transparency laid on white, 16-bit
-    greys scaled to 8.
+    """The picture in a file: see `decode`.
 
     Raises: UnreadableImage for what is not a whole image, OSError for a file that cannot be had (gone, not permitted).
     """
+    with path.open("rb") as file:
+        return decode(file)
+
+
+def decode(file: BinaryIO) -> Image.Image:
+    """The picture in an open file, of an animation the first: EXIF rotation applied, transparency laid on white, 16-bit
+    greys scaled to 8.
+
+    Raises: UnreadableImage for what is not a whole image, OSError for a file that cannot be read.
+    """
     try:
-        with path.open("rb") as file, Image.open(file) as image:
+        with Image.open(file) as image:
             image.load()  # not by name: Pillow would map a TIFF into memory, and scrambles rotated ones
             return to_rgb(_upright(image))
     except Exception as error:  # at damaged files decoders raise anything, without errno unless sought beyond the end

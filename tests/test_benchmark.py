@@ -15,6 +15,7 @@ from configs.errors import ConfigError
 from configs.loading import validate
 from configs.schema import ImageSet
 from datamodules.benchmark import load_benchmark
+from datamodules.class_names import imagenet_wnids
 from datamodules.image_list import ImageList, balanced, list_images
 from datamodules.splits import split
 
@@ -300,7 +301,7 @@ def test_given_class_names_stand_in_the_order_of_the_labels(source, tmp_path):
 
 
 def test_imagenets_names_are_a_thousand_distinct_ones(tmp_path):
-    fill(tmp_path, **{f"id__n{index:08d}": 2 for index in range(1000)})
+    fill(tmp_path, **{f"id__{wnid}": 2 for wnid in imagenet_wnids()})
     names = benchmark(tmp_path, {"id": {"images": "id", "class_names": "imagenet"}}).class_names
     assert len(set(names)) == 1000 and (names[0], names[134], names[517]) == (
         "tench",

@@ -1,6 +1,6 @@
 """Every shipped config up to the first forward pass: its folders, encoder, method, Trainer and detectors.
 
-Images are empty files in the layouts that the sources unpack to, encoders have their real architecture and no memory
+Images are empty files in the layouts that the sources unpack to, a few of each, encoders have their real architecture and no memory
 (the meta device), features are random numbers of the encoder's widths.
 """
 
@@ -29,13 +29,14 @@ from clip_ood.prompts import fill
 from configs.loading import load_config
 from configs.schema import BackboneConfig
 from datamodules.benchmark import load_benchmark
+from datamodules.class_names import imagenet_wnids
 
 HERE = Path(configs.__file__).parent
 SHIPPED = [path.name for path in sorted(HERE.glob("*.yaml"))]
 DEMO_ENCODER = HERE.parent / "data" / "demo_encoder" / "open_clip_config.json"
 
 # What the sources give, below data.root: class folders {name: classes}, flat folders.
-WNIDS = [f"n{number:08d}" for number in range(1000)]
+WNIDS = imagenet_wnids()
 LAYOUTS = {
     "imagenet": (
         {"imagenet/train": WNIDS, "imagenet/val": WNIDS, "dtd/images": ["banded"], "NINCO/NINCO_OOD_classes": ["cup"]},
@@ -43,7 +44,7 @@ LAYOUTS = {
     ),
     "demo": ({"id": ["bird", "fish", "hoofed animal"]}, ["ood/stamps", "ood/symbols", "ood/digits"]),
     "photos": ({"photos": ["red_fox", "dog"]}, []),
-    "cifar": ({}, []),
+    "cifar": ({}, ["tiny-imagenet-200/val/images"]),
 }
 LAYOUT_OF = {
     "own_images.yaml": "photos",
@@ -69,6 +70,8 @@ def layouts(tmp_path_factory):
             (root / layout / folder).mkdir(parents=True)
             for index in range(4):
                 (root / layout / folder / f"{index}.JPEG").touch()
+    annotations = "".join(f"{index}.JPEG\tn01443537\t0\t0\t62\t62\n" for index in range(4))
+    (root / "cifar" / "tiny-imagenet-200" / "val" / "val_annotations.txt").write_text(annotations)
     return root
 
 
@@ -93,7 +96,12 @@ def config(request, layouts, tmp_path, monkeypatch):
     for name in ("CIFAR10", "CIFAR100"):
         monkeypatch.setattr(datasets, name, TinyCIFAR)
     root = layouts / LAYOUT_OF.get(request.param, "imagenet")
-    changes = [f"--data.root={root}", f"--runs_root={tmp_path}/runs", f"--features_root={tmp_path}/features"]
+    changes = [
+        f"--data.root={root}",
+        "--data.allow_partial=true",
+        f"--runs_root={tmp_path}/runs",
+        f"--features_root={tmp_path}/features",
+    ]
     if request.param.startswith("finetune"):
         changes.append("--method.finetune.batch_size=2")  # of so few images
     return load_config(request.param, [*changes, "--trainer.accelerator=cpu", "--trainer.devices=1"])

@@ -1,0 +1,44 @@
+"""The named image sets: what is there, what is missing, how to get it.
+
+python -m datamodules.catalog [--root data]
+python -m datamodules.catalog get NINCO Textures [--root data]
+"""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from rich.console import Console
+
+from datamodules.catalog.entries import entry
+from datamodules.catalog.get import get
+from datamodules.catalog.state import advice, states, table
+from experiments.command_line import guarded
+
+
+def main(argv: list[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(prog="python -m datamodules.catalog", description=__doc__.splitlines()[0])
+    parser.add_argument("--root", type=Path, default=Path("data"), help="the folder data.root (default: data)")
+    commands = parser.add_subparsers(dest="command", metavar="get NAME …")
+    getting = commands.add_parser("get", help="download sets")
+    getting.add_argument("names", nargs="+", metavar="NAME")
+    getting.add_argument("--root", type=Path, default=argparse.SUPPRESS)
+    arguments = parser.parse_args(argv)
+    root = arguments.root.expanduser()
+    if arguments.command == "get":
+        for wanted in [entry(name) for name in arguments.names]:
+            get(wanted, root)
+        return
+    console = Console()
+    with console.status("Counting images"):
+        found = states(root)
+    console.print(table(found, root))
+    if lines := advice(found, root):
+        console.print("Incomplete or missing, and how to get it:")
+    for line in lines:
+        console.print(line, markup=False, highlight=False, soft_wrap=True)
+
+
+if __name__ == "__main__":
+    guarded(main)
