@@ -17,6 +17,7 @@ lint: $(INSTALLED)
 	$(PY) -m ruff format --check .
 
 bench: $(INSTALLED)
+	$(PY) -m pip install --quiet $(PIP_FLAGS) -e '.[bench]'
 	$(PY) -m bench
 
 # Ranges are open; `make … PIP_FLAGS="-c requirements.lock"` installs the versions that were tested (Python 3.11).

@@ -9,7 +9,20 @@ import sys
 
 import torch
 
-NAMES = ("typo", "extraction", "processes", "probe", "fine_tune", "rmd", "knn_memory", "store")
+NAMES = (
+    "typo",
+    "extraction",
+    "processes",
+    "probe",
+    "fine_tune",
+    "rmd",
+    "knn",
+    "knn_memory",
+    "peers",
+    "metrics",
+    "evaluation",
+    "store",
+)
 
 print(f"{os.cpu_count()} cores, {platform.processor() or platform.machine()}, torch {torch.__version__}", flush=True)
 for name in NAMES:
