@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from statistics import median
 from time import perf_counter
 
@@ -45,7 +46,7 @@ def main() -> None:
     for name, (make, peer) in pairs.items():
         times = {"ours": [], "theirs": []}
         for _ in range(REPEATS):  # in turns, since the machine's speed drifts
-            for side, function in (("ours", lambda: ours(make)), ("theirs", lambda: theirs(peer()))):
+            for side, function in (("ours", partial(ours, make)), ("theirs", partial(theirs, peer()))):
                 start = perf_counter()
                 scores = function()
                 times[side].append(perf_counter() - start)
