@@ -8,6 +8,7 @@ from pathlib import Path
 
 from clip_ood.backbones.names import check_model
 from clip_ood.detectors.names import read_specs
+from clip_ood.wordnet import find_words
 from configs.errors import ConfigError, nearest
 from configs.schema import Config, ImageSet
 
@@ -63,7 +64,8 @@ def image_sets(config: Config) -> dict[str, ImageSet]:
 
 
 def check_folders(config: Config) -> None:
-    """Raises ConfigError for the first image set whose folder or list is not there: which, where, how to get it."""
+    """Raises ConfigError for the first image set whose folder or list is not there, and for negative words that are
+    not: which, where, how to get it."""
     for name, part in image_sets(config).items():
         if part.torchvision is not None:
             continue
@@ -72,3 +74,8 @@ def check_folders(config: Config) -> None:
         if not (path.is_dir() if part.folder is not None else path.is_file()):
             hint = f" Where to get it: {part.source}" if part.source else ""
             raise ConfigError(f"Image set {name}: there is no {wanted} {path}.{hint}")
+    if config.data.negative_words is not None:
+        try:
+            find_words(config.data.negative_words)
+        except FileNotFoundError as error:
+            raise ConfigError(f"data.negative_words: {error}") from None
