@@ -6,7 +6,7 @@ INSTALLED := .venv/.installed
 
 .PHONY: demo test lint bench
 
-demo: $(INSTALLED) data/demo/.made data/demo_encoder/.made
+demo: $(INSTALLED) data/demo/.made data/demo_encoder/.made data/wordnet/.made
 	$(PY) train.py --config demo.yaml
 
 test: $(INSTALLED) data/demo_encoder/.made
@@ -35,4 +35,8 @@ data/demo/.made: $(INSTALLED) demo/images.py
 	  echo "make demo: there is no apt-get here, which brings the demo's images (Debian package tuxpaint-stamps-default)."; \
 	  echo "The same encoder on CIFAR10 against CIFAR100: $(PY) train.py --config demo_cifar.yaml"; exit 1; }
 	$(PY) -m demo.images data/demo
+	touch $@
+
+data/wordnet/.made: $(INSTALLED) demo/wordnet.py
+	$(PY) -m demo.wordnet data/wordnet
 	touch $@

@@ -7,7 +7,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 
 from clip_ood.features.store import FeatureStore, StoredSet, TextEmbeddings
 from clip_ood.outputs import Outputs
-from datamodules.extraction import ImageBatch, TextBatch
+from datamodules.extraction import ImageBatch, TextBatch, WordBatch
 
 
 class FeatureWriter(Callback):
@@ -15,7 +15,7 @@ class FeatureWriter(Callback):
 
     def __init__(self, store: FeatureStore, stored: dict[str, StoredSet], strings: list[str]) -> None:
         self.store, self.stored, self.strings = store, stored, strings
-        self._images: list[tuple[ImageBatch, Outputs]] = []
+        self._rows: list[tuple[ImageBatch | WordBatch, Outputs]] = []
         self._texts: list[Outputs] = []
 
     def on_predict_batch_end(
@@ -23,7 +23,7 @@ class FeatureWriter(Callback):
         trainer: Trainer,
         module: LightningModule,
         outputs: Outputs,
-        batch: ImageBatch | TextBatch,
+        batch: ImageBatch | WordBatch | TextBatch,
         batch_idx: int,
         dataloader_idx: int = 0,
     ) -> None:
@@ -33,20 +33,22 @@ class FeatureWriter(Callback):
                 embeddings = torch.cat([each.embeddings for each in self._texts])
                 self.store.write_texts(self.strings, TextEmbeddings(embeddings, module.backbone.logit_scale))
             return
-        batch.images = None  # let go of the pixels
-        self._images.append((batch, outputs))
+        if isinstance(batch, ImageBatch):
+            batch.images = None  # let go of the pixels
+        self._rows.append((batch, outputs))
         self._write_if_whole()
 
     def _write_if_whole(self) -> None:
-        batches = [batch for batch, _ in self._images]
+        batches = [batch for batch, _ in self._rows]
         stored = self.stored[batches[0].source]
         chunk = stored.chunk_of(batches[0].rows[0])
         rows = stored.rows(chunk)
         if sum(len(batch.rows) for batch in batches) < len(rows):
             return
-        features = torch.cat([outputs.features for _, outputs in self._images]).cpu()
-        has_embeddings = self._images[0][1].embeddings is not None
-        embeddings = torch.cat([o.embeddings for _, o in self._images]).cpu() if has_embeddings else None
-        errors = {row - rows.start: reason for batch in batches for row, reason in batch.errors.items()}
+        features = torch.cat([outputs.features for _, outputs in self._rows]).cpu()
+        has_embeddings = self._rows[0][1].embeddings is not None
+        embeddings = torch.cat([o.embeddings for _, o in self._rows]).cpu() if has_embeddings else None
+        unreadable = [batch.errors for batch in batches if isinstance(batch, ImageBatch)]
+        errors = {row - rows.start: reason for found in unreadable for row, reason in found.items()}
         stored.write(chunk, features, embeddings, errors, max(len(batch.rows) for batch in batches))
-        self._images.clear()
+        self._rows.clear()

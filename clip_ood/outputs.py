@@ -35,11 +35,20 @@ class Outputs:
 
 
 @dataclass(frozen=True)
+class NegativeLabels:
+    """ID classes (C, E) and words far from them (M, E), as the text encoder sees them; unit norm."""
+
+    classes: Tensor
+    negatives: Tensor
+
+
+@dataclass(frozen=True)
 class Reference:
     """What a detector may know beside the rows: the classes as the text encoder and as the head see them.
 
     Shapes: text_embeddings (C, E) unit norm; logit_scale the model's own s; weight (C, D) and bias (C,) of the head
-    with the standardisation folded in, so that z = W g + b.
+    with the standardisation folded in, so that z = W g + b; neglabel and csp, the negative labels that these
+    detectors choose.
     """
 
     class_names: tuple[str, ...] | None = None
@@ -47,3 +56,5 @@ class Reference:
     logit_scale: float | None = None
     weight: Tensor | None = None
     bias: Tensor | None = None
+    neglabel: NegativeLabels | None = None
+    csp: NegativeLabels | None = None

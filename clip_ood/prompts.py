@@ -1,12 +1,21 @@
-"""Class names as text prototypes: prompts filled in, embedded, averaged."""
+"""Names and words as text prototypes: prompts filled in, embedded, averaged."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 from torch import Tensor
 
 from clip_ood.backbones.backbone import unit
+
+
+@dataclass(frozen=True)
+class Phrases:
+    """Words, each of which is embedded as the mean over prompts."""
+
+    words: tuple[str, ...]
+    prompts: tuple[str, ...]
 
 
 def fill(prompts: Sequence[str], class_names: Sequence[str]) -> list[str]:

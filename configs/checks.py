@@ -9,6 +9,7 @@ from pathlib import Path
 
 from clip_ood.backbones.names import check_model
 from clip_ood.detectors.names import read_specs
+from clip_ood.wordnet import find_words
 from configs.errors import ConfigError, nearest
 from configs.schema import Config, ImageSet
 from datamodules.catalog.entries import entry
@@ -145,7 +146,8 @@ def shard_paths(pattern: Path) -> list[Path]:
 
 
 def check_folders(config: Config) -> None:
-    """Raises ConfigError for the first image set that is not there: which, where, how to get it."""
+    """Raises ConfigError for the first image set that is not there, and for negative words that are not: which, where, how
+    to get it."""
     root = config.data.root
     for name, spec in _named(config).items():
         known = layouts(spec)
@@ -159,3 +161,8 @@ def check_folders(config: Config) -> None:
             f"Image set {name}: {spec.catalog} is not under {root}: there is no {'; nor '.join(lacking)}. "
             f"Where to get it: {entry(spec.catalog).advice(root)}"
         )
+    if config.data.negative_words is not None:
+        try:
+            find_words(config.data.negative_words)
+        except FileNotFoundError as error:
+            raise ConfigError(f"data.negative_words: {error}") from None

@@ -14,13 +14,12 @@ and those of animals, food and plants that are no class.
 
 import argparse
 import shutil
-import subprocess
-import tempfile
 import time
 from pathlib import Path
 
 from PIL import Image
 
+from demo.debian import unpacked
 from demo.folders import written_whole
 
 PACKAGE = "tuxpaint-stamps-default"
@@ -85,41 +84,10 @@ def check_counts(out: Path) -> None:
         raise RuntimeError(f"{PACKAGE} is not the version this demo knows (2022.06.04): " + ", ".join(wrong))
 
 
-def download(folder: Path) -> Path:
-    """Download and unpack the Debian package in `folder`; its root.
-
-    The package lists are refreshed only where the download fails without (that needs root, the rest does not).
-    """
-    for tool in ("apt-get", "dpkg"):
-        if shutil.which(tool) is None:
-            raise RuntimeError(
-                f"there is no {tool} here: these images come as a Debian package. "
-                "Elsewhere try the demo on CIFAR: python train.py --config demo_cifar.yaml"
-            )
-    print(f"downloading {PACKAGE} (Debian package, 161 MB) to a temporary folder ...", flush=True)
-
-    def apt(*arguments: str) -> subprocess.CompletedProcess:
-        return subprocess.run(["apt-get", *arguments], cwd=folder, capture_output=True, text=True)
-
-    done = apt("download", PACKAGE)
-    if done.returncode:
-        update = apt("update")
-        done = apt("download", PACKAGE)
-        if done.returncode:
-            raise RuntimeError(
-                f"apt-get download {PACKAGE} failed: {done.stderr.strip()}\n"
-                f"apt-get update before it: {update.stderr.strip() or 'went well'}\n"
-                "On Debian or Ubuntu run `apt-get update` as root once, then this again."
-            )
-    (package,) = folder.glob("*.deb")
-    subprocess.run(["dpkg", "-x", package.name, "unpacked"], cwd=folder, check=True)
-    return folder / "unpacked"
-
-
 def build(out: Path) -> None:
     """Write all folders to `out`, or none."""
-    with tempfile.TemporaryDirectory() as temporary, written_whole(out) as folder:
-        root = download(Path(temporary))
+    elsewhere = "Elsewhere try the demo on CIFAR: python train.py --config demo_cifar.yaml"
+    with unpacked(PACKAGE, "161 MB", elsewhere) as root, written_whole(out) as folder:
         print(f"writing {sum(COUNTS.values())} images ...", flush=True)
         for name in COUNTS:
             (folder / name).mkdir(parents=True)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import warnings
+from dataclasses import replace
 from pathlib import Path
 
 from lightning.pytorch import Trainer
@@ -13,10 +14,11 @@ from callbacks.feature_writer import FeatureWriter
 from clip_ood.backbones.create import create_backbone
 from clip_ood.backbones.fingerprint import fingerprint
 from clip_ood.features.store import Features, FeatureStore, StoredSet, TextEmbeddings
-from clip_ood.prompts import fill
+from clip_ood.prompts import Phrases, fill
 from configs.schema import Config
 from datamodules.benchmark import Benchmark
 from datamodules.extraction import ExtractionData
+from experiments.negatives import choose, pools, word_sets
 from lightning_modules.feature_extractor import FeatureExtractor
 
 warnings.filterwarnings("ignore", message="Total length of .* across ranks is zero")  # nothing is missing
@@ -25,7 +27,8 @@ warnings.filterwarnings("ignore", message="Total length of .* across ranks is ze
 def load_features(
     config: Config, benchmark: Benchmark, trainer: Trainer, folder: Path
 ) -> tuple[dict[str, Features], TextEmbeddings | None]:
-    """Stored features by image set, and the embeddings of the filled prompts (None without classes or text encoder).
+    """Stored features by image set, and the embeddings of the filled prompts (None without classes or text encoder)
+    with the negative labels that the config's detectors ask for.
 
     The predict loop always runs, so that all processes agree on what is missing; the encoder is loaded only if
     something is. Unreadable images are listed in `folder`/unreadable.csv.
@@ -36,12 +39,18 @@ def load_features(
         stored = {name: store.image_set(name, images.files) for name, images in benchmark.images.items()}
     with_text = config.backbone.library == "open_clip" and benchmark.class_names is not None
     strings = fill(config.data.prompts, benchmark.class_names) if with_text else []
-    _extract(config, benchmark, trainer, store, stored, strings)
+    chosen_from = pools(config, benchmark) if with_text else {}
+    words = word_sets(chosen_from)
+    stored_words = {name: store.word_set(name, phrases) for name, phrases in words.items()}
+    _extract(config, benchmark, trainer, store, stored | stored_words, strings, words)
     features = {name: each.open() for name, each in stored.items()}
     if trainer.is_global_zero:
         list_unreadable(folder / "unreadable.csv", benchmark, stored)
     _check_readable(stored, features, config.data.max_unreadable)
-    return features, store.texts(strings) if strings else None
+    if not strings:
+        return features, None
+    negatives = choose(chosen_from, {name: each.open().features for name, each in stored_words.items()}, trainer)
+    return features, replace(store.texts(strings), negatives=negatives)
 
 
 def _extract(
@@ -51,9 +60,10 @@ def _extract(
     store: FeatureStore,
     stored: dict[str, StoredSet],
     strings: list[str],
+    words: dict[str, Phrases],
 ) -> None:
     missing = strings if strings and store.texts(strings) is None else []
-    data = ExtractionData(benchmark.images, stored, missing, config.data.batch_size, config.data.num_workers)
+    data = ExtractionData(benchmark.images, stored, missing, config.data.batch_size, config.data.num_workers, words)
     extractor = FeatureExtractor(lambda: create_backbone(config.backbone))
     writer = FeatureWriter(store, stored, strings)
     trainer.callbacks.append(writer)

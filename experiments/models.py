@@ -74,7 +74,7 @@ def build(
     classes: dict[str, Any] = {"class_names": benchmark.class_names}
     if text is not None:
         embeddings = prototypes(text.embeddings, len(config.data.prompts))
-        classes |= {"text_embeddings": embeddings, "logit_scale": text.logit_scale}
+        classes |= {"text_embeddings": embeddings, "logit_scale": text.logit_scale, "negatives": text.negatives}
     if config.method.name == "finetune":
         return _fine_tuning(config, benchmark, features, classes)
     data = FeatureData(benchmark, features, config.evaluation.batch_size)

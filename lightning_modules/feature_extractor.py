@@ -1,4 +1,4 @@
-"""Images and prompts through a frozen encoder: a predict loop, so that devices and nodes come from the Trainer."""
+"""Images, words and prompts through a frozen encoder: a predict loop, so that devices and nodes come from the Trainer."""
 
 from __future__ import annotations
 
@@ -9,11 +9,12 @@ from lightning.pytorch import LightningModule
 
 from clip_ood.backbones.backbone import Backbone
 from clip_ood.outputs import Outputs
-from datamodules.extraction import ImageBatch, TextBatch
+from clip_ood.prompts import prototypes
+from datamodules.extraction import ImageBatch, TextBatch, WordBatch
 
 
 class FeatureExtractor(LightningModule):
-    """g and h of image batches, text embeddings of prompt batches.
+    """g and h of image batches, text embeddings of words and prompts.
 
     `create` loads the encoder; it is called only where the datamodule has something for it. The encoder runs in its
     own precision, whatever the Trainer's: features are stored under it.
@@ -28,10 +29,15 @@ class FeatureExtractor(LightningModule):
         if self.trainer.datamodule.needs_encoder:
             self.backbone = self.create()
 
-    def predict_step(self, batch: ImageBatch | TextBatch, batch_idx: int, dataloader_idx: int = 0) -> Outputs:
-        """Images give features (B, D) and embeddings (B, E) or None; strings give embeddings (K, E)."""
+    def predict_step(
+        self, batch: ImageBatch | WordBatch | TextBatch, batch_idx: int, dataloader_idx: int = 0
+    ) -> Outputs:
+        """Images give features (B, D) and embeddings (B, E) or None; words the mean of their prompts' embeddings as
+        features (B, E); strings give embeddings (K, E)."""
         with torch.autocast(self.device.type, enabled=False):
             if isinstance(batch, TextBatch):
                 return Outputs(embeddings=self.backbone.encode_text(batch.strings))
+            if isinstance(batch, WordBatch):
+                return Outputs(features=prototypes(self.backbone.encode_text(batch.strings), batch.num_prompts))
             features = self.backbone.encode_image(batch.images)
             return Outputs(features=features, embeddings=self.backbone.project(features))

@@ -97,7 +97,7 @@ class FineTune(ZeroShot):
 
     def reference(self) -> Reference:
         head = self.head.weight.detach(), self.head.bias.detach()
-        return Reference(self.class_names, self.text_embeddings, self.logit_scale, *head)
+        return Reference(self.class_names, self.text_embeddings, self.logit_scale, *head, **self.negatives)
 
     def configure_optimizers(self):
         settings = self.settings

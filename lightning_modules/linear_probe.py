@@ -78,7 +78,9 @@ class LinearProbe(ZeroShot):
         return Outputs(batch.features, batch.embeddings, self.head(batch.features), batch.labels, batch.indices)
 
     def reference(self) -> Reference:
-        return Reference(self.class_names, self.text_embeddings, self.logit_scale, *self.head.folded())
+        return Reference(
+            self.class_names, self.text_embeddings, self.logit_scale, *self.head.folded(), **self.negatives
+        )
 
     def configure_optimizers(self):
         lr = self.settings.lr * self.settings.batch_size / 256

@@ -7,20 +7,22 @@ from typing import Any
 from lightning.pytorch import LightningModule
 from torch import Tensor
 
-from clip_ood.outputs import Outputs, Reference
+from clip_ood.outputs import NegativeLabels, Outputs, Reference
 
 
 class ZeroShot(LightningModule):
-    """No training; classes, if any, are the text embeddings (C, E) of their names."""
+    """No training; classes, if any, are the text embeddings (C, E) of their names; negatives, the negative labels by
+    detector."""
 
     def __init__(
         self,
         class_names: tuple[str, ...] | None = None,
         text_embeddings: Tensor | None = None,
         logit_scale: float | None = None,
+        negatives: dict[str, NegativeLabels] | None = None,
     ) -> None:
         super().__init__()
-        self.class_names, self.logit_scale = class_names, logit_scale
+        self.class_names, self.logit_scale, self.negatives = class_names, logit_scale, negatives or {}
         self.register_buffer("text_embeddings", text_embeddings, persistent=False)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
@@ -31,7 +33,7 @@ class ZeroShot(LightningModule):
 
     def reference(self) -> Reference:
         """What detectors may know beside the rows."""
-        return Reference(self.class_names, self.text_embeddings, self.logit_scale)
+        return Reference(self.class_names, self.text_embeddings, self.logit_scale, **self.negatives)
 
     def evaluation_step(self, batch: Outputs, dataloader_idx: int) -> Outputs:
         """A batch of the bank (loader 0) or of a scored set, as the detectors see it."""

@@ -25,6 +25,7 @@ from clip_ood.backbones.create import create_backbone
 from clip_ood.evaluation import DetectorSuite
 from clip_ood.features.rows import Rows
 from clip_ood.features.store import Features, TextEmbeddings
+from clip_ood.outputs import NegativeLabels
 from clip_ood.prompts import fill
 from configs.loading import load_config
 from configs.schema import BackboneConfig
@@ -58,6 +59,8 @@ WIDTHS = {  # of g and of h
     "ViT-B-16": (768, 512),
     "local-dir:data/demo_encoder": (1280, 384),
 }
+NEGATIVES = {"neglabel", "csp"}
+HEADS = {"msp", "max_logit", "energy", "mahalanobis_logits", "rmd_logits"}
 PARAMETERS = {"own_images.yaml": 86, "linear_probe_vith.yaml": 632, "plp_vitg.yaml": 1845}  # 10⁶, of the image tower
 
 
@@ -72,6 +75,7 @@ def layouts(tmp_path_factory):
                 (root / layout / folder / f"{index}.JPEG").touch()
     annotations = "".join(f"{index}.JPEG\tn01443537\t0\t0\t62\t62\n" for index in range(4))
     (root / "cifar" / "tiny-imagenet-200" / "val" / "val_annotations.txt").write_text(annotations)
+    (root / "words.txt").write_text("shovel\nrain\n")
     return root
 
 
@@ -104,6 +108,8 @@ def config(request, layouts, tmp_path, monkeypatch):
     ]
     if request.param.startswith("finetune"):
         changes.append("--method.finetune.batch_size=2")  # of so few images
+    if "negative_words" in (HERE / request.param).read_text():
+        changes.append(f"--data.negative_words={layouts}/words.txt")
     return load_config(request.param, [*changes, "--trainer.accelerator=cpu", "--trainer.devices=1"])
 
 
@@ -160,7 +166,9 @@ def faked(config, benchmark):
         for name, images in benchmark.images.items()
     }
     strings = fill(config.data.prompts, benchmark.class_names)
-    return features, TextEmbeddings(normalize(torch.randn(len(strings), joint), dim=1), 100.0)
+    labels = NegativeLabels(torch.randn(len(benchmark.class_names), joint), torch.randn(5, joint))
+    negatives = dict.fromkeys(NEGATIVES, labels) if config.data.negative_words else {}
+    return features, TextEmbeddings(normalize(torch.randn(len(strings), joint), dim=1), 100.0, negatives)
 
 
 class Reached(Exception):
@@ -194,7 +202,8 @@ def test_trainer_method_and_detectors_are_made_and_take_a_batch(config, backbone
     suite = DetectorSuite(module.reference(), config.detectors)
     suite.update(outputs)
     omitted = {each.detector for each in suite.omitted}
-    assert omitted == (set() if trained else {"msp", "max_logit", "energy", "mahalanobis_logits", "rmd_logits"})
+    without_words = set() if config.data.negative_words else NEGATIVES
+    assert omitted - without_words == (set() if trained else HEADS) and without_words <= omitted
 
 
 @pytest.mark.parametrize("config", SHIPPED, indirect=True)

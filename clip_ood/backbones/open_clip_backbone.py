@@ -10,6 +10,7 @@ from typing import Any
 
 import open_clip
 import torch
+from open_clip.hf_model import HFTextEncoder
 from open_clip.model import TimmModel
 from open_clip.pretrained import get_pretrained_cfg
 from open_clip.transform import PreprocessCfg, image_transform_v2
@@ -70,7 +71,11 @@ class OpenClipBackbone(Backbone):
         return super().train_images(gradient_checkpointing, compile)
 
     def encode_text(self, texts: list[str]) -> Tensor:
-        tokens = self._tokenize(texts).to(next(self.model.parameters()).device)
+        tokens = self._tokenize(texts)
+        tower = getattr(self.model, "text", None)
+        if isinstance(tower, HFTextEncoder):  # it masks padding: drop what all texts share
+            tokens = tokens[:, : int((tokens != tower.config.pad_token_id).any(dim=0).nonzero().max()) + 1]
+        tokens = tokens.to(next(self.model.parameters()).device)
         embeddings = self.model.encode_text(tokens)
         return unit(embeddings[0] if isinstance(embeddings, tuple) else embeddings)
 

@@ -13,6 +13,7 @@ from clip_ood.detectors.detector import Detector
 from clip_ood.detectors.names import Spec, read_specs
 from clip_ood.outputs import Reference
 
+NEGATIVES = "needs negative labels: set data.negative_words (wordnet), with an encoder of texts and named classes"
 REASONS = {
     "features": "needs features before the joint projection: this run gives none",
     "embeddings": "needs embeddings in the joint space: this encoder has no text side",
@@ -23,6 +24,8 @@ REASONS = {
     "logit_scale": "needs the model's logit scale: this encoder has none",
     "weight": "needs the head's weight: this run trains no linear head",
     "bias": "needs the head's bias: this run trains no linear head",
+    "neglabel": NEGATIVES,
+    "csp": NEGATIVES,
 }
 
 
@@ -55,6 +58,11 @@ def build_detectors(
         else:
             detectors[spec.label] = cls(reference, **spec.parameters)
     return detectors, omitted
+
+
+def required(specs: Sequence[str | Mapping[str, Any]] | None) -> set[str]:
+    """The fields of Outputs and Reference that the detectors asked for need; raises as `build_detectors`."""
+    return {field for spec in read_specs(specs) for field in _load(spec).requires}
 
 
 def _load(spec: Spec) -> type[Detector]:

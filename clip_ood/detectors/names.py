@@ -12,6 +12,8 @@ from typing import Any
 DETECTORS: dict[str, str] = {  # name -> "module:Class"
     "knn": "clip_ood.detectors.knn:KNN",
     "mcm": "clip_ood.detectors.mcm:MCM",
+    "neglabel": "clip_ood.detectors.negative_labels:NegLabel",
+    "csp": "clip_ood.detectors.negative_labels:CSP",
     "msp": "clip_ood.detectors.msp:MSP",
     "max_logit": "clip_ood.detectors.max_logit:MaxLogit",
     "energy": "clip_ood.detectors.energy:Energy",

@@ -2,6 +2,7 @@
 
     <root>/<encoder>/<set>/manifest.json      what the features are of, and the library versions they were made with
     <root>/<encoder>/<set>/chunk-00000.safetensors   features (n, D), embeddings (n, E), valid (n,), rows in set order
+    <root>/<encoder>/<words>/…                 the same of words: features (n, E), means of unit text embeddings
     <root>/<encoder>/text/<strings>.safetensors      embeddings (K, E) of exact strings, in order
 
 A chunk is written under a temporary name and renamed when it is whole, so that a killed run goes on from the last
@@ -14,7 +15,7 @@ import json
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from importlib.metadata import version
 from pathlib import Path
@@ -28,6 +29,8 @@ from torch import Tensor
 
 from clip_ood.backbones.fingerprint import digest
 from clip_ood.features.rows import Rows
+from clip_ood.outputs import NegativeLabels
+from clip_ood.prompts import Phrases
 
 CHUNK = 1024  # images: a killed run loses at most so many
 FORMAT = 1  # of the files: another number, another store
@@ -49,7 +52,7 @@ class Features:
 
 @dataclass(frozen=True)
 class StoredSet:
-    """The place of one image set under one encoder; it may be empty, part-filled or complete."""
+    """The place of one set of images or words under one encoder; it may be empty, part-filled or complete."""
 
     folder: Path
     name: str
@@ -153,10 +156,11 @@ class StoredSet:
 
 @dataclass(frozen=True)
 class TextEmbeddings:
-    """Unit-norm embeddings (K, E) of K strings and the model's logit scale."""
+    """Unit-norm embeddings (K, E) of K strings, the model's logit scale, and negative labels by detector, if any."""
 
     embeddings: Tensor
     logit_scale: float
+    negatives: dict[str, NegativeLabels] = field(default_factory=dict)
 
 
 class FeatureStore:
@@ -173,12 +177,19 @@ class FeatureStore:
 
     def image_set(self, name: str, files: list[tuple]) -> StoredSet:
         """The place of the image set whose images are `files`: (relative path, size, mtime) each."""
-        identity = {"encoder": self.encoder, "files": digest([CHUNK, *files])}
+        return self._set(name, len(files), digest([CHUNK, *files]))
+
+    def word_set(self, name: str, phrases: Phrases) -> StoredSet:
+        """The place of the embeddings of words, one a word."""
+        return self._set(name, len(phrases.words), digest([CHUNK, "words", phrases.prompts, phrases.words]))
+
+    def _set(self, name: str, count: int, key: str) -> StoredSet:
+        identity = {"encoder": self.encoder, "files": key}
         folder = self.folder / identity["files"]
         _remove_abandoned(folder)
         if not (described := self.folder / "encoder.json").is_file():
             _write_json(described, self.fingerprint)
-        return StoredSet(folder, name, len(files), identity, self.dtype)
+        return StoredSet(folder, name, count, identity, self.dtype)
 
     def texts(self, strings: list[str]) -> TextEmbeddings | None:
         """The embeddings of exactly these strings in this order; None if they are not there yet."""

@@ -1,0 +1,69 @@
+"""NegLabel and CSP: is the image more like an ID class, or like one of many words that are none?"""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+from torch.nn.functional import normalize
+
+from clip_ood.detectors.detector import Detector
+from clip_ood.outputs import Outputs, Reference
+
+CELLS = 2**23  # cosines worked on at once: 64 MiB in float64
+
+
+class NegLabel(Detector):
+    """NegLabel: (1 / G) Σ_g Σ_c e^{s⟨h, t_c⟩} / (Σ_c e^{s⟨h, t_c⟩} + Σ_{w ∈ g} e^{s⟨h, w⟩}).
+
+    h: embeddings (N, E); t: the classes (C, E), w: the negative labels (M, E) of the reference; s: the model's own
+    logit scale (100 for CLIP). The labels are dealt to G = `groups` groups by a permutation drawn with `seed`; groups
+    are equal, so that the last M mod G labels are left out, and M < G labels make M groups. Softmaxes in float64, from
+    sums of logarithms. Raises ValueError for groups < 1 and for a reference without negative labels.
+    Jiang et al., 2024 (arXiv 2403.20078).
+
+    >>> from clip_ood.outputs import NegativeLabels
+    >>> labels = NegativeLabels(torch.tensor([[1.0, 0.0]]), torch.tensor([[0.0, 1.0]]))
+    >>> detector = NegLabel(Reference(logit_scale=1.0, neglabel=labels))
+    >>> detector.score(Outputs(embeddings=torch.tensor([[1.0, 0.0], [1.0, 1.0]])))
+    tensor([0.7311, 0.5000])
+    """
+
+    name: ClassVar[str] = "neglabel"
+    requires: ClassVar[tuple[str, ...]] = ("embeddings", "logit_scale", "neglabel")
+
+    def __init__(self, reference: Reference | None = None, *, groups: int = 100, seed: int = 0) -> None:
+        super().__init__(reference)
+        if not isinstance(groups, int) or groups < 1:
+            raise self._error(f"groups = {groups}, expected a whole number from 1 on")
+        labels = getattr(self.reference, self.name)
+        self.groups = min(groups, len(labels.negatives))
+        size = len(labels.negatives) // self.groups
+        order = torch.randperm(self.groups * size, generator=torch.Generator().manual_seed(seed))
+        self.num_classes = len(labels.classes)
+        both = torch.cat([labels.classes.cpu(), labels.negatives.cpu()[order]])
+        self.register_buffer("labels", normalize(both.double(), dim=1), persistent=False)  # (C + G · size, E)
+
+    def _score(self, rows: Outputs) -> Tensor:
+        embeddings = normalize(rows.embeddings.double(), dim=1)
+        self.labels = self.labels.to(embeddings.device)
+        return torch.cat([self._block(block) for block in embeddings.split(max(1, CELLS // len(self.labels)))])
+
+    def _block(self, embeddings: Tensor) -> Tensor:
+        logits = self.reference.logit_scale * (embeddings @ self.labels.T)  # (n, E) @ (E, C + G · size)
+        classes = logits[:, : self.num_classes].logsumexp(dim=1, keepdim=True)  # (n, 1)
+        groups = logits[:, self.num_classes :].unflatten(1, (self.groups, -1)).logsumexp(dim=2)  # (n, G)
+        return (classes - groups).sigmoid().mean(dim=1)
+
+
+class CSP(NegLabel):
+    """Conjugated semantic pool: the score of NegLabel on other labels.
+
+    Classes and nouns are means of eight prompts, adjectives stand with one of 14 superclasses, and candidates with a
+    cosine above 0.95 to a class are none (`clip_ood.negative_words`). Raises as NegLabel.
+    Chen et al., 2024 (arXiv 2410.08611).
+    """
+
+    name: ClassVar[str] = "csp"
+    requires: ClassVar[tuple[str, ...]] = ("embeddings", "logit_scale", "csp")

@@ -1,0 +1,121 @@
+"""Negative labels: words that the ID classes are far from, chosen by the text encoder itself.
+
+NegLabel (Jiang et al. 2024, arXiv 2403.20078) takes nouns and adjectives as they are; the conjugated semantic pool
+(Chen et al. 2024, arXiv 2410.08611) joins each adjective to a noun for a whole kind of things. Prompts and constants
+are those of the authors' code (XueJiang16/NegLabel, MengyuanChen21/NeurIPS2024-CSP).
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from clip_ood.backbones.backbone import unit
+from clip_ood.outputs import NegativeLabels
+from clip_ood.prompts import Phrases
+from clip_ood.wordnet import Words, plain
+
+SHARE = 0.15  # of the candidates are kept
+QUANTILE = 0.95  # over ID classes: a few classes that a word is near to do not speak against it
+SAME = 0.95  # cosine above which CSP takes a candidate for an ID class
+SUPERCLASSES = (
+    *("environment", "space", "object", "scene", "place", "item", "area"),
+    *("view", "thing", "pattern", "structure", "landscape", "vista", "creature"),
+)
+NICE = ("the nice {}",)
+NOUN_PROMPTS = (
+    *("{}", "the {}", "the good {}", *NICE),
+    *(f"a {kind} the nice {{}}." for kind in ("photo of", "photo with", "close-up photo of", "good photo with")),
+)
+PHRASE_PROMPTS = ("{}", "a nice photo of {}", "a good photo of {}", "a close-up photo of {}")
+
+
+@dataclass(frozen=True)
+class Pool:
+    """What a detector chooses its negatives from, and the ID classes as it names them.
+
+    Attributes: same, the cosine to an ID class above which a candidate is none (None: any may be).
+    """
+
+    classes: Phrases
+    nouns: Phrases
+    adjectives: Phrases
+    same: float | None = None
+
+
+def neglabel_pool(words: Words, class_names: Sequence[str]) -> Pool:
+    """Nouns and classes as "the nice {}", adjectives as "This is a {} photo"."""
+    words = without(words, class_names)
+    adjectives = Phrases(words.adjectives, ("This is a {} photo",))
+    return Pool(Phrases(tuple(class_names), NICE), Phrases(words.nouns, NICE), adjectives)
+
+
+def csp_pool(words: Words, class_names: Sequence[str]) -> Pool:
+    """Nouns and classes as means of eight prompts; each adjective with a seeded draw of the superclasses, four prompts."""
+    words = without(words, class_names)
+    joined = random.Random(0).choices(SUPERCLASSES, k=len(words.adjectives))
+    phrases = tuple(f"{adjective} {noun}" for adjective, noun in zip(words.adjectives, joined, strict=True))
+    nouns = Phrases(words.nouns, NOUN_PROMPTS)
+    return Pool(Phrases(tuple(class_names), NOUN_PROMPTS), nouns, Phrases(phrases, PHRASE_PROMPTS), SAME)
+
+
+POOLS: dict[str, Callable[[Words, Sequence[str]], Pool]] = {"neglabel": neglabel_pool, "csp": csp_pool}
+
+
+def without(words: Words, class_names: Sequence[str]) -> Words:
+    """The words that are no class name, whatever the case, spaces or underscores.
+
+    Raises: ValueError when none is left.
+
+    >>> without(Words(("Sea urchin", "shovel"), ("blue",)), ["sea_urchin"])
+    Words(nouns=('shovel',), adjectives=('blue',))
+    """
+    known = {plain(name).casefold() for name in class_names}
+    nouns, adjectives = (
+        tuple(word for word in part if plain(word).casefold() not in known) for part in (words.nouns, words.adjectives)
+    )
+    if not nouns and not adjectives:
+        raise ValueError(f"None of the {len(words)} negative words is left: each is a class name. Name more words")
+    return Words(nouns, adjectives)
+
+
+def select(candidates: Iterable[Tensor], classes: Tensor, same: float | None = None) -> Tensor:
+    """The positions of the `SHARE` of candidates that are farthest from the classes, farthest first: (k,) int64.
+
+    A candidate w is as near as the `QUANTILE` of cos(w, t_c) over classes c, interpolated linearly; equally near ones
+    keep their order. k = max(1, ⌊0.15 W⌋) of W candidates, fewer where too many have a class with cos(w, t_c) > `same`.
+    candidates: (n, E) each, W rows in all; classes t: (C, E). Computed in float64, a chunk at a time.
+    """
+    classes = _unit(classes)
+    nearness = [_nearness(_unit(chunk.to(classes.device)) @ classes.T, same) for chunk in candidates]
+    nearness = torch.cat(nearness).cpu()
+    order = nearness.argsort(stable=True)[: max(1, int(SHARE * len(nearness)))]
+    return order[nearness[order].isfinite()]
+
+
+def _nearness(cosines: Tensor, same: float | None) -> Tensor:
+    """(n, C) -> (n,) float32: equal candidates are equally near in chunks of any size. Infinite: an ID class itself."""
+    nearness = cosines.quantile(QUANTILE, dim=1).float()
+    return nearness if same is None else nearness.where(cosines.amax(dim=1) <= same, torch.inf)
+
+
+def _unit(rows: Tensor) -> Tensor:
+    return torch.nn.functional.normalize(rows.double(), dim=1)
+
+
+def negative_labels(classes: Tensor, chosen: Sequence[Tensor]) -> NegativeLabels:
+    """Classes (C, E), and the chosen candidates, each (k, E), after each other.
+
+    Raises: ValueError where nothing was chosen.
+    """
+    negatives = torch.cat(list(chosen))
+    if not len(negatives):
+        raise ValueError(
+            f"No negative words are left: all have a cosine above {SAME} to a class. Name more words "
+            "(data.negative_words, data.max_negative_words), or leave the detector out"
+        )
+    return NegativeLabels(unit(classes), unit(negatives))

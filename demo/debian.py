@@ -1,0 +1,41 @@
+"""Debian packages as data: downloaded and unpacked without installing them."""
+
+import shutil
+import subprocess
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+
+@contextmanager
+def unpacked(package: str, size: str, elsewhere: str) -> Iterator[Path]:
+    """Download a package and unpack it in a temporary folder; its root. `elsewhere`: what to do without apt-get.
+
+    The package lists are refreshed only where the download fails without (that needs root, the rest does not).
+    Raises RuntimeError.
+    """
+    for tool in ("apt-get", "dpkg"):
+        if shutil.which(tool) is None:
+            raise RuntimeError(f"there is no {tool} here, which brings the Debian package {package}. {elsewhere}")
+    with tempfile.TemporaryDirectory() as temporary:
+        print(f"downloading {package} (Debian package, {size}) to a temporary folder ...", flush=True)
+        _download(package, temporary)
+        (file,) = Path(temporary).glob("*.deb")
+        subprocess.run(["dpkg", "-x", file.name, "unpacked"], cwd=temporary, check=True)
+        yield Path(temporary, "unpacked")
+
+
+def _download(package: str, folder: str) -> None:
+    def apt(*arguments: str) -> subprocess.CompletedProcess:
+        return subprocess.run(["apt-get", *arguments], cwd=folder, capture_output=True, text=True)
+
+    if apt("download", package).returncode:
+        update = apt("update")
+        done = apt("download", package)
+        if done.returncode:
+            raise RuntimeError(
+                f"apt-get download {package} failed: {done.stderr.strip()}\n"
+                f"apt-get update before it: {update.stderr.strip() or 'went well'}\n"
+                "On Debian or Ubuntu run `apt-get update` as root once, then this again."
+            )

@@ -1,0 +1,45 @@
+"""Fetch WordNet's nouns and adjectives from the Debian package `wordnet-base`, for `data.negative_words: wordnet`.
+
+python -m demo.wordnet [OUT]          (default data/wordnet; Debian or Ubuntu, 6 MB download, then seconds)
+
+OUT/index.noun, OUT/index.adj   WordNet 3.0: 117,798 nouns, and 18,341 adjectives that are no nouns
+OUT/LICENSE                     Princeton's licence and Debian's notes
+"""
+
+import argparse
+import shutil
+from pathlib import Path
+
+from clip_ood.wordnet import ADJECTIVES, NOUNS, PLACES, read_words
+from demo.debian import unpacked
+from demo.folders import written_whole
+
+PACKAGE = "wordnet-base"
+ELSEWHERE = (
+    "Elsewhere unpack WordNet 3 (wordnet.princeton.edu) or NLTK's wordnet, and set data.negative_words to its folder"
+)
+
+
+def build(out: Path) -> None:
+    """Write the folder, or nothing."""
+    with unpacked(PACKAGE, "6 MB", ELSEWHERE) as root, written_whole(out) as folder:
+        for name in (NOUNS, ADJECTIVES):
+            shutil.copyfile(root / "usr/share/wordnet" / name, folder / name)
+        shutil.copyfile(root / f"usr/share/doc/{PACKAGE}/copyright", folder / "LICENSE")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description="Fetch WordNet's nouns and adjectives.")
+    parser.add_argument("out", nargs="?", type=Path, default=PLACES[0], help="default: %(default)s")
+    out = parser.parse_args().out
+    try:
+        if not out.exists():
+            build(out)
+        words = read_words(out)
+    except (RuntimeError, FileNotFoundError, ValueError) as error:
+        parser.exit(1, f"{error}\n")
+    print(f"{out}: {len(words.nouns):,} nouns and {len(words.adjectives):,} adjectives")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,52 @@
+"""The negative labels of an experiment: what they are chosen from, and the choice, the same in every process."""
+
+from __future__ import annotations
+
+import torch
+from lightning.pytorch import Trainer
+from rich.console import Console
+
+from clip_ood.detectors.build import required
+from clip_ood.features.rows import Rows
+from clip_ood.negative_words import POOLS, Pool, negative_labels, select
+from clip_ood.outputs import NegativeLabels
+from clip_ood.prompts import Phrases
+from clip_ood.wordnet import read_words
+from configs.schema import Config
+from datamodules.benchmark import Benchmark
+
+
+def pools(config: Config, benchmark: Benchmark) -> dict[str, Pool]:
+    """What each detector that needs negative labels chooses them from, by its name; none without negative words."""
+    asked = [name for name in POOLS if name in required(config.detectors)]
+    if config.data.negative_words is None or not asked:
+        return {}
+    words = read_words(config.data.negative_words).draw(config.data.max_negative_words)
+    return {name: POOLS[name](words, benchmark.class_names) for name in asked}
+
+
+def word_sets(chosen_from: dict[str, Pool]) -> dict[str, Phrases]:
+    """Everything that the text encoder must say for the choice, by a name of its own: "csp classes", …"""
+    return {
+        f"{name} {part}": getattr(pool, part)
+        for name, pool in chosen_from.items()
+        for part in ("classes", "nouns", "adjectives")
+        if getattr(pool, part).words
+    }
+
+
+def choose(chosen_from: dict[str, Pool], embeddings: dict[str, Rows], trainer: Trainer) -> dict[str, NegativeLabels]:
+    """The negative labels by detector, from the embeddings of `word_sets`; the first process chooses for all."""
+    return {name: _choose(name, pool.same, embeddings, trainer) for name, pool in chosen_from.items()}
+
+
+def _choose(name: str, same: float | None, embeddings: dict[str, Rows], trainer: Trainer) -> NegativeLabels:
+    classes = torch.cat(embeddings[f"{name} classes"].chunks)
+    candidates = [embeddings[key] for key in (f"{name} nouns", f"{name} adjectives") if key in embeddings]
+    chosen = None
+    if trainer.is_global_zero:
+        on_device = classes.to(trainer.strategy.root_device)
+        with Console().status(f"Choosing the negative labels of {name}"):
+            chosen = [select(rows.chunks, on_device, same) for rows in candidates]
+    chosen = trainer.strategy.broadcast(chosen)
+    return negative_labels(classes, [rows.take(places) for rows, places in zip(candidates, chosen, strict=True)])

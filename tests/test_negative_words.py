@@ -1,0 +1,185 @@
+"""NegLabel and CSP against loops from their formulas; WordNet's files; the choice of negative labels."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+import torch
+
+from clip_ood.detectors import build_detectors
+from clip_ood.detectors.negative_labels import CSP, NegLabel
+from clip_ood.negative_words import SUPERCLASSES, csp_pool, neglabel_pool, select
+from clip_ood.outputs import NegativeLabels, Outputs, Reference
+from clip_ood.prompts import fill
+from clip_ood.wordnet import PLACES, Words, read_words
+
+NOUN_INDEX = """  1 This is the licence, its lines begin with spaces.
+  2 The second line.
+sea_urchin n 1 2 @ ~ 1 0 01793177
+shovel n 4 3 @ ~ + 4 2 04208210 04208427 03463666 13774010
+urchin n 2 2 @ ~ 2 0 10744164 01793177
+"""
+ADJECTIVE_INDEX = "  1 The licence.\nblue a 8 4 ! & + = 8 1 00370869\nurchin a 1 1 & 1 0 00000001\n"
+
+
+def unit_rows(count, width, seed):
+    rows = np.random.default_rng(seed).normal(size=(count, width))
+    return rows / np.linalg.norm(rows, axis=1, keepdims=True)
+
+
+def tensor(rows):
+    return torch.tensor(rows, dtype=torch.float32)
+
+
+def naive_score(h, classes, negatives, scale, groups, seed=0):
+    """The mean over groups of the classes' share in the sum of e^{s cos}, an image and a group at a time."""
+    groups = min(groups, len(negatives))
+    size = len(negatives) // groups
+    order = torch.randperm(groups * size, generator=torch.Generator().manual_seed(seed)).tolist()
+    shares = []
+    for group in range(groups):
+        members = [negatives[i] for i in order[group * size : (group + 1) * size]]
+        exponents = [scale * float(np.dot(h, t)) for t in [*classes, *members]]
+        values = [math.exp(each - max(exponents)) for each in exponents]
+        shares.append(math.fsum(values[: len(classes)]) / math.fsum(values))
+    return math.fsum(shares) / groups
+
+
+@pytest.mark.parametrize(
+    ("classes", "negatives", "groups"),
+    [(5, 30, 10), (5, 37, 10), (5, 7, 100), (1, 12, 4), (3, 1, 100), (40, 20, 1)],
+    ids=["equal groups", "some left out", "fewer words than groups", "one class", "one word", "one group"],
+)
+@pytest.mark.parametrize("kind", [NegLabel, CSP])
+@pytest.mark.parametrize("scale", [100.0, 3.0])
+def test_scores_are_those_of_the_formula(kind, classes, negatives, groups, scale):
+    images, ids, words = (unit_rows(n, 16, seed) for seed, n in enumerate((9, classes, negatives)))
+    words[-1] = words[0]  # a word that stands there twice
+    images[0], images[1] = ids[0], words[0]
+    reference = Reference(logit_scale=scale, **{kind.name: NegativeLabels(tensor(ids), tensor(words))})
+    detector = kind(reference, groups=groups)
+    found = detector.score(Outputs(embeddings=tensor(images)))
+    exact = [tensor(rows).double().numpy() for rows in (images, ids, words)]
+    exact = [rows / np.linalg.norm(rows, axis=1, keepdims=True) for rows in exact]
+    expected = [naive_score(h, *exact[1:], scale, groups) for h in exact[0]]
+    assert found.dtype == torch.float32
+    np.testing.assert_allclose(found, expected, rtol=1e-6, atol=1e-12)
+
+
+def test_scores_do_not_depend_on_batches_or_on_how_many_cosines_are_worked_on_at_once(monkeypatch):
+    labels = NegativeLabels(tensor(unit_rows(4, 16, 0)), tensor(unit_rows(50, 16, 1)))
+    detector = NegLabel(Reference(logit_scale=100.0, neglabel=labels), groups=10)
+    images = tensor(unit_rows(33, 16, 2))
+    whole = detector.score(Outputs(embeddings=images))
+    monkeypatch.setattr("clip_ood.detectors.negative_labels.CELLS", 1)
+    single = torch.cat([detector.score(Outputs(embeddings=part)) for part in images.split(7)])
+    torch.testing.assert_close(whole, single, rtol=1e-6, atol=0)
+
+
+def test_a_huge_logit_scale_gives_no_nan():
+    labels = NegativeLabels(torch.eye(4)[:1], torch.eye(4)[1:])
+    detector = NegLabel(Reference(logit_scale=1e4, neglabel=labels))
+    assert detector.score(Outputs(embeddings=torch.eye(4))).tolist() == pytest.approx(
+        [1, 2 / 6, 2 / 6, 2 / 6], abs=0.01
+    )
+
+
+def test_without_words_both_are_left_out_with_the_way_out():
+    reference = Reference(logit_scale=100.0, class_names=("cat",))
+    detectors, omitted = build_detectors(["neglabel", "csp"], reference, {"embeddings", "logit_scale"})
+    assert not detectors and all("set data.negative_words" in each.reason for each in omitted)
+    assert [each.detector for each in omitted] == ["neglabel", "csp"]
+
+
+@pytest.mark.parametrize("groups", [0, 2.5])
+def test_impossible_groups_are_named(groups):
+    labels = NegativeLabels(torch.eye(3)[:1], torch.eye(3)[1:])
+    with pytest.raises(ValueError, match=rf"groups = {groups}"):
+        NegLabel(Reference(logit_scale=1.0, neglabel=labels), groups=groups)
+
+
+def naive_choice(candidates, classes, same):
+    """Positions by a full sort of numpy's quantile, a candidate at a time."""
+    nearness = []
+    for word in candidates:
+        cosines = [np.dot(word, t) / np.linalg.norm(word) / np.linalg.norm(t) for t in classes]
+        excluded = same is not None and max(cosines) > same
+        nearness.append(np.inf if excluded else np.quantile(cosines, 0.95))
+    order = sorted(range(len(candidates)), key=lambda i: (np.float32(nearness[i]), i))
+    return [i for i in order[: max(1, int(0.15 * len(candidates)))] if nearness[i] < np.inf]
+
+
+@pytest.mark.parametrize("same", [None, 0.95, 0.2])
+@pytest.mark.parametrize(("words", "classes"), [(200, 30), (41, 1), (3, 5)])
+def test_the_words_kept_are_those_of_a_loop_in_chunks_of_any_size(words, classes, same):
+    candidates, ids = 3 * unit_rows(words, 8, 0), unit_rows(classes, 8, 1)
+    candidates[1], candidates[2] = candidates[0], ids[0]  # a word that stands there twice, one that is a class
+    expected = naive_choice(candidates, ids, same)
+    candidates, ids = torch.tensor(candidates), torch.tensor(ids)
+    for size in (1, 7, 1024):
+        assert select(candidates.split(size), ids, same).tolist() == expected
+
+
+def test_a_candidate_that_is_a_class_is_chosen_by_no_rule_where_same_excludes_it():
+    classes = torch.eye(4)[:1]
+    assert select([classes], classes, same=0.95).tolist() == [] and select([classes], classes).tolist() == [0]
+
+
+@pytest.fixture
+def wordnet(tmp_path):
+    (tmp_path / "index.noun").write_text(NOUN_INDEX)
+    (tmp_path / "index.adj").write_text(ADJECTIVE_INDEX)
+    return tmp_path
+
+
+def test_wordnets_files_are_read(wordnet):
+    assert read_words(wordnet) == Words(("sea urchin", "shovel", "urchin"), ("blue",))
+
+
+def test_a_text_file_gives_nouns_each_once(tmp_path):
+    (tmp_path / "words.txt").write_text("rain\nsea_urchin\n\nrain\n", encoding="utf-8")
+    assert read_words(tmp_path / "words.txt") == Words(("rain", "sea urchin"))
+    (tmp_path / "empty.txt").write_text("\n")
+    with pytest.raises(ValueError, match="holds no words"):
+        read_words(tmp_path / "empty.txt")
+
+
+def test_a_missing_wordnet_says_how_to_get_it(tmp_path, monkeypatch):
+    monkeypatch.setattr("clip_ood.wordnet.PLACES", (tmp_path / "nowhere",))
+    for source in ("wordnet", tmp_path / "elsewhere"):
+        with pytest.raises(FileNotFoundError, match=r"(nowhere|elsewhere).*python -m demo\.wordnet.*wordnet-base"):
+            read_words(source)
+
+
+@pytest.mark.skipif(not any((place / "index.noun").is_file() for place in PLACES), reason="python -m demo.wordnet")
+def test_the_real_wordnet_has_its_words():
+    words = read_words("wordnet")
+    assert len(words.nouns) > 100_000 and len(words.adjectives) > 10_000
+    assert {"teapot", "sea urchin"} <= set(words.nouns) and "incandescent" in words.adjectives
+    assert not any("_" in word or "  " in word for word in (*words.nouns, *words.adjectives))
+
+
+def test_a_draw_is_the_same_each_time_and_keeps_the_order():
+    words = Words(tuple(f"n{i}" for i in range(900)), tuple(f"a{i}" for i in range(100)))
+    drawn = words.draw(200)
+    assert drawn == words.draw(200) and len(drawn) == 200
+    assert 5 < len(drawn.adjectives) < 40
+    assert [int(word[1:]) for word in drawn.nouns] == sorted(int(word[1:]) for word in drawn.nouns)
+    assert words.draw(None) is words and words.draw(1000) is words
+
+
+def test_pools_hold_no_class_name_and_fill_the_prompts_of_the_papers():
+    words = Words(("Sea urchin", "shovel"), ("blue", "wet"))
+    plain, conjugated = (pool(words, ["sea_urchin", "cat"]) for pool in (neglabel_pool, csp_pool))
+    assert fill(plain.nouns.prompts, plain.nouns.words) == ["the nice shovel"]
+    assert fill(plain.adjectives.prompts, plain.adjectives.words) == ["This is a blue photo", "This is a wet photo"]
+    assert fill(plain.classes.prompts, plain.classes.words) == ["the nice sea_urchin", "the nice cat"]
+    assert conjugated.nouns.words == ("shovel",)
+    assert len(set(conjugated.nouns.prompts)) == len(set(conjugated.classes.prompts)) == 8
+    assert len(set(SUPERCLASSES)) == 14
+    for word, phrase in zip(words.adjectives, conjugated.adjectives.words, strict=True):
+        assert phrase.split(" ", 1)[0] == word and phrase.split(" ", 1)[1] in SUPERCLASSES
+    with pytest.raises(ValueError, match="each is a class name"):
+        neglabel_pool(Words(("cat",)), ["Cat"])
