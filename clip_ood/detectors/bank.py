@@ -58,6 +58,24 @@ class Bank(Statistic):
         """1 / ‖f_i‖ as chunks (n,) of float32: a product with f_i times its scale is one with f_i^."""
         return self.once("scales", lambda: [_inverse_norms(chunk) for chunk in self.chunks])
 
+    def draw(self, count: int, seed: int) -> Tensor:
+        """`count` rows (count, D) in float64, the same ones in the same order however images came: those of the smallest
+        hash of `seed` and index. All processes draw together. Raises ValueError for images without indices."""
+        own = torch.cat(self.indices)
+        if (own < 0).any():
+            raise ValueError("bank: a draw of images needs the indices of all, and some came without")
+        keys = _hash(own, seed)
+        last = torch.cat(self.exchange.gather(keys)).sort().values[count - 1]
+        mine = (keys <= last).nonzero().squeeze(1)
+        drawn, keys = (torch.cat(self.exchange.gather(part)) for part in (self._take(mine), keys[mine]))
+        return drawn[keys.argsort()[:count]]
+
+    def _take(self, positions: Tensor) -> Tensor:
+        """The rows at `positions` (m,), ascending, of all chunks after each other: (m, D) float64."""
+        ends = torch.tensor([0, *map(len, self.chunks)]).cumsum(0)
+        parts = positions.tensor_split(torch.searchsorted(positions.cpu(), ends[1:-1]))
+        return torch.cat([c[p - e].double() for c, p, e in zip(self.chunks, parts, ends.tolist(), strict=False)])
+
     def _search(self, queries: Tensor, k: int) -> tuple[Tensor, Tensor]:
         shares = self.exchange.gather(queries)
         everyone = torch.cat(shares)  # (Σ n, D), the images of all processes
@@ -97,3 +115,16 @@ class Bank(Statistic):
 def _inverse_norms(features: Tensor) -> Tensor:
     """1 / ‖f_i‖ (n,) of features (n, D); large and finite for a zero vector."""
     return features.double().norm(dim=1).clamp_min(1e-12).reciprocal().float()
+
+
+def _hash(indices: Tensor, seed: int) -> Tensor:
+    """A number for each index (n,), different ones for different indices (SplitMix64, Steele et al. 2014)."""
+    x = indices + _signed((seed + 1) * 0x9E3779B97F4A7C15)
+    for shift, factor in ((30, 0xBF58476D1CE4E5B9), (27, 0x94D049BB133111EB), (31, 1)):
+        x = (x ^ ((x >> shift) & ((1 << (64 - shift)) - 1))) * _signed(factor)
+    return x
+
+
+def _signed(value: int) -> int:
+    value %= 1 << 64
+    return value - (1 << 64) if value >> 63 else value

@@ -14,14 +14,24 @@ DETECTORS: dict[str, str] = {  # name -> "module:Class"
     "mcm": "clip_ood.detectors.mcm:MCM",
     "neglabel": "clip_ood.detectors.negative_labels:NegLabel",
     "csp": "clip_ood.detectors.negative_labels:CSP",
+    "ensemble": "clip_ood.detectors.ensemble:Ensemble",
     "msp": "clip_ood.detectors.msp:MSP",
     "max_logit": "clip_ood.detectors.max_logit:MaxLogit",
     "energy": "clip_ood.detectors.energy:Energy",
+    "gen": "clip_ood.detectors.gen:GEN",
+    "kl_matching": "clip_ood.detectors.kl_matching:KLMatching",
     "mahalanobis": "clip_ood.detectors.mahalanobis:Mahalanobis",
     "rmd": "clip_ood.detectors.mahalanobis:RMD",
     "mahalanobis_logits": "clip_ood.detectors.mahalanobis:MahalanobisLogits",
     "rmd_logits": "clip_ood.detectors.mahalanobis:RMDLogits",
+    "residual": "clip_ood.detectors.vim:Residual",
+    "vim": "clip_ood.detectors.vim:ViM",
+    "nnguide": "clip_ood.detectors.nnguide:NNGuide",
+    "fdbd": "clip_ood.detectors.fdbd:FDBD",
+    "she": "clip_ood.detectors.she:SHE",
 }
+
+DEFAULTS = (*DETECTORS, {"name": "mahalanobis", "normalize": True, "as": "mahalanobis_pp"})  # what None asks for
 
 
 @dataclass(frozen=True)
@@ -44,10 +54,10 @@ def read_specs(specs: Sequence[str | Mapping[str, Any]] | None) -> list[Spec]:
     An entry is a name ("knn"), a class path ("my_pkg.scores.Mine") or a mapping {"name": "knn", "k": 50}, where the
     optional key "as" gives the column name. A name asked for more than once gets its parameters appended: knn_k50.
     Parameters with lists of values, {"name": "knn", "k": [1, 5, 10]}, give candidates for one column, all combinations.
-    None asks for every name in `DETECTORS`. Raises ValueError for an unknown name (with the nearest), an entry
+    None asks for `DEFAULTS`. Raises ValueError for an unknown name (with the nearest), an entry
     without a name, an empty list of values, and two equal column names.
     """
-    entries = [_entry(spec) for spec in (DETECTORS if specs is None else specs)]
+    entries = [_entry(spec) for spec in (DEFAULTS if specs is None else specs)]
     times = Counter(name for name, _, _ in entries)
     columns = [
         label or _label(name, _single(parameters) if times[name] > 1 else {}) for name, label, parameters in entries

@@ -1,0 +1,90 @@
+"""Virtual-logit matching: what of a feature lies outside the space that ID features span."""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from clip_ood.detectors.bank import Bank
+from clip_ood.detectors.detector import ROWS, Detector
+from clip_ood.detectors.gaussian import TOLERANCE, Moments
+from clip_ood.outputs import Outputs, Reference
+
+
+class Residual(Detector):
+    """Negative length outside the principal space: −‖(f − u) N‖.
+
+    f: features (N, D); u = −W⁺ b, the point where all logits are 0, from weight W (C, D) and bias b (C,) of the
+    reference; N (D, D − d): eigenvectors of E[(f − u)(f − u)ᵀ] over ID training images beyond the d = `dim` largest.
+    By default d = 1000 for D ≥ 2048, 512 for D ≥ 768, else D / 2, and at most half the rank. Raises ValueError at `fit`
+    for a `dim` outside 1 … rank − 1, where nothing would be left, and without ID training images.
+    Wang et al., 2022 (arXiv 2203.10807).
+    """
+
+    name: ClassVar[str] = "residual"
+    requires: ClassVar[tuple[str, ...]] = ("features", "weight", "bias")
+
+    def __init__(self, reference: Reference | None = None, *, dim: int | None = None) -> None:
+        super().__init__(reference)
+        if dim is not None and (not isinstance(dim, int) or dim < 1):
+            raise self._error(f"dim = {dim}, expected a whole number from 1 on")
+        self.dim = dim
+        self.moments = Moments("features")
+        for buffer in ("origin", "outside"):
+            self.register_buffer(buffer, None)
+
+    def _fit(self) -> None:
+        if not self.moments.counts.sum() > 0:
+            raise self._error("no ID training image was taken in; expected at least one")
+        weight, bias = (value.to(self.moments.sums) for value in (self.reference.weight, self.reference.bias))
+        self.origin = -torch.linalg.pinv(weight) @ bias  # (D,)
+        values, vectors = self.moments.once(
+            "around the origin", lambda: torch.linalg.eigh(self.moments.around(self.origin))
+        )  # ascending
+        rank = int((values > TOLERANCE * values[-1]).sum()) if values[-1] > 0 else 0
+        if self.dim is not None and self.dim >= rank:
+            raise self._error(f"dim = {self.dim}, expected less than {rank}, the rank of the ID training features")
+        width = len(values)
+        usual = 1000 if width >= 2048 else 512 if width >= 768 else width // 2
+        self.outside = vectors[:, : width - (self.dim or min(usual, rank // 2))]  # (D, D − d)
+
+    def _score(self, rows: Outputs) -> Tensor:
+        return -self._lengths(rows.features)
+
+    def _lengths(self, features: Tensor) -> Tensor:
+        """‖(f − u) N‖ (n,) in float64."""
+        return ((features.to(self.origin) - self.origin) @ self.outside).norm(dim=1)
+
+
+class ViM(Residual):
+    """Virtual-logit matching: logsumexp z − α ‖(f − u) N‖, α = mean max_c z_c / mean ‖(f − u) N‖ of ID training images.
+
+    z = W f + b: head logits (N, C). α takes a second pass over the bank, which the detector keeps (shared with k-NN).
+    The rest as for `Residual`.
+    """
+
+    name: ClassVar[str] = "vim"
+    requires: ClassVar[tuple[str, ...]] = ("features", "logits", "weight", "bias")
+
+    def __init__(self, reference: Reference | None = None, *, dim: int | None = None) -> None:
+        super().__init__(reference, dim=dim)
+        self.bank = Bank()
+        self.register_buffer("alpha", None)
+
+    def _fit(self) -> None:
+        super()._fit()
+        weight, bias = self.reference.weight.to(self.origin), self.reference.bias.to(self.origin)
+        sums = self.origin.new_zeros(2)
+        for chunk in self.bank.chunks:
+            for features in chunk.split(ROWS):
+                largest = torch.addmm(bias, features.to(weight), weight.T).amax(dim=1)
+                sums += torch.stack([largest.sum(), self._lengths(features).sum()])
+        largest, length = self.bank.exchange.sum(sums)
+        if not length > 0:
+            raise self._error("all ID training features are in one point, the head's origin")
+        self.alpha = largest / length
+
+    def _score(self, rows: Outputs) -> Tensor:
+        return rows.logits.to(self.origin).logsumexp(dim=1) - self.alpha * self._lengths(rows.features)

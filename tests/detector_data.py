@@ -1,0 +1,61 @@
+"""ID training images and test images of five classes, for the tests of detectors."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from clip_ood.detectors import Detector
+from clip_ood.outputs import NegativeLabels, Outputs, Reference
+
+CLASSES, WIDTH, JOINT = 5, 12, 8
+ALL = {
+    "features",
+    "embeddings",
+    "logits",
+    "labels",
+    "text_embeddings",
+    "logit_scale",
+    "weight",
+    "bias",
+    "neglabel",
+    "csp",
+}
+
+
+def sample(rows: int, seed: int, width: int = WIDTH) -> Outputs:
+    generator = torch.Generator().manual_seed(seed)
+    labels = torch.randint(CLASSES, (rows,), generator=generator)
+    places = torch.randn(CLASSES, width, generator=torch.Generator().manual_seed(99))
+    features = 3 * places[labels] + torch.randn(rows, width, generator=generator) + 7
+    embeddings = torch.nn.functional.normalize(torch.randn(rows, JOINT, generator=generator), dim=1)
+    logits = 4 * torch.randn(rows, CLASSES, generator=generator) + features[:, :CLASSES]
+    return Outputs(features, embeddings, logits, labels, torch.arange(rows) + 1000)
+
+
+def part(outputs: Outputs, rows: slice | Tensor) -> Outputs:
+    return outputs.map(lambda value: value[rows])
+
+
+TRAIN, TEST = sample(120, 0), sample(30, 1)
+TEXT = torch.nn.functional.normalize(torch.randn(CLASSES, JOINT, generator=torch.Generator().manual_seed(5)), dim=1)
+WORDS = torch.nn.functional.normalize(torch.randn(230, JOINT, generator=torch.Generator().manual_seed(6)), dim=1)
+WEIGHT, BIAS = (
+    torch.randn(CLASSES, WIDTH, generator=torch.Generator().manual_seed(7)) / 4,
+    torch.linspace(-1, 1, CLASSES),
+)
+NEGATIVES = NegativeLabels(TEXT, WORDS)
+REFERENCE = Reference(None, TEXT, 10.0, WEIGHT, BIAS, NEGATIVES, NEGATIVES)
+
+
+def fitted(detector: Detector, *batches: Outputs) -> Detector:
+    for batch in batches or (TRAIN,):
+        detector.update(batch)
+    detector.fit()
+    return detector
+
+
+def close(got: Tensor, expected: Tensor | list[float], tolerance: float = 1e-5) -> None:
+    expected = torch.as_tensor(expected, dtype=torch.float64)
+    assert got.dtype == torch.float32
+    torch.testing.assert_close(got.double(), expected, rtol=tolerance, atol=tolerance)
