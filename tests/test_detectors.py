@@ -23,10 +23,10 @@ from clip_ood.detectors.max_logit import MaxLogit
 from clip_ood.detectors.mcm import MCM
 from clip_ood.detectors.msp import MSP
 from clip_ood.detectors.statistic import share
-from clip_ood.outputs import Outputs, Reference
+from clip_ood.outputs import NegativeLabels, Outputs, Reference
 
 CLASSES, WIDTH, JOINT = 5, 12, 8
-ALL = {"features", "embeddings", "logits", "labels", "text_embeddings"}
+ALL = {"features", "embeddings", "logits", "labels", "text_embeddings", "logit_scale", "neglabel", "csp"}
 
 
 def sample(rows: int, seed: int, width: int = WIDTH) -> Outputs:
@@ -45,7 +45,8 @@ def part(outputs: Outputs, rows: slice | Tensor) -> Outputs:
 
 TRAIN, TEST = sample(120, 0), sample(30, 1)
 TEXT = torch.nn.functional.normalize(torch.randn(CLASSES, JOINT, generator=torch.Generator().manual_seed(5)), dim=1)
-REFERENCE = Reference(text_embeddings=TEXT)
+NEGATIVES = NegativeLabels(TEXT, torch.randn(20, JOINT, generator=torch.Generator().manual_seed(6)))
+REFERENCE = Reference(text_embeddings=TEXT, logit_scale=10.0, neglabel=NEGATIVES, csp=NEGATIVES)
 
 
 def fitted(detector: Detector, *batches: Outputs) -> Detector:
@@ -432,10 +433,10 @@ class Mine(Detector):
         return self.sign * rows.features.norm(dim=1)
 
 
-def test_all_nine_are_the_default():
+def test_all_names_are_the_default():
     detectors, omitted = build_detectors(None, REFERENCE, ALL)
     assert list(detectors) == list(DETECTORS)
-    assert len(DETECTORS) == 9
+    assert len(DETECTORS) >= 11
     assert omitted == []
 
 
