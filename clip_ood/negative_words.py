@@ -49,14 +49,12 @@ class Pool:
 
 def neglabel_pool(words: Words, class_names: Sequence[str]) -> Pool:
     """Nouns and classes as "the nice {}", adjectives as "This is a {} photo"."""
-    words = without(words, class_names)
     adjectives = Phrases(words.adjectives, ("This is a {} photo",))
     return Pool(Phrases(tuple(class_names), NICE), Phrases(words.nouns, NICE), adjectives)
 
 
 def csp_pool(words: Words, class_names: Sequence[str]) -> Pool:
     """Nouns and classes as means of eight prompts; each adjective with a seeded draw of the superclasses, four prompts."""
-    words = without(words, class_names)
     joined = random.Random(0).choices(SUPERCLASSES, k=len(words.adjectives))
     phrases = tuple(f"{adjective} {noun}" for adjective, noun in zip(words.adjectives, joined, strict=True))
     nouns = Phrases(words.nouns, NOUN_PROMPTS)
@@ -66,34 +64,28 @@ def csp_pool(words: Words, class_names: Sequence[str]) -> Pool:
 POOLS: dict[str, Callable[[Words, Sequence[str]], Pool]] = {"neglabel": neglabel_pool, "csp": csp_pool}
 
 
-def without(words: Words, class_names: Sequence[str]) -> Words:
-    """The words that are no class name, whatever the case, spaces or underscores.
+def are_classes(words: Sequence[str], class_names: Sequence[str]) -> Tensor:
+    """Which words are class names, whatever the case, spaces or underscores: (W,) bool.
 
-    Raises: ValueError when none is left.
-
-    >>> without(Words(("Sea urchin", "shovel"), ("blue",)), ["sea_urchin"])
-    Words(nouns=('shovel',), adjectives=('blue',))
+    >>> are_classes(["Sea urchin", "shovel"], ["sea_urchin"])
+    tensor([ True, False])
     """
     known = {plain(name).casefold() for name in class_names}
-    nouns, adjectives = (
-        tuple(word for word in part if plain(word).casefold() not in known) for part in (words.nouns, words.adjectives)
-    )
-    if not nouns and not adjectives:
-        raise ValueError(f"None of the {len(words)} negative words is left: each is a class name. Name more words")
-    return Words(nouns, adjectives)
+    return torch.tensor([plain(word).casefold() in known for word in words], dtype=torch.bool)
 
 
-def select(candidates: Iterable[Tensor], classes: Tensor, same: float | None = None) -> Tensor:
+def select(candidates: Iterable[Tensor], classes: Tensor, dropped: Tensor, same: float | None = None) -> Tensor:
     """The positions of the `SHARE` of candidates that are farthest from the classes, farthest first: (k,) int64.
 
     A candidate w is as near as the `QUANTILE` of cos(w, t_c) over classes c, interpolated linearly; equally near ones
     keep their order. k = max(1, ⌊0.15 W⌋) of W candidates, fewer where too many have a class with cos(w, t_c) > `same`.
-    candidates: (n, E) each, W rows in all; classes t: (C, E). Computed in float64, a chunk at a time.
+    candidates: (n, E) each; dropped: (rows in all,) bool, those that do not count among the W; classes t: (C, E).
+    Computed in float64, a chunk at a time.
     """
     classes = _unit(classes)
     nearness = [_nearness(_unit(chunk.to(classes.device)) @ classes.T, same) for chunk in candidates]
-    nearness = torch.cat(nearness).cpu()
-    order = nearness.argsort(stable=True)[: max(1, int(SHARE * len(nearness)))]
+    nearness = torch.cat(nearness).cpu().masked_fill(dropped, torch.inf)
+    order = nearness.argsort(stable=True)[: max(1, int(SHARE * int((~dropped).sum())))]
     return order[nearness[order].isfinite()]
 
 
@@ -115,7 +107,7 @@ def negative_labels(classes: Tensor, chosen: Sequence[Tensor]) -> NegativeLabels
     negatives = torch.cat(list(chosen))
     if not len(negatives):
         raise ValueError(
-            f"No negative words are left: all have a cosine above {SAME} to a class. Name more words "
+            f"No negative words are left: all are class names or have a cosine above {SAME} to one. Name more words "
             "(data.negative_words, data.max_negative_words), or leave the detector out"
         )
     return NegativeLabels(unit(classes), unit(negatives))

@@ -153,7 +153,7 @@ class Data(Section):
     """What NegLabel and CSP choose negative labels from: `wordnet` (found in data/wordnet or /usr/share/wordnet), a
     folder with its index.noun and index.adj, or a text file with one noun a line (default: none, both are left out)."""
     max_negative_words: Positive | None = None
-    """Take a fixed draw of this many of these words (default: all; WordNet's 130,000 are a million prompts for CSP)."""
+    """Take a fixed draw of this many of these words (default: all; WordNet's 136,000 are a million prompts for CSP)."""
     batch_size: Positive = 256
     """Images a forward pass and device in feature extraction."""
     num_workers: int | None = Field(default=None, ge=0)

@@ -8,7 +8,7 @@ from rich.console import Console
 
 from clip_ood.detectors.build import required
 from clip_ood.features.rows import Rows
-from clip_ood.negative_words import POOLS, Pool, negative_labels, select
+from clip_ood.negative_words import POOLS, Pool, are_classes, negative_labels, select
 from clip_ood.outputs import NegativeLabels
 from clip_ood.prompts import Phrases
 from clip_ood.wordnet import read_words
@@ -37,16 +37,21 @@ def word_sets(chosen_from: dict[str, Pool]) -> dict[str, Phrases]:
 
 def choose(chosen_from: dict[str, Pool], embeddings: dict[str, Rows], trainer: Trainer) -> dict[str, NegativeLabels]:
     """The negative labels by detector, from the embeddings of `word_sets`; the first process chooses for all."""
-    return {name: _choose(name, pool.same, embeddings, trainer) for name, pool in chosen_from.items()}
+    return {name: _choose(name, pool, embeddings, trainer) for name, pool in chosen_from.items()}
 
 
-def _choose(name: str, same: float | None, embeddings: dict[str, Rows], trainer: Trainer) -> NegativeLabels:
+def _choose(name: str, pool: Pool, embeddings: dict[str, Rows], trainer: Trainer) -> NegativeLabels:
     classes = torch.cat(embeddings[f"{name} classes"].chunks)
-    candidates = [embeddings[key] for key in (f"{name} nouns", f"{name} adjectives") if key in embeddings]
+    parts = [part for part in ("nouns", "adjectives") if f"{name} {part}" in embeddings]
+    candidates = [embeddings[f"{name} {part}"] for part in parts]
     chosen = None
     if trainer.is_global_zero:
         on_device = classes.to(trainer.strategy.root_device)
+        dropped = [are_classes(getattr(pool, part).words, pool.classes.words) for part in parts]
         with Console().status(f"Choosing the negative labels of {name}"):
-            chosen = [select(rows.chunks, on_device, same) for rows in candidates]
+            chosen = [
+                select(rows.chunks, on_device, without, pool.same)
+                for rows, without in zip(candidates, dropped, strict=True)
+            ]
     chosen = trainer.strategy.broadcast(chosen)
     return negative_labels(classes, [rows.take(places) for rows, places in zip(candidates, chosen, strict=True)])

@@ -182,7 +182,7 @@ def of(run, detector, ood):
 def test_tables_hold_the_runs_own_numbers_and_their_paired_differences(runs, capsys):
     rows, cells = compared(capsys, *runs)
     assert cells.keys() == {
-        (d, s) for d in ("knn", "mcm", "mahalanobis", "rmd") for s in ("near", "far", "lone", "mean")
+        (d, s) for d in ("knn", "mcm", "mahalanobis", "rmd", "mahalanobis_pp") for s in ("near", "far", "lone", "mean")
     }
     for (detector, ood), (first, second, difference) in cells.items():
         a, b = rows[detector, ood, "zero_shot"], rows[detector, ood, "probe"]

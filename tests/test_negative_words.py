@@ -10,7 +10,7 @@ import torch
 
 from clip_ood.detectors import build_detectors
 from clip_ood.detectors.negative_labels import CSP, NegLabel
-from clip_ood.negative_words import SUPERCLASSES, csp_pool, neglabel_pool, select
+from clip_ood.negative_words import SUPERCLASSES, are_classes, csp_pool, negative_labels, neglabel_pool, select
 from clip_ood.outputs import NegativeLabels, Outputs, Reference
 from clip_ood.prompts import fill
 from clip_ood.wordnet import PLACES, Words, read_words
@@ -100,31 +100,36 @@ def test_impossible_groups_are_named(groups):
         NegLabel(Reference(logit_scale=1.0, neglabel=labels), groups=groups)
 
 
-def naive_choice(candidates, classes, same):
+def naive_choice(candidates, classes, same, dropped=()):
     """Positions by a full sort of numpy's quantile, a candidate at a time."""
-    nearness = []
-    for word in candidates:
+    nearness = {}
+    for i, word in enumerate(candidates):
         cosines = [np.dot(word, t) / np.linalg.norm(word) / np.linalg.norm(t) for t in classes]
         excluded = same is not None and max(cosines) > same
-        nearness.append(np.inf if excluded else np.quantile(cosines, 0.95))
-    order = sorted(range(len(candidates)), key=lambda i: (np.float32(nearness[i]), i))
-    return [i for i in order[: max(1, int(0.15 * len(candidates)))] if nearness[i] < np.inf]
+        if i not in dropped:
+            nearness[i] = np.inf if excluded else np.float32(np.quantile(cosines, 0.95))
+    order = sorted(nearness, key=lambda i: (nearness[i], i))
+    return [i for i in order[: max(1, int(0.15 * len(nearness)))] if nearness[i] < np.inf]
 
 
 @pytest.mark.parametrize("same", [None, 0.95, 0.2])
-@pytest.mark.parametrize(("words", "classes"), [(200, 30), (41, 1), (3, 5)])
+@pytest.mark.parametrize(("words", "classes"), [(200, 30), (41, 1), (4, 5)])
 def test_the_words_kept_are_those_of_a_loop_in_chunks_of_any_size(words, classes, same):
     candidates, ids = 3 * unit_rows(words, 8, 0), unit_rows(classes, 8, 1)
     candidates[1], candidates[2] = candidates[0], ids[0]  # a word that stands there twice, one that is a class
-    expected = naive_choice(candidates, ids, same)
-    candidates, ids = torch.tensor(candidates), torch.tensor(ids)
+    dropped = np.array([i % 7 == 3 for i in range(words)])
+    expected = naive_choice(candidates, ids, same, dropped.nonzero()[0])
+    candidates, ids, dropped = torch.tensor(candidates), torch.tensor(ids), torch.tensor(dropped)
     for size in (1, 7, 1024):
-        assert select(candidates.split(size), ids, same).tolist() == expected
+        assert select(candidates.split(size), ids, dropped, same).tolist() == expected
 
 
-def test_a_candidate_that_is_a_class_is_chosen_by_no_rule_where_same_excludes_it():
+def test_words_that_are_all_classes_leave_nothing_to_score_with():
     classes = torch.eye(4)[:1]
-    assert select([classes], classes, same=0.95).tolist() == [] and select([classes], classes).tolist() == [0]
+    for dropped, same, expected in ((False, None, [0]), (False, 0.95, []), (True, None, [])):
+        assert select([classes], classes, torch.tensor([dropped]), same).tolist() == expected
+    with pytest.raises(ValueError, match="No negative words are left"):
+        negative_labels(classes, [classes[:0]])
 
 
 @pytest.fixture
@@ -170,16 +175,15 @@ def test_a_draw_is_the_same_each_time_and_keeps_the_order():
     assert words.draw(None) is words and words.draw(1000) is words
 
 
-def test_pools_hold_no_class_name_and_fill_the_prompts_of_the_papers():
-    words = Words(("Sea urchin", "shovel"), ("blue", "wet"))
-    plain, conjugated = (pool(words, ["sea_urchin", "cat"]) for pool in (neglabel_pool, csp_pool))
-    assert fill(plain.nouns.prompts, plain.nouns.words) == ["the nice shovel"]
+def test_pools_fill_the_prompts_of_the_papers():
+    words = Words(("sea urchin", "shovel"), ("blue", "wet"))
+    plain, conjugated = (pool(words, ["sea urchin", "cat"]) for pool in (neglabel_pool, csp_pool))
+    assert fill(plain.nouns.prompts, plain.nouns.words) == ["the nice sea urchin", "the nice shovel"]
     assert fill(plain.adjectives.prompts, plain.adjectives.words) == ["This is a blue photo", "This is a wet photo"]
-    assert fill(plain.classes.prompts, plain.classes.words) == ["the nice sea_urchin", "the nice cat"]
-    assert conjugated.nouns.words == ("shovel",)
+    assert fill(plain.classes.prompts, plain.classes.words) == ["the nice sea urchin", "the nice cat"]
+    assert conjugated.nouns.words == words.nouns
     assert len(set(conjugated.nouns.prompts)) == len(set(conjugated.classes.prompts)) == 8
     assert len(set(SUPERCLASSES)) == 14
     for word, phrase in zip(words.adjectives, conjugated.adjectives.words, strict=True):
         assert phrase.split(" ", 1)[0] == word and phrase.split(" ", 1)[1] in SUPERCLASSES
-    with pytest.raises(ValueError, match="each is a class name"):
-        neglabel_pool(Words(("cat",)), ["Cat"])
+    assert are_classes([*plain.nouns.words, "Cat"], ["sea_urchin", "cat"]).tolist() == [True, False, True]

@@ -18,6 +18,7 @@ class KNN(Detector):
     ValueError for k < 1, and at `fit` for k above the bank.
     k = 1: Adaloglou et al., 2024 (arXiv 2303.05828); `kth`: Sun et al., 2022 (arXiv 2204.06507).
 
+    >>> import torch
     >>> knn = KNN()
     >>> knn.update(Outputs(features=torch.tensor([[2.0, 0.0], [0.0, 1.0]])))
     >>> knn.fit()

@@ -1,0 +1,123 @@
+"""Whole runs with negative words on a tiny random CLIP: scores from open_clip alone, the store, two processes, errors."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import open_clip
+import pyarrow.parquet as pq
+import pytest
+import tiny_clip
+import torch
+from PIL import Image
+from test_negative_words import naive_choice, naive_score
+
+import eval as evaluation
+from clip_ood.backbones.open_clip_backbone import OpenClipBackbone
+from clip_ood.negative_words import csp_pool, neglabel_pool
+from clip_ood.wordnet import read_words
+from configs.errors import ConfigError
+
+PROJECT = Path(__file__).parents[1]
+NOUNS = [
+    f"{first} {second}" for first in ("sea", "iron", "paper") for second in ("star", "gate", "boat", "nail", "ring")
+]
+ADJECTIVES = ["blue", "wet", "fast", "round", "old", "sour", "thin", "loud"]
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory):
+    root = tiny_clip.make(tmp_path_factory.mktemp("negative"))
+    (root / "wordnet").mkdir()
+    for file, words in (("index.noun", [*NOUNS, "fox"]), ("index.adj", ADJECTIVES)):
+        (root / "wordnet" / file).write_text("".join(f"{word.replace(' ', '_')} x 1\n" for word in words))
+    return root
+
+
+def run(root, name, *options):
+    evaluation.main(["--config", tiny_clip.config(root, name, {"zero_shot": {}}), *with_words(root), *options])
+    return root / "runs" / name
+
+
+def with_words(root):
+    return [f"--data.negative_words={root}/wordnet", "--detectors=[mcm, neglabel, csp]"]
+
+
+def embed(model, tokenize, phrases):
+    """Unit means over prompts of unit embeddings, a word at a time."""
+    rows = []
+    for word in phrases.words:
+        tokens = tokenize([prompt.replace("{}", word) for prompt in phrases.prompts])
+        rows.append(model.encode_text(tokens, normalize=True).double().mean(dim=0).numpy())
+    return np.stack(rows) / np.linalg.norm(rows, axis=1, keepdims=True)
+
+
+@torch.no_grad()
+def test_scores_of_a_run_are_those_of_open_clip_and_the_formula(root):
+    table = pq.read_table(run(root, "scores") / "scores.parquet").to_pylist()
+    model, _, transform = open_clip.create_model_and_transforms(f"local-dir:{root}/clip")
+    tokenize = open_clip.get_tokenizer(f"local-dir:{root}/clip")
+    words = read_words(root / "wordnet")
+    assert "fox" in words.nouns and "fox" in tiny_clip.CLASSES
+    for name, pool, same in (("neglabel", neglabel_pool, None), ("csp", csp_pool, 0.95)):
+        pool = pool(words, tiny_clip.CLASSES)
+        classes, nouns, adjectives = (
+            embed(model, tokenize, part) for part in (pool.classes, pool.nouns, pool.adjectives)
+        )
+        assert (len(nouns), len(adjectives)) == (len(NOUNS) + 1, len(ADJECTIVES))
+        chosen = naive_choice(nouns, classes, same, dropped=[len(NOUNS)]), naive_choice(adjectives, classes, same)
+        negatives = [part[i] for part, places in zip((nouns, adjectives), chosen, strict=True) for i in places]
+        for row in table:
+            folder = root / "data" / ("id" if row["role"] == "id" else row["set"])
+            image = transform(Image.open(folder / row["path"]).convert("RGB"))[None]
+            h = model.encode_image(image, normalize=True)[0].double().numpy()
+            expected = naive_score(h, classes, negatives, model.logit_scale.exp().item(), groups=100)
+            assert row[name] == pytest.approx(expected, abs=1e-4)
+        assert np.std([row[name] for row in table]) > 1e-2
+
+
+def test_a_second_run_encodes_nothing_and_one_without_the_detectors_no_word(root, monkeypatch):
+    asked = []
+    original = OpenClipBackbone.encode_text
+
+    def encode(backbone, texts):
+        asked.extend(texts)
+        return original(backbone, texts)
+
+    monkeypatch.setattr(OpenClipBackbone, "encode_text", encode)
+    store = f"--features_root={root}/again"
+    run(root, "none", store, "--detectors=[knn, mcm]")
+    assert asked and not any("nail" in text for text in asked)
+    asked.clear()
+    run(root, "some", store, "--detectors=[neglabel]")
+    classes, nouns = ([f"the nice {word}" for word in words] for words in (tiny_clip.CLASSES, [*NOUNS, "fox"]))
+    assert sorted(asked) == sorted(classes + nouns + [f"This is a {word} photo" for word in ADJECTIVES])
+    asked.clear()
+    run(root, "same", store, "--detectors=[{name: neglabel, groups: 2}]")
+    assert asked == []
+    run(root, "other classes", store, "--detectors=[neglabel]", "--data.id.class_names=[wolf, pig, hen]")
+    assert [text for text in asked if text.startswith("the nice")] == ["the nice wolf", "the nice pig", "the nice hen"]
+
+
+def test_two_processes_score_as_one(root):
+    found = []
+    for name, options in (("one", []), ("two", ["--trainer.devices=2", "--trainer.strategy=ddp"])):
+        config = tiny_clip.config(root, name, {"zero_shot": {}}, features_root=f"{root}/{name}")
+        command = [sys.executable, "tests/small_chunks.py", "eval", "--config", config, *with_words(root), *options]
+        environment = os.environ | {"OMP_NUM_THREADS": "1"}
+        done = subprocess.run(command, cwd=PROJECT, env=environment, capture_output=True, text=True, timeout=120)
+        assert done.returncode == 0, done.stderr
+        found.append(pq.read_table(root / "runs" / name / "scores.parquet"))
+    assert found[0]["path"] == found[1]["path"]
+    for detector in ("neglabel", "csp"):
+        np.testing.assert_allclose(found[1][detector], found[0][detector], rtol=1e-6)
+
+
+def test_a_missing_wordnet_stops_the_run_before_its_folder_is_made(root):
+    with pytest.raises(ConfigError, match=r"data\.negative_words: There is no WordNet .* python -m demo\.wordnet"):
+        run(root, "missing", f"--data.negative_words={root}/nowhere")
+    assert not (root / "runs" / "missing").exists()
