@@ -406,7 +406,8 @@ class Mine(Detector):
 
 def test_all_are_the_default():
     detectors, omitted = build_detectors(None, REFERENCE, ALL)
-    assert list(detectors) == [*DETECTORS, "mahalanobis_pp"]
+    assert sorted(detectors) == sorted([*DETECTORS, "mahalanobis_pp"])
+    assert detectors["mahalanobis_pp"].normalize
     assert omitted == []
 
 

@@ -31,7 +31,8 @@ DETECTORS: dict[str, str] = {  # name -> "module:Class"
     "she": "clip_ood.detectors.she:SHE",
 }
 
-DEFAULTS = (*DETECTORS, {"name": "mahalanobis", "normalize": True, "as": "mahalanobis_pp"})  # what None asks for
+MAHALANOBIS_PP = {"name": "mahalanobis", "normalize": True, "as": "mahalanobis_pp"}  # Mahalanobis++
+DEFAULTS = [each for name in DETECTORS for each in ([name, MAHALANOBIS_PP] if name == "mahalanobis" else [name])]
 
 
 @dataclass(frozen=True)
