@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from typing import Any
 
 from rich.box import SIMPLE_HEAD
@@ -75,5 +76,7 @@ def _remarks(results: dict[str, Any]) -> list[str]:
     sample = f", at most {bank['per_class']} a class" if bank["per_class"] else ""
     lines.append(f"Bank: {bank['images']} ID training images{sample}")
     lines += [f"{each['detector']}: {each['note']}" for each in results["notes"]]
-    lines += [f"Left out: {each['detector']} ({each['reason']})" for each in results["omitted"]]
-    return lines
+    why: dict[str, list[str]] = defaultdict(list)
+    for each in results["omitted"]:
+        why[each["reason"]].append(each["detector"])
+    return lines + [f"Left out: {', '.join(detectors)} ({reason})" for reason, detectors in why.items()]

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from clip_ood.backbones.backbone import Backbone
 from clip_ood.backbones.create import create_backbone
+from clip_ood.detectors.build import required
 from clip_ood.features.store import Features, TextEmbeddings
 from clip_ood.prompts import prototypes
 from configs.errors import ConfigError
@@ -23,7 +24,12 @@ from lightning_modules.zero_shot import ZeroShot, check_classes
 
 
 def check_method(config: Config, benchmark: Benchmark) -> None:
-    """Raises ConfigError for a method that the ID set or the encoder cannot serve, before any image is read."""
+    """Raises ConfigError for a method that the ID set or the encoder cannot serve, or a detector that there is not,
+    before any image is read."""
+    try:
+        required(config.detectors)
+    except ValueError as error:
+        raise ConfigError(str(error)) from None
     method = config.method.name
     if method in ("linear_probe", "finetune") and not benchmark.labelled:
         raise ConfigError(

@@ -10,7 +10,7 @@ from importlib import import_module
 from typing import Any
 
 from clip_ood.detectors.detector import Detector
-from clip_ood.detectors.names import Spec, read_specs
+from clip_ood.detectors.names import ZOO, Spec, read_specs
 from clip_ood.outputs import Reference
 
 NEGATIVES = "needs negative labels: set data.negative_words (wordnet), with an encoder of texts and named classes"
@@ -22,8 +22,8 @@ REASONS = {
     "class_names": "needs class names: this ID set has none",
     "text_embeddings": "needs text embeddings: the encoder has no text side or the ID set no class names",
     "logit_scale": "needs the model's logit scale: this encoder has none",
-    "weight": "needs the head's weight: this run trains no linear head",
-    "bias": "needs the head's bias: this run trains no linear head",
+    "weight": "needs logits: this run trains no head",
+    "bias": "needs logits: this run trains no head",
     "neglabel": NEGATIVES,
     "csp": NEGATIVES,
 }
@@ -53,8 +53,8 @@ def build_detectors(
         _check_parameters(spec, cls)
         missing = [field for field in cls.requires if field not in available]
         if missing:
-            reason = "; ".join(REASONS.get(field, f"needs {field}: this run gives none") for field in missing)
-            omitted.append(Omitted(spec.label, reason))
+            reasons = dict.fromkeys(REASONS.get(field, f"needs {field}: this run gives none") for field in missing)
+            omitted.append(Omitted(spec.label, "; ".join(reasons)))
         else:
             detectors[spec.label] = cls(reference, **spec.parameters)
     return detectors, omitted
@@ -62,10 +62,19 @@ def build_detectors(
 
 def required(specs: Sequence[str | Mapping[str, Any]] | None) -> set[str]:
     """The fields of Outputs and Reference that the detectors asked for need; raises as `build_detectors`."""
-    return {field for spec in read_specs(specs) for field in _load(spec).requires}
+    fields: set[str] = set()
+    for spec in read_specs(specs):
+        cls = _load(spec)
+        _check_parameters(spec, cls)
+        fields.update(cls.requires)
+    return fields
 
 
 def _load(spec: Spec) -> type[Detector]:
+    if spec.name.startswith(ZOO):
+        from clip_ood.detectors.zoo import adapt
+
+        return adapt(spec.name)
     module, _, name = spec.target.partition(":")
     try:
         cls = getattr(import_module(module), name, None)
@@ -80,6 +89,12 @@ def _load(spec: Spec) -> type[Detector]:
 
 def _check_parameters(spec: Spec, cls: type[Detector]) -> None:
     parameters = list(inspect.signature(cls).parameters.values())[1:]  # the first is the reference
+    single = [
+        parameter for parameter in parameters if parameter.kind not in (parameter.VAR_KEYWORD, parameter.VAR_POSITIONAL)
+    ]
+    for parameter in single:
+        if parameter.default is parameter.empty and parameter.name not in spec.parameters:
+            raise ValueError(f"{spec.name}: needs a parameter: {{name: {spec.name}, {parameter.name}: …}}")
     if any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters):
         return
     valid = [parameter.name for parameter in parameters]

@@ -31,6 +31,7 @@ DETECTORS: dict[str, str] = {  # name -> "module:Class"
     "she": "clip_ood.detectors.she:SHE",
 }
 
+ZOO = "pytorch_ood."  # what begins so is a detector of the package pytorch-ood
 MAHALANOBIS_PP = {"name": "mahalanobis", "normalize": True, "as": "mahalanobis_pp"}  # Mahalanobis++
 DEFAULTS = [each for name in DETECTORS for each in ([name, MAHALANOBIS_PP] if name == "mahalanobis" else [name])]
 
@@ -52,8 +53,9 @@ class Spec:
 def read_specs(specs: Sequence[str | Mapping[str, Any]] | None) -> list[Spec]:
     """Detectors asked for, each with a column name of its own.
 
-    An entry is a name ("knn"), a class path ("my_pkg.scores.Mine") or a mapping {"name": "knn", "k": 50}, where the
-    optional key "as" gives the column name. A name asked for more than once gets its parameters appended: knn_k50.
+    An entry is a name ("knn"), one of pytorch-ood ("pytorch_ood.NCI"), a class path ("my_pkg.scores.Mine") or a
+    mapping {"name": "knn", "k": 50}, where the optional key "as" gives the column name. A name asked for more than once
+    gets its parameters appended: knn_k50.
     Parameters with lists of values, {"name": "knn", "k": [1, 5, 10]}, give candidates for one column, all combinations.
     None asks for `DEFAULTS`. Raises ValueError for an unknown name (with the nearest), an entry
     without a name, an empty list of values, and two equal column names.
