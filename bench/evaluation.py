@@ -17,11 +17,12 @@ import torch
 from torch.nn.functional import normalize
 
 from clip_ood.evaluation import DetectorSuite, table_rows
-from clip_ood.outputs import Outputs, Reference
+from clip_ood.outputs import NegativeLabels, Outputs, Reference
 
 TARGET = 100_000, 768, 100  # images of the bank, width, classes
 BASE = 25_000, 192, 100
 BATCH, ID, OOD, SETS, JOINT = 4096, 10_000, 5_000, 6, 512
+WORDS = 20_000  # negative labels: 15 % of WordNet
 
 
 class Made:
@@ -33,7 +34,9 @@ class Made:
         text = normalize(torch.randn(classes, JOINT, generator=self.generator), dim=1)
         names = tuple(f"class {c}" for c in range(classes))
         weight = self.means / width
-        self.reference = Reference(names, text, 100.0, weight, -0.5 * (weight * self.means).sum(dim=1))
+        words = normalize(torch.randn(WORDS, JOINT, generator=self.generator), dim=1)
+        bias = -0.5 * (weight * self.means).sum(dim=1)
+        self.reference = Reference(names, text, 100.0, weight, bias, *2 * [NegativeLabels(text, words)])
 
     def batches(self, rows: int, shift: float = 0.0) -> Iterator[Outputs]:
         for start in range(0, rows, BATCH):

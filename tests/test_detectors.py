@@ -161,6 +161,7 @@ def test_low_precision_finds_the_neighbours_of_float32(monkeypatch):
     bank = torch.nn.functional.normalize(torch.randn(3000, 64, generator=generator), dim=1)
     near = bank[:300] + 1e-3 * torch.randn(300, 64, generator=generator)  # closer together than bfloat16 can tell
     bank, queries = torch.cat([bank, near, near + 1e-5]), near + 1e-4
+    monkeypatch.setattr(neighbours, "MANY", 1)
     swept = []
     sweep = neighbours._sweep
     monkeypatch.setattr(neighbours, "_sweep", lambda *a: swept.append((len(a[0]), a[-1])) or sweep(*a))
@@ -177,6 +178,7 @@ def test_low_precision_finds_the_neighbours_of_float32(monkeypatch):
 
 def test_queries_that_low_precision_cannot_decide_are_searched_again(monkeypatch):
     monkeypatch.setattr(neighbours, "low_precision", lambda device: torch.bfloat16)
+    monkeypatch.setattr(neighbours, "MANY", 1)
     swept = []
     sweep = neighbours._sweep
     monkeypatch.setattr(neighbours, "_sweep", lambda *a: swept.append((len(a[0]), a[-1])) or sweep(*a))

@@ -17,6 +17,7 @@ from torch import Tensor
 QUERIES = 4096  # rows of one block of products
 BANK = 8192  # its columns: 128 MiB in float32
 PAIRS = 16384  # products computed again at once
+MANY = 64  # rows of the bank for each one that is computed again: with less, that takes longer than the products
 FEW = 256  # below so many queries, converting the bank takes longer than the products
 
 
@@ -36,7 +37,7 @@ def nearest(
     device = chunks[0].device
     products = torch.empty(len(queries), k, device=device)
     positions = torch.empty(len(queries), k, dtype=torch.int64, device=device)
-    low = low_precision(device.type) if k else None
+    low = low_precision(device.type) if k and size > MANY * _taken(k) else None
     for start in range(0, len(queries) if k else 0, QUERIES):
         block = slice(start, start + QUERIES)
         rows = queries[block].to(device, torch.float32)
@@ -80,7 +81,7 @@ def _reranked(
     at most a + ‖q − q~‖ max ‖b‖ + ‖q~‖ max ‖b − b~‖ (Cauchy-Schwarz, ~ rounded), + |a| u for the rounded result, and
     the rounding of sums.
     """
-    taken = min(2 * k + 32, sum(map(len, chunks)))
+    taken = _taken(k)
     rough, positions, (longest, rounding) = _sweep(queries, chunks, scales, taken, dtype)
     exact = _products(queries, chunks, scales, positions)
     products, order = exact.topk(k, dim=1)
@@ -88,9 +89,12 @@ def _reranked(
     last, unit = rough[:, -1].float(), torch.finfo(dtype).eps / 2
     error = (queries - rounded).norm(dim=1) * longest + rounded.norm(dim=1) * (rounding + longest * _summing(queries))
     unsure = last + last.abs() * unit + error > products[:, -1]
-    if taken == sum(map(len, chunks)):
-        unsure.zero_()
     return products, positions.gather(1, order), unsure.nonzero().squeeze(1)
+
+
+def _taken(k: int) -> int:
+    """How many neighbours in low precision the k best are sought among."""
+    return 2 * k + 32
 
 
 def _summing(queries: Tensor) -> float:
