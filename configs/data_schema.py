@@ -170,4 +170,10 @@ class Data(Section):
             | self.ood.keys() & self.csid.keys()
         ):
             raise ValueError(f"set names must be distinct, and none of bank, id_test, val, ood_val: {', '.join(twice)}")
+        if same := [name for name, images in (self.csid | self.ood).items() if _place(images) == _place(self.ood_val)]:
+            raise ValueError(f"ood_val: {same[0]} is reported on; nothing may be chosen on it. Name other images")
         return self
+
+
+def _place(images: ImageSet | None) -> dict[str, Any] | None:
+    return None if images is None else images.model_dump(exclude={"group", "source", "per_class"})

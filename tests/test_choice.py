@@ -68,6 +68,8 @@ def test_the_test_sets_have_no_say(images):
 def test_without_images_to_choose_by_it_is_an_error(images):
     with pytest.raises(ConfigError, match=r"knn has several values to choose from.*data.ood_val"):
         run(images, ood_val="")
+    with pytest.raises(ConfigError, match=r"ood_val: near is reported on; nothing may be chosen on it"):
+        run(images, ood_val="ood_val: {folder: near, group: far},")
     with pytest.raises(ConfigError, match=r"data.ood_val stands against ID val, which has no images"):
         run(images, "--data.splits.val=0")
 
