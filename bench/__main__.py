@@ -14,6 +14,7 @@ NAMES = (
     "extraction",
     "processes",
     "probe",
+    "sweep",
     "fine_tune",
     "rmd",
     "knn",

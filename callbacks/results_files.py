@@ -22,11 +22,13 @@ COLUMNS = ("detector", "setting", "ood", "group", *METRICS, "n_id", "n_ood")
 def write_results(folder: Path, results: Results, about: dict[str, Any], benchmark: Benchmark) -> None:
     """Writes all three; results.json last, since it marks a run as finished.
 
-    `about`: run, method, encoder, seeds, bank, pseudo_labels.
+    `about`: run, method, encoder, seeds, bank, pseudo_labels, sweep (the heads of a probe sweep; also as sweep.csv).
     """
     rows = [_json_row(row) for row in results.rows]
     write_table(folder / "results.csv", rows)
     write_scores(folder / "scores.parquet", results, benchmark)
+    if about["sweep"]:
+        write_sweep(folder / "sweep.csv", about["sweep"])
     content = {
         **about,
         "accuracy": results.accuracy,
@@ -52,6 +54,14 @@ def write_table(path: Path, rows: list[dict[str, Any]]) -> None:
         writer.writerow(COLUMNS)
         for row in rows:
             writer.writerow([f"{100 * row[name]:.2f}" if name in METRICS else row[name] for name in COLUMNS])
+
+
+def write_sweep(path: Path, heads: list[dict[str, Any]]) -> None:
+    """A line a head of a probe sweep: its settings, val_accuracy (a fraction), val_nll (empty: not finite), chosen."""
+    with path.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.DictWriter(file, heads[0])
+        writer.writeheader()
+        writer.writerows(heads)
 
 
 def write_scores(path: Path, results: Results, benchmark: Benchmark) -> None:

@@ -62,6 +62,12 @@ def _cell(row: dict[str, Any], best: float, intervals: bool) -> str:
     return f"{f'[bold]{auroc}[/bold]' if row['auroc'] == best else auroc}{spread} / {100 * row['fpr95']:.1f}"
 
 
+def _choice(head: dict[str, Any]) -> str:
+    told = ("seed", "lr", "weight_decay", "min_confidence")
+    settings = ", ".join(f"{key} {head[key]:g}" for key in told if key in head)
+    return f"Chosen of the sweep on ID val: {settings} (hits {100 * head['val_accuracy']:.1f} %; all heads: sweep.csv)"
+
+
 def _remarks(results: dict[str, Any]) -> list[str]:
     lines = []
     if not results["rows"]:
@@ -72,6 +78,7 @@ def _remarks(results: dict[str, Any]) -> list[str]:
     if (pseudo := results["pseudo_labels"]) is not None:
         right = "" if pseudo["accuracy"] is None else f", {100 * pseudo['accuracy']:.1f} % of them right"
         lines.append(f"Pseudo-labels: {pseudo['passed']:g} of {pseudo['images']:g} images passed the filter{right}")
+    lines += [_choice(head) for head in results["sweep"] or [] if head["chosen"]]
     bank = results["bank"]
     sample = f", at most {bank['per_class']} a class" if bank["per_class"] else ""
     lines.append(f"Bank: {bank['images']} ID training images{sample}")

@@ -2,15 +2,46 @@
 
 from __future__ import annotations
 
+from itertools import product
 from typing import Literal
 
 from pydantic import Field, model_validator
 
-from configs.section import Fraction, Positive, Section
+from configs.section import Decay, Fraction, Positive, Rate, Section
 
 
 class ZeroShot(Section):
     """The encoder as it is: nothing is trained."""
+
+
+class ProbeGrid(Section):
+    """Settings to try: every combination of the values listed is a head, and all heads are trained in one pass. The
+    head that is right on most of ID val is the run's (ties: the lower NLL)."""
+
+    lr: list[Rate] | None = Field(default=None, min_length=1)
+    """Learning rates (default: the method's own)."""
+    weight_decay: list[Decay] | None = Field(default=None, min_length=1)
+    """L2 penalties (default: the method's own)."""
+
+    @model_validator(mode="after")
+    def _values_differ(self) -> ProbeGrid:
+        for key, values in self.listed().items():
+            if twice := [value for number, value in enumerate(values) if value in values[:number]]:
+                raise ValueError(f"{key} lists {twice[0]:g} twice; each value must be another head")
+        return self
+
+    def listed(self) -> dict[str, list[float]]:
+        """The values of each key that lists some."""
+        return {key: values for key in type(self).model_fields if (values := getattr(self, key)) is not None}
+
+
+class PLPGrid(ProbeGrid):
+    """As a linear probe's sweep. PLP's heads are judged by val's pseudo-labels, those above the lowest min_confidence;
+    true labels choose nothing."""
+
+    min_confidence: list[Fraction] | None = Field(default=None, min_length=1)
+    """Thresholds (default: the method's own). All heads see the images above the lowest; a head's loss is the mean over
+    those of a batch that are above its own."""
 
 
 class LinearProbe(Section):
@@ -21,12 +52,22 @@ class LinearProbe(Section):
     """Passes over the training features."""
     batch_size: Positive = 256
     """Global batch, over all devices (8192 for ImageNet)."""
-    lr: float = Field(default=1e-3, gt=0)
+    lr: Rate = 1e-3
     """Learning rate for a batch of 256; scaled by batch_size / 256."""
-    weight_decay: float = Field(default=1e-3, ge=0)
+    weight_decay: Decay = 1e-3
     """Adam's L2 penalty."""
     per_class: Positive | None = None
     """Few-shot: train on a seeded draw of this many images a (pseudo-)class (default: all)."""
+    sweep: ProbeGrid | None = None
+    """Train many heads in one pass and keep the one that is best on ID val (default: one head)."""
+
+    def candidates(self) -> list[LinearProbe]:
+        """The settings of every head of the sweep, thresholds varying fastest; these settings alone without one."""
+        listed = self.sweep.listed() if self.sweep else {}
+        return [
+            self.model_copy(update={"sweep": None} | dict(zip(listed, values, strict=True)))
+            for values in product(*listed.values())
+        ]
 
 
 class PLP(LinearProbe):
@@ -34,6 +75,8 @@ class PLP(LinearProbe):
 
     min_confidence: Fraction = 0.9
     """Images whose pseudo-probability is below this are left out (0: none is)."""
+    sweep: PLPGrid | None = None
+    """Train many heads in one pass and keep the one that agrees best with the pseudo-labels of ID val (default: one)."""
 
 
 class FineTune(Section):

@@ -18,7 +18,8 @@ def describe(logger: TensorBoardLogger, config: Config, results: dict[str, Any])
     board: SummaryWriter = logger.experiment
     board.add_text("config", textwrap.indent(dump(config), "    "))
     settings = {"method": results["method"], "encoder": results["encoder"], "seed": config.seed}
-    settings |= config.method.settings.model_dump(exclude_none=True)
+    settings |= config.method.settings.model_dump(exclude_none=True, exclude={"sweep"})
+    settings |= next((head for head in results["sweep"] or [] if head["chosen"]), {})
     rows = [row for row in results["rows"] if row["setting"] == "standard"]
     means = {f"ood/mean/{row['detector']}/auroc": row["auroc"] for row in rows if row["ood"] == "mean"}
     for summary in hparams(settings, means):  # the means are logged already; this names them as the run's metrics

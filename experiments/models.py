@@ -45,6 +45,21 @@ def check_method(config: Config, benchmark: Benchmark) -> None:
         )
     if method == "finetune":
         _check_start(config)
+    if getattr(config.method.settings, "sweep", None) is not None:
+        _check_sweep(config, benchmark)
+
+
+def _check_sweep(config: Config, benchmark: Benchmark) -> None:
+    method = config.method.name
+    if not benchmark.parts["val"].rows:
+        raise ConfigError(
+            f"method.{method}.sweep chooses among heads on ID val, and val is empty: raise data.splits.val "
+            f"({config.data.splits.val:g}) or name data.id.val; or drop the sweep"
+        )
+    if config.trainer.get("gradient_clip_val"):
+        raise ConfigError(
+            f"trainer.gradient_clip_val would clip the gradients of all heads of method.{method}.sweep together: drop one"
+        )
 
 
 def _check_start(config: Config) -> None:
@@ -88,8 +103,10 @@ def build(
         return ZeroShot(**classes), data
     from lightning_modules.linear_probe import LinearProbe
     from lightning_modules.plp import PLP
+    from lightning_modules.probe_sweep import LinearProbeSweep, PLPSweep
 
-    kind = {"linear_probe": LinearProbe, "plp": PLP}[config.method.name]
+    alone, swept = {"linear_probe": (LinearProbe, LinearProbeSweep), "plp": (PLP, PLPSweep)}[config.method.name]
+    kind = swept if config.method.settings.sweep else alone
     return kind(config.method.settings, data.train.stored.features.width, config.seed, **classes), data
 
 

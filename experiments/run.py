@@ -74,6 +74,7 @@ def _run(config: Config, folder: Path, checkpoint: Path | None) -> dict[str, Any
         "seeds": [config.seed],
         "bank": bank,
         "pseudo_labels": getattr(module, "report", None),
+        "sweep": getattr(module, "sweep", None),
     }
     write_results(folder, evaluation.results, about, benchmark)
     results = json.loads((folder / "results.json").read_text(encoding="utf-8"))

@@ -55,6 +55,9 @@ def _summarise(config: Config, folder: Path) -> dict[str, Any]:
             key: None if value is None else fmean(report[key] for report in reports)
             for key, value in reports[0].items()
         }
+    if content["sweep"] is not None:
+        pairs = zip(config.seeds, of_seed, strict=True)
+        content["sweep"] = [{"seed": s} | head for s, results in pairs for head in results["sweep"] if head["chosen"]]
     write_table(folder / "results.csv", content["rows"])
     write_json(folder / FINISHED, content)
     return content

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
+from typing import Any
 
 import torch
 from rich.console import Console
@@ -34,6 +36,12 @@ class LinearProbe(ZeroShot):
         """The labels that the head is trained on: (n,), -1 for rows left out."""
         return table.labels
 
+    def targets(self, table: FeatureTable) -> Tensor:
+        """The labels of the draw that the head is trained on: (n,), -1 for rows left out."""
+        labels = self.labels(table)
+        self._check(labels, table)
+        return few_shot(labels, self.settings.per_class, self.seed)
+
     def setup(self, stage: str) -> None:
         if stage != "fit":
             return
@@ -43,13 +51,12 @@ class LinearProbe(ZeroShot):
     def _prepare(self, table: FeatureTable) -> None:
         features = table.stored.features
         self.head.standardise(*mean_and_std(features, table.rows))
-        labels = few_shot(self.labels(table), self.settings.per_class, self.seed)
-        self._check(labels)
-        kept = (labels >= 0).nonzero().squeeze(1)
+        targets = self.targets(table)
+        kept = (targets.view(len(table), -1) >= 0).any(dim=1).nonzero().squeeze(1)
         device = self.trainer.strategy.root_device
         self._batches = DeviceBatches(
             features.take(table.rows[kept], device),
-            labels[kept].to(device),
+            targets[kept].to(device),
             self.settings.batch_size,
             self.seed,
             self.trainer.global_rank,
@@ -83,19 +90,27 @@ class LinearProbe(ZeroShot):
         )
 
     def configure_optimizers(self):
-        lr = self.settings.lr * self.settings.batch_size / 256
-        optimizer = torch.optim.Adam(self.head.parameters(), lr=lr, weight_decay=self.settings.weight_decay)
+        optimizer = self.optimizer()
         schedule = warmup_cosine(int(self.trainer.estimated_stepping_batches))
         scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, schedule)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
 
-    def _check(self, labels: Tensor) -> None:
+    def optimizer(self) -> torch.optim.Adam:
+        return torch.optim.Adam([adam_group(self.settings, self.head.parameters())])
+
+    def _check(self, labels: Tensor, table: FeatureTable) -> None:
         found = labels[labels >= 0].unique().numel()
         if found < 2:
             raise ValueError(
                 f"A linear probe needs images of two classes or more, and the {len(labels)} readable training images "
                 f"show {found}. Look at the labels of data.id, or take --method={{zero_shot: {{}}}}"
             )
+
+
+def adam_group(settings: Settings, parameters: Iterable[Tensor]) -> dict[str, Any]:
+    """Parameters with their learning rate, scaled to the batch, and their weight decay."""
+    lr = settings.lr * settings.batch_size / 256
+    return {"params": list(parameters), "lr": lr, "weight_decay": settings.weight_decay}
 
 
 def warmup_cosine(steps: int, warmup: float = 0.1):

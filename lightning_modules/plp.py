@@ -23,23 +23,13 @@ class PLP(LinearProbe):
 
     report: dict[str, int | float | None] | None = None
 
-    def setup(self, stage: str) -> None:
-        super().setup(stage)
+    def on_test_start(self) -> None:
         if self.report is None:  # a head that was trained before
-            self.labels(self.trainer.datamodule.train)
+            table = self.trainer.datamodule.train
+            self._report(self.labels(table), table)
 
     def labels(self, table: FeatureTable) -> Tensor:
-        labels = torch.cat([self._pseudo_labels(table[rows]) for rows in torch.arange(len(table)).split(8192)])
-        passed = labels >= 0
-        known = passed & (table.labels >= 0)
-        right = (labels == table.labels)[known]
-        self.report = {
-            "images": len(table),
-            "passed": int(passed.sum()),
-            "classes": labels[passed].unique().numel(),
-            "accuracy": right.float().mean().item() if len(right) else None,
-        }
-        return labels
+        return torch.cat([self._pseudo_labels(table[rows]) for rows in torch.arange(len(table)).split(8192)])
 
     def evaluation_step(self, batch: Outputs, dataloader_idx: int) -> Outputs:
         outputs = super().evaluation_step(batch, dataloader_idx)
@@ -49,8 +39,20 @@ class PLP(LinearProbe):
         text = self.text_embeddings.to(batch.embeddings.device)
         return pseudo_labels(batch.embeddings, text, self.logit_scale, self.settings.min_confidence)
 
-    def _check(self, labels: Tensor) -> None:
-        if labels[labels >= 0].unique().numel() < 2:
+    def _report(self, labels: Tensor, table: FeatureTable) -> None:
+        passed = labels >= 0
+        known = passed & (table.labels >= 0)
+        right = (labels == table.labels)[known]
+        self.report = {
+            "images": len(table),
+            "passed": int(passed.sum()),
+            "classes": labels[passed].unique().numel(),
+            "accuracy": right.float().mean().item() if len(right) else None,
+        }
+
+    def _check(self, labels: Tensor, table: FeatureTable) -> None:
+        self._report(labels, table)
+        if self.report["classes"] < 2:
             raise ValueError(
                 f"PLP: {self.report['passed']} of {self.report['images']} images have a pseudo-probability of at least "
                 f"{self.settings.min_confidence:g}, in {self.report['classes']} classes; a head needs two classes. Lower "

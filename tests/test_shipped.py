@@ -51,7 +51,9 @@ LAYOUT_OF = {
     "own_images.yaml": "photos",
     "demo_cifar.yaml": "cifar",
     "finetune_published_vitl.yaml": "cifar",
-} | dict.fromkeys(["demo.yaml", "linear_probe_demo.yaml", "zero_shot_demo.yaml", "finetune_demo.yaml"], "demo")
+} | dict.fromkeys(
+    ["demo.yaml", "linear_probe_demo.yaml", "zero_shot_demo.yaml", "finetune_demo.yaml", "sweep_demo.yaml"], "demo"
+)
 WIDTHS = {  # of g and of h
     "ViT-bigG-14": (1664, 1280),
     "ViT-H-14": (1280, 1024),

@@ -1,0 +1,95 @@
+"""A sweep of 64 heads in one pass, against the training steps of 64 separate probes: python -m bench.sweep"""
+
+from __future__ import annotations
+
+import logging
+import tempfile
+import warnings
+from pathlib import Path
+from statistics import median
+from time import perf_counter
+
+import torch
+from lightning.pytorch import Callback, Trainer
+
+from clip_ood.features.rows import Rows
+from clip_ood.features.store import Features
+from configs.schema import LinearProbe as Settings
+from datamodules.benchmark import Benchmark, Part
+from datamodules.feature_data import FeatureData
+from datamodules.image_list import ImageList
+from lightning_modules.linear_probe import LinearProbe
+from lightning_modules.probe_sweep import LinearProbeSweep
+
+N, D, C, VAL, ROUNDS = 100_000, 768, 100, 100, 3
+GRID = {"lr": [10 ** (-5 + i / 2) for i in range(8)], "weight_decay": [0, *(10 ** (-6 + i / 2) for i in range(7))]}
+HEADS = len(GRID["lr"]) * len(GRID["weight_decay"])
+SEPARATE = 4  # heads trained alone in a round; the sum over all is scaled from them
+STEPS = {256: 40, 8192: 6}  # batch size: steps of a round, the first of which warms up
+
+
+class Clock(Callback):
+    """Seconds a training step, from the end of the first to the end of the last, batches included."""
+
+    def on_train_batch_end(self, trainer, module, outputs, batch, batch_idx) -> None:
+        if batch_idx == 0:
+            self.start = perf_counter()
+        else:
+            self.step = (perf_counter() - self.start) / batch_idx
+
+
+def step_seconds(data: FeatureData, batch_size: int, sweep: dict[str, list[float]] | None) -> float:
+    kind = LinearProbeSweep if sweep else LinearProbe
+    settings = Settings(epochs=1, batch_size=batch_size, sweep=sweep)
+    module = kind(settings, D, 0, class_names=tuple(map(str, range(C))))
+    clock = Clock()
+    with tempfile.TemporaryDirectory() as folder:
+        trainer = Trainer(
+            default_root_dir=folder,
+            max_epochs=1,
+            limit_train_batches=STEPS[batch_size],
+            accelerator="cpu",
+            devices=1,
+            callbacks=[clock],
+            **dict.fromkeys(("logger", "enable_checkpointing", "enable_progress_bar", "enable_model_summary"), False),
+            use_distributed_sampler=False,
+        )
+        trainer.fit(module, datamodule=data)
+    return clock.step
+
+
+def random_data() -> FeatureData:
+    generator = torch.Generator().manual_seed(0)
+    count = N + VAL
+    labels = torch.randint(C, (count,), generator=generator)
+    features = torch.randn(count, D, generator=generator)
+    names = tuple(map(str, range(count)))
+    images = {"id": ImageList("id", Path(), names, tuple(labels.tolist()))}
+    train, val = list(range(N)), list(range(N, count))
+    parts = {role: Part(role, role, "", "id", rows) for role, rows in (("bank", val), ("train", train), ("val", val))}
+    benchmark = Benchmark(images, parts, tuple(map(str, range(C))))
+    stored = {"id": Features(Rows(tuple(features.split(1024))), None, torch.ones(count, dtype=torch.bool))}
+    return FeatureData(benchmark, stored, 4096)
+
+
+def main() -> None:
+    logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
+    warnings.filterwarnings("ignore")
+    data = random_data()
+    for batch_size in STEPS:
+        ratios, together = [], []
+        for _ in range(ROUNDS):
+            alone = [step_seconds(data, batch_size, None) for _ in range(SEPARATE // 2)]
+            together.append(step_seconds(data, batch_size, GRID))
+            alone += [step_seconds(data, batch_size, None) for _ in range(SEPARATE // 2)]
+            ratios.append(together[-1] / (HEADS * sum(alone) / len(alone)))
+        print(
+            f"sweep, step of {HEADS} heads over {HEADS} steps of one (scaled from {SEPARATE}), {N} x {D}, {C} classes, "
+            f"batch {batch_size}  {median(ratios):.2f} ({min(ratios):.2f}–{max(ratios):.2f}), "
+            f"{median(together):.2f} s a step  <= 0.75",
+            flush=True,
+        )
+
+
+if __name__ == "__main__":
+    main()
