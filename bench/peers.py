@@ -8,13 +8,13 @@ from statistics import median
 from time import perf_counter
 
 import torch
-from clip_ood.detectors.vim import ViM
 from pytorch_ood import detector as peers
 from torch import Tensor
 
 from clip_ood.detectors.detector import Detector
 from clip_ood.detectors.knn import KNN
 from clip_ood.detectors.mahalanobis import RMD
+from clip_ood.detectors.vim import ViM
 from clip_ood.outputs import Outputs, Reference
 
 BANK, SCORED, D, C, DIM, REPEATS = 20_000, 5_000, 768, 100, 512, 3

@@ -12,7 +12,7 @@ PROJECT = Path(__file__).parents[1]
 OUT_OF_MEMORY = (
     "the GPU's memory is full. Extraction and evaluation: lower data.batch_size, or backbone.precision=bf16. Fine-tuning: "
     "method.finetune.gradient_checkpointing=true, trainer.accumulate_grad_batches=2 (or more; the global batch stays), "
-    "trainer.precision=bf16-mixed, or a smaller method.finetune.batch_size"
+    "trainer.precision=bf16-mixed, or a smaller method.finetune.batch_size. Sweeps: fewer heads, or a smaller batch_size"
 )
 
 

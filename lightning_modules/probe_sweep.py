@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from math import isfinite
 from typing import Any
 
@@ -22,10 +23,12 @@ class ProbeSweep(LinearProbe):
     all training images) and batches. The stream holds the images above the lowest threshold; a head's loss is the mean
     over those of a batch that are above its own. So a head is the ordinary probe of its settings, except that with
     several thresholds the batches of a higher one hold fewer images than batch_size. With per_class each threshold has
-    its own draw, and the stream is their union. Memory: three times batch_size · H · C floats.
+    its own draw, and the stream is their union. Memory: about three times batch_size · H · C floats for a step; weights,
+    gradients and Adam's moments are 4 · H · C · D, and a checkpoint holds all but the gradients.
 
-    After every epoch the heads are judged on ID val, and the best of that moment is `head`: most hits, then the lower
-    NLL. `sweep` holds a dict a head: its settings, val_accuracy, val_nll (None where it is not finite), chosen.
+    After every epoch the heads are judged on ID val (one forward pass over it), and the best of that moment is `head`:
+    most hits, then the lower NLL. The last epoch's choice is the run's. `sweep` holds a dict a head: its settings,
+    val_accuracy, val_nll (None where it is not finite), chosen.
     Raises: ValueError where no val image has a label, and when every head has diverged.
     """
 
@@ -43,7 +46,7 @@ class ProbeSweep(LinearProbe):
         """The labels at each threshold: (n, T), -1 where an image is below it."""
         return self._at_each_threshold(super().targets, table)
 
-    def _at_each_threshold(self, labels, table: FeatureTable) -> Tensor:
+    def _at_each_threshold(self, labels: Callable[[FeatureTable], Tensor], table: FeatureTable) -> Tensor:
         columns = []
         for candidate in self.candidates[: self.thresholds]:
             self.settings = candidate
@@ -130,7 +133,7 @@ class ProbeSweep(LinearProbe):
         accuracies, nlls = (totals.cpu().double() / self._val_images).tolist()
         sound = [number for number, nll in enumerate(nlls) if isfinite(nll)]
         if not sound:
-            raise ValueError("Every head of the sweep has diverged: lower method.….sweep.lr")
+            raise ValueError("Every head of the sweep has diverged: lower sweep.lr")
         best = max(sound, key=lambda number: (accuracies[number], -nlls[number]))
         self.sweep = [
             each | {"val_accuracy": accuracy, "val_nll": nll if isfinite(nll) else None, "chosen": number == best}

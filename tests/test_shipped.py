@@ -22,6 +22,8 @@ import configs
 import experiments.models
 import experiments.run
 from clip_ood.backbones.create import create_backbone
+from clip_ood.detectors import DETECTORS
+from clip_ood.detectors.build import required
 from clip_ood.evaluation import DetectorSuite
 from clip_ood.features.rows import Rows
 from clip_ood.features.store import Features, TextEmbeddings
@@ -62,7 +64,7 @@ WIDTHS = {  # of g and of h
     "local-dir:data/demo_encoder": (1280, 384),
 }
 NEGATIVES = {"neglabel", "csp"}
-HEADS = {"msp", "max_logit", "energy", "mahalanobis_logits", "rmd_logits"}
+HEADS = {name for name in DETECTORS if required([name]) & {"logits", "weight"}}
 PARAMETERS = {"own_images.yaml": 86, "linear_probe_vith.yaml": 632, "plp_vitg.yaml": 1845}  # 10⁶, of the image tower
 
 

@@ -27,8 +27,9 @@ class ClassSums(Statistic):
     def __init__(self, values: Callable[[Outputs], Tensor], classes: Callable[[Outputs], Tensor]) -> None:
         super().__init__()
         self.values, self.classes = values, classes
-        self.register_buffer("counts", torch.zeros(0, dtype=torch.float64))
-        self.register_buffer("sums", torch.zeros(0, 0, dtype=torch.float64))
+        with torch.inference_mode(False):  # they change in place
+            self.register_buffer("counts", torch.zeros(0, dtype=torch.float64))
+            self.register_buffer("sums", torch.zeros(0, 0, dtype=torch.float64))
 
     def key(self) -> Hashable:
         return type(self), self.values, self.classes

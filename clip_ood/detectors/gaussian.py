@@ -26,7 +26,8 @@ class Moments(ClassSums):
     def __init__(self, space: str, *, unit: bool = False) -> None:
         super().__init__(self._values, self._places)
         self.space, self.unit = space, unit
-        self.register_buffer("second", torch.zeros(2, 0, 0, dtype=torch.float64))
+        with torch.inference_mode(False):
+            self.register_buffer("second", torch.zeros(2, 0, 0, dtype=torch.float64))
 
     def key(self) -> Hashable:
         return type(self), self.space, self.unit
