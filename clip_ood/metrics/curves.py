@@ -43,10 +43,9 @@ def curve_metrics(ranking: Ranking, resamples: Resamples | None = None) -> dict[
         >>> curve_metrics(ranking)["auroc"]
         tensor([0.8750], dtype=torch.float64)
     """
-    num_id, num_ood = len(ranking.id_order), len(ranking.ood_order)
     if resamples is None:
-        resamples = Resamples(torch.ones(1, num_id), torch.ones(1, num_ood))
-    resamples.check_sizes(num_id, num_ood)
+        return _metrics(ranking.id_above[None].double(), ranking.ood_above[None].double())
+    resamples.check_sizes(len(ranking.id_order), len(ranking.ood_order))
     device = ranking.thresholds.device
     rows = max(1, _CHUNK // len(ranking.id_above))
     chunks = [

@@ -30,7 +30,7 @@ class Ranking:
         """True and false positives, each (B, G + 1) float64, when row i is present `counts[b, i]` times.
 
         Args:
-            id_counts: (B, M) how often each ID row is present; ones for the scores as they are.
+            id_counts: (B, M) how often each ID row is present.
             ood_counts: (B, N) the same for the OOD rows.
         """
         return (
