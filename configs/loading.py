@@ -90,6 +90,13 @@ def override(content: dict[str, Any], arguments: list[str]) -> dict[str, Any]:
     return content
 
 
+def change(content: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
+    """`content` with each dotted key of `changes` set in it; values may name blocks."""
+    for key, value in changes.items():
+        content = _set(content, key.split("."), _block(value))
+    return content
+
+
 def _set(content: Any, path: list[str], value: Any) -> dict[str, Any]:
     """A copy of `content` in which the key at `path` is `value`."""
     if not path:
@@ -113,7 +120,7 @@ def validate(content: dict[str, Any]) -> Config:
     try:
         config = Config.model_validate(content)
     except ValidationError as error:
-        raise ConfigError("\n".join(_explain(problem) for problem in error.errors())) from None
+        raise ConfigError(explain(error, Config)) from None
     check_names(config)
     return config
 
@@ -125,27 +132,31 @@ def dump(config: Config) -> str:
     return yaml.safe_dump(content, sort_keys=False, allow_unicode=True, width=120)
 
 
-def _explain(problem: dict[str, Any]) -> str:
+def explain(error: ValidationError, section: type[BaseModel]) -> str:
+    """A line for each wrong key or value of a `section`."""
+    return "\n".join(_explain(problem, section) for problem in error.errors())
+
+
+def _explain(problem: dict[str, Any], section: type[BaseModel]) -> str:
     where = ".".join(str(part) for part in problem["loc"])
     if problem["type"] == "extra_forbidden":
-        valid = _keys_at(problem["loc"][:-1])
+        valid = _keys_at(problem["loc"][:-1], section)
         last = str(problem["loc"][-1])
         return f"There is no config key {where}.{nearest(last, valid) or ' Known here: ' + ', '.join(valid) + '.'}"
     if problem["type"] == "missing":
         return f"The config key {where} is missing."
     if problem["type"] == "model_type":
-        known = ", ".join(_keys_at(problem["loc"]))
+        known = ", ".join(_keys_at(problem["loc"], section))
         return f"{where} takes keys, as --{where}='{{KEY: VALUE}}', or a YAML file; got {problem['input']!r}. Known here: {known}."
     message = problem["msg"].removeprefix("Value error, ")
     given = "" if isinstance(problem["input"], dict | BaseModel) else f" (got {problem['input']!r})"
     return f"{where}: {message}{given}" if where else f"{message}{given}"
 
 
-def _keys_at(location: tuple) -> list[str]:
-    """The valid keys of the section at `location`."""
+def _keys_at(location: tuple, section: type[BaseModel]) -> list[str]:
+    """The valid keys at `location` below a section."""
     from configs.help import section_of
 
-    section = Config
     for part in location:
         field = section.model_fields.get(str(part))
         if field is None:  # the name of a set in a mapping of sets

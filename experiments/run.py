@@ -74,6 +74,7 @@ def _run(config: Config, folder: Path, checkpoint: Path | None) -> dict[str, Any
         "seeds": [config.seed],
         "bank": bank,
         "pseudo_labels": getattr(module, "report", None),
+        "trained_on": getattr(module, "trained_on", None),
         "sweep": getattr(module, "sweep", None),
     }
     write_results(folder, evaluation.results, about, benchmark)

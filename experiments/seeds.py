@@ -17,21 +17,24 @@ from experiments.run_folder import FINISHED, head_of, is_follower, seed_folder, 
 
 
 def conduct(config: Config, folder: Path, source: Path | None = None) -> None:
-    """Runs an experiment in `folder`, once or once a seed, and prints the table.
+    """As `experiment`, and prints the table."""
+    if results := experiment(config, folder, source):
+        print_table(results)
+        print(f"Results: {folder}")
+
+
+def experiment(config: Config, folder: Path, source: Path | None = None) -> dict[str, Any]:
+    """Runs an experiment in `folder`, once or once a seed: the content of its results.json, {} beside the first process.
 
     With `source`, heads are taken from that run instead of being trained.
     """
     trained = source is not None and config.method.name != "zero_shot"
     if not config.seeds:
-        results = run(config, folder, head_of(source) if trained else None)
-    else:
-        with started(folder, dump(config)):
-            for seed in config.seeds:
-                _run_seed(config, seed, folder, head_of(seed_folder(source, seed)) if trained else None)
-        results = {} if is_follower() else _summarise(config, folder)
-    if results:
-        print_table(results)
-        print(f"Results: {folder}")
+        return run(config, folder, head_of(source) if trained else None)
+    with started(folder, dump(config)):
+        for seed in config.seeds:
+            _run_seed(config, seed, folder, head_of(seed_folder(source, seed)) if trained else None)
+    return {} if is_follower() else _summarise(config, folder)
 
 
 def _run_seed(config: Config, seed: int, folder: Path, head: Path | None) -> None:

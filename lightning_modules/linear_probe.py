@@ -25,6 +25,8 @@ class LinearProbe(ZeroShot):
     Source: Adaloglou et al. 2024, arXiv 2303.05828. Raises: ValueError when fewer than two classes have images.
     """
 
+    trained_on: dict[str, int] | None = None
+
     def __init__(self, settings: Settings, width: int, seed: int, **classes) -> None:
         super().__init__(**classes)
         self.settings, self.seed = settings, seed
@@ -52,6 +54,7 @@ class LinearProbe(ZeroShot):
         features = table.stored.features
         self.head.standardise(*mean_and_std(features, table.rows))
         targets = self.targets(table)
+        self.trained_on = labels_a_class(targets)
         kept = (targets.view(len(table), -1) >= 0).any(dim=1).nonzero().squeeze(1)
         device = self.trainer.strategy.root_device
         self._batches = DeviceBatches(
@@ -105,6 +108,13 @@ class LinearProbe(ZeroShot):
                 f"A linear probe needs images of two classes or more, and the {len(labels)} readable training images "
                 f"show {found}. Look at the labels of data.id, or take --method={{zero_shot: {{}}}}"
             )
+
+
+def labels_a_class(targets: Tensor) -> dict[str, int]:
+    """How many images a head learns from, in how many classes, and how many the classes have at least and at most."""
+    labels = targets.view(len(targets), -1).amax(dim=1)  # of a sweep: those at the lowest threshold
+    counts = labels[labels >= 0].unique(return_counts=True)[1]
+    return {"images": int(counts.sum()), "classes": len(counts), "fewest": int(counts.min()), "most": int(counts.max())}
 
 
 def adam_group(settings: Settings, parameters: Iterable[Tensor]) -> dict[str, Any]:

@@ -1,0 +1,204 @@
+"""From a study's file to the runs that it needs; nothing heavy is imported."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import partial
+from itertools import product
+from pathlib import Path
+from typing import Any
+
+import yaml
+from pydantic import ValidationError
+
+from clip_ood.detectors.names import read_specs
+from configs.checks import check_folders
+from configs.errors import ConfigError, nearest
+from configs.help import section_of
+from configs.loading import HERE, change, explain, find_config, override, read, validate
+from configs.schema import Config, Method
+from configs.study_schema import Changes, Line, Study
+
+STAR = "method.*."
+
+
+@dataclass(frozen=True)
+class Point:
+    """One value of a study: what the axes and the line are called there, the run that has it, and its column there."""
+
+    labels: dict[str, str]
+    line: str
+    run: str
+    detector: str
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A study's points, and the config of each of the runs that they share, by folder name."""
+
+    study: Study
+    points: list[Point]
+    runs: dict[str, Config]
+
+    @property
+    def folder(self) -> Path:
+        return self.study.studies_root / self.study.name
+
+
+def load_study(name: str, arguments: list[str] | None = None) -> Plan:
+    """The study `name` (a path, or looked up in configs/studies/); arguments `--key=value` change keys of the study
+    (title, axes, lines, …) or else of every run.
+
+    Raises: ConfigError for wrong keys of the study or of any of its runs, and for images that are not there.
+    """
+    path = find_config(name, HERE / "studies")
+    ours, theirs = _divided(arguments or [])
+    try:
+        study = Study.model_validate(override({"name": path.stem} | _mapping(path), ours))
+    except ValidationError as error:
+        raise ConfigError(explain(error, Study)) from None
+    plan = _plan(study, theirs)
+    for config in plan.runs.values():
+        check_folders(config)
+    return plan
+
+
+def _mapping(path: Path) -> dict[str, Any]:
+    """A study's own keys: its blocks are those of its runs, and stay names."""
+    try:
+        content = yaml.safe_load(path.read_text(encoding="utf-8-sig"))
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path} is no valid YAML: {error}") from error
+    if not isinstance(content, dict):
+        raise ConfigError(f"{path} must hold keys and values, not a {type(content).__name__}")
+    return content
+
+
+def _divided(arguments: list[str]) -> tuple[list[str], list[str]]:
+    """Arguments for the study, and those for its runs, each as one `--key=value`."""
+    joined: list[str] = []
+    for argument in arguments:
+        if argument.startswith("--") or not joined or "=" in joined[-1]:
+            joined.append(argument)
+        else:
+            joined[-1] += f"={argument}"
+    ours = [each for each in joined if each[2:].partition("=")[0].partition(".")[0] in Study.model_fields]
+    return ours, [each for each in joined if each not in ours]
+
+
+def _plan(study: Study, arguments: list[str]) -> Plan:
+    axes = {axis: _labelled(axis, given) for axis, given in study.axes.items()}
+    _check_arguments(study, axes, arguments)
+    base = change(read(find_config(study.config)), study.changes)
+    if study.shows == "shift":
+        base = change(base, {"data.ood": _shifted(study)})
+    points, contents, shown = [], {}, {}
+    for name, line in study.lines.items():
+        for labels in _combinations(name, line, axes):
+            changes = [axes[axis][label] for axis, label in labels.items()]
+            run = _slug([*labels.values(), _first_with(study, line)])
+            content = _content(base, line, changes)
+            contents[run] = override(content, [each for each in map(partial(_starred, content), arguments) if each])
+            shown.setdefault(run, [])
+            if line.detector not in shown[run]:
+                shown[run].append(line.detector)
+            points.append((labels, name, run, line.detector))
+    columns = {run: _columns(specs) for run, specs in shown.items()}
+    runs = {
+        run: validate(
+            content | {"name": run, "runs_root": str(study.studies_root / study.name), "detectors": shown[run]}
+        )
+        for run, content in contents.items()
+    }
+    return Plan(
+        study,
+        [Point(labels, name, run, columns[run][shown[run].index(spec)]) for labels, name, run, spec in points],
+        runs,
+    )
+
+
+def _columns(specs: list[str | dict[str, Any]]) -> list[str]:
+    try:
+        return [spec.label for spec in read_specs(specs)]
+    except ValueError as error:
+        raise ConfigError(str(error)) from None
+
+
+def _labelled(axis: str, given: dict[str, Any]) -> dict[str, Changes]:
+    """An axis as label -> changes. `{key: [values]}` labels each value by itself, a block by its file's stem."""
+    if len(given) == 1 and isinstance(values := next(iter(given.values())), list):
+        key = next(iter(given))
+        return {_label(value): {key: value} for value in values}
+    if wrong := [label for label, changes in given.items() if not isinstance(changes, dict)]:
+        raise ConfigError(f"axes.{axis}.{wrong[0]} must be a mapping of keys to change, as {{data.prompts: [...]}}")
+    return {str(label): changes for label, changes in given.items()}
+
+
+def _label(value: Any) -> str:
+    return Path(value).stem if isinstance(value, str) and value.endswith((".yaml", ".yml")) else str(value)
+
+
+def _combinations(name: str, line: Line, axes: dict[str, dict[str, Changes]]) -> Iterator[dict[str, str]]:
+    varied = [axis for axis in axes if line.axes is None or axis in line.axes]
+    for axis, labels in line.only.items():
+        if unknown := [label for label in labels if label not in axes[axis]]:
+            raise ConfigError(f"lines.{name}.only.{axis}: there is no {unknown[0]!r}.{nearest(unknown[0], axes[axis])}")
+    choices = [[label for label in axes[axis] if label in line.only.get(axis, axes[axis])] for axis in varied]
+    return (dict(zip(varied, combination, strict=True)) for combination in product(*choices))
+
+
+def _content(base: dict[str, Any], line: Line, changes: list[Changes]) -> dict[str, Any]:
+    """The keys of one run: the line's changes, then those of the axes."""
+    content = change(base, line.changes)
+    for each in changes:
+        content = change(content, _of_method(content, each))
+    return content
+
+
+def _of_method(content: dict[str, Any], changes: Changes) -> Changes:
+    """`method.*.key` with the run's method in place of the star; left out where that method has no such key."""
+    return {named: value for key, value in changes.items() if (named := _starred(content, key))}
+
+
+def _starred(content: dict[str, Any], key: str) -> str:
+    """A key, or `--key=value`, with the method's name for its star; empty where the method has no such key."""
+    if not key.removeprefix("--").startswith(STAR):
+        return key
+    name = next(iter(content["method"]))
+    keys = section_of(Method.model_fields[name].annotation).model_fields if name in Method.model_fields else {}
+    wanted = key.split(".")[2].partition("=")[0]
+    return key.replace("*", name, 1) if wanted in keys else ""
+
+
+def _first_with(study: Study, line: Line) -> str:
+    """The first line that makes the same changes: both are columns of the same run."""
+    return next(name for name, other in study.lines.items() if other.changes == line.changes)
+
+
+def _check_arguments(study: Study, axes: dict[str, dict[str, Changes]], arguments: list[str]) -> None:
+    """What the study varies cannot be fixed for all of its runs."""
+    varied = {key for labels in axes.values() for changes in labels.values() for key in changes}
+    varied |= {key for line in study.lines.values() for key in line.changes} | {"detectors", "runs_root"}
+    if study.shows == "shift":
+        varied.add("data.ood")
+    for argument in arguments:
+        key = argument.removeprefix("--").partition("=")[0]
+        if argument.startswith("--") and any(key == each or each.startswith(f"{key}.") for each in varied):
+            raise ConfigError(
+                f"--{key} would set what the study {study.name} itself varies or sets; change its axes, lines, corruptions or "
+                "studies_root"
+            )
+
+
+def _shifted(study: Study) -> dict[str, Any]:
+    return {
+        f"{corruption}-{severity}": {"corruption": corruption, "severity": severity}
+        for corruption in study.corruptions
+        for severity in study.severities
+    }
+
+
+def _slug(labels: list[str]) -> str:
+    return "--".join(re.sub(r"[^a-z0-9.]+", "-", label.lower()).strip("-.") for label in labels)

@@ -1,0 +1,93 @@
+"""What a study found, as one long table: a row for each point and OOD set."""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Mapping
+from pathlib import Path
+from statistics import fmean
+from typing import Any
+
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from clip_ood.evaluation import MEAN
+from clip_ood.metrics.curves import METRICS
+from experiments.run_folder import of_seed
+from studies.plan import Plan
+
+Results = Mapping[str, dict[str, Any]]  # run -> content of its results.json
+PERCENT = (*METRICS, "auroc_std", "accuracy", "knn_accuracy", "labels_passed", "labels_right")
+
+
+def values(plan: Plan, results: Results) -> list[dict[str, Any]]:
+    """A row for each point and OOD set, and for their mean: axes, line, run, detector, ood, metrics (fractions; means over
+    seeds), auroc_std over seeds, n_id, n_ood; of the run accuracy, knn_accuracy, share of pseudo-labels that passed
+    (labels_passed) and of those that are right, labels a class it was trained on (fewest, most). None: not there.
+
+    Of a corrupted set, accuracy is that on its own images.
+    """
+    rows = []
+    for point in plan.points:
+        if (found := results.get(point.run)) is None:
+            continue
+        about = dict.fromkeys(plan.study.axes) | point.labels | {"line": point.line, "run": point.run}
+        of_run = _of_run(found)
+        shifted = _accuracies(plan, point.run, found) if plan.study.shows == "shift" else {}
+        rows += [
+            about
+            | {"detector": point.detector, "ood": row["ood"], "group": row["group"]}
+            | {name: row[name] for name in METRICS}
+            | {"auroc_std": row.get("std", {}).get("auroc"), "n_id": row["n_id"], "n_ood": row["n_ood"]}
+            | of_run
+            | ({"accuracy": shifted[row["ood"]]} if row["ood"] in shifted else {})
+            for row in found["rows"]
+            if row["detector"] == point.detector and row["setting"] == "standard"
+        ]
+    return rows
+
+
+def write_values(path: Path, rows: list[dict[str, Any]]) -> None:
+    """The rows as CSV; fractions in percent with 2 decimals."""
+    with path.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.DictWriter(file, rows[0])
+        writer.writeheader()
+        for row in rows:
+            writer.writerow(row | {key: f"{100 * row[key]:.2f}" for key in PERCENT if row[key] is not None})
+
+
+def means(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The rows of the mean over OOD sets."""
+    return [row for row in rows if row["ood"] == MEAN]
+
+
+def _of_run(found: dict[str, Any]) -> dict[str, Any]:
+    pseudo, trained = found["pseudo_labels"] or {}, found["trained_on"] or {}
+    return {
+        "accuracy": found["accuracy"],
+        "knn_accuracy": found["knn_accuracy"],
+        "labels_passed": pseudo["passed"] / pseudo["images"] if pseudo else None,
+        "labels_right": pseudo.get("accuracy"),
+        "fewest_labels": trained.get("fewest"),
+        "most_labels": trained.get("most"),
+    }
+
+
+def _accuracies(plan: Plan, run: str, found: dict[str, Any]) -> dict[str, float]:
+    """Share of right predictions on each corrupted set, whose images have the paths of the ID test images that they show."""
+    of_set: dict[str, list[float]] = {}
+    for seed in found["seeds"]:
+        table = pq.read_table(
+            of_seed(plan.folder / run, seed) / "scores.parquet", columns=["set", "path", "label", "prediction"]
+        )
+        clean = table.filter(pc.equal(table["set"], "id_test"))
+        if not clean["prediction"].drop_null():
+            return {}
+        label = dict(zip(clean["path"].to_pylist(), clean["label"].to_pylist(), strict=True))
+        for name in pc.unique(table["set"]).to_pylist():
+            if name == "id_test" or name in plan.runs[run].data.ood:
+                part = table.filter(pc.equal(table["set"], name))
+                pairs = zip(part["path"].to_pylist(), part["prediction"].to_pylist(), strict=True)
+                right = [label[path] == prediction for path, prediction in pairs]
+                of_set.setdefault(name, []).append(fmean(right))
+    return {name: fmean(shares) for name, shares in of_set.items()}

@@ -1,0 +1,37 @@
+"""A table or a figure over many runs; what is finished is not run again.
+
+python study.py --config few_shot_demo.yaml
+python study.py --config main_table.yaml --data.root=/data --trainer.devices=8
+"""
+
+from __future__ import annotations
+
+import shutil
+
+from configs.errors import ConfigError
+from experiments.command_line import guarded, parse
+from studies.plan import load_study
+
+
+def main(argv: list[str] | None = None) -> None:
+    arguments, overrides = parse(argv, __doc__.splitlines()[0], lambda parser: None)
+    if arguments.config is None:
+        raise ConfigError("Which study? Name one: --config few_shot_demo.yaml (see configs/studies/), or --help")
+    plan = load_study(arguments.config, overrides)
+    if arguments.print_config:
+        from configs.loading import dump
+
+        print("\n---\n".join(map(dump, plan.runs.values())), end="")
+        return
+    if arguments.overwrite:
+        shutil.rmtree(plan.folder, ignore_errors=True)
+    from studies.conduct import conduct
+    from studies.write import write
+
+    results, failed = conduct(plan)
+    if results:
+        write(plan, results, failed)
+
+
+if __name__ == "__main__":
+    guarded(main)
