@@ -99,7 +99,7 @@ def layouts(spec: ImageSet) -> list[ImageSet]:
     Raises: ConfigError for an unknown set or split.
     """
     if spec.catalog is None:
-        return [spec.model_copy(update={"group": spec.group or "ood"})]
+        return [spec.model_copy(update={"group": spec.group or ("shift" if spec.corruption else "ood")})]
     known = entry(spec.catalog)
     split = known.split(spec.split)
     group = spec.group or known.group or "ood"

@@ -5,15 +5,27 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BeforeValidator, Field, model_validator
+from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 
 from configs.section import Fraction, Place, Positive, Section
 
-PLACES = ("catalog", "folder", "list", "shards", "torchvision")
+PLACES = ("catalog", "folder", "list", "shards", "torchvision", "corruption")
+CorruptionName = Literal[
+    "gaussian_noise",
+    "shot_noise",
+    "gaussian_blur",
+    "zoom_blur",
+    "brightness",
+    "contrast",
+    "saturate",
+    "jpeg",
+    "pixelate",
+]
 
 
 class ImageSet(Section):
-    """One set of images: exactly one of `catalog`, `folder`, `list`, `shards`, `torchvision`. A bare path means `folder`."""
+    """One set of images: exactly one of `catalog`, `folder`, `list`, `shards`, `torchvision`, `corruption`. A bare path
+    means `folder`."""
 
     catalog: str | None = None
     """A named set: `python -m datamodules.catalog` lists them. Brings layout, count, group and source."""
@@ -33,6 +45,10 @@ class ImageSet(Section):
     them. Relative to data.root."""
     torchvision: Literal["CIFAR10", "CIFAR100", "SVHN", "MNIST"] | None = None
     """A data set that torchvision downloads into data.root."""
+    corruption: CorruptionName | None = None
+    """Under data.ood alone: the ID test images corrupted so, made while they are read (datamodules/corruptions.py)."""
+    severity: Annotated[int, Field(ge=1, le=5)] | None = None
+    """With `corruption`: how strong it is, 1 to 5."""
     split: str | None = None
     """With `catalog`: which split (default: the only one, or test). With `torchvision`: train or test (the default)."""
     per_class: Positive | None = None
@@ -42,7 +58,8 @@ class ImageSet(Section):
     classes: Positive | None = None
     """The number of classes an ID set must have; another one is an error unless data.allow_partial."""
     group: str | None = None
-    """OOD sets: the group that the table shows them in (near, far, …; default: the catalogue's, or ood)."""
+    """OOD sets: the group that the table shows them in (near, far, …; default: the catalogue's, shift for a corruption,
+    or ood)."""
     source: str = ""
     """Where to get the images: shown when the folder is missing."""
 
@@ -59,6 +76,11 @@ class ImageSet(Section):
             raise ValueError(f"split goes with catalog or torchvision, not with {named[0]}")
         if self.torchvision is not None and self.split not in (None, "train", "test"):
             raise ValueError(f"split of a torchvision set is train or test, not {self.split!r}")
+        if (self.corruption is None) != (self.severity is None):
+            raise ValueError("corruption and severity (1 to 5) go together")
+        given = (key for key, field in ImageSet.model_fields.items() if getattr(self, key) != field.default)
+        if self.corruption is not None and (other := sorted({*given} - {"corruption", "severity", "group"})):
+            raise ValueError(f"beside corruption only severity and group are meant, not {', '.join(other)}")
         return self
 
 
@@ -66,7 +88,14 @@ def _folder_shorthand(value: Any) -> Any:
     return {"folder": value} if isinstance(value, str | Path) else value
 
 
-Images = Annotated[ImageSet, BeforeValidator(_folder_shorthand)]
+def _of_its_own(images: ImageSet) -> ImageSet:
+    if images.corruption is not None:
+        raise ValueError("a corruption makes an OOD set of the ID test images: name it under data.ood")
+    return images
+
+
+OODImages = Annotated[ImageSet, BeforeValidator(_folder_shorthand)]
+Images = Annotated[OODImages, AfterValidator(_of_its_own)]
 
 
 class IDSet(Section):
@@ -128,7 +157,7 @@ class Data(Section):
     """The in-distribution images. A bare path means `images`."""
     csid: dict[str, Images] = {}
     """Covariate-shifted ID sets by name: positives of the full_spectrum setting, absent from the standard one."""
-    ood: dict[str, Images] = {}
+    ood: dict[str, OODImages] = {}
     """OOD sets by name; {} is allowed: scores, no AUROC."""
     ood_val: Images | None = None
     """OOD images to choose parameters of detectors by, against ID val: {name: knn, k: [1, 5, 10]} under `detectors` needs

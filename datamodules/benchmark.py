@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from configs.checks import check_folders, image_sets
 from configs.errors import ConfigError
 from configs.schema import Config, ImageSet
 from datamodules.class_names import find_classes, numbered, trained_on
+from datamodules.corruptions import Corruption
 from datamodules.image_list import ImageList, balanced, list_images
 from datamodules.splits import split
 
@@ -74,6 +75,7 @@ def load_benchmark(config: Config) -> Benchmark:
             name, spec, data.root, name not in ood or spec.per_class is not None, config.seed, data.allow_partial
         )
         for name, spec in specs.items()
+        if spec.corruption is None
     }
     _say_partial(images, specs)
     first = next(iter(images.values()))  # the training images, or those that are divided
@@ -81,14 +83,15 @@ def load_benchmark(config: Config) -> Benchmark:
     trained = trained_on(first, known, data.allow_partial)
     images = {name: listed if name in ood else numbered(listed, known, trained) for name, listed in images.items()}
     id_parts = _id_parts(config, images)
-    train = id_parts["train"]
+    train, id_test = id_parts["train"], id_parts["id_test"]
+    images |= _corrupted(images[id_test.images].subset(id_test.rows), specs)
     bank = train.rows
     if config.evaluation.bank_per_class is not None:
         if images[train.images].labels is None:
             raise ConfigError("evaluation.bank_per_class needs classes, and the ID images are a flat folder")
         listed = images[train.images].subset(train.rows)
         bank = [train.rows[i] for i in balanced(listed, config.evaluation.bank_per_class, config.seed)]
-    parts = [Part("bank", "bank", "", train.images, bank), id_parts["id_test"]]
+    parts = [Part("bank", "bank", "", train.images, bank), id_test]
     for role, sets in (("csid", data.csid), ("ood", data.ood)):
         parts += [Part(name, role, specs[name].group, name, list(range(len(images[name])))) for name in sets]
     parts += [train, id_parts["val"]]
@@ -120,6 +123,15 @@ def _id_parts(config: Config, images: dict[str, ImageList]) -> dict[str, Part]:
             )
     role = {"train": "train", "val": "val", "id_test": "id"}
     return {name: Part(name, role[name], "", source[name], rows[name]) for name in role}
+
+
+def _corrupted(tested: ImageList, specs: dict[str, ImageSet]) -> dict[str, ImageList]:
+    """The ID test images as each corruption of a config makes them, under their own names."""
+    return {
+        name: replace(tested, name=name, corruption=Corruption(spec.corruption, spec.severity))
+        for name, spec in specs.items()
+        if spec.corruption is not None
+    }
 
 
 def _say_partial(images: dict[str, ImageList], specs: dict[str, ImageSet]) -> None:

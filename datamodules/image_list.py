@@ -15,6 +15,7 @@ from configs.checks import shard_paths
 from configs.errors import ConfigError
 from configs.schema import ImageSet
 from datamodules import shards, torchvision_sets
+from datamodules.corruptions import Corruption
 from datamodules.label_files import read_labels
 from datamodules.reading import SUFFIXES, decode, read_image
 
@@ -25,8 +26,8 @@ class ImageList:
 
     Attributes: names, the paths relative to `root`; labels, a class index each (-1: none), None for a flat folder;
     class_names, in label order where folders name them; pixels or members, of images that are no files of their own;
-    files, (name, size, mtime) each: what the store keys on. Of an image in a shard: name, offset, its size, and the
-    shard's size and mtime.
+    corruption, what is done to each after decoding; files, (name, size, mtime) each: what the store keys on. Of an image
+    in a shard: name, offset, its size, and the shard's size and mtime. Of a corrupted one what is done to it as well.
     """
 
     name: str
@@ -36,12 +37,17 @@ class ImageList:
     class_names: tuple[str, ...] | None = None
     pixels: Sequence | None = None
     members: tuple[shards.Member, ...] | None = None
+    corruption: Corruption | None = None
 
     def __len__(self) -> int:
         return len(self.names)
 
     def read(self, index: int) -> Image.Image:
         """The image as 8-bit RGB; raises what reading raises."""
+        image = self._decoded(index)
+        return image if self.corruption is None else self.corruption(image, self.names[index])
+
+    def _decoded(self, index: int) -> Image.Image:
         if self.pixels is not None:
             return Image.fromarray(self.pixels[index]).convert("RGB")
         if self.members is not None:
@@ -50,6 +56,10 @@ class ImageList:
 
     @property
     def files(self) -> list[tuple]:
+        done = () if self.corruption is None else self.corruption.key
+        return [(*file, *done) for file in self._sources()]
+
+    def _sources(self) -> list[tuple]:
         if self.pixels is not None:
             return [(name,) for name in self.names]
         try:
