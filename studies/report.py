@@ -21,7 +21,8 @@ def markdown(plan: Plan, rows: list[Row], failed: dict[str, str], figure: str) -
     table, caption = TABLES[plan.study.shows](plan, rows)
     title = plan.study.title or plan.study.name
     seeds = next(iter(plan.runs.values())).seeds
-    over = f" Mean ± standard deviation over {len(seeds)} seeds." if len(seeds) > 1 else ""
+    spread = "" if plan.study.shows == "shift" else " ± standard deviation"
+    over = f" Mean{spread} over {len(seeds)} seeds." if len(seeds) > 1 else ""
     left_out = [f"Left out: {run} ({reason})" for run, reason in failed.items()]
     return "\n\n".join([f"# {title}", table, caption + over, *left_out, f"![{title}]({figure})"]) + "\n"
 
@@ -68,7 +69,7 @@ def _curve(plan: Plan, rows: list[Row]) -> tuple[str, str]:
     told = {
         name: [next(filter(None, map(tell, of_label[label])), "") for label in labels] for name, tell in facts.items()
     }
-    told = {name: cells for name, cells in told.items() if any(cells)}
+    told = {name: cells for name, cells in told.items() if len(set(cells)) > 1}
     lines = [
         [label, *(_spread(found.get((label, name)) or found.get((None, name))) for name in names)]
         + [cells[place] for cells in told.values()]
@@ -81,6 +82,8 @@ def _shift(plan: Plan, rows: list[Row]) -> tuple[str, str]:
     names = list(dict.fromkeys(row["line"] for row in rows))
     found = {(row["ood"], row["line"]): row for row in rows}
     lines = []
+    clean = next((row["accuracy"] for row in means(rows)), None)
+    lines.append(["none", "0", *(["5.0"] * len(names)), _percent(clean)])
     for corruption in plan.study.corruptions:
         for severity in plan.study.severities:
             of_line = [found[f"{corruption}-{severity}", name] for name in names]
