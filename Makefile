@@ -37,6 +37,7 @@ demo-studies: $(INSTALLED) data/demo/.made data/demo_encoder/.made data/wordnet/
 	$(PY) -m pip install --quiet $(PIP_FLAGS) -e '.[studies]'
 	$(PY) -m demo.encoder --trunk lite1
 	$(PY) -m demo.encoder --trunk lite2
+	$(PY) -m demo.encoder --pooler cls
 	for study in $(STUDIES); do $(PY) study.py --config $${study}_demo.yaml $(STUDY_FLAGS) || exit 1; done
 
 data/demo/.made: $(INSTALLED) demo/images.py

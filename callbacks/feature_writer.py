@@ -11,10 +11,10 @@ from datamodules.extraction import ImageBatch, TextBatch, WordBatch
 
 
 class FeatureWriter(Callback):
-    """Collects the batches of a chunk on the device and writes the chunk when it is whole."""
+    """Collects the batches of a chunk on the device and writes the chunk when it is whole; prompts go to the store `texts`."""
 
-    def __init__(self, store: FeatureStore, stored: dict[str, StoredSet], strings: list[str]) -> None:
-        self.store, self.stored, self.strings = store, stored, strings
+    def __init__(self, texts: FeatureStore, stored: dict[str, StoredSet], strings: list[str]) -> None:
+        self.texts, self.stored, self.strings = texts, stored, strings
         self._rows: list[tuple[ImageBatch | WordBatch, Outputs]] = []
         self._texts: list[Outputs] = []
 
@@ -31,7 +31,7 @@ class FeatureWriter(Callback):
             self._texts.append(outputs)
             if batch.last:
                 embeddings = torch.cat([each.embeddings for each in self._texts])
-                self.store.write_texts(self.strings, TextEmbeddings(embeddings, module.backbone.logit_scale))
+                self.texts.write_texts(self.strings, TextEmbeddings(embeddings, module.backbone.logit_scale))
             return
         if isinstance(batch, ImageBatch):
             batch.images = None  # let go of the pixels

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 
 from clip_ood.backbones.backbone import unit
@@ -27,7 +28,14 @@ def fill(prompts: Sequence[str], class_names: Sequence[str]) -> list[str]:
     return [prompt.replace("{}", name) for name in class_names for prompt in prompts]
 
 
-def prototypes(embeddings: Tensor, num_prompts: int) -> Tensor:
-    """t_c = the normalised mean of a class's normalised prompt embeddings: (C · P, E) -> (C, E)."""
-    by_class = unit(embeddings).unflatten(0, (-1, num_prompts))  # (C, P, E)
-    return unit(by_class.mean(dim=1))
+def prototypes(embeddings: Tensor, num_prompts: int, names: Sequence[int] | None = None) -> Tensor:
+    """t_c = the normalised mean of a class's normalised prompt embeddings: (C · P, E) -> (C, E).
+
+    With `names`, class c has names[c] of them, each filled into every prompt: (Σ names · P, E) -> (C, E).
+    """
+    sums = unit(embeddings).unflatten(0, (-1, num_prompts)).sum(dim=1)  # (C, E)
+    if names is not None:
+        counts = torch.tensor(names, device=sums.device)
+        of_class = torch.arange(len(names), device=sums.device).repeat_interleave(counts)
+        sums = sums.new_zeros(len(names), sums.shape[1]).index_add_(0, of_class, sums)
+    return unit(sums)

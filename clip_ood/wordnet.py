@@ -1,19 +1,21 @@
 """English nouns and adjectives: WordNet's own files, or somebody's list.
 
 WordNet (Fellbaum 1998; Princeton's licence) keeps the words of a part of speech in a text file, index.noun and
-index.adj (manual page wndb(5)): a licence whose lines begin with spaces, then a line a word that starts with it, lower
+index.adj (manual page wndb(5); the lemmas of each noun's senses, synsets, are in data.noun): a licence whose lines begin with spaces, then a line a word that starts with it, lower
 case, underscores for spaces. Debian's `wordnet-base`, NLTK's `corpora/wordnet` and Princeton's archives hold the same.
 """
 
 from __future__ import annotations
 
 import random
-from collections.abc import Iterator
+import re
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import BinaryIO
 
 PLACES = (Path("data/wordnet"), Path("/usr/share/wordnet"))  # of demo.wordnet, of Debian's package
-NOUNS, ADJECTIVES = "index.noun", "index.adj"
+NOUNS, ADJECTIVES, SYNSETS = "index.noun", "index.adj", "data.noun"
 
 
 @dataclass(frozen=True)
@@ -71,6 +73,61 @@ def read_words(source: str | Path) -> Words:
     if not len(words):
         raise ValueError(f"{path} holds no words")
     return words
+
+
+def find_synsets(places: Sequence[Path] = PLACES) -> Path:
+    """The first folder that holds WordNet's nouns and their synsets.
+
+    Raises: FileNotFoundError, telling how to get WordNet.
+    """
+    if found := next((path for path in places if all((path / name).is_file() for name in (NOUNS, SYNSETS))), None):
+        return found
+    raise FileNotFoundError(
+        f"There is no WordNet ({NOUNS} and {SYNSETS}) in {' or '.join(map(str, places))}. Get it: python -m demo.wordnet "
+        "(Debian or Ubuntu, a 6 MB download, no root), or apt-get install wordnet-base"
+    )
+
+
+def lemmas(folder: Path, keys: Sequence[str], names: Sequence[str]) -> list[tuple[str, ...] | None]:
+    """The lemmas of the synset of each class: of its key where that is a wnid (n01440764 is the noun at byte 1440764 of
+    WordNet 3.0's data.noun), else of its name's first, most frequent, sense. None for a class that WordNet does not know.
+
+    Raises: ValueError for a wnid that is no place of a synset, as in another version of WordNet.
+    """
+    senses = _first_senses(folder / NOUNS, {_entry(name) for name in names})
+    with (folder / SYNSETS).open("rb") as file:
+        return [
+            _synset(file, int(key[1:]))
+            if re.fullmatch(r"n\d{8}", key)
+            else _synset(file, senses[_entry(name)])
+            if _entry(name) in senses
+            else None
+            for key, name in zip(keys, names, strict=True)
+        ]
+
+
+def _first_senses(index: Path, wanted: set[str]) -> dict[str, int]:
+    """Byte in data.noun of the first sense: a line ends with the offsets of all `count` senses."""
+    found = {}
+    for line in index.read_text(encoding="utf-8").splitlines():
+        entry, _, rest = line.partition(" ")
+        if entry in wanted:
+            fields = rest.split()
+            found[entry] = int(fields[-int(fields[1])])
+    return found
+
+
+def _synset(file: BinaryIO, offset: int) -> tuple[str, ...]:
+    """offset, file number, n, number of lemmas in base 16, then each lemma with its number."""
+    file.seek(offset)
+    fields = file.readline().decode().split(" ")
+    if fields[0] != f"{offset:08d}":
+        raise ValueError(f"{file.name} has no synset n{offset:08d}: wnids are those of WordNet 3.0")
+    return tuple(plain(lemma) for lemma in fields[4 : 4 + 2 * int(fields[3], 16) : 2])
+
+
+def _entry(name: str) -> str:
+    return name.lower().replace(" ", "_")
 
 
 def plain(word: str) -> str:

@@ -7,6 +7,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 
+from configs.prompt_sets import named_prompts
 from configs.section import Fraction, Place, Positive, Section
 
 PLACES = ("catalog", "folder", "list", "shards", "torchvision", "corruption")
@@ -167,7 +168,7 @@ class Data(Section):
     the real numbers."""
     splits: Splits = Splits()
     """How ID images are divided where the set has no split of its own."""
-    prompts: list[str] = Field(
+    prompts: Annotated[list[str], BeforeValidator(named_prompts)] = Field(
         default=[
             "a photo of a {}.",
             "a blurry photo of a {}.",
@@ -177,7 +178,12 @@ class Data(Section):
         ],
         min_length=1,
     )
-    """Templates for the text encoder; {} stands for the class name. Their embeddings are averaged."""
+    """Templates for the text encoder; {} stands for the class name. Their embeddings are averaged. Or openai_80, openai_7:
+    CLIP's own for ImageNet."""
+    lemmas: Literal["given", "first", "all"] = "given"
+    """What prompts call a class: its given name; the first lemma of its WordNet synset; or every lemma, embeddings averaged.
+    The synset is that of the class folder's wnid, else the first sense of the given name; a class that WordNet does not
+    know keeps its name, and the run says so. WordNet: python -m demo.wordnet, or Debian's wordnet-base."""
     negative_words: Literal["wordnet"] | Place | None = None
     """What NegLabel and CSP choose negative labels from: `wordnet` (found in data/wordnet or /usr/share/wordnet), a
     folder with its index.noun and index.adj, or a text file with one noun a line (default: none, both are left out)."""

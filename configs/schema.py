@@ -28,6 +28,15 @@ __all__ = [
 ]
 
 
+class TextTower(Section):
+    """The text tower of another open_clip model of the same joint space."""
+
+    model: str
+    """Its architecture, hf-hub:ORG/REPO or local-dir:FOLDER."""
+    pretrained: str | None = None
+    """Its pretrained tag or checkpoint file."""
+
+
 class BackboneConfig(Section):
     """The image(-text) encoder."""
 
@@ -47,6 +56,16 @@ class BackboneConfig(Section):
     """What tables call the encoder (default: its model and weights)."""
     precision: Literal["fp32", "bf16", "fp16"] = "fp32"
     """Precision of the encoder's weights and activations. Features are stored as float16 unless this is fp32."""
+    text: TextTower | None = None
+    """Reads prompts and words with the text tower of another model, as one that was trained against this image tower
+    (xlm-roberta-large-ViT-H-14 against ViT-H-14). Image features stay the same (default: the model's own)."""
+
+    @property
+    def text_spec(self) -> BackboneConfig | None:
+        """The model that `text` names, as an encoder of its own."""
+        if self.text is None:
+            return None
+        return BackboneConfig(model=self.text.model, pretrained=self.text.pretrained, precision=self.precision)
 
 
 class Evaluation(Section):

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from configs.checks import check_folders, image_sets
 from configs.errors import ConfigError
 from configs.schema import Config, ImageSet
-from datamodules.class_names import find_classes, numbered, trained_on
+from datamodules.class_names import called, find_classes, numbered, trained_on
 from datamodules.corruptions import Corruption
 from datamodules.image_list import ImageList, balanced, list_images
 from datamodules.splits import split
@@ -32,12 +32,14 @@ class Benchmark:
     """Everything a config says of its images, listed and checked; no image is read.
 
     Attributes: images, the lists that features are extracted from, by name; parts, in the order of evaluation: bank,
-    id_test, csid…, ood…, then train and val; class_names, None for ID images without classes.
+    id_test, csid…, ood…, then train and val; class_names, None for ID images without classes; called, the names of each class in
+    prompts.
     """
 
     images: dict[str, ImageList]
     parts: dict[str, Part]
     class_names: tuple[str, ...] | None
+    called: tuple[tuple[str, ...], ...] | None = None
 
     @property
     def labelled(self) -> bool:
@@ -99,7 +101,9 @@ def load_benchmark(config: Config) -> Benchmark:
         parts.append(Part("ood_val", "ood_val", "", "ood_val", list(range(len(images["ood_val"])))))
         if not id_parts["val"].rows:
             raise ConfigError("data.ood_val stands against ID val, which has no images: raise data.splits.val")
-    return Benchmark(images, {part.name: part for part in parts}, None if trained is None else trained.names)
+    return Benchmark(
+        images, {part.name: part for part in parts}, None if trained is None else trained.names, called(config, trained)
+    )
 
 
 def _id_parts(config: Config, images: dict[str, ImageList]) -> dict[str, Part]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from clip_ood.wordnet import find_synsets, lemmas
 from configs.errors import ConfigError
 from configs.schema import Config
 from datamodules.image_list import ImageList
@@ -90,6 +91,28 @@ def trained_on(train: ImageList, classes: Classes | None, partial: bool) -> Clas
         return classes
     kept = sorted({classes.keys.index(key) for key in own} if own else set(train.labels) - {-1})
     return Classes(tuple(classes.keys[i] for i in kept), tuple(classes.names[i] for i in kept))
+
+
+def called(config: Config, classes: Classes | None) -> tuple[tuple[str, ...], ...] | None:
+    """What prompts call each class, by data.lemmas; says which classes WordNet does not know.
+
+    Raises: ConfigError without WordNet.
+    """
+    if classes is None:
+        return None
+    given = tuple((name,) for name in classes.names)
+    if config.data.lemmas == "given":
+        return given
+    try:
+        found = lemmas(find_synsets(), classes.keys, classes.names)
+    except (FileNotFoundError, ValueError) as error:
+        raise ConfigError(f"data.lemmas: {error}") from None
+    if unknown := [name for name, each in zip(classes.names, found, strict=True) if each is None]:
+        from lightning.pytorch.utilities import rank_zero_only
+
+        rank_zero_only(print)(f"WordNet does not know {', '.join(unknown)}: prompts call them so (data.lemmas)")
+    found = [each or name for each, name in zip(found, given, strict=True)]
+    return tuple(each[:1] if config.data.lemmas == "first" else each for each in found)
 
 
 def numbered(images: ImageList, known: Classes | None, trained: Classes | None) -> ImageList:

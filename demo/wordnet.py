@@ -1,8 +1,9 @@
-"""Fetch WordNet's nouns and adjectives from the Debian package `wordnet-base`, for `data.negative_words: wordnet`.
+"""Fetch WordNet's nouns and adjectives from the Debian package `wordnet-base`, for `data.negative_words: wordnet` and `data.lemmas`.
 
 python -m demo.wordnet [OUT]          (default data/wordnet; Debian or Ubuntu, 6 MB download, then seconds)
 
 OUT/index.noun, OUT/index.adj   WordNet 3.0: 117,798 nouns, and 18,341 adjectives that are no nouns
+OUT/data.noun                   the lemmas of each noun's senses
 OUT/LICENSE                     Princeton's licence and Debian's notes
 """
 
@@ -10,7 +11,7 @@ import argparse
 import shutil
 from pathlib import Path
 
-from clip_ood.wordnet import ADJECTIVES, NOUNS, PLACES, read_words
+from clip_ood.wordnet import ADJECTIVES, NOUNS, PLACES, SYNSETS, read_words
 from demo.debian import unpacked
 from demo.folders import written_whole
 
@@ -23,7 +24,7 @@ ELSEWHERE = (
 def build(out: Path) -> None:
     """Write the folder, or nothing."""
     with unpacked(PACKAGE, "6 MB", ELSEWHERE) as root, written_whole(out) as folder:
-        for name in (NOUNS, ADJECTIVES):
+        for name in (NOUNS, ADJECTIVES, SYNSETS):
             shutil.copyfile(root / "usr/share/wordnet" / name, folder / name)
         shutil.copyfile(root / f"usr/share/doc/{PACKAGE}/copyright", folder / "LICENSE")
 
@@ -33,6 +34,8 @@ def main() -> None:
     parser.add_argument("out", nargs="?", type=Path, default=PLACES[0], help="default: %(default)s")
     out = parser.parse_args().out
     try:
+        if (out / NOUNS).is_file() and not (out / SYNSETS).is_file():  # of an earlier version
+            shutil.rmtree(out)
         if not out.exists():
             build(out)
         words = read_words(out)

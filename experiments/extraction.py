@@ -15,7 +15,7 @@ from clip_ood.backbones.create import create_backbone
 from clip_ood.backbones.fingerprint import fingerprint
 from clip_ood.features.store import Features, FeatureStore, StoredSet, TextEmbeddings
 from clip_ood.prompts import Phrases, fill
-from configs.schema import Config
+from configs.schema import BackboneConfig, Config
 from datamodules.benchmark import Benchmark
 from datamodules.extraction import ExtractionData
 from experiments.negatives import choose, pools, word_sets
@@ -34,15 +34,16 @@ def load_features(
     something is. Unreadable images are listed in `folder`/unreadable.csv.
     Raises: ValueError when more than data.max_unreadable of a set cannot be read.
     """
-    store = FeatureStore(config.features_root, fingerprint(config.backbone, config.features_root / "hashes.json"))
+    store = _store(config, config.backbone)
+    texts = store if config.backbone.text_spec is None else _store(config, config.backbone.text_spec)
     with Console(quiet=not trainer.is_global_zero).status("Looking up the images in the feature store"):
         stored = {name: store.image_set(name, images.files) for name, images in benchmark.images.items()}
     with_text = config.backbone.library == "open_clip" and benchmark.class_names is not None
-    strings = fill(config.data.prompts, benchmark.class_names) if with_text else []
+    strings = fill(config.data.prompts, [name for names in benchmark.called for name in names]) if with_text else []
     chosen_from = pools(config, benchmark) if with_text else {}
     words = word_sets(chosen_from)
-    stored_words = {name: store.word_set(name, phrases) for name, phrases in words.items()}
-    _extract(config, benchmark, trainer, store, stored | stored_words, strings, words)
+    stored_words = {name: texts.word_set(name, phrases) for name, phrases in words.items()}
+    _extract(config, benchmark, trainer, texts, stored | stored_words, strings, words)
     features = {name: each.open() for name, each in stored.items()}
     if trainer.is_global_zero:
         list_unreadable(folder / "unreadable.csv", benchmark, stored)
@@ -50,22 +51,26 @@ def load_features(
     if not strings:
         return features, None
     negatives = choose(chosen_from, {name: each.open().features for name, each in stored_words.items()}, trainer)
-    return features, replace(store.texts(strings), negatives=negatives)
+    return features, replace(texts.texts(strings), negatives=negatives)
+
+
+def _store(config: Config, encoder: BackboneConfig) -> FeatureStore:
+    return FeatureStore(config.features_root, fingerprint(encoder, config.features_root / "hashes.json"))
 
 
 def _extract(
     config: Config,
     benchmark: Benchmark,
     trainer: Trainer,
-    store: FeatureStore,
+    texts: FeatureStore,
     stored: dict[str, StoredSet],
     strings: list[str],
     words: dict[str, Phrases],
 ) -> None:
-    missing = strings if strings and store.texts(strings) is None else []
+    missing = strings if strings and texts.texts(strings) is None else []
     data = ExtractionData(benchmark.images, stored, missing, config.data.batch_size, config.data.num_workers, words)
     extractor = FeatureExtractor(lambda: create_backbone(config.backbone))
-    writer = FeatureWriter(store, stored, strings)
+    writer = FeatureWriter(texts, stored, strings)
     trainer.callbacks.append(writer)
     try:
         trainer.predict(extractor, datamodule=data, return_predictions=False)

@@ -76,7 +76,9 @@ def _check_start(config: Config) -> None:
     theirs = load_config(str(run / CONFIG))
     if theirs.method.name not in ("linear_probe", "plp"):
         raise ConfigError(f"method.finetune.head: {run} is a {theirs.method.name} run; take a linear_probe or plp run")
-    if theirs.backbone.model_copy(update={"label": None}) != config.backbone.model_copy(update={"label": None}):
+    if theirs.backbone.model_copy(update={"label": None, "text": None}) != config.backbone.model_copy(
+        update={"label": None, "text": None}
+    ):
         raise ConfigError(
             f"method.finetune.head: {run} has another encoder ({theirs.backbone.model}), and its head does not fit: "
             "train a probe of this one"
@@ -94,7 +96,7 @@ def build(
     """The module that a config's method stands for, and its data: stored features, or images for fine-tuning."""
     classes: dict[str, Any] = {"class_names": benchmark.class_names}
     if text is not None:
-        embeddings = prototypes(text.embeddings, len(config.data.prompts))
+        embeddings = prototypes(text.embeddings, len(config.data.prompts), [len(names) for names in benchmark.called])
         classes |= {"text_embeddings": embeddings, "logit_scale": text.logit_scale, "negatives": text.negatives}
     if config.method.name == "finetune":
         return _fine_tuning(config, benchmark, features, classes)
@@ -117,7 +119,7 @@ def _fine_tuning(
     from lightning_modules.fine_tune import FineTune
 
     settings = config.method.settings
-    backbone = create_backbone(config.backbone.model_copy(update={"precision": "fp32"}))
+    backbone = create_backbone(config.backbone.model_copy(update={"precision": "fp32", "text": None}))
     data = ImageData(benchmark, features, backbone, config.data, settings, config.seed)
     train = data.train.stored.features
     head = initial_head(settings.head, config.seed, backbone, train.take(data.train.rows[:1024]), classes)

@@ -128,7 +128,7 @@ def plan_steps(trainer: Trainer, settings: FineTune, images: int) -> None:
 
 def encoder_name(config: Config) -> str:
     """The encoder as the table names it."""
-    if config.backbone.label is not None:
-        return config.backbone.label
-    weights = config.backbone.pretrained or ("" if ":" in config.backbone.model else "random weights")
-    return " ".join(part for part in (config.backbone.model, weights) if part)
+    encoder = config.backbone
+    weights = encoder.pretrained or ("" if ":" in encoder.model else "random weights")
+    name = encoder.label or " ".join(part for part in (encoder.model, weights) if part)
+    return name if encoder.text is None else f"{name}, texts by {encoder.text.model}"

@@ -27,7 +27,12 @@ def create_backbone(spec: BackboneSpec) -> Backbone:
             return TimmBackbone(spec)
         from clip_ood.backbones.open_clip_backbone import OpenClipBackbone
 
-        return OpenClipBackbone(spec)
+        images = OpenClipBackbone(spec)
+    if spec.text_spec is None:
+        return images
+    from clip_ood.backbones.other_text import OtherText
+
+    return OtherText(images, create_backbone(spec.text_spec))
 
 
 @contextmanager

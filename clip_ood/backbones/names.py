@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import difflib
+import json
 import re
 from functools import cache
 from importlib.util import find_spec
@@ -24,17 +25,45 @@ class BackboneSpec(Protocol):
     random_seed: int
     precision: str
 
+    @property
+    def text_spec(self) -> BackboneSpec | None:
+        """The model whose text tower takes the place of this one's."""
+
 
 def check_model(spec: BackboneSpec) -> None:
     """Raises ValueError for a model, tag, folder or file that is not there, naming the nearest valid ones."""
     if spec.library not in LIBRARIES:
         raise ValueError(f"There is no encoder library {spec.library!r}: use {' or '.join(LIBRARIES)}.")
+    if spec.text_spec is not None:
+        _check_text(spec, spec.text_spec)
     if spec.library == "timm":
         _check_timm(spec)
     elif spec.model.startswith(SCHEMES):
         _check_own(spec)
     else:
         _check_open_clip(spec)
+
+
+def _check_text(spec: BackboneSpec, text: BackboneSpec) -> None:
+    if spec.library == "timm":
+        raise ValueError("backbone.text goes with open_clip: timm's encoders have no joint space for a text tower")
+    check_model(text)
+    widths = joint_width(spec.model), joint_width(text.model)
+    if None not in widths and widths[0] != widths[1]:
+        raise ValueError(
+            f"backbone.text: {text.model} embeds texts in {widths[1]} dimensions, and {spec.model} images in {widths[0]}; "
+            "take a text tower that was trained with this image tower"
+        )
+
+
+def joint_width(model: str) -> int | None:
+    """The width of an open_clip model's joint space by its configuration; None for a model on the hub."""
+    if model.startswith("hf-hub:"):
+        return None
+    if model.startswith("local-dir:"):
+        config = json.loads((Path(model.removeprefix("local-dir:")) / "open_clip_config.json").read_text("utf-8"))
+        return config["model_cfg"]["embed_dim"]
+    return json.loads((_package("open_clip") / "model_configs" / f"{model}.json").read_text("utf-8"))["embed_dim"]
 
 
 def _check_own(spec: BackboneSpec) -> None:

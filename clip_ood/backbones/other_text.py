@@ -1,0 +1,41 @@
+"""An encoder whose texts another model reads: image features stay, prompts and words change."""
+
+from __future__ import annotations
+
+from torch import Tensor, nn
+
+from clip_ood.backbones.backbone import Backbone
+from clip_ood.backbones.open_clip_backbone import OpenClipBackbone
+
+
+class OtherText(Backbone):
+    """g and h of `images`, text embeddings and logit scale of `texts`, whose image tower is let go.
+
+    Meant for models of one joint space, such as text towers trained against the same frozen image tower.
+    """
+
+    has_text = True
+
+    def __init__(self, images: OpenClipBackbone, texts: OpenClipBackbone) -> None:
+        super().__init__()
+        self.dtype, self.transform, self.preprocessing = images.dtype, images.transform, images.preprocessing
+        texts.model.visual = nn.Identity()
+        texts.projection = nn.Identity()
+        self.images, self.texts = images, texts
+
+    @property
+    def logit_scale(self) -> float | None:
+        return self.texts.logit_scale
+
+    @property
+    def image_tower(self) -> nn.Module:
+        return self.images.image_tower
+
+    def encode_image(self, images: Tensor) -> Tensor:
+        return self.images.encode_image(images)
+
+    def project(self, features: Tensor) -> Tensor:
+        return self.images.project(features)
+
+    def encode_text(self, texts: list[str]) -> Tensor:
+        return self.texts.encode_text(texts)
