@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import json
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
 from configs.errors import ConfigError
-from configs.loading import dump
+from configs.loading import dump, load_config
 from configs.schema import Config
 from experiments.run_folder import CONFIG, FINISHED, is_follower
 from studies.plan import Plan
@@ -21,10 +22,10 @@ def finished(plan: Plan, run: str) -> bool:
     folder = plan.folder / run
     if not (folder / CONFIG).is_file():
         return False
-    if (was := (folder / CONFIG).read_text(encoding="utf-8")) != dump(plan.runs[run]):
+    if (was := load_config(str(folder / CONFIG))) != plan.runs[run]:
         raise ConfigError(
-            f"{folder} was begun with other settings ({_difference(was, dump(plan.runs[run]))}). Give the study another "
-            "--name, or add --overwrite to do it anew"
+            f"{folder} was begun with other settings ({_difference(dump(was), dump(plan.runs[run]))}). Give the study "
+            "another --name, or add --overwrite to do it anew"
         )
     return (folder / FINISHED).is_file()
 
@@ -62,7 +63,7 @@ def _run(config: Config, folder: Path) -> None:
 
 
 def _difference(was: str, now: str) -> str:
-    """The first lines that differ."""
-    pairs = zip(was.splitlines(), now.splitlines(), strict=False)
-    before, after = next(((a, b) for a, b in pairs if a != b), ("", ""))
-    return f"{before.strip()} → {after.strip()}" if before else "keys were added"
+    """The first line that differs."""
+    pairs = zip_longest(was.splitlines(), now.splitlines(), fillvalue="")
+    before, after = next((a, b) for a, b in pairs if a != b)
+    return f"{before.strip()} → {after.strip()}"

@@ -32,13 +32,15 @@ def _results(plan: Plan, rows: list[Row]) -> Figure:
     """Mean AUROC, a dot a line, a row an axis label."""
     rows = means(rows)
     places = list(dict.fromkeys(_place(plan, row) for row in rows))
-    figure = Figure((7.2, 1.4 + 0.32 * len(places)), layout="constrained")
+    lines = _lines(rows)
+    figure = Figure((7.2, 1.4 + len(places) * (0.2 + 0.1 * len(lines))), layout="constrained")
     axes = figure.add_subplot()
-    for number, name in enumerate(_lines(rows)):
+    for number, name in enumerate(lines):
+        beside = 0.7 * ((number + 0.5) / len(lines) - 0.5)
         of_line = [row for row in rows if row["line"] == name]
         axes.errorbar(
             [100 * row["auroc"] for row in of_line],
-            [places.index(_place(plan, row)) for row in of_line],
+            [places.index(_place(plan, row)) + beside for row in of_line],
             xerr=_errors(of_line),
             linestyle="none",
             **_style(number),

@@ -69,7 +69,7 @@ def _curve(plan: Plan, rows: list[Row]) -> tuple[str, str]:
     told = {
         name: [next(filter(None, map(tell, of_label[label])), "") for label in labels] for name, tell in facts.items()
     }
-    told = {name: cells for name, cells in told.items() if len(set(cells)) > 1}
+    told = {name: cells for name, cells in told.items() if any(cells) and (len(cells) == 1 or len(set(cells)) > 1)}
     lines = [
         [label, *(_spread(found.get((label, name)) or found.get((None, name))) for name in names)]
         + [cells[place] for cells in told.values()]

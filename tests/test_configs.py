@@ -34,8 +34,9 @@ BASE = {
 def demo_encoder(tmp_path_factory, monkeypatch):
     """A working directory in which the demo encoder's folder exists."""
     root = tmp_path_factory.mktemp("project")
-    (root / "data" / "demo_encoder").mkdir(parents=True)
-    (root / "data" / "demo_encoder" / "open_clip_config.json").write_text("{}")
+    for encoder in ("demo_encoder", "demo_encoder_lite1", "demo_encoder_lite2"):
+        (root / "data" / encoder).mkdir(parents=True)
+        (root / "data" / encoder / "open_clip_config.json").write_text("{}")
     monkeypatch.chdir(root)
     return root
 

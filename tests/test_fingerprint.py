@@ -67,7 +67,7 @@ WRONG = [  # keys, what the answer must hold
 def test_wrong_names_are_answered_with_the_nearest_before_torch_is_imported(tmp_path):
     (tmp_path / "weights.pt").write_bytes(b"")
     cases = [
-        {"library": "open_clip", "pretrained": None, "preprocess": None}
+        {"library": "open_clip", "pretrained": None, "preprocess": None, "text_spec": None}
         | {key: value.replace("FILE", str(tmp_path / "weights.pt")) for key, value in keys.items()}
         for keys, _ in WRONG
     ]

@@ -6,6 +6,7 @@ import csv
 import re
 
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
 import tiny_clip
 import yaml
@@ -187,3 +188,25 @@ def test_what_a_study_varies_cannot_be_set_for_all_its_runs(root, table):
         load_study(str(root / "table.yaml"), ["--seed=3"])
     with pytest.raises(ConfigError, match="--method would set"):
         load_study(str(root / "table.yaml"), ["--method={linear_probe: {}}"])
+
+
+def test_a_shift_tells_detection_and_accuracy_by_severity(root):
+    lines = {"1-NN": {"detector": "knn"}, "probe": {"detector": "msp"}}
+    keys = {"shows": "shift", "corruptions": ["gaussian_blur", "contrast"], "severities": [1, 5], "lines": lines}
+    study.main(["--config", written(root, "shift", **keys)])
+    folder = root / "studies" / "shift"
+    results = tiny_clip.results(folder / "1-nn")
+    fpr95 = {(row["detector"], row["ood"]): row["fpr95"] for row in results["rows"]}
+    scored = pq.read_table(folder / "1-nn" / "scores.parquet").to_pylist()
+    truth = {row["path"]: row["label"] for row in scored if row["set"] == "id_test"}
+    clean, *rows = cells(folder)
+    assert clean["corruption"] == "none" and clean["accuracy"] == f"{100 * results['accuracy']:.1f}"
+    assert [(row["corruption"], row["severity"]) for row in rows] == [
+        (corruption, severity) for corruption in ("gaussian_blur", "contrast") for severity in "15"
+    ]
+    for row in rows:
+        name = f"{row['corruption']}-{row['severity']}"
+        assert row["1-NN"] == f"{100 * (1 - fpr95['knn', name]):.1f}"
+        assert row["probe"] == f"{100 * (1 - fpr95['msp', name]):.1f}"
+        right = [each["prediction"] == truth[each["path"]] for each in scored if each["set"] == name]
+        assert len(right) == len(truth) and row["accuracy"] == f"{100 * sum(right) / len(right):.1f}"

@@ -1,0 +1,68 @@
+"""Every shipped study up to its runs' configs, on folders that are there and empty."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+
+import configs
+from configs.errors import ConfigError
+from studies.plan import load_study
+
+HERE = Path(configs.__file__).parent / "studies"
+STUDIES = [path.name for path in sorted(HERE.glob("*.yaml"))]
+IMAGENET = ["imagenet/train", "imagenet/val", "dtd/images", "NINCO/NINCO_OOD_classes", "imagenet-o"]
+IMAGENET += [f"{name}/images" for name in ("iNaturalist", "SUN", "Places")]
+DEMO = ["id", "ood/stamps", "ood/symbols", "ood/digits"]
+
+
+@pytest.fixture
+def project(tmp_path, monkeypatch):
+    """A working directory with the folders of ImageNet, of the demo's images and of its encoders."""
+    for folder in IMAGENET:
+        (tmp_path / "sets" / folder).mkdir(parents=True)
+    for folder in DEMO:
+        (tmp_path / "data" / "demo" / folder).mkdir(parents=True)
+    for encoder in ("demo_encoder", "demo_encoder_lite1", "demo_encoder_lite2", "demo_encoder_cls"):
+        (tmp_path / "data" / encoder).mkdir()
+        (tmp_path / "data" / encoder / "open_clip_config.json").write_text('{"model_cfg": {"embed_dim": 384}}')
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+@pytest.mark.parametrize("name", STUDIES)
+def test_its_runs_are_complete_configs_of_their_own(project, name):
+    root = [] if name.endswith("_demo.yaml") else [f"--data.root={project}/sets"]
+    plan = load_study(name, root)
+    assert {point.run for point in plan.points} == plan.runs.keys() and len(plan.points) >= len(plan.study.lines)
+    assert len({str(config.model_dump(exclude={"name"})) for config in plan.runs.values()}) == len(plan.runs)
+    assert len({(tuple(point.labels.items()), point.line) for point in plan.points}) == len(plan.points)
+    assert all(config.name == run and "/" not in run for run, config in plan.runs.items())
+
+
+@pytest.mark.parametrize("name", STUDIES)
+def test_its_header_says_purpose_command_and_hardware(name):
+    header = re.match(r"(#.*\n)+", (HERE / name).read_text()).group()
+    assert re.match(r"# \S.*[.?]\n# Command:  python study\.py --config \S+", header)
+    assert f"--config {name}" in header and re.search(r"\n# Hardware: \S", header)
+
+
+def test_every_study_has_a_demo():
+    names = {name.removesuffix(".yaml") for name in STUDIES}
+    assert {name for name in names if not name.endswith("_demo")} == {
+        name.removesuffix("_demo") for name in names if name.endswith("_demo")
+    }
+
+
+def test_missing_images_are_named_before_anything_runs(project):
+    with pytest.raises(ConfigError, match=r"Image set id\.train: ImageNet-1k is not under"):
+        load_study("few_shot.yaml", ["--data.root=/nowhere"])
+
+
+def test_image_features_are_extracted_once_for_prompts_thresholds_and_few_shots(project):
+    for name in ("prompts_demo.yaml", "confidence_demo.yaml", "few_shot_demo.yaml"):
+        runs = load_study(name).runs.values()
+        of_images = {str((c.backbone.model_dump(exclude={"text"}), c.data.id, c.data.ood)) for c in runs}
+        assert len(of_images) == 1
