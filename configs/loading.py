@@ -112,7 +112,10 @@ def load_config(name: str, arguments: list[str] | None = None) -> Config:
     Raises: ConfigError naming every wrong key or value at once.
     """
     path = find_config(name)
-    return validate(override({"name": path.stem} | read(path), arguments or []))
+    content = read(path)
+    if {"shows", "lines"} <= content.keys():
+        raise ConfigError(f"{path} is a study: python study.py --config {path.name}")
+    return validate(override({"name": path.stem} | content, arguments or []))
 
 
 def validate(content: dict[str, Any]) -> Config:

@@ -1,4 +1,4 @@
-"""What train.py and eval.py share: options, --help, and errors without a traceback."""
+"""What train.py, eval.py and study.py share: options, --help, and errors without a traceback."""
 
 from __future__ import annotations
 
@@ -16,8 +16,10 @@ OUT_OF_MEMORY = (
 )
 
 
-def parse(argv: list[str] | None, about: str, options: Callable[[argparse.ArgumentParser], None]):
-    """Known options, and the `--key=value` overrides that are left."""
+def parse(
+    argv: list[str] | None, about: str, options: Callable[[argparse.ArgumentParser], None], of_study: bool = False
+):
+    """Known options, and the `--key=value` overrides that are left; --help explains a study's keys as well."""
     parser = argparse.ArgumentParser(description=about, add_help=False, allow_abbrev=False)
     parser.add_argument(
         "--config", metavar="NAME.yaml", help="a config: a path, or a name that is looked up in configs/"
@@ -33,6 +35,10 @@ def parse(argv: list[str] | None, about: str, options: Callable[[argparse.Argume
         from configs.help import explain
 
         parser.print_help()
+        if of_study:
+            from configs.study_schema import Study
+
+            print("\nKeys of a study:\n" + "\n".join(explain(Study)) + "\n\nand of every one of its runs:")
         print("\nKeys of a config; each can be set on the command line:\n" + "\n".join(explain()))
         sys.exit(0)
     if arguments.seeds:

@@ -3,31 +3,44 @@
 from __future__ import annotations
 
 import json
+from enum import Enum
 from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
+from callbacks.results_files import write_json
 from configs.errors import ConfigError
 from configs.loading import dump, load_config
 from configs.schema import Config
-from experiments.run_folder import CONFIG, FINISHED, is_follower
+from experiments.run_folder import CONFIG, FINISHED, is_follower, seed_folder
 from studies.plan import Plan
 
 
-def finished(plan: Plan, run: str) -> bool:
-    """Whether a run of the study is there.
+class State(Enum):
+    """What there is of a run."""
+
+    DONE = "done"
+    UNSCORED = "unscored"  # finished with other detectors: its head stays
+    MISSING = "missing"  # or unfinished
+
+
+def state(plan: Plan, run: str) -> State:
+    """What there is of a run of the study.
 
     Raises: ConfigError where its folder holds one of other settings.
     """
-    folder = plan.folder / run
+    folder, wanted = plan.folder / run, plan.runs[run]
     if not (folder / CONFIG).is_file():
-        return False
-    if (was := load_config(str(folder / CONFIG))) != plan.runs[run]:
+        return State.MISSING
+    was = load_config(str(folder / CONFIG))
+    if was.model_copy(update={"detectors": wanted.detectors}) != wanted:
         raise ConfigError(
-            f"{folder} was begun with other settings ({_difference(dump(was), dump(plan.runs[run]))}). Give the study "
+            f"{folder} was begun with other settings ({_difference(dump(was), dump(wanted))}). Give the study "
             "another --name, or add --overwrite to do it anew"
         )
-    return (folder / FINISHED).is_file()
+    if not (folder / FINISHED).is_file():
+        return State.MISSING
+    return State.DONE if was == wanted else State.UNSCORED
 
 
 def conduct(plan: Plan) -> tuple[dict[str, dict[str, Any]], dict[str, str]]:
@@ -36,13 +49,14 @@ def conduct(plan: Plan) -> tuple[dict[str, dict[str, Any]], dict[str, str]]:
     Returns the content of each results.json by run, and the reason by run for those that could not be done, which other
     runs do not wait for. Raises: what the runs raise, where none could be done.
     """
-    missing = [run for run in plan.runs if not finished(plan, run)]
+    states = {run: state(plan, run) for run in plan.runs}
+    missing = [run for run, each in states.items() if each is not State.DONE]
     failed: dict[str, str] = {}
     for number, run in enumerate(missing, start=1):
         if not is_follower():
             print(f"[{number}/{len(missing)}] {run}", flush=True)
         try:
-            _run(plan.runs[run], plan.folder / run)
+            (_score if states[run] is State.UNSCORED else _run)(plan.runs[run], plan.folder / run)
         except ValueError as error:
             if len(failed) + 1 == len(plan.runs):
                 raise
@@ -60,6 +74,18 @@ def _run(config: Config, folder: Path) -> None:
 
     folder.mkdir(parents=True, exist_ok=True)
     experiment(config, folder)
+
+
+def _score(config: Config, folder: Path) -> None:
+    """The scores of a run's heads with other detectors; what the heads were trained on stays in the results."""
+    from experiments.seeds import experiment
+
+    trained_on = json.loads((folder / FINISHED).read_text(encoding="utf-8"))["trained_on"]
+    if not is_follower():
+        for place in [folder, *(seed_folder(folder, seed) for seed in config.seeds)]:
+            (place / FINISHED).unlink(missing_ok=True)
+    if results := experiment(config, folder, folder):
+        write_json(folder / FINISHED, results | {"trained_on": trained_on})
 
 
 def _difference(was: str, now: str) -> str:

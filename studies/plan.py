@@ -73,6 +73,8 @@ def _mapping(path: Path) -> dict[str, Any]:
         raise ConfigError(f"{path} is no valid YAML: {error}") from error
     if not isinstance(content, dict):
         raise ConfigError(f"{path} must hold keys and values, not a {type(content).__name__}")
+    if "lines" not in content and "method" in content:
+        raise ConfigError(f"{path} is one experiment, no study: python train.py --config {path.name}")
     return content
 
 

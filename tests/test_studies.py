@@ -15,6 +15,8 @@ from PIL import Image
 import experiments.seeds
 import study
 from configs.errors import ConfigError
+from configs.loading import load_config
+from lightning_modules.linear_probe import LinearProbe
 from studies.fit import least_squares
 from studies.plan import load_study
 
@@ -103,6 +105,21 @@ def test_finished_runs_are_not_run_again_and_others_are(root, table, monkeypatch
     assert ran == ["2--probe"]
 
 
+def test_another_score_of_a_finished_run_trains_no_head_again(root, monkeypatch):
+    axes = {"images a class": {"2": {"method.*.per_class": 2}}}
+    keys = {"shows": "curve", "axes": axes, "changes": {"seeds": [1, 2]}}
+    study.main(["--config", written(root, "scores", lines={"probe": {"detector": "msp"}}, **keys)])
+    folder = root / "studies" / "scores"
+    heads = {path: path.read_bytes() for path in folder.rglob("last.ckpt")}
+    before = cells(folder)
+    monkeypatch.setattr(LinearProbe, "training_step", None)  # would fail
+    lines = {"probe": {"detector": "msp"}, "energy": {"detector": "energy"}}
+    study.main(["--config", written(root, "scores", lines=lines, **keys)])
+    assert len(heads) == 2 and {path: path.read_bytes() for path in folder.rglob("last.ckpt")} == heads
+    assert [{key: row[key] for key in old} for row, old in zip(cells(folder), before, strict=True)] == before
+    assert all(re.fullmatch(r"[\d.]+ ± [\d.]+", row["energy"]) for row in cells(folder))
+
+
 def test_other_settings_for_finished_runs_are_an_error(root, table):
     with pytest.raises(ConfigError, match=r"1--1-nn was begun with other settings .*batch_size.*--name.*--overwrite"):
         study.main(["--config", str(root / "table.yaml"), "--data.batch_size=5"])
@@ -176,6 +193,13 @@ def test_wrong_keys_are_named_before_anything_runs(root, keys, message):
     name = written(root, "wrong", **({"shows": "table", "lines": LINES} | keys))
     with pytest.raises(ConfigError, match=message):
         load_study(name)
+
+
+def test_a_study_is_no_experiment_and_the_other_way_round(root, table):
+    with pytest.raises(ConfigError, match=r"is a study: python study\.py"):
+        load_config(str(root / "table.yaml"))
+    with pytest.raises(ConfigError, match=r"is one experiment, no study: python train\.py"):
+        load_study(str(root / "base.yaml"))
 
 
 def test_a_star_stands_for_the_method_of_each_run(root, table):
