@@ -30,7 +30,10 @@ def parse(
     parser.add_argument("--overwrite", action="store_true", help="replace a run of the same name")
     parser.add_argument("--help", "-h", action="store_true", help="explain every option and key")
     options(parser)
-    arguments, overrides = parser.parse_known_args(argv)
+    given = sys.argv[1:] if argv is None else argv
+    pairs = [each for each in given if _is_override(each, parser)]  # argparse takes those with spaces for values
+    arguments, overrides = parser.parse_known_args([each for each in given if each not in pairs])
+    overrides += pairs
     if arguments.help:
         from configs.help import explain
 
@@ -44,6 +47,11 @@ def parse(
     if arguments.seeds:
         overrides.append(f"--seeds={arguments.seeds}")
     return arguments, overrides
+
+
+def _is_override(argument: str, parser: argparse.ArgumentParser) -> bool:
+    key, equals, _ = argument.partition("=")
+    return bool(equals) and key.startswith("--") and key not in parser._option_string_actions
 
 
 def guarded(main: Callable[[], None]) -> None:

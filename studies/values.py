@@ -32,13 +32,13 @@ def values(plan: Plan, results: Results) -> list[dict[str, Any]]:
         if (found := results.get(point.run)) is None:
             continue
         about = dict.fromkeys(plan.study.axes) | point.labels | {"line": point.line, "run": point.run}
-        of_run = _of_run(found)
+        of_run, several = _of_run(found), len(found["seeds"]) > 1
         shifted = _accuracies(plan, point.run, found) if plan.study.shows == "shift" else {}
         rows += [
             about
             | {"detector": point.detector, "ood": row["ood"], "group": row["group"]}
             | {name: row[name] for name in METRICS}
-            | {"auroc_std": row.get("std", {}).get("auroc"), "n_id": row["n_id"], "n_ood": row["n_ood"]}
+            | {"auroc_std": row["std"]["auroc"] if several else None, "n_id": row["n_id"], "n_ood": row["n_ood"]}
             | of_run
             | ({"accuracy": shifted[row["ood"]]} if row["ood"] in shifted else {})
             for row in found["rows"]

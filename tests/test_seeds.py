@@ -205,3 +205,9 @@ def test_custom_charts_show_tags_that_are_there(boards):
         drawn = {tag for page, tags in pages.items() if page != "training" for tag in tags}
         assert drawn == {tag for tag in events.Tags()["scalars"] if tag.startswith("ood/") and tag.endswith("/auroc")}
         assert set(pages["training"]) == {"train/loss", "train/accuracy"}
+
+
+def test_keys_with_spaces_may_follow_the_seeds(root):
+    train.main(["--config", tiny_clip.config(root, "two", PROBE), "--seeds", "1", "2", "--detectors=[knn, msp]"])
+    results = tiny_clip.results(root / "runs" / "two")
+    assert results["seeds"] == [1, 2] and {row["detector"] for row in results["rows"]} == {"knn", "msp"}
