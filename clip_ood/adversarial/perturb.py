@@ -1,0 +1,90 @@
+"""Adam on the pixels of images: the perturbation that lowers a loss of each image, smooth and within a budget."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from clip_ood.adversarial.budget import Budget
+from clip_ood.adversarial.smoothness import roughness
+
+
+@dataclass(frozen=True)
+class Attack:
+    """p₀ ~ N(0, noise²), then `steps` of Adam(lr) on loss(y + p) + smoothness · roughness(p), after each of which p is
+    brought into the budget and y + p into [0, 1]; with `sign`, PGD instead: p ← p − lr · sign of the gradient.
+
+    The paper's: 250 steps, lr 1e-3, noise 1e-3, smoothness 5e3 (smooth) or 0 (patchy), no budget (Adaloglou et al. 2024,
+    arXiv 2303.05828). PGD: Madry et al. 2018, arXiv 1706.06083.
+    """
+
+    steps: int = 250
+    lr: float = 1e-3
+    smoothness: float = 5e3
+    noise: float = 1e-3
+    sign: bool = False
+    budget: Budget | None = None
+
+
+def start(images: Tensor, attack: Attack, seeds: Sequence[int]) -> Tensor:
+    """p₀ of images (B, 3, H, W): each drawn from a seed of its own, so that batches and devices change nothing."""
+    shape = images.shape[1:]
+    noise = [torch.randn(shape, generator=torch.Generator().manual_seed(seed)) for seed in seeds]
+    return _valid(images, attack.noise * torch.stack(noise).to(images), attack.budget)
+
+
+def perturb(
+    loss: Callable[[Tensor], Tensor],
+    images: Tensor,
+    attack: Attack,
+    seeds: Sequence[int],
+    watch: Callable[[int, Tensor], None] = lambda step, pixels: None,
+) -> Tensor:
+    """Perturbed images y + p (B, 3, H, W), pixels in [0, 1].
+
+    loss: (B, 3, H, W) -> (B,), a value an image, which must not depend on the batch's other images; watch is told the
+    pixels after each step (0: before the first). Weights take no gradient if they do not require one.
+    Raises: ValueError where the loss has no gradient with respect to the pixels, and where it is not finite.
+    """
+    with torch.inference_mode(False), torch.enable_grad():
+        images = images.clone() if images.is_inference() else images
+        p = start(images, attack, seeds).requires_grad_()
+        adam = torch.optim.Adam([p], lr=attack.lr)
+        watch(0, _pixels(images, p))
+        for step in range(1, attack.steps + 1):
+            p.grad = _gradient(loss(images + p), p, attack.smoothness)
+            if attack.sign:
+                p.data -= attack.lr * p.grad.sign()
+            else:
+                adam.step()
+            p.data = _valid(images, p.data, attack.budget)
+            watch(step, _pixels(images, p))
+        return _pixels(images, p)
+
+
+def quantised(pixels: Tensor) -> Tensor:
+    """Pixels in [0, 1] as an 8-bit image holds them."""
+    return (255 * pixels).round() / 255
+
+
+def _pixels(images: Tensor, p: Tensor) -> Tensor:
+    return (images + p.detach()).clamp(0, 1)  # rounding may leave the last bit outside
+
+
+def _gradient(losses: Tensor, p: Tensor, smoothness: float) -> Tensor:
+    if not losses.requires_grad:
+        raise ValueError("attack: the loss has no gradient with respect to the pixels; take another score or encoder")
+    total = losses.sum() + (smoothness * roughness(p).sum() if smoothness else 0)
+    if not total.isfinite():
+        raise ValueError("attack: the loss is not finite; lower lr or smoothness, or take fp32")
+    (gradient,) = torch.autograd.grad(total, p)
+    return gradient
+
+
+def _valid(images: Tensor, p: Tensor, budget: Budget | None) -> Tensor:
+    if budget is not None:
+        p = budget.project(p)
+    return (images + p).clamp(0, 1) - images
