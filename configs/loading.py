@@ -65,6 +65,34 @@ def _block(value: Any, beside: Path | None = None, within: tuple[Path, ...] = ()
     return value
 
 
+def plain(path: Path, own: str) -> dict[str, Any]:
+    """The mapping in the YAML file of a study or an attack: its blocks are those of its runs, and stay names.
+
+    Raises: ConfigError for what is no YAML mapping, and for an experiment, which has no key `own`.
+    """
+    try:
+        content = yaml.safe_load(path.read_text(encoding="utf-8-sig"))
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path} is no valid YAML: {error}") from error
+    if not isinstance(content, dict):
+        raise ConfigError(f"{path} must hold keys and values, not a {type(content).__name__}")
+    if own not in content and "method" in content:
+        raise ConfigError(f"{path} is one experiment: python train.py --config {path.name}")
+    return content
+
+
+def divide(arguments: list[str], section: type[BaseModel]) -> tuple[list[str], list[str]]:
+    """Arguments for the keys of a `section`, and all others, each as one `--key=value`."""
+    joined: list[str] = []
+    for argument in arguments:
+        if argument.startswith("--") or not joined or "=" in joined[-1]:
+            joined.append(argument)
+        else:
+            joined[-1] += f"={argument}"
+    ours = [each for each in joined if each[2:].partition("=")[0].partition(".")[0] in section.model_fields]
+    return ours, [each for each in joined if each not in ours]
+
+
 def override(content: dict[str, Any], arguments: list[str]) -> dict[str, Any]:
     """`content` with each `--a.b=value` (or `--a.b value`) set in it; values are read as YAML or name a block.
 
@@ -113,8 +141,9 @@ def load_config(name: str, arguments: list[str] | None = None) -> Config:
     """
     path = find_config(name)
     content = read(path)
-    if {"shows", "lines"} <= content.keys():
-        raise ConfigError(f"{path} is a study: python study.py --config {path.name}")
+    for key, (what, script) in {"lines": ("a study", "study.py"), "pairs": ("an attack", "attack.py")}.items():
+        if key in content:
+            raise ConfigError(f"{path} is {what}: python {script} --config {path.name}")
     return validate(override({"name": path.stem} | content, arguments or []))
 
 

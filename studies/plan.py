@@ -10,14 +10,13 @@ from itertools import product
 from pathlib import Path
 from typing import Any
 
-import yaml
 from pydantic import ValidationError
 
 from clip_ood.detectors.names import read_specs
 from configs.checks import check_folders
 from configs.errors import ConfigError, nearest
 from configs.help import section_of
-from configs.loading import HERE, change, explain, find_config, override, read, validate
+from configs.loading import HERE, change, divide, explain, find_config, override, plain, read, validate
 from configs.schema import Config, Method
 from configs.study_schema import Changes, Line, Study
 
@@ -54,40 +53,15 @@ def load_study(name: str, arguments: list[str] | None = None) -> Plan:
     Raises: ConfigError for wrong keys of the study or of any of its runs, and for images that are not there.
     """
     path = find_config(name, HERE / "studies")
-    ours, theirs = _divided(arguments or [])
+    ours, theirs = divide(arguments or [], Study)
     try:
-        study = Study.model_validate(override({"name": path.stem} | _mapping(path), ours))
+        study = Study.model_validate(override({"name": path.stem} | plain(path, "lines"), ours))
     except ValidationError as error:
         raise ConfigError(explain(error, Study)) from None
     plan = _plan(study, theirs)
     for config in plan.runs.values():
         check_folders(config)
     return plan
-
-
-def _mapping(path: Path) -> dict[str, Any]:
-    """A study's own keys: its blocks are those of its runs, and stay names."""
-    try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8-sig"))
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{path} is no valid YAML: {error}") from error
-    if not isinstance(content, dict):
-        raise ConfigError(f"{path} must hold keys and values, not a {type(content).__name__}")
-    if "lines" not in content and "method" in content:
-        raise ConfigError(f"{path} is one experiment, no study: python train.py --config {path.name}")
-    return content
-
-
-def _divided(arguments: list[str]) -> tuple[list[str], list[str]]:
-    """Arguments for the study, and those for its runs, each as one `--key=value`."""
-    joined: list[str] = []
-    for argument in arguments:
-        if argument.startswith("--") or not joined or "=" in joined[-1]:
-            joined.append(argument)
-        else:
-            joined[-1] += f"={argument}"
-    ours = [each for each in joined if each[2:].partition("=")[0].partition(".")[0] in Study.model_fields]
-    return ours, [each for each in joined if each not in ours]
 
 
 def _plan(study: Study, arguments: list[str]) -> Plan:

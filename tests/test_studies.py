@@ -198,7 +198,7 @@ def test_wrong_keys_are_named_before_anything_runs(root, keys, message):
 def test_a_study_is_no_experiment_and_the_other_way_round(root, table):
     with pytest.raises(ConfigError, match=r"is a study: python study\.py"):
         load_config(str(root / "table.yaml"))
-    with pytest.raises(ConfigError, match=r"is one experiment, no study: python train\.py"):
+    with pytest.raises(ConfigError, match=r"is one experiment: python train\.py"):
         load_study(str(root / "base.yaml"))
 
 
