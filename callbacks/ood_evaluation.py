@@ -32,8 +32,8 @@ class Results:
 
 
 class OODEvaluation(Callback):
-    """Fits detectors on loader 0 (the bank), chooses among candidates by ID val and OOD val, where they come next, and
-    scores the others (ID test, covariate-shifted ID, OOD).
+    """Fits detectors on loader 0 (the bank), scores ID val, chooses among candidates by it and OOD val, where that comes
+    next, and scores the others (ID test, covariate-shifted ID, OOD).
 
     The datamodule gives `evaluated`: one table a loader, each with `part`, `labels` and `rows`. After every evaluation
     `results` holds what was found, on rank 0; metrics go to the logger under `ood/<set>/<detector>/<metric>`.
@@ -72,8 +72,10 @@ class OODEvaluation(Callback):
         """Settles which candidates are scored on what is reported, by what is not."""
         roles = [table.part.role for table in trainer.datamodule.evaluated]
         if "ood_val" in roles and roles.index("ood_val") in self._scored:
-            shares = (self._scored.pop(roles.index(role)) for role in ("val", "ood_val"))
-            self._suite.choose(*(_gather(share, trainer.strategy.root_device) for share in shares))
+            val, ood_val = roles.index("val"), self._scored.pop(roles.index("ood_val"))
+            device = trainer.strategy.root_device
+            chosen = self._suite.choose(_gather(self._scored[val], device), _gather(ood_val, device))
+            self._scored[val] = [share.renamed(chosen) for share in self._scored[val]]
 
     def _end(self, trainer: Trainer) -> None:
         device = trainer.strategy.root_device
@@ -86,7 +88,8 @@ class OODEvaluation(Callback):
         groups = {table.part.name: table.part.group for table in tables}
         for table in tables:
             _assert_complete(table.part.name, scored[table.part.name].indices, table.rows)
-        labels, of_test = tables[0].labels, scored[tables[0].part.name]
+        labels = next(table.labels for table in tables if table.part.role == "id")
+        of_test = scored[next(name for name, role in roles.items() if role == "id")]
         self.results = Results(
             rows=table_rows(scored, roles, groups, self.resamples, self.seed, _watch),
             scored=scored,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -38,6 +38,10 @@ class Scores:
     scores: dict[str, Tensor]
     predictions: Tensor | None = None
     votes: Tensor | None = None
+
+    def renamed(self, columns: Mapping[str, str]) -> Scores:
+        """The scores of the detectors that `columns` keeps, each under its new name."""
+        return replace(self, scores={name: self.scores[label] for label, name in columns.items()})
 
 
 @dataclass(frozen=True)
@@ -107,11 +111,13 @@ class DetectorSuite:
 
         return [vote]
 
-    def choose(self, val: Scores, ood_val: Scores) -> None:
+    def choose(self, val: Scores, ood_val: Scores) -> dict[str, str]:
         """Of the candidates for a column, keep the one with the highest AUROC of ID val against `ood_val` (ties: the first).
 
-        Neither may be what is reported on. A note says what was chosen among which.
+        Neither may be what is reported on. A note says what was chosen among which. Returns the detectors that are kept:
+        what each was called -> what it is called now.
         """
+        kept = {label: label for label in self.detectors}
         found: dict[str, dict[str, float]] = defaultdict(dict)
         for spec in read_specs(self.specs):
             if spec.chosen_as is not None and spec.label in self.detectors:
@@ -119,6 +125,11 @@ class DetectorSuite:
                 found[spec.chosen_as][spec.label] = curve_metrics(ranking)["auroc"].item()
         for column, values in found.items():
             best = max(values, key=values.get)
+            kept = {
+                label: column if label == best else name
+                for label, name in kept.items()
+                if label == best or label not in values
+            }
             self.detectors = {
                 column if label == best else label: detector
                 for label, detector in self.detectors.items()
@@ -126,6 +137,7 @@ class DetectorSuite:
             }
             among = ", ".join(f"{label} {100 * value:.2f}" for label, value in values.items())
             self.detectors[column].notes.append(f"{best}, chosen by AUROC of ID val against ood_val: {among}")
+        return kept
 
     @property
     def notes(self) -> dict[str, list[str]]:

@@ -48,10 +48,10 @@ class Benchmark:
 
     @property
     def evaluated(self) -> list[Part]:
-        """[bank, id_test, csid…, ood…], and before id_test [val, ood_val] where detectors are chosen by them."""
+        """[bank, val, ood_val, id_test, csid…, ood…]: val where it has images, ood_val where detectors are chosen by it."""
         bank, *tested = (part for part in self.parts.values() if part.role in ("bank", "id", "csid", "ood"))
-        chosen_by = [self.parts["val"], self.parts["ood_val"]] if "ood_val" in self.parts else []
-        return [bank, *chosen_by, *tested]
+        held_out = [part for name in ("val", "ood_val") if (part := self.parts.get(name)) and part.rows]
+        return [bank, *held_out, *tested]
 
     def labels(self, part: Part) -> list[int]:
         """The true class of each row of a part, -1 where it has none."""

@@ -265,7 +265,7 @@ def test_the_order_of_the_parts_and_their_labels(tmp_path):
     ood = {"near": "near", "far": {"folder": "far", "group": "far"}}
     found = benchmark(tmp_path, {"csid": {"shifted": "shifted"}, "ood": ood})
     assert list(found.parts) == ["bank", "id_test", "shifted", "near", "far", "train", "val"]
-    assert [part.role for part in found.evaluated] == ["bank", "id", "csid", "ood", "ood"]
+    assert [part.role for part in found.evaluated] == ["bank", "val", "id", "csid", "ood", "ood"]
     assert found.class_names == ("a", "b") and found.labelled and found.parts["far"].group == "far"
     assert {name: Counter(found.labels(part)) for name, part in found.parts.items()} == {
         "bank": {0: 5, 1: 5},
