@@ -374,7 +374,7 @@ def test_a_bank_by_class_needs_classes(tmp_path):
 
 def test_without_ood_sets_and_labels_there_are_still_parts_to_score(tmp_path):
     found = benchmark(fill(tmp_path, id=10))
-    assert {part.name: len(part.rows) for part in found.evaluated} == {"bank": 5, "id_test": 3}
+    assert {part.name: len(part.rows) for part in found.evaluated} == {"bank": 5, "val": 2, "id_test": 3}
     assert found.class_names is None and not found.labelled and found.labels(found.parts["id_test"]) == [-1] * 3
 
 

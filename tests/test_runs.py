@@ -59,7 +59,7 @@ def test_a_probe_run_writes_the_files_of_the_contract(images):
     with (folder / "results.csv").open() as file:
         assert next(csv.reader(file))[:5] == ["detector", "setting", "ood", "group", "auroc"]
     scores = pq.read_table(folder / "scores.parquet")
-    assert scores.column_names[:5] == ["set", "role", "path", "label", "prediction"] and len(scores) == 7 + 7 + 5
+    assert scores.column_names[:5] == ["set", "role", "path", "label", "prediction"] and len(scores) == 5 + 7 + 7 + 5
 
 
 def test_a_second_run_loads_no_encoder(images, monkeypatch):
