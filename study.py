@@ -14,7 +14,7 @@ from studies.plan import load_study
 
 
 def main(argv: list[str] | None = None) -> None:
-    arguments, overrides = parse(argv, __doc__.splitlines()[0], lambda parser: None, of_study=True)
+    arguments, overrides = parse(argv, __doc__.splitlines()[0], lambda parser: None, of="study")
     if arguments.config is None:
         raise ConfigError("Which study? Name one: --config few_shot_demo.yaml (see configs/studies/), or --help")
     plan = load_study(arguments.config, overrides)

@@ -16,6 +16,7 @@ NAMES = (
     "probe",
     "sweep",
     "fine_tune",
+    "attack",
     "rmd",
     "knn",
     "knn_memory",

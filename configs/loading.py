@@ -66,7 +66,7 @@ def _block(value: Any, beside: Path | None = None, within: tuple[Path, ...] = ()
 
 
 def plain(path: Path, own: str) -> dict[str, Any]:
-    """The mapping in the YAML file of a study: its blocks are those of its runs, and stay names.
+    """The mapping in the YAML file of a study or an attack: its blocks are those of its runs, and stay names.
 
     Raises: ConfigError for what is no YAML mapping, and for an experiment, which has no key `own`.
     """
@@ -141,8 +141,9 @@ def load_config(name: str, arguments: list[str] | None = None) -> Config:
     """
     path = find_config(name)
     content = read(path)
-    if "lines" in content:
-        raise ConfigError(f"{path} is a study: python study.py --config {path.name}")
+    for key, (what, script) in {"lines": ("a study", "study.py"), "config": ("an attack", "attack.py")}.items():
+        if key in content:
+            raise ConfigError(f"{path} is {what}: python {script} --config {path.name}")
     return validate(override({"name": path.stem} | content, arguments or []))
 
 

@@ -73,6 +73,8 @@ class Evaluation(Section):
 
     bank_per_class: Positive | None = None
     """Fit detectors on a seeded draw of this many training images a class (default: all; the results say so)."""
+    bank_without: Place | None = None
+    """A text file of ID training images that detectors are not fitted on, a path a line as in scores.parquet (default: none)."""
     resamples: int = Field(default=500, ge=0)
     """Bootstrap resamples for the intervals, shared by all detectors (0: no intervals)."""
     every_n_epochs: int = Field(default=0, ge=0)

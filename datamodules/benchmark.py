@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 from configs.checks import check_folders, image_sets
 from configs.errors import ConfigError
@@ -87,12 +88,12 @@ def load_benchmark(config: Config) -> Benchmark:
     id_parts = _id_parts(config, images)
     train, id_test = id_parts["train"], id_parts["id_test"]
     images |= _corrupted(images[id_test.images].subset(id_test.rows), specs)
-    bank = train.rows
+    bank = _without(config.evaluation.bank_without, images[train.images], train.rows)
     if config.evaluation.bank_per_class is not None:
         if images[train.images].labels is None:
             raise ConfigError("evaluation.bank_per_class needs classes, and the ID images are a flat folder")
-        listed = images[train.images].subset(train.rows)
-        bank = [train.rows[i] for i in balanced(listed, config.evaluation.bank_per_class, config.seed)]
+        listed = images[train.images].subset(bank)
+        bank = [bank[i] for i in balanced(listed, config.evaluation.bank_per_class, config.seed)]
     parts = [Part("bank", "bank", "", train.images, bank), id_test]
     for role, sets in (("csid", data.csid), ("ood", data.ood)):
         parts += [Part(name, role, specs[name].group, name, list(range(len(images[name])))) for name in sets]
@@ -104,6 +105,20 @@ def load_benchmark(config: Config) -> Benchmark:
     return Benchmark(
         images, {part.name: part for part in parts}, None if trained is None else trained.names, called(config, trained)
     )
+
+
+def _without(path: Path | None, images: ImageList, rows: list[int]) -> list[int]:
+    """The rows of images that the file at `path` does not list."""
+    if path is None:
+        return rows
+    if not path.is_file():
+        raise ConfigError(f"evaluation.bank_without: there is no file {path}")
+    left_out = {line for line in path.read_text(encoding="utf-8").splitlines() if line.strip()}
+    if unknown := left_out.difference(images.names[row] for row in rows):
+        raise ConfigError(f"evaluation.bank_without: {path} names {min(unknown)}, which is no ID training image")
+    if not (kept := [row for row in rows if images.names[row] not in left_out]):
+        raise ConfigError(f"evaluation.bank_without: {path} names every ID training image; leave some in the bank")
+    return kept
 
 
 def _id_parts(config: Config, images: dict[str, ImageList]) -> dict[str, Part]:

@@ -1,4 +1,4 @@
-"""What train.py, eval.py and study.py share: options, --help, and errors without a traceback."""
+"""What the scripts share: options, --help, and errors without a traceback."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import sys
 import traceback
 from collections.abc import Callable
 from pathlib import Path
+from typing import Literal
 
 PROJECT = Path(__file__).parents[1]
 OUT_OF_MEMORY = (
@@ -15,11 +16,16 @@ OUT_OF_MEMORY = (
     "trainer.precision=bf16-mixed, or a smaller method.finetune.batch_size. Sweeps: fewer heads, or a smaller batch_size"
 )
 
+_A = {"study": "a study", "attack": "an attack"}
+
 
 def parse(
-    argv: list[str] | None, about: str, options: Callable[[argparse.ArgumentParser], None], of_study: bool = False
+    argv: list[str] | None,
+    about: str,
+    options: Callable[[argparse.ArgumentParser], None],
+    of: Literal["study", "attack"] | None = None,
 ):
-    """Known options, and the `--key=value` overrides that are left; --help explains a study's keys as well."""
+    """Known options, and the `--key=value` overrides that are left; --help explains the keys of what it is `of` as well."""
     parser = argparse.ArgumentParser(description=about, add_help=False, allow_abbrev=False)
     parser.add_argument(
         "--config", metavar="NAME.yaml", help="a config: a path, or a name that is looked up in configs/"
@@ -38,10 +44,12 @@ def parse(
         from configs.help import explain
 
         parser.print_help()
-        if of_study:
+        if of is not None:
+            from configs.attack_schema import AttackConfig
             from configs.study_schema import Study
 
-            print("\nKeys of a study:\n" + "\n".join(explain(Study)) + "\n\nand of every one of its runs:")
+            section = {"study": Study, "attack": AttackConfig}[of]
+            print(f"\nKeys of {_A[of]}:\n" + "\n".join(explain(section)) + "\n\nand of its runs:")
         print("\nKeys of a config; each can be set on the command line:\n" + "\n".join(explain()))
         sys.exit(0)
     if arguments.seeds:

@@ -70,7 +70,8 @@ def check_heads(run: Path, config: Config) -> None:
 
 @contextmanager
 def started(folder: Path, config: str) -> Iterator[None]:
-    """Marks `folder` as a run by its config; unmarks it where bad input ends the run before anything was trained."""
+    """Marks `folder` as a run by its config; unmarks it where bad input ends the run before anything was trained, or a run
+    within it finished."""
     if is_follower():
         yield
         return
@@ -78,7 +79,7 @@ def started(folder: Path, config: str) -> Iterator[None]:
     try:
         yield
     except (ValueError, OSError):
-        if not (folder / "checkpoints").is_dir():
+        if not (folder / "checkpoints").is_dir() and not any(folder.glob(f"*/{FINISHED}")):
             (folder / CONFIG).unlink()
         raise
 

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import json
 from enum import Enum
-from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
 from callbacks.results_files import write_json
-from configs.errors import ConfigError
+from configs.errors import ConfigError, difference
 from configs.loading import dump, load_config
 from configs.schema import Config
 from experiments.run_folder import CONFIG, FINISHED, is_follower, seed_folder
@@ -35,7 +34,7 @@ def state(plan: Plan, run: str) -> State:
     was = load_config(str(folder / CONFIG))
     if was.model_copy(update={"detectors": wanted.detectors}) != wanted:
         raise ConfigError(
-            f"{folder} was begun with other settings ({_difference(dump(was), dump(wanted))}). Give the study "
+            f"{folder} was begun with other settings ({difference(dump(was), dump(wanted))}). Give the study "
             "another --name, or add --overwrite to do it anew"
         )
     if not (folder / FINISHED).is_file():
@@ -86,10 +85,3 @@ def _score(config: Config, folder: Path) -> None:
             (place / FINISHED).unlink(missing_ok=True)
     if results := experiment(config, folder, folder):
         write_json(folder / FINISHED, results | {"trained_on": trained_on})
-
-
-def _difference(was: str, now: str) -> str:
-    """The first line that differs."""
-    pairs = zip_longest(was.splitlines(), now.splitlines(), fillvalue="")
-    before, after = next((a, b) for a, b in pairs if a != b)
-    return f"{before.strip()} → {after.strip()}"

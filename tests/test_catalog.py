@@ -41,6 +41,7 @@ PUBLISHED = {  # arXiv 2303.05828 and OpenOOD v1.5 (arXiv 2306.09301)
     "ImageNet-R": {"test": 30_000},
     "SVHN": {"test": 26_032},
     "MNIST": {"test": 10_000},
+    "Adversarial-CIFAR10": {"smooth": 1_000, "patchy": 1_000},  # our own: that of the paper
 }
 
 

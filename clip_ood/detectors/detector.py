@@ -72,6 +72,16 @@ class Detector(nn.Module):
         """
         return score_together([self], outputs)[0]
 
+    def score_with_grad(self, outputs: Outputs) -> Tensor:
+        """As `score`, differentiable: (N,), in the detector's own dtype, for one that learns nothing.
+
+        Raises ValueError for one that learns, and as `score`.
+        """
+        if self.learns:
+            raise self._error("learns from ID training images: its score has no gradient here")
+        self._check(outputs, self.requires)
+        return self._score(outputs)
+
     def _fit(self) -> None:
         raise NotImplementedError
 

@@ -1,0 +1,1 @@
+"""Attacks on a run's detectors: images moved onto ID features, and what every score says of them."""

@@ -1,0 +1,113 @@
+"""An attack from config to result: the run as it is, the images, every score on them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from lightning.pytorch import Trainer
+from torch import Tensor
+
+from adversarial.craft import craft, file_names, folder_of, looked_at, variants
+from adversarial.pairs import Pairs, check_size, draw_pairs
+from adversarial.plan import AFTER, APART, BEFORE, CLEAN, SCORED, Plan, image_set, transferred
+from clip_ood.detectors.knn import KNN
+from clip_ood.features.store import Features
+from clip_ood.outputs import Outputs
+from configs.data_schema import ImageSet
+from configs.schema import Config
+from datamodules.benchmark import Benchmark, load_benchmark
+from experiments.extraction import load_features
+from experiments.run_folder import FINISHED, is_follower
+from experiments.seeds import experiment
+
+
+@dataclass(frozen=True)
+class Found:
+    """What an attack found, for its report: pairs and figures (n,) of them; the folders of the runs that scored the images, by
+    condition; 1-NN scores (n,) of the pixels before they were rounded; image files by position."""
+
+    pairs: Pairs
+    figures: dict[str, Tensor]
+    runs: dict[str, Path]
+    float_knn: Tensor
+    files: list[str]
+
+
+def conduct(plan: Plan, folder: Path) -> Found | None:
+    """Runs what is not there yet; None beside the first process."""
+    attack, config = plan.attack, plan.config
+    benchmark = load_benchmark(config)
+    check_size(attack, benchmark)
+    _once(config, folder / CLEAN, plan.source)
+    trainer = _trainer(config)
+    features, text = load_features(config, benchmark, trainer, folder / CLEAN)
+    pairs = draw_pairs(config, attack, benchmark, features, text)
+    figures = craft(plan, folder, trainer, benchmark, pairs, text)
+    head = plan.source or folder / CLEAN
+    runs = {"": folder / SCORED}
+    _once(_with(config, _sets(plan, folder)), folder / SCORED, head)
+    both = {name: image_set(folder_of(plan, folder, name)) for name in (BEFORE, AFTER)}
+    if pairs.aim_rows is not None:
+        runs["targets out of the gallery"] = folder / APART
+        _once(_apart(_with(config, both), folder, pairs), folder / APART, head)
+    for name, block in attack.transfer.items():
+        runs[f"scored by {name}"] = folder / f"transfer_{name}"
+        _once(_with(transferred(plan, name, block), both), runs[f"scored by {name}"], None)
+    if is_follower():
+        return None
+    return Found(pairs, figures, runs, nearest_neighbour(benchmark, features, figures["features"]), file_names(pairs))
+
+
+def _once(config: Config, folder: Path, source: Path | None) -> None:
+    """Runs an experiment, unless it is finished."""
+    if (folder / FINISHED).is_file():
+        return
+    if not is_follower():
+        folder.mkdir(parents=True, exist_ok=True)
+        print(f"{folder}", flush=True)
+    experiment(config, folder, source)
+
+
+def _trainer(config: Config) -> Trainer:
+    """The Trainer that looks stored features up and attacks; weights take no gradients, pixels do."""
+    ours = {"logger": False, "enable_checkpointing": False, "enable_model_summary": False}
+    return Trainer(**(config.trainer | ours | {"inference_mode": False, "use_distributed_sampler": False}))
+
+
+def _sets(plan: Plan, folder: Path) -> dict[str, ImageSet]:
+    """Every image set that the run's own encoder scores: before, after, and what the curves and defences ask for."""
+    attack = plan.attack
+    names = [BEFORE, *variants(attack), *(f"step_{step:04d}" for step in looked_at(attack))]
+    sets = {name: image_set(folder_of(plan, folder, name)) for name in names}
+    for corruption, severity in attack.defences.items():
+        sets[f"id_{corruption}"] = ImageSet(corruption=corruption, severity=severity, group="defence")
+        sets |= {f"{n}_{corruption}": image_set(folder_of(plan, folder, f"{n}_{corruption}")) for n in (BEFORE, AFTER)}
+    return sets
+
+
+def _with(config: Config, ood: dict[str, ImageSet]) -> Config:
+    data = config.data.model_copy(update={"ood": ood, "csid": {}})
+    evaluation = config.evaluation.model_copy(update={"figures": False, "every_n_epochs": 0})
+    return config.model_copy(update={"data": data, "evaluation": evaluation})
+
+
+def _apart(config: Config, folder: Path, pairs: Pairs) -> Config:
+    """The experiment with the targets left out of the bank."""
+    path = folder / "targets.txt"
+    if not is_follower():
+        path.write_text("\n".join(dict.fromkeys(pairs.aims)) + "\n", encoding="utf-8")
+    evaluation = config.evaluation.model_copy(update={"bank_without": path.resolve()})
+    return config.model_copy(update={"evaluation": evaluation})
+
+
+def nearest_neighbour(benchmark: Benchmark, features: dict[str, Features], images: Tensor) -> Tensor:
+    """1-NN scores (n,) of features (n, D) against the bank."""
+    part = benchmark.parts["bank"]
+    stored, rows = features[part.images], torch.tensor(part.rows)
+    knn = KNN()
+    for some in rows[stored.valid[rows]].split(8192):
+        knn.update(Outputs(features=stored.features.take(some)))
+    knn.fit()
+    return knn.score(Outputs(features=images))

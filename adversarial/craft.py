@@ -1,0 +1,136 @@
+"""The attack itself: images that are missing are made, a batch at a time, on all devices."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+from lightning.pytorch import Trainer
+from torch import Tensor
+
+from adversarial.pairs import Pairs
+from adversarial.plan import AFTER, CLEAN, Plan
+from callbacks.image_writer import ImageWriter, Parts
+from clip_ood.adversarial import Attack, Budget
+from clip_ood.backbones.create import create_backbone
+from clip_ood.backbones.fingerprint import digest, fingerprint
+from clip_ood.detectors.build import build_detectors
+from clip_ood.detectors.detector import Detector
+from clip_ood.features.store import TextEmbeddings
+from clip_ood.head import StandardisedLinear
+from clip_ood.outputs import Reference
+from clip_ood.prompts import prototypes
+from configs.attack_schema import AttackConfig
+from datamodules.attacked_images import AttackData
+from datamodules.benchmark import Benchmark
+from datamodules.corruptions import Corruption
+from experiments.run_folder import head_of
+from lightning_modules.pixel_attack import PixelAttack
+
+SHARES = (0.04, 0.1, 0.2, 0.4, 0.7)  # of the steps: where the curve looks
+
+
+def folder_of(plan: Plan, folder: Path, name: str) -> Path:
+    """Where the image set `name` of an attack in `folder` is saved."""
+    if plan.attack.images is not None and name in ("before", AFTER):
+        return plan.attack.images / name
+    return folder / "images" / name
+
+
+def variants(attack: AttackConfig) -> dict[str, tuple[Attack, int]]:
+    """The attacks that are made, by image set, each with its number of pairs: that of the config, and those of the curve
+    over λ, of which the config's own λ is no other."""
+    budget = None if attack.budget is None else Budget(attack.budget.norm, attack.budget.epsilon)
+    main = Attack(attack.steps, attack.lr, attack.smoothness, attack.noise, attack.sign, budget)
+    others = [] if attack.curve is None else [each for each in attack.curve.smoothness if each != attack.smoothness]
+    return {AFTER: (main, attack.pairs)} | {
+        f"smoothness_{each:g}": (
+            Attack(attack.steps, attack.lr, each, attack.noise, attack.sign, budget),
+            attack.curve.pairs,
+        )
+        for each in others
+    }
+
+
+def looked_at(attack: AttackConfig) -> list[int]:
+    """The steps at which images are saved as well, for the curve."""
+    if attack.curve is None:
+        return []
+    return sorted({round(share * attack.steps) for share in SHARES} - {0, attack.steps})
+
+
+def batches(pairs: int, size: int) -> list[range]:
+    return [range(start, min(start + size, pairs)) for start in range(0, pairs, size)]
+
+
+def file_names(pairs: Pairs) -> list[str]:
+    """The names of the saved images, by position."""
+    return [f"{position:04d}-{Path(name).stem}.png" for position, name in enumerate(pairs.names)]
+
+
+def craft(
+    plan: Plan, folder: Path, trainer: Trainer, benchmark: Benchmark, pairs: Pairs, text: TextEmbeddings | None
+) -> dict[str, Tensor]:
+    """Makes the images that are missing; what was found of each pair (n,): l2, linf, tv of what was saved, and before, after,
+    float, what the attack raised; and the features (n, D) before rounding."""
+    attack, config = plan.attack, plan.config
+    made = variants(attack)
+    files = benchmark.images[attack.ood].files
+    key = digest([plan.dump(), fingerprint(config.backbone, config.features_root / "hashes.json"), pairs.aims, *files])
+    parts = Parts(folder / "parts", key)
+    through = [Corruption(name, severity) for name, severity in attack.defences.items()]
+
+    def pending() -> list[tuple[str, range]]:
+        wanted = [(name, some) for name, (_, count) in made.items() for some in batches(count, attack.batch_size)]
+        return [(name, some) for name, some in wanted if not parts.is_whole(name, some)]
+
+    module = PixelAttack(
+        lambda: create_backbone(config.backbone.model_copy(update={"text": None})),
+        {name: each for name, (each, _) in made.items()},
+        pairs.seeds,
+        pairs.targets,
+        pairs.of_text,
+        _score(plan, folder, benchmark, text),
+        frozenset(looked_at(attack)),
+        attack.curve.pairs if attack.curve else 0,
+        AFTER,
+    )
+    writer = ImageWriter(parts, file_names(pairs), lambda name: folder_of(plan, folder, name), through, AFTER)
+    data = AttackData(benchmark.images[attack.ood], pairs.rows, pending, config.data.num_workers)
+    trainer.callbacks.append(writer)
+    try:
+        trainer.predict(module, datamodule=data, return_predictions=False)
+    finally:
+        trainer.callbacks.remove(writer)
+    trainer.strategy.barrier("attacked")
+    return parts.read(AFTER, batches(attack.pairs, attack.batch_size))
+
+
+def _score(plan: Plan, folder: Path, benchmark: Benchmark, text: TextEmbeddings | None) -> Detector | None:
+    """The detector whose score is raised, with what it must know of classes and head."""
+    attack, config = plan.attack, plan.config
+    if attack.score is None:
+        return None
+    known = {"class_names": benchmark.class_names}
+    if text is not None:
+        known["text_embeddings"] = prototypes(
+            text.embeddings, len(config.data.prompts), [len(names) for names in benchmark.called]
+        )
+        known["logit_scale"] = text.logit_scale
+    if config.method.name != "zero_shot":
+        known["weight"], known["bias"] = _head(head_of(plan.source or folder / CLEAN))
+    specs = [spec for spec in config.detectors or [] if isinstance(spec, dict) and spec["name"] == attack.score]
+    available = {"features", "embeddings", "logits", *(name for name, value in known.items() if value is not None)}
+    built, omitted = build_detectors(specs[:1] or [attack.score], Reference(**known), available)
+    if omitted:
+        raise ValueError(f"score: {attack.score} {omitted[0].reason}")
+    return next(iter(built.values()))
+
+
+def _head(path: Path) -> tuple[Tensor, Tensor]:
+    """W (C, D) and b (C,) of a trained head."""
+    weights = torch.load(path, map_location="cpu", weights_only=True)["state_dict"]
+    weights = {name.removeprefix("head."): value for name, value in weights.items() if name.startswith("head.")}
+    head = StandardisedLinear(weights["mean"].numel(), len(weights["linear.bias"]))
+    head.load_state_dict(weights)
+    return head.folded()

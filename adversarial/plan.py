@@ -1,0 +1,111 @@
+"""From an attack's file to the experiments that it needs; nothing heavy is imported."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import yaml
+from pydantic import ValidationError
+
+from configs.attack_schema import AttackConfig
+from configs.checks import check_folders
+from configs.data_schema import ImageSet
+from configs.errors import ConfigError, difference, nearest
+from configs.loading import HERE, change, divide, dump, explain, find_config, override, plain, read, validate
+from configs.schema import Config
+from experiments.run_folder import CONFIG, check_heads
+
+CLEAN, SCORED, APART = "clean", "scored", "out_of_gallery"  # the runs of an attack, below its folder
+BEFORE, AFTER = "before", "after"
+
+
+@dataclass(frozen=True)
+class Plan:
+    """An attack, its experiment, and the run that a trained head is taken from (None: the attack trains one)."""
+
+    attack: AttackConfig
+    config: Config
+    source: Path | None
+
+    def dump(self) -> str:
+        """The attack as YAML, with every key, and its experiment's under `experiment`."""
+        content = self.attack.model_dump(mode="json") | {"experiment": _content(self.config)}
+        return yaml.safe_dump(content, sort_keys=False, allow_unicode=True, width=120)
+
+
+def load_attack(name: str, arguments: list[str] | None = None) -> Plan:
+    """The attack `name` (a path, or looked up in configs/attacks/); arguments `--key=value` change its keys or else
+    those of the experiment.
+
+    Raises: ConfigError for wrong keys of either, images that are not there, and what cannot be attacked.
+    """
+    path = find_config(name, HERE / "attacks")
+    ours, theirs = divide(arguments or [], AttackConfig)
+    try:
+        attack = AttackConfig.model_validate(override({"name": path.stem} | plain(path, "ood"), ours))
+    except ValidationError as error:
+        raise ConfigError(explain(error, AttackConfig)) from None
+    run = Path(attack.config)
+    of_run = (run / CONFIG).is_file()
+    base = read(run / CONFIG if of_run else find_config(attack.config))
+    config = validate(override(change({"name": attack.name} | base, attack.changes), theirs))
+    plan = Plan(attack, config, run if of_run else None)
+    _check(plan)
+    check_folders(config)
+    return plan
+
+
+def _check(plan: Plan) -> None:
+    attack, config = plan.attack, plan.config
+    if config.seeds:
+        raise ConfigError(
+            f"An attack is on one run, and {attack.config} has several seeds: set --seeds=[] and --seed=…"
+        )
+    if attack.ood not in config.data.ood:
+        known = ", ".join(config.data.ood) or "none"
+        raise ConfigError(
+            f"ood: the experiment has no OOD set {attack.ood!r}.{nearest(attack.ood, config.data.ood)} Known: {known}"
+        )
+    if config.method.name == "finetune":
+        raise ConfigError(
+            "An attack needs a frozen encoder: take a zero_shot, linear_probe or plp experiment, not finetune"
+        )
+    if attack.score in ("msp", "max_logit", "energy") and config.method.name == "zero_shot":
+        raise ConfigError(
+            f"score: {attack.score} is one of a head, and zero_shot trains none: take mcm, or a linear_probe or plp"
+        )
+    if (attack.score == "mcm" or attack.target == "text") and config.backbone.library == "timm":
+        raise ConfigError(
+            f"{'score: mcm' if attack.score else 'target: text'} needs a text encoder, and timm's models have none"
+        )
+    if plan.source is not None and config.method.name != "zero_shot":
+        check_heads(plan.source, config)
+    for name, block in attack.transfer.items():
+        transferred(plan, name, block)
+
+
+def check_resumed(plan: Plan, folder: Path) -> None:
+    """Raises: ConfigError where `folder` holds an unfinished attack of other settings."""
+    path = folder / CONFIG
+    if path.is_file() and (was := path.read_text(encoding="utf-8")) != plan.dump():
+        raise ConfigError(
+            f"{folder} was begun with other settings ({difference(was, plan.dump())}): give those again, or --overwrite it"
+        )
+
+
+def transferred(plan: Plan, name: str, block: str) -> Config:
+    """The experiment on another encoder. Raises: ConfigError for an unknown one."""
+    try:
+        return validate(change(_content(plan.config), {"backbone": block}))
+    except ConfigError as error:
+        raise ConfigError(f"transfer.{name}: {error}") from None
+
+
+def image_set(folder: Path) -> ImageSet:
+    """A folder of saved images as an OOD set."""
+    return ImageSet(folder=folder.resolve(), group="adversarial")
+
+
+def _content(config: Config) -> dict:
+    return yaml.safe_load(dump(config))

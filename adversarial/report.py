@@ -1,0 +1,167 @@
+"""The files of an attack: table (Markdown, CSV), results.json, pictures, TensorBoard."""
+
+from __future__ import annotations
+
+import csv
+from pathlib import Path
+from typing import Any
+
+from PIL import Image
+from torch.utils.tensorboard import SummaryWriter
+
+from adversarial.conduct import Found
+from adversarial.craft import folder_of, looked_at, variants
+from adversarial.figures import curves, gallery
+from adversarial.plan import AFTER, BEFORE, Plan
+from adversarial.values import PLAIN, Row, Scores, as_dicts, curve_of, rows_of
+from callbacks.results_files import write_json
+from datamodules.benchmark import load_benchmark
+from experiments.run import encoder_name
+from experiments.run_folder import FINISHED
+
+SHOWN = 6  # pairs in the gallery
+CAPTION = (
+    "AUROC and FPR95 in percent, before → after; ID is positive: FPR95 = share of OOD accepted at 95 % of ID. Fooled: of the "
+    "images rejected before, at the threshold that accepts 95 % of ID test images, the share accepted after."
+)
+
+
+def write(plan: Plan, folder: Path, found: Found) -> None:
+    """Writes everything, results.json last, and prints the table."""
+    rows = rows_of(found.runs, list(plan.attack.defences), found.float_knn)
+    told = about(plan, found)
+    with (folder / "attack.csv").open("w", newline="", encoding="utf-8") as file:
+        writer = csv.DictWriter(file, as_dicts(rows)[0])
+        writer.writeheader()
+        writer.writerows(as_dicts(rows))
+    _write_pairs(folder / "pairs.csv", found)
+    text = markdown(plan, rows, told)
+    (folder / "attack.md").write_text(text, encoding="utf-8")
+    board = SummaryWriter(str(folder))
+    for row in rows:
+        where = row.condition.replace(" ", "_") or "plain"
+        board.add_scalar(f"attack/{where}/{row.detector}/auroc", row.auroc_after, plan.attack.steps)
+        board.add_scalar(f"attack/{where}/{row.detector}/auroc", row.auroc_before, 0)
+    board.add_text("attack", text)
+    _draw(plan, folder, found, board)
+    board.close()
+    content = {"run": folder.name, "kind": "attack", "method": plan.config.method.name, **told, "rows": as_dicts(rows)}
+    write_json(folder / FINISHED, content)
+    print(text)
+    print(f"Results: {folder}")
+    print(f"The images are an ordinary set: --data.ood.attacked={folder_of(plan, folder, AFTER).resolve()}")
+
+
+def about(plan: Plan, found: Found) -> dict[str, Any]:
+    """What was done, and its means over the pairs: `before`, `after` and `float` (not rounded) of the cosine to the target or of
+    the score that was raised; l2, linf, tv of the saved perturbation, pixels in [0, 1]."""
+    attack = plan.attack
+    means = {
+        name: found.figures[name].double().mean().item() for name in ("before", "after", "float", "l2", "linf", "tv")
+    }
+    raised = f"score {attack.score}" if attack.score else "cosine to the target"
+    settings = attack.model_dump(mode="json", include=_SETTINGS)
+    return {
+        "encoder": encoder_name(plan.config),
+        "seed": plan.config.seed,
+        **settings,
+        "raised": raised,
+        "means": means,
+    }
+
+
+_SETTINGS = {"ood", "pairs", "target", "score", "steps", "lr", "smoothness", "noise", "sign", "budget"}
+
+
+def markdown(plan: Plan, rows: list[Row], told: dict[str, Any]) -> str:
+    """Title, what was done, the table."""
+    conditions = list(dict.fromkeys(row.condition for row in rows if row.condition != PLAIN))
+    cell = {(row.condition, row.detector): row for row in rows}
+    detectors = [row.detector for row in rows if row.condition == PLAIN]
+    header = ["score", "AUROC", "FPR95", "fooled", *(f"AUROC, {condition}" for condition in conditions)]
+    lines = []
+    for name in detectors:
+        row = cell[PLAIN, name]
+        others = [_moved(cell[each, name]) if (each, name) in cell else "" for each in conditions]
+        success = "" if row.success is None else f"{100 * row.success:.0f}"
+        fpr = f"{100 * row.fpr95_before:.1f} → {100 * row.fpr95_after:.1f}"
+        lines.append([f"`{name}`", _moved(row), fpr, success, *others])
+    table = ["| " + " | ".join(each) + " |" for each in (header, ["---"] * len(header), *lines)]
+    return "\n\n".join([f"# {plan.attack.name}", _told(plan, told), "\n".join(table), CAPTION]) + "\n"
+
+
+def _told(plan: Plan, told: dict[str, Any]) -> str:
+    attack, means = plan.attack, told["means"]
+    goal = (
+        f"to raise `{attack.score}`"
+        if attack.score
+        else {
+            "train": "onto features of random ID training images",
+            "nearest": "onto features of the nearest ID training images",
+            "text": "onto the text embedding of the nearest class",
+        }[attack.target]
+    )
+    budget = f", {attack.budget.norm} ≤ {attack.budget.epsilon:g}" if attack.budget else ""
+    return (
+        f"{attack.pairs} images of {attack.ood} moved {goal} of {told['encoder']}: {attack.steps} steps of "
+        f"{'the gradient’s sign' if attack.sign else 'Adam'}, lr {attack.lr:g}, λ {attack.smoothness:g}{budget}. Mean "
+        f"{told['raised']} {means['before']:.4g} → {means['after']:.4g} (not rounded: {means['float']:.4g}); perturbations "
+        f"L2 {means['l2']:.2f}, L∞ {means['linf']:.3f}, total variation {means['tv']:.0f} (pixels in [0, 1])."
+    )
+
+
+def _moved(row: Row) -> str:
+    return f"{100 * row.auroc_before:.1f} → {100 * row.auroc_after:.1f}"
+
+
+def _write_pairs(path: Path, found: Found) -> None:
+    aims = found.pairs.aims or [""] * len(found.pairs)
+    figures = {name: values.tolist() for name, values in found.figures.items() if name != "features"}
+    with path.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.writer(file)
+        writer.writerow(["file", "ood_image", "target", *figures])
+        writer.writerows(zip(found.files, found.pairs.names, aims, *figures.values(), strict=True))
+
+
+def _draw(plan: Plan, folder: Path, found: Found, board: SummaryWriter) -> None:
+    pictures = {"gallery": _gallery(plan, folder, found)}
+    if plan.attack.curve is not None:
+        pictures["curves"] = _curves(plan, found)
+        for detector, points in curve_of(found.runs[PLAIN], _step_sets(plan)).items():
+            for step, value in points:
+                board.add_scalar(f"attack/steps/{detector}/auroc", value, int(step))
+    for name, figure in pictures.items():
+        figure.savefig(folder / f"{name}.png")
+        board.add_figure(f"attack/{name}", figure)
+
+
+def _gallery(plan: Plan, folder: Path, found: Found):
+    shown = range(min(SHOWN, len(found.pairs)))
+    before, after = (
+        [Image.open(folder_of(plan, folder, name) / found.files[i]).convert("RGB") for i in shown]
+        for name in (BEFORE, AFTER)
+    )
+    scores = Scores(found.runs[PLAIN])
+    name = plan.attack.score or ("knn" if "knn" in scores.detectors else scores.detectors[0])
+    first, second = scores.of(BEFORE, name), scores.of(AFTER, name)
+    said = [f"{name} {first[i]:#.3g} → {second[i]:#.3g}" for i in shown]
+    return gallery(before, after, _targets(plan, found, len(shown)), said)
+
+
+def _targets(plan: Plan, found: Found, count: int) -> list[Image.Image | str]:
+    if found.pairs.aim_rows is None:
+        return (found.pairs.aims or [])[:count]
+    benchmark = load_benchmark(plan.config)
+    images = benchmark.images[benchmark.parts["train"].images]
+    return [images.read(row) for row in found.pairs.aim_rows[:count]]
+
+
+def _step_sets(plan: Plan) -> dict[float, str]:
+    steps = {float(step): f"step_{step:04d}" for step in looked_at(plan.attack)}
+    return {0.0: BEFORE} | steps | {float(plan.attack.steps): AFTER}
+
+
+def _curves(plan: Plan, found: Found):
+    smoothness = {made.smoothness: name for name, (made, _) in variants(plan.attack).items()}
+    run = found.runs[PLAIN]
+    return curves(curve_of(run, _step_sets(plan)), curve_of(run, smoothness), plan.attack.curve.pairs)

@@ -1,0 +1,34 @@
+"""Can the detectors be fooled? OOD images moved onto ID features, and what every score says of them.
+
+python attack.py --config adversarial_demo.yaml
+python attack.py --config adversarial_vitg_cifar100.yaml --data.root=/data --trainer.devices=8
+"""
+
+from __future__ import annotations
+
+from adversarial.plan import check_resumed, load_attack
+from configs.errors import ConfigError
+from experiments.command_line import guarded, parse
+from experiments.run_folder import choose_folder, started
+
+
+def main(argv: list[str] | None = None) -> None:
+    arguments, overrides = parse(argv, __doc__.splitlines()[0], lambda parser: None, of="attack")
+    if arguments.config is None:
+        raise ConfigError("Which attack? Name one: --config adversarial_demo.yaml (see configs/attacks/), or --help")
+    plan = load_attack(arguments.config, overrides)
+    if arguments.print_config:
+        print(plan.dump(), end="")
+        return
+    folder = choose_folder(plan.attack.runs_root, plan.attack.name, arguments.resume, arguments.overwrite)
+    check_resumed(plan, folder)
+    from adversarial.conduct import conduct  # torch and Lightning
+    from adversarial.report import write
+
+    with started(folder, plan.dump()):
+        if found := conduct(plan, folder):
+            write(plan, folder, found)
+
+
+if __name__ == "__main__":
+    guarded(main)

@@ -1,0 +1,99 @@
+"""Attacked images as PNG files, and a part file a batch that says that they are whole."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import torch
+from lightning.pytorch import Callback, LightningModule, Trainer
+from PIL import Image
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from datamodules.attacked_images import PairBatch
+from datamodules.corruptions import Corruption
+from lightning_modules.pixel_attack import Moved
+
+
+class Parts:
+    """The part files of an attack: what was found of each pair, a file a batch; `key` tells what they are of."""
+
+    def __init__(self, folder: Path, key: str) -> None:
+        self.folder, self.key = folder, key
+
+    def path(self, variant: str, positions: range) -> Path:
+        return self.folder / f"{variant}-{positions.start:06d}.safetensors"
+
+    def is_whole(self, variant: str, positions: range) -> bool:
+        """Whether a batch is done, with these settings."""
+        try:
+            with safe_open(self.path(variant, positions), "pt") as file:
+                return json.loads(file.metadata()["about"]) == self._about(positions)
+        except (FileNotFoundError, SafetensorError):
+            return False
+
+    def write(self, variant: str, positions: range, tensors: dict[str, Tensor]) -> None:
+        """Writes a part, whole or not at all."""
+        path = self.path(variant, positions)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary = path.with_suffix(".tmp")
+        save_file(
+            {name: value.contiguous().cpu() for name, value in tensors.items()},
+            temporary,
+            {"about": json.dumps(self._about(positions))},
+        )
+        temporary.replace(path)
+
+    def read(self, variant: str, batches: list[range]) -> dict[str, Tensor]:
+        """The tensors of some batches, one after the other."""
+        parts = []
+        for positions in batches:
+            with safe_open(self.path(variant, positions), "pt") as file:
+                parts.append({name: file.get_tensor(name) for name in file.keys()})  # noqa: SIM118 (not a dict)
+        return {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
+
+    def _about(self, positions: range) -> dict[str, str | int]:
+        return {"key": self.key, "stop": positions.stop}
+
+
+class ImageWriter(Callback):
+    """Writes images/<set>/<position>.png of each batch, then its part.
+
+    `names`: file names by position; `folders`: where before, after and other variants go; `through`: corruptions that
+    before and after are saved through as well, under <set>_<corruption>.
+    """
+
+    def __init__(self, parts: Parts, names: list[str], folder, through: list[Corruption], main: str) -> None:
+        self.parts, self.names, self.folder, self.through, self.main = parts, names, folder, through, main
+
+    def on_predict_batch_end(
+        self,
+        trainer: Trainer,
+        module: LightningModule,
+        outputs: Moved,
+        batch: PairBatch,
+        batch_idx: int,
+        dataloader_idx: int = 0,
+    ) -> None:
+        sets = {batch.variant: outputs.after}
+        if batch.variant == self.main:
+            sets = (
+                {"before": outputs.before} | sets | {f"step_{step:04d}": seen for step, seen in outputs.steps.items()}
+            )
+        for name, pixels in sets.items():
+            through = self.through if name in ("before", self.main) else []
+            for position, image in zip(batch.positions, pixels, strict=False):
+                self._save(name, position, Image.fromarray(image.permute(1, 2, 0).numpy()), through)
+        self.parts.write(batch.variant, batch.positions, outputs.figures | {"features": outputs.features})
+
+    def _save(self, name: str, position: int, image: Image.Image, through: list[Corruption]) -> None:
+        self._write(name, position, image)
+        for corruption in through:
+            self._write(f"{name}_{corruption.name}", position, corruption(image, self.names[position]))
+
+    def _write(self, name: str, position: int, image: Image.Image) -> None:
+        path = self.folder(name) / self.names[position]
+        path.parent.mkdir(parents=True, exist_ok=True)
+        image.save(path)

@@ -1,0 +1,82 @@
+"""OOD images at the encoder's input size, as the loader of a predict loop that attacks them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+from lightning.pytorch import LightningDataModule
+from PIL import Image
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+from torchvision.transforms import Compose, Normalize
+
+from clip_ood.backbones.backbone import Backbone
+from datamodules.extraction import default_workers
+from datamodules.image_list import ImageList
+
+
+@dataclass(frozen=True)
+class PairBatch:
+    """Pixels (B, 3, H, W) in [0, 1] of the pairs at `positions`, for the attack called `variant`."""
+
+    pixels: Tensor
+    positions: range
+    variant: str
+
+
+class AttackedImages(Dataset):
+    """(variant, positions) -> the images of those pairs, resized and cropped as the encoder wants them."""
+
+    def __init__(self, images: ImageList, rows: Sequence[int], pixels: Callable[[Image.Image], Tensor]) -> None:
+        self.images, self.rows, self.pixels = images, rows, pixels
+
+    def __getitem__(self, batch: tuple[str, range]) -> PairBatch:
+        variant, positions = batch
+        read = [self.pixels(self.images.read(self.rows[position])) for position in positions]
+        return PairBatch(torch.stack(read), positions, variant)
+
+
+class AttackData(LightningDataModule):
+    """The batches (variant, positions) that are `pending`, dealt to the devices like cards."""
+
+    allow_zero_length_dataloader_with_multiple_devices = True  # fewer batches than devices
+
+    def __init__(
+        self,
+        images: ImageList,
+        rows: Sequence[int],
+        pending: Callable[[], list[tuple[str, range]]],
+        workers: int | None,
+    ) -> None:
+        super().__init__()
+        self.images, self.rows, self.pending, self.workers = images, rows, pending, workers
+
+    def setup(self, stage: str) -> None:
+        self.batches = self.trainer.strategy.broadcast(self.pending())  # as the first process sees them
+
+    def predict_dataloader(self) -> DataLoader | list[DataLoader]:
+        if not self.batches:
+            return []
+        mine = self.batches[self.trainer.global_rank :: self.trainer.world_size]
+        dataset = AttackedImages(self.images, self.rows, pixels_of(self.trainer.lightning_module.backbone))
+        on_gpu = self.trainer.strategy.root_device.type == "cuda"
+        workers = self.workers if self.workers is not None else default_workers(on_gpu)
+        return DataLoader(dataset, sampler=mine, batch_size=None, num_workers=workers)
+
+    def transfer_batch_to_device(self, batch: PairBatch, device: torch.device, dataloader_idx: int) -> PairBatch:
+        return PairBatch(batch.pixels.to(device), batch.positions, batch.variant)
+
+
+def pixels_of(backbone: Backbone) -> Callable[[Image.Image], Tensor]:
+    """The encoder's transform without its last step, which takes pixels in [0, 1] to mean 0 and deviation 1.
+
+    Raises: ValueError for a transform that ends otherwise.
+    """
+    *steps, last = backbone.transform.transforms
+    if not isinstance(last, Normalize):
+        raise ValueError(
+            f"An attack needs an encoder whose transform ends with Normalize, not with {last}: take open_clip's"
+        )
+    return Compose(steps)

@@ -1,0 +1,108 @@
+"""Images moved by an attack on their pixels: a predict loop, so that devices and nodes come from the Trainer."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+import torch
+from lightning.pytorch import LightningModule
+from torch import Tensor
+from torch.nn.functional import cosine_similarity
+from torchvision.transforms.functional import normalize
+
+from clip_ood.adversarial import Attack, perturb, total_variation
+from clip_ood.adversarial.perturb import quantised
+from clip_ood.backbones.backbone import Backbone
+from clip_ood.detectors.detector import Detector
+from clip_ood.outputs import Outputs
+from datamodules.attacked_images import PairBatch
+
+
+@dataclass(frozen=True)
+class Moved:
+    """What an attack made of B images: pixels (B, 3, H, W) uint8 before, after and at the steps looked at; figures (B,) of
+    the pairs; features (B, D) of the pixels before they were rounded."""
+
+    before: Tensor
+    after: Tensor
+    steps: dict[int, Tensor]
+    figures: dict[str, Tensor]
+    features: Tensor
+
+
+class PixelAttack(LightningModule):
+    """Lowers −cos(g(y + p), target) of each image y, or raises a detector's score, by the attack of its variant.
+
+    `create` loads the encoder, which takes no gradient; targets (n, D) or, `of_text`, (n, E) by position; `score`, a
+    detector that learns nothing, with the head W (C, D), b (C,) for its logits. `steps`: those to look at, of the first
+    `looked_at` pairs in the variant `main`.
+    """
+
+    def __init__(
+        self,
+        create: Callable[[], Backbone],
+        attacks: Mapping[str, Attack],
+        seeds: list[int],
+        targets: Tensor | None = None,
+        of_text: bool = False,
+        score: Detector | None = None,
+        steps: frozenset[int] = frozenset(),
+        looked_at: int = 0,
+        main: str = "after",
+    ) -> None:
+        super().__init__()
+        self.create, self.attacks, self.seeds, self.of_text, self.score = create, attacks, seeds, of_text, score
+        self.steps, self.looked_at, self.main = steps, looked_at, main
+        self.register_buffer("targets", targets)
+        self.backbone: Backbone | None = None
+
+    def setup(self, stage: str) -> None:
+        if self.trainer.datamodule.batches:
+            self.backbone = self.create().to(memory_format=torch.channels_last)  # convolutions are faster so
+
+    def outputs(self, pixels: Tensor) -> Outputs:
+        """What the encoder and the head say of pixels (B, 3, H, W) in [0, 1]."""
+        prepared = self.backbone.preprocessing
+        features = self.backbone.encode_image(normalize(pixels, prepared.mean, prepared.std))
+        embeddings = self.backbone.project(features)
+        reference = None if self.score is None else self.score.reference
+        if reference is None or reference.weight is None:
+            return Outputs(features, embeddings)
+        logits = features @ reference.weight.to(features).T + reference.bias.to(features)
+        return Outputs(features, embeddings, logits)
+
+    def gain(self, outputs: Outputs, positions: range) -> Tensor:
+        """What the attack raises, (B,): the score, or the cosine to the target."""
+        if self.score is not None:
+            return self.score.score_with_grad(outputs)
+        of = outputs.embeddings if self.of_text else outputs.features
+        return cosine_similarity(of, self.targets[positions.start : positions.stop])
+
+    def predict_step(self, batch: PairBatch, batch_idx: int) -> Moved:
+        pixels, positions = batch.pixels, batch.positions
+        looked_at, seen = max(0, min(self.looked_at, positions.stop) - positions.start), {}
+
+        def watch(step: int, moved: Tensor) -> None:
+            if step in self.steps and looked_at and batch.variant == self.main:
+                seen[step] = to_bytes(moved[:looked_at])
+
+        with torch.autocast(self.device.type, enabled=False):
+            attack, seeds = self.attacks[batch.variant], self.seeds[positions.start : positions.stop]
+            moved = perturb(lambda each: -self.gain(self.outputs(each), positions), pixels, attack, seeds, watch)
+            saved = quantised(moved)
+            with torch.no_grad():
+                exact = self.outputs(moved)
+                gains = {
+                    "before": self.gain(self.outputs(pixels), positions),
+                    "after": self.gain(self.outputs(saved), positions),
+                    "float": self.gain(exact, positions),
+                }
+        p = saved - quantised(pixels)
+        sizes = {"l2": p.flatten(1).norm(dim=1), "linf": p.flatten(1).abs().amax(dim=1), "tv": total_variation(p)}
+        return Moved(to_bytes(pixels), to_bytes(saved), seen, gains | sizes, exact.features)
+
+
+def to_bytes(pixels: Tensor) -> Tensor:
+    """Pixels in [0, 1] as 0 … 255, rounded."""
+    return (255 * pixels).round().to(torch.uint8).cpu()
