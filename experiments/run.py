@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import logging
-import warnings
 from pathlib import Path
 from typing import Any
 
@@ -33,14 +31,10 @@ from datamodules.benchmark import load_benchmark
 from experiments.board import describe
 from experiments.extraction import load_features
 from experiments.models import build, check_method
+from experiments.quiet import hush
 from experiments.run_folder import head_of, is_follower, started
 
-logging.getLogger("lightning.pytorch.utilities.rank_zero").setLevel(logging.WARNING)  # no list of absent devices
-warnings.filterwarnings(
-    "ignore",
-    module="lightning.pytorch",
-    message=".*(does not have many workers|LeafSpec|callbacks used to create|in eval mode).*",
-)
+hush()
 
 
 def run(config: Config, folder: Path, checkpoint: Path | None = None) -> dict[str, Any]:
