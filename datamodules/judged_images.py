@@ -6,6 +6,7 @@ batch does not depend on how many there are.
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
@@ -93,7 +94,8 @@ class JudgedImages(LightningDataModule):
         on_gpu = self.trainer.strategy.root_device.type == "cuda"
         workers = self.workers if self.workers is not None else default_workers(on_gpu)
         dataset = Pictures(self.trainer.lightning_module.judge.backbone.transform)
-        sampler = _Batches(self, self.trainer.global_rank, self.trainer.world_size)
+        kind = _Batches if self.per_part > 1 else _Stream
+        sampler = kind(self, self.trainer.global_rank, self.trainer.world_size)
         return DataLoader(dataset, sampler=sampler, batch_size=None, num_workers=workers, pin_memory=on_gpu)
 
     def transfer_batch_to_device(self, batch: JudgedBatch, device: torch.device, dataloader_idx: int) -> JudgedBatch:
@@ -120,15 +122,22 @@ class _Batches:
         self.data.parts = number
 
 
+class _Stream(_Batches):
+    """Batches that are judged as they come: without a length, Lightning would wait for the next one first."""
+
+    def __len__(self) -> int:
+        return sys.maxsize
+
+
 def divided(inputs: Iterable[Source], size: int) -> Iterator[list[Source]]:
     """Batches of `size` images; what is known to be none comes along without taking a place."""
     batch: list[Source] = []
     images = 0
     for source in inputs:
+        batch.append(source)
+        images += source.reason is None
         if images == size or len(batch) == MANY * size:
             yield batch
             batch, images = [], 0
-        batch.append(source)
-        images += source.reason is None
     if batch:
         yield batch

@@ -54,7 +54,7 @@ class Verdicts:
 def printed(format: str, move_ood: Path | None, link: bool) -> Iterator[Verdicts]:
     """To standard output, as they come."""
     with suppress(AttributeError):  # not a stream of the system
-        sys.stdout.reconfigure(**TEXT)
+        sys.stdout.reconfigure(**TEXT, line_buffering=True)  # whoever reads it need not wait
     file = JSONLines(sys.stdout) if format == "jsonl" else CSVFile(sys.stdout)
     yield Verdicts(file, None, move_ood, link)
     file.close()
