@@ -62,7 +62,9 @@ def histogram(sets: list[ScoredSet], detector: str, threshold: float) -> Markup:
             axes.stairs(density, edges, fill=True, color=_colour(number), alpha=0.28 if number == 0 else 0.1)
             axes.stairs(density, edges, color=_colour(number), linestyle=_dash(number), linewidth=1.1)
         axes.axvline(threshold, color=_INK, linestyle=(0, (3, 2)), linewidth=0.9)
-        axes.set(yticks=[], xlabel="score", ylabel="density", xlim=(min(edges[0], threshold), max(edges[-1], threshold)))
+        axes.set(
+            yticks=[], xlabel="score", ylabel="density", xlim=(min(edges[0], threshold), max(edges[-1], threshold))
+        )
         axes.locator_params(axis="x", nbins=5)
 
     return _svg(draw, f"histogram {detector}")

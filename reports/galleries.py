@@ -48,9 +48,7 @@ def rejected_id(sets: list[ScoredSet], detector: str, threshold: float, benchmar
     return _gallery([each for each in sets if each.role == "id"], detector, threshold, benchmark, above=False)
 
 
-def _gallery(
-    sets: list[ScoredSet], detector: str, threshold: float, benchmark: Benchmark, above: bool
-) -> Gallery:
+def _gallery(sets: list[ScoredSet], detector: str, threshold: float, benchmark: Benchmark, above: bool) -> Gallery:
     found = []
     for each in sets:
         scores = each.scores[detector]

@@ -32,7 +32,7 @@ class Cell:
 
 @dataclass(frozen=True)
 class Table:
-    """AUROC and FPR95 in one setting: the OOD sets with their numbers of images, and a line a detector."""
+    """AUROC and FPR95 in one setting: the OOD sets with their numbers of images, their mean first, and a line a detector."""
 
     setting: str
     n_id: int
@@ -49,6 +49,7 @@ def tables(results: Results) -> list[Table]:
 
 
 def _table(setting: str, rows: list[dict[str, Any]]) -> Table:
+    rows = sorted(rows, key=lambda row: row["ood"] != MEAN)
     sets = {row["ood"]: row["n_ood"] for row in rows}
     best = {name: max(row["auroc"] for row in rows if row["ood"] == name) for name in sets}
     lines = defaultdict(list)

@@ -57,13 +57,17 @@ def read_scores(path: Path) -> list[ScoredSet]:
 def thresholds(calibration: dict[str, Any] | None, id_test: ScoredSet) -> Thresholds:
     """Those of a run's calibration; without one, those that accept 95 % of the ID test images."""
     if calibration and calibration["thresholds"]:
-        expected = f", where {100 * calibration['expected']:.1f} % are expected to pass" if calibration["expected"] else ""
+        expected = (
+            f", where {100 * calibration['expected']:.1f}\N{NO-BREAK SPACE}% are expected to pass"
+            if calibration["expected"]
+            else ""
+        )
         accept, n = calibration["accept"], calibration["n"]
-        how = f"calibrated to accept {100 * accept:g} % of new ID images or more, on {n} ID val images{expected}"
+        how = f"calibrated to accept {100 * accept:g}\N{NO-BREAK SPACE}% of new ID images or more, on {n} ID val images{expected}"
         return Thresholds(calibration["thresholds"], how)
     why = "the run holds no calibration on ID val images"
     if calibration:
         why = f"too few ID val images to calibrate (n = {calibration['n']}, {calibration['needed']} needed)"
     passed = -(-len(id_test) * 19 // 20)  # in integers: 0.95 is no float
     found = {name: float(np.sort(scores)[-passed]) for name, scores in id_test.scores.items()}
-    return Thresholds(found, f"accepts {100 * ACCEPT:g} % of ID test images; {why}")
+    return Thresholds(found, f"accepts {100 * ACCEPT:g}\N{NO-BREAK SPACE}% of ID test images; {why}")
