@@ -41,45 +41,59 @@ class Dot:
 
 
 @dataclass(frozen=True)
+class Chart:
+    """The detectors on one OOD set, each with the AUROC of every run and the dots of the later ones; the chart's ends are ± reach."""
+
+    reach: float
+    rows: list[tuple[str, list[str], list[Dot]]]
+
+
+@dataclass(frozen=True)
 class Tally:
-    """On how many detectors' means a run's interval lies above the first run's, below it, or around 0."""
+    """On how many detectors' means the interval of a run's differences lies above 0, below, or around it; `only`, the
+    difference where there is one detector alone."""
 
     title: str
     better: int
     worse: int
     open: int
+    only: Dot | None
 
 
 def write_compare_page(path: Path, sides: Sequence[Side], lines: Sequence[Line], over: str) -> Path:
     """Writes the page; `over` says what the intervals are over. Links to the runs' own pages are relative to it."""
-    reach = _reach(lines)
-    tables = defaultdict(list)
-    for line in sorted(lines, key=lambda line: line.ood != MEAN):
-        dots = [_dot(difference, colour_of(k), reach) for k, difference in enumerate(line.differences, start=1)]
-        tables[line.ood].append((line.detector, [percent(value, 2) for value in line.aurocs], dots))
+    of_set = defaultdict(list)
+    for line in lines:
+        of_set[line.ood].append(line)
+    charts = {ood: _chart(of_set[ood]) for ood in sorted(of_set, key=lambda ood: ood != MEAN)}
     write_page(
         path,
         "compare.html.j2",
         sides=[(side, colour_of(k), _link(path, side.folder)) for k, side in enumerate(sides)],
-        tables=dict(tables),
-        tallies=[_tally(side, k, lines) for k, side in enumerate(sides[1:])],
+        charts=charts,
+        tallies=[_tally(side.title, k, of_set[MEAN], charts[MEAN]) for k, side in enumerate(sides[1:])],
         over=over,
-        reach=f"{reach:g}",
     )
     return path
 
 
-def _tally(side: Side, number: int, lines: Sequence[Line]) -> Tally:
-    means = [line.differences[number] for line in lines if line.ood == MEAN]
-    better, worse = sum(each.low > 0 for each in means), sum(each.high < 0 for each in means)
-    return Tally(side.title, better, worse, len(means) - better - worse)
-
-
-def _reach(lines: Sequence[Line]) -> float:
-    """Points of AUROC from the middle of the chart to its ends: a round number that holds every finite interval."""
+def _chart(lines: list[Line]) -> Chart:
+    """The lines of one OOD set; the chart reaches to a round number of points that holds every finite interval."""
     ends = [abs(100 * end) for line in lines for each in line.differences for end in (each.low, each.high)]
     furthest = max([end for end in ends if math.isfinite(end)], default=0)
-    return next((step for step in (1, 2, 5, 10, 20, 50) if furthest <= step), 100)
+    reach = next((step for step in (1, 2, 5, 10, 20, 30, 40, 50) if furthest <= step), 100)
+    rows = []
+    for line in lines:
+        dots = [_dot(difference, colour_of(k), reach) for k, difference in enumerate(line.differences, start=1)]
+        rows.append((line.detector, [percent(value, 2) for value in line.aurocs], dots))
+    return Chart(reach, rows)
+
+
+def _tally(title: str, number: int, means: list[Line], chart: Chart) -> Tally:
+    found = [line.differences[number] for line in means]
+    better, worse = sum(each.low > 0 for each in found), sum(each.high < 0 for each in found)
+    only = chart.rows[0][2][number] if len(means) == 1 else None
+    return Tally(title, better, worse, len(found) - better - worse, only)
 
 
 def _dot(difference: Difference, colour: int, reach: float) -> Dot:

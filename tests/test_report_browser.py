@@ -15,7 +15,7 @@ CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shuti
 OPTIONS = ["--no-sandbox", "--disable-gpu", "--no-first-run", "--disable-sync"]
 OPTIONS += ["--disable-background-networking", "--disable-component-update"]
 DESK, PHONE = {"width": 1280, "height": 900}, {"width": 390, "height": 844}
-PAGES = ("report", "seeds", "no_ood", "comparison", "hostile")
+PAGES = ("report", "seeds", "no_ood", "comparison", "one_of_each", "hostile")
 
 # Of every element with text of its own: WCAG contrast of that text to what lies behind it, and its words.
 CONTRAST = """() => {
@@ -60,10 +60,13 @@ def pages(browser, tmp_path_factory):
     train.main(["--config", tiny_clip.config(root, "seeds", probe, **settings), "--seeds", "1", "2"])
     comparison = root / "comparison.html"
     evaluation.main(["--compare", str(run), str(runs / "probe"), "--html", str(comparison)])
+    one_of_each = root / "one_of_each.html"
+    specs = [f"{run}:knn", f"{runs / 'probe'}:msp", f"{run}:mcm"]
+    evaluation.main(["--compare", *specs, "--html", str(one_of_each)])
     hostile = report_runs.hostile(tiny_clip.make(tmp_path_factory.mktemp("hostile")))
     report_runs.remade(run, report_runs.halfway)  # with images in both galleries
     made = {name: runs / name / "report.html" for name in ("report", "seeds", "no_ood")}
-    return made | {"comparison": comparison, "hostile": hostile / "report.html"}
+    return made | {"comparison": comparison, "one_of_each": one_of_each, "hostile": hostile / "report.html"}
 
 
 class Opened:
