@@ -45,24 +45,24 @@ class OODEvaluation(Callback):
         self.specs, self.resamples, self.seed = detectors, resamples, seed
 
     def _start(self, module: LightningModule) -> None:
-        self._suite = DetectorSuite(module.reference(), self.specs)
+        self.suite = DetectorSuite(module.reference(), self.specs)
         self._fitted = False
         self._scored: dict[int, list[Scores]] = defaultdict(list)
 
     def _batch(self, trainer: Trainer, outputs: Outputs, loader: int) -> None:
         if loader == 0:
-            self._suite.update(outputs)
+            self.suite.update(outputs)
             return
         self._fit(trainer)
         role = trainer.datamodule.evaluated[loader].part.role
         if role == "id":
             self._choose(trainer)
-        self._scored[loader].append(self._suite.score(outputs, self._bank_labels if role == "id" else None))
+        self._scored[loader].append(self.suite.score(outputs, self._bank_labels if role == "id" else None))
 
     def _fit(self, trainer: Trainer) -> None:
         if self._fitted:
             return
-        self._suite.fit(exchange())
+        self.suite.fit(exchange())
         bank = trainer.datamodule.evaluated[0]
         self._bank_labels = torch.full((int(bank.rows.max()) + 1,), -1)
         self._bank_labels[bank.rows] = bank.labels
@@ -74,7 +74,7 @@ class OODEvaluation(Callback):
         if "ood_val" in roles and roles.index("ood_val") in self._scored:
             val, ood_val = roles.index("val"), self._scored.pop(roles.index("ood_val"))
             device = trainer.strategy.root_device
-            chosen = self._suite.choose(_gather(self._scored[val], device), _gather(ood_val, device))
+            chosen = self.suite.choose(_gather(self._scored[val], device), _gather(ood_val, device))
             self._scored[val] = [share.renamed(chosen) for share in self._scored[val]]
 
     def _end(self, trainer: Trainer) -> None:
@@ -96,8 +96,8 @@ class OODEvaluation(Callback):
             roles=roles,
             accuracy=accuracy(of_test.predictions, labels),
             knn_accuracy=accuracy(of_test.votes, labels),
-            omitted=self._suite.omitted,
-            notes=self._suite.notes,
+            omitted=self.suite.omitted,
+            notes=self.suite.notes,
         )
         self._log(trainer)
 

@@ -1,4 +1,25 @@
 """Out-of-distribution detection with pretrained image-text encoders: the science, free of Lightning.
 
 Importing this package, or the list of detector names, imports nothing heavy: command-line errors answer at once.
+
+    from clip_ood import load
+    judge = load("runs/demo")
+    judge(["a.jpg", picture, tensor])     # [Verdict(path="a.jpg", is_ood=False, score=0.91, p_value=0.47, …), …]
 """
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from clip_ood.judging.judge import Judge, Verdict, load
+
+__all__ = ["Judge", "Verdict", "load"]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in __all__:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    from clip_ood.judging import judge
+
+    return getattr(judge, name)

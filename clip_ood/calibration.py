@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from fractions import Fraction
 from math import ceil, floor
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -54,12 +56,35 @@ class Calibration:
         return float(1 - Fraction(self._rank(accept), len(self) + 1))
 
     def _rank(self, accept: float) -> int:
-        alpha = 1 - Fraction(str(accept))  # 1 − 0.9 is not a tenth in floating point
-        if not 0 < alpha < 1:
-            raise ValueError(f"accept = {accept:g} must lie between 0 and 1")
-        if (rank := floor(alpha * (len(self) + 1))) < 1:
+        if (rank := floor(_alpha(accept) * (len(self) + 1))) < 1:
             raise ValueError(
-                f"Accepting {100 * accept:g} % of ID images takes {ceil(1 / alpha) - 1} ID val images or more to calibrate on, "
+                f"Accepting {100 * accept:g} % of ID images takes {needed(accept)} ID val images or more to calibrate on, "
                 f"and there are {len(self)}: hold out more (data.splits.val, data.id.val), or accept fewer"
             )
         return rank
+
+
+def needed(accept: float) -> int:
+    """The fewest calibration scores that a threshold for `accept` takes: 19 for 95 %, 99 for 99 %."""
+    return ceil(1 / _alpha(accept)) - 1
+
+
+def summary(scores: Mapping[str, Tensor], accept: float) -> dict[str, Any]:
+    """What a run states of its calibration, from the scores (n,) by detector: n, accept, needed, the default detector (the
+    first), and the expected acceptance and thresholds by detector, None both where n is below what is needed."""
+    calibrations = {name: Calibration(values) for name, values in scores.items()}
+    default, first = next(iter(calibrations.items()))
+    stated = {"n": len(first), "accept": accept, "needed": needed(accept), "default": default}
+    stated |= {"expected": None, "thresholds": None}
+    if len(first) >= stated["needed"]:
+        stated["expected"] = first.expected(accept)
+        stated["thresholds"] = {name: each.threshold(accept) for name, each in calibrations.items()}
+    return stated
+
+
+def _alpha(accept: float) -> Fraction:
+    """1 − accept as it is written: 1 − 0.9 is not a tenth in floating point."""
+    alpha = 1 - Fraction(str(accept))
+    if not 0 < alpha < 1:
+        raise ValueError(f"accept = {accept:g} must lie between 0 and 1")
+    return alpha

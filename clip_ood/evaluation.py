@@ -22,6 +22,7 @@ from clip_ood.metrics.ood import Estimate, mean_over_sets, ood_metrics
 from clip_ood.metrics.ranking import rank_scores
 from clip_ood.metrics.resamples import draw_resamples
 from clip_ood.outputs import Outputs, Reference
+from clip_ood.predictions import predict
 
 NEIGHBOURS = 20  # of the k-NN accuracy
 MEAN = "mean"
@@ -90,10 +91,11 @@ class DetectorSuite:
         a class, or no detector keeps the bank.
         """
         vote = self._vote(bank_labels)
+        predicted = predict(outputs, self.reference.text_embeddings)
         values = [value.cpu() for value in score_together(list(self.detectors.values()), outputs, vote)]
         return Scores(
             indices=outputs.indices.cpu(),
-            predictions=None if (classes := predict(outputs, self.reference)) is None else classes.cpu(),
+            predictions=None if predicted is None else predicted[0].cpu(),
             scores=dict(zip(self.detectors, values, strict=False)),
             votes=values[-1] if vote else None,
         )
@@ -156,15 +158,6 @@ class DetectorSuite:
 
     def _has_classes(self, labels: Tensor) -> bool:
         return self.reference.class_names is not None or bool((labels >= 0).any())
-
-
-def predict(outputs: Outputs, reference: Reference) -> Tensor | None:
-    """The class of each row (N,): of the head if there is one, else of the text embeddings; None without either."""
-    if outputs.logits is not None:
-        return outputs.logits.argmax(dim=1)
-    if outputs.embeddings is None or reference.text_embeddings is None:
-        return None
-    return (outputs.embeddings.float() @ reference.text_embeddings.float().T).argmax(dim=1)
 
 
 def settings_of(roles: Mapping[str, str]) -> dict[str, list[str]]:

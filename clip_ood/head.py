@@ -30,8 +30,14 @@ class StandardisedLinear(nn.Module):
 
     def folded(self) -> tuple[Tensor, Tensor]:
         """W (C, D) and b (C,) with z = W g + b: the standardisation folded into the layer."""
-        weight = self.linear.weight / self.std
-        return weight.detach(), (self.linear.bias - weight @ self.mean).detach()
+        weight = self.linear.weight.detach().double() / self.std.double()
+        return weight.float(), (self.linear.bias.detach().double() - weight @ self.mean.double()).float()
+
+
+def head_logits(features: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+    """z = W g + b of features (N, D), weight (C, D), bias (C,): (N, C) float32, summed in float64, so that a batch of one
+    gives what a batch of thousands does."""
+    return torch.addmm(bias.double(), features.double(), weight.double().T).float()
 
 
 def mean_and_std(features: Rows, rows: Tensor, block: int = 8192) -> tuple[Tensor, Tensor]:

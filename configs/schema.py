@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
@@ -85,6 +85,12 @@ class Evaluation(Section):
     """report.html in the run's folder: tables, charts and the images that were judged wrongly, in one file."""
     batch_size: Positive = 4096
     """Stored features scored at a time."""
+    accept: Annotated[float, Field(gt=0, lt=1)] = 0.95
+    """Share of new ID images that the run's thresholds accept, calibrated on ID val (detect.py --accept changes it)."""
+    save_detector: bool = True
+    """Write detector/ into the run's folder: what detect.py judges new images with. With k-NN it holds the bank."""
+    with_encoder: bool = False
+    """Let detector/ hold the encoder's weights too, so that it needs nothing else (fine-tuned ones always lie there)."""
 
 
 class Config(Section):
@@ -113,6 +119,12 @@ class Config(Section):
     """What the table is made of."""
     trainer: dict[str, Any] = {}
     """Keys of Lightning's Trainer (accelerator, devices, num_nodes, strategy, precision, …)."""
+
+    @model_validator(mode="after")
+    def _encoder_lies_somewhere(self) -> Config:
+        if self.evaluation.with_encoder and not self.evaluation.save_detector:
+            raise ValueError("evaluation: with_encoder puts the weights into detector/, and save_detector is false")
+        return self
 
     @model_validator(mode="after")
     def _seeds_differ(self) -> Config:

@@ -18,8 +18,8 @@ from torch.utils.data import DataLoader, Dataset
 
 from clip_ood.features.store import StoredSet
 from clip_ood.prompts import Phrases, fill
+from clip_ood.reading import UnreadableImage
 from datamodules.image_list import ImageList
-from datamodules.reading import UnreadableImage
 
 
 @dataclass(frozen=True)

@@ -11,13 +11,13 @@ from pathlib import Path
 
 from PIL import Image
 
+from clip_ood.reading import SUFFIXES, decode, read_image
 from configs.checks import shard_paths
 from configs.errors import ConfigError
 from configs.schema import ImageSet
 from datamodules import shards, torchvision_sets
 from datamodules.corruptions import Corruption
 from datamodules.label_files import read_labels
-from datamodules.reading import SUFFIXES, decode, read_image
 
 
 @dataclass(frozen=True)

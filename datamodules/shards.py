@@ -10,8 +10,8 @@ import tarfile
 from pathlib import Path, PurePosixPath
 from typing import BinaryIO, NamedTuple
 
+from clip_ood.reading import SUFFIXES
 from configs.errors import ConfigError
-from datamodules.reading import SUFFIXES
 
 
 class Member(NamedTuple):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 import traceback
 from collections.abc import Callable
@@ -67,6 +68,9 @@ def guarded(main: Callable[[], None]) -> None:
     error keeps its traceback."""
     try:
         main()
+    except BrokenPipeError:  # whoever read our output has had enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(141)  # as a program that SIGPIPE ends
     except (ValueError, RuntimeError, OSError) as error:
         if type(error).__name__ == "OutOfMemoryError":  # torch's, which is not imported here
             sys.exit(f"error: {OUT_OF_MEMORY}\n({error})")

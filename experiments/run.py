@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import logging
-import warnings
 from pathlib import Path
 from typing import Any
 
@@ -16,10 +14,16 @@ from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from rich.console import Console
 
 from callbacks.averaging import MovingAverage
+from callbacks.detector_writer import DetectorWriter
 from callbacks.figures import Figures
 from callbacks.ood_evaluation import OODEvaluation
 from callbacks.results_files import write_results
 from callbacks.throughput import Throughput
+from clip_ood.backbones.fingerprint import fingerprint
+from clip_ood.calibration import summary
+from clip_ood.features.store import Features
+from clip_ood.judging.save import described
+from clip_ood.judging.saved import FOLDER, Encoder
 from configs.errors import ConfigError
 from configs.loading import dump
 from configs.schema import Config, FineTune, Method
@@ -27,16 +31,12 @@ from datamodules.benchmark import load_benchmark
 from experiments.board import describe
 from experiments.extraction import load_features
 from experiments.models import build, check_method
+from experiments.quiet import hush
 from experiments.run_folder import head_of, is_follower, started
 from experiments.versions import versions
 from reports.run_page import write_report
 
-logging.getLogger("lightning.pytorch.utilities.rank_zero").setLevel(logging.WARNING)  # no list of absent devices
-warnings.filterwarnings(
-    "ignore",
-    module="lightning.pytorch",
-    message=".*(does not have many workers|LeafSpec|callbacks used to create|in eval mode).*",
-)
+hush()
 
 
 def run(config: Config, folder: Path, checkpoint: Path | None = None) -> dict[str, Any]:
@@ -62,6 +62,8 @@ def _run(config: Config, folder: Path, checkpoint: Path | None) -> dict[str, Any
         plan_steps(trainer, config.method.settings, len(benchmark.parts["train"].rows))
     features, text = load_features(config, benchmark, trainer, folder)
     module, data = build(config, benchmark, features, text)
+    if config.evaluation.save_detector:
+        trainer.callbacks.append(detector_writer(config, folder, evaluation, features))
     if trains:
         last = head_of(folder)
         trainer.fit(module, datamodule=data, ckpt_path=last if last.is_file() else None, weights_only=True)
@@ -80,11 +82,11 @@ def _run(config: Config, folder: Path, checkpoint: Path | None) -> dict[str, Any
         "sweep": getattr(module, "sweep", None),
         "versions": versions(),
     }
-    write_results(folder, evaluation.results, about, benchmark)
-    if config.evaluation.report:
-        write_report(folder, benchmark)
+    write_results(folder, evaluation.results, about | {"calibration": calibration(config, evaluation)}, benchmark)
     results = json.loads((folder / "results.json").read_text(encoding="utf-8"))
     describe(trainer.logger, config, results)
+    if config.evaluation.report:
+        write_report(folder, benchmark)
     return results
 
 
@@ -116,6 +118,28 @@ def make_trainer(config: Config, folder: Path, evaluation: OODEvaluation, trains
             f"trainer: {str(error).strip()} There are {torch.cuda.device_count()} CUDA GPUs here. Change trainer.devices or "
             "trainer.accelerator (auto takes what there is)"
         ) from error
+
+
+def detector_writer(
+    config: Config, folder: Path, evaluation: OODEvaluation, features: dict[str, Features]
+) -> DetectorWriter:
+    """Writes detector/ after the test."""
+    spec = described(config.backbone)
+    stored = str(next(iter(features.values())).features.dtype).removeprefix("torch.")
+    encoder = Encoder(spec, fingerprint(config.backbone, config.features_root / "hashes.json"), stored)
+    about = {"run": folder.name, "method": config.method.name, "batch_size": config.data.batch_size}
+    accept, tuned = config.evaluation.accept, config.method.name == "finetune"
+    return DetectorWriter(
+        folder / FOLDER, evaluation, encoder, spec, about, accept, tuned, config.evaluation.with_encoder
+    )
+
+
+def calibration(config: Config, evaluation: OODEvaluation) -> dict[str, Any] | None:
+    """What results.json states of the thresholds, of the detectors that can be saved; None without ID val images."""
+    results = evaluation.results
+    val = next((results.scored[name].scores for name, role in results.roles.items() if role == "val"), None)
+    saved = [name for name, detector in evaluation.suite.detectors.items() if detector.portable]
+    return summary({name: val[name] for name in saved}, config.evaluation.accept) if val and saved else None
 
 
 def plan_steps(trainer: Trainer, settings: FineTune, images: int) -> None:

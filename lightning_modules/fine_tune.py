@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
 from clip_ood.backbones.backbone import Backbone
+from clip_ood.head import head_logits
 from clip_ood.outputs import Outputs, Reference
 from configs.schema import FineTune as Settings
 from datamodules.image_data import LabelledImages
@@ -93,7 +94,8 @@ class FineTune(ZeroShot):
         features = self.backbone.encode_image(images) if len(images) else nothing
         with torch.autocast(images.device.type, enabled=False):
             embeddings = self.backbone.project(features)
-            return Outputs(features, embeddings, self.head(features), batch.labels, batch.indices)
+            z = head_logits(features, self.head.weight, self.head.bias)
+            return Outputs(features, embeddings, z, batch.labels, batch.indices)
 
     def reference(self) -> Reference:
         head = self.head.weight.detach(), self.head.bias.detach()

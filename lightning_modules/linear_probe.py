@@ -11,7 +11,7 @@ from rich.console import Console
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
-from clip_ood.head import StandardisedLinear, mean_and_std
+from clip_ood.head import StandardisedLinear, head_logits, mean_and_std
 from clip_ood.outputs import Outputs, Reference
 from configs.schema import LinearProbe as Settings
 from datamodules.feature_data import FeatureTable
@@ -85,7 +85,8 @@ class LinearProbe(ZeroShot):
         return loss
 
     def evaluation_step(self, batch: Outputs, dataloader_idx: int) -> Outputs:
-        return Outputs(batch.features, batch.embeddings, self.head(batch.features), batch.labels, batch.indices)
+        z = head_logits(batch.features, *self.head.folded())
+        return Outputs(batch.features, batch.embeddings, z, batch.labels, batch.indices)
 
     def reference(self) -> Reference:
         return Reference(

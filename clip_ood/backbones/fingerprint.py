@@ -88,7 +88,7 @@ def file_hash(path: Path, remembered: Path) -> str:
     key = f"{path}|{stat.st_size}|{stat.st_mtime_ns}"
     known = _remembered(remembered)
     if key not in known:
-        known[key] = f"sha256:{_sha256(path)}"
+        known[key] = f"sha256:{sha256(path)}"
         remembered.parent.mkdir(parents=True, exist_ok=True)
         temporary = remembered.with_name(f"{remembered.name}.{uuid4().hex}.tmp")
         temporary.write_text(json.dumps(known, indent=1))
@@ -105,7 +105,8 @@ def _remembered(path: Path) -> dict[str, str]:
     return known if isinstance(known, dict) else {}
 
 
-def _sha256(path: Path) -> str:
+def sha256(path: Path) -> str:
+    """The SHA-256 of a file, 64 hex digits."""
     content = hashlib.sha256()
     small = path.stat().st_size < 2**28  # read within a second
     with rich.progress.open(path, "rb", description=f"Hashing {path.name}", transient=True, disable=small) as file:

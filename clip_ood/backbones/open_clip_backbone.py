@@ -80,6 +80,14 @@ class OpenClipBackbone(Backbone):
         return unit(embeddings[0] if isinstance(embeddings, tuple) else embeddings)
 
 
+def architecture(spec: BackboneSpec, backbone: Backbone) -> dict[str, Any]:
+    """What an open_clip_config.json says of the model that `spec` names: its architecture and preprocessing."""
+    config = open_clip.get_model_config(spec.model)
+    if uses_quick_gelu(spec):
+        config["quick_gelu"] = True
+    return {"model_cfg": config, "preprocess_cfg": backbone.image_tower.preprocess_cfg}
+
+
 class MatrixProjection(nn.Module):
     """g -> g P, as ViT towers keep their projection: a bare (D, E) parameter."""
 

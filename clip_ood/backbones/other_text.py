@@ -31,6 +31,11 @@ class OtherText(Backbone):
     def image_tower(self) -> nn.Module:
         return self.images.image_tower
 
+    @property
+    def projection(self) -> nn.Module:
+        """What turns g into h."""
+        return self.images.projection
+
     def encode_image(self, images: Tensor) -> Tensor:
         return self.images.encode_image(images)
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable
+from collections.abc import Hashable, Iterable, Mapping
 from typing import Any
 
 import torch
@@ -57,6 +57,20 @@ class Bank(Statistic):
     def scales(self) -> list[Tensor]:
         """1 / ‖f_i‖ as chunks (n,) of float32: a product with f_i times its scale is one with f_i^."""
         return self.once("scales", lambda: [_inverse_norms(chunk) for chunk in self.chunks])
+
+    def state(self) -> dict[str, Tensor]:
+        """This process's part as tensors by name, nothing copied: what `restored` makes a bank of."""
+        parts = {"features": self.chunks, "indices": self.indices}
+        return {f"{name}.{number:06d}": chunk for name, chunks in parts.items() for number, chunk in enumerate(chunks)}
+
+    @classmethod
+    def restored(cls, parts: Iterable[Mapping[str, Tensor]]) -> Bank:
+        """The bank whose parts, of one process or several, gave these states."""
+        bank = cls()
+        for part in parts:
+            for kept, name in ((bank.chunks, "features."), (bank.indices, "indices.")):
+                kept.extend(part[key] for key in sorted(part) if key.startswith(name))
+        return bank
 
     def draw(self, count: int, seed: int) -> Tensor:
         """`count` rows (count, D) in float64, the same ones in the same order however images came: those of the smallest

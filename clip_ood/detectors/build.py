@@ -57,6 +57,7 @@ def build_detectors(
             omitted.append(Omitted(spec.label, "; ".join(reasons)))
         else:
             detectors[spec.label] = cls(reference, **spec.parameters)
+            detectors[spec.label].spec = {"name": spec.name, **spec.parameters}
     return detectors, omitted
 
 

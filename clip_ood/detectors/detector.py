@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -28,6 +28,9 @@ class Detector(nn.Module):
 
     name: ClassVar[str] = ""
     requires: ClassVar[tuple[str, ...]] = ()
+    portable: ClassVar[bool] = True  # `state` is all that scoring needs beside parameters, reference and bank
+    searches: ClassVar[bool] = True  # scoring looks into its Bank, if it has one; False where only the fit does
+    spec: Mapping[str, Any] | None = None  # how a config asks for it, where one did
 
     def __init__(self, reference: Reference | None = None) -> None:
         super().__init__()
@@ -81,6 +84,26 @@ class Detector(nn.Module):
             raise self._error("learns from ID training images: its score has no gradient here")
         self._check(outputs, self.requires)
         return self._score(outputs)
+
+    def state(self) -> dict[str, Tensor]:
+        """What `fit` made, by name: with parameters, reference and bank all that scoring needs.
+
+        Raises ValueError before `fit`.
+        """
+        if not self.fitted:
+            raise self._error("has no state before fit")
+        return {name: value for name in self._learned() if (value := self._buffers[name]) is not None}
+
+    def restore(self, state: Mapping[str, Tensor]) -> None:
+        """Take what `state` gave, in place of a fit. Raises ValueError for other names than this detector's."""
+        if differ := set(state) ^ set(self._learned()):
+            raise self._error(f"its state does not fit this version, which differs in {', '.join(sorted(differ))}")
+        for name, value in state.items():
+            setattr(self, name, value)
+        self._fitted = True
+
+    def _learned(self) -> list[str]:
+        return [name for name in self._buffers if name not in self._non_persistent_buffers_set]
 
     def _fit(self) -> None:
         raise NotImplementedError

@@ -26,6 +26,7 @@ class NNGuide(Detector):
 
     name: ClassVar[str] = "nnguide"
     requires: ClassVar[tuple[str, ...]] = ("features", "logits", "weight", "bias")
+    searches: ClassVar[bool] = False
 
     def __init__(self, reference: Reference | None = None, *, k: int | None = None, seed: int = 0) -> None:
         super().__init__(reference)

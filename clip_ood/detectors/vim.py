@@ -67,6 +67,7 @@ class ViM(Residual):
 
     name: ClassVar[str] = "vim"
     requires: ClassVar[tuple[str, ...]] = ("features", "logits", "weight", "bias")
+    searches: ClassVar[bool] = False
 
     def __init__(self, reference: Reference | None = None, *, dim: int | None = None) -> None:
         super().__init__(reference, dim=dim)

@@ -58,6 +58,7 @@ class Peer(Detector):
     theirs refuses, and for scores that are not finite.
     """
 
+    portable: ClassVar[bool] = False
     theirs: ClassVar[type]
     field: ClassVar[str]
 

@@ -1,0 +1,69 @@
+"""What an evaluation fitted becomes a detector's folder, beside the results."""
+
+from __future__ import annotations
+
+import shutil
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from lightning.pytorch import Callback, LightningModule, Trainer
+
+from callbacks.ood_evaluation import OODEvaluation
+from clip_ood.backbones.names import BackboneSpec
+from clip_ood.judging.save import add_encoder, save_bank, save_detector
+from clip_ood.judging.saved import Encoder, SavedDetector
+
+MIXED = {"bf16-mixed": "bfloat16", "16-mixed": "float16"}  # precision of the Trainer -> that of the encoder
+
+
+class DetectorWriter(Callback):
+    """After the test, writes `folder` from what `evaluation` fitted, each process its part of the bank.
+
+    `encoder` gives the features; where the run is `tuned`, the module has changed it (its `backbone`), and its weights are
+    written too, as those of any other one are `with_encoder`.
+    `about`: what the manifest says beside. Calibrated on the scores of the role val, if there are any.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        evaluation: OODEvaluation,
+        encoder: Encoder,
+        spec: BackboneSpec,
+        about: dict[str, Any],
+        accept: float,
+        tuned: bool,
+        with_encoder: bool,
+    ) -> None:
+        self.folder, self.evaluation, self.encoder, self.spec = folder, evaluation, encoder, spec
+        self.about, self.accept, self.tuned, self.with_encoder = about, accept, tuned, with_encoder
+
+    def on_test_end(self, trainer: Trainer, module: LightningModule) -> None:
+        suite = self.evaluation.suite
+        if trainer.is_global_zero:
+            shutil.rmtree(self.folder, ignore_errors=True)
+        trainer.strategy.barrier("old detector gone")
+        save_bank(self.folder, suite.detectors, trainer.global_rank)
+        trainer.strategy.barrier("bank written")
+        if not trainer.is_global_zero:
+            return
+        results = self.evaluation.results
+        val = next((results.scored[name].scores for name, role in results.roles.items() if role == "val"), None)
+        encoder = self.encoder
+        if self.tuned:
+            autocast = MIXED.get(trainer.precision)
+            encoder = replace(encoder, features="float32", autocast=autocast)
+        save_detector(
+            self.folder,
+            encoder,
+            suite.reference,
+            suite.detectors,
+            suite.omitted,
+            val,
+            self.about,
+            self.accept,
+            (module.backbone, self.spec) if self.tuned else None,
+        )
+        if self.with_encoder:
+            add_encoder(SavedDetector(self.folder))

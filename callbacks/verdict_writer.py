@@ -1,0 +1,104 @@
+"""Verdicts on new images: printed as they come, or kept in parts that become one file, in the order of the inputs."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from lightning.pytorch import Callback, LightningModule, Trainer
+
+from clip_ood.backbones.fingerprint import digest
+from datamodules.inputs import Source
+from datamodules.judged_images import JudgedBatch
+from lightning_modules.judging import Finding
+
+Line = dict[str, Any]  # the fields of a Verdict, or path and error; and `source`: inside, file and member of the Source
+
+
+class VerdictPrinter(Callback):
+    """Hands every line on as soon as its batch is judged: one device, nothing to go on from."""
+
+    def __init__(self, emit: Callable[[Line], None]) -> None:
+        self.emit = emit
+
+    def on_predict_batch_end(
+        self,
+        trainer: Trainer,
+        module: LightningModule,
+        outputs: Finding,
+        batch: JudgedBatch,
+        batch_idx: int,
+        dataloader_idx: int = 0,
+    ) -> None:
+        for line in lines(module, outputs, batch):
+            self.emit(line)
+
+
+class VerdictParts(Callback):
+    """Keeps the lines of a part in `folder`, whole or not at all; `key` tells what they are of."""
+
+    def __init__(self, folder: Path, key: str) -> None:
+        self.folder, self.key = folder, key
+        self._lines: list[Line] = []
+        self._sources: list[Source] = []
+
+    def path(self, part: int) -> Path:
+        """The file of a part."""
+        return self.folder / f"part-{part:06d}.jsonl"
+
+    def is_whole(self, part: int, sources: Sequence[Source]) -> bool:
+        """Whether the part is there, of these sources and with these settings."""
+        try:
+            with self.path(part).open(encoding="utf-8") as file:
+                return json.loads(file.readline()) == self._about(sources)
+        except (FileNotFoundError, ValueError):
+            return False
+
+    def read(self, count: int) -> Iterator[Line]:
+        """The lines of the first `count` parts, in order."""
+        for part in range(count):
+            with self.path(part).open(encoding="utf-8") as file:
+                next(file)
+                yield from map(json.loads, file)
+
+    def on_predict_batch_end(
+        self,
+        trainer: Trainer,
+        module: LightningModule,
+        outputs: Finding,
+        batch: JudgedBatch,
+        batch_idx: int,
+        dataloader_idx: int = 0,
+    ) -> None:
+        self._lines += lines(module, outputs, batch)
+        self._sources += batch.batch.sources
+        if batch.batch.last:
+            self._write(batch.batch.part)
+            self._lines, self._sources = [], []
+
+    def _write(self, part: int) -> None:
+        self.folder.mkdir(parents=True, exist_ok=True)
+        temporary = self.path(part).with_suffix(".tmp")
+        with temporary.open("w", encoding="utf-8") as file:
+            for line in [self._about(self._sources), *self._lines]:
+                file.write(json.dumps(line) + "\n")
+        temporary.replace(self.path(part))
+
+    def _about(self, sources: Sequence[Source]) -> dict[str, str]:
+        return {"key": self.key, "sources": digest([[each.path, str(each.file), each.member] for each in sources])}
+
+
+def lines(module: LightningModule, finding: Finding, batch: JudgedBatch) -> list[Line]:
+    """A line a source of the batch, in order."""
+    sources = batch.batch.sources
+    found: dict[int, Line] = {
+        place: {"path": sources[place].path, "error": why} for place, why in finding.errors.items()
+    }
+    if finding.judged is not None:
+        names = [sources[place].path for place in finding.places]
+        verdicts = module.judge.verdicts(finding.judged, names)
+        found |= {place: asdict(verdict) for place, verdict in zip(finding.places, verdicts, strict=True)}
+    return [found[place] | {"source": [each.inside, str(each.file), each.member]} for place, each in enumerate(sources)]

@@ -1,0 +1,142 @@
+"""Writes a fitted detector as the folder that `SavedDetector` reads: see there for its files."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, replace
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import save_file
+from torch import Tensor
+
+from clip_ood.backbones.backbone import Backbone
+from clip_ood.backbones.fingerprint import sha256
+from clip_ood.backbones.image_encoder import save_image_encoder
+from clip_ood.backbones.names import BackboneSpec
+from clip_ood.backbones.spec import ImageSpec
+from clip_ood.calibration import summary
+from clip_ood.detectors.bank import Bank
+from clip_ood.detectors.build import Omitted
+from clip_ood.detectors.detector import Detector
+from clip_ood.detectors.statistic import statistics_of
+from clip_ood.judging.saved import ENCODER, FORMAT, MANIFEST, STATE, Encoder, SavedDetector, sealed
+from clip_ood.outputs import Reference
+
+LIBRARIES = ("clip-ood", "torch", "torchvision", "open_clip_torch", "timm")
+
+
+def described(spec: BackboneSpec) -> ImageSpec:
+    """The encoder of `spec` without its texts; files and folders by their absolute paths."""
+    model, pretrained = spec.model, spec.pretrained
+    if model.startswith("local-dir:"):
+        model = f"local-dir:{Path(model.removeprefix('local-dir:')).resolve()}"
+    if pretrained is not None and Path(pretrained).is_file():
+        pretrained = str(Path(pretrained).resolve())
+    return ImageSpec(spec.library, model, pretrained, spec.preprocess, spec.random_seed, spec.precision)
+
+
+def save_bank(folder: Path, detectors: Mapping[str, Detector], rank: int = 0) -> None:
+    """Writes this process's part of the bank, if a detector searches one when it scores."""
+    bank = next((bank for each in detectors.values() if each.portable for bank in _searched(each)), None)
+    if bank is not None:
+        folder.mkdir(parents=True, exist_ok=True)
+        tensors = {name: value.cpu().contiguous() for name, value in bank.state().items()}
+        save_file(tensors, folder / f"bank-{rank:05d}.safetensors")
+
+
+def save_detector(
+    folder: Path,
+    encoder: Encoder,
+    reference: Reference,
+    detectors: Mapping[str, Detector],
+    omitted: Sequence[Omitted],
+    calibration: Mapping[str, Tensor] | None,
+    about: Mapping[str, Any],
+    accept: float,
+    trained: tuple[Backbone, BackboneSpec] | None = None,
+) -> None:
+    """Writes all but the bank, whose parts lie in `folder` already; the manifest last.
+
+    calibration: scores (n,) of the ID val images by detector, None without any; about: what the manifest says beside what is
+    needed (run, method, batch_size of images); trained: the encoder where the run changed it.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    kept = {name: each for name, each in detectors.items() if each.portable and each.spec is not None}
+    left_out = [asdict(each) for each in omitted]
+    left_out += [
+        {"detector": name, "reason": "keeps what it learnt in another package's objects, which are not saved"}
+        for name in detectors
+        if name not in kept
+    ]
+    save_file(_state(reference, kept, calibration), folder / STATE)
+    if trained is not None:
+        save_image_encoder(folder / ENCODER, *trained)
+        encoder = replace(encoder, in_folder=True)
+    manifest = {
+        "format": FORMAT,
+        **about,
+        "versions": versions(),
+        "encoder": asdict(encoder),
+        "class_names": None if reference.class_names is None else list(reference.class_names),
+        "logit_scale": reference.logit_scale,
+        "detectors": [{"column": name, "spec": each.spec, "notes": each.notes} for name, each in kept.items()],
+        "omitted": left_out,
+        "accept": accept,
+        "calibration": None if not calibration else summary({name: calibration[name] for name in kept}, accept),
+    }
+    _seal(folder, manifest)
+
+
+def add_encoder(saved: SavedDetector, encoder: str | None = None) -> bool:
+    """Lets the weights of the image encoder lie in the detector's folder; whether they did not yet."""
+    if saved.encoder.in_folder:
+        return False
+    save_image_encoder(saved.folder / ENCODER, saved.backbone(encoder), saved.encoder.spec)
+    _seal(saved.folder, saved.manifest | {"encoder": asdict(replace(saved.encoder, in_folder=True))})
+    return True
+
+
+def versions() -> dict[str, str]:
+    """The versions of what decides on scores."""
+    found = {}
+    for name in LIBRARIES:
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:  # run from a folder that was never installed
+            found[name] = "not installed"
+    return found
+
+
+def _seal(folder: Path, manifest: dict[str, Any]) -> None:
+    files = sorted(path for path in folder.rglob("*") if path.is_file() and path.name != MANIFEST)
+    hashes = {path.relative_to(folder).as_posix(): sha256(path) for path in files}
+    temporary = folder / f"{MANIFEST}.tmp"
+    content = sealed(json.loads(json.dumps(manifest | {"files": hashes}, default=str)))
+    temporary.write_text(json.dumps(content, indent=1, ensure_ascii=False), encoding="utf-8")
+    temporary.replace(folder / MANIFEST)
+
+
+def _state(
+    reference: Reference, detectors: Mapping[str, Detector], calibration: Mapping[str, Tensor] | None
+) -> dict[str, Tensor]:
+    values: dict[str, Tensor] = {}
+    for name, value in vars(reference).items():
+        if isinstance(value, Tensor):
+            values[f"reference.{name}"] = value
+        elif name in ("neglabel", "csp") and value is not None:
+            values |= {f"reference.{name}.{part}": tensor for part, tensor in vars(value).items()}
+    for column, detector in detectors.items():
+        values |= {f"detectors.{column}.{name}": value for name, value in detector.state().items()}
+        if calibration:
+            values[f"calibration.{column}"] = calibration[column]
+    return {name: value.detach().cpu().clone(memory_format=torch.contiguous_format) for name, value in values.items()}
+
+
+def _searched(detector: Detector) -> list[Bank]:
+    if not detector.searches:
+        return []
+    return [each for each in statistics_of(detector).values() if isinstance(each, Bank)]

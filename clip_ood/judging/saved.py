@@ -1,0 +1,264 @@
+"""A fitted detector as a folder that can be copied: JSON and safetensors, nothing pickled.
+
+detector.json             what it is: encoder, classes, detectors, thresholds, versions, the SHA-256 of every other file
+state.safetensors         text embeddings, head, what each detector learnt, the calibration scores
+bank-00000.safetensors    the features of ID training images, a file a process (only where a detector searches them)
+encoder/                  the image encoder's weights, where they are to travel too (or were trained by the run)
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterable
+from dataclasses import dataclass, fields
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+
+from clip_ood.backbones.backbone import Backbone
+from clip_ood.backbones.create import create_backbone
+from clip_ood.backbones.fingerprint import digest, fingerprint, sha256
+from clip_ood.backbones.image_encoder import load_image_encoder
+from clip_ood.backbones.spec import ImageSpec
+from clip_ood.calibration import Calibration
+from clip_ood.detectors.bank import Bank
+from clip_ood.detectors.build import build_detectors
+from clip_ood.detectors.detector import Detector
+from clip_ood.detectors.statistic import statistics_of
+from clip_ood.outputs import NegativeLabels, Outputs, Reference
+
+FOLDER, MANIFEST, STATE, ENCODER = "detector", "detector.json", "state.safetensors", "encoder"
+FORMAT = 1
+
+
+class DetectorFolderError(ValueError):
+    """A detector's folder that is missing, damaged, changed, or of another version."""
+
+
+@dataclass(frozen=True)
+class Encoder:
+    """What gives the features that detectors see: the model, its fingerprint, the dtype that features are rounded to ("float16",
+    "float32"), the precision that it runs under beside its own (None, "bfloat16", "float16"), and whether its weights lie in
+    the folder."""
+
+    spec: ImageSpec
+    fingerprint: dict[str, Any]
+    features: str
+    autocast: str | None = None
+    in_folder: bool = False
+
+
+class SavedDetector:
+    """The detector in a run's folder, or in a copy of its folder detector/.
+
+    Files are checked against their SHA-256 before they are used. A detector that is a class of one's own, named by its path,
+    is imported from there.
+    Raises: DetectorFolderError for what is no such folder, is damaged, was changed, or is of another version.
+    """
+
+    def __init__(self, place: Path) -> None:
+        self.folder = find_folder(Path(place))
+        self.manifest = _read_manifest(self.folder / MANIFEST)
+        self._checked: set[str] = set()
+
+    @property
+    def columns(self) -> list[str]:
+        """The names of its detectors; the first is the default."""
+        return [each["column"] for each in self.manifest["detectors"]]
+
+    @property
+    def accept(self) -> float:
+        """The share of ID images that its stated thresholds accept."""
+        return self.manifest["accept"]
+
+    @cached_property
+    def encoder(self) -> Encoder:
+        """What gives its features."""
+        described = self.manifest["encoder"]
+        return Encoder(**(described | {"spec": ImageSpec(**described["spec"])}))
+
+    @cached_property
+    def reference(self) -> Reference:
+        """Classes, text embeddings, head, negative labels."""
+        own = self._tensors(STATE, "reference.")
+        values: dict[str, Any] = {name: value for name, value in own.items() if "." not in name}
+        for name in ("neglabel", "csp"):
+            if f"{name}.classes" in own:
+                values[name] = NegativeLabels(own[f"{name}.classes"], own[f"{name}.negatives"])
+        names = self.manifest["class_names"]
+        values["class_names"] = None if names is None else tuple(names)
+        return Reference(logit_scale=self.manifest["logit_scale"], **values)
+
+    def check_column(self, column: str) -> None:
+        """Raises ValueError for a detector that is not there, with the reason where the run left it out."""
+        if column in self.columns:
+            return
+        why = next((each["reason"] for each in self.manifest["omitted"] if each["detector"] == column), None)
+        raise ValueError(
+            f"{self.folder} has no detector {column!r}{f': {why}' if why else ''}. It has {', '.join(self.columns)}"
+        )
+
+    def detector(self, column: str) -> Detector:
+        """A detector, ready to score. Raises as `check_column`."""
+        return self.detectors([column])[column]
+
+    def detectors(self, columns: Iterable[str] | None = None) -> dict[str, Detector]:
+        """Detectors by name, ready to score, all of them for None; they share one bank."""
+        wanted = self.columns if columns is None else list(columns)
+        for column in wanted:
+            self.check_column(column)
+        entries = {each["column"]: each for each in self.manifest["detectors"]}
+        specs = [entries[column]["spec"] | {"as": column} for column in wanted]
+        given = {each.name for each in fields(Outputs)}
+        given |= {name for name, value in vars(self.reference).items() if value is not None}
+        try:
+            built, omitted = build_detectors(specs, self.reference, given)
+        except ValueError as error:
+            raise DetectorFolderError(f"{self.folder} does not fit this version of clip-ood: {error}") from error
+        if omitted:
+            raise DetectorFolderError(f"{self.folder}: {omitted[0].detector} {omitted[0].reason}")
+        bank = None
+        for column, detector in built.items():
+            detector.restore(self._tensors(STATE, f"detectors.{column}."))
+            detector.notes = list(entries[column]["notes"])
+            for name, statistic in statistics_of(detector).items():
+                if isinstance(statistic, Bank) and detector.searches:
+                    bank = bank or self._bank()
+                    setattr(detector, name, bank)
+        return built
+
+    def calibration(self, column: str) -> Calibration:
+        """What a detector said of the ID val images. Raises ValueError where the run had none."""
+        self.check_column(column)
+        scores = self._tensors(STATE, "calibration.").get(column)
+        if scores is None:
+            raise ValueError(
+                f"{self.folder} has no threshold: its run had no ID val images to calibrate on. Hold some out "
+                "(data.splits.val above 0, or data.id.val), and run it again"
+            )
+        return Calibration(scores)
+
+    def backbone(self, encoder: str | None = None) -> Backbone:
+        """The image encoder, from the folder where it holds one; else as the run named it, `encoder` in place of the run's
+        local-dir: folder or checkpoint file.
+
+        Raises: DetectorFolderError for an encoder that is not there any more, or another one than the run's.
+        """
+        spec = self.encoder.spec
+        if self.encoder.in_folder:
+            for name in self.manifest["files"]:
+                if name.startswith(f"{ENCODER}/"):
+                    self._check(name)
+            return load_image_encoder(self.folder / ENCODER, spec)
+        spec = _at(spec, encoder)
+        self._same_encoder(spec)
+        return create_backbone(spec)
+
+    def _same_encoder(self, spec: ImageSpec) -> None:
+        try:
+            found = fingerprint(spec, _hashes())
+        except (OSError, ValueError) as error:
+            raise DetectorFolderError(
+                f"The encoder of {self.folder}, {spec.model}, cannot be had here ({error}). Say where it is with --encoder, or "
+                "have its weights lie in the detector's folder: python detect.py --run RUN --with-encoder, where it is"
+            ) from error
+        expected = self.encoder.fingerprint
+        if differ := sorted(
+            key for key in expected.keys() | found.keys() if _json(expected.get(key)) != _json(found.get(key))
+        ):
+            raise DetectorFolderError(
+                f"{spec.model} is not the encoder of {self.folder}: it differs in {', '.join(differ)} "
+                f"({_json(expected.get(differ[0]))} → {_json(found.get(differ[0]))}), and thresholds would mean nothing"
+            )
+
+    def _bank(self) -> Bank:
+        parts = [self._tensors(name, "") for name in sorted(self.manifest["files"]) if name.startswith("bank-")]
+        return Bank.restored(parts)
+
+    def _tensors(self, name: str, prefix: str) -> dict[str, Tensor]:
+        """The tensors of a file whose names begin with `prefix`, mapped, by the rest of their names."""
+        self._check(name)
+        try:
+            with safe_open(self.folder / name, "pt") as file:
+                names = [key for key in file.keys() if key.startswith(prefix)]  # noqa: SIM118 (not a dict)
+                return {key.removeprefix(prefix): file.get_tensor(key) for key in names}
+        except SafetensorError as error:
+            raise DetectorFolderError(f"{self.folder / name} is damaged ({error}); copy the folder again") from error
+
+    def _check(self, name: str) -> None:
+        if name in self._checked:
+            return
+        path = self.folder / name
+        if not path.is_file():
+            raise DetectorFolderError(f"{self.folder} is not whole: {name} is missing; copy the folder again")
+        if sha256(path) != self.manifest["files"].get(name):
+            raise DetectorFolderError(
+                f"{path} is not the file that was saved: it is truncated or was changed; copy the folder again"
+            )
+        self._checked.add(name)
+
+
+def find_folder(place: Path) -> Path:
+    """The detector's folder of a run, or `place` itself where it is one.
+
+    Raises: DetectorFolderError for anything else, with what to do.
+    """
+    for folder in (place / FOLDER, place):
+        if (folder / MANIFEST).is_file():
+            return folder
+    if not place.is_dir():
+        raise DetectorFolderError(f"There is no run or detector folder {place}")
+    if seeds := sorted(place.glob(f"seed-*/{FOLDER}/{MANIFEST}")):
+        raise DetectorFolderError(f"{place} has a run for each of several seeds: name one, {seeds[0].parents[1]}")
+    raise DetectorFolderError(
+        f"{place} holds no detector ({FOLDER}/{MANIFEST}): it is no finished run, or was made with evaluation.save_detector="
+        "false; train.py or eval.py --run writes one"
+    )
+
+
+def sealed(manifest: dict[str, Any]) -> dict[str, Any]:
+    """A manifest with the digest of its own content."""
+    content = {key: value for key, value in manifest.items() if key != "digest"}
+    return content | {"digest": digest(content)}
+
+
+def _read_manifest(path: Path) -> dict[str, Any]:
+    try:
+        manifest = json.loads(path.read_text(encoding="utf-8"))
+        if not isinstance(manifest, dict) or "format" not in manifest:
+            raise ValueError("no format")
+    except (ValueError, UnicodeDecodeError) as error:
+        raise DetectorFolderError(f"{path} is damaged ({error}); copy the folder again") from error
+    if manifest["format"] != FORMAT:
+        made = manifest.get("versions", {}).get("clip-ood", "another version")
+        raise DetectorFolderError(
+            f"{path} is of format {manifest['format']} (clip-ood {made}), and this version reads format {FORMAT}: use that "
+            "version, or run the experiment again"
+        )
+    if sealed(manifest)["digest"] != manifest.get("digest"):
+        raise DetectorFolderError(f"{path} was changed after it was saved; copy the folder again")
+    return manifest
+
+
+def _at(spec: ImageSpec, encoder: str | None) -> ImageSpec:
+    """The same encoder at another place."""
+    if encoder is None:
+        return spec
+    own = {each.name: getattr(spec, each.name) for each in fields(spec)}
+    if spec.model.startswith("local-dir:"):
+        return ImageSpec(**(own | {"model": f"local-dir:{encoder.removeprefix('local-dir:')}"}))
+    return ImageSpec(**(own | {"pretrained": encoder}))
+
+
+def _hashes() -> Path:
+    """Where hashes of local weights are remembered."""
+    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    return cache / "clip-ood" / "hashes.json"
+
+
+def _json(value: Any) -> Any:
+    return json.loads(json.dumps(value, default=str))

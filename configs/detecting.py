@@ -1,0 +1,126 @@
+"""The options of detect.py, checked before anything heavy is imported."""
+
+from __future__ import annotations
+
+import argparse
+import os
+from pathlib import Path
+from typing import Any
+
+from configs.checks import OURS, trainer_keys
+from configs.errors import ConfigError, nearest
+from configs.loading import override
+
+FILES = (".csv", ".jsonl", ".parquet")
+GRAPHS = (".onnx", ".pt2")
+STDIN = "-"
+
+
+def add_options(parser: argparse.ArgumentParser) -> None:
+    """Everything that detect.py takes."""
+    add = parser.add_argument
+    add(
+        "paths",
+        nargs="*",
+        metavar="PATH",
+        help="images, folders (with all below), text files of paths, tar shards, - for paths on standard input",
+    )
+    add("--run", type=Path, required=True, metavar="DIR", help="a finished run, or a copy of its folder detector/")
+    add("--detector", metavar="NAME", help="which of the run's detectors (default: its first)")
+    add("--accept", type=float, metavar="SHARE", help="share of new ID images to accept (default: the run's, 0.95)")
+    add(
+        "--out",
+        type=Path,
+        metavar="FILE",
+        help="write verdicts to FILE.csv, .jsonl or .parquet; a killed run goes on (default: print them)",
+    )
+    add("--format", choices=("csv", "jsonl"), default="csv", help="how to print them (default: csv)")
+    add("--overwrite", action="store_true", help="replace the file of --out")
+    add("--move-ood", type=Path, metavar="DIR", help="copy flagged images into DIR")
+    add("--link", action="store_true", help="with --move-ood: link them instead")
+    add("--fail-on-ood", action="store_true", help="exit status 3 when an image is OOD")
+    add("--strict", action="store_true", help="exit status 1 when an image cannot be judged")
+    add("--encoder", metavar="PLACE", help="the encoder's folder or checkpoint file, if it is not where the run had it")
+    add("--with-encoder", action="store_true", help="let the detector's folder hold the encoder's weights from now on")
+    add(
+        "--export",
+        type=Path,
+        metavar="FILE",
+        help="write encoder, head and detectors as one graph, FILE.onnx or FILE.pt2, and end",
+    )
+    add("--batch-size", type=_positive, metavar="N", help="images encoded at a time (default: as in the run)")
+    add(
+        "--workers",
+        type=int,
+        metavar="N",
+        help="processes that decode images (default: up to 8 beside a GPU, none beside a CPU)",
+    )
+    parser.epilog = (
+        "Lightning's Trainer takes its keys as --trainer.KEY=VALUE: --trainer.accelerator=gpu --trainer.devices=4"
+    )
+
+
+def check(arguments: argparse.Namespace) -> None:
+    """Raises ConfigError for paths that are not there and options that do not go together."""
+    if not (arguments.paths or arguments.export or arguments.with_encoder):
+        raise ConfigError(
+            "Judge what? Name images, folders, lists of paths, tar shards, or - for paths on standard input"
+        )
+    for path in arguments.paths:
+        if path != STDIN and not os.path.lexists(path):
+            raise ConfigError(f"There is no file or folder {path}")
+    if arguments.accept is not None and not 0 < arguments.accept < 1:
+        raise ConfigError(f"--accept: {arguments.accept:g} must lie between 0 and 1, as 0.95")
+    if arguments.workers is not None and arguments.workers < 0:
+        raise ConfigError(f"--workers: {arguments.workers} must be 0 or more")
+    _check_out(arguments)
+    if arguments.link and arguments.move_ood is None:
+        raise ConfigError("--link goes with --move-ood DIR")
+    if arguments.export is not None:
+        _check_suffix("--export", arguments.export, GRAPHS)
+        if arguments.paths:
+            raise ConfigError("--export writes a graph and judges nothing: leave the paths out")
+    for folder in filter(os.path.isdir, arguments.paths):
+        for option, place in (("--move-ood", arguments.move_ood), ("--out", arguments.out)):
+            if place is not None and place.resolve().is_relative_to(Path(folder).resolve()):
+                raise ConfigError(
+                    f"{option}: {place} lies in {folder}, and would be judged the next time: take another place"
+                )
+
+
+def _check_out(arguments: argparse.Namespace) -> None:
+    out = arguments.out
+    if out is None:
+        return
+    _check_suffix("--out", out, FILES)
+    if not out.parent.is_dir():
+        raise ConfigError(f"--out: there is no folder {out.parent}")
+    if out.exists() and not arguments.overwrite:
+        raise ConfigError(f"--out: {out} is there already: name another file, or --overwrite it")
+
+
+def _check_suffix(option: str, path: Path, known: tuple[str, ...]) -> None:
+    if path.suffix.lower() not in known:
+        raise ConfigError(f"{option}: {path} must end with {' or '.join(known)}")
+
+
+def trainer_of(overrides: list[str]) -> dict[str, Any]:
+    """The keys of Lightning's Trainer among arguments `--trainer.KEY=VALUE`.
+
+    Raises: ConfigError for any other argument, and for a key that there is not.
+    """
+    for argument in overrides:
+        if not argument.startswith("--trainer."):
+            raise ConfigError(f"detect.py has no option {argument.partition('=')[0]}; see --help")
+    found = override({}, overrides).get("trainer", {})
+    valid = trainer_keys() - OURS.keys()
+    for key in found:
+        if key not in valid:
+            raise ConfigError(f"Lightning's Trainer has no key {key!r} (--trainer.{key}).{nearest(key, valid)}")
+    return found
+
+
+def _positive(text: str) -> int:
+    if (value := int(text)) < 1:
+        raise argparse.ArgumentTypeError(f"{text} must be 1 or more")
+    return value

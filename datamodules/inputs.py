@@ -1,0 +1,117 @@
+"""What new images are named by: files, folders, lists, tar shards, standard input, in a fixed order and without end.
+
+Nothing is listed before it is asked for: a million images take no more memory than one.
+"""
+
+from __future__ import annotations
+
+import io
+import os
+import sys
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from stat import S_ISREG
+
+from PIL import Image
+
+from clip_ood.reading import SUFFIXES, decode, read_image
+from configs.errors import ConfigError
+from datamodules import shards
+
+STDIN = "-"
+LISTS = (".txt", ".lst", ".list")
+
+
+@dataclass(frozen=True)
+class Source:
+    """One image: the `path` that it is called by, the file that it lies in, the part of its name below the folder or shard that
+    was named (`inside`), where in a shard; or the `reason` why there is none."""
+
+    path: str
+    inside: str
+    file: Path
+    member: shards.Member | None = None
+    reason: str | None = None
+
+    def read(self) -> Image.Image:
+        """The picture as 8-bit RGB.
+
+        Raises: UnreadableImage for what is not a whole image, OSError for a file that cannot be had.
+        """
+        if self.member is not None:
+            return decode(self.member.open(self.file.parent))
+        if not S_ISREG(self.file.stat().st_mode):
+            raise OSError(22, "no regular file", str(self.file))  # a pipe would keep us waiting
+        return read_image(self.file)
+
+    def content(self) -> bytes:
+        """The bytes of its file. Raises: OSError."""
+        return self.file.read_bytes() if self.member is None else self.member.open(self.file.parent).read()
+
+
+def sources(paths: Iterable[str]) -> Iterator[Source]:
+    """Every image that some paths name, and with a reason what is none: a folder with all below it, hidden ones left out; an
+    uncompressed tar file; a text file with a path a line, as standard input ("-"); else an image file."""
+    for path in paths:
+        if path == STDIN:
+            if isinstance(sys.stdin, io.TextIOWrapper):
+                sys.stdin.reconfigure(errors="surrogateescape")  # names are bytes
+            yield from _listed(sys.stdin)
+        elif os.path.isdir(path):
+            yield from _below(path, "", frozenset())
+        elif path.lower().endswith(".tar"):
+            yield from _members(Path(path))
+        elif path.lower().endswith(LISTS):
+            with open(path, encoding="utf-8", errors="surrogateescape") as lines:
+                yield from _listed(lines)
+        else:
+            yield _file(path, os.path.basename(path))
+
+
+def _listed(lines: Iterable[str]) -> Iterator[Source]:
+    for line in lines:
+        if path := line.rstrip("\r\n"):
+            yield _file(path, os.path.basename(path))
+
+
+def _file(path: str, inside: str, reason: str | None = None) -> Source:
+    return Source(path, inside, Path(path), reason=reason)
+
+
+def _below(folder: str, inside: str, above: frozenset[str]) -> Iterator[Source]:
+    here = os.path.realpath(folder)
+    if here in above:
+        yield _file(folder, inside, f"a link back to {here}, which it lies in")
+        return
+    try:
+        entries = [entry for entry in os.scandir(folder) if not entry.name.startswith(".")]
+    except OSError as error:
+        yield _file(folder, inside, f"the folder cannot be read: {error.strerror}")
+        return
+    folders = {entry.name for entry in entries if _is_folder(entry)}
+    entries.sort(key=lambda entry: entry.name + "/" if entry.name in folders else entry.name)  # as paths are sorted
+    for entry in entries:
+        if entry.name in folders:
+            yield from _below(entry.path, f"{inside}{entry.name}/", above | {here})
+        elif Path(entry.name).suffix.lower() in SUFFIXES:
+            yield _file(entry.path, inside + entry.name)
+        else:
+            yield _file(entry.path, inside + entry.name, "no image by its name")
+
+
+def _is_folder(entry: os.DirEntry) -> bool:
+    try:
+        return entry.is_dir()
+    except OSError:  # a link to itself
+        return False
+
+
+def _members(path: Path) -> Iterator[Source]:
+    try:
+        index = shards.index(path.name, [path])
+    except ConfigError as error:
+        yield Source(str(path), path.name, path, reason=str(error))
+        return
+    for name, member in zip(index.names, index.members, strict=True):
+        yield Source(str(path.parent / name), name, path, member)

@@ -1,0 +1,134 @@
+"""New images as the loader of a predict loop, in parts that are whole or not there: a killed run goes on where it was.
+
+A part is some batches of the inputs, one after the other. Parts are dealt to the devices like cards, so that what is in a
+batch does not depend on how many there are.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from itertools import islice
+
+import torch
+from lightning.pytorch import LightningDataModule
+from PIL import Image
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+from clip_ood.reading import UnreadableImage
+from datamodules.extraction import default_workers
+from datamodules.inputs import Source
+
+MANY = 16  # times a batch's images: so many sources are a batch, if few of them are images
+
+
+@dataclass
+class SourceBatch:
+    """The next sources of a part, at most a batch of which may be images; `last` of its part."""
+
+    sources: tuple[Source, ...]
+    part: int
+    last: bool
+
+
+@dataclass
+class JudgedBatch:
+    """Images (B, 3, H, W), None without any, and of all sources of the batch: which row each has (None: none), and why some
+    cannot be read."""
+
+    images: Tensor | None
+    batch: SourceBatch
+    errors: dict[int, str]
+
+    def pin_memory(self) -> JudgedBatch:
+        self.images = None if self.images is None else self.images.pin_memory()
+        return self
+
+
+class Pictures(Dataset):
+    """A batch of sources -> their pictures as tensors, zeros and the reason where one cannot be read."""
+
+    def __init__(self, transform: Callable[[Image.Image], Tensor]) -> None:
+        self.transform = transform
+        self.blank = torch.zeros_like(transform(Image.new("RGB", (256, 256))))
+
+    def __getitem__(self, batch: SourceBatch) -> JudgedBatch:
+        errors = {place: each.reason for place, each in enumerate(batch.sources) if each.reason is not None}
+        tensors = [self._tensor(each, place, errors) for place, each in enumerate(batch.sources) if place not in errors]
+        return JudgedBatch(torch.stack(tensors) if tensors else None, batch, errors)
+
+    def _tensor(self, source: Source, place: int, errors: dict[int, str]) -> Tensor:
+        try:
+            return self.transform(source.read())
+        except UnreadableImage as error:
+            errors[place] = str(error)
+        except OSError as error:
+            errors[place] = error.strerror or str(error)
+        return self.blank
+
+
+class JudgedImages(LightningDataModule):
+    """The parts of some inputs that are not whole yet, for `Trainer.predict`.
+
+    `inputs` begins the sources anew; a part has `per_part` batches of `batch_size` images; `is_whole(part, sources)` says whether
+    it is there. `parts`: how many there are, once all inputs were seen.
+    """
+
+    parts = 0
+
+    def __init__(
+        self,
+        inputs: Callable[[], Iterable[Source]],
+        is_whole: Callable[[int, Sequence[Source]], bool],
+        batch_size: int,
+        per_part: int,
+        workers: int | None,
+    ) -> None:
+        super().__init__()
+        self.inputs, self.is_whole, self.batch_size = inputs, is_whole, batch_size
+        self.per_part, self.workers = per_part, workers
+
+    def predict_dataloader(self) -> DataLoader:
+        on_gpu = self.trainer.strategy.root_device.type == "cuda"
+        workers = self.workers if self.workers is not None else default_workers(on_gpu)
+        dataset = Pictures(self.trainer.lightning_module.judge.backbone.transform)
+        sampler = _Batches(self, self.trainer.global_rank, self.trainer.world_size)
+        return DataLoader(dataset, sampler=sampler, batch_size=None, num_workers=workers, pin_memory=on_gpu)
+
+    def transfer_batch_to_device(self, batch: JudgedBatch, device: torch.device, dataloader_idx: int) -> JudgedBatch:
+        if batch.images is not None:
+            batch.images = batch.images.to(device, non_blocking=True)
+        return batch
+
+
+class _Batches:
+    """The batches of this device; of a length that only the end tells."""
+
+    def __init__(self, data: JudgedImages, rank: int, world: int) -> None:
+        self.data, self.rank, self.world = data, rank, world
+
+    def __iter__(self) -> Iterator[SourceBatch]:
+        batches = divided(self.data.inputs(), self.data.batch_size)
+        number = 0
+        while part := list(islice(batches, self.data.per_part)):
+            everything = [source for batch in part for source in batch]
+            if number % self.world == self.rank and not self.data.is_whole(number, everything):
+                for place, batch in enumerate(part):
+                    yield SourceBatch(tuple(batch), number, place == len(part) - 1)
+            number += 1
+        self.data.parts = number
+
+
+def divided(inputs: Iterable[Source], size: int) -> Iterator[list[Source]]:
+    """Batches of `size` images; what is known to be none comes along without taking a place."""
+    batch: list[Source] = []
+    images = 0
+    for source in inputs:
+        if images == size or len(batch) == MANY * size:
+            yield batch
+            batch, images = [], 0
+        batch.append(source)
+        images += source.reason is None
+    if batch:
+        yield batch

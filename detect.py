@@ -1,0 +1,49 @@
+"""A finished run judges new images: which of them are out-of-distribution?
+
+python detect.py --run runs/demo photos/ more/a.jpg
+python detect.py --run runs/demo photos/ --out verdicts.csv --move-ood odd/ --accept 0.9
+find photos -name '*.jpg' | python detect.py --run runs/demo - --format jsonl
+python detect.py --run runs/demo --export model.onnx
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+
+from configs.detecting import add_options, check, trainer_of
+from experiments.command_line import guarded
+
+
+def main(argv: list[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0], allow_abbrev=False)
+    add_options(parser)
+    arguments, overrides = parser.parse_known_args(argv)
+    trainer = trainer_of(overrides)
+    check(arguments)
+    if arguments.export is not None:
+        from experiments.exporting import export_run
+
+        export_run(arguments.run, arguments.export, arguments.encoder)
+        return
+    if arguments.with_encoder:
+        from experiments.exporting import add_encoder_to
+
+        add_encoder_to(arguments.run, arguments.encoder)
+    if not arguments.paths:
+        return
+    from experiments.detect import Request, conduct  # torch and Lightning
+
+    asked = {name: value for name, value in vars(arguments).items() if name in Request.__dataclass_fields__}
+    counts = conduct(Request(**asked, trainer=trainer))
+    if counts is not None:
+        sys.exit(status(counts.failed, counts.ood, arguments.strict, arguments.fail_on_ood))
+
+
+def status(failed: int, ood: int, strict: bool, fail_on_ood: bool) -> int:
+    """1 where an image could not be judged and that is asked for, else 3 where one is OOD and that is asked for, else 0."""
+    return 1 if strict and failed else 3 if fail_on_ood and ood else 0
+
+
+if __name__ == "__main__":
+    guarded(main)

@@ -1,0 +1,16 @@
+"""What Lightning says that tells a user nothing."""
+
+from __future__ import annotations
+
+import logging
+import warnings
+
+
+def hush() -> None:
+    """No list of absent devices, no advice on loaders that are as they are meant to be."""
+    logging.getLogger("lightning.pytorch.utilities.rank_zero").setLevel(logging.WARNING)
+    warnings.filterwarnings(
+        "ignore",
+        module="lightning.pytorch",
+        message=".*(does not have many workers|LeafSpec|callbacks used to create|in eval mode).*",
+    )
