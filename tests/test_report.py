@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import csv
 import io
+import math
 import re
 import shutil
 import sys
@@ -22,9 +23,11 @@ from report_runs import Page, remade, zero_shot
 
 import eval as evaluation
 import train
+from clip_ood.metrics.paired import Difference, Line
 from configs.loading import load_config
 from datamodules.benchmark import load_benchmark
 from reports.charts import histogram, precision_recall, roc
+from reports.compare_page import Side, write_compare_page
 from reports.galleries import accepted_ood, rejected_id
 from reports.page import number
 from reports.scores import ScoredSet, read_scores, thresholds
@@ -308,16 +311,42 @@ def test_a_comparison_links_to_the_reports_that_there_are(run, compared):
     assert "none" in Page(compared).rows(-1)["probe"][-1]
 
 
-def test_dots_lie_where_their_numbers_say(compared):
-    found = Page(compared)
-    reaches = [float(each) for each in re.findall(r"\+(\d+)</text>", found.source)]
-    expected = [
-        50 + 50 * float(row[2].split(" | ")[0].replace("−", "-")) / reach
-        for table, reach in zip(found.tables[:-1], reaches, strict=True)
-        for row in table[2:]
+def side(folder, title):
+    results = {"method": "plp", "encoder": "CLIP", "accuracy": None, "bank": {"images": 9}, "seeds": [42]}
+    return Side(title, folder, results)
+
+
+def test_dots_lie_where_their_numbers_say(tmp_path):
+    better, worse, open_ = (
+        Difference(0.1, 0.02, 0.18),
+        Difference(-0.05, -0.06, -0.04),
+        Difference(0.3, -math.inf, math.inf),
+    )
+    lines = [
+        Line("knn", "near", [0.8, 0.9, 1.0], [better, open_]),
+        Line("knn", "mean", [0.8, 0.9, 1.0], [better, worse]),
+        Line("mcm", "near", [0.8, 0.9, 1.0], [worse, worse]),
+        Line("mcm", "mean", [0.8, 0.9, 1.0], [open_, worse]),
     ]
-    places = [float(each["cx"].rstrip("%")) for each in found.named("circle")]
-    assert places == pytest.approx(expected, abs=0.5) and max(places) - min(places) > 10
+    sides = [side(tmp_path / name, name) for name in "abc"]
+    found = Page(write_compare_page(tmp_path / "x.html", sides, lines, "three images"))
+    assert re.findall(r"\+(\d+)</text>", found.source) == ["20", "20"]  # of the mean, of near
+    dots = [float(each["cx"].rstrip("%")) for each in found.named("circle")]
+    assert dots == pytest.approx([75, 37.5, 100, 37.5, 75, 100, 37.5, 37.5])
+    bars = [(float(each["x1"].rstrip("%")), float(each["x2"].rstrip("%"))) for each in found.named("line")]
+    assert bars[:3] == [(55, 95), (35, 40), (0, 100)]
+    assert re.findall(r"(\d+) · (\d+) · (\d+)scores better", found.text) == [("1", "0", "1"), ("0", "2", "0")]
+    assert found.source.count('class="better"') == 2 + 2 and "−∞ … +∞" in found.text  # two tiles, two differences
+
+
+def test_a_folders_name_cannot_become_another_kind_of_link(tmp_path):
+    folder = tmp_path / 'javascript:alert(1)"#?'
+    folder.mkdir()
+    (folder / "report.html").touch()
+    lines = [Line("knn", "mean", [0.8, 0.9], [Difference(0.1, 0.0, 0.2)])]
+    page = write_compare_page(tmp_path / "x.html", [side(folder, "<b>"), side(tmp_path, "a")], lines, "two images")
+    (link,) = Page(page).named("a")
+    assert link == {"href": "javascript%3Aalert%281%29%22%23%3F/report.html"}
 
 
 @pytest.mark.parametrize(
