@@ -52,15 +52,16 @@ def write_report(folder: Path, benchmark: Benchmark) -> Path:
     default = default_detector(results, list(id_test.scores))
     panels = [_panel(results, scored, name, chosen.of[name]) for name in id_test.scores]
     galleries = [find(scored, default, chosen.of[default], benchmark) for find in (accepted_ood, rejected_id)]
-    return _write(
-        folder, results, default, panels=panels, how=chosen.how, accepted_ood=galleries[0], rejected_id=galleries[1]
-    )
+    found = {"panels": panels, "how": chosen.how, "accepted_ood": galleries[0], "rejected_id": galleries[1]}
+    return _write(folder, results, default, seeds=None, **found)
 
 
 def write_seeds_report(folder: Path) -> Path:
     """Writes `folder`/report.html of a run over several seeds: means, and links to the page of each."""
     results = _read(folder)
-    return _write(folder, results, default_detector(results, [row["detector"] for row in results["rows"]]), panels=[])
+    pages = {seed: f"seed-{seed}/{REPORT}" for seed in results["seeds"]}
+    there = {seed: page for seed, page in pages.items() if (folder / page).is_file()}
+    return _write(folder, results, default_detector(results, [row["detector"] for row in results["rows"]]), seeds=there)
 
 
 def default_detector(results: Results, detectors: list[str]) -> str | None:
@@ -89,7 +90,6 @@ def _write(folder: Path, results: Results, default: str | None, **found: Any) ->
         default=default,
         auroc=row and value(row, "auroc"),
         fpr95=row and value(row, "fpr95"),
-        seeds=results["seeds"] if len(results["seeds"]) > 1 else [],
         tables=tables(results),
         metrics=METRICS,
         all_metrics=all_metrics(results),

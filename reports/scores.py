@@ -63,7 +63,7 @@ def thresholds(calibration: dict[str, Any] | None, id_test: ScoredSet) -> Thresh
             else ""
         )
         accept, n = calibration["accept"], calibration["n"]
-        how = f"calibrated to accept {100 * accept:g}\N{NO-BREAK SPACE}% of new ID images or more, on {n} ID val images{expected}"
+        how = f"is calibrated to accept {100 * accept:g}\N{NO-BREAK SPACE}% of new ID images or more, on {n} ID val images{expected}"
         return Thresholds(calibration["thresholds"], how)
     why = "the run holds no calibration on ID val images"
     if calibration:

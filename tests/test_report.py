@@ -124,7 +124,7 @@ def test_thresholds_are_those_of_the_calibration_and_say_why_not(run, tmp_path):
     run = copied(run, tmp_path)
     entry = report_runs.halfway(run)
     text = page(remade(run, entry)).text
-    assert "calibrated to accept 95\N{NO-BREAK SPACE}% of new ID images or more, on 31 ID val images" in text
+    assert "which is calibrated to accept 95\N{NO-BREAK SPACE}% of new ID images or more, on 31 ID val images" in text
     assert all(f"with a score of {number(value)} or more" in text for value in entry["thresholds"].values())
     assert text.index(f"{entry['default']} tells known images") and entry["default"] != "knn"
     few = entry | {"n": 7, "thresholds": None, "expected": None}
@@ -220,6 +220,12 @@ def test_several_seeds_show_means_and_link_to_each(seeded):
     links = [each["href"] for each in found.named("a")]
     assert links == ["seed-1/report.html", "seed-2/report.html"] and all((seeded / link).is_file() for link in links)
     assert not found.named("img") and "standard deviation over 2 seeds" in found.text
+
+
+def test_a_single_seed_is_a_mean_too(root):
+    found = page(zero_shot(root, "single", "--seeds", "42"))
+    assert "standard deviation over 1 seed." in found.text
+    assert [each["href"] for each in found.named("a")] == ["seed-42/report.html"]
 
 
 # One file, nothing from elsewhere, nothing that runs
