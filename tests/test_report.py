@@ -135,27 +135,24 @@ def test_thresholds_are_those_of_the_calibration_and_say_why_not(run, tmp_path):
 # Galleries
 
 
-def half_wrong(run):
-    sets = read_scores(run / "scores.parquet")
-    entry = report_runs.halfway(run)
-    name = entry["default"]
-    return sets, name, entry["thresholds"][name]
-
-
-def test_galleries_hold_each_wrong_image_once_closest_and_furthest(run):
+@pytest.mark.parametrize("find, role, above", [(accepted_ood, "ood", True), (rejected_id, "id", False)])
+@pytest.mark.parametrize("every", [False, True])
+def test_galleries_hold_each_wrong_image_once_closest_and_furthest(run, find, role, above, every):
     benchmark = load_benchmark(load_config(str(run / "config.yaml"), []))
-    sets, name, threshold = half_wrong(run)
     rows = pq.read_table(run / "scores.parquet").to_pylist()
-    for find, role, sign in ((accepted_ood, "ood", 1), (rejected_id, "id", -1)):
-        gallery = find(sets, name, threshold, benchmark)
-        wrong = [r for r in rows if r["role"] == role and (r[name] >= threshold if sign > 0 else r[name] < threshold)]
-        wrong.sort(key=lambda r: abs(r[name] - threshold))
-        assert gallery.wrong == len(wrong) > 0
-        assert [(t.set, t.path) for t in gallery.closest] == [(r["set"], r["path"]) for r in wrong[:8]]
-        assert [(t.set, t.path) for t in gallery.furthest] == [(r["set"], r["path"]) for r in wrong[8:][::-1][:8]]
-        assert all(t.picture.startswith("data:image/jpeg;base64,") for t in gallery.closest)
-    tile = gallery.closest[0]
-    assert tile.label and tile.prediction and tile.score == pytest.approx(wrong[0][name])
+    scores = sorted(row["mcm"] for row in rows)
+    threshold = scores[len(scores) // 2] if not every else scores[0] - 1 if above else scores[-1] + 1
+    gallery = find(read_scores(run / "scores.parquet"), "mcm", threshold, benchmark)
+    wrong = [row for row in rows if row["role"] == role and (row["mcm"] >= threshold) == above]
+    wrong.sort(key=lambda row: abs(row["mcm"] - threshold))
+    assert gallery.wrong == len(wrong) > 0 and gallery.total == {"ood": 17, "id": 14}[role]
+    assert [(tile.set, tile.path) for tile in gallery.closest] == [(row["set"], row["path"]) for row in wrong[:8]]
+    furthest = wrong[8:][::-1][:8]
+    assert [(tile.set, tile.path) for tile in gallery.furthest] == [(row["set"], row["path"]) for row in furthest]
+    assert (len(furthest) > 5) == every
+    for tile, row in zip(gallery.closest, wrong, strict=False):
+        assert (tile.label, tile.prediction) == (row["label"], row["prediction"]) and tile.score == row["mcm"]
+        assert tile.picture.startswith("data:image/jpeg;base64,")
 
 
 def test_images_that_are_gone_or_damaged_are_named_in_their_tile(tmp_path):
