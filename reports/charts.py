@@ -65,7 +65,7 @@ def histogram(sets: list[ScoredSet], detector: str, threshold: float) -> Markup:
         axes.set(
             yticks=[], xlabel="score", ylabel="density", xlim=(min(edges[0], threshold), max(edges[-1], threshold))
         )
-        axes.locator_params(axis="x", nbins=5)
+        axes.locator_params(axis="x", nbins=4)
 
     return _svg(draw, f"histogram {detector}")
 

@@ -25,8 +25,12 @@ def percent(value: float | None, digits: int = 1) -> str:
 
 
 def number(value: float) -> str:
-    """Four significant digits, with a true minus."""
-    return f"{value:#.4g}".replace("-", "−")
+    """Four significant digits or, of large numbers, all before the point; with a true minus.
+
+    >>> number(0.39851), number(-432400.2)
+    ('0.3985', '−432,400')
+    """
+    return (f"{value:,.0f}" if 1e4 <= abs(value) < 1e9 else f"{value:#.4g}").replace("-", "−")
 
 
 @cache
