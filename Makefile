@@ -7,13 +7,19 @@ INSTALLED := .venv/.installed
 
 STUDIES := main_table accuracy prompts shift confidence few_shot
 
-.PHONY: demo test lint bench demo-studies
+.PHONY: demo test browser lint bench demo-studies
 
 demo: $(INSTALLED) data/demo/.made data/demo_encoder/.made data/wordnet/.made
 	$(PY) train.py --config demo.yaml
 
-test: $(INSTALLED) data/demo_encoder/.made
+test: $(INSTALLED) data/demo_encoder/.made browser
 	$(PY) -m pytest
+
+# Opens reports in tests, which are skipped where it cannot be had.
+browser:
+	@command -v chromium >/dev/null || { [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null && \
+	  apt-get update -qq && apt-get install -qq -y chromium >/dev/null; } || \
+	  echo "There is no chromium here: the tests that open reports are skipped (apt-get install chromium)."
 
 lint: $(INSTALLED)
 	$(PY) -m ruff check .

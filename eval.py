@@ -3,6 +3,7 @@
 python eval.py --config zero_shot_demo.yaml
 python eval.py --run runs/demo --detectors='[knn, {name: knn, k: 10}, msp]'
 python eval.py --compare runs/demo runs/linear_probe_demo          (or one detector of each: runs/demo:msp)
+python eval.py --compare runs/demo runs/linear_probe_demo --html comparison.html
 """
 
 from __future__ import annotations
@@ -21,14 +22,17 @@ def add_options(parser) -> None:
     parser.add_argument(
         "--compare", metavar="DIR", nargs="+", help="finished runs side by side, with paired differences to the first"
     )
+    parser.add_argument("--html", metavar="FILE", type=Path, help="with --compare: write it as a page, too")
 
 
 def main(argv: list[str] | None = None) -> None:
     arguments, overrides = parse(argv, __doc__.splitlines()[0], add_options)
+    if arguments.html is not None:
+        check_page(arguments.html, arguments.compare)
     if arguments.compare is not None:
         from experiments.compare import show
 
-        show(arguments.compare)
+        show(arguments.compare, arguments.html)
         return
     if (arguments.config is None) == (arguments.run is None):
         raise ConfigError(
@@ -51,6 +55,17 @@ def main(argv: list[str] | None = None) -> None:
     from experiments.seeds import conduct
 
     conduct(config, folder, arguments.run)
+
+
+def check_page(path: Path, compared: list[str] | None) -> None:
+    """Raises ConfigError where there is nothing to make a page of, or nowhere to put it."""
+    if compared is None:
+        raise ConfigError(
+            f"--html {path} is the page of a comparison: add --compare runs/a runs/b (a run has its own report.html)"
+        )
+    if path.is_dir() or not path.parent.is_dir():
+        there = "is a folder" if path.is_dir() else f"would lie in {path.parent}, which is no folder"
+        raise ConfigError(f"--html: {path} {there}; name a file in a folder that there is")
 
 
 if __name__ == "__main__":

@@ -89,7 +89,7 @@ def _sets(plan: Plan, folder: Path) -> dict[str, ImageSet]:
 
 def _with(config: Config, ood: dict[str, ImageSet]) -> Config:
     data = config.data.model_copy(update={"ood": ood, "csid": {}})
-    evaluation = config.evaluation.model_copy(update={"figures": False, "every_n_epochs": 0})
+    evaluation = config.evaluation.model_copy(update={"figures": False, "report": False, "every_n_epochs": 0})
     return config.model_copy(update={"data": data, "evaluation": evaluation})
 
 

@@ -34,7 +34,7 @@ class Figures(Callback):
 
 
 def histograms(id_scores: dict[str, Tensor], ood_scores: dict[str, Tensor], name: str) -> Figure:
-    """One panel a detector: densities of ID and OOD scores over the range that holds 99 % of both."""
+    """One panel a detector: densities of ID and OOD scores."""
     columns = min(3, len(id_scores))
     rows = -(-len(id_scores) // columns)
     figure = _figure((3.6 * columns, 2.3 * rows))
@@ -43,8 +43,7 @@ def histograms(id_scores: dict[str, Tensor], ood_scores: dict[str, Tensor], name
         axis.set_visible(False)
     for axis, detector in zip(axes, id_scores, strict=False):
         inside, outside = id_scores[detector].numpy(), ood_scores[detector].numpy()
-        ends = np.quantile(np.concatenate([inside, outside]), [0.005, 0.995])
-        bins = np.linspace(*ends, 31) if ends[0] < ends[1] else 10
+        bins = bin_edges([inside, outside])
         axis.hist(inside, bins, density=True, alpha=0.6, color=ID_COLOUR, label="ID test")
         axis.hist(outside, bins, density=True, alpha=0.6, color=OOD_COLOUR, label=name)
         axis.set_title(detector, fontsize=10)
@@ -62,8 +61,8 @@ def curves(id_scores: dict[str, Tensor], ood_scores: dict[str, Tensor], name: st
     for number, detector in enumerate(id_scores):
         inside, outside = id_scores[detector], ood_scores[detector]
         line = {"color": colours[number % 10], "linewidth": 1.4, "linestyle": "-" if number < 10 else "--"}
-        roc.plot(*_thin(*roc_curve(inside, outside)), label=detector, **line)
-        pr.plot(*_thin(*pr_curve(inside, outside)), **line)
+        roc.plot(*thin(*roc_curve(inside, outside), POINTS), label=detector, **line)
+        pr.plot(*thin(*pr_curve(inside, outside), POINTS), **line)
     roc.axhline(0.95, color="grey", linewidth=0.7, linestyle=":")
     roc.set(xlabel="OOD accepted (FPR)", ylabel="ID accepted (TPR)", title=f"ROC, ID against {name}")
     pr.set(xlabel="recall of ID", ylabel="precision of ID", title="precision and recall")
@@ -71,10 +70,18 @@ def curves(id_scores: dict[str, Tensor], ood_scores: dict[str, Tensor], name: st
     return figure
 
 
+def bin_edges(scores: list[np.ndarray]) -> np.ndarray:
+    """(31,) edges of histogram bins over the range that holds 99 % of every set of scores."""
+    ends = np.array([np.quantile(each, [0.005, 0.995]) for each in scores], dtype=np.float64)
+    low, high = ends[:, 0].min(), ends[:, 1].max()
+    return np.linspace(low, high, 31) if low < high else np.linspace(low - 0.5, high + 0.5, 31)
+
+
+def thin(x: Tensor, y: Tensor, points: int) -> tuple[np.ndarray, np.ndarray]:
+    """At most so many points of a curve, its ends among them."""
+    keep = np.unique(np.linspace(0, len(x) - 1, points).round().astype(int))
+    return x.cpu().numpy()[keep], y.cpu().numpy()[keep]
+
+
 def _figure(size: tuple[float, float]) -> Figure:
     return Figure(figsize=size, layout="constrained", dpi=110)
-
-
-def _thin(x: Tensor, y: Tensor) -> tuple[np.ndarray, np.ndarray]:
-    keep = np.unique(np.linspace(0, len(x) - 1, POINTS).round().astype(int))
-    return x.cpu().numpy()[keep], y.cpu().numpy()[keep]

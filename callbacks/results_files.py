@@ -22,7 +22,7 @@ COLUMNS = ("detector", "setting", "ood", "group", *METRICS, "n_id", "n_ood")
 def write_results(folder: Path, results: Results, about: dict[str, Any], benchmark: Benchmark) -> None:
     """Writes all three; results.json last, since it marks a run as finished.
 
-    `about`: run, method, encoder, seeds, bank, pseudo_labels, sweep (the heads of a probe sweep; also as sweep.csv).
+    `about`: run, method, encoder, seeds, bank, pseudo_labels, sweep (the heads of a probe sweep; also as sweep.csv), versions.
     """
     rows = [_json_row(row) for row in results.rows]
     write_table(folder / "results.csv", rows)

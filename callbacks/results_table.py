@@ -25,7 +25,8 @@ def print_table(results: dict[str, Any], console: Console | None = None) -> None
         table = _table(results, setting, rows, intervals=True)
         narrow = console.measure(table, options=console.options.update(max_width=1000)).maximum > console.width
         console.print(_table(results, setting, rows, intervals=False) if narrow else table)
-    for line in _remarks(results):
+    reasons = [f"Left out: {', '.join(detectors)} ({reason})" for reason, detectors in left_out(results).items()]
+    for line in remarks(results) + reasons:
         console.print(line, highlight=False)
 
 
@@ -68,7 +69,8 @@ def _choice(head: dict[str, Any]) -> str:
     return f"Chosen of the sweep on ID val: {settings} (hits {100 * head['val_accuracy']:.1f} %; all heads: sweep.csv)"
 
 
-def _remarks(results: dict[str, Any]) -> list[str]:
+def remarks(results: dict[str, Any]) -> list[str]:
+    """What must be said beside the table: accuracies, pseudo-labels, the sweep's choice, the bank, the detectors' notes."""
     lines = []
     if not results["rows"]:
         lines.append("No OOD set was named (data.ood): scores were written, there is no AUROC.")
@@ -82,8 +84,12 @@ def _remarks(results: dict[str, Any]) -> list[str]:
     bank = results["bank"]
     sample = f", at most {bank['per_class']} a class" if bank["per_class"] else ""
     lines.append(f"Bank: {bank['images']} ID training images{sample}")
-    lines += [f"{each['detector']}: {each['note']}" for each in results["notes"]]
+    return lines + [f"{each['detector']}: {each['note']}" for each in results["notes"]]
+
+
+def left_out(results: dict[str, Any]) -> dict[str, list[str]]:
+    """Why detectors are not in the table, and which."""
     why: dict[str, list[str]] = defaultdict(list)
     for each in results["omitted"]:
         why[each["reason"]].append(each["detector"])
-    return lines + [f"Left out: {', '.join(detectors)} ({reason})" for reason, detectors in why.items()]
+    return dict(why)

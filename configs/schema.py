@@ -81,6 +81,8 @@ class Evaluation(Section):
     """Evaluate while training as well, every n epochs (0: only at the end). For looking, never for choosing."""
     figures: bool = True
     """Score histograms and ROC / PR curves in TensorBoard."""
+    report: bool = True
+    """report.html in the run's folder: tables, charts and the images that were judged wrongly, in one file."""
     batch_size: Positive = 4096
     """Stored features scored at a time."""
     accept: Annotated[float, Field(gt=0, lt=1)] = 0.95

@@ -16,9 +16,10 @@ from rich.console import Console
 from rich.table import Table
 
 from clip_ood.evaluation import MEAN
-from clip_ood.metrics.paired import Difference, auroc_difference, seed_difference
+from clip_ood.metrics.paired import Line, auroc_difference, seed_difference
 from configs.errors import ConfigError, nearest
 from experiments.run_folder import FINISHED, of_seed, seed_folder
+from reports.compare_page import Side, write_compare_page
 
 
 @dataclass(frozen=True)
@@ -36,16 +37,6 @@ class Finished:
     def auroc(self, detector: str, ood: str) -> float:
         """The AUROC of a detector on an OOD set, or of their mean."""
         return _auroc(self.results, self.detector or detector, ood)
-
-
-@dataclass(frozen=True)
-class Line:
-    """One detector on one OOD set: the AUROC of every run, and the difference of every later one to the first."""
-
-    detector: str
-    ood: str
-    aurocs: list[float]
-    differences: list[Difference]
 
 
 def open_run(spec: str) -> Finished:
@@ -184,10 +175,13 @@ def _titles(runs: list[Finished]) -> list[str]:
     return [run.title for run in runs] + [f"{run.title} − {runs[0].title}" for run in runs[1:]]
 
 
-def _caption(runs: list[Finished]) -> str:
+def _over(runs: list[Finished]) -> str:
     seeds = _common_seeds(runs)
-    over = f"{len(seeds)} seeds, paired (Student's t)" if seeds else "the same images, paired (DeLong)"
-    return f"AUROC in percent and differences with 95 % intervals over {over}; * where the interval excludes 0"
+    return f"{len(seeds)} seeds, paired (Student's t)" if seeds else "the same images, paired (DeLong)"
+
+
+def _caption(runs: list[Finished]) -> str:
+    return f"AUROC in percent and differences with 95 % intervals over {_over(runs)}; * where the interval excludes 0"
 
 
 def print_comparison(runs: list[Finished], lines: list[Line], console: Console | None = None) -> None:
@@ -235,9 +229,13 @@ def _starred(line: Line, runs: int) -> list[str]:
     ]
 
 
-def show(specs: list[str]) -> None:
-    """Prints the comparison of runs and writes it beside the first."""
+def show(specs: list[str], page: Path | None = None) -> None:
+    """Prints the comparison of runs and writes it beside the first; as a page too, where one is named."""
     runs = [open_run(spec) for spec in specs]
     lines = compare(runs)
     print_comparison(runs, lines)
-    print("Written: " + ", ".join(map(str, write_comparison(runs, lines))))
+    written = write_comparison(runs, lines)
+    if page is not None:
+        sides = [Side(run.title, run.folder, run.results) for run in runs]
+        written.append(write_compare_page(page, sides, lines, _over(runs)))
+    print("Written: " + ", ".join(map(str, written)))

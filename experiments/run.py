@@ -33,6 +33,8 @@ from experiments.extraction import load_features
 from experiments.models import build, check_method
 from experiments.quiet import hush
 from experiments.run_folder import head_of, is_follower, started
+from experiments.versions import versions
+from reports.run_page import write_report
 
 hush()
 
@@ -78,10 +80,13 @@ def _run(config: Config, folder: Path, checkpoint: Path | None) -> dict[str, Any
         "pseudo_labels": getattr(module, "report", None),
         "trained_on": getattr(module, "trained_on", None),
         "sweep": getattr(module, "sweep", None),
+        "versions": versions(),
     }
     write_results(folder, evaluation.results, about | {"calibration": calibration(config, evaluation)}, benchmark)
     results = json.loads((folder / "results.json").read_text(encoding="utf-8"))
     describe(trainer.logger, config, results)
+    if config.evaluation.report:
+        write_report(folder, benchmark)
     return results
 
 

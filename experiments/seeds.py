@@ -14,6 +14,8 @@ from configs.loading import dump
 from configs.schema import Config
 from experiments.run import run
 from experiments.run_folder import FINISHED, head_of, is_follower, seed_folder, started
+from reports.page import REPORT
+from reports.run_page import write_seeds_report
 
 
 def conduct(config: Config, folder: Path, source: Path | None = None) -> None:
@@ -21,6 +23,8 @@ def conduct(config: Config, folder: Path, source: Path | None = None) -> None:
     if results := experiment(config, folder, source):
         print_table(results)
         print(f"Results: {folder}")
+        if config.evaluation.report:
+            print(f"Report: {folder / REPORT}")
 
 
 def experiment(config: Config, folder: Path, source: Path | None = None) -> dict[str, Any]:
@@ -63,6 +67,8 @@ def _summarise(config: Config, folder: Path) -> dict[str, Any]:
         content["sweep"] = [{"seed": s} | head for s, results in pairs for head in results["sweep"] if head["chosen"]]
     write_table(folder / "results.csv", content["rows"])
     write_json(folder / FINISHED, content)
+    if config.evaluation.report:
+        write_seeds_report(folder)
     return content
 
 

@@ -67,7 +67,7 @@ data:
   batch_size: 16
 backbone: {{model: "local-dir:{root}/clip"}}
 method: {method}
-evaluation: {{resamples: 20, figures: false}}
+evaluation: {{resamples: 20, figures: false, report: false}}
 runs_root: {root}/runs
 features_root: {root}/features
 trainer: {{accelerator: cpu, devices: 1, enable_progress_bar: false}}

@@ -57,7 +57,7 @@ def config(root, name, method, store):
 data: {{root: {root}/data, id: id, ood: {{near: near, lone: lone}}, batch_size: 8, max_unreadable: 0.2}}
 backbone: {{library: timm, model: test_vit}}
 method: {method}
-evaluation: {{resamples: 20, figures: false, batch_size: 7}}
+evaluation: {{resamples: 20, figures: false, report: false, batch_size: 7}}
 runs_root: {root}/runs
 features_root: {root}/{store}
 trainer: {{accelerator: cpu, devices: 1, enable_progress_bar: false}}

@@ -85,7 +85,9 @@ def moving(root):
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(OODEvaluation, "on_validation_end", watched)
-        run = start(root, "moving", MOVING, evaluation={"resamples": 0, "figures": False, "every_n_epochs": 2})
+        run = start(
+            root, "moving", MOVING, evaluation={"resamples": 0, "figures": False, "report": False, "every_n_epochs": 2}
+        )
     return run, seen
 
 
@@ -363,7 +365,7 @@ def test_accumulated_batches_give_the_weights_of_whole_ones(root):
 
 
 def test_the_bank_is_a_draw_a_class_and_the_results_say_so(root):
-    evaluation = {"resamples": 0, "figures": False, "bank_per_class": 4}
+    evaluation = {"resamples": 0, "figures": False, "report": False, "bank_per_class": 4}
     run = start(root, "drawn", MOVING | {"epochs": 1, "warmup_epochs": 0}, evaluation=evaluation)
     assert tiny_clip.results(run)["bank"] == {"images": 12, "per_class": 4}
     benchmark = load_benchmark(load_config(str(run / "config.yaml")))
@@ -619,7 +621,9 @@ def start_two(root, name, settings, **keys):
 def test_two_processes_train_the_same_weights_and_give_the_same_table(root):
     settings = FITTED | {"epochs": 3, "ema": 0.4}
     one = start(root, "one", settings)
-    two = start_two(root, "two", settings, evaluation={"resamples": 0, "figures": False, "every_n_epochs": 2})
+    two = start_two(
+        root, "two", settings, evaluation={"resamples": 0, "figures": False, "report": False, "every_n_epochs": 2}
+    )
     first, second = tiny_clip.checkpoint(one), tiny_clip.checkpoint(two)
     assert first["global_step"] == second["global_step"] == 6
     for key in ("state_dict", "current_model_state"):

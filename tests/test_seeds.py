@@ -136,7 +136,7 @@ def test_a_seed_that_stands_there_twice_is_refused(root, seeds, message):
 @pytest.fixture(scope="module")
 def boards(root):
     keys = {
-        "evaluation": {"resamples": 0, "figures": True, "every_n_epochs": 2},
+        "evaluation": {"resamples": 0, "figures": True, "report": False, "every_n_epochs": 2},
         "data": {"root": f"{root}/data", "id": "id", "ood": {"near": "near"}, "splits": {"val": 0, "test": 0.3}},
     }
     evaluation.main(["--config", tiny_clip.config(root, "board_zero_shot", {"zero_shot": {}}, **keys)])

@@ -24,7 +24,7 @@ def evaluate(root, name, *options):
 data: {{root: {root}/data, id: {{train: train, test: test}}, ood: {{near: near, far: far}}, batch_size: 16}}
 backbone: {{library: timm, model: test_vit}}
 method: {{zero_shot: {{}}}}
-evaluation: {{resamples: 20, figures: false, batch_size: 13}}
+evaluation: {{resamples: 20, figures: false, report: false, batch_size: 13}}
 runs_root: {root}/runs
 features_root: {root}/features
 trainer: {{accelerator: cpu, devices: 1, enable_progress_bar: false}}

@@ -27,6 +27,16 @@ class Difference:
         return self.low > 0 or self.high < 0
 
 
+@dataclass(frozen=True)
+class Line:
+    """One detector on one OOD set: the AUROC of several runs, and the difference of every later one to the first."""
+
+    detector: str
+    ood: str
+    aurocs: list[float]
+    differences: list[Difference]
+
+
 def placements(id_scores: Tensor, ood_scores: Tensor) -> tuple[Tensor, Tensor]:
     """V_id (M,): the share of OOD images that each ID image beats; V_ood (N,): the share of ID images that beat each
     OOD image; ties counted half. Both have the AUROC as their mean.
