@@ -58,6 +58,16 @@ class Bank(Statistic):
         """1 / ‖f_i‖ as chunks (n,) of float32: a product with f_i times its scale is one with f_i^."""
         return self.once("scales", lambda: [_inverse_norms(chunk) for chunk in self.chunks])
 
+    def dense(self) -> Tensor:
+        """All rows on the unit sphere as one matrix (N, D) of float32, a copy: for graphs that search in one product.
+
+        Raises ValueError where other processes hold a part.
+        """
+        if self._elsewhere:
+            raise ValueError(f"bank: other processes hold {self._elsewhere} of its rows; fit detectors in one process")
+        parts = zip(self.chunks, self.scales(), strict=True)
+        return self.once("dense", lambda: torch.cat([chunk.float() * scale[:, None] for chunk, scale in parts]))
+
     def draw(self, count: int, seed: int) -> Tensor:
         """`count` rows (count, D) in float64, the same ones in the same order however images came: those of the smallest
         hash of `seed` and index. All processes draw together. Raises ValueError for images without indices."""
