@@ -44,7 +44,7 @@ class Onnx:
         import torch
         from onnxruntime import InferenceSession
 
-        session = InferenceSession(path, providers=["CPUExecutionProvider"])
+        session = InferenceSession(str(path), providers=["CPUExecutionProvider"])
         names = [output.name for output in session.get_outputs()]
 
         def run(pixels: Tensor) -> dict[str, Tensor]:
@@ -65,7 +65,8 @@ class TorchExport:
         """The graph in `path`."""
         import torch
 
-        torch.export.save(program, path, extra_files={ABOUT: json.dumps(about)})
+        with _quiet():
+            torch.export.save(program, path, extra_files={ABOUT: json.dumps(about)})
 
     @staticmethod
     def load(path: Path) -> tuple[Run, dict[str, Any]]:
@@ -77,10 +78,11 @@ class TorchExport:
         return program.module(), json.loads(found[ABOUT])
 
 
-FORMATS: dict[str, type[Onnx] | type[TorchExport]] = {".onnx": Onnx, ".pt2": TorchExport}
+Format = type[Onnx] | type[TorchExport]
+FORMATS: dict[str, Format] = {".onnx": Onnx, ".pt2": TorchExport}
 
 
-def format_of(path: Path) -> type[Onnx] | type[TorchExport]:
+def format_of(path: Path) -> Format:
     """The format that a file's name asks for; imports nothing heavy.
 
     Raises: ValueError for another suffix, a folder that is not there, and packages that are not installed.
@@ -105,7 +107,7 @@ def _name_outputs(model: Any, names: list[str]) -> None:
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Without the exporter's warnings about itself: whether the graph is right is found by running it."""
+    """Without the exporters' warnings about themselves: whether the graph is right is found by running it."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         yield

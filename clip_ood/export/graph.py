@@ -24,12 +24,11 @@ class ScoringGraph(nn.Module):
         self, backbone: Backbone, reference: Reference, scores: Mapping[str, Callable[[Outputs], Tensor]]
     ) -> None:
         super().__init__()
-        self.backbone, self.reference, self.scores = backbone, reference, dict(scores)
-        mean, std = (
-            torch.tensor(values)[:, None, None] for values in (backbone.preprocessing.mean, backbone.preprocessing.std)
-        )
-        self.register_buffer("mean", mean)
-        self.register_buffer("std", std)
+        # functions, not modules: what they use of the encoder and detectors goes along, and no text tower
+        self.encode_image, self.project, self.scores = backbone.encode_image, backbone.project, dict(scores)
+        self.preprocessing, self.reference = backbone.preprocessing, reference
+        for name in ("mean", "std"):
+            self.register_buffer(name, torch.tensor(getattr(backbone.preprocessing, name))[:, None, None])
 
     def forward(self, pixels: Tensor) -> dict[str, Tensor]:
         rows = self.rows(pixels)
@@ -41,8 +40,8 @@ class ScoringGraph(nn.Module):
 
     def rows(self, pixels: Tensor) -> Outputs:
         """What encoder and head give of pixels (B, 3, H, W)."""
-        features = self.backbone.encode_image((pixels - self.mean) / self.std)
-        return Outputs(features, self.backbone.project(features), head_logits(features, self.reference))
+        features = self.encode_image((pixels - self.mean) / self.std)
+        return Outputs(features, self.project(features), head_logits(features, self.reference))
 
 
 def head_logits(features: Tensor, reference: Reference) -> Tensor | None:
