@@ -185,8 +185,10 @@ def test_what_cannot_be_exported_is_left_out_by_name_with_the_reason(clip, tmp_p
     reasons = {each.detector: each.reason for each in exported.omitted}
     assert set(reasons) == {"branching", "untranslated", "NCI"}
     assert "pytorch-ood's own code" in reasons["NCI"]
-    assert reasons["branching"].startswith("cannot be written as .onnx: ")
-    assert "eig" in reasons["untranslated"]
+    assert reasons["branching"].startswith(
+        "cannot be written as .onnx (see Detector.traceable): Could not guard on data"
+    )
+    assert "_linalg_eigh" in reasons["untranslated"]
     names = [output.name for output in onnxruntime.InferenceSession(exported.files[0]).get_outputs()]
     assert names == ["features", "predicted", "confidence", "score_knn"]
 

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 
 import torch
 from torch import Tensor
 from torch.nn.functional import interpolate
 
 from clip_ood.detectors.detector import Detector, score_together
+from clip_ood.export.formats import Run
 from clip_ood.export.graph import ScoringGraph, class_logits
 
 TOLERANCE = 1e-4  # of a score's spread over the images that are tried
@@ -16,9 +17,7 @@ ROUNDING = 1e-6  # of its size: some units in the last place of float32
 BATCHES = (1, 3)  # sizes that are tried
 
 
-def compare(
-    run: Callable[[Tensor], dict[str, Tensor]], live: ScoringGraph, detectors: Mapping[str, Detector]
-) -> dict[str, float]:
+def compare(run: Run, live: ScoringGraph, detectors: Mapping[str, Detector]) -> dict[str, float]:
     """The largest difference of each output between a file, `run`, and the detectors, as a fraction of the output's spread.
 
     The confidence is that of the class which the file predicts: with two classes alike, either may be. Raises: ValueError for a difference above `TOLERANCE`.

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from clip_ood.backbones.backbone import Backbone
 from clip_ood.detectors.build import Omitted
 from clip_ood.detectors.detector import Detector, exact
-from clip_ood.export.formats import Format, format_of
+from clip_ood.export.formats import Format, Run, format_of
 from clip_ood.export.graph import ScoringGraph, StandIn
 from clip_ood.export.verify import compare, images
 from clip_ood.outputs import Outputs, Reference
@@ -61,8 +61,7 @@ def export(
         TemporaryDirectory(prefix=f".{path.name}.", dir=path.parent) as folder,
     ):
         written = Path(folder) / path.name
-        scores, faults = _write_what_can_be(kind, written, backbone, reference, scores, thresholds)
-        run, _ = kind.load(written)
+        run, scores, faults = _write_what_can_be(kind, written, backbone, reference, scores, thresholds)
         kept = {name: detectors[name] for name in scores}
         differences = compare(run, ScoringGraph(backbone, reference, scores), kept)
         files = [each.replace(path.parent / each.name) for each in sorted(written.parent.glob(f"{path.name}*"))]
@@ -118,19 +117,17 @@ def _write_what_can_be(
     reference: Reference,
     scores: dict[str, Score],
     thresholds: Mapping[str, float],
-) -> tuple[dict[str, Score], list[Omitted]]:
-    """Writes all scores, or those that can be written; returns them, and the others with their reasons."""
+) -> tuple[Run, dict[str, Score], list[Omitted]]:
+    """Writes all scores, or those that can be written: the written graph, what is in it, and what is not with the reasons."""
     try:
-        _write(kind, path, backbone, reference, scores, thresholds)
-        return scores, []
+        return _write(kind, path, backbone, reference, scores, thresholds), scores, []
     except Exception as error:  # exporters raise anything
         faults = _faults(kind, path.with_stem("alone"), backbone, reference, scores)
         if not faults:
-            raise ValueError(f"export: the encoder cannot be written as {path.suffix}: {_first_line(error)}") from error
+            raise ValueError(f"export: the encoder cannot be written as {path.suffix}: {_cause(error)}") from error
     failing = {each.detector for each in faults}
     scores = {name: score for name, score in scores.items() if name not in failing}
-    _write(kind, path, backbone, reference, scores, thresholds)
-    return scores, faults
+    return _write(kind, path, backbone, reference, scores, thresholds), scores, faults
 
 
 def _write(
@@ -140,12 +137,13 @@ def _write(
     reference: Reference,
     scores: Mapping[str, Score],
     thresholds: Mapping[str, float],
-) -> None:
+) -> Run:
     graph = ScoringGraph(backbone, reference, scores).eval()
     example = images(backbone.preprocessing.size)[:2]
     batch = {0: torch.export.Dim("batch", min=1)}
     program = torch.export.export(graph, (example,), dynamic_shapes=(batch,), strict=False)
     kind.write(program, path, describe(backbone, reference, thresholds, list(graph(example))))
+    return kind.load(path)[0]
 
 
 def _faults(
@@ -157,13 +155,17 @@ def _faults(
     for name, score in scores.items():
         try:
             _write(kind, path, StandIn(backbone, rows), reference, {name: score}, {})
-            kind.load(path)
         except Exception as error:  # exporters raise anything
-            faults.append(Omitted(name, f"cannot be written as {path.suffix}: {_first_line(error)}"))
+            faults.append(
+                Omitted(name, f"cannot be written as {path.suffix} (see Detector.traceable): {_cause(error)}")
+            )
     return faults
 
 
-def _first_line(error: Exception) -> str:
+def _cause(error: BaseException) -> str:
+    """The first line of what an error came from."""
+    while error.__cause__ is not None:
+        error = error.__cause__
     return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
 
 
