@@ -25,6 +25,7 @@ from configs.schema import BackboneConfig
 CLASSES = ("cat", "dog", "fox")
 ALL = [*DEFAULTS, {"name": "knn", "k": 5}, {"name": "knn", "k": 5, "kth": True}]
 FEW = ["knn", "mahalanobis"]
+TEXT_TOWER = 4 * 49408 * 32  # bytes of its embedding of tokens
 
 
 def pictures(count: int, size: int, seed: int) -> Tensor:
@@ -122,7 +123,7 @@ def test_the_file_says_what_must_be_known_of_it_and_holds_no_text_tower(whole):
     assert about["class_names"] == list(CLASSES)
     assert about["size"] == [32, 32] and about["mean"] == [0.3, 0.5, 0.6] and about["std"] == [0.2, 0.3, 0.4]
     assert "Resize" in about["transform"] and about["precision"] == "float32" and "torch" in about["versions"]
-    assert exported.files[0].stat().st_size < 4 * 49408 * 32  # the text tower's embedding of tokens
+    assert exported.files[0].stat().st_size < TEXT_TOWER
     assert list(exported.files[0].parent.iterdir()) == list(exported.files)
 
 
@@ -131,6 +132,7 @@ def test_without_a_head_classes_are_those_of_the_texts(clip, tmp_path):
     reference = replace(reference, weight=None, bias=None)
     export(tmp_path / "model.pt2", backbone, reference, {}, {})
     pixels = pictures(9, 32, 2)
+    assert (tmp_path / "model.pt2").stat().st_size < TEXT_TOWER
     said = torch.export.load(tmp_path / "model.pt2").module()(pixels)
     rows = rows_of(backbone, reference, pixels)
     probabilities = (reference.logit_scale * rows.embeddings @ reference.text_embeddings.T).softmax(dim=1)

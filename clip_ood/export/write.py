@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -22,6 +23,7 @@ from clip_ood.export.verify import compare, images
 from clip_ood.outputs import Outputs, Reference
 
 Score = Callable[[Outputs], Tensor]
+Write = Callable[[Path, Backbone | StandIn, Mapping[str, Score]], Run]
 
 
 @dataclass(frozen=True)
@@ -61,7 +63,8 @@ def export(
         TemporaryDirectory(prefix=f".{path.name}.", dir=path.parent) as folder,
     ):
         written = Path(folder) / path.name
-        run, scores, faults = _write_what_can_be(kind, written, backbone, reference, scores, thresholds)
+        write = partial(_write, kind, reference, thresholds)
+        run, scores, faults = _write_what_can_be(write, written, backbone, scores)
         kept = {name: detectors[name] for name in scores}
         differences = compare(run, ScoringGraph(backbone, reference, scores), kept)
         files = [each.replace(path.parent / each.name) for each in sorted(written.parent.glob(f"{path.name}*"))]
@@ -111,55 +114,48 @@ def _traceable(detectors: Mapping[str, Detector]) -> tuple[dict[str, Score], lis
 
 
 def _write_what_can_be(
-    kind: Format,
-    path: Path,
-    backbone: Backbone,
-    reference: Reference,
-    scores: dict[str, Score],
-    thresholds: Mapping[str, float],
+    write: Write, path: Path, backbone: Backbone, scores: dict[str, Score]
 ) -> tuple[Run, dict[str, Score], list[Omitted]]:
     """Writes all scores, or those that can be written: the written graph, what is in it, and what is not with the reasons."""
     try:
-        return _write(kind, path, backbone, reference, scores, thresholds), scores, []
+        return write(path, backbone, scores), scores, []
     except Exception as error:  # exporters raise anything
-        faults = _faults(kind, path.with_stem("alone"), backbone, reference, scores)
+        faults = _faults(write, path.with_stem("alone"), backbone, scores)
         if not faults:
             raise ValueError(f"export: the encoder cannot be written as {path.suffix}: {_cause(error)}") from error
     failing = {each.detector for each in faults}
     scores = {name: score for name, score in scores.items() if name not in failing}
-    return _write(kind, path, backbone, reference, scores, thresholds), scores, faults
+    return write(path, backbone, scores), scores, faults
+
+
+def _faults(write: Write, path: Path, backbone: Backbone, scores: Mapping[str, Score]) -> list[Omitted]:
+    """The detectors that cannot be written, each tried on its own without the encoder."""
+    rows = ScoringGraph(backbone, Reference(), {}).rows(images(backbone.preprocessing.size)[:2])
+    faults = []
+    for name, score in scores.items():
+        try:
+            write(path, StandIn(backbone, rows), {name: score})
+        except Exception as error:  # exporters raise anything
+            reason = f"cannot be written as {path.suffix} (see Detector.traceable): {_cause(error)}"
+            faults.append(Omitted(name, reason))
+    return faults
 
 
 def _write(
     kind: Format,
+    reference: Reference,
+    thresholds: Mapping[str, float],
     path: Path,
     backbone: Backbone | StandIn,
-    reference: Reference,
     scores: Mapping[str, Score],
-    thresholds: Mapping[str, float],
 ) -> Run:
-    graph = ScoringGraph(backbone, reference, scores).eval()
+    """Writes one graph, and gives back what was read of the file."""
+    graph = ScoringGraph(backbone, reference, scores)
     example = images(backbone.preprocessing.size)[:2]
     batch = {0: torch.export.Dim("batch", min=1)}
     program = torch.export.export(graph, (example,), dynamic_shapes=(batch,), strict=False)
     kind.write(program, path, describe(backbone, reference, thresholds, list(graph(example))))
     return kind.load(path)[0]
-
-
-def _faults(
-    kind: Format, path: Path, backbone: Backbone, reference: Reference, scores: Mapping[str, Score]
-) -> list[Omitted]:
-    """The detectors that cannot be written, each tried on its own without the encoder."""
-    rows = ScoringGraph(backbone, reference, {}).rows(images(backbone.preprocessing.size)[:2])
-    faults = []
-    for name, score in scores.items():
-        try:
-            _write(kind, path, StandIn(backbone, rows), reference, {name: score}, {})
-        except Exception as error:  # exporters raise anything
-            faults.append(
-                Omitted(name, f"cannot be written as {path.suffix} (see Detector.traceable): {_cause(error)}")
-            )
-    return faults
 
 
 def _cause(error: BaseException) -> str:
