@@ -122,7 +122,7 @@ def test_the_file_says_what_must_be_known_of_it_and_holds_no_text_tower(whole):
     assert about["thresholds"] == {"knn": 0.5, "msp": 0.25}
     assert about["class_names"] == list(CLASSES)
     assert about["size"] == [32, 32] and about["mean"] == [0.3, 0.5, 0.6] and about["std"] == [0.2, 0.3, 0.4]
-    assert "Resize" in about["transform"] and about["precision"] == "float32" and "torch" in about["versions"]
+    assert "Resize" in about["transform"] and "torch" in about["versions"]
     assert exported.files[0].stat().st_size < TEXT_TOWER
     assert list(exported.files[0].parent.iterdir()) == list(exported.files)
 
@@ -212,11 +212,11 @@ def test_large_weights_lie_in_a_file_beside_it(clip, tmp_path, monkeypatch):
     agree(said["score_knn"], detectors["knn"].score(rows_of(*clip, pixels)))
 
 
-def test_half_precision_encoders_run_in_float32_and_say_so(cnn, tmp_path):
+def test_half_precision_encoders_run_in_float32_and_say_so(tmp_path):
     spec = BackboneConfig(library="timm", model="test_efficientnet", pretrained=None, precision="bf16")
     backbone = create_backbone(spec)
     before = {name: value.clone() for name, value in backbone.state_dict().items()}
-    exported = export(tmp_path / "model.onnx", backbone, Reference(), {}, {})
+    exported = export(tmp_path / "model.pt2", backbone, Reference(), {}, {})
     assert "bfloat16" in exported.notes[0] and exported.differences["features"] < 1e-4
     assert backbone.dtype == torch.bfloat16
     for name, value in backbone.state_dict().items():

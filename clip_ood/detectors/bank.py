@@ -59,14 +59,13 @@ class Bank(Statistic):
         return self.once("scales", lambda: [_inverse_norms(chunk) for chunk in self.chunks])
 
     def dense(self) -> Tensor:
-        """All rows on the unit sphere as one matrix (N, D) of float32, a copy: for graphs that search in one product.
+        """All rows on the unit sphere as the columns of one matrix (D, N), float32: for graphs that search in one product.
 
         Raises ValueError where other processes hold a part.
         """
         if self._elsewhere:
             raise ValueError(f"bank: other processes hold {self._elsewhere} of its rows; fit detectors in one process")
-        parts = zip(self.chunks, self.scales(), strict=True)
-        return self.once("dense", lambda: torch.cat([chunk.float() * scale[:, None] for chunk, scale in parts]))
+        return self.once("dense", self._columns)
 
     def draw(self, count: int, seed: int) -> Tensor:
         """`count` rows (count, D) in float64, the same ones in the same order however images came: those of the smallest
@@ -79,6 +78,13 @@ class Bank(Statistic):
         mine = (keys <= last).nonzero().squeeze(1)
         drawn, keys = (torch.cat(self.exchange.gather(part)) for part in (self._take(mine), keys[mine]))
         return drawn[keys.argsort()[:count]]
+
+    def _columns(self) -> Tensor:
+        columns = self.scales()[0].new_empty(self.chunks[0].shape[1], self._own)
+        places = columns.split([len(chunk) for chunk in self.chunks], dim=1)
+        for place, chunk, scale in zip(places, self.chunks, self.scales(), strict=True):
+            place.copy_(chunk.T * scale)
+        return columns
 
     def _take(self, positions: Tensor) -> Tensor:
         """The rows at `positions` (m,), ascending, of all chunks after each other: (m, D) float64."""

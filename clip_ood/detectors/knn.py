@@ -46,8 +46,8 @@ class KNN(Detector):
 
     def traceable(self) -> Callable[[Outputs], Tensor]:
         self.check_fitted()
-        bank = self.bank.dense()
-        return lambda rows: self._of(largest_products(normalize(rows.features.float(), dim=1), bank, self.k))
+        columns = self.bank.dense()  # (D, N)
+        return lambda rows: self._of(largest_products(normalize(rows.features.float(), dim=1), columns, self.k))
 
     def _score(self, rows: Outputs) -> Tensor:
         return self._of(self.bank.nearest(rows, self.k)[0])

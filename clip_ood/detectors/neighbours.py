@@ -54,9 +54,9 @@ def nearest(
     return products, positions
 
 
-def largest_products(queries: Tensor, bank: Tensor, k: int) -> Tensor:
-    """What `nearest` finds, as one product for an exported graph: queries (N, D), bank (M, D) -> (N, k), descending."""
-    return (queries @ bank.T).topk(k, dim=1).values
+def largest_products(queries: Tensor, columns: Tensor, k: int) -> Tensor:
+    """What `nearest` finds, as one product for an exported graph: queries (N, D), the bank (D, M) -> (N, k), descending."""
+    return (queries @ columns).topk(k, dim=1).values
 
 
 @cache

@@ -50,7 +50,8 @@ class NNGuide(Detector):
 
     def traceable(self) -> Callable[[Outputs], Tensor]:
         self.check_fitted()
-        return lambda rows: self._guided(rows, lambda queries, k: largest_products(queries, self.guides, k))
+        columns = self.guides.T.contiguous()  # (D, m)
+        return lambda rows: self._guided(rows, lambda queries, k: largest_products(queries, columns, k))
 
     def _score(self, rows: Outputs) -> Tensor:
         return self._guided(rows, lambda queries, k: nearest(queries, [self.guides], k)[0])

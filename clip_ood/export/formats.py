@@ -24,7 +24,6 @@ class Onnx:
     """ONNX, run by onnxruntime. Weights above `ONE_FILE` lie beside it in `<name>.data`; the two move together."""
 
     packages = ("onnx", "onnxscript", "onnxruntime")
-    precisions = ("float32",)  # onnxruntime's CPU kernels have no bfloat16, and float16 in few places
 
     @staticmethod
     def write(program: ExportedProgram, path: Path, about: Mapping[str, Any]) -> None:
@@ -58,7 +57,6 @@ class TorchExport:
     """torch.export's archive, run by PyTorch alone: `torch.export.load(path).module()(pixels)`."""
 
     packages = ()
-    precisions = ("float32", "bfloat16", "float16")
 
     @staticmethod
     def write(program: ExportedProgram, path: Path, about: Mapping[str, Any]) -> None:
