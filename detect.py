@@ -24,7 +24,7 @@ def main(argv: list[str] | None = None) -> None:
     if arguments.export is not None:
         from experiments.exporting import export_run
 
-        export_run(arguments.run, arguments.export, arguments.encoder)
+        export_run(arguments.run, arguments.export, arguments.detector, arguments.accept, arguments.encoder)
         return
     if arguments.with_encoder:
         from experiments.exporting import add_encoder_to

@@ -1,9 +1,11 @@
-"""A run's detector made to travel: the encoder's weights beside it."""
+"""A run's detector made to travel: the encoder's weights beside it, or all of it as one graph."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
+from clip_ood.calibration import needed
+from clip_ood.export import export, format_of
 from clip_ood.judging.save import add_encoder
 from clip_ood.judging.saved import SavedDetector
 
@@ -13,3 +15,29 @@ def add_encoder_to(run: Path, encoder: str | None) -> None:
     saved = SavedDetector(run)
     what = "holds its encoder now" if add_encoder(saved, encoder) else "held its encoder already"
     print(f"{saved.folder} {what}: it needs nothing else")
+
+
+def export_run(
+    run: Path, path: Path, detector: str | None = None, accept: float | None = None, encoder: str | None = None
+) -> None:
+    """Writes encoder, head and detectors (all for None) as one graph, and says what is in it, with thresholds where the run has
+    ID val images enough. Raises: ValueError as `clip_ood.export.export`, before the encoder is loaded where that can be.
+    """
+    format_of(path)
+    saved = SavedDetector(run)
+    columns = saved.columns if detector is None else [detector]
+    detectors = saved.detectors(columns)
+    share = saved.accept if accept is None else accept
+    stated = saved.manifest["calibration"]
+    enough = stated is not None and stated["n"] >= needed(share)
+    thresholds = {name: saved.calibration(name).threshold(share) for name in columns} if enough else {}
+    done = export(path, saved.backbone(encoder), saved.reference, detectors, thresholds)
+    for each in done.omitted:
+        print(f"Left out: {each.detector} ({each.reason})")
+    for note in done.notes:
+        print(note)
+    if not enough:
+        print("It holds no thresholds: the run has too few ID val images")
+    print(
+        f"{', '.join(map(str, done.files))}: pixels to scores of {', '.join(done.detectors)}; the same as the run's on trial images"
+    )

@@ -72,6 +72,15 @@ class Bank(Statistic):
                 kept.extend(part[key] for key in sorted(part) if key.startswith(name))
         return bank
 
+    def dense(self) -> Tensor:
+        """All rows on the unit sphere as the columns of one matrix (D, N), float32: for graphs that search in one product.
+
+        Raises ValueError where other processes hold a part.
+        """
+        if self._elsewhere:
+            raise ValueError(f"bank: other processes hold {self._elsewhere} of its rows; fit detectors in one process")
+        return self.once("dense", self._columns)
+
     def draw(self, count: int, seed: int) -> Tensor:
         """`count` rows (count, D) in float64, the same ones in the same order however images came: those of the smallest
         hash of `seed` and index. All processes draw together. Raises ValueError for images without indices."""
@@ -83,6 +92,13 @@ class Bank(Statistic):
         mine = (keys <= last).nonzero().squeeze(1)
         drawn, keys = (torch.cat(self.exchange.gather(part)) for part in (self._take(mine), keys[mine]))
         return drawn[keys.argsort()[:count]]
+
+    def _columns(self) -> Tensor:
+        columns = self.scales()[0].new_empty(self.chunks[0].shape[1], self._own)
+        places = columns.split([len(chunk) for chunk in self.chunks], dim=1)
+        for place, chunk, scale in zip(places, self.chunks, self.scales(), strict=True):
+            place.copy_(chunk.T * scale)
+        return columns
 
     def _take(self, positions: Tensor) -> Tensor:
         """The rows at `positions` (m,), ascending, of all chunks after each other: (m, D) float64."""

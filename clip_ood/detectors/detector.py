@@ -90,8 +90,7 @@ class Detector(nn.Module):
 
         Raises ValueError before `fit`.
         """
-        if not self.fitted:
-            raise self._error("has no state before fit")
+        self.check_fitted()
         return {name: value for name in self._learned() if (value := self._buffers[name]) is not None}
 
     def restore(self, state: Mapping[str, Tensor]) -> None:
@@ -104,6 +103,15 @@ class Detector(nn.Module):
 
     def _learned(self) -> list[str]:
         return [name for name in self._buffers if name not in self._non_persistent_buffers_set]
+
+    def traceable(self) -> Callable[[Outputs], Tensor]:
+        """The score as tensor operations alone, for an exported graph: Outputs of N images -> (N,), as `_score` gives it.
+
+        What it needs is made here, not while it is traced. One whose `_score` loops over images, reads tensors into Python
+        numbers or changes itself gives another function. Raises ValueError before `fit`, and where there is none.
+        """
+        self.check_fitted()
+        return self._score
 
     def _fit(self) -> None:
         raise NotImplementedError
@@ -125,6 +133,11 @@ class Detector(nn.Module):
             names = self.reference.class_names
             if field == "labels" and names is not None and (value >= len(names)).any():
                 raise self._error(f"label {int(value.max())}, expected less than {len(names)}, the class names")
+
+    def check_fitted(self) -> None:
+        """Raises ValueError before `fit`."""
+        if not self.fitted:
+            raise self._error("score was asked for before fit; call update with ID training images, then fit")
 
     def _error(self, message: str) -> ValueError:
         return ValueError(f"{self.name or type(self).__name__}: {message}")
@@ -153,8 +166,7 @@ def score_together(
     What several of them ask about the same rows, such as their neighbours, is computed once. Raises as `Detector.score`.
     """
     for detector in detectors:
-        if not detector.fitted:
-            raise detector._error("score was asked for before fit; call update with ID training images, then fit")
+        detector.check_fitted()
         detector._check(outputs, [field for field in detector.requires if field != "labels"])
     device = next(_tensors(outputs)).device
     parts = []

@@ -46,4 +46,4 @@ class FDBD(Detector):
         largest, y = z.max(dim=1, keepdim=True)
         boundaries = torch.linalg.vecdot(largest - z, self.inverse_gaps[y.squeeze(1)])  # (n, C) -> (n,)
         distances = (rows.features.to(self.mean) - self.mean).norm(dim=1)
-        return boundaries / distances.clamp_min(SMALLEST * float(self.mean.norm()) + 1e-12)
+        return boundaries / distances.clamp_min(SMALLEST * self.mean.norm() + 1e-12)

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import ClassVar
 
 from torch import Tensor
+from torch.nn.functional import normalize
 
 from clip_ood.detectors.bank import Bank
 from clip_ood.detectors.detector import Detector
+from clip_ood.detectors.neighbours import largest_products
 from clip_ood.outputs import Outputs, Reference
 
 
@@ -41,6 +44,14 @@ class KNN(Detector):
             raise self._error(f"k = {self.k}, but the bank has {len(self.bank)} rows; expected k of at most that")
         self.bank.expect(self.k)
 
+    def traceable(self) -> Callable[[Outputs], Tensor]:
+        self.check_fitted()
+        columns = self.bank.dense()  # (D, N)
+        return lambda rows: self._of(largest_products(normalize(rows.features.float(), dim=1), columns, self.k))
+
     def _score(self, rows: Outputs) -> Tensor:
-        cosines, _ = self.bank.nearest(rows, self.k)  # (n, k)
+        return self._of(self.bank.nearest(rows, self.k)[0])
+
+    def _of(self, cosines: Tensor) -> Tensor:
+        """The score (n,) of the k largest cosines (n, k), descending."""
         return cosines[:, -1] if self.kth else cosines.mean(dim=1)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import ClassVar
 
 import torch
@@ -44,6 +45,9 @@ class NegLabel(Detector):
         self.num_classes = len(labels.classes)
         both = torch.cat([labels.classes.cpu(), labels.negatives.cpu()[order]])
         self.register_buffer("labels", normalize(both.double(), dim=1), persistent=False)  # (C + G · size, E)
+
+    def traceable(self) -> Callable[[Outputs], Tensor]:
+        return lambda rows: self._block(normalize(rows.embeddings.double(), dim=1))
 
     def _score(self, rows: Outputs) -> Tensor:
         embeddings = normalize(rows.embeddings.double(), dim=1)

@@ -54,6 +54,11 @@ def nearest(
     return products, positions
 
 
+def largest_products(queries: Tensor, columns: Tensor, k: int) -> Tensor:
+    """What `nearest` finds, as one product for an exported graph: queries (N, D), the bank (D, M) -> (N, k), descending."""
+    return (queries @ columns).topk(k, dim=1).values
+
+
 @cache
 def low_precision(device: str) -> torch.dtype | None:
     """The half precision whose matrix products are worth it on this kind of device: float16 on GPUs, bfloat16 on CPUs.

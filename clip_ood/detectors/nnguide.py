@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import ClassVar
 
 import torch
@@ -10,7 +11,7 @@ from torch.nn.functional import normalize
 
 from clip_ood.detectors.bank import Bank
 from clip_ood.detectors.detector import Detector
-from clip_ood.detectors.neighbours import nearest
+from clip_ood.detectors.neighbours import largest_products, nearest
 from clip_ood.outputs import Outputs, Reference
 
 
@@ -48,8 +49,16 @@ class NNGuide(Detector):
         energies = torch.addmm(bias, drawn, weight.T).logsumexp(dim=1, keepdim=True)
         self.guides = (normalize(drawn, dim=1) * energies).float()
 
+    def traceable(self) -> Callable[[Outputs], Tensor]:
+        self.check_fitted()
+        columns = self.guides.T.contiguous()  # (D, m)
+        return lambda rows: self._guided(rows, lambda queries, k: largest_products(queries, columns, k))
+
     def _score(self, rows: Outputs) -> Tensor:
+        return self._guided(rows, lambda queries, k: nearest(queries, [self.guides], k)[0])
+
+    def _guided(self, rows: Outputs, search: Callable[[Tensor, int], Tensor]) -> Tensor:
         queries = normalize(rows.features.float(), dim=1)
-        guidance, _ = nearest(queries, [self.guides], self.k or min(100, len(self.guides)))  # (n, K)
+        guidance = search(queries, self.k or min(100, len(self.guides)))  # (n, K)
         energies = rows.logits.double().logsumexp(dim=1)
         return energies * guidance.double().mean(dim=1).to(energies.device)

@@ -7,7 +7,7 @@ floats, gathers those of all processes in each, and is fitted there at once.
 from __future__ import annotations
 
 import inspect
-from collections.abc import Hashable
+from collections.abc import Callable, Hashable
 from difflib import get_close_matches
 from importlib import import_module
 from typing import Any, ClassVar
@@ -87,6 +87,9 @@ class Peer(Detector):
             fit(values, labels)
         except (ValueError, RuntimeError, IndexError) as error:
             raise self._error(f"{self.theirs.__name__} of pytorch-ood cannot be fitted: {error}") from error
+
+    def traceable(self) -> Callable[[Outputs], Tensor]:
+        raise self._error("runs pytorch-ood's own code, which no graph can hold; score it in Python")
 
     def _score(self, rows: Outputs) -> Tensor:
         values = getattr(rows, self.field).float().cpu()

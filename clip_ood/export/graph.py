@@ -1,0 +1,73 @@
+"""From pixels to scores as one function of tensors: what an exported file computes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import normalize
+
+from clip_ood.backbones.backbone import Backbone
+from clip_ood.head import head_logits
+from clip_ood.outputs import Outputs, Reference
+
+
+class ScoringGraph(nn.Module):
+    """pixels (B, 3, H, W) float32 in [0, 1] -> what is said of each image, by name.
+
+    features (B, D); predicted (B,) int64 and confidence (B,) where there are classes: those of the head's softmax z, or
+    without a head of softmax(s · cos(h, t_c)); score_<detector> (B,), higher = more in-distribution. All float32 but predicted.
+    Pixels are resized and cropped as the encoder's transform does; they are normalised here.
+    """
+
+    def __init__(
+        self, backbone: Backbone, reference: Reference, scores: Mapping[str, Callable[[Outputs], Tensor]]
+    ) -> None:
+        super().__init__()
+        # functions, not modules: what they use of the encoder and detectors goes along, and no text tower
+        self.encode_image, self.project, self.scores = backbone.encode_image, backbone.project, dict(scores)
+        self.preprocessing, self.reference = backbone.preprocessing, reference
+        for name in ("mean", "std"):
+            self.register_buffer(name, torch.tensor(getattr(backbone.preprocessing, name))[:, None, None])
+
+    def forward(self, pixels: Tensor) -> dict[str, Tensor]:
+        rows = self.rows(pixels)
+        said = {"features": rows.features}
+        if (logits := class_logits(rows, self.reference)) is not None:
+            said["predicted"] = logits.argmax(dim=1)
+            said["confidence"] = logits.softmax(dim=1).amax(dim=1)
+        return said | {f"score_{name}": score(rows).float() for name, score in self.scores.items()}
+
+    def rows(self, pixels: Tensor) -> Outputs:
+        """What encoder and head give of pixels (B, 3, H, W)."""
+        features, known = self.encode_image((pixels - self.mean) / self.std), self.reference
+        logits = None if known.weight is None else head_logits(features, known.weight, known.bias)
+        return Outputs(features, self.project(features), logits)
+
+
+def class_logits(rows: Outputs, reference: Reference) -> Tensor | None:
+    """What the classes' softmax is taken of (B, C): z, or without a head s · cos(h, t_c); None without classes."""
+    if rows.logits is not None:
+        return rows.logits
+    if rows.embeddings is None or reference.text_embeddings is None:
+        return None
+    scale = 1.0 if reference.logit_scale is None else reference.logit_scale
+    return scale * (rows.embeddings @ reference.text_embeddings.float().T)
+
+
+class StandIn(nn.Module):
+    """An encoder of no cost that gives rows as wide as those of another, to try detectors with."""
+
+    def __init__(self, backbone: Backbone, rows: Outputs) -> None:
+        super().__init__()
+        self.preprocessing, self.transform, self.dtype = backbone.preprocessing, backbone.transform, backbone.dtype
+        self.given = rows
+
+    def encode_image(self, images: Tensor) -> Tensor:
+        return self.given.features[:1] + images.mean(dim=(1, 2, 3))[:, None]  # (B, D)
+
+    def project(self, features: Tensor) -> Tensor | None:
+        if self.given.embeddings is None:
+            return None
+        return normalize(self.given.embeddings[:1] + features[:, :1], dim=1)  # (B, E)
