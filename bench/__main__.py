@@ -17,6 +17,7 @@ NAMES = (
     "sweep",
     "fine_tune",
     "attack",
+    "detect",
     "rmd",
     "knn",
     "knn_memory",

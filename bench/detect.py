@@ -1,0 +1,100 @@
+"""New images judged against their features merely extracted, and memory over the number of images: python -m bench.detect"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import logging
+import resource
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from statistics import median
+
+import torch
+from PIL import Image
+
+from bench.extraction import BATCH, IMAGES, PAIRS, SPEC, bare, seconds
+from bench.extraction import ours as extracted
+from clip_ood.backbones.backbone import Backbone
+from clip_ood.backbones.create import create_backbone
+from clip_ood.backbones.spec import ImageSpec
+from clip_ood.detectors.build import build_detectors
+from clip_ood.judging.save import save_bank, save_detector
+from clip_ood.judging.saved import Encoder
+from clip_ood.outputs import Outputs, Reference
+from configs.schema import ImageSet
+from datamodules.image_list import list_images
+from experiments.command_line import PROJECT
+from experiments.detect import Request, conduct
+
+BANK, VAL = 20_000, 1_000
+MANY = (2_000, 20_000)
+SMALL = ImageSpec("timm", "test_vit")  # an encoder of no cost
+
+
+def save(folder: Path, backbone: Backbone, spec: ImageSpec, width: int) -> None:
+    """A 1-NN detector with a bank of random features, its encoder beside it."""
+    generator = torch.Generator().manual_seed(0)
+    built, _ = build_detectors(["knn"], Reference(), ["features"])
+    built["knn"].update(Outputs(torch.randn(BANK, width, generator=generator), indices=torch.arange(BANK)))
+    built["knn"].fit()
+    val = {"knn": torch.rand(VAL, generator=generator)}
+    save_bank(folder, built)
+    encoder, about = Encoder(spec, {}, "float32"), {"batch_size": BATCH}
+    save_detector(folder, encoder, Reference(), built, [], val, about, 0.95, (backbone, spec))
+
+
+def judged(run: Path, images: Path, out: Path) -> None:
+    out.unlink(missing_ok=True)
+    with contextlib.redirect_stderr(io.StringIO()):
+        conduct(Request(run, [str(images)], out=out, trainer={"accelerator": "cpu"}))
+
+
+def main() -> None:
+    logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
+    backbone = create_backbone(SPEC)
+    with tempfile.TemporaryDirectory() as place:
+        run, folder, out = Path(place, "run"), Path(place, "images"), Path(place, "out.csv")
+        folder.mkdir()
+        generator = torch.Generator().manual_seed(0)
+        for index in range(IMAGES):
+            pixels = torch.randint(256, (12, 12, 3), generator=generator, dtype=torch.uint8).numpy()
+            Image.fromarray(pixels).resize((400, 300)).save(folder / f"{index:03d}.jpg")
+        save(run, backbone, ImageSpec(SPEC.library, SPEC.model), 1280)
+        images = list_images("images", ImageSet(folder=folder), Path(), labelled=False, seed=0)
+        loading = [seconds(judged, run, folder / "000.jpg", out) for _ in range(3)]
+        extracted(images.subset(range(BATCH)), backbone)  # warm up
+        ratios, to_bare = [], []
+        for _ in range(PAIRS):
+            own = seconds(judged, run, folder, out) - min(loading)
+            ratios.append(own / seconds(extracted, images, backbone))
+            to_bare.append(own / seconds(bare, images, backbone))
+        for name, found in (("extraction", ratios), ("a bare loop", to_bare)):
+            print(
+                f"judging new images (without loading), time over {name}, {IMAGES} JPEGs, EfficientNet-Lite0, bank {BANK:,}  "
+                f"{median(found):.2f} ({min(found):.2f}–{max(found):.2f})  <= 1.10"
+            )
+        save(Path(place, "small"), create_backbone(SMALL), SMALL, 64)
+        peaks = []
+        Image.new("RGB", (16, 16)).save(Path(place, "small.png"))
+        for count in MANY:  # the peak of children only grows
+            Path(place, "list.txt").write_text(f"{place}/small.png\n" * count)
+            command = [
+                sys.executable,
+                "detect.py",
+                "--run",
+                str(run),
+                f"{place}/list.txt",
+                "--out",
+                str(out),
+                "--overwrite",
+            ]
+            subprocess.run([*command, "--trainer.accelerator=cpu"], cwd=PROJECT, check=True, capture_output=True)
+            peaks.append(resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / 2**10)
+        print(f"peak memory of detect.py, {MANY[1]:,} images over {MANY[0]:,}: {peaks[1] - peaks[0]:+.0f} MiB  <= 64")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,51 @@
+"""A folder of photographs to judge that a run has not learnt from: ID test images and others, mixed.
+
+python -m demo.mixed [RUN] [OUT]      (default runs/demo, data/demo/mixed)
+"""
+
+from __future__ import annotations
+
+import argparse
+import shutil
+from pathlib import Path
+
+import pyarrow.parquet as pq
+import yaml
+
+from datamodules.image_list import lot
+from demo.folders import written_whole
+
+EACH = 8  # of ID test images, and of each OOD set
+
+
+def mix(run: Path, out: Path) -> None:
+    """Copies a seeded draw of the run's ID test images and of its OOD images to `out`, each named after its set."""
+    data = yaml.safe_load((run / "config.yaml").read_text(encoding="utf-8"))["data"]
+    folders = {"id_test": data["id"]["images"]["folder"]} | {name: each["folder"] for name, each in data["ood"].items()}
+    rows = pq.read_table(run / "scores.parquet", columns=["set", "path"]).to_pylist()
+    with written_whole(out) as folder:
+        folder.mkdir(parents=True, exist_ok=True)
+        for name, place in folders.items():
+            paths = sorted((row["path"] for row in rows if row["set"] == name), key=lambda path: lot(0, path))
+            for path in paths[:EACH]:
+                source = Path(data["root"], place, path)
+                shutil.copyfile(
+                    source, folder / f"{name.removesuffix('_test')}-{'-'.join(Path(path).parts)}".replace(" ", "_")
+                )
+        (folder / "notes.txt").write_text("No image: listed, and passed over.\n", encoding="utf-8")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description="A folder of photographs for a demo run to judge.")
+    parser.add_argument("run", nargs="?", type=Path, default=Path("runs/demo"), help="default: %(default)s")
+    parser.add_argument("out", nargs="?", type=Path, default=Path("data/demo/mixed"), help="default: %(default)s")
+    arguments = parser.parse_args()
+    if not (arguments.run / "scores.parquet").is_file():
+        parser.exit(1, f"{arguments.run} is no finished run: python train.py --config demo.yaml\n")
+    shutil.rmtree(arguments.out, ignore_errors=True)
+    mix(arguments.run, arguments.out)
+    print(f"{len(list(arguments.out.iterdir()))} files in {arguments.out}")
+
+
+if __name__ == "__main__":
+    main()
