@@ -13,14 +13,13 @@ import torch
 from lightning.pytorch import Trainer
 from PIL import Image
 from torch.nn.functional import cosine_similarity
-from torchvision.transforms.functional import normalize
 
 from callbacks.image_writer import ImageWriter, Parts
 from clip_ood.adversarial import Attack
 from clip_ood.backbones.backbone import Backbone
 from clip_ood.backbones.create import create_backbone
 from configs.schema import BackboneConfig, ImageSet
-from datamodules.attacked_images import AttackData, pixels_of
+from datamodules.attacked_images import AttackData, cut_out, pixels_of
 from datamodules.image_list import ImageList, list_images
 from lightning_modules.pixel_attack import PixelAttack
 
@@ -50,11 +49,11 @@ def ours(images: ImageList, backbone: Backbone, targets: torch.Tensor) -> None:
 
 
 def bare(images: ImageList, backbone: Backbone, targets: torch.Tensor) -> None:
-    prepared, pixels = backbone.preprocessing, pixels_of(backbone)
+    pixels = pixels_of(backbone)
     for start in range(0, IMAGES, BATCH):
         read = torch.stack([pixels(images.read(row)) for row in range(start, start + BATCH)]).requires_grad_()
         for _ in range(STEPS):
-            features = backbone.encode_image(normalize(read, prepared.mean, prepared.std))
+            features = backbone.encode_image(cut_out(read, backbone))
             (-cosine_similarity(features, targets[start : start + BATCH])).sum().backward()
 
 

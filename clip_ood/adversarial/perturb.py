@@ -78,9 +78,9 @@ def _gradient(losses: Tensor, p: Tensor, smoothness: float) -> Tensor:
     if not losses.requires_grad:
         raise ValueError("attack: the loss has no gradient with respect to the pixels; take another score or encoder")
     total = losses.sum() + (smoothness * roughness(p).sum() if smoothness else 0)
-    if not total.isfinite():
-        raise ValueError("attack: the loss is not finite; lower lr or smoothness, or take fp32")
     (gradient,) = torch.autograd.grad(total, p)
+    if not (total.isfinite() and gradient.isfinite().all()):
+        raise ValueError("attack: the loss or its gradient is not finite; lower lr or smoothness, or take fp32")
     return gradient
 
 
