@@ -31,8 +31,9 @@ class Plan:
     source: Path | None
 
     def dump(self) -> str:
-        """The attack as YAML, with every key, and its experiment's under `experiment`."""
-        content = self.attack.model_dump(mode="json") | {"experiment": _content(self.config)}
+        """The attack as YAML, with every key, and its experiment's under `changes`: it can be loaded again."""
+        absent = None if self.attack.score is None else {"target"}
+        content = self.attack.model_dump(mode="json", exclude=absent) | {"changes": _content(self.config)}
         return yaml.safe_dump(content, sort_keys=False, allow_unicode=True, width=120)
 
 

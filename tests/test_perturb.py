@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from copy import deepcopy
+
 import numpy as np
 import open_clip
 import pytest
@@ -14,6 +16,15 @@ from clip_ood.adversarial.perturb import quantised, start
 from clip_ood.adversarial.smoothness import roughness_gradient
 
 SEEDS = [3, 5, 8, 13]
+
+
+@pytest.fixture(autouse=True)
+def alone():
+    """One thread: images of 32 pixels are too small for more."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
 
 
 @pytest.fixture(scope="module")
@@ -102,6 +113,28 @@ def test_the_same_seeds_give_the_same_images_in_any_batch(images, tower):
 def test_weights_keep_no_gradient(images, matching, tower):
     perturb(matching, images, Attack(steps=2), SEEDS)
     assert all(weight.grad is None for weight in tower.parameters())
+
+
+def kept_of_weights(tower, images, targets):
+    """Whether a forward pass keeps what weights alone need for their gradients: what LayerNorms and GELUs put out."""
+    made, kept = {}, set()
+    inner = [
+        module for module in tower.transformer.modules() if isinstance(module, (torch.nn.LayerNorm, torch.nn.GELU))
+    ]
+    hooks = [each.register_forward_hook(lambda _, __, out: made.update({out.data_ptr(): out})) for each in inner]
+    with torch.autograd.graph.saved_tensors_hooks(lambda each: kept.add(each.data_ptr()) or each, lambda each: each):
+        loss = cosine_similarity(tower(images.clone().requires_grad_()), targets)
+    for hook in hooks:
+        hook.remove()
+    assert loss.requires_grad and len(made) == 6  # all alive until here: no address is used twice
+    return bool(kept.intersection(made))
+
+
+def test_no_activations_are_kept_for_the_weights(images, tower):
+    with torch.no_grad():
+        targets = tower(images.flip(0))
+    assert not kept_of_weights(tower, images, targets)
+    assert kept_of_weights(deepcopy(tower).requires_grad_(True), images, targets)
 
 
 def test_it_works_in_inference_mode(images, matching):
