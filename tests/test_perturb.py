@@ -73,8 +73,10 @@ def test_a_very_smooth_perturbation_becomes_constant(images, matching):
     assert (total_variation(start(images, attack, SEEDS) - images) / total_variation(after - images)).min() >= 1000
 
 
-def test_cosines_rise_with_the_steps(images, matching):
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+def test_cosines_rise_with_the_steps(images, matching, layout):
     cosines = {}
+    matching = lambda pixels, plain=matching: plain(pixels.to(memory_format=layout))  # noqa: E731  as of convolutions
     attack = Attack(steps=50, lr=1e-2, smoothness=0.0)
     perturb(matching, images, attack, SEEDS, lambda step, pixels: cosines.update({step: -matching(pixels)}))
     assert sorted(cosines) == list(range(51))

@@ -80,7 +80,7 @@ def _gradient(losses: Tensor, pixels: Tensor) -> Tensor:
     (gradient,) = torch.autograd.grad(losses.sum(), pixels)
     if not (losses.sum() + gradient.sum()).isfinite():
         raise ValueError("attack: the loss or its gradient is not finite; lower lr or smoothness, or take fp32")
-    return gradient
+    return torch.empty_like(pixels).copy_(gradient)  # fused Adam takes it for granted that both lie in memory alike
 
 
 def _valid(pixels: Tensor, images: Tensor, budget: Budget | None) -> Tensor:
