@@ -45,6 +45,10 @@ def load_attack(name: str, arguments: list[str] | None = None) -> Plan:
     """
     path = find_config(name, HERE / "attacks")
     ours, theirs = divide(arguments or [], AttackConfig)
+    keys = [*AttackConfig.model_fields, *Config.model_fields]
+    for key in (each[2:].partition("=")[0] for each in theirs if each.startswith("--")):
+        if key.partition(".")[0] not in keys:
+            raise ConfigError(f"Neither an attack nor its experiment has a key {key}.{nearest(key, keys)}")
     try:
         attack = AttackConfig.model_validate(override({"name": path.stem} | plain(path, "ood"), ours))
     except ValidationError as error:
