@@ -19,6 +19,8 @@ from experiments.extraction import load_features
 from experiments.run_folder import FINISHED, is_follower
 from experiments.seeds import experiment
 
+TARGETS = "targets.txt"
+
 
 @dataclass(frozen=True)
 class Found:
@@ -44,6 +46,8 @@ def conduct(plan: Plan, folder: Path) -> Found | None:
     pairs = draw_pairs(config, attack, benchmark, features, text)
     known = plan, folder, benchmark, features, text
     score = None if attack.score is None else fit(*known, [score_of(plan)]).suite.detectors[attack.score]
+    if pairs.aim_rows is not None and not is_follower():  # before craft's barrier: all processes read it
+        (folder / TARGETS).write_text("\n".join(dict.fromkeys(pairs.aims)) + "\n", encoding="utf-8")
     figures = craft(plan, folder, trainer, benchmark, pairs, score)
     head = plan.source or folder / CLEAN
     runs = {"": folder / SCORED}
@@ -51,7 +55,7 @@ def conduct(plan: Plan, folder: Path) -> Found | None:
     both = {name: image_set(folder_of(plan, folder, name)) for name in (BEFORE, AFTER)}
     if pairs.aim_rows is not None:
         runs["targets out of the gallery"] = folder / APART
-        _once(_apart(_with(config, both), folder, pairs), folder / APART, head)
+        _once(_apart(_with(config, both), folder), folder / APART, head)
     for name, block in attack.transfer.items():
         runs[f"scored by {name}"] = folder / f"transfer_{name}"
         _once(_with(transferred(plan, name, block), both), runs[f"scored by {name}"], None)
@@ -94,10 +98,7 @@ def _with(config: Config, ood: dict[str, ImageSet]) -> Config:
     return config.model_copy(update={"data": data, "evaluation": evaluation})
 
 
-def _apart(config: Config, folder: Path, pairs: Pairs) -> Config:
+def _apart(config: Config, folder: Path) -> Config:
     """The experiment with the targets left out of the bank."""
-    path = folder / "targets.txt"
-    if not is_follower():
-        path.write_text("\n".join(dict.fromkeys(pairs.aims)) + "\n", encoding="utf-8")
-    evaluation = config.evaluation.model_copy(update={"bank_without": path.resolve()})
+    evaluation = config.evaluation.model_copy(update={"bank_without": (folder / TARGETS).resolve()})
     return config.model_copy(update={"evaluation": evaluation})

@@ -23,7 +23,7 @@ from datamodules.attacked_images import AttackData, cut_out, pixels_of
 from datamodules.image_list import ImageList, list_images
 from lightning_modules.pixel_attack import PixelAttack
 
-BATCH, IMAGES, STEPS, PAIRS = 16, 16, 20, 5
+BATCH, IMAGES, STEPS, PAIRS = 8, 8, 60, 5
 SPEC = BackboneConfig(library="timm", model="tf_efficientnet_lite0")  # random weights cost the same
 
 
