@@ -51,7 +51,8 @@ def ours(images: ImageList, backbone: Backbone, targets: torch.Tensor) -> None:
 def bare(images: ImageList, backbone: Backbone, targets: torch.Tensor) -> None:
     pixels = pixels_of(backbone)
     for start in range(0, IMAGES, BATCH):
-        read = torch.stack([pixels(images.read(row)) for row in range(start, start + BATCH)]).requires_grad_()
+        read = torch.stack([pixels(images.read(row)) for row in range(start, start + BATCH)])
+        read = read.contiguous(memory_format=torch.channels_last).requires_grad_()
         for _ in range(STEPS):
             features = backbone.encode_image(cut_out(read, backbone))
             (-cosine_similarity(features, targets[start : start + BATCH])).sum().backward()

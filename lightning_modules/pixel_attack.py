@@ -78,7 +78,7 @@ class PixelAttack(LightningModule):
         return cosine_similarity(of, self.targets[positions.start : positions.stop])
 
     def predict_step(self, batch: PairBatch, batch_idx: int) -> Moved:
-        pixels, positions = batch.pixels, batch.positions
+        pixels, positions = batch.pixels.contiguous(memory_format=torch.channels_last), batch.positions
         looked_at, seen = max(0, min(self.looked_at, positions.stop) - positions.start), {}
 
         def watch(step: int, moved: Tensor) -> None:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from clip_ood.adversarial.budget import Budget
-from clip_ood.adversarial.smoothness import roughness_gradient
+from clip_ood.adversarial.smoothness import add_roughness_gradient
 
 
 @dataclass(frozen=True)
@@ -33,7 +33,9 @@ def start(images: Tensor, attack: Attack, seeds: Sequence[int]) -> Tensor:
     """y + p₀ of images y (B, 3, H, W): each p₀ drawn from a seed of its own, so that batches and devices change nothing."""
     shape = images.shape[1:]
     noise = [torch.randn(shape, generator=torch.Generator().manual_seed(seed)) for seed in seeds]
-    return _valid(images + attack.noise * torch.stack(noise).to(images), images, attack.budget)
+    pixels = images + attack.noise * torch.stack(noise).to(images)
+    _make_valid(pixels, images, attack.budget)
+    return pixels
 
 
 def perturb(
@@ -59,12 +61,12 @@ def perturb(
             pixels.grad = _gradient(loss(pixels), pixels)
             with torch.no_grad():
                 if attack.smoothness:
-                    pixels.grad += attack.smoothness * roughness_gradient(pixels - images)
+                    add_roughness_gradient(pixels.grad, pixels - images, attack.smoothness)
                 if attack.sign:
                     pixels -= attack.lr * pixels.grad.sign()
                 else:
                     adam.step()
-                pixels.copy_(_valid(pixels, images, attack.budget))
+                _make_valid(pixels, images, attack.budget)
             watch(step, pixels.detach())
         return pixels.detach()
 
@@ -80,8 +82,12 @@ def _gradient(losses: Tensor, pixels: Tensor) -> Tensor:
     (gradient,) = torch.autograd.grad(losses.sum(), pixels)
     if not (losses.sum() + gradient.sum()).isfinite():
         raise ValueError("attack: the loss or its gradient is not finite; lower lr or smoothness, or take fp32")
+    if gradient.stride() == pixels.stride():
+        return gradient
     return torch.empty_like(pixels).copy_(gradient)  # fused Adam takes it for granted that both lie in memory alike
 
 
-def _valid(pixels: Tensor, images: Tensor, budget: Budget | None) -> Tensor:
-    return (pixels if budget is None else images + budget.project(pixels - images)).clamp(0, 1)
+def _make_valid(pixels: Tensor, images: Tensor, budget: Budget | None) -> None:
+    if budget is not None:
+        pixels.copy_(images + budget.project(pixels - images))
+    pixels.clamp_(0, 1)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor
 
 
@@ -11,6 +10,7 @@ def roughness(perturbation: Tensor) -> Tensor:
 
     Source: the smoothness term of Adaloglou et al. 2024, arXiv 2303.05828.
 
+    >>> import torch
     >>> roughness(torch.tensor([[[[0.0, 1.0], [0.0, 1.0]]]]))
     tensor([1.])
     """
@@ -18,15 +18,13 @@ def roughness(perturbation: Tensor) -> Tensor:
     return across.square().mean(dim=(1, 2, 3)) + down.square().mean(dim=(1, 2, 3))
 
 
-def roughness_gradient(perturbation: Tensor) -> Tensor:
-    """The gradient of each p's `roughness` with respect to it, (B, 3, H, W); by hand, in fewer passes than autograd takes."""
-    gradient = torch.zeros_like(perturbation)
+def add_roughness_gradient(gradient: Tensor, perturbation: Tensor, weight: float) -> None:
+    """gradient (B, 3, H, W) += weight · that of each p's `roughness`, in place: by hand, in fewer passes than autograd takes."""
     for dim in (2, 3):
         steps, size = perturbation.diff(dim=dim), perturbation.shape[dim]
-        steps *= 2 / steps[0].numel()
-        gradient.narrow(dim, 1, size - 1).add_(steps)
-        gradient.narrow(dim, 0, size - 1).sub_(steps)
-    return gradient
+        slope = 2 * weight / steps[0].numel()
+        gradient.narrow(dim, 1, size - 1).add_(steps, alpha=slope)
+        gradient.narrow(dim, 0, size - 1).sub_(steps, alpha=slope)
 
 
 def total_variation(perturbation: Tensor) -> Tensor:
