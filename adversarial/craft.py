@@ -4,27 +4,20 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import torch
 from lightning.pytorch import Trainer
 from torch import Tensor
 
 from adversarial.pairs import Pairs
-from adversarial.plan import AFTER, CLEAN, Plan
+from adversarial.plan import AFTER, BEFORE, Plan
 from callbacks.image_writer import ImageWriter, Parts
 from clip_ood.adversarial import Attack, Budget
 from clip_ood.backbones.create import create_backbone
 from clip_ood.backbones.fingerprint import digest, fingerprint
-from clip_ood.detectors.build import build_detectors
 from clip_ood.detectors.detector import Detector
-from clip_ood.features.store import TextEmbeddings
-from clip_ood.head import StandardisedLinear
-from clip_ood.outputs import Reference
-from clip_ood.prompts import prototypes
 from configs.attack_schema import AttackConfig
 from datamodules.attacked_images import AttackData
 from datamodules.benchmark import Benchmark
 from datamodules.corruptions import Corruption
-from experiments.run_folder import head_of
 from lightning_modules.pixel_attack import PixelAttack
 
 SHARES = (0.04, 0.1, 0.2, 0.4, 0.7)  # of the steps: where the curve looks
@@ -32,7 +25,7 @@ SHARES = (0.04, 0.1, 0.2, 0.4, 0.7)  # of the steps: where the curve looks
 
 def folder_of(plan: Plan, folder: Path, name: str) -> Path:
     """Where the image set `name` of an attack in `folder` is saved."""
-    if plan.attack.images is not None and name in ("before", AFTER):
+    if plan.attack.images is not None and name in (BEFORE, AFTER):
         return plan.attack.images / name
     return folder / "images" / name
 
@@ -69,10 +62,13 @@ def file_names(pairs: Pairs) -> list[str]:
 
 
 def craft(
-    plan: Plan, folder: Path, trainer: Trainer, benchmark: Benchmark, pairs: Pairs, text: TextEmbeddings | None
+    plan: Plan, folder: Path, trainer: Trainer, benchmark: Benchmark, pairs: Pairs, score: Detector | None
 ) -> dict[str, Tensor]:
-    """Makes the images that are missing; what was found of each pair (n,): l2, linf, tv of what was saved, and before, after,
-    float, what the attack raised; and the features (n, D) before rounding."""
+    """Makes the images that are missing; `score`: the detector whose score is raised, if any.
+
+    What was found of each pair (n,): l2, linf, tv of what was saved, and before, after, float (not rounded), what the attack
+    raised; and features (n, D), embeddings (n, E) before rounding.
+    """
     attack, config = plan.attack, plan.config
     made = variants(attack)
     files = benchmark.images[attack.ood].files
@@ -90,7 +86,7 @@ def craft(
         pairs.seeds,
         pairs.targets,
         pairs.of_text,
-        _score(plan, folder, benchmark, text),
+        score,
         frozenset(looked_at(attack)),
         attack.curve.pairs if attack.curve else 0,
         AFTER,
@@ -104,33 +100,3 @@ def craft(
         trainer.callbacks.remove(writer)
     trainer.strategy.barrier("attacked")
     return parts.read(AFTER, batches(attack.pairs, attack.batch_size))
-
-
-def _score(plan: Plan, folder: Path, benchmark: Benchmark, text: TextEmbeddings | None) -> Detector | None:
-    """The detector whose score is raised, with what it must know of classes and head."""
-    attack, config = plan.attack, plan.config
-    if attack.score is None:
-        return None
-    known = {"class_names": benchmark.class_names}
-    if text is not None:
-        known["text_embeddings"] = prototypes(
-            text.embeddings, len(config.data.prompts), [len(names) for names in benchmark.called]
-        )
-        known["logit_scale"] = text.logit_scale
-    if config.method.name != "zero_shot":
-        known["weight"], known["bias"] = _head(head_of(plan.source or folder / CLEAN))
-    specs = [spec for spec in config.detectors or [] if isinstance(spec, dict) and spec["name"] == attack.score]
-    available = {"features", "embeddings", "logits", *(name for name, value in known.items() if value is not None)}
-    built, omitted = build_detectors(specs[:1] or [attack.score], Reference(**known), available)
-    if omitted:
-        raise ValueError(f"score: {attack.score} {omitted[0].reason}")
-    return next(iter(built.values()))
-
-
-def _head(path: Path) -> tuple[Tensor, Tensor]:
-    """W (C, D) and b (C,) of a trained head."""
-    weights = torch.load(path, map_location="cpu", weights_only=True)["state_dict"]
-    weights = {name.removeprefix("head."): value for name, value in weights.items() if name.startswith("head.")}
-    head = StandardisedLinear(weights["mean"].numel(), len(weights["linear.bias"]))
-    head.load_state_dict(weights)
-    return head.folded()

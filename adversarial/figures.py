@@ -60,7 +60,7 @@ def curves(over_steps: Curve, over_smoothness: Curve, pairs: int) -> Figure:
             axis.axhline(50, color="grey", linewidth=0.7, linestyle=":")
             axis.set_xscale("symlog", linthresh=10 if label == "steps" else 100)
             axis.set_xlim(left=0)
-            axis.set(xlabel=label, ylim=(0, 102))
+            axis.set(xlabel=label, ylim=(-2, 102))
             axis.grid(axis="y", alpha=0.3)
             axis.set_xticks(sorted({x for points in curve.values() for x, _ in points}))
             axis.xaxis.set_major_formatter(matplotlib.ticker.FormatStrFormatter("%g"))

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import yaml
 from pydantic import ValidationError
 
+from clip_ood.detectors.names import read_specs
 from configs.attack_schema import AttackConfig
 from configs.checks import check_folders
 from configs.data_schema import ImageSet
@@ -29,8 +31,9 @@ class Plan:
     source: Path | None
 
     def dump(self) -> str:
-        """The attack as YAML, with every key, and its experiment's under `experiment`."""
-        content = self.attack.model_dump(mode="json") | {"experiment": _content(self.config)}
+        """The attack as YAML, with every key, and its experiment's under `changes`: it can be loaded again."""
+        absent = None if self.attack.score is None else {"target"}
+        content = self.attack.model_dump(mode="json", exclude=absent) | {"changes": _content(self.config)}
         return yaml.safe_dump(content, sort_keys=False, allow_unicode=True, width=120)
 
 
@@ -42,6 +45,10 @@ def load_attack(name: str, arguments: list[str] | None = None) -> Plan:
     """
     path = find_config(name, HERE / "attacks")
     ours, theirs = divide(arguments or [], AttackConfig)
+    keys = [*AttackConfig.model_fields, *Config.model_fields]
+    for key in (each[2:].partition("=")[0] for each in theirs if each.startswith("--")):
+        if key.partition(".")[0] not in keys:
+            raise ConfigError(f"Neither an attack nor its experiment has a key {key}.{nearest(key, keys)}")
     try:
         attack = AttackConfig.model_validate(override({"name": path.stem} | plain(path, "ood"), ours))
     except ValidationError as error:
@@ -71,18 +78,25 @@ def _check(plan: Plan) -> None:
         raise ConfigError(
             "An attack needs a frozen encoder: take a zero_shot, linear_probe or plp experiment, not finetune"
         )
-    if attack.score in ("msp", "max_logit", "energy") and config.method.name == "zero_shot":
-        raise ConfigError(
-            f"score: {attack.score} is one of a head, and zero_shot trains none: take mcm, or a linear_probe or plp"
-        )
-    if (attack.score == "mcm" or attack.target == "text") and config.backbone.library == "timm":
-        raise ConfigError(
-            f"{'score: mcm' if attack.score else 'target: text'} needs a text encoder, and timm's models have none"
-        )
+    if attack.score is not None:
+        score_of(plan)
+    if attack.target == "text" and config.backbone.library == "timm":
+        raise ConfigError("target: text needs a text encoder, and timm's models have none: take train or nearest")
     if plan.source is not None and config.method.name != "zero_shot":
         check_heads(plan.source, config)
     for name, block in attack.transfer.items():
         transferred(plan, name, block)
+
+
+def score_of(plan: Plan) -> dict[str, Any]:
+    """The detector whose score is raised, as a config names it. Raises: ConfigError where the experiment has none so called."""
+    specs = {spec.label: spec for spec in read_specs(plan.config.detectors)}
+    if (label := plan.attack.score) not in specs:
+        raise ConfigError(
+            f"score: the experiment has no detector {label!r}.{nearest(label, specs)} It has {', '.join(specs)}"
+        )
+    spec = specs[label]
+    return {"name": spec.name, "as": label, **spec.parameters}
 
 
 def check_resumed(plan: Plan, folder: Path) -> None:

@@ -28,7 +28,7 @@ CAPTION = (
 
 def write(plan: Plan, folder: Path, found: Found) -> None:
     """Writes everything, results.json last, and prints the table."""
-    rows = rows_of(found.runs, list(plan.attack.defences), found.float_knn)
+    rows = rows_of(found.runs, list(plan.attack.defences), found.exact)
     told = about(plan, found)
     with (folder / "attack.csv").open("w", newline="", encoding="utf-8") as file:
         writer = csv.DictWriter(file, as_dicts(rows)[0])
@@ -116,7 +116,7 @@ def _moved(row: Row) -> str:
 
 def _write_pairs(path: Path, found: Found) -> None:
     aims = found.pairs.aims or [""] * len(found.pairs)
-    figures = {name: values.tolist() for name, values in found.figures.items() if name != "features"}
+    figures = {name: values.tolist() for name, values in found.figures.items() if values.ndim == 1}
     with path.open("w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file)
         writer.writerow(["file", "ood_image", "target", *figures])

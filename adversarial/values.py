@@ -72,9 +72,9 @@ def compare(condition: str, detector: str, of_id: Tensor, before: Tensor, after:
     )
 
 
-def rows_of(runs: dict[str, Path], defences: list[str], float_knn: Tensor) -> list[Row]:
-    """A row for each condition and detector: plain, every other run of `runs`, every defence, and 1-NN on the pixels before
-    they were rounded."""
+def rows_of(runs: dict[str, Path], defences: list[str], exact: dict[str, Tensor]) -> list[Row]:
+    """A row for each condition and detector: plain, every other run of `runs`, every defence, and `exact`, the scores of the
+    pixels before they were rounded."""
     rows = []
     for condition, folder in runs.items():
         scores = Scores(folder)
@@ -88,11 +88,11 @@ def rows_of(runs: dict[str, Path], defences: list[str], float_knn: Tensor) -> li
         rows += [
             compare(f"through {defence}", name, *(scores.of(each, name) for each in sets)) for name in scores.detectors
         ]
-    if "knn" in scores.detectors:
-        rows.append(
-            compare("not rounded to 8 bits", "knn", scores.of("id_test", "knn"), scores.of(BEFORE, "knn"), float_knn)
-        )
-    return rows
+    return rows + [
+        compare("not rounded to 8 bits", name, scores.of("id_test", name), scores.of(BEFORE, name), exact[name])
+        for name in scores.detectors
+        if name in exact
+    ]
 
 
 def curve_of(run: Path, sets: dict[float, str]) -> dict[str, list[tuple[float, float]]]:

@@ -13,22 +13,21 @@ import torch
 from lightning.pytorch import Trainer
 from PIL import Image
 from torch.nn.functional import cosine_similarity
-from torchvision.transforms.functional import normalize
 
 from callbacks.image_writer import ImageWriter, Parts
 from clip_ood.adversarial import Attack
 from clip_ood.backbones.backbone import Backbone
 from clip_ood.backbones.create import create_backbone
 from configs.schema import BackboneConfig, ImageSet
-from datamodules.attacked_images import AttackData, pixels_of
+from datamodules.attacked_images import AttackData, cut_out, pixels_of
 from datamodules.image_list import ImageList, list_images
 from lightning_modules.pixel_attack import PixelAttack
 
-BATCH, IMAGES, STEPS, PAIRS = 16, 16, 20, 5
+BATCH, IMAGES, STEPS, PAIRS = 8, 16, 60, 3
 SPEC = BackboneConfig(library="timm", model="tf_efficientnet_lite0")  # random weights cost the same
 
 
-def ours(images: ImageList, backbone: Backbone, targets: torch.Tensor) -> None:
+def ours(images: ImageList, backbone: Backbone, targets: torch.Tensor, steps: int = STEPS) -> None:
     with tempfile.TemporaryDirectory() as folder:
         batches = [("after", range(start, start + BATCH)) for start in range(0, IMAGES, BATCH)]
         writer = ImageWriter(
@@ -45,16 +44,17 @@ def ours(images: ImageList, backbone: Backbone, targets: torch.Tensor) -> None:
             inference_mode=False,
             use_distributed_sampler=False,
         )
-        module = PixelAttack(lambda: backbone, {"after": Attack(steps=STEPS)}, list(range(IMAGES)), targets)
+        module = PixelAttack(lambda: backbone, {"after": Attack(steps=steps)}, list(range(IMAGES)), targets)
         trainer.predict(module, AttackData(images, range(IMAGES), lambda: batches, 0), return_predictions=False)
 
 
-def bare(images: ImageList, backbone: Backbone, targets: torch.Tensor) -> None:
-    prepared, pixels = backbone.preprocessing, pixels_of(backbone)
+def bare(images: ImageList, backbone: Backbone, targets: torch.Tensor, steps: int = STEPS) -> None:
+    pixels = pixels_of(backbone)
     for start in range(0, IMAGES, BATCH):
-        read = torch.stack([pixels(images.read(row)) for row in range(start, start + BATCH)]).requires_grad_()
-        for _ in range(STEPS):
-            features = backbone.encode_image(normalize(read, prepared.mean, prepared.std))
+        read = torch.stack([pixels(images.read(row)) for row in range(start, start + BATCH)])
+        read = read.contiguous(memory_format=torch.channels_last).requires_grad_()
+        for _ in range(steps):
+            features = backbone.encode_image(cut_out(read, backbone))
             (-cosine_similarity(features, targets[start : start + BATCH])).sum().backward()
 
 
@@ -74,7 +74,8 @@ def main() -> None:
             Image.fromarray(pixels).resize((400, 300)).save(Path(folder, f"{index:03d}.png"))
         images = list_images("images", ImageSet(folder=Path(folder)), Path(), labelled=False, seed=0)
         targets = torch.randn(IMAGES, 1280, generator=generator)
-        bare(images, backbone, targets)  # warm up
+        bare(images, backbone, targets, steps=1)  # warm up
+        ours(images, backbone, targets, steps=1)
         ratios = [
             seconds(ours, images, backbone, targets) / seconds(bare, images, backbone, targets) for _ in range(PAIRS)
         ]

@@ -86,7 +86,9 @@ class ImageWriter(Callback):
             through = self.through if name in ("before", self.main) else []
             for position, image in zip(batch.positions, pixels, strict=False):
                 self._save(name, position, Image.fromarray(image.permute(1, 2, 0).numpy()), through)
-        self.parts.write(batch.variant, batch.positions, outputs.figures | {"features": outputs.features})
+        exact = {"features": outputs.exact.features, "embeddings": outputs.exact.embeddings}
+        exact = {name: value for name, value in exact.items() if value is not None}
+        self.parts.write(batch.variant, batch.positions, outputs.figures | exact)
 
     def _save(self, name: str, position: int, image: Image.Image, through: list[Corruption]) -> None:
         self._write(name, position, image)

@@ -51,7 +51,7 @@ class AttackConfig(Section):
     """Where to: the features g of a random ID training image, of the nearest one, or the text embedding of the nearest
     class (by h)."""
     score: str | None = None
-    """Raise this score instead of matching features: mcm, msp, max_logit or energy, of the run's head."""
+    """Raise this score instead of matching features: one of the experiment's detectors, fitted on its bank."""
     steps: Positive = 250
     """Steps of the attack."""
     lr: Rate = 1e-3
@@ -77,13 +77,6 @@ class AttackConfig(Section):
 
     @model_validator(mode="after")
     def _consistent(self) -> AttackConfig:
-        if self.score is not None and self.score not in ATTACKED:
-            raise ValueError(
-                f"score: {self.score!r} cannot be attacked; take {', '.join(ATTACKED)}, or target: nearest"
-            )
         if self.score is not None and "target" in self.model_fields_set:
             raise ValueError("score and target exclude each other: a score is raised, or features are matched")
         return self
-
-
-ATTACKED = ("mcm", "msp", "max_logit", "energy")  # scores with a gradient that ask for no fit

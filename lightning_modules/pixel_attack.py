@@ -9,33 +9,32 @@ import torch
 from lightning.pytorch import LightningModule
 from torch import Tensor
 from torch.nn.functional import cosine_similarity
-from torchvision.transforms.functional import normalize
 
 from clip_ood.adversarial import Attack, perturb, total_variation
 from clip_ood.adversarial.perturb import quantised
 from clip_ood.backbones.backbone import Backbone
 from clip_ood.detectors.detector import Detector
 from clip_ood.outputs import Outputs
-from datamodules.attacked_images import PairBatch
+from datamodules.attacked_images import PairBatch, cut_out
 
 
 @dataclass(frozen=True)
 class Moved:
     """What an attack made of B images: pixels (B, 3, H, W) uint8 before, after and at the steps looked at; figures (B,) of
-    the pairs; features (B, D) of the pixels before they were rounded."""
+    the pairs; what the encoder says of the pixels before they were rounded."""
 
     before: Tensor
     after: Tensor
     steps: dict[int, Tensor]
     figures: dict[str, Tensor]
-    features: Tensor
+    exact: Outputs
 
 
 class PixelAttack(LightningModule):
     """Lowers −cos(g(y + p), target) of each image y, or raises a detector's score, by the attack of its variant.
 
     `create` loads the encoder, which takes no gradient; targets (n, D) or, `of_text`, (n, E) by position; `score`, a
-    detector that learns nothing, with the head W (C, D), b (C,) for its logits. `steps`: those to look at, of the first
+    fitted detector, with the head W (C, D), b (C,) for its logits. `steps`: those to look at, of the first
     `looked_at` pairs in the variant `main`.
     """
 
@@ -63,8 +62,7 @@ class PixelAttack(LightningModule):
 
     def outputs(self, pixels: Tensor) -> Outputs:
         """What the encoder and the head say of pixels (B, 3, H, W) in [0, 1]."""
-        prepared = self.backbone.preprocessing
-        features = self.backbone.encode_image(normalize(pixels, prepared.mean, prepared.std))
+        features = self.backbone.encode_image(cut_out(pixels, self.backbone))
         embeddings = self.backbone.project(features)
         reference = None if self.score is None else self.score.reference
         if reference is None or reference.weight is None:
@@ -80,7 +78,7 @@ class PixelAttack(LightningModule):
         return cosine_similarity(of, self.targets[positions.start : positions.stop])
 
     def predict_step(self, batch: PairBatch, batch_idx: int) -> Moved:
-        pixels, positions = batch.pixels, batch.positions
+        pixels, positions = batch.pixels.contiguous(memory_format=torch.channels_last), batch.positions
         looked_at, seen = max(0, min(self.looked_at, positions.stop) - positions.start), {}
 
         def watch(step: int, moved: Tensor) -> None:
@@ -100,7 +98,7 @@ class PixelAttack(LightningModule):
                 }
         p = saved - quantised(pixels)
         sizes = {"l2": p.flatten(1).norm(dim=1), "linf": p.flatten(1).abs().amax(dim=1), "tv": total_variation(p)}
-        return Moved(to_bytes(pixels), to_bytes(saved), seen, gains | sizes, exact.features)
+        return Moved(to_bytes(pixels), to_bytes(saved), seen, gains | sizes, exact)
 
 
 def to_bytes(pixels: Tensor) -> Tensor:

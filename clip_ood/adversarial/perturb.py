@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from clip_ood.adversarial.budget import Budget
-from clip_ood.adversarial.smoothness import roughness
+from clip_ood.adversarial.smoothness import add_roughness_gradient
 
 
 @dataclass(frozen=True)
@@ -30,10 +30,12 @@ class Attack:
 
 
 def start(images: Tensor, attack: Attack, seeds: Sequence[int]) -> Tensor:
-    """p₀ of images (B, 3, H, W): each drawn from a seed of its own, so that batches and devices change nothing."""
+    """y + p₀ of images y (B, 3, H, W): each p₀ drawn from a seed of its own, so that batches and devices change nothing."""
     shape = images.shape[1:]
     noise = [torch.randn(shape, generator=torch.Generator().manual_seed(seed)) for seed in seeds]
-    return _valid(images, attack.noise * torch.stack(noise).to(images), attack.budget)
+    pixels = images + attack.noise * torch.stack(noise).to(images)
+    _make_valid(pixels, images, attack.budget)
+    return pixels
 
 
 def perturb(
@@ -46,23 +48,27 @@ def perturb(
     """Perturbed images y + p (B, 3, H, W), pixels in [0, 1].
 
     loss: (B, 3, H, W) -> (B,), a value an image, which must not depend on the batch's other images; watch is told the
-    pixels after each step (0: before the first). Weights take no gradient if they do not require one.
-    Raises: ValueError where the loss has no gradient with respect to the pixels, and where it is not finite.
+    pixels after each step (0: before the first), which the next one changes in place. Weights take no gradient if they do
+    not require one. Raises: ValueError where the loss has no gradient with respect to the pixels, and where either is not
+    finite.
     """
     with torch.inference_mode(False), torch.enable_grad():
         images = images.clone() if images.is_inference() else images
-        p = start(images, attack, seeds).requires_grad_()
-        adam = torch.optim.Adam([p], lr=attack.lr)
-        watch(0, _pixels(images, p))
+        pixels = start(images, attack, seeds).requires_grad_()
+        adam = torch.optim.Adam([pixels], lr=attack.lr, fused=True)  # a step on y + p is one on p
+        watch(0, pixels.detach())
         for step in range(1, attack.steps + 1):
-            p.grad = _gradient(loss(images + p), p, attack.smoothness)
-            if attack.sign:
-                p.data -= attack.lr * p.grad.sign()
-            else:
-                adam.step()
-            p.data = _valid(images, p.data, attack.budget)
-            watch(step, _pixels(images, p))
-        return _pixels(images, p)
+            pixels.grad = _gradient(loss(pixels), pixels)
+            with torch.no_grad():
+                if attack.smoothness:
+                    add_roughness_gradient(pixels.grad, pixels - images, attack.smoothness)
+                if attack.sign:
+                    pixels -= attack.lr * pixels.grad.sign()
+                else:
+                    adam.step()
+                _make_valid(pixels, images, attack.budget)
+            watch(step, pixels.detach())
+        return pixels.detach()
 
 
 def quantised(pixels: Tensor) -> Tensor:
@@ -70,21 +76,18 @@ def quantised(pixels: Tensor) -> Tensor:
     return (255 * pixels).round() / 255
 
 
-def _pixels(images: Tensor, p: Tensor) -> Tensor:
-    return (images + p.detach()).clamp(0, 1)  # rounding may leave the last bit outside
-
-
-def _gradient(losses: Tensor, p: Tensor, smoothness: float) -> Tensor:
+def _gradient(losses: Tensor, pixels: Tensor) -> Tensor:
     if not losses.requires_grad:
         raise ValueError("attack: the loss has no gradient with respect to the pixels; take another score or encoder")
-    total = losses.sum() + (smoothness * roughness(p).sum() if smoothness else 0)
-    if not total.isfinite():
-        raise ValueError("attack: the loss is not finite; lower lr or smoothness, or take fp32")
-    (gradient,) = torch.autograd.grad(total, p)
-    return gradient
+    (gradient,) = torch.autograd.grad(losses.sum(), pixels)
+    if not (losses.sum() + gradient.sum()).isfinite():
+        raise ValueError("attack: the loss or its gradient is not finite; lower lr or smoothness, or take fp32")
+    if gradient.stride() == pixels.stride():
+        return gradient
+    return torch.empty_like(pixels).copy_(gradient)  # fused Adam takes it for granted that both lie in memory alike
 
 
-def _valid(images: Tensor, p: Tensor, budget: Budget | None) -> Tensor:
+def _make_valid(pixels: Tensor, images: Tensor, budget: Budget | None) -> None:
     if budget is not None:
-        p = budget.project(p)
-    return (images + p).clamp(0, 1) - images
+        pixels.copy_(images + budget.project(pixels - images))
+    pixels.clamp_(0, 1)

@@ -18,6 +18,15 @@ def roughness(perturbation: Tensor) -> Tensor:
     return across.square().mean(dim=(1, 2, 3)) + down.square().mean(dim=(1, 2, 3))
 
 
+def add_roughness_gradient(gradient: Tensor, perturbation: Tensor, weight: float) -> None:
+    """gradient (B, 3, H, W) += weight · that of each p's `roughness`, in place: by hand, in fewer passes than autograd takes."""
+    for dim in (2, 3):
+        steps, size = perturbation.diff(dim=dim), perturbation.shape[dim]
+        slope = 2 * weight / steps[0].numel()
+        gradient.narrow(dim, 1, size - 1).add_(steps, alpha=slope)
+        gradient.narrow(dim, 0, size - 1).sub_(steps, alpha=slope)
+
+
 def total_variation(perturbation: Tensor) -> Tensor:
     """Σ |∂x p| + Σ |∂y p| of each p (B, 3, H, W), anisotropic: (B,)."""
     return perturbation.diff(dim=3).abs().sum(dim=(1, 2, 3)) + perturbation.diff(dim=2).abs().sum(dim=(1, 2, 3))

@@ -76,13 +76,8 @@ class Detector(nn.Module):
         return score_together([self], outputs)[0]
 
     def score_with_grad(self, outputs: Outputs) -> Tensor:
-        """As `score`, differentiable: (N,), in the detector's own dtype, for one that learns nothing.
-
-        Raises ValueError for one that learns, and as `score`.
-        """
-        if self.learns:
-            raise self._error("learns from ID training images: its score has no gradient here")
-        self._check(outputs, self.requires)
+        """As `score`, differentiable, of at most `ROWS` images: (N,), in the detector's own dtype. Raises as `score`."""
+        self._check_ready(outputs)
         return self._score(outputs)
 
     def state(self) -> dict[str, Tensor]:
@@ -118,6 +113,10 @@ class Detector(nn.Module):
 
     def _score(self, rows: Outputs) -> Tensor:
         raise NotImplementedError
+
+    def _check_ready(self, outputs: Outputs) -> None:
+        self.check_fitted()
+        self._check(outputs, [field for field in self.requires if field != "labels"])
 
     def _check(self, outputs: Outputs, needed: Iterable[str]) -> None:
         for field in needed:
@@ -166,8 +165,7 @@ def score_together(
     What several of them ask about the same rows, such as their neighbours, is computed once. Raises as `Detector.score`.
     """
     for detector in detectors:
-        detector.check_fitted()
-        detector._check(outputs, [field for field in detector.requires if field != "labels"])
+        detector._check_ready(outputs)
     device = next(_tensors(outputs)).device
     parts = []
     for rows in chunks(outputs, at_least=1):

@@ -35,6 +35,9 @@ def nearest(
     if not 0 <= k <= size:
         raise ValueError(f"nearest: k = {k}, expected 0 ≤ k ≤ {size}, the rows of the bank")
     device = chunks[0].device
+    if queries.requires_grad:  # which passes through the neighbours alone
+        _, positions = nearest(queries.detach(), chunks, k, scales)
+        return _products(queries.to(device, torch.float32), chunks, scales, positions), positions
     products = torch.empty(len(queries), k, device=device)
     positions = torch.empty(len(queries), k, dtype=torch.int64, device=device)
     low = low_precision(device.type) if k and size > MANY * _taken(k) else None
