@@ -1,4 +1,4 @@
-# make demo   photographs to an OOD table, set-up included
+# make demo   photographs to an OOD table, and a folder of new ones judged, set-up included
 # make test   all tests, set-up included
 # make demo-studies   the six studies on the demo, tables and figures in runs/studies
 PYTHON ?= python3
@@ -10,7 +10,10 @@ STUDIES := main_table accuracy prompts shift confidence few_shot
 .PHONY: demo test browser lint bench demo-studies
 
 demo: $(INSTALLED) data/demo/.made data/demo_encoder/.made data/wordnet/.made
-	$(PY) train.py --config demo.yaml
+	$(PY) train.py --config demo.yaml $(DEMO_FLAGS)
+	$(PY) -m demo.mixed runs/demo data/demo/mixed
+	$(PY) detect.py --run runs/demo data/demo/mixed --out runs/demo/mixed.csv --overwrite
+	@echo "The run's report: runs/demo/report.html"
 
 test: $(INSTALLED) data/demo_encoder/.made browser
 	$(PY) -m pytest
