@@ -297,17 +297,3 @@ def test_an_attack_is_not_an_experiment(root):
         load_config(written(root, "mixed"))
     with pytest.raises(ValueError, match=r"is one experiment: python train\.py --config"):
         attack.main(["--config", tiny_clip.config(root, "plain", PROBE)])
-
-
-@pytest.mark.parametrize(
-    ("lines", "message"),
-    [(None, "there is no file"), (["cat/99.png"], "names cat/99.png, which is no ID training image")],
-)
-def test_a_list_of_images_to_leave_out_is_checked(root, lines, message):
-    path = root / "left_out.txt"
-    path.unlink(missing_ok=True)
-    if lines:
-        path.write_text("\n".join(lines))
-    config = tiny_clip.config(root, "left_out", {"zero_shot": {}})
-    with pytest.raises(ValueError, match=message):
-        evaluation.main(["--config", config, f"--evaluation.bank_without={path}"])
