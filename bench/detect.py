@@ -30,7 +30,7 @@ from experiments.command_line import PROJECT
 from experiments.detect import Request, conduct
 
 BANK, VAL = 20_000, 1_000
-MANY = (2_000, 20_000)
+MANY = (1_000, 8_000)
 SMALL = ImageSpec("timm", "test_vit")  # an encoder of no cost
 
 
@@ -85,7 +85,7 @@ def main() -> None:
                 sys.executable,
                 "detect.py",
                 "--run",
-                str(run),
+                f"{place}/small",
                 f"{place}/list.txt",
                 "--out",
                 str(out),
