@@ -12,7 +12,7 @@ import argparse
 import sys
 
 from configs.detecting import add_options, check, trainer_of
-from experiments.command_line import guarded
+from experiments.command_line import end_at_sigterm, guarded
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -46,4 +46,5 @@ def status(failed: int, ood: int, strict: bool, fail_on_ood: bool) -> int:
 
 
 if __name__ == "__main__":
+    end_at_sigterm()
     guarded(main)

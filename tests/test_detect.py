@@ -92,6 +92,16 @@ def test_standard_input_is_judged_as_it_comes(root, run):
         assert process.wait() == 0
 
 
+def test_a_run_that_is_told_to_end_ends(root, run):
+    command = [sys.executable, "detect.py", "--run", str(run), "-", "--batch-size", "1"]
+    with subprocess.Popen(command, cwd=PROJECT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
+        process.stdin.write(f"{root}/data/near/1.png\n" * 2)
+        process.stdin.flush()
+        assert process.stdout.readline().startswith("path,") and "near/1.png" in process.stdout.readline()
+        process.terminate()
+        assert process.wait(timeout=30) == 143
+
+
 def bad_folder(folder: Path, good: int) -> Path:
     """Good images, and everything that a folder of uploads can hold beside them."""
     folder.mkdir()
