@@ -18,26 +18,27 @@ from experiments.command_line import end_at_sigterm, guarded
 def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0], allow_abbrev=False)
     add_options(parser)
-    arguments, overrides = parser.parse_known_args(argv)
+    arguments, overrides = parser.parse_known_intermixed_args(argv)
     trainer = trainer_of(overrides)
     check(arguments)
     if arguments.export is not None:
+        from clip_ood.judging.saved import SavedDetector
         from experiments.exporting import export_run
 
-        export_run(arguments.run, arguments.export, arguments.detector, arguments.accept, arguments.encoder)
+        saved = SavedDetector(arguments.run, arguments.trust_classes)
+        export_run(saved, arguments.export, arguments.detector, arguments.accept, arguments.encoder)
         return
     if arguments.with_encoder:
         from experiments.exporting import add_encoder_to
 
         add_encoder_to(arguments.run, arguments.encoder)
-    if not arguments.paths:
         return
     from experiments.detect import Request, conduct  # torch and Lightning
 
     asked = {name: value for name, value in vars(arguments).items() if name in Request.__dataclass_fields__}
     counts = conduct(Request(**asked, trainer=trainer))
     if counts is not None:
-        sys.exit(status(counts.failed, counts.ood, arguments.strict, arguments.fail_on_ood))
+        sys.exit(status(counts.failed + len(counts.left), counts.ood, arguments.strict, arguments.fail_on_ood))
 
 
 def status(failed: int, ood: int, strict: bool, fail_on_ood: bool) -> int:

@@ -80,8 +80,3 @@ class Parquet(VerdictFile):
 
         self.writer.write_table(pa.Table.from_pylist(self.rows, self.schema))
         self.rows = []
-
-
-def suffix_of(path: Path) -> str:
-    """The kind of file that a name asks for; "" for one that there is not."""
-    return path.suffix.lower() if path.suffix.lower() in (".csv", ".jsonl", ".parquet") else ""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ from datamodules.inputs import Source
 from datamodules.judged_images import JudgedBatch
 from lightning_modules.judging import Finding
 
+CHANGED = "The inputs changed while they were judged: run it again, and only what changed is judged anew"
 Line = dict[str, Any]  # the fields of a Verdict, or path and error; and `source`: inside, file and member of the Source
 
 
@@ -42,6 +44,7 @@ class VerdictParts(Callback):
 
     def __init__(self, folder: Path, key: str) -> None:
         self.folder, self.key = folder, key
+        self._expected: dict[int, dict[str, str]] = {}
         self._lines: list[Line] = []
         self._sources: list[Source] = []
 
@@ -50,19 +53,33 @@ class VerdictParts(Callback):
         return self.folder / f"part-{part:06d}.jsonl"
 
     def is_whole(self, part: int, sources: Sequence[Source]) -> bool:
-        """Whether the part is there, of these sources and with these settings."""
+        """Whether the part is there, of these sources as they are now and with these settings."""
+        self._expected[part] = self._about(sources)
         try:
             with self.path(part).open(encoding="utf-8") as file:
-                return json.loads(file.readline()) == self._about(sources)
+                return json.loads(file.readline()) == self._expected[part]
         except (FileNotFoundError, ValueError):
             return False
 
     def read(self, count: int) -> Iterator[Line]:
-        """The lines of the first `count` parts, in order."""
+        """The lines of the first `count` parts, in order, all of which this process was asked about.
+
+        Raises: ValueError for one that is of other sources: another process saw other inputs.
+        """
         for part in range(count):
+            if not self.path(part).is_file():
+                raise ValueError(f"{CHANGED} ({self.path(part)} is missing)")
             with self.path(part).open(encoding="utf-8") as file:
-                next(file)
+                if json.loads(file.readline()) != self._expected[part]:
+                    raise ValueError(f"{CHANGED} ({self.path(part)} is of others)")
                 yield from map(json.loads, file)
+
+    def remove(self) -> None:
+        """Removes the parts, and their folder if it holds nothing else."""
+        for path in self.folder.glob("part-*"):
+            path.unlink()
+        with suppress(OSError):
+            self.folder.rmdir()
 
     def on_predict_batch_end(
         self,
@@ -88,7 +105,16 @@ class VerdictParts(Callback):
         temporary.replace(self.path(part))
 
     def _about(self, sources: Sequence[Source]) -> dict[str, str]:
-        return {"key": self.key, "sources": digest([[each.path, str(each.file), each.member] for each in sources])}
+        described = [[each.path, str(each.file), each.member, *_size_and_time(each.file)] for each in sources]
+        return {"key": self.key, "sources": digest(described)}
+
+
+def _size_and_time(path: Path) -> tuple[int, int] | tuple[()]:
+    try:
+        stat = path.stat()
+    except OSError:
+        return ()
+    return stat.st_size, stat.st_mtime_ns
 
 
 def lines(module: LightningModule, finding: Finding, batch: JudgedBatch) -> list[Line]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from errno import EINVAL
+from functools import cache
 from pathlib import Path
 from typing import BinaryIO
 
@@ -42,6 +43,9 @@ TURNS = {  # EXIF orientation -> what puts the picture upright
 }
 
 
+LONGEST = 200  # times the shorter side: resized to an encoder's input, a thinner picture would take gigabytes
+
+
 class UnreadableImage(ValueError):
     """What is not a whole image; the message begins with the decoder's own error."""
 
@@ -62,13 +66,25 @@ def decode(file: BinaryIO) -> Image.Image:
     Raises: UnreadableImage for what is not a whole image, OSError for a file that cannot be read.
     """
     try:
-        with Image.open(file) as image:
+        with Image.open(file, formats=_formats()) as image:
+            if max(image.size) > LONGEST * min(image.size):
+                raise UnreadableImage(
+                    f"{image.width} × {image.height} pixels: one side is over {LONGEST} times the other"
+                )
             image.load()  # not by name: Pillow would map a TIFF into memory, and scrambles rotated ones
             return to_rgb(_upright(image))
     except Exception as error:  # at damaged files decoders raise anything, without errno unless sought beyond the end
         if isinstance(error, UnreadableImage | MemoryError) or getattr(error, "errno", None) not in (None, EINVAL):
             raise
         raise UnreadableImage(f"{type(error).__name__}: {error}") from error
+
+
+@cache
+def _formats() -> list[str]:
+    """Pillow's decoders of what `SUFFIXES` stand for: others start programs, as Ghostscript for an EPS called x.jpg."""
+    Image.init()
+    known = ("JPEG", "MPO", "PNG", "GIF", "BMP", "WEBP", "TIFF", "PPM", "JPEG2000", "AVIF", "TGA")
+    return [name for name in known if name in Image.OPEN]
 
 
 def _upright(image: Image.Image) -> Image.Image:

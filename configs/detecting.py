@@ -14,6 +14,7 @@ from configs.loading import override
 FILES = (".csv", ".jsonl", ".parquet")
 GRAPHS = (".onnx", ".pt2")
 STDIN = "-"
+PARTIAL = ("limit_predict_batches", "fast_dev_run", "overfit_batches")
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
@@ -35,11 +36,12 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         help="write verdicts to FILE.csv, .jsonl or .parquet; a killed run goes on (default: print them)",
     )
     add("--format", choices=("csv", "jsonl"), default="csv", help="how to print them (default: csv)")
-    add("--overwrite", action="store_true", help="replace the file of --out")
+    add("--overwrite", action="store_true", help="replace the file of --out or --export")
     add("--move-ood", type=Path, metavar="DIR", help="copy flagged images into DIR")
     add("--link", action="store_true", help="with --move-ood: link them instead")
     add("--fail-on-ood", action="store_true", help="exit status 3 when an image is OOD")
     add("--strict", action="store_true", help="exit status 1 when an image cannot be judged")
+    add("--trust-classes", action="store_true", help="let the detector be a class of somebody's own, whose code is run")
     add("--encoder", metavar="PLACE", help="the encoder's folder or checkpoint file, if it is not where the run had it")
     add("--with-encoder", action="store_true", help="let the detector's folder hold the encoder's weights from now on")
     add(
@@ -78,14 +80,24 @@ def check(arguments: argparse.Namespace) -> None:
         raise ConfigError("--link goes with --move-ood DIR")
     if arguments.export is not None:
         _check_suffix("--export", arguments.export, GRAPHS)
-        if arguments.paths:
-            raise ConfigError("--export writes a graph and judges nothing: leave the paths out")
+        _check_new("--export", arguments.export, arguments.overwrite)
+        if arguments.paths or arguments.with_encoder:
+            raise ConfigError("--export writes a graph and judges nothing: leave paths and --with-encoder out")
+    if arguments.with_encoder and arguments.paths:
+        raise ConfigError(
+            "--with-encoder adds weights to the run and judges nothing: leave the paths out, and judge then"
+        )
     for folder in filter(os.path.isdir, arguments.paths):
         for option, place in (("--move-ood", arguments.move_ood), ("--out", arguments.out)):
             if place is not None and place.resolve().is_relative_to(Path(folder).resolve()):
                 raise ConfigError(
                     f"{option}: {place} lies in {folder}, and would be judged the next time: take another place"
                 )
+
+
+def beside(out: Path) -> Path:
+    """The list of what could not be judged, beside the file of verdicts."""
+    return out.with_name(f"{out.name}.unreadable.csv")
 
 
 def _check_out(arguments: argparse.Namespace) -> None:
@@ -95,8 +107,13 @@ def _check_out(arguments: argparse.Namespace) -> None:
     _check_suffix("--out", out, FILES)
     if not out.parent.is_dir():
         raise ConfigError(f"--out: there is no folder {out.parent}")
-    if out.exists() and not arguments.overwrite:
-        raise ConfigError(f"--out: {out} is there already: name another file, or --overwrite it")
+    _check_new("--out", out, arguments.overwrite)
+    _check_new("--out", beside(out), arguments.overwrite)
+
+
+def _check_new(option: str, path: Path, overwrite: bool) -> None:
+    if path.exists() and not overwrite:
+        raise ConfigError(f"{option}: {path} is there already: name another file, or --overwrite it")
 
 
 def _check_suffix(option: str, path: Path, known: tuple[str, ...]) -> None:
@@ -114,7 +131,11 @@ def trainer_of(overrides: list[str]) -> dict[str, Any]:
             raise ConfigError(f"detect.py has no option {argument.partition('=')[0]}; see --help")
     found = override({}, overrides).get("trainer", {})
     valid = trainer_keys() - OURS.keys()
-    for key in found:
+    for key, value in found.items():
+        if key in PARTIAL or (key == "precision" and str(value) != "32-true"):
+            raise ConfigError(
+                f"--trainer.{key} is not for detect.py: all images are judged, at the encoder's own precision"
+            )
         if key not in valid:
             raise ConfigError(f"Lightning's Trainer has no key {key!r} (--trainer.{key}).{nearest(key, valid)}")
     return found

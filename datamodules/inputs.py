@@ -1,6 +1,6 @@
 """What new images are named by: files, folders, lists, tar shards, standard input, in a fixed order and without end.
 
-Nothing is listed before it is asked for: a million images take no more memory than one.
+Nothing is listed before it is asked for, but the names in one folder: a million images elsewhere take no more memory than one.
 """
 
 from __future__ import annotations
@@ -8,6 +8,7 @@ from __future__ import annotations
 import io
 import os
 import sys
+import tarfile
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,11 +17,11 @@ from stat import S_ISREG
 from PIL import Image
 
 from clip_ood.reading import SUFFIXES, decode, read_image
-from configs.errors import ConfigError
 from datamodules import shards
 
 STDIN = "-"
 LISTS = (".txt", ".lst", ".list")
+DEEPEST = 200  # folders in folders
 
 
 @dataclass(frozen=True)
@@ -70,8 +71,9 @@ def sources(paths: Iterable[str]) -> Iterator[Source]:
 
 
 def _listed(lines: Iterable[str]) -> Iterator[Source]:
-    for line in lines:
-        if path := line.rstrip("\r\n"):
+    for number, line in enumerate(lines):
+        line = line.rstrip("\r\n") if number else line.rstrip("\r\n").removeprefix("\ufeff")
+        for path in filter(None, line.split("\0")):  # as find -print0 ends them
             yield _file(path, os.path.basename(path))
 
 
@@ -84,20 +86,23 @@ def _below(folder: str, inside: str, above: frozenset[str]) -> Iterator[Source]:
     if here in above:
         yield _file(folder, inside, f"a link back to {here}, which it lies in")
         return
+    if len(above) == DEEPEST:
+        yield _file(folder, inside, f"folders nested deeper than {DEEPEST}")
+        return
     try:
-        entries = [entry for entry in os.scandir(folder) if not entry.name.startswith(".")]
+        with os.scandir(folder) as entries:
+            names = [each.name + "/" * _is_folder(each) for each in entries if not each.name.startswith(".")]
     except OSError as error:
         yield _file(folder, inside, f"the folder cannot be read: {error.strerror}")
         return
-    folders = {entry.name for entry in entries if _is_folder(entry)}
-    entries.sort(key=lambda entry: entry.name + "/" if entry.name in folders else entry.name)  # as paths are sorted
-    for entry in entries:
-        if entry.name in folders:
-            yield from _below(entry.path, f"{inside}{entry.name}/", above | {here})
-        elif Path(entry.name).suffix.lower() in SUFFIXES:
-            yield _file(entry.path, inside + entry.name)
+    for name in sorted(names):  # folders with their slash: as paths are sorted
+        path = os.path.join(folder, name)
+        if name.endswith("/"):
+            yield from _below(path.rstrip("/"), inside + name, above | {here})
+        elif os.path.splitext(name)[1].lower() in SUFFIXES:
+            yield _file(path, inside + name)
         else:
-            yield _file(entry.path, inside + entry.name, "no image by its name")
+            yield _file(path, inside + name, "no image by its name")
 
 
 def _is_folder(entry: os.DirEntry) -> bool:
@@ -108,10 +113,13 @@ def _is_folder(entry: os.DirEntry) -> bool:
 
 
 def _members(path: Path) -> Iterator[Source]:
+    """The images of a shard, as far as it is whole; its other files (labels, captions) are passed over."""
     try:
-        index = shards.index(path.name, [path])
-    except ConfigError as error:
-        yield Source(str(path), path.name, path, reason=str(error))
-        return
-    for name, member in zip(index.names, index.members, strict=True):
-        yield Source(str(path.parent / name), name, path, member)
+        with tarfile.open(path, "r:") as tar:
+            for info in tar:
+                tar.members = []  # it would keep every header
+                if info.isreg() and info.sparse is None and os.path.splitext(info.name)[1].lower() in SUFFIXES:
+                    member = shards.Member(path.name, info.offset_data, info.size)
+                    yield Source(f"{path}/{info.name}", f"{path.name}/{info.name}", path, member)
+    except (tarfile.TarError, OSError) as error:
+        yield Source(str(path), path.name, path, reason=f"no whole, uncompressed tar file ({error})")

@@ -66,6 +66,8 @@ class Pictures(Dataset):
             errors[place] = str(error)
         except OSError as error:
             errors[place] = error.strerror or str(error)
+        except (MemoryError, ValueError) as error:  # of the transform
+            errors[place] = f"{type(error).__name__}: {error}"
         return self.blank
 
 
@@ -76,7 +78,7 @@ class JudgedImages(LightningDataModule):
     it is there. `parts`: how many there are, once all inputs were seen.
     """
 
-    parts = 0
+    parts: int | None = None
 
     def __init__(
         self,
@@ -115,7 +117,9 @@ class _Batches:
         number = 0
         while part := list(islice(batches, self.data.per_part)):
             everything = [source for batch in part for source in batch]
-            if number % self.world == self.rank and not self.data.is_whole(number, everything):
+            mine = number % self.world == self.rank
+            whole = (mine or self.rank == 0) and self.data.is_whole(number, everything)  # the first is told of all
+            if mine and not whole:
                 for place, batch in enumerate(part):
                     yield SourceBatch(tuple(batch), number, place == len(part) - 1)
             number += 1

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import shutil
 import sys
 from dataclasses import dataclass, field
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +19,6 @@ from configs.errors import ConfigError
 from datamodules.inputs import STDIN, sources
 from datamodules.judged_images import JudgedImages
 from experiments.quiet import hush
-from experiments.run_folder import is_follower
 from experiments.verdicts import Counts, printed, written
 from lightning_modules.judging import Judging
 
@@ -41,6 +40,7 @@ class Request:
     format: str = "csv"
     move_ood: Path | None = None
     link: bool = False
+    trust_classes: bool = False
     batch_size: int | None = None
     workers: int | None = None
     trainer: dict[str, Any] = field(default_factory=dict)
@@ -49,9 +49,9 @@ class Request:
 def conduct(request: Request) -> Counts | None:
     """Judges all images, prints or writes the verdicts, tells how many on standard error; None beside the first process.
 
-    Raises: ValueError for a run that cannot judge, before its encoder is loaded, and where nothing could be judged.
+    Raises: ValueError for a run that cannot judge, before its encoder is loaded.
     """
-    saved = SavedDetector(request.run)
+    saved = SavedDetector(request.run, request.trust_classes)
     column = request.detector or saved.columns[0]
     accept = saved.accept if request.accept is None else request.accept
     saved.calibration(column).threshold(accept)
@@ -74,16 +74,17 @@ def _print(request: Request, saved: SavedDetector, judge: Judge, trainer: Traine
 def _write(request: Request, saved: SavedDetector, judge: Judge, trainer: Trainer) -> Counts | None:
     folder = request.out.with_name(f"{request.out.name}.parts")
     size = request.batch_size or judge.batch_size
-    parts = VerdictParts(folder, digest([saved.manifest["digest"], judge.column, judge.accept, size]))
+    about = [saved.manifest["digest"], judge.column, judge.accept, size, version("clip-ood")]
+    parts = VerdictParts(folder, digest(about))
     trainer.callbacks.append(parts)
     count = _predict(request, judge, trainer, parts.is_whole, BATCHES)
     trainer.strategy.barrier("judged")
-    if is_follower():
+    if not trainer.is_global_zero:
         return None
     with written(request.out, request.move_ood, request.link) as verdicts:
         for line in parts.read(count):
             verdicts.take(line)
-    shutil.rmtree(folder, ignore_errors=True)
+    parts.remove()
     return verdicts.counts
 
 
@@ -92,6 +93,8 @@ def _predict(request: Request, judge: Judge, trainer: Trainer, is_whole, batches
     size = request.batch_size or judge.batch_size
     data = JudgedImages(lambda: sources(request.paths), is_whole, size, batches, request.workers)
     trainer.predict(Judging(judge), datamodule=data, return_predictions=False)
+    if data.parts is None:
+        raise ValueError("Not all inputs were judged: Lightning stopped before their end")
     return data.parts
 
 
@@ -119,7 +122,8 @@ def _tell(counts: Counts, judge: Judge, request: Request) -> None:
     """The summary, on standard error: standard output may be read by a program."""
 
     def say(line: str) -> None:
-        print(line.encode("utf-8", "backslashreplace").decode(), file=sys.stderr)
+        told = (each if each.isprintable() else each.encode("unicode_escape").decode() for each in line)
+        print("".join(told), file=sys.stderr)  # a name can hold what steers a terminal
 
     for path, reason in counts.shown:
         say(f"not judged: {path}: {reason}")
@@ -132,6 +136,8 @@ def _tell(counts: Counts, judge: Judge, request: Request) -> None:
         f"accepts {100 * judge.expected:.1f} % of new ID images (calibrated on {len(judge.calibration):,})"
         + (f"; {counts.failed:,} could not be judged" if counts.failed else "")
     )
+    for path, reason in counts.left:
+        say(f"judged, but not set aside: {path}: {reason}")
     if request.out is not None:
         say(f"Verdicts: {request.out}")
     if request.move_ood is not None and counts.ood:

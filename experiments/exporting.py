@@ -18,13 +18,16 @@ def add_encoder_to(run: Path, encoder: str | None) -> None:
 
 
 def export_run(
-    run: Path, path: Path, detector: str | None = None, accept: float | None = None, encoder: str | None = None
+    saved: SavedDetector,
+    path: Path,
+    detector: str | None = None,
+    accept: float | None = None,
+    encoder: str | None = None,
 ) -> None:
     """Writes encoder, head and detectors (all for None) as one graph, and says what is in it, with thresholds where the run has
     ID val images enough. Raises: ValueError as `clip_ood.export.export`, before the encoder is loaded where that can be.
     """
     format_of(path)
-    saved = SavedDetector(run)
     columns = saved.columns if detector is None else [detector]
     detectors = saved.detectors(columns)
     share = saved.accept if accept is None else accept

@@ -29,7 +29,9 @@ def set_aside(folder: Path, inside: str, file: str, member: list | None, link: b
     elif link:
         target.symlink_to(source.file.resolve())
     else:
-        shutil.copyfile(source.file, target)
+        partial = target.with_name(f".{target.name}.part")
+        shutil.copyfile(source.file, partial)
+        partial.replace(target)
 
 
 def _is_it(target: Path, source: Source) -> bool:

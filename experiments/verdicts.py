@@ -11,6 +11,7 @@ from pathlib import Path
 
 from callbacks.verdict_files import TEXT, CSVFile, JSONLines, Parquet, VerdictFile
 from callbacks.verdict_writer import Line
+from configs.detecting import beside
 from experiments.set_aside import set_aside
 
 SHOWN = 20  # images that could not be judged, in the terminal
@@ -18,12 +19,14 @@ SHOWN = 20  # images that could not be judged, in the terminal
 
 @dataclass
 class Counts:
-    """How many images were judged, how many of them are OOD, and how many could not be judged: (path, reason) of the first."""
+    """How many images were judged, how many of them are OOD, and how many could not be judged: (path, reason) of the first, and
+    of all that could not be set aside (`left`)."""
 
     judged: int = 0
     ood: int = 0
     failed: int = 0
     shown: list[tuple[str, str]] = field(default_factory=list)
+    left: list[tuple[str, str]] = field(default_factory=list)
 
 
 class Verdicts:
@@ -47,7 +50,10 @@ class Verdicts:
         counts.ood += line["is_ood"]
         self.file.write(line)
         if line["is_ood"] and self.move_ood is not None:
-            set_aside(self.move_ood, *line["source"], self.link)
+            try:
+                set_aside(self.move_ood, *line["source"], self.link)
+            except OSError as error:  # the verdict stands
+                counts.left.append((line["path"], error.strerror or str(error)))
 
 
 @contextmanager
@@ -63,8 +69,9 @@ def printed(format: str, move_ood: Path | None, link: bool) -> Iterator[Verdicts
 @contextmanager
 def written(out: Path, move_ood: Path | None, link: bool) -> Iterator[Verdicts]:
     """To `out` (.csv, .jsonl or .parquet), whole or not at all; what could not be judged to `out`.unreadable.csv."""
-    temporary, unreadable = (out.with_name(f"{out.name}{end}") for end in (".tmp", ".unreadable.csv"))
-    with temporary.open("w", **TEXT) as text, unreadable.open("w", **TEXT) as others:
+    unreadable = beside(out)
+    temporary, listed = (path.with_name(f"{path.name}.tmp") for path in (out, unreadable))
+    with temporary.open("w", **TEXT) as text, listed.open("w", **TEXT) as others:
         failures = csv.writer(others)
         failures.writerow(("path", "reason"))
         kinds = {
@@ -77,5 +84,8 @@ def written(out: Path, move_ood: Path | None, link: bool) -> Iterator[Verdicts]:
         yield verdicts
         file.close()
     temporary.replace(out)
-    if not verdicts.counts.failed:
-        unreadable.unlink()
+    if verdicts.counts.failed:
+        listed.replace(unreadable)
+    else:
+        listed.unlink()
+        unreadable.unlink(missing_ok=True)

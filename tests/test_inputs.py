@@ -73,7 +73,7 @@ def test_a_folder_that_cannot_be_read_is_listed(tmp_path, monkeypatch):
 
 def test_files_lists_and_standard_input_are_taken_in_turn(tmp_path, monkeypatch):
     a, b = image(tmp_path / "a.png"), image(tmp_path / "b.bin")
-    (tmp_path / "list.txt").write_text(f"{b}\n\n{a}\n", encoding="utf-8")
+    (tmp_path / "list.txt").write_text(f"\ufeff{b}\n\n{a}\n", encoding="utf-8")
     monkeypatch.setattr("sys.stdin", io.StringIO(f"{a}\r\n{tmp_path}/gone.png\n"))
     found = list(sources([str(b), str(tmp_path / "list.txt"), "-"]))
     assert [each.file.name for each in found] == ["b.bin", "b.bin", "a.png", "a.png", "gone.png"]
@@ -83,14 +83,35 @@ def test_files_lists_and_standard_input_are_taken_in_turn(tmp_path, monkeypatch)
 def test_a_shard_gives_its_members(tmp_path):
     for name in ("1.png", "2.png"):
         image(tmp_path / name)
+    (tmp_path / "list.cls").write_text("no number")
     with tarfile.open(tmp_path / "x.tar", "w") as tar:
         tar.add(tmp_path / "1.png", "0001.png")
+        tar.add(tmp_path / "list.cls", "0001.cls")
         tar.add(tmp_path / "2.png", "deep/0002.png")
     (tmp_path / "broken.tar").write_bytes(b"no tar")
     found = list(sources([str(tmp_path / "x.tar"), str(tmp_path / "broken.tar")]))
     assert [each.inside for each in found] == ["x.tar/0001.png", "x.tar/deep/0002.png", "broken.tar"]
     assert found[0].content() == (tmp_path / "1.png").read_bytes() and found[1].read().size == (4, 4)
     assert "no whole, uncompressed tar" in found[2].reason
+    content = (tmp_path / "x.tar").read_bytes()
+    (tmp_path / "cut.tar").write_bytes(content[: content.index(b"deep/0002.png") + 300])
+    cut = list(sources([str(tmp_path / "cut.tar")]))
+    assert cut[0].read().size == (4, 4) and "no whole" in cut[-1].reason
+
+
+def test_names_may_end_with_nul(tmp_path, monkeypatch):
+    monkeypatch.setattr("sys.stdin", io.StringIO("a.png\0b.png\0"))
+    assert [each.path for each in sources(["-"])] == ["a.png", "b.png"]
+
+
+def test_folders_too_deep_are_a_reason(tmp_path):
+    deep = tmp_path
+    for _ in range(inputs.DEEPEST + 2):
+        deep = deep / "d"
+    os.makedirs(deep)
+    image(deep / "x.png")
+    (found,) = sources([str(tmp_path)])
+    assert "nested deeper than" in found.reason
 
 
 def test_names_that_are_no_utf8_stay_what_they_are(tmp_path):

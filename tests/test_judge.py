@@ -14,11 +14,13 @@ import torch
 from PIL import Image
 
 from clip_ood import load
+from clip_ood.backbones.fingerprint import sha256
 from clip_ood.calibration import Calibration
 from clip_ood.detectors.bank import Bank
+from clip_ood.detectors.knn import KNN
 from clip_ood.judging.judge import Judge
 from clip_ood.judging.save import add_encoder
-from clip_ood.judging.saved import SavedDetector
+from clip_ood.judging.saved import SavedDetector, sealed
 from clip_ood.outputs import Outputs
 from clip_ood.reading import UnreadableImage
 
@@ -193,6 +195,60 @@ def test_a_detector_of_another_version_is_refused(run, tmp_path, monkeypatch):
         SavedDetector(run).detector("rmd")
 
 
+def test_a_tampered_folder_is_not_sealed_as_good(run, tmp_path):
+    folder = tmp_path / "copy"
+    shutil.copytree(run / "detector", folder)
+    flip(folder / "bank-00000.safetensors")
+    with pytest.raises(ValueError, match=r"bank-00000\.safetensors is not the file"):
+        add_encoder(SavedDetector(folder))
+
+
+def test_a_folder_cannot_have_code_run(run, tmp_path):
+    folder = tmp_path / "copy"
+    shutil.copytree(run / "detector", folder)
+    add_encoder(SavedDetector(folder))
+    path = folder / "encoder" / "architecture" / "open_clip_config.json"
+    config = json.loads(path.read_text())
+    (path.parent / "tok.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w')")
+    config["model_cfg"]["text_cfg"] = {
+        "hf_tokenizer_name": str(path.parent),
+        "tokenizer_kwargs": {"trust_remote_code": True},
+    }
+    path.write_text(json.dumps(config))
+    manifest = json.loads((folder / "detector.json").read_text())
+    manifest["files"] |= {path.relative_to(folder).as_posix(): sha256(path)}
+    (folder / "detector.json").write_text(json.dumps(sealed(manifest)))
+    assert load(folder).column == "knn" and not (tmp_path / "ran").exists()
+    config["model_cfg"]["vision_cfg"] = {"timm_model_name": "hf-hub:somebody/else"}
+    path.write_text(json.dumps(config))
+    manifest["files"] |= {path.relative_to(folder).as_posix(): sha256(path)}
+    (folder / "detector.json").write_text(json.dumps(sealed(manifest)))
+    with pytest.raises(ValueError, match="would be fetched from elsewhere"):
+        load(folder)
+
+
+class Own(KNN):
+    """A detector of one's own."""
+
+    name = "own"
+
+
+def test_classes_of_ones_own_must_be_trusted(root):
+    run = judged_run.make(root, "own", detectors=[f"{__name__}.Own", "msp"])
+    with pytest.raises(ValueError, match=r"Own is a class of somebody's own, and loading it runs its code"):
+        load(run)
+    trusted = load(run, trust_classes=True)
+    assert trusted.column == "Own" and isinstance(trusted.detector, Own)
+    assert load(run, "msp").column == "msp"
+
+
+def test_a_run_of_other_packages_detectors_alone_has_results_and_says_why_it_cannot_judge(root):
+    run = judged_run.make(root, "zoo_alone", detectors=[{"name": "pytorch_ood.KNN", "k": 3, "as": "KNN"}])
+    assert tiny_clip.results(run)["rows"]
+    with pytest.raises(ValueError, match="holds no detector, since none of the run's can be saved"):
+        load(run)
+
+
 def test_only_detectors_that_search_it_read_the_bank(run, tmp_path):
     folder = tmp_path / "copy"
     shutil.copytree(run / "detector", folder)
@@ -269,7 +325,7 @@ def test_a_run_can_hold_its_encoder_from_the_start(root):
 
 
 def test_a_run_over_seeds_has_a_detector_for_each(root):
-    run = judged_run.make(root, "seeds", seeds=[1, 2])
+    run = judged_run.make(root, "seeds", seeds=[1, 2], detectors=["knn", "msp"])
     with pytest.raises(ValueError, match=r"a run for each of several seeds: name one, .*seed-1"):
         load(run)
     assert load(run / "seed-2").column == "knn"

@@ -11,6 +11,8 @@ import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
 
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
@@ -32,10 +34,7 @@ def save_image_encoder(folder: Path, backbone: Backbone, spec: BackboneSpec) -> 
     if spec.library == "open_clip":
         from clip_ood.backbones.open_clip_backbone import architecture
 
-        described = architecture(spec, backbone)
-        described["model_cfg"] = {key: value for key, value in described["model_cfg"].items() if key not in OF_TEXT} | {
-            "text_cfg": NO_TEXT
-        }
+        described = _images_alone(architecture(spec, backbone))
         files.append(folder / CONFIG)
         files[-1].parent.mkdir(exist_ok=True)
         files[-1].write_text(json.dumps(described, indent=1, default=list), encoding="utf-8")
@@ -55,9 +54,10 @@ def load_image_encoder(folder: Path, spec: BackboneSpec) -> Backbone:
     else:
         from clip_ood.backbones.open_clip_backbone import OpenClipBackbone
 
-        with _unlogged():
-            model = f"local-dir:{(folder / CONFIG).parent}"
-            backbone = OpenClipBackbone(ImageSpec("open_clip", model, precision=spec.precision))
+        described = _images_alone(json.loads((folder / CONFIG).read_text(encoding="utf-8")))
+        with _unlogged(), TemporaryDirectory() as own:
+            Path(own, CONFIG.name).write_text(json.dumps(described), encoding="utf-8")
+            backbone = OpenClipBackbone(ImageSpec("open_clip", f"local-dir:{own}", precision=spec.precision))
     weights = load_file(folder / WEIGHTS)
     for prefix, module in _modules(backbone).items():
         own = {name.removeprefix(prefix): value for name, value in weights.items() if name.startswith(prefix)}
@@ -66,6 +66,19 @@ def load_image_encoder(folder: Path, spec: BackboneSpec) -> Backbone:
         except RuntimeError as error:
             raise ValueError(f"{folder / WEIGHTS} does not fit the encoder {spec.model}: {error}") from error
     return backbone.freeze()
+
+
+def _images_alone(described: dict[str, Any]) -> dict[str, Any]:
+    """An open_clip config that builds an image tower and nothing else, and asks nothing of any other place: a tokenizer or
+    pretrained tower that it names could run code or be fetched."""
+    model = {key: value for key, value in described["model_cfg"].items() if key not in OF_TEXT}
+    vision = dict(model["vision_cfg"])
+    if "timm_model_name" in vision:
+        vision["timm_model_pretrained"] = False
+        if ":" in vision["timm_model_name"]:
+            raise ValueError(f"the image tower {vision['timm_model_name']!r} would be fetched from elsewhere")
+    model |= {"vision_cfg": vision, "text_cfg": NO_TEXT}
+    return {"model_cfg": model, "preprocess_cfg": described["preprocess_cfg"]}
 
 
 @contextmanager

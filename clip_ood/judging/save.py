@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, replace
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -86,17 +86,19 @@ def save_detector(
         "detectors": [{"column": name, "spec": each.spec, "notes": each.notes} for name, each in kept.items()],
         "omitted": left_out,
         "accept": accept,
-        "calibration": None if not calibration else summary({name: calibration[name] for name in kept}, accept),
+        "calibration": summary({name: calibration[name] for name in kept}, accept) if calibration and kept else None,
     }
-    _seal(folder, manifest)
+    _seal(folder, manifest | {"files": _hashes(folder, folder.rglob("*"))})
 
 
 def add_encoder(saved: SavedDetector, encoder: str | None = None) -> bool:
     """Lets the weights of the image encoder lie in the detector's folder; whether they did not yet."""
     if saved.encoder.in_folder:
         return False
-    save_image_encoder(saved.folder / ENCODER, saved.backbone(encoder), saved.encoder.spec)
-    _seal(saved.folder, saved.manifest | {"encoder": asdict(replace(saved.encoder, in_folder=True))})
+    saved.check_files()
+    written = save_image_encoder(saved.folder / ENCODER, saved.backbone(encoder), saved.encoder.spec)
+    files = saved.manifest["files"] | _hashes(saved.folder, written)
+    _seal(saved.folder, saved.manifest | {"files": files, "encoder": asdict(replace(saved.encoder, in_folder=True))})
     return True
 
 
@@ -111,11 +113,13 @@ def versions() -> dict[str, str]:
     return found
 
 
+def _hashes(folder: Path, paths: Iterable[Path]) -> dict[str, str]:
+    return {path.relative_to(folder).as_posix(): sha256(path) for path in sorted(paths) if path.is_file()}
+
+
 def _seal(folder: Path, manifest: dict[str, Any]) -> None:
-    files = sorted(path for path in folder.rglob("*") if path.is_file() and path.name != MANIFEST)
-    hashes = {path.relative_to(folder).as_posix(): sha256(path) for path in files}
     temporary = folder / f"{MANIFEST}.tmp"
-    content = sealed(json.loads(json.dumps(manifest | {"files": hashes}, default=str)))
+    content = sealed(json.loads(json.dumps(manifest, default=str)))
     temporary.write_text(json.dumps(content, indent=1, ensure_ascii=False), encoding="utf-8")
     temporary.replace(folder / MANIFEST)
 

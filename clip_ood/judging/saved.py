@@ -28,6 +28,7 @@ from clip_ood.calibration import Calibration
 from clip_ood.detectors.bank import Bank
 from clip_ood.detectors.build import build_detectors
 from clip_ood.detectors.detector import Detector
+from clip_ood.detectors.names import DETECTORS
 from clip_ood.detectors.statistic import statistics_of
 from clip_ood.outputs import NegativeLabels, Outputs, Reference
 
@@ -55,15 +56,18 @@ class Encoder:
 class SavedDetector:
     """The detector in a run's folder, or in a copy of its folder detector/.
 
-    Files are checked against their SHA-256 before they are used. A detector that is a class of one's own, named by its path,
-    is imported from there.
-    Raises: DetectorFolderError for what is no such folder, is damaged, was changed, or is of another version.
+    Files are checked against their SHA-256 before they are used, which shows damage, not who wrote them. A detector that is a
+    class of one's own, named by its path, is imported from there only with `trust_classes`.
+    Raises: DetectorFolderError for what is no such folder, is damaged, was changed, is of another version, or holds nothing.
     """
 
-    def __init__(self, place: Path) -> None:
-        self.folder = find_folder(Path(place))
+    def __init__(self, place: Path, trust_classes: bool = False) -> None:
+        self.folder, self.trust_classes = find_folder(Path(place)), trust_classes
         self.manifest = _read_manifest(self.folder / MANIFEST)
         self._checked: set[str] = set()
+        if not self.columns:
+            why = "; ".join(f"{each['detector']}: {each['reason']}" for each in self.manifest["omitted"])
+            raise DetectorFolderError(f"{self.folder} holds no detector, since none of the run's can be saved ({why})")
 
     @property
     def columns(self) -> list[str]:
@@ -113,6 +117,11 @@ class SavedDetector:
             self.check_column(column)
         entries = {each["column"]: each for each in self.manifest["detectors"]}
         specs = [entries[column]["spec"] | {"as": column} for column in wanted]
+        if not self.trust_classes and (own := [spec["name"] for spec in specs if spec["name"] not in DETECTORS]):
+            raise ValueError(
+                f"{self.folder}: {own[0]} is a class of somebody's own, and loading it runs its code: if you trust the folder, "
+                "add --trust-classes (in Python trust_classes=True), or name another detector"
+            )
         given = {each.name for each in fields(Outputs)}
         given |= {name for name, value in vars(self.reference).items() if value is not None}
         try:
@@ -150,13 +159,17 @@ class SavedDetector:
         """
         spec = self.encoder.spec
         if self.encoder.in_folder:
-            for name in self.manifest["files"]:
-                if name.startswith(f"{ENCODER}/"):
-                    self._check(name)
+            self.check_files(f"{ENCODER}/")
             return load_image_encoder(self.folder / ENCODER, spec)
         spec = _at(spec, encoder)
         self._same_encoder(spec)
         return create_backbone(spec)
+
+    def check_files(self, prefix: str = "") -> None:
+        """Raises DetectorFolderError where a file whose name begins with `prefix` is missing or not what was saved."""
+        for name in self.manifest["files"]:
+            if name.startswith(prefix):
+                self._check(name)
 
     def _same_encoder(self, spec: ImageSpec) -> None:
         try:
