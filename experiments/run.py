@@ -135,11 +135,14 @@ def detector_writer(
 
 
 def calibration(config: Config, evaluation: OODEvaluation) -> dict[str, Any] | None:
-    """What results.json states of the thresholds, of the detectors that can be saved; None without ID val images."""
+    """What results.json states of the thresholds; None without ID val images. The default is the first detector that detect.py
+    can have."""
     results = evaluation.results
     val = next((results.scored[name].scores for name, role in results.roles.items() if role == "val"), None)
+    if val is None:
+        return None
     saved = [name for name, detector in evaluation.suite.detectors.items() if detector.portable]
-    return summary({name: val[name] for name in saved}, config.evaluation.accept) if val and saved else None
+    return summary(val, config.evaluation.accept) | ({"default": saved[0]} if saved else {})
 
 
 def plan_steps(trainer: Trainer, settings: FineTune, images: int) -> None:

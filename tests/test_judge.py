@@ -23,6 +23,8 @@ from clip_ood.judging.save import add_encoder
 from clip_ood.judging.saved import SavedDetector, sealed
 from clip_ood.outputs import Outputs
 from clip_ood.reading import UnreadableImage
+from configs.loading import load_config
+from datamodules.benchmark import load_benchmark
 
 
 @pytest.fixture(scope="module")
@@ -281,7 +283,12 @@ def test_what_the_run_left_out_is_named(run):
 def test_other_packages_detectors_are_left_out_by_name(root):
     run = judged_run.make(root, "zoo", detectors=[{"name": "pytorch_ood.KNN", "k": 3, "as": "KNN"}, "msp"])
     assert SavedDetector(run).columns == ["msp"]
-    assert tiny_clip.results(run)["calibration"]["default"] == "msp"
+    stated = tiny_clip.results(run)["calibration"]
+    assert stated["default"] == "msp" and set(stated["thresholds"]) == {"KNN", "msp"}
+    from reports.run_page import write_report
+
+    write_report(run, load_benchmark(load_config(str(run / "config.yaml"))))  # shows every detector
+    assert "KNN" in (run / "report.html").read_text()
     with pytest.raises(ValueError, match="no detector 'KNN': keeps what it learnt in another package's objects"):
         load(run, "KNN")
 
