@@ -38,7 +38,7 @@ def main(argv: list[str] | None = None) -> None:
     asked = {name: value for name, value in vars(arguments).items() if name in Request.__dataclass_fields__}
     counts = conduct(Request(**asked, trainer=trainer))
     if counts is not None:
-        sys.exit(status(counts.failed + len(counts.left), counts.ood, arguments.strict, arguments.fail_on_ood))
+        sys.exit(status(counts.failed + counts.left, counts.ood, arguments.strict, arguments.fail_on_ood))
 
 
 def status(failed: int, ood: int, strict: bool, fail_on_ood: bool) -> int:

@@ -48,8 +48,7 @@ class DetectorWriter(Callback):
         trainer.strategy.barrier("bank written")
         if not trainer.is_global_zero:
             return
-        results = self.evaluation.results
-        val = next((results.scored[name].scores for name, role in results.roles.items() if role == "val"), None)
+        val = self.evaluation.results.of_role("val")
         encoder = self.encoder
         if self.tuned:
             autocast = MIXED.get(trainer.precision)
@@ -60,7 +59,7 @@ class DetectorWriter(Callback):
             suite.reference,
             suite.detectors,
             suite.omitted,
-            val,
+            None if val is None else val.scores,
             self.about,
             self.accept,
             (module.backbone, self.spec) if self.tuned else None,

@@ -25,7 +25,7 @@ class Figures(Callback):
         if not trainer.is_global_zero or trainer.logger is None:
             return
         results = self.evaluation.results
-        id_scores = next(results.scored[name].scores for name, role in results.roles.items() if role == "id")
+        id_scores = results.of_role("id").scores
         for name in (name for name, role in results.roles.items() if role == "ood"):
             ood_scores = results.scored[name].scores
             add = trainer.logger.experiment.add_figure

@@ -30,6 +30,10 @@ class Results:
     omitted: list[Omitted]
     notes: dict[str, list[str]]
 
+    def of_role(self, role: str) -> Scores | None:
+        """The scores of the first set of a role; None without one."""
+        return next((self.scored[name] for name, its in self.roles.items() if its == role), None)
+
 
 class OODEvaluation(Callback):
     """Fits detectors on loader 0 (the bank), scores ID val, chooses among candidates by it and OOD val, where that comes

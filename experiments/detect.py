@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import sys
 from dataclasses import dataclass, field
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +14,7 @@ from callbacks.verdict_writer import VerdictParts, VerdictPrinter
 from clip_ood.backbones.fingerprint import digest
 from clip_ood.judging.judge import Judge
 from clip_ood.judging.saved import SavedDetector
+from clip_ood.versions import versions
 from configs.errors import ConfigError
 from datamodules.inputs import STDIN, sources
 from datamodules.judged_images import JudgedImages
@@ -74,7 +74,7 @@ def _print(request: Request, saved: SavedDetector, judge: Judge, trainer: Traine
 def _write(request: Request, saved: SavedDetector, judge: Judge, trainer: Trainer) -> Counts | None:
     folder = request.out.with_name(f"{request.out.name}.parts")
     size = request.batch_size or judge.batch_size
-    about = [saved.manifest["digest"], judge.column, judge.accept, size, version("clip-ood")]
+    about = [saved.manifest["digest"], judge.column, judge.accept, size, versions()]
     parts = VerdictParts(folder, digest(about))
     trainer.callbacks.append(parts)
     count = _predict(request, judge, trainer, parts.is_whole, BATCHES)
@@ -136,8 +136,10 @@ def _tell(counts: Counts, judge: Judge, request: Request) -> None:
         f"accepts {100 * judge.expected:.1f} % of new ID images (calibrated on {len(judge.calibration):,})"
         + (f"; {counts.failed:,} could not be judged" if counts.failed else "")
     )
-    for path, reason in counts.left:
+    for path, reason in counts.left_shown:
         say(f"judged, but not set aside: {path}: {reason}")
+    if counts.left > len(counts.left_shown):
+        say(f"judged, but not set aside: {counts.left - len(counts.left_shown):,} more")
     if request.out is not None:
         say(f"Verdicts: {request.out}")
     if request.move_ood is not None and counts.ood:

@@ -24,6 +24,7 @@ from clip_ood.calibration import summary
 from clip_ood.features.store import Features
 from clip_ood.judging.save import described
 from clip_ood.judging.saved import FOLDER, Encoder
+from clip_ood.versions import versions
 from configs.errors import ConfigError
 from configs.loading import dump
 from configs.schema import Config, FineTune, Method
@@ -33,7 +34,6 @@ from experiments.extraction import load_features
 from experiments.models import build, check_method
 from experiments.quiet import hush
 from experiments.run_folder import head_of, is_follower, started
-from experiments.versions import versions
 from reports.run_page import write_report
 
 hush()
@@ -80,7 +80,7 @@ def _run(config: Config, folder: Path, checkpoint: Path | None) -> dict[str, Any
         "pseudo_labels": getattr(module, "report", None),
         "trained_on": getattr(module, "trained_on", None),
         "sweep": getattr(module, "sweep", None),
-        "versions": versions(),
+        "versions": versions("lightning"),
     }
     write_results(folder, evaluation.results, about | {"calibration": calibration(config, evaluation)}, benchmark)
     results = json.loads((folder / "results.json").read_text(encoding="utf-8"))
@@ -137,12 +137,11 @@ def detector_writer(
 def calibration(config: Config, evaluation: OODEvaluation) -> dict[str, Any] | None:
     """What results.json states of the thresholds; None without ID val images. The default is the first detector that detect.py
     can have."""
-    results = evaluation.results
-    val = next((results.scored[name].scores for name, role in results.roles.items() if role == "val"), None)
+    val = evaluation.results.of_role("val")
     if val is None:
         return None
     saved = [name for name, detector in evaluation.suite.detectors.items() if detector.portable]
-    return summary(val, config.evaluation.accept) | ({"default": saved[0]} if saved else {})
+    return summary(val.scores, config.evaluation.accept) | ({"default": saved[0]} if saved else {})
 
 
 def plan_steps(trainer: Trainer, settings: FineTune, images: int) -> None:

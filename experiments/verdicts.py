@@ -14,19 +14,20 @@ from callbacks.verdict_writer import Line
 from configs.detecting import beside
 from experiments.set_aside import set_aside
 
-SHOWN = 20  # images that could not be judged, in the terminal
+SHOWN = 20  # failures of a kind, in the terminal
 
 
 @dataclass
 class Counts:
-    """How many images were judged, how many of them are OOD, and how many could not be judged: (path, reason) of the first, and
-    of all that could not be set aside (`left`)."""
+    """How many images were judged, how many of them are OOD, how many could not be judged, and how many could not be set aside
+    (`left`): of both (path, reason) of the first."""
 
     judged: int = 0
     ood: int = 0
     failed: int = 0
     shown: list[tuple[str, str]] = field(default_factory=list)
-    left: list[tuple[str, str]] = field(default_factory=list)
+    left: int = 0
+    left_shown: list[tuple[str, str]] = field(default_factory=list)
 
 
 class Verdicts:
@@ -53,7 +54,9 @@ class Verdicts:
             try:
                 set_aside(self.move_ood, *line["source"], self.link)
             except OSError as error:  # the verdict stands
-                counts.left.append((line["path"], error.strerror or str(error)))
+                counts.left += 1
+                if len(counts.left_shown) < SHOWN:
+                    counts.left_shown.append((line["path"], error.strerror or str(error)))
 
 
 @contextmanager

@@ -6,7 +6,6 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
-from importlib.metadata import version
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -21,6 +20,7 @@ from clip_ood.export.formats import Format, Run, format_of
 from clip_ood.export.graph import ScoringGraph, StandIn
 from clip_ood.export.verify import compare, images
 from clip_ood.outputs import Outputs, Reference
+from clip_ood.versions import versions
 
 Score = Callable[[Outputs], Tensor]
 Write = Callable[[Path, Backbone | StandIn, Mapping[str, Score]], Run]
@@ -88,7 +88,7 @@ def describe(
         "mean": list(prepared.mean),
         "std": list(prepared.std),
         "transform": " ".join(str(backbone.transform).split()),
-        "versions": {name: version(name) for name in ("clip-ood", "torch", "open_clip_torch", "timm")},
+        "versions": versions(),
     }
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, replace
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
@@ -25,8 +24,7 @@ from clip_ood.detectors.detector import Detector
 from clip_ood.detectors.statistic import statistics_of
 from clip_ood.judging.saved import ENCODER, FORMAT, MANIFEST, STATE, Encoder, SavedDetector, sealed
 from clip_ood.outputs import Reference
-
-LIBRARIES = ("clip-ood", "torch", "torchvision", "open_clip_torch", "timm")
+from clip_ood.versions import versions
 
 
 def described(spec: BackboneSpec) -> ImageSpec:
@@ -62,7 +60,8 @@ def save_detector(
     """Writes all but the bank, whose parts lie in `folder` already; the manifest last.
 
     calibration: scores (n,) of the ID val images by detector, None without any; about: what the manifest says beside what is
-    needed (run, method, batch_size of images); trained: the encoder where the run changed it.
+    needed (run, method, batch_size of images); trained: the encoder where the run changed it. A detector that cannot be saved
+    is left out by name.
     """
     folder.mkdir(parents=True, exist_ok=True)
     kept = {name: each for name, each in detectors.items() if each.portable and each.spec is not None}
@@ -92,7 +91,10 @@ def save_detector(
 
 
 def add_encoder(saved: SavedDetector, encoder: str | None = None) -> bool:
-    """Lets the weights of the image encoder lie in the detector's folder; whether they did not yet."""
+    """Lets the weights of the image encoder lie in the detector's folder: True if they did not yet.
+
+    Raises: DetectorFolderError for a folder that is damaged or changed, and where the encoder cannot be had.
+    """
     if saved.encoder.in_folder:
         return False
     saved.check_files()
@@ -100,17 +102,6 @@ def add_encoder(saved: SavedDetector, encoder: str | None = None) -> bool:
     files = saved.manifest["files"] | _hashes(saved.folder, written)
     _seal(saved.folder, saved.manifest | {"files": files, "encoder": asdict(replace(saved.encoder, in_folder=True))})
     return True
-
-
-def versions() -> dict[str, str]:
-    """The versions of what decides on scores."""
-    found = {}
-    for name in LIBRARIES:
-        try:
-            found[name] = version(name)
-        except PackageNotFoundError:  # run from a folder that was never installed
-            found[name] = "not installed"
-    return found
 
 
 def _hashes(folder: Path, paths: Iterable[Path]) -> dict[str, str]:
