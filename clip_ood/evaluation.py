@@ -78,11 +78,21 @@ class DetectorSuite:
         take_in(self.detectors.values(), outputs)
 
     def fit(self, exchange: Exchange = ALONE) -> None:
-        """Fit all detectors, once, after the last update; of several processes together."""
+        """Fit all detectors, once, after the last update; of several processes together.
+
+        One that cannot be fitted on these images is left out, with the reason. Raises ValueError where none is left.
+        """
         for statistic in self.statistics:
             statistic.join(exchange)
-        for detector in self.detectors.values():
-            detector.fit()
+        for name, detector in list(self.detectors.items()):
+            try:
+                detector.fit()
+            except ValueError as error:
+                self.omitted.append(
+                    Omitted(name, str(error).removeprefix(f"{detector.name or type(detector).__name__}: "))
+                )
+                del self.detectors[name]
+        self._check_any_left()
 
     def score(self, outputs: Outputs, bank_labels: Tensor | None = None) -> Scores:
         """Scores of a batch, on the CPU, with the votes of its neighbours where `bank_labels` (N,) are given.
@@ -151,10 +161,13 @@ class DetectorSuite:
         if outputs.labels is not None and not self._has_classes(outputs.labels):
             given.discard("labels")
         self.detectors, self.omitted = build_detectors(self.specs, self.reference, given)
+        self._check_any_left()
+        self.statistics = share(self.detectors.values())
+
+    def _check_any_left(self) -> None:
         if not self.detectors:
             reasons = "; ".join(f"{each.detector}: {each.reason}" for each in self.omitted)
             raise ValueError(f"None of the detectors can run on this model. {reasons}")
-        self.statistics = share(self.detectors.values())
 
     def _has_classes(self, labels: Tensor) -> bool:
         return self.reference.class_names is not None or bool((labels >= 0).any())

@@ -24,6 +24,7 @@ from clip_ood.detectors.max_logit import MaxLogit
 from clip_ood.detectors.mcm import MCM
 from clip_ood.detectors.msp import MSP
 from clip_ood.detectors.statistic import share
+from clip_ood.evaluation import DetectorSuite
 from clip_ood.outputs import Outputs, Reference
 
 # Naive definitions
@@ -423,6 +424,21 @@ def test_what_cannot_run_is_omitted_with_its_reason():
     assert reasons["rmd_logits"] == f"{reasons['msp']}; {reasons['rmd']}"
     assert "needs text embeddings" in reasons["mcm"]
     assert build_detectors(["msp"], Reference(), set())[1] == [Omitted("msp", reasons["msp"])]
+
+
+def test_what_cannot_be_fitted_is_omitted_with_its_reason():
+    wrong = (TRAIN.logits.argmax(dim=1) + 1) % CLASSES
+    suite = DetectorSuite(REFERENCE, ["she", {"name": "knn", "k": 1000}, "msp"])
+    suite.update(replace(TRAIN, labels=wrong))
+    suite.fit()
+    assert list(suite.score(TEST).scores) == list(suite.detectors) == ["msp"]
+    reasons = {left.detector: left.reason for left in suite.omitted}
+    assert reasons["she"].startswith("the head predicts no ID training image")
+    assert reasons["knn"].startswith(f"k = 1000, but the bank has {len(wrong)} rows")
+    suite = DetectorSuite(REFERENCE, ["she"])
+    suite.update(replace(TRAIN, labels=wrong))
+    with pytest.raises(ValueError, match=r"None of the detectors.*she: the head predicts no"):
+        suite.fit()
 
 
 def test_a_name_asked_for_twice_gets_columns_of_its_own():
