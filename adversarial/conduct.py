@@ -46,14 +46,14 @@ def conduct(plan: Plan, folder: Path) -> Found | None:
     pairs = draw_pairs(config, attack, benchmark, features, text)
     known = plan, folder, benchmark, features, text
     score = None if attack.score is None else fit(*known, [score_of(plan)]).suite.detectors[attack.score]
-    if pairs.aim_rows is not None and not is_follower():  # before craft's barrier: all processes read it
+    if pairs.others and not is_follower():  # before craft's barrier: all processes read it
         (folder / TARGETS).write_text("\n".join(dict.fromkeys(pairs.aims)) + "\n", encoding="utf-8")
     figures = craft(plan, folder, trainer, benchmark, pairs, score)
     head = plan.source or folder / CLEAN
     runs = {"": folder / SCORED}
     _once(_with(config, _sets(plan, folder)), folder / SCORED, head)
     both = {name: image_set(folder_of(plan, folder, name)) for name in (BEFORE, AFTER)}
-    if pairs.aim_rows is not None:
+    if pairs.others:
         runs["targets out of the gallery"] = folder / APART
         _once(_apart(_with(config, both), folder), folder / APART, head)
     for name, block in attack.transfer.items():

@@ -23,7 +23,8 @@ class Pairs:
     """n OOD images in the order of their lots, each with a seed and a target.
 
     Attributes: rows and names in the OOD set; targets (n, D) features g or, `of_text`, (n, E) text embeddings; None where a
-    score is raised instead. aims: ID training images or classes, by name; aim_rows, the images' rows in the ID set.
+    score is raised instead. aims: ID training images or classes, by name; aim_rows, the images' rows in the ID set; others,
+    how many readable ID training images are no target.
     """
 
     rows: list[int]
@@ -33,6 +34,7 @@ class Pairs:
     of_text: bool = False
     aims: list[str] | None = None
     aim_rows: list[int] | None = None
+    others: int = 0
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -94,7 +96,8 @@ def _to_images(
     names = benchmark.images[part.images].names
     targets = bank.features.take(aims).float()
     aims = aims.tolist()
-    return Pairs(drawn.rows, drawn.names, drawn.seeds, targets, False, [names[aim] for aim in aims], aims)
+    others = len(rows) - len(set(aims))
+    return Pairs(drawn.rows, drawn.names, drawn.seeds, targets, False, [names[aim] for aim in aims], aims, others)
 
 
 def _to_classes(

@@ -66,10 +66,12 @@ def about(plan: Plan, found: Found) -> dict[str, Any]:
         "seed": plan.config.seed,
         **settings,
         "raised": raised,
+        "not_targeted": found.pairs.others if found.pairs.aim_rows else None,
         "means": means,
     }
 
 
+_ALL = " Every readable ID training image is a target, so that no bank without targets can be scored: take fewer pairs."
 _SETTINGS = {"ood", "pairs", "target", "score", "steps", "lr", "smoothness", "noise", "sign", "budget"}
 
 
@@ -107,6 +109,7 @@ def _told(plan: Plan, told: dict[str, Any]) -> str:
         f"{'the gradient’s sign' if attack.sign else 'Adam'}, lr {attack.lr:g}, λ {attack.smoothness:g}{budget}. Mean "
         f"{told['raised']} {means['before']:.4g} → {means['after']:.4g} (not rounded: {means['float']:.4g}); perturbations "
         f"L2 {means['l2']:.2f}, L∞ {means['linf']:.3f}, total variation {means['tv']:.0f} (pixels in [0, 1])."
+        f"{_ALL if told['not_targeted'] == 0 else ''}"
     )
 
 

@@ -230,6 +230,14 @@ def test_pgd_raises_a_score_within_its_budget(root):
     )
 
 
+def test_more_pairs_than_training_images_leave_no_bank_without_targets(root):
+    few = {"data.splits.test": 0.9}  # of 46 images: 5 to train on, fewer than the 6 pairs
+    run = conducted(root, "few", method={"zero_shot": {}}, changes=few, steps=2)
+    assert told(run)["not_targeted"] == 0 and not (run / "out_of_gallery").exists()
+    assert {row["condition"] for row in told(run)["rows"]} == {"", "not rounded to 8 bits"}
+    assert "Every readable ID training image is a target" in (run / "attack.md").read_text()
+
+
 @pytest.mark.parametrize("target", ["nearest", "text"])
 def test_other_targets(root, target):
     run = conducted(root, target, target=target, method={"zero_shot": {}})
