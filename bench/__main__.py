@@ -17,6 +17,7 @@ NAMES = (
     "sweep",
     "fine_tune",
     "attack",
+    "precision",  # hours without a GPU
     "detect",
     "rmd",
     "knn",
@@ -29,4 +30,6 @@ NAMES = (
 
 print(f"{os.cpu_count()} cores, {platform.processor() or platform.machine()}, torch {torch.__version__}", flush=True)
 for name in NAMES:
+    if name == "precision" and not torch.cuda.is_available():
+        continue
     subprocess.run([sys.executable, "-m", f"bench.{name}"], check=True)
