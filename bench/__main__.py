@@ -17,7 +17,6 @@ NAMES = (
     "sweep",
     "fine_tune",
     "attack",
-    "precision",  # hours without a GPU
     "detect",
     "rmd",
     "knn",
@@ -30,6 +29,8 @@ NAMES = (
 
 print(f"{os.cpu_count()} cores, {platform.processor() or platform.machine()}, torch {torch.__version__}", flush=True)
 for name in NAMES:
-    if name == "precision" and not torch.cuda.is_available():
-        continue
     subprocess.run([sys.executable, "-m", f"bench.{name}"], check=True)
+if torch.cuda.is_available():
+    subprocess.run([sys.executable, "-m", "bench.gpu"], check=True)
+else:
+    print("No GPU here: bench.gpu is left out")
