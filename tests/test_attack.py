@@ -18,6 +18,7 @@ from torch.nn.functional import cosine_similarity
 import attack
 import eval as evaluation
 from adversarial.values import compare
+from callbacks.image_writer import Parts
 from clip_ood.adversarial import total_variation
 from clip_ood.backbones.create import create_backbone
 from configs.loading import load_config
@@ -192,6 +193,17 @@ def test_a_killed_attack_makes_what_is_missing(root, whole, monkeypatch):
         conducted(root, "killed", "--resume", "--steps=31", curve={"pairs": 3, "smoothness": [10.0]})
     conducted(root, "killed", "--resume", curve={"pairs": 3, "smoothness": [10.0]})
     assert perturbed == [2] and pngs(run / "images") == made
+
+
+def test_parts_of_other_settings_or_batches_are_not_used(tmp_path):
+    parts = Parts(tmp_path, "these")
+    parts.write("after", range(4), {"l2": torch.ones(4)})
+    assert parts.is_whole("after", range(4)) and torch.equal(parts.read("after", [range(4)])["l2"], torch.ones(4))
+    assert not parts.is_whole("after", range(3)) and not parts.is_whole("before", range(4))
+    assert not Parts(tmp_path, "others").is_whole("after", range(4))
+    path = parts.path("after", range(4))
+    path.write_bytes(path.read_bytes()[:-3])
+    assert not parts.is_whole("after", range(4))
 
 
 def test_the_images_are_a_set_for_later_runs(root, monkeypatch):

@@ -61,6 +61,16 @@ def test_scores_are_those_of_the_evaluation(root, method):
             assert verdict.predicted_class == row["prediction"]
 
 
+def test_scores_of_an_encoder_in_half_precision_are_those_of_the_evaluation(root):
+    half = {"model": f"local-dir:{root}/clip", "precision": "bf16"}
+    run = judged_run.make(root, "half", backbone=half, detectors=["knn", "mcm", "msp", "rmd"])
+    expected = judged_run.scores(run)
+    for column in ("knn", "mcm", "msp", "rmd"):
+        for path, verdict in zip(in_order(root), load(run, column)(in_order(root)), strict=True):
+            row = expected.get(path.relative_to(root / "data/id").as_posix())
+            assert row is None or verdict.score == pytest.approx(row[column], rel=1e-6)
+
+
 def test_p_values_and_flags_are_those_of_the_val_scores(root, run):
     val = judged_run.scores(run, "val")
     judge = load(run, "msp")
