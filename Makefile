@@ -16,7 +16,7 @@ demo: $(INSTALLED) data/demo/.made data/demo_encoder/.made data/wordnet/.made
 	@echo "The run's report: runs/demo/report.html"
 
 test: $(INSTALLED) data/demo_encoder/.made browser
-	$(PY) -m pytest
+	OMP_NUM_THREADS=1 $(PY) -m pytest -n 2
 
 # Opens reports in tests, which are skipped where it cannot be had.
 browser:
