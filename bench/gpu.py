@@ -32,7 +32,7 @@ def grating(generator: np.random.Generator, angle: float, waves: float) -> np.nd
 
 
 def make(root: Path, images: int) -> None:
-    """Classes are angles, OOD images (a quarter turn between, other waves) and the rest of what `train.py` needs."""
+    """Image folders id/<class>, where each class is an angle of lines, and ood, finer lines between two of these angles."""
     generator = np.random.default_rng(0)
     places = {f"id/{number}": (number * np.pi / CLASSES, 9) for number in range(CLASSES)} | {"ood": (0.4, 13)}
     for place, (angle, waves) in places.items():
@@ -60,7 +60,7 @@ def table(config: Path, title: str, variants: dict[str, list[str]]) -> None:
     for name, arguments in variants.items():
         seconds, auroc = run(config, f"{title}_{name}".replace(", ", "_").replace(" ", "_"), *arguments)
         first = first or (seconds, auroc)
-        change = max(abs(auroc[each] - first[1][each]) for each in auroc)
+        change = max(abs(auroc[each] - first[1][each]) for each in auroc.keys() & first[1].keys())
         print(
             f"{title}, {name}  {seconds:.0f} s, {seconds / first[0]:.2f} of the first; furthest AUROC {change:.2f} points away",
             flush=True,

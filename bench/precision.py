@@ -36,6 +36,9 @@ def main(arguments: list[str]) -> None:
         f"in fp32, bf16 minus fp32  <= 1  (fp32 again minus fp32)"
     )
     for name, value in exact.items():
+        if name not in rounded or name not in again:
+            print(f"  {name:<20} {value:5.1f}  left out of another attack")
+            continue
         print(f"  {name:<20} {value:5.1f}  {rounded[name] - value:+.2f} ({again[name] - value:+.2f})")
 
 
