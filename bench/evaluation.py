@@ -16,8 +16,10 @@ from time import perf_counter
 import torch
 from torch.nn.functional import normalize
 
-from clip_ood.evaluation import DetectorSuite, table_rows
+from clip_ood.evaluation import DetectorSuite
 from clip_ood.outputs import NegativeLabels, Outputs, Reference
+from clip_ood.scores import Scores
+from clip_ood.table import Row, TableMetrics, table_rows, with_intervals
 
 TARGET = 100_000, 768, 100  # images of the bank, width, classes
 BASE = 25_000, 192, 100
@@ -76,9 +78,19 @@ def measure(images: int, width: int, classes: int) -> dict[str, float]:
             torch.cat([share.indices for share in shares]),
             {key: torch.cat([share.scores[key] for share in shares]) for key in shares[0].scores},
         )
-    timed("metrics", table_rows, scored, roles, dict.fromkeys(roles, ""), 0, 0)
+    timed("metrics", table, scored, roles, list(suite.detectors))
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 2**30
     return seconds | {"detectors": len(suite.detectors), "peak": peak, "bank": images * width * 4 / 2**30}
+
+
+def table(scored: dict[str, Scores], roles: dict[str, str], detectors: list[str]) -> list[Row]:
+    """The rows with DeLong's intervals, as the callback makes them."""
+    metrics = TableMetrics(detectors, roles)
+    for name, scores in scored.items():
+        metrics.update(name, scores)
+    sizes = {name: len(scores.indices) for name, scores in scored.items()}
+    rows = table_rows(metrics.compute(), detectors, roles, dict.fromkeys(roles, ""), sizes)
+    return with_intervals(rows, scored, roles, 0, 0)
 
 
 def run(*size: int) -> dict[str, float]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -11,11 +10,20 @@ import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from rich.progress import track
 from torch import Tensor
+from torchmetrics.classification import MulticlassAccuracy
 
-from callbacks.distributed import exchange, gather_rows
+from callbacks.distributed import exchange
+from callbacks.monitors import check_monitors
 from clip_ood.detectors.build import Omitted
-from clip_ood.evaluation import DetectorSuite, Row, Scores, accuracy, table_rows
+from clip_ood.evaluation import DetectorSuite
+from clip_ood.metrics.curves import METRICS
+from clip_ood.metrics.image_scores import ImageScores
+from clip_ood.metrics.metric import OODMetrics
 from clip_ood.outputs import Outputs
+from clip_ood.scores import Scores
+from clip_ood.table import Row, TableMetrics, table_rows, with_intervals
+
+HELD_OUT = ("val", "ood_val")  # roles of the sets that something may be chosen by
 
 
 @dataclass(frozen=True)
@@ -39,8 +47,14 @@ class OODEvaluation(Callback):
     """Fits detectors on loader 0 (the bank), scores ID val, chooses among candidates by it and OOD val, where that comes
     next, and scores the others (ID test, covariate-shifted ID, OOD).
 
-    The datamodule gives `evaluated`: one table a loader, each with `part`, `labels` and `rows`. After every evaluation
-    `results` holds what was found, on rank 0; metrics go to the logger under `ood/<set>/<detector>/<metric>`.
+    The datamodule gives `evaluated`: one table a loader, each with `part`, `labels` and `rows`. Every number goes through
+    a torchmetrics `Metric` on the module's device, which gathers the images of all processes, and is logged in all of them:
+
+    - `val/accuracy`; `ood_val/<detector>/<metric>`, ID val against OOD val: what may be chosen by, with ModelCheckpoint or
+      EarlyStopping (another monitor is refused)
+    - `id/accuracy`, `id/knn_accuracy`, `ood/<set>/<detector>/<metric>`, ID test against an OOD set: for looking
+
+    After every evaluation `results` holds what was found, on rank 0, with intervals after a test.
     """
 
     results: Results | None = None
@@ -48,110 +62,140 @@ class OODEvaluation(Callback):
     def __init__(self, detectors: Sequence[str | Mapping[str, Any]] | None, resamples: int, seed: int) -> None:
         self.specs, self.resamples, self.seed = detectors, resamples, seed
 
-    def _start(self, module: LightningModule) -> None:
-        self.suite = DetectorSuite(module.reference(), self.specs)
-        self._fitted = False
-        self._scored: dict[int, list[Scores]] = defaultdict(list)
+    def setup(self, trainer: Trainer, module: LightningModule, stage: str) -> None:
+        check_monitors(trainer)
 
-    def _batch(self, trainer: Trainer, outputs: Outputs, loader: int) -> None:
+    def on_fit_start(self, trainer: Trainer, module: LightningModule) -> None:
+        check_monitors(trainer)  # those of the schedulers are there by now
+
+    def _start(self, trainer: Trainer, module: LightningModule) -> None:
+        self.suite = DetectorSuite(module.reference(), self.specs)
+        self._bank, *self._tables = trainer.datamodule.evaluated
+        self._bank_labels: Tensor | None = None
+        self._table_metrics: TableMetrics | None = None
+        self._images: dict[str, ImageScores] = {}
+        self._accuracies: dict[str, MulticlassAccuracy] = {}
+
+    def _batch(self, module: LightningModule, outputs: Outputs, loader: int) -> None:
         if loader == 0:
             self.suite.update(outputs)
             return
-        self._fit(trainer)
-        role = trainer.datamodule.evaluated[loader].part.role
-        if role == "id":
-            self._choose(trainer)
-        self._scored[loader].append(self.suite.score(outputs, self._bank_labels if role == "id" else None))
+        if self._bank_labels is None:
+            self._fit(module.device)
+        table = self._tables[loader - 1]
+        name, role = table.part.name, table.part.role
+        if self._table_metrics is None and role not in HELD_OUT:
+            self._choose(module.device)
+        scores = self.suite.score(outputs, self._bank_labels if role == "id" else None)
+        if role in HELD_OUT:
+            self._held_out.update(scores.matrix(self._held_out.detectors), role == "val", scores.indices)
+        else:
+            self._table_metrics.update(name, scores)
+        if role != "ood_val":  # which no file shows
+            if name not in self._images:
+                self._images[name] = ImageScores(list(self.suite.detectors)).to(module.device)
+            self._images[name].update(scores)
+        if role in ("val", "id") and (table.labels >= 0).any():
+            self._count_hits(f"{role}/accuracy", scores.predictions, outputs.labels)
+            self._count_hits(f"{role}/knn_accuracy", scores.votes, outputs.labels)
 
-    def _fit(self, trainer: Trainer) -> None:
-        if self._fitted:
-            return
+    def _fit(self, device: torch.device) -> None:
         self.suite.fit(exchange())
-        bank = trainer.datamodule.evaluated[0]
-        self._bank_labels = torch.full((int(bank.rows.max()) + 1,), -1)
-        self._bank_labels[bank.rows] = bank.labels
-        self._fitted = True
+        self._bank_labels = torch.full((int(self._bank.rows.max()) + 1,), -1)
+        self._bank_labels[self._bank.rows] = self._bank.labels
+        self._held_out = OODMetrics(list(self.suite.detectors)).to(device)
 
-    def _choose(self, trainer: Trainer) -> None:
+    def _choose(self, device: torch.device) -> None:
         """Settles which candidates are scored on what is reported, by what is not."""
-        roles = [table.part.role for table in trainer.datamodule.evaluated]
-        if "ood_val" in roles and roles.index("ood_val") in self._scored:
-            val, ood_val = roles.index("val"), self._scored.pop(roles.index("ood_val"))
-            device = trainer.strategy.root_device
-            chosen = self.suite.choose(_gather(self._scored[val], device), _gather(ood_val, device))
-            self._scored[val] = [share.renamed(chosen) for share in self._scored[val]]
+        self._kept = {name: name for name in self.suite.detectors}
+        self._chosen_by: dict[str, Tensor] = {}
+        if any(table.part.role == "ood_val" for table in self._tables):
+            self._chosen_by = self._held_out.compute()
+            self._kept = self.suite.choose({name: self._chosen_by[f"{name}/auroc"].item() for name in self._kept})
+        self._table_metrics = TableMetrics(list(self.suite.detectors), self._roles(), device)
 
-    def _end(self, trainer: Trainer) -> None:
-        device = trainer.strategy.root_device
-        evaluated = trainer.datamodule.evaluated
-        scored = {evaluated[i].part.name: _gather(shares, device) for i, shares in self._scored.items()}
+    def _roles(self) -> dict[str, str]:
+        return {table.part.name: table.part.role for table in self._tables if table.part.role != "ood_val"}
+
+    def _count_hits(self, key: str, classes: Tensor | None, labels: Tensor) -> None:
+        """Adds a batch to an accuracy over the images that have a label; None where nothing predicts classes."""
+        if classes is None:
+            return
+        if key not in self._accuracies:
+            number = max(len(self.suite.reference.class_names or ()), 2)
+            micro = MulticlassAccuracy(number, average="micro", ignore_index=-1, validate_args=False)
+            self._accuracies[key] = micro.to(labels.device)
+        self._accuracies[key].update(classes.to(labels.device), labels)
+
+    def _end(self, trainer: Trainer, module: LightningModule, intervals: bool) -> None:
+        roles = self._roles()
+        scored = {name: images.gathered() for name, images in self._images.items()}
+        for table in self._tables:
+            if table.part.name in scored:
+                _assert_complete(table.part.name, scored[table.part.name].indices, table.rows)
+            if table.part.role == "val":
+                scored[table.part.name] = scored[table.part.name].renamed(self._kept)
+        groups = {table.part.name: table.part.group for table in self._tables}
+        sizes = {name: len(of_set.indices) for name, of_set in scored.items()}
+        rows = table_rows(self._table_metrics.compute(), list(self.suite.detectors), roles, groups, sizes)
+        accuracies = {key: metric.compute().item() for key, metric in self._accuracies.items()}
+        module.log_dict(
+            accuracies | self._held_out_values() | _row_values(rows), sync_dist=True
+        )  # equal in all processes
         if not trainer.is_global_zero:
             return
-        tables = [evaluated[i] for i in self._scored]
-        roles = {table.part.name: table.part.role for table in tables}
-        groups = {table.part.name: table.part.group for table in tables}
-        for table in tables:
-            _assert_complete(table.part.name, scored[table.part.name].indices, table.rows)
-        labels = next(table.labels for table in tables if table.part.role == "id")
-        of_test = scored[next(name for name, role in roles.items() if role == "id")]
+        if intervals:
+            rows = with_intervals(rows, scored, roles, self.resamples, self.seed, _watch)
         self.results = Results(
-            rows=table_rows(scored, roles, groups, self.resamples, self.seed, _watch),
+            rows=rows,
             scored=scored,
             roles=roles,
-            accuracy=accuracy(of_test.predictions, labels),
-            knn_accuracy=accuracy(of_test.votes, labels),
+            accuracy=accuracies.get("id/accuracy"),
+            knn_accuracy=accuracies.get("id/knn_accuracy"),
             omitted=self.suite.omitted,
             notes=self.suite.notes,
         )
-        self._log(trainer)
 
-    def _log(self, trainer: Trainer) -> None:
-        if trainer.logger is None:
-            return
-        values = {
-            f"ood/{row.ood}/{row.detector}/{metric}": estimate.value
-            for row in self.results.rows
-            if row.setting == "standard"
-            for metric, estimate in row.metrics.items()
+    def _held_out_values(self) -> dict[str, float]:
+        """The metrics of ID val against OOD val, of the detectors that were kept; none without OOD val."""
+        kept = self._kept.items() if self._chosen_by else ()
+        return {
+            f"ood_val/{column}/{metric}": self._chosen_by[f"{name}/{metric}"].item()
+            for name, column in kept
+            for metric in METRICS
         }
-        known = {"id/accuracy": self.results.accuracy, "id/knn_accuracy": self.results.knn_accuracy}
-        values |= {name: value for name, value in known.items() if value is not None}
-        trainer.logger.log_metrics(values, step=trainer.global_step)
 
     def on_test_epoch_start(self, trainer: Trainer, module: LightningModule) -> None:
-        self._start(module)
+        self._start(trainer, module)
 
     def on_test_batch_end(self, trainer, module, outputs, batch, batch_idx, dataloader_idx=0) -> None:
-        self._batch(trainer, outputs, dataloader_idx)
+        self._batch(module, outputs, dataloader_idx)
 
-    def on_test_end(self, trainer: Trainer, module: LightningModule) -> None:
-        self._end(trainer)
+    def on_test_epoch_end(self, trainer: Trainer, module: LightningModule) -> None:
+        self._end(trainer, module, intervals=True)
+
+    # The sanity check sees two batches a loader: detectors could not be fitted on them.
 
     def on_validation_epoch_start(self, trainer: Trainer, module: LightningModule) -> None:
-        self._start(module)  # averaged weights, if any, are in place by now
+        if not trainer.sanity_checking:
+            self._start(trainer, module)  # averaged weights, if any, are in place by now
 
     def on_validation_batch_end(self, trainer, module, outputs, batch, batch_idx, dataloader_idx=0) -> None:
-        self._batch(trainer, outputs, dataloader_idx)
+        if not trainer.sanity_checking:
+            self._batch(module, outputs, dataloader_idx)
 
-    def on_validation_end(self, trainer: Trainer, module: LightningModule) -> None:
-        self._end(trainer)
+    def on_validation_epoch_end(self, trainer: Trainer, module: LightningModule) -> None:
+        if not trainer.sanity_checking:
+            self._end(trainer, module, intervals=False)
 
 
-def _gather(shares: list[Scores], device: torch.device) -> Scores:
-    """The scores of one set from all batches and processes, in the order of its rows."""
-
-    def whole(parts: list[Tensor]) -> Tensor:
-        return torch.cat(gather_rows(torch.cat(parts).to(device))).cpu()
-
-    indices = whole([share.indices for share in shares])
-    order = indices.argsort()
-    classes = {
-        name: whole([getattr(share, name) for share in shares])[order]
-        for name in ("predictions", "votes")
-        if getattr(shares[0], name) is not None
+def _row_values(rows: list[Row]) -> dict[str, float]:
+    return {
+        f"ood/{row.ood}/{row.detector}/{metric}": estimate.value
+        for row in rows
+        if row.setting == "standard"
+        for metric, estimate in row.metrics.items()
     }
-    scores = {name: whole([share.scores[name] for share in shares])[order] for name in shares[0].scores}
-    return Scores(indices[order], scores, **classes)
 
 
 def _assert_complete(name: str, indices: Tensor, rows: Tensor) -> None:

@@ -12,8 +12,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from callbacks.ood_evaluation import Results
-from clip_ood.evaluation import Row
 from clip_ood.metrics.curves import METRICS
+from clip_ood.table import Row
 from datamodules.benchmark import Benchmark
 
 COLUMNS = ("detector", "setting", "ood", "group", *METRICS, "n_id", "n_ood")

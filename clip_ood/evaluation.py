@@ -1,13 +1,12 @@
-"""From outputs of a bank, ID images and OOD sets to scores, and from scores to the rows of a table."""
+"""From outputs of a bank, ID images and OOD sets to scores: detectors that are fitted and score together."""
 
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from clip_ood.detectors.bank import Bank
@@ -16,46 +15,12 @@ from clip_ood.detectors.detector import Detector, score_together, take_in
 from clip_ood.detectors.exchange import ALONE, Exchange
 from clip_ood.detectors.names import read_specs
 from clip_ood.detectors.statistic import Statistic, share
-from clip_ood.metrics.curves import curve_metrics
 from clip_ood.metrics.knn_accuracy import weighted_vote
-from clip_ood.metrics.ood import Estimate, mean_over_sets, ood_metrics
-from clip_ood.metrics.ranking import rank_scores
-from clip_ood.metrics.resamples import draw_resamples
 from clip_ood.outputs import Outputs, Reference
 from clip_ood.predictions import predict
+from clip_ood.scores import Scores
 
 NEIGHBOURS = 20  # of the k-NN accuracy
-MEAN = "mean"
-
-
-@dataclass(frozen=True)
-class Scores:
-    """What the detectors say of one set: indices (n,), scores (n,) by detector, and classes (n,) where there are any.
-
-    `predictions` are those of the head or the text embeddings, `votes` those of the 20 nearest ID training images.
-    """
-
-    indices: Tensor
-    scores: dict[str, Tensor]
-    predictions: Tensor | None = None
-    votes: Tensor | None = None
-
-    def renamed(self, columns: Mapping[str, str]) -> Scores:
-        """The scores of the detectors that `columns` keeps, each under its new name."""
-        return replace(self, scores={name: self.scores[label] for label, name in columns.items()})
-
-
-@dataclass(frozen=True)
-class Row:
-    """One line of the table: a detector against one OOD set (or their mean) in one setting."""
-
-    detector: str
-    setting: str
-    ood: str
-    group: str
-    metrics: dict[str, Estimate]
-    n_id: int
-    n_ood: int
 
 
 @dataclass
@@ -123,18 +88,17 @@ class DetectorSuite:
 
         return [vote]
 
-    def choose(self, val: Scores, ood_val: Scores) -> dict[str, str]:
-        """Of the candidates for a column, keep the one with the highest AUROC of ID val against `ood_val` (ties: the first).
+    def choose(self, aurocs: Mapping[str, float]) -> dict[str, str]:
+        """Of the candidates for a column, keep the one with the highest AUROC (ties: the first).
 
-        Neither may be what is reported on. A note says what was chosen among which. Returns the detectors that are kept:
-        what each was called -> what it is called now.
+        `aurocs` are those of ID val against OOD val by detector; neither set may be one that the table reports on. A note
+        says what was chosen among which. Returns the detectors that are kept: what each was called -> what it is called now.
         """
         kept = {label: label for label in self.detectors}
         found: dict[str, dict[str, float]] = defaultdict(dict)
         for spec in read_specs(self.specs):
             if spec.chosen_as is not None and spec.label in self.detectors:
-                ranking = rank_scores(val.scores[spec.label], ood_val.scores[spec.label])
-                found[spec.chosen_as][spec.label] = curve_metrics(ranking)["auroc"].item()
+                found[spec.chosen_as][spec.label] = aurocs[spec.label]
         for column, values in found.items():
             best = max(values, key=values.get)
             kept = {
@@ -171,56 +135,3 @@ class DetectorSuite:
 
     def _has_classes(self, labels: Tensor) -> bool:
         return self.reference.class_names is not None or bool((labels >= 0).any())
-
-
-def settings_of(roles: Mapping[str, str]) -> dict[str, list[str]]:
-    """The sets that count as positives in each setting, from set name -> role: csid sets only in full_spectrum.
-
-    >>> settings_of({"id_test": "id", "v2": "csid", "svhn": "ood"})
-    {'standard': ['id_test'], 'full_spectrum': ['id_test', 'v2']}
-    """
-    standard = [name for name, role in roles.items() if role == "id"]
-    shifted = [name for name, role in roles.items() if role == "csid"]
-    return {"standard": standard} | ({"full_spectrum": standard + shifted} if shifted else {})
-
-
-def table_rows(
-    scored: Mapping[str, Scores],
-    roles: Mapping[str, str],
-    groups: Mapping[str, str],
-    resamples: int,
-    seed: int,
-    watch=lambda steps: steps,
-) -> list[Row]:
-    """A row for each setting, detector and OOD set, and one for the mean over OOD sets.
-
-    `resamples` bootstrap draws (0: none) are shared by all detectors; `watch` wraps the steps in a progress bar.
-    """
-    ood = [name for name, role in roles.items() if role == "ood"]
-    if not ood:
-        return []
-    rows = []
-    detectors = list(next(iter(scored.values())).scores)
-    sizes = {name: len(scored[name].indices) for name in ood}
-    for setting, positives in settings_of(roles).items():
-        n_id = sum(len(scored[name].indices) for name in positives)
-        draws = draw_resamples(n_id, sizes, resamples, seed) if resamples else dict.fromkeys(ood)
-        of_set: dict[str, dict[str, dict[str, Estimate]]] = defaultdict(dict)
-        for detector, name in watch([(detector, name) for detector in detectors for name in ood]):
-            id_scores = torch.cat([scored[positive].scores[detector] for positive in positives])
-            of_set[detector][name] = ood_metrics(id_scores, scored[name].scores[detector], draws[name])
-        for detector in detectors:
-            rows += [
-                Row(detector, setting, name, groups[name], of_set[detector][name], n_id, sizes[name]) for name in ood
-            ]
-            mean = mean_over_sets(of_set[detector])
-            rows.append(Row(detector, setting, MEAN, "", mean, n_id, sum(sizes.values())))
-    return rows
-
-
-def accuracy(predictions: Iterable[Tensor] | Tensor | None, labels: Tensor) -> float | None:
-    """Share of rows with a true label (n,) that are predicted right; None where there is nothing to compare."""
-    known = labels >= 0
-    if predictions is None or not known.any():
-        return None
-    return (predictions[known] == labels[known]).double().mean().item()

@@ -78,7 +78,8 @@ class Evaluation(Section):
     resamples: int = Field(default=500, ge=0)
     """Bootstrap resamples for the intervals, shared by all detectors (0: no intervals)."""
     every_n_epochs: int = Field(default=0, ge=0)
-    """Evaluate while training as well, every n epochs (0: only at the end). For looking, never for choosing."""
+    """Evaluate while training as well, every n epochs (0: only at the end). Training may be steered by val/accuracy and by
+    ood_val/<detector>/<metric> (data.ood_val); what is measured on test sets, ood/… and id/…, is for looking only."""
     figures: bool = True
     """Score histograms and ROC / PR curves in TensorBoard."""
     report: bool = True

@@ -15,7 +15,7 @@ from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 
-from clip_ood.evaluation import MEAN
+from clip_ood.metrics.ood import MEAN
 from clip_ood.metrics.paired import Line, auroc_difference, seed_difference
 from configs.errors import ConfigError, nearest
 from experiments.run_folder import FINISHED, of_seed, seed_folder

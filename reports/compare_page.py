@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import quote
 
-from clip_ood.evaluation import MEAN
+from clip_ood.metrics.ood import MEAN
 from clip_ood.metrics.paired import Difference, Line
 from reports.charts import colour_of
 from reports.page import REPORT, percent, write_page

@@ -6,8 +6,8 @@ from collections import defaultdict
 from dataclasses import dataclass
 from typing import Any
 
-from clip_ood.evaluation import MEAN
 from clip_ood.metrics.curves import METRICS
+from clip_ood.metrics.ood import MEAN
 from reports.page import percent
 
 Results = dict[str, Any]

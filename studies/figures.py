@@ -10,7 +10,7 @@ import matplotlib
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from clip_ood.evaluation import MEAN
+from clip_ood.metrics.ood import MEAN
 from studies.fit import least_squares
 from studies.plan import Plan
 from studies.values import means

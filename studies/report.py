@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from typing import Any
 
-from clip_ood.evaluation import MEAN
+from clip_ood.metrics.ood import MEAN
 from studies.fit import least_squares
 from studies.plan import Plan
 from studies.values import means

@@ -11,8 +11,8 @@ from typing import Any
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from clip_ood.evaluation import MEAN
 from clip_ood.metrics.curves import METRICS
+from clip_ood.metrics.ood import MEAN
 from experiments.run_folder import of_seed
 from studies.plan import Plan
 

@@ -12,6 +12,7 @@ from PIL import Image
 import train
 from clip_ood.detectors.names import read_specs
 from clip_ood.evaluation import DetectorSuite
+from clip_ood.metrics import OODMetrics
 from clip_ood.outputs import Outputs, Reference
 from configs.errors import ConfigError
 
@@ -80,7 +81,10 @@ def test_the_candidate_that_separates_val_is_kept_and_ties_go_to_the_first():
     suite.update(Outputs(features=bank, indices=torch.arange(20)))
     suite.fit()
     val, ood = (suite.score(Outputs(features=x, indices=torch.arange(4))) for x in (torch.eye(4), torch.ones(4, 4)))
-    suite.choose(val, ood)
+    metric = OODMetrics(list(suite.detectors))
+    for scores, is_id in ((val, True), (ood, False)):
+        metric.update(scores.matrix(metric.detectors), is_id)
+    suite.choose({name: metric.compute()[f"{name}/auroc"].item() for name in metric.detectors})
     assert list(suite.detectors) == ["knn", "one"]
     assert suite.detectors["knn"].k == 4  # 20: the mean over all; 4 and 5 separate perfectly
     assert list(suite.score(Outputs(features=torch.eye(4), indices=torch.arange(4))).scores) == ["knn", "one"]

@@ -1,4 +1,4 @@
-"""An evaluation by two processes is that of one to 1e-6, for sets that do not divide: 101 ID, 97 and 17 OOD images."""
+"""An evaluation by two or three processes is that of one to 1e-6, for sets that do not divide: 101 ID, 97, 17 and 1 OOD images."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ import pytest
 from PIL import Image
 
 PROJECT = Path(__file__).parents[1]
-SIZES = {"train/cat": 30, "train/dog": 31, "test/cat": 50, "test/dog": 51, "near": 97, "far": 17}
+SIZES = {"train/cat": 30, "train/dog": 31, "test/cat": 50, "test/dog": 51, "near": 97, "far": 17, "lone": 1}
 
 
 def evaluate(root, name, *options):
     path = root / f"{name}.yaml"
     path.write_text(
         f"""
-data: {{root: {root}/data, id: {{train: train, test: test}}, ood: {{near: near, far: far}}, batch_size: 16}}
+data: {{root: {root}/data, id: {{train: train, test: test}}, ood: {{near: near, far: far, lone: lone}}, batch_size: 16}}
 backbone: {{library: timm, model: test_vit}}
 method: {{zero_shot: {{}}}}
 evaluation: {{resamples: 20, figures: false, report: false, batch_size: 13}}
@@ -37,23 +37,34 @@ trainer: {{accelerator: cpu, devices: 1, enable_progress_bar: false}}
     return root / "runs" / name
 
 
-def test_every_metric_is_that_of_one_process(tmp_path):
-    generator = np.random.default_rng(0)
+@pytest.fixture(scope="module")
+def root(tmp_path_factory):
+    root, generator = tmp_path_factory.mktemp("processes"), np.random.default_rng(0)
     for number, (place, count) in enumerate(SIZES.items()):
-        folder = tmp_path / "data" / place
+        folder = root / "data" / place
         folder.mkdir(parents=True)
         for index in range(count):
             pixels = generator.normal(100 + 8 * number, 60, (8, 8, 3)).clip(0, 255).astype(np.uint8)
             Image.fromarray(pixels).save(folder / f"{index}.png")
-    one = evaluate(tmp_path, "one")
-    two = evaluate(tmp_path, "two", "--trainer.devices=2", "--trainer.strategy=ddp")
-    tables = [json.loads((run / "results.json").read_text()) for run in (one, two)]
+    return root
+
+
+@pytest.fixture(scope="module")
+def alone(root):
+    return evaluate(root, "one")
+
+
+@pytest.mark.parametrize("devices", [2, 3])
+def test_every_metric_is_that_of_one_process(root, alone, devices):
+    several = evaluate(root, f"of_{devices}", f"--trainer.devices={devices}", "--trainer.strategy=ddp")
+    tables = [json.loads((run / "results.json").read_text()) for run in (alone, several)]
     assert tables[0]["bank"]["images"] == tables[1]["bank"]["images"] > 40
-    assert {(row["n_id"], row["n_ood"]) for row in tables[1]["rows"]} == {(101, 97), (101, 17), (101, 114)}
+    assert {(row["n_id"], row["n_ood"]) for row in tables[1]["rows"]} == {(101, 97), (101, 17), (101, 1), (101, 115)}
+    assert tables[1]["knn_accuracy"] == pytest.approx(tables[0]["knn_accuracy"], abs=1e-6)
     for mine, theirs in zip(*(table["rows"] for table in tables), strict=True):
         for key, value in mine.items():
             assert theirs[key] == (pytest.approx(value, abs=1e-6) if isinstance(value, float) else value), key
-    scores = [pq.read_table(run / "scores.parquet") for run in (one, two)]
+    scores = [pq.read_table(run / "scores.parquet") for run in (alone, several)]
     for column in ("set", "path"):
         assert scores[0][column] == scores[1][column]
     for detector in scores[0].column_names[5:]:

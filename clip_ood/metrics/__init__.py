@@ -17,6 +17,7 @@ _MODULE_OF = {
     "mean_over_sets": "ood",
     "ood_metrics": "ood",
     "OODMetrics": "metric",
+    "ImageScores": "image_scores",
     "weighted_vote": "knn_accuracy",
 }
 __all__ = list(_MODULE_OF)

@@ -11,6 +11,8 @@ from clip_ood.metrics.delong import delong_interval
 from clip_ood.metrics.ranking import rank_scores
 from clip_ood.metrics.resamples import Resamples
 
+MEAN = "mean"  # what tables call the mean over OOD sets
+
 
 @dataclass(frozen=True)
 class Estimate:

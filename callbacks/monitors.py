@@ -1,0 +1,31 @@
+"""What Lightning's callbacks and schedulers may choose by while a run trains."""
+
+from __future__ import annotations
+
+from lightning.pytorch import Trainer
+
+REPORTED = ("ood/", "id/")  # measured on the sets that the table reports on
+
+
+def check_monitors(trainer: Trainer) -> None:
+    """Refuses a monitor that would choose by test images, and any monitor where nothing is validated.
+
+    It looks at every callback with a `monitor` (ModelCheckpoint, EarlyStopping, …) and, once they are there, at the
+    monitors of learning-rate schedulers.
+    Raises: ValueError, naming what monitors which value, and what to monitor instead.
+    """
+    monitors = [(type(each).__name__, each.monitor) for each in trainer.callbacks if getattr(each, "monitor", None)]
+    for each in getattr(trainer.strategy, "lr_scheduler_configs", ()):
+        if each.reduce_on_plateau and each.monitor is not None:
+            monitors.append((type(each.scheduler).__name__, each.monitor))
+    for who, monitor in monitors:
+        if monitor.startswith(REPORTED):
+            raise ValueError(
+                f"{who} monitors {monitor}, which is measured on test images: nothing may be chosen by what the table "
+                "reports. Monitor val/accuracy, or ood_val/<detector>/<metric> with OOD images of its own (data.ood_val)"
+            )
+        if not trainer.limit_val_batches:
+            raise ValueError(
+                f"{who} monitors {monitor}, and nothing is validated while this run trains: set "
+                "evaluation.every_n_epochs to 1 or more (limit_val_batches of a Trainer of yours), or monitor nothing"
+            )

@@ -1,0 +1,135 @@
+"""The table of an evaluation: its metrics over all processes, and its rows, with intervals where they are asked for."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from clip_ood.metrics.curves import METRICS
+from clip_ood.metrics.metric import OODMetrics
+from clip_ood.metrics.ood import MEAN, Estimate, mean_over_sets, ood_metrics
+from clip_ood.metrics.resamples import draw_resamples
+from clip_ood.scores import Scores
+
+
+@dataclass(frozen=True)
+class Row:
+    """One line of the table: a detector against one OOD set (or their mean) in one setting."""
+
+    detector: str
+    setting: str
+    ood: str
+    group: str
+    metrics: dict[str, Estimate]
+    n_id: int
+    n_ood: int
+
+
+class TableMetrics:
+    """An `OODMetrics` for each setting and OOD set, of all detectors, on one device.
+
+    Args:
+        detectors: their names.
+        roles: the role of each set by its name: id, csid, ood; others are passed over.
+    """
+
+    def __init__(self, detectors: Sequence[str], roles: Mapping[str, str], device: torch.device | str = "cpu") -> None:
+        self.detectors = list(detectors)
+        self.positives = settings_of(roles)
+        ood = [name for name, role in roles.items() if role == "ood"]
+        self.metrics = {
+            (setting, name): OODMetrics(self.detectors).to(device) for setting in self.positives for name in ood
+        }
+
+    def update(self, name: str, batch: Scores) -> None:
+        """Add a batch of the set `name`; every process must add one of every set, an empty one if it has no image."""
+        scores = batch.matrix(self.detectors)
+        for (setting, ood), metric in self.metrics.items():
+            positives = self.positives[setting]
+            if name in positives:
+                metric.update(scores, True, batch.indices * len(positives) + positives.index(name))
+            elif name == ood:
+                metric.update(scores, False, batch.indices)
+
+    def compute(self) -> dict[tuple[str, str], dict[str, Tensor]]:
+        """By setting and OOD set, the values of `OODMetrics.compute`, the same in every process.
+
+        Raises: ValueError where a detector's scores are NaN or infinite, naming it and the OOD set.
+        """
+        values = {}
+        for (setting, ood), metric in self.metrics.items():
+            try:
+                values[setting, ood] = metric.compute()
+            except ValueError as error:
+                raise ValueError(f"ID images against {ood}: {error}") from error
+        return values
+
+
+def settings_of(roles: Mapping[str, str]) -> dict[str, list[str]]:
+    """The sets that count as positives in each setting, from set name -> role: csid sets only in full_spectrum.
+
+    >>> settings_of({"id_test": "id", "v2": "csid", "svhn": "ood"})
+    {'standard': ['id_test'], 'full_spectrum': ['id_test', 'v2']}
+    """
+    standard = [name for name, role in roles.items() if role == "id"]
+    shifted = [name for name, role in roles.items() if role == "csid"]
+    return {"standard": standard} | ({"full_spectrum": standard + shifted} if shifted else {})
+
+
+def table_rows(
+    values: Mapping[tuple[str, str], Mapping[str, Tensor]],
+    detectors: Sequence[str],
+    roles: Mapping[str, str],
+    groups: Mapping[str, str],
+    sizes: Mapping[str, int],
+) -> list[Row]:
+    """A row for each setting, detector and OOD set, and one for the mean over OOD sets, without intervals.
+
+    `values` are those of `TableMetrics.compute`; `sizes`, the number of images of each set.
+    """
+    rows = []
+    for setting, positives in settings_of(roles).items():
+        n_id = sum(sizes[name] for name in positives)
+        sets = [ood for of_setting, ood in values if of_setting == setting]
+        for detector in detectors if sets else []:
+            of_set = {
+                ood: {metric: Estimate(values[setting, ood][f"{detector}/{metric}"].item()) for metric in METRICS}
+                for ood in sets
+            }
+            rows += [Row(detector, setting, ood, groups[ood], of_set[ood], n_id, sizes[ood]) for ood in sets]
+            total = sum(sizes[ood] for ood in sets)
+            rows.append(Row(detector, setting, MEAN, "", mean_over_sets(of_set), n_id, total))
+    return rows
+
+
+def with_intervals(
+    rows: Sequence[Row],
+    scored: Mapping[str, Scores],
+    roles: Mapping[str, str],
+    resamples: int,
+    seed: int,
+    watch=lambda steps: steps,
+) -> list[Row]:
+    """The rows of `table_rows` with the intervals of `ood_metrics`, from the scores of every image.
+
+    `resamples` bootstrap draws (0: none) are shared by all detectors; `watch` wraps the steps in a progress bar.
+    """
+    positives, draws = settings_of(roles), {}
+    sizes = {name: len(scored[name].indices) for name, role in roles.items() if role == "ood"}
+    for setting, names in positives.items():
+        n_id = sum(len(scored[name].indices) for name in names)
+        draws[setting] = draw_resamples(n_id, sizes, resamples, seed) if resamples else dict.fromkeys(sizes)
+    found, of_set = [], {}
+    for row in watch(rows):
+        if row.ood == MEAN:
+            found.append(replace(row, metrics=mean_over_sets(of_set)))
+            of_set = {}
+            continue
+        id_scores = torch.cat([scored[name].scores[row.detector] for name in positives[row.setting]])
+        drawn = ood_metrics(id_scores, scored[row.ood].scores[row.detector], draws[row.setting][row.ood])
+        of_set[row.ood] = {name: replace(drawn[name], value=known.value) for name, known in row.metrics.items()}
+        found.append(replace(row, metrics=of_set[row.ood]))
+    return found
