@@ -96,8 +96,9 @@ class OODEvaluation(Callback):
                 self._images[name] = ImageScores(list(self.suite.detectors)).to(module.device)
             self._images[name].update(scores)
         if role in ("val", "id") and (table.labels >= 0).any():
-            self._count_hits(f"{role}/accuracy", scores.predictions, outputs.labels)
-            self._count_hits(f"{role}/knn_accuracy", scores.votes, outputs.labels)
+            labels = table.labels[torch.searchsorted(table.rows, scores.indices)].to(module.device)
+            self._count_hits(f"{role}/accuracy", scores.predictions, labels)
+            self._count_hits(f"{role}/knn_accuracy", scores.votes, labels)
 
     def _fit(self, device: torch.device) -> None:
         self.suite.fit(exchange())
