@@ -71,8 +71,10 @@ def craft(
     """
     attack, config = plan.attack, plan.config
     made = variants(attack)
-    files = benchmark.images[attack.ood].files
-    key = digest([plan.dump(), fingerprint(config.backbone, config.features_root / "hashes.json"), pairs.aims, *files])
+    stamps, _ = benchmark.images[attack.ood].stamps()
+    key = digest(
+        [plan.dump(), fingerprint(config.backbone, config.features_root / "hashes.json"), pairs.aims, stamps.tolist()]
+    )
     parts = Parts(folder / "parts", key)
     through = [Corruption(name, severity) for name, severity in attack.defences.items()]
 

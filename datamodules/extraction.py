@@ -1,7 +1,7 @@
 """Images, words and prompts that the feature store does not hold yet, as the loader of a predict loop.
 
-Chunks are dealt to the devices like cards; a batch never crosses a chunk, so that features do not depend on how many
-devices there are.
+What is missing is cut into parts, in set order, by the first process; parts are dealt to the devices like cards, and a batch
+never crosses a part, so that features do not depend on how many devices there are.
 """
 
 from __future__ import annotations
@@ -10,33 +10,59 @@ import os
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from lightning.pytorch import LightningDataModule
 from PIL import Image
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
+from clip_ood.features import store
+from clip_ood.features.identity import pairs
 from clip_ood.features.store import StoredSet
 from clip_ood.prompts import Phrases, fill
 from clip_ood.reading import UnreadableImage
-from datamodules.image_list import ImageList
+from datamodules.image_list import ImageList, Loaded
+
+HELD = 16  # images of a batch whose files are in memory at a time
 
 
 @dataclass(frozen=True)
-class Rows:
-    """Some rows of a set of images or words."""
+class Part:
+    """Rows (n,) of a set of images or words that are written as one segment. Their identities (n, 2) are given where nothing
+    must be read to know them: of words, and of images whose embeddings follow from stored features."""
 
     source: str
-    rows: range
+    number: int
+    rows: np.ndarray
+    identities: np.ndarray | None = None
+
+    def batch(self, start: int, size: int) -> PartRows:
+        """`size` rows from the one at `start`, fewer at the end."""
+        some = slice(start, start + size)
+        return PartRows(self, self.rows[some], None if self.identities is None else self.identities[some])
+
+
+@dataclass(frozen=True)
+class PartRows:
+    """The rows of one batch of a part, and their identities, if they are known."""
+
+    part: Part
+    rows: np.ndarray
+    identities: np.ndarray | None
 
 
 @dataclass
 class ImageBatch:
-    """Images (B, 3, H, W) of one chunk; `errors` tells, by row of the set, which could not be read (zeros) and why."""
+    """Images of one part. `images` (B, 3, H, W) are those that must be encoded, at positions `encoded` among the n rows of the
+    batch; identities and stamps (n, 2) are of all rows, stamps None for images in memory; `errors` tells, by position among
+    the encoded, which could not be read (zeros) and why."""
 
     images: Tensor
-    source: str
-    rows: range
+    part: Part
+    encoded: list[int]
+    identities: np.ndarray
+    stamps: np.ndarray | None
     errors: dict[int, str]
 
     def pin_memory(self) -> ImageBatch:
@@ -45,13 +71,22 @@ class ImageBatch:
 
 
 @dataclass
+class StoredBatch:
+    """Stored features (n, D) of one part, whose embeddings are missing."""
+
+    features: Tensor
+    part: Part
+    identities: np.ndarray
+
+
+@dataclass
 class WordBatch:
-    """The prompts of some words of one chunk, all of the first word first."""
+    """The prompts of n words of one part, all of the first word first."""
 
     strings: list[str]
     num_prompts: int
-    source: str
-    rows: range
+    part: Part
+    identities: np.ndarray
 
 
 @dataclass
@@ -62,46 +97,75 @@ class TextBatch:
     last: bool
 
 
+Batch = ImageBatch | StoredBatch | WordBatch | TextBatch
+
+
 class Batches(Dataset):
-    """Rows of one image set -> images as tensors, zeros and the reason where one is damaged; rows of words -> their
-    prompts filled in; prompts as they are.
+    """Rows of an image set -> images as tensors, zeros and the reason where one is damaged; images whose content is stored
+    already are left out. Rows of words -> their prompts filled in; prompts as they are.
 
     Raises: OSError for a file that cannot be had (gone, not permitted): that says nothing of its content.
     """
 
     def __init__(
-        self, images: dict[str, ImageList], words: dict[str, Phrases], transform: Callable[[Image.Image], Tensor]
+        self,
+        images: dict[str, ImageList],
+        words: dict[str, Phrases],
+        stored: dict[str, StoredSet],
+        transform: Callable[[Image.Image], Tensor],
     ) -> None:
-        self.images, self.words = images, words
-        self.transform = transform
+        self.images, self.words, self.transform = images, words, transform
+        self.entries = {name: each.entries for name, each in stored.items()}
+        self.arrays = {name: each.arrays for name, each in stored.items()}
         self.blank = torch.zeros_like(transform(Image.new("RGB", (256, 256))))
 
-    def __getitem__(self, batch: Rows | TextBatch) -> ImageBatch | WordBatch | TextBatch:
+    def __getitem__(self, batch: PartRows | TextBatch) -> Batch:
         if isinstance(batch, TextBatch):
             return batch
-        if phrases := self.words.get(batch.source):
-            strings = fill(phrases.prompts, phrases.words[batch.rows.start : batch.rows.stop])
-            return WordBatch(strings, len(phrases.prompts), batch.source, batch.rows)
-        errors: dict[int, str] = {}
-        tensors = [self._tensor(self.images[batch.source], row, errors) for row in batch.rows]
-        return ImageBatch(torch.stack(tensors), batch.source, batch.rows, errors)
+        if phrases := self.words.get(batch.part.source):
+            strings = fill(phrases.prompts, [phrases.words[row] for row in batch.rows])
+            return WordBatch(strings, len(phrases.prompts), batch.part, batch.identities)
+        if batch.identities is not None:
+            rows = self.entries[batch.part.source].rows(batch.identities, "features")
+            return StoredBatch(rows.take(torch.arange(len(rows))), batch.part, batch.identities)
+        return self._images(batch.part, batch.rows.tolist())
 
-    def _tensor(self, images: ImageList, row: int, errors: dict[int, str]) -> Tensor:
+    def _images(self, part: Part, rows: list[int]) -> ImageBatch:
+        identities: list[bytes] = []
+        stamps: list[bytes | None] = []
+        encoded, tensors, errors = [], [], {}
+        for start in range(0, len(rows), HELD):
+            loaded = [self.images[part.source].load(row) for row in rows[start : start + HELD]]
+            there = self._stored(part.source, [each.identity for each in loaded])
+            for each, is_there in zip(loaded, there, strict=True):
+                if not is_there and each.identity not in identities:
+                    tensors.append(self._tensor(each, len(encoded), errors))
+                    encoded.append(len(identities))
+                identities.append(each.identity)
+                stamps.append(each.stamp)
+        images = torch.stack(tensors) if tensors else self.blank[None][:0]
+        in_files = all(each is not None for each in stamps)
+        return ImageBatch(images, part, encoded, pairs(identities), pairs(stamps) if in_files else None, errors)
+
+    def _stored(self, source: str, identities: list[bytes]) -> np.ndarray:
+        return self.entries[source].has(pairs(identities), [*self.arrays[source], "valid"])
+
+    def _tensor(self, loaded: Loaded, place: int, errors: dict[int, str]) -> Tensor:
         try:
-            return self.transform(images.read(row))
+            return self.transform(loaded.picture())
         except UnreadableImage as error:
-            errors[row] = str(error)
+            errors[place] = str(error)
             return self.blank
 
 
 class ExtractionData(LightningDataModule):
-    """The pending chunks of sets of images and words and the pending prompts, for `Trainer.predict`.
+    """The missing entries of sets of images and words and the missing prompts, for `Trainer.predict`.
 
     `stored` is keyed by set name, as are `images` and `words`; `strings` are prompts whose embeddings are missing. The first process
-    looks what is pending, for all: another run may be filling the same store.
+    looks what is missing, for all: another run may be filling the same store.
     """
 
-    allow_zero_length_dataloader_with_multiple_devices = True  # fewer chunks than devices
+    allow_zero_length_dataloader_with_multiple_devices = True  # fewer parts than devices
 
     def __init__(
         self,
@@ -118,26 +182,39 @@ class ExtractionData(LightningDataModule):
 
     @property
     def needs_encoder(self) -> bool:
-        """Whether anything is pending, on any device."""
-        return bool(self.strings or self.pending)
+        """Whether anything is missing, on any device."""
+        return bool(self.strings or self.parts)
 
     def setup(self, stage: str) -> None:
-        pending = [(name, chunk) for name, stored in self.stored.items() for chunk in stored.pending()]
-        self.pending, self.strings = self.trainer.strategy.broadcast((pending, self.strings))
+        parts = list(self._parts()) if self.trainer.is_global_zero else []
+        self.parts, self.strings = self.trainer.strategy.broadcast((parts, self.strings))
+
+    def _parts(self) -> Iterator[Part]:
+        number = 0
+        for name, stored in self.stored.items():
+            missing = stored.missing()
+            known = missing if name in self.words else stored.derivable(missing)
+            for rows, are_known in ((np.setdiff1d(missing, known), False), (known, True)):
+                for start in range(0, len(rows), store.PART):
+                    some = rows[start : start + store.PART]
+                    yield Part(name, number, some, stored.identities_of(some) if are_known else None)
+                    number += 1
 
     def predict_dataloader(self) -> list[DataLoader]:
         if not self.needs_encoder:
             return []
         rank, world = self.trainer.global_rank, self.trainer.world_size
-        batches = [*self._rows(self.pending[rank::world]), *(self._texts() if rank == 0 else [])]
+        batches = [*self._batches(self.parts[rank::world]), *(self._texts() if rank == 0 else [])]
         on_gpu = self.trainer.strategy.root_device.type == "cuda"
         workers = self.num_workers if self.num_workers is not None else default_workers(on_gpu)
-        dataset = Batches(self.images, self.words, self.trainer.lightning_module.backbone.transform)
+        dataset = Batches(self.images, self.words, self.stored, self.trainer.lightning_module.backbone.transform)
         return [DataLoader(dataset, sampler=batches, batch_size=None, num_workers=workers, pin_memory=on_gpu)]
 
-    def transfer_batch_to_device(self, batch, device: torch.device, dataloader_idx: int):
+    def transfer_batch_to_device(self, batch: Batch, device: torch.device, dataloader_idx: int) -> Batch:
         if isinstance(batch, ImageBatch):
             batch.images = batch.images.to(device, non_blocking=True)
+        if isinstance(batch, StoredBatch):
+            batch.features = batch.features.to(device)
         return batch
 
     def _texts(self) -> Iterator[TextBatch]:
@@ -145,13 +222,12 @@ class ExtractionData(LightningDataModule):
         for start in steps:
             yield TextBatch(self.strings[start : start + self.batch_size], last=start == steps[-1])
 
-    def _rows(self, chunks: list[tuple[str, int]]) -> Iterator[Rows]:
-        for name, chunk in chunks:
-            rows = self.stored[name].rows(chunk)
-            prompts = len(self.words[name].prompts) if name in self.words else 1
+    def _batches(self, parts: list[Part]) -> Iterator[PartRows]:
+        for part in parts:
+            prompts = len(self.words[part.source].prompts) if part.source in self.words else 1
             step = max(1, self.batch_size // prompts)
-            for start in range(0, len(rows), step):
-                yield Rows(name, rows[start : start + step])
+            for start in range(0, len(part.rows), step):
+                yield part.batch(start, step)
 
 
 def default_workers(on_gpu: bool) -> int:

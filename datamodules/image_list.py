@@ -3,21 +3,34 @@
 from __future__ import annotations
 
 import hashlib
+import io
 import os
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+import numpy as np
 from PIL import Image
 
-from clip_ood.reading import SUFFIXES, decode, read_image
+from clip_ood.features.identity import identity_of, pairs
+from clip_ood.reading import SUFFIXES, decode
 from configs.checks import shard_paths
 from configs.errors import ConfigError
 from configs.schema import ImageSet
 from datamodules import shards, torchvision_sets
 from datamodules.corruptions import Corruption
 from datamodules.label_files import read_labels
+from datamodules.sources import is_vague, of_pixels, read_whole, real_path, stamp
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """An image as it was read: what tells its content, what tells its file (None in memory), and the picture on demand."""
+
+    identity: bytes
+    stamp: bytes | None
+    picture: Callable[[], Image.Image]
 
 
 @dataclass(frozen=True)
@@ -26,8 +39,7 @@ class ImageList:
 
     Attributes: names, the paths relative to `root`; labels, a class index each (-1: none), None for a flat folder;
     class_names, in label order where folders name them; pixels or members, of images that are no files of their own;
-    corruption, what is done to each after decoding; files, (name, size, mtime) each: what the store keys on. Of an image
-    in a shard: name, offset, its size, and the shard's size and mtime. Of a corrupted one what is done to it as well.
+    corruption, what is done to each after decoding.
     """
 
     name: str
@@ -44,34 +56,78 @@ class ImageList:
 
     def read(self, index: int) -> Image.Image:
         """The image as 8-bit RGB; raises what reading raises."""
-        image = self._decoded(index)
-        return image if self.corruption is None else self.corruption(image, self.names[index])
-
-    def _decoded(self, index: int) -> Image.Image:
         if self.pixels is not None:
-            return Image.fromarray(self.pixels[index]).convert("RGB")
-        if self.members is not None:
-            return decode(self.members[index].open(self.root))
-        return read_image(self.root / self.names[index])
+            return self._corrupted(index, _of_array(self.pixels[index]))
+        path, inside = self._place(index)
+        return self._picture(index, read_whole(path, *inside)[0])
 
-    @property
-    def files(self) -> list[tuple]:
-        done = () if self.corruption is None else self.corruption.key
-        return [(*file, *done) for file in self._sources()]
-
-    def _sources(self) -> list[tuple]:
+    def load(self, index: int) -> Loaded:
+        """The image, not decoded yet. Raises: OSError for a file that cannot be had."""
         if self.pixels is not None:
-            return [(name,) for name in self.names]
+            pixels = self.pixels[index]
+            return Loaded(self._changed(index, of_pixels(pixels)), None, lambda: self.read(index))
+        path, inside = self._place(index)
+        content, state = read_whole(path, *inside)
+        known_by = stamp(real_path(str(path)), state, *inside)
+        return Loaded(
+            self._changed(index, identity_of(content)),
+            self._changed(index, known_by),
+            lambda: self._picture(index, content),
+        )
+
+    def _place(self, index: int) -> tuple[Path, tuple[int, ...]]:
+        """The file that an image lies in, and where in it: offset and size, nothing for the whole file."""
+        if self.members is None:
+            return self.root / self.names[index], ()
+        member = self.members[index]
+        return self.root / member.shard, (member.offset, member.size)
+
+    def identify(self, index: int) -> bytes:
+        """What tells the content of an image, which is read: 16 bytes."""
+        return self.load(index).identity
+
+    def identities(self) -> np.ndarray | None:
+        """What tells the contents of images in memory, (N, 2); None for files, which must be read first."""
+        if self.pixels is None:
+            return None
+        return pairs([self._changed(index, of_pixels(pixels)) for index, pixels in enumerate(self.pixels)])
+
+    def stamps(self) -> tuple[np.ndarray, bool]:
+        """What each image's file is known by, (N, 2), and whether a change of it could go unnoticed.
+
+        Raises: ConfigError for a file that is not there.
+        """
+        folders: dict[str, str] = {}
+        states: dict[str, os.stat_result] = {}
+        root, vague, found = str(self.root), True, []
         try:
-            if self.members is not None:
-                kept = {shard: _size_and_time(self.root / shard) for shard in {each.shard for each in self.members}}
-                return [
-                    (name, each.offset, each.size, *kept[each.shard])
-                    for name, each in zip(self.names, self.members, strict=True)
-                ]
-            return [(name, *_size_and_time(self.root / name)) for name in self.names]
+            for index, name in enumerate(self.names):
+                if self.members is None:
+                    path, inside = f"{root}/{name}", ()
+                    state = os.stat(path)
+                else:
+                    member = self.members[index]
+                    path, inside = f"{root}/{member.shard}", (member.offset, member.size)
+                    state = states.get(path) or states.setdefault(path, os.stat(path))
+                folder, _, file = path.rpartition("/")
+                real = folders.get(folder) or folders.setdefault(folder, os.path.realpath(folder))
+                vague = vague and is_vague(state)
+                found.append(self._changed(index, stamp(f"{real}/{file}", state, *inside)))
         except OSError as error:
             raise ConfigError(f"Image set {self.name}: there is no {error.filename} ({error.strerror})") from error
+        return pairs(found), vague
+
+    def _changed(self, index: int, identity: bytes) -> bytes:
+        """The identity of an image after its corruption, whose noise is drawn by the image's name."""
+        if self.corruption is None:
+            return identity
+        return identity_of(identity, *map(str, self.corruption.key), self.names[index])
+
+    def _picture(self, index: int, content: bytes) -> Image.Image:
+        return self._corrupted(index, decode(io.BytesIO(content)))
+
+    def _corrupted(self, index: int, image: Image.Image) -> Image.Image:
+        return image if self.corruption is None else self.corruption(image, self.names[index])
 
     def subset(self, keep: Sequence[int]) -> ImageList:
         """The images at the positions `keep`, in that order."""
@@ -262,6 +318,5 @@ def _from_torchvision(name: str, spec: ImageSet, root: Path, download: bool) -> 
     return ImageList(name, root, names, data.labels, data.class_names, data.pixels)
 
 
-def _size_and_time(path: Path) -> tuple[int, int]:
-    stat = path.stat()
-    return stat.st_size, stat.st_mtime_ns
+def _of_array(pixels: np.ndarray) -> Image.Image:
+    return Image.fromarray(pixels).convert("RGB")

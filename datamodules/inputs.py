@@ -12,12 +12,12 @@ import tarfile
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from stat import S_ISREG
 
 from PIL import Image
 
-from clip_ood.reading import SUFFIXES, decode, read_image
+from clip_ood.reading import SUFFIXES, decode
 from datamodules import shards
+from datamodules.sources import read_whole
 
 STDIN = "-"
 LISTS = (".txt", ".lst", ".list")
@@ -40,15 +40,12 @@ class Source:
 
         Raises: UnreadableImage for what is not a whole image, OSError for a file that cannot be had.
         """
-        if self.member is not None:
-            return decode(self.member.open(self.file.parent))
-        if not S_ISREG(self.file.stat().st_mode):
-            raise OSError(22, "no regular file", str(self.file))  # a pipe would keep us waiting
-        return read_image(self.file)
+        return decode(io.BytesIO(self.content()))
 
     def content(self) -> bytes:
         """The bytes of its file. Raises: OSError."""
-        return self.file.read_bytes() if self.member is None else self.member.open(self.file.parent).read()
+        inside = () if self.member is None else (self.member.offset, self.member.size)
+        return read_whole(self.file, *inside)[0]
 
 
 def sources(paths: Iterable[str]) -> Iterator[Source]:

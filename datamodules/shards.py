@@ -5,10 +5,9 @@ A sample's files share their name up to the first dot after the last slash: `000
 
 from __future__ import annotations
 
-import io
 import tarfile
 from pathlib import Path, PurePosixPath
-from typing import BinaryIO, NamedTuple
+from typing import NamedTuple
 
 from clip_ood.reading import SUFFIXES
 from configs.errors import ConfigError
@@ -20,18 +19,6 @@ class Member(NamedTuple):
     shard: str
     offset: int
     size: int
-
-    def open(self, root: Path) -> BinaryIO:
-        """The bytes as a file.
-
-        Raises: OSError for a shard that cannot be had, and for one that has become shorter.
-        """
-        with (root / self.shard).open("rb") as file:
-            file.seek(self.offset)
-            content = file.read(self.size)
-        if len(content) < self.size:
-            raise OSError(5, "the shard has become shorter", str(root / self.shard))
-        return io.BytesIO(content)
 
 
 class Index(NamedTuple):

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import csv
+import time
 import warnings
 from dataclasses import replace
 from pathlib import Path
 
+import torch
 from lightning.pytorch import Trainer
 from rich.console import Console
 
@@ -20,6 +22,8 @@ from datamodules.benchmark import Benchmark
 from datamodules.extraction import ExtractionData
 from experiments.negatives import choose, pools, word_sets
 from lightning_modules.feature_extractor import FeatureExtractor
+
+VISIBLE_AFTER = 60  # seconds, on any file system that is used for runs of several nodes
 
 warnings.filterwarnings("ignore", message="Total length of .* across ranks is zero")  # nothing is missing
 
@@ -36,14 +40,20 @@ def load_features(
     """
     store = _store(config, config.backbone)
     texts = store if config.backbone.text_spec is None else _store(config, config.backbone.text_spec)
-    with Console(quiet=not trainer.is_global_zero).status("Looking up the images in the feature store"):
-        stored = {name: store.image_set(name, images.files) for name, images in benchmark.images.items()}
+    arrays = ("features", "embeddings") if config.backbone.library == "open_clip" else ("features",)
+    stored = {name: store.image_set(name, images, arrays) for name, images in benchmark.images.items()}
     with_text = config.backbone.library == "open_clip" and benchmark.class_names is not None
     strings = fill(config.data.prompts, [name for names in benchmark.called for name in names]) if with_text else []
     chosen_from = pools(config, benchmark) if with_text else {}
     words = word_sets(chosen_from)
     stored_words = {name: texts.word_set(name, phrases) for name, phrases in words.items()}
+    if trainer.is_global_zero:
+        with Console().status("Looking up the images in the feature store"):
+            for each in stored.values():
+                each.missing()  # kept for the plan
+        _say_old(config.features_root)
     _extract(config, benchmark, trainer, texts, stored | stored_words, strings, words)
+    store.touch()
     features = {name: each.open() for name, each in stored.items()}
     if trainer.is_global_zero:
         list_unreadable(folder / "unreadable.csv", benchmark, stored)
@@ -51,7 +61,7 @@ def load_features(
     if not strings:
         return features, None
     negatives = choose(chosen_from, {name: each.open().features for name, each in stored_words.items()}, trainer)
-    return features, replace(texts.texts(strings), negatives=negatives)
+    return features, replace(texts.texts_of(strings), negatives=negatives)
 
 
 def _store(config: Config, encoder: BackboneConfig) -> FeatureStore:
@@ -67,16 +77,46 @@ def _extract(
     strings: list[str],
     words: dict[str, Phrases],
 ) -> None:
-    missing = strings if strings and texts.texts(strings) is None else []
+    missing = texts.missing_texts(strings) if trainer.is_global_zero else []
     data = ExtractionData(benchmark.images, stored, missing, config.data.batch_size, config.data.num_workers, words)
     extractor = FeatureExtractor(lambda: create_backbone(config.backbone))
-    writer = FeatureWriter(texts, stored, strings)
+    writer = FeatureWriter(texts, stored, missing)
     trainer.callbacks.append(writer)
     try:
         trainer.predict(extractor, datamodule=data, return_predictions=False)
     finally:
         trainer.callbacks.remove(writer)
+    if not data.needs_encoder:
+        return
+    written = trainer.strategy.reduce(
+        torch.tensor(float(writer.written), device=trainer.strategy.root_device), reduce_op="sum"
+    )
     trainer.strategy.barrier("features")
+    if trainer.is_global_zero:
+        for each in {id(each): each for each in (texts, *(of_set.store for of_set in stored.values()))}.values():
+            each.merge()
+    trainer.strategy.barrier("merged")
+    if round(float(written)) == len(data.parts):
+        _wait_until_visible(stored)
+
+
+def _wait_until_visible(stored: dict[str, StoredSet]) -> None:
+    """Looks again until all that was written is seen: on a network file system that may take a while."""
+    for _ in range(VISIBLE_AFTER):
+        for each in stored.values():
+            each.refresh()
+        if not any(len(each.missing()) for each in stored.values()):
+            return
+        time.sleep(1)
+
+
+def _say_old(root: Path) -> None:
+    """Says once a run that an older version's features are not read, and what to do with them."""
+    if old := {path.parents[1] for path in root.glob("*/*/manifest.json")}:
+        print(
+            f"{root} holds features in the format of an older version ({len(old)} encoders), which are not read: "
+            "python -m clip_ood.features remove --old shows and removes them"
+        )
 
 
 def list_unreadable(path: Path, benchmark: Benchmark, stored: dict[str, StoredSet]) -> None:

@@ -41,7 +41,7 @@ def choose(chosen_from: dict[str, Pool], embeddings: dict[str, Rows], trainer: T
 
 
 def _choose(name: str, pool: Pool, embeddings: dict[str, Rows], trainer: Trainer) -> NegativeLabels:
-    classes = torch.cat(embeddings[f"{name} classes"].chunks)
+    classes = torch.cat(list(embeddings[f"{name} classes"].blocks()))
     parts = [part for part in ("nouns", "adjectives") if f"{name} {part}" in embeddings]
     candidates = [embeddings[f"{name} {part}"] for part in parts]
     chosen = None
@@ -50,7 +50,7 @@ def _choose(name: str, pool: Pool, embeddings: dict[str, Rows], trainer: Trainer
         dropped = [are_classes(getattr(pool, part).words, pool.classes.words) for part in parts]
         with Console().status(f"Choosing the negative labels of {name}"):
             chosen = [
-                select(rows.chunks, on_device, without, pool.same)
+                select(rows.blocks(), on_device, without, pool.same)
                 for rows, without in zip(candidates, dropped, strict=True)
             ]
     chosen = trainer.strategy.broadcast(chosen)

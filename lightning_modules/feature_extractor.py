@@ -10,7 +10,7 @@ from lightning.pytorch import LightningModule
 from clip_ood.backbones.backbone import Backbone
 from clip_ood.outputs import Outputs
 from clip_ood.prompts import prototypes
-from datamodules.extraction import ImageBatch, TextBatch, WordBatch
+from datamodules.extraction import Batch, StoredBatch, TextBatch, WordBatch
 
 
 class FeatureExtractor(LightningModule):
@@ -29,15 +29,17 @@ class FeatureExtractor(LightningModule):
         if self.trainer.datamodule.needs_encoder:
             self.backbone = self.create()
 
-    def predict_step(
-        self, batch: ImageBatch | WordBatch | TextBatch, batch_idx: int, dataloader_idx: int = 0
-    ) -> Outputs:
+    def predict_step(self, batch: Batch, batch_idx: int, dataloader_idx: int = 0) -> Outputs:
         """Images give features (B, D) and embeddings (B, E) or None; words the mean of their prompts' embeddings as
-        features (B, E); strings give embeddings (K, E)."""
+        features (B, E); strings give embeddings (K, E), stored features too."""
         with torch.autocast(self.device.type, enabled=False):
             if isinstance(batch, TextBatch):
                 return Outputs(embeddings=self.backbone.encode_text(batch.strings))
             if isinstance(batch, WordBatch):
                 return Outputs(features=prototypes(self.backbone.encode_text(batch.strings), batch.num_prompts))
+            if isinstance(batch, StoredBatch):
+                return Outputs(embeddings=self.backbone.project(batch.features))
+            if not len(batch.images):  # all of them are stored already
+                return Outputs()
             features = self.backbone.encode_image(batch.images)
             return Outputs(features=features, embeddings=self.backbone.project(features))

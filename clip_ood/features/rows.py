@@ -1,25 +1,27 @@
-"""One array of features, kept as the chunks that it lies in on disk."""
+"""One array of features, kept as the pieces that it lies in on disk."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
 
 import torch
 from torch import Tensor
 
 
-@dataclass(frozen=True)
 class Rows:
-    """N rows of width D in equal chunks (the last may be shorter), mapped from files: nothing is read before it is used.
+    """N rows of width D out of mapped pieces: nothing is read before it is used.
 
-    Attributes: chunks, each (n, D) of one dtype.
+    Args:
+        chunks: (n_i, D) each, of one dtype.
+        places: (N,) int64, where each row lies in the pieces' rows, counted through; None: they are all rows in order.
     """
 
-    chunks: tuple[Tensor, ...]
+    def __init__(self, chunks: Sequence[Tensor], places: Tensor | None = None) -> None:
+        self.chunks, self.places = tuple(chunks), places
+        self._ends = torch.tensor([len(chunk) for chunk in self.chunks]).cumsum(0)
 
     def __len__(self) -> int:
-        return sum(map(len, self.chunks))
+        return int(self._ends[-1]) if self.places is None else len(self.places)
 
     @property
     def width(self) -> int:
@@ -30,14 +32,20 @@ class Rows:
         return self.chunks[0].dtype
 
     def take(self, indices: Tensor, device: torch.device | str = "cpu") -> Tensor:
-        """The rows at `indices` (n,), in that order: (n, D) on `device`, copied once, a chunk at a time."""
-        out = torch.empty(len(indices), self.width, dtype=self.dtype, device=device)
-        for places, rows in self._by_chunk(indices):
-            out[places.to(device)] = rows.to(device)
+        """The rows at `indices` (n,), in that order: (n, D) on `device`, copied once, a piece at a time."""
+        out = torch.empty(len(indices), *self.chunks[0].shape[1:], dtype=self.dtype, device=device)
+        for wanted, rows in self._by_chunk(indices if self.places is None else self.places[indices]):
+            out[wanted.to(device)] = rows.to(device)
         return out
 
-    def _by_chunk(self, indices: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
-        chunk_of = indices // len(self.chunks[0])
+    def blocks(self, size: int = 8192) -> Iterator[Tensor]:
+        """All rows in order, `size` at a time."""
+        for start in range(0, len(self), size):
+            yield self.take(torch.arange(start, min(start + size, len(self))))
+
+    def _by_chunk(self, places: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
+        chunk_of = torch.searchsorted(self._ends, places, right=True)
         for chunk in chunk_of.unique().tolist():
-            places = (chunk_of == chunk).nonzero().squeeze(1)
-            yield places, self.chunks[chunk][indices[places] - chunk * len(self.chunks[0])]
+            wanted = (chunk_of == chunk).nonzero().squeeze(1)
+            start = int(self._ends[chunk]) - len(self.chunks[chunk])
+            yield wanted, self.chunks[chunk][places[wanted] - start]

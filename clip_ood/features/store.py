@@ -1,157 +1,161 @@
-"""The feature store: what an encoder says of an image set, computed once, resumable, mapped when read.
+"""The feature store: what an encoder says of images and strings, computed once, resumable, mapped when read.
 
-    <root>/<encoder>/<set>/manifest.json      what the features are of, and the library versions they were made with
-    <root>/<encoder>/<set>/chunk-00000.safetensors   features (n, D), embeddings (n, E), valid (n,), rows in set order
-    <root>/<encoder>/<words>/…                 the same of words: features (n, E), means of unit text embeddings
-    <root>/<encoder>/text/<strings>.safetensors      embeddings (K, E) of exact strings, in order
+    <root>/<encoder>/encoder.json       what the encoder is; touched by every run that reads from it
+    <root>/<encoder>/images/…           an entry an image: features (D), embeddings (E), valid
+    <root>/<encoder>/texts/…            an entry a string: embeddings (E); an entry a word: features (E), the mean over prompts
+    <root>/files/…                      which content a file was found to have, so that it is not read again
 
-A chunk is written under a temporary name and renamed when it is whole, so that a killed run goes on from the last
-whole chunk and two runs on one store never see half a file.
+An image is told by a hash of its file's bytes, whatever the file is called and wherever it lies; a file is known again by its
+path, size, times and inode.
 """
 
 from __future__ import annotations
 
 import json
-import time
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+import os
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import cached_property
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
-from uuid import uuid4
+from typing import Any, Protocol
 
+import numpy as np
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 
 from clip_ood.backbones.fingerprint import digest
+from clip_ood.features.entries import Entries
+from clip_ood.features.identity import identity_of, pairs
 from clip_ood.features.rows import Rows
+from clip_ood.features.segment import whole
 from clip_ood.outputs import NegativeLabels
 from clip_ood.prompts import Phrases
 
-CHUNK = 1024  # images: a killed run loses at most so many
-FORMAT = 1  # of the files: another number, another store
-ABANDONED = 3600  # seconds: a temporary file that has not grown for so long is a killed run's
+PART = 1024  # images: a killed run loses at most so many a process
+FORMAT = 2  # of the files: another number, another store
+SAMPLE = 64  # files that are read again where a file system does not tell that a file has changed
+SCALE = pairs([identity_of("logit scale")])
 
 
-class StoreError(ValueError):
-    """The store holds something that is damaged or of something else, or cannot be written."""
+class Images(Protocol):
+    """What the store asks of a list of N images."""
+
+    def __len__(self) -> int: ...
+
+    def identities(self) -> np.ndarray | None:
+        """(N, 2), where the images lie in memory; None where they are files, which must be read first."""
+
+    def stamps(self) -> tuple[np.ndarray, bool]:
+        """(N, 2): what says that a file is the one that was read; and whether its change could go unnoticed."""
+
+    def identify(self, index: int) -> bytes:
+        """The identity of an image, which is read."""
 
 
 @dataclass(frozen=True)
 class Features:
-    """The stored features of an image set: g, h (None for image-only encoders) and which rows could be read (N,) bool."""
+    """The stored features of an image set: g, h (None for image-only encoders), which rows could be read (N,) bool, and what
+    tells the images apart (N, 2)."""
 
     features: Rows
     embeddings: Rows | None
     valid: Tensor
+    identities: np.ndarray | None = field(default=None, compare=False)
 
 
-@dataclass(frozen=True)
 class StoredSet:
-    """The place of one set of images or words under one encoder; it may be empty, part-filled or complete."""
+    """One set of images or words under one encoder; none, some or all of its entries may be there.
 
-    folder: Path
-    name: str
-    count: int
-    identity: dict[str, str]
-    dtype: torch.dtype
+    `identify` gives the identities (N, 2) and which of them are known (N,): an image that was never read has none.
+    """
 
-    @property
-    def chunks(self) -> range:
-        return range(-(-self.count // CHUNK))
-
-    def rows(self, chunk: int) -> range:
-        """The rows of a chunk."""
-        return range(chunk * CHUNK, min((chunk + 1) * CHUNK, self.count))
-
-    def chunk_of(self, row: int) -> int:
-        """The chunk that holds a row."""
-        return row // CHUNK
-
-    def pending(self) -> list[int]:
-        """Chunks that are not there yet."""
-        return [chunk for chunk in self.chunks if not self._path(chunk).is_file()]
-
-    def write(
+    def __init__(
         self,
-        chunk: int,
-        features: Tensor,
-        embeddings: Tensor | None,
-        errors: dict[int, str],
-        batch_size: int | None = None,
+        name: str,
+        store: FeatureStore,
+        entries: Entries,
+        arrays: Sequence[str],
+        identify: Callable[[], tuple[np.ndarray, np.ndarray]],
     ) -> None:
-        """Writes one whole chunk; `errors` tells, by row of the chunk, why an image could not be read, `batch_size` how
-        many images a forward pass had.
+        self.name, self.store, self.entries, self.arrays = name, store, entries, tuple(arrays)
+        self._identify = identify
 
-        Raises: ValueError for NaN or Inf features of readable images.
+    @cached_property
+    def _identities(self) -> tuple[np.ndarray, np.ndarray]:
+        return self._identify()
+
+    def refresh(self) -> None:
+        """Looks again at the files and at what is stored."""
+        self.entries.refresh()
+        self.__dict__.pop("_identities", None)
+
+    def missing(self) -> np.ndarray:
+        """Rows of the set that must be read or encoded, ascending; those in `derivable` need not be."""
+        identities, known = self._identities
+        stored = known.copy()
+        stored[known] = self.entries.has(identities[known], [*self.arrays, "valid"])
+        return np.flatnonzero(~stored)
+
+    def derivable(self, rows: np.ndarray) -> np.ndarray:
+        """Those of some rows whose features are there, so that their embeddings can be computed from these."""
+        identities, known = self._identities
+        rows = rows[known[rows]]
+        return rows[self.entries.has(identities[rows], ["features", "valid"])]
+
+    def identities_of(self, rows: np.ndarray) -> np.ndarray:
+        """(n, 2) of rows that are known."""
+        return self._identities[0][rows]
+
+    def add(
+        self,
+        identities: np.ndarray,
+        arrays: Mapping[str, Tensor],
+        errors: Mapping[int, str] | None = None,
+        batch_size: int | None = None,
+        name: str = "",
+    ) -> Path:
+        """Writes entries (n, 2); `errors`: by row, why an image could not be read, `batch_size`: images a forward pass.
+
+        Raises: ValueError for NaN or Inf in arrays of readable images, StoreError where it cannot be written.
         """
-        valid = torch.ones(len(features), dtype=torch.bool)
-        valid[list(errors)] = False
-        tensors = {"features": features, "embeddings": embeddings}
-        tensors = {key: value.to(self.dtype).contiguous() for key, value in tensors.items() if value is not None}
-        for tensor in tensors.values():
-            tensor[~valid] = 0
-            if broken := int((~tensor.isfinite().all(dim=1)).sum()):
-                rows = self.rows(chunk)
+        valid = torch.ones(len(identities), dtype=torch.bool)
+        valid[list(errors or {})] = False
+        kept = {key: value.to("cpu", self.store.dtype, copy=True) for key, value in arrays.items()}
+        for values in kept.values():
+            values[~valid] = 0
+            if broken := int((~values.isfinite().all(dim=1)).sum()):
                 raise ValueError(
-                    f"Image set {self.name}: {broken} of the images {rows.start}–{rows.stop - 1} have NaN or Inf features "
-                    f"as {str(self.dtype).removeprefix('torch.')}. Try backbone.precision=fp32, and check the weights."
+                    f"Image set {self.name}: {broken} of {len(values)} images have NaN or Inf features as "
+                    f"{str(self.store.dtype).removeprefix('torch.')}. Try backbone.precision=fp32, and check the weights."
                 )
-        self._write_manifest({key: value.shape[1] for key, value in tensors.items()}, batch_size)
-        described = self._described(chunk) | {"errors": errors}
-        _write(self._path(chunk), tensors | {"valid": valid}, described)
+        self.store.describe()
+        return self.entries.add(identities, kept | {"valid": valid}, errors, made_with(batch_size), name)
+
+    def remember(self, stamps: np.ndarray, identities: np.ndarray, name: str = "") -> Path | None:
+        """Keeps which content (n, 2) the files with these stamps (n, 2) have; those in memory have none."""
+        if not len(stamps):
+            return None
+        content = torch.from_numpy(identities.view(np.int64).copy())
+        return self.store.files.add(stamps, {"identity": content}, name=name)
 
     def open(self) -> Features:
-        """The stored features, mapped.
-
-        Raises: StoreError for a chunk that is damaged or of other images, FileNotFoundError for a missing one.
-        """
-        if pending := self.pending():
+        """The stored features, mapped. Raises: FileNotFoundError where some are not there."""
+        if len(missing := self.missing()):
             raise FileNotFoundError(
-                f"Image set {self.name}: {len(pending)} of {len(self.chunks)} chunks of its features are missing in "
-                f"{self.folder}; run again, without trainer.limit_predict_batches and trainer.fast_dev_run"
+                f"Image set {self.name}: the features of {len(missing):,} of {len(self._identities[0]):,} images are missing "
+                f"in {self.entries.folder}; run again, without trainer.limit_predict_batches and trainer.fast_dev_run"
             )
-        parts = [self._open(chunk) for chunk in self.chunks]
-        embeddings = Rows(tuple(part["embeddings"] for part in parts)) if "embeddings" in parts[0] else None
-        features = Rows(tuple(part["features"] for part in parts))
-        return Features(features, embeddings, torch.cat([part["valid"] for part in parts]))
+        identities, _ = self._identities
+        found = {name: self.entries.rows(identities, name) for name in self.arrays}
+        valid = self.entries.rows(identities, "valid").take(torch.arange(len(identities)))
+        return Features(found["features"], found.get("embeddings"), valid, identities)
 
     @cached_property
     def errors(self) -> dict[int, str]:
         """Why images could not be read, by row of the set."""
-        found = {}
-        for chunk in self.chunks:
-            errors = _read(self._path(chunk))[0]["errors"]
-            found |= {self.rows(chunk).start + int(row): reason for row, reason in errors.items()}
-        return found
-
-    def _open(self, chunk: int) -> dict[str, Tensor]:
-        path = self._path(chunk)
-        metadata, tensors = _read(path)
-        expected = self._described(chunk)
-        matches = {key: metadata.get(key) for key in expected} == expected
-        if not matches or {len(tensor) for tensor in tensors.values()} != {len(self.rows(chunk))}:
-            raise StoreError(f"{path} holds features of something else; delete it to have it made again")
-        return tensors
-
-    def _described(self, chunk: int) -> dict[str, Any]:
-        return self.identity | {"chunk": chunk}
-
-    def _path(self, chunk: int) -> Path:
-        return self.folder / f"chunk-{chunk:05d}.safetensors"
-
-    def _write_manifest(self, widths: dict[str, int], batch_size: int | None) -> None:
-        path = self.folder / "manifest.json"
-        if path.is_file():
-            return
-        libraries = {name: version(name) for name in ("torch", "torchvision", "open_clip_torch", "timm")}
-        content = {"name": self.name, "images": self.count, "rows_per_chunk": CHUNK, "dtype": str(self.dtype)}
-        content |= {"widths": widths, "batch_size": batch_size}
-        _write_json(path, content | self.identity | {"libraries": libraries})
+        return self.entries.errors(self._identities[0])
 
 
 @dataclass(frozen=True)
@@ -164,91 +168,99 @@ class TextEmbeddings:
 
 
 class FeatureStore:
-    """All features of one encoder under a root folder.
+    """All that is stored of one encoder under a root folder.
 
     `fingerprint` is what `clip_ood.backbones.fingerprint` says of the encoder; half precision is stored as float16.
     """
 
     def __init__(self, root: Path, fingerprint: dict[str, Any]) -> None:
-        self.fingerprint = fingerprint
-        self.encoder = digest([FORMAT, fingerprint])
-        self.folder = Path(root) / self.encoder
+        self.root, self.fingerprint = Path(root), fingerprint
+        self.folder = self.root / digest([FORMAT, fingerprint])
         self.dtype = torch.float32 if fingerprint["precision"] == "fp32" else torch.float16
+        self.images, self.texts = Entries(self.folder / "images"), Entries(self.folder / "texts")
+        self.files = Entries(self.root / "files")
 
-    def image_set(self, name: str, files: list[tuple]) -> StoredSet:
-        """The place of the image set whose images are `files`: (relative path, size, mtime) each."""
-        return self._set(name, len(files), digest([CHUNK, *files]))
+    def image_set(self, name: str, images: Images, arrays: Sequence[str] = ("features",)) -> StoredSet:
+        """The entries of a list of images, with the arrays that are wanted of each."""
+
+        def identify() -> tuple[np.ndarray, np.ndarray]:
+            if (identities := images.identities()) is not None:
+                return identities, np.ones(len(images), bool)
+            return self._known_files(images)
+
+        return StoredSet(name, self, self.images, arrays, identify)
+
+    def _known_files(self, images: Images) -> tuple[np.ndarray, np.ndarray]:
+        """The identities of files that were read before, and which were."""
+        self.files.refresh()
+        stamps, vague = images.stamps()
+        known = self.files.has(stamps, ["identity"])
+        identities = np.zeros((len(images), 2), np.uint64)
+        if known.any():
+            rows = self.files.rows(stamps[known], "identity")
+            identities[known] = rows.take(torch.arange(len(rows))).numpy().view(np.uint64)
+        if vague and self._changed(images, identities, np.flatnonzero(known)):
+            self.files.remove(stamps[known])
+            known[:] = False
+        return identities, known
+
+    def _changed(self, images: Images, identities: np.ndarray, known: np.ndarray) -> bool:
+        """Whether one of a sample of files is not what it was."""
+        sample = known[np.linspace(0, len(known) - 1, min(SAMPLE, len(known))).astype(int)]
+        return any(images.identify(int(row)) != identities[row].astype("<u8").tobytes() for row in sample)
 
     def word_set(self, name: str, phrases: Phrases) -> StoredSet:
-        """The place of the embeddings of words, one a word."""
-        return self._set(name, len(phrases.words), digest([CHUNK, "words", phrases.prompts, phrases.words]))
+        """The entries of words, each the mean over prompts."""
+        identities = pairs([identity_of("word", word, *phrases.prompts) for word in phrases.words])
+        return StoredSet(name, self, self.texts, ["features"], lambda: (identities, np.ones(len(phrases.words), bool)))
 
-    def _set(self, name: str, count: int, key: str) -> StoredSet:
-        identity = {"encoder": self.encoder, "files": key}
-        folder = self.folder / identity["files"]
-        _remove_abandoned(folder)
-        if not (described := self.folder / "encoder.json").is_file():
-            _write_json(described, self.fingerprint)
-        return StoredSet(folder, name, count, identity, self.dtype)
+    def missing_texts(self, strings: Sequence[str]) -> list[str]:
+        """Those of some strings whose embeddings are not there, each once, in their order; all where the model's logit scale is
+        not there."""
+        wanted = list(dict.fromkeys(strings))
+        if not wanted or not self.texts.has(SCALE, ["logit_scale"])[0]:
+            return wanted
+        there = self.texts.has(_strings(wanted), ["embeddings"])
+        return [string for string, known in zip(wanted, there, strict=True) if not known]
 
-    def texts(self, strings: list[str]) -> TextEmbeddings | None:
-        """The embeddings of exactly these strings in this order; None if they are not there yet."""
-        path = self._text_path(strings)
-        if not path.is_file():
-            return None
-        metadata, tensors = _read(path)
-        if metadata.get("strings") != strings:
-            raise StoreError(f"{path} holds embeddings of other strings; delete it to have it made again")
-        return TextEmbeddings(tensors["embeddings"], metadata["logit_scale"])
+    def texts_of(self, strings: Sequence[str]) -> TextEmbeddings:
+        """The embeddings of these strings, in their order. Raises: KeyError where some are not there."""
+        rows = self.texts.rows(_strings(strings), "embeddings")
+        scale = self.texts.rows(SCALE, "logit_scale").take(torch.zeros(1, dtype=torch.long))
+        return TextEmbeddings(rows.take(torch.arange(len(rows))), scale.item())
 
-    def write_texts(self, strings: list[str], text: TextEmbeddings) -> None:
-        """Keeps the embeddings of these strings."""
+    def write_texts(self, strings: Sequence[str], text: TextEmbeddings) -> None:
+        """Keeps the embeddings of these strings. Raises: ValueError for NaN or Inf."""
         if not text.embeddings.isfinite().all():
             raise ValueError("The text encoder gives NaN or Inf. Try backbone.precision=fp32, and check the weights.")
-        described = {"strings": strings, "logit_scale": text.logit_scale}
-        _write(self._text_path(strings), {"embeddings": text.embeddings.float().cpu().contiguous()}, described)
+        self.describe()
+        self.texts.add(_strings(strings), {"embeddings": text.embeddings.float().cpu()}, made_with=made_with(None))
+        scale = torch.tensor([[text.logit_scale]], dtype=torch.float64)
+        self.texts.add(SCALE, {"logit_scale": scale}, made_with=made_with(None))
 
-    def _text_path(self, strings: list[str]) -> Path:
-        return self.folder / "text" / f"{digest(strings)}.safetensors"
+    def describe(self) -> None:
+        """Writes what the encoder is, once."""
+        path = self.folder / "encoder.json"
+        if not path.is_file():
+            with whole(path) as file:
+                file.write(json.dumps(self.fingerprint, indent=1, default=str).encode())
 
+    def touch(self) -> None:
+        """Notes that the encoder's entries are used."""
+        with suppress(OSError):  # nothing is stored yet, or the store cannot be written
+            os.utime(self.folder / "encoder.json")
 
-def _read(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
-    """Metadata and mapped tensors of a file."""
-    try:
-        with safe_open(path, "pt") as file:
-            metadata = json.loads((file.metadata() or {}).get("about", "{}"))
-            return metadata, {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 (not a dict)
-    except SafetensorError as error:
-        raise StoreError(f"{path} is damaged ({error}); delete it to have it made again") from error
-
-
-def _write(path: Path, tensors: dict[str, Tensor], metadata: dict[str, Any]) -> None:
-    with _whole(path) as temporary:
-        try:
-            save_file(tensors, temporary, {"about": json.dumps(metadata)})  # several keys would come in any order
-        except SafetensorError as error:
-            raise StoreError(f"{path} cannot be written ({error}); what is whole is kept for the next run") from error
+    def merge(self) -> None:
+        """Few large segments out of many small ones."""
+        for entries in (self.images, self.texts, self.files):
+            entries.merge()
 
 
-def _write_json(path: Path, content: dict[str, Any]) -> None:
-    with _whole(path) as temporary:
-        temporary.write_text(json.dumps(content, indent=1, default=str), encoding="utf-8")
+def made_with(batch_size: int | None) -> dict[str, Any]:
+    """What entries were made with: versions of libraries and the images of a forward pass."""
+    libraries = {name: version(name) for name in ("torch", "torchvision", "open_clip_torch", "timm")}
+    return libraries if batch_size is None else libraries | {"batch_size": batch_size}
 
 
-@contextmanager
-def _whole(path: Path) -> Iterator[Path]:
-    """A name to write under that becomes `path` once the file is whole, and goes if it cannot be."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f"{path.name}.{uuid4().hex}.tmp")
-    try:
-        yield temporary
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
-
-
-def _remove_abandoned(folder: Path) -> None:
-    for file in folder.glob("*.tmp"):
-        with suppress(FileNotFoundError):  # another run removes it too
-            if time.time() - file.stat().st_mtime > ABANDONED:
-                file.unlink()
+def _strings(strings: Sequence[str]) -> np.ndarray:
+    return pairs([identity_of("string", string) for string in strings])

@@ -1,0 +1,244 @@
+"""A folder of segments: entries by their identity, of any number of writers, read by any number of readers.
+
+New entries come as small segments, which are merged into few large ones. Merging writes the large segment first and then
+removes the small ones, so that a kill in between leaves entries twice, which are the same, and loses none.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+from uuid import uuid4
+
+import numpy as np
+import torch
+from filelock import FileLock, Timeout
+from torch import Tensor
+
+from clip_ood.features.rows import Rows
+from clip_ood.features.segment import (
+    SUFFIX,
+    Segment,
+    StoreError,
+    is_whole,
+    open_segment,
+    remove_abandoned,
+    write_segment,
+)
+
+LARGE = 2**17  # entries of a segment that is merged no more: 100 million entries are 763 segments
+SMALL = 64  # so many segments below that are merged
+
+
+class Entries:
+    """Entries in the segments of `folder`; `say` is told, once, of each that is damaged.
+
+    Entries may be added, as other arrays of the same entries, by other processes at any time: `refresh` looks again.
+    """
+
+    def __init__(self, folder: Path, say: Callable[[str], None] = print) -> None:
+        self.folder, self.say = folder, say
+        self._open: dict[Path, Segment] = {}
+        self._damaged: set[Path] = set()
+        self.refresh()
+
+    def __getstate__(self) -> dict[str, Any]:  # another process maps the files anew
+        return {"folder": self.folder, "say": self.say}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__init__(**state)
+
+    @property
+    def segments(self) -> list[Segment]:
+        """Those that were there at the last `refresh`, by name."""
+        return [self._open[path] for path in sorted(self._open)]
+
+    def __len__(self) -> int:
+        return sum(map(len, self.segments))
+
+    def refresh(self) -> None:
+        """Maps what is there now. A damaged segment counts as absent, so that its entries are made again."""
+        while True:
+            found = sorted(self.folder.glob(f"*{SUFFIX}"))
+            self._open = {path: self._open[path] for path in found if path in self._open}
+            try:
+                for path in found:
+                    if path not in self._open and path not in self._damaged:
+                        self._map(path)
+                return
+            except FileNotFoundError:
+                continue  # merged in between: the large segment is there now
+
+    def _map(self, path: Path) -> None:
+        try:
+            self._open[path] = open_segment(path)
+        except StoreError as error:
+            self._damaged.add(path)
+            self.say(f"{error}: its entries are made again (python -m clip_ood.features check --repair removes it)")
+
+    def has(self, identities: np.ndarray, arrays: Sequence[str]) -> np.ndarray:
+        """(N,) bool: which of the identities (N, 2) have all these arrays."""
+        found = np.ones(len(identities), bool)
+        for name in arrays:
+            found[found] = self._places(identities[found], name)[1] >= 0
+        return found
+
+    def rows(self, identities: np.ndarray, array: str) -> Rows:
+        """An array of the entries (N, 2), mapped. Raises: KeyError where one of them does not have it."""
+        segments, places = self._places(identities, array)
+        if missing := int((places < 0).sum()):
+            raise KeyError(f"{missing} of {len(identities)} entries have no {array} in {self.folder}")
+        return Rows([segment.arrays[array] for segment in segments], torch.from_numpy(places))
+
+    def errors(self, identities: np.ndarray) -> dict[int, str]:
+        """Why entries could not be made, by position among `identities` (N, 2)."""
+        found = {}
+        for segment in self.segments:
+            if of_segment := segment.about["errors"]:
+                reasons = np.full(len(segment), "", object)
+                reasons[[int(row) for row in of_segment]] = list(of_segment.values())
+                rows = segment.rows_of(identities)
+                there = np.flatnonzero(rows >= 0)
+                found |= {int(place): reasons[rows[place]] for place in there if reasons[rows[place]]}
+        return found
+
+    def _places(self, identities: np.ndarray, array: str) -> tuple[list[Segment], np.ndarray]:
+        """The segments that hold entries with this array, and each entry's row, counted through them; -1: none has it."""
+        places, used, start = np.full(len(identities), -1), [], 0
+        left = np.arange(len(identities))
+        for segment in self.segments:
+            if array not in segment.arrays or not len(left):
+                continue
+            rows = segment.rows_of(identities[left])
+            there = rows >= 0
+            if there.any():
+                places[left[there]] = start + rows[there]
+                used.append(segment)
+                start += len(segment)
+                left = left[~there]
+        return used, places
+
+    def add(
+        self,
+        identities: np.ndarray,
+        arrays: Mapping[str, Tensor],
+        errors: Mapping[int, str] | None = None,
+        made_with: Mapping[str, Any] | None = None,
+        name: str = "",
+    ) -> Path:
+        """Writes entries (n, 2) with their arrays, (n, …) each, as one segment; of two of the same identity the first.
+
+        `errors`: by row, why an entry could not be made. Segments are read and merged in the order of their names.
+        Raises: StoreError where it cannot be written; then nothing of it is there.
+        """
+        kept = _firsts(identities)
+        reasons = {str(place): errors[row] for place, row in enumerate(kept.tolist()) if row in (errors or {})}
+        rows = torch.from_numpy(kept)
+        path = self.folder / f"{name}{uuid4().hex}{SUFFIX}"
+        about = {"errors": reasons, "made_with": [made_with] if made_with else []}
+        try:
+            write_segment(path, identities[kept], {key: [array[rows]] for key, array in arrays.items()}, about)
+        except OSError as error:
+            raise StoreError(
+                f"{self.folder} cannot be written ({error}); what is whole is kept for the next run"
+            ) from error
+        return path
+
+    def merge(self, paths: Sequence[Path] | None = None) -> None:
+        """Merges small segments into large ones: those at `paths`, or all where there are more than `SMALL`.
+
+        One process merges at a time; where another one does, this one leaves it to that. A damaged segment is left as it is.
+        """
+        with self._alone(wait=0) as alone:
+            if not alone:
+                return
+            self.refresh()
+            remove_abandoned(self.folder)
+            small = [each for each in self.segments if len(each) < LARGE and (paths is None or each.path in paths)]
+            if paths is None and len(small) <= SMALL:
+                return
+            for kind in dict.fromkeys(segment.kind for segment in small):
+                self._merge([segment for segment in small if segment.kind == kind])
+            self.refresh()
+
+    def _merge(self, segments: list[Segment]) -> None:
+        group: list[Segment] = []
+        for segment in segments:
+            if not is_whole(segment.path):
+                self.say(f"{segment.path} is damaged and is not merged (python -m clip_ood.features check --repair)")
+                continue
+            group.append(segment)
+            if sum(map(len, group)) >= LARGE:
+                self._replace(group)
+                group = []
+        if len(group) > 1:
+            self._replace(group)
+
+    def remove(self, identities: np.ndarray) -> None:
+        """Forgets entries (n, 2): writes each segment that holds some of them anew, without them."""
+        with self._alone(wait=-1):
+            self.refresh()
+            for segment in self.segments:
+                rows = segment.rows_of(identities)
+                if (rows >= 0).any():
+                    self._replace([segment], dropped=rows[rows >= 0])
+            self.refresh()
+
+    def _replace(self, group: list[Segment], dropped: np.ndarray | None = None) -> None:
+        """Writes one segment of the entries of some, each once, in their order, but for the rows `dropped`; then they go."""
+        identities = np.concatenate([segment.identities for segment in group])
+        kept = _firsts(identities)
+        if dropped is not None:
+            kept = np.setdiff1d(kept, dropped)
+        ends = np.cumsum([len(segment) for segment in group])
+        starts = ends - [len(segment) for segment in group]
+        of_each = [kept[(kept >= start) & (kept < end)] - start for start, end in zip(starts, ends, strict=True)]
+        reasons = {
+            int(start) + int(row): reason
+            for start, segment in zip(starts, group, strict=True)
+            for row, reason in segment.about["errors"].items()
+        }
+        made_with = {json.dumps(each, sort_keys=True): each for segment in group for each in segment.about["made_with"]}
+        about = {
+            "errors": {str(place): reasons[row] for place, row in enumerate(kept.tolist()) if row in reasons},
+            "made_with": list(made_with.values()),
+        }
+        if len(kept):
+            arrays = {
+                name: [_rows(segment.arrays[name], rows) for segment, rows in zip(group, of_each, strict=True)]
+                for name in group[0].arrays
+            }
+            name = group[0].path.name.removesuffix(SUFFIX)[:-32]
+            write_segment(self.folder / f"{name}{uuid4().hex}{SUFFIX}", identities[kept], arrays, about)
+        for segment in group:
+            segment.path.unlink(missing_ok=True)
+
+    @contextmanager
+    def _alone(self, wait: float) -> Iterator[bool]:
+        """Whether this process has the folder's lock, after so many seconds (-1: however long it takes)."""
+        if not self.folder.is_dir():
+            yield False
+            return
+        lock = FileLock(self.folder / ".merging", timeout=wait)
+        try:
+            lock.acquire()
+        except (Timeout, NotImplementedError):  # somebody else's turn; a file system without locks
+            yield False
+            return
+        try:
+            yield True
+        finally:
+            lock.release()
+
+
+def _firsts(identities: np.ndarray) -> np.ndarray:
+    """The rows of the first of each distinct identity (n, 2), ascending."""
+    return np.sort(np.unique(identities, axis=0, return_index=True)[1])
+
+
+def _rows(array: Tensor, rows: np.ndarray) -> Tensor:
+    """These rows (ascending), or the array itself where they are all: it is mapped and need not be copied."""
+    return array if len(rows) == len(array) else array[torch.from_numpy(rows)]

@@ -1,0 +1,49 @@
+"""What tells entries of the feature store apart: 16 bytes of a hash, kept as two halves."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable
+
+import numpy as np
+
+SIZE = 16  # bytes
+
+
+def identity_of(*parts: bytes | str) -> bytes:
+    """16 bytes that stand for some content: BLAKE2b of its parts, each behind its length.
+
+    >>> identity_of("ab", "c") == identity_of("a", "bc")
+    False
+    """
+    digest = hashlib.blake2b(digest_size=SIZE)
+    for part in parts:
+        content = part.encode("utf-8", "surrogateescape") if isinstance(part, str) else part
+        digest.update(len(content).to_bytes(8, "little"))
+        digest.update(content)
+    return digest.digest()
+
+
+def pairs(identities: Iterable[bytes]) -> np.ndarray:
+    """Identities as (n, 2) uint64."""
+    return np.frombuffer(b"".join(identities), dtype="<u8").astype(np.uint64).reshape(-1, 2)
+
+
+def find(first: np.ndarray, second: np.ndarray, wanted: np.ndarray) -> np.ndarray:
+    """The place of each of `wanted` (m, 2) among n identities whose halves are `first` (ascending) and `second`; -1 where it
+    is not among them.
+
+    >>> find(np.array([3, 5, 5], np.uint64), np.array([0, 1, 2], np.uint64), np.array([[5, 2], [5, 9]], np.uint64))
+    array([ 2, -1])
+    """
+    found = np.full(len(wanted), -1)
+    place = np.searchsorted(first, wanted[:, 0])
+    left = np.arange(len(wanted))
+    while len(left):  # once, but for first halves that several identities share
+        left = left[place[left] < len(first)]
+        left = left[first[place[left]] == wanted[left, 0]]
+        same = second[place[left]] == wanted[left, 1]
+        found[left[same]] = place[left[same]]
+        left = left[~same]
+        place[left] += 1
+    return found

@@ -1,0 +1,202 @@
+"""One file of the feature store: named arrays of some entries, whole or not there, checked by a sum at its end.
+
+It is a safetensors file. `first` and `second` (n,) are the halves of the entries' identities in ascending order of `first`,
+`order` (n,) says which row each belongs to; then come the arrays, a row an entry, and last `checksum` (16 bytes), the BLAKE2b
+of all bytes before it.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import json
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, BinaryIO
+from uuid import uuid4
+
+import numpy as np
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+
+from clip_ood.features.identity import find
+
+SUFFIX = ".safetensors"
+CHECKSUM = 16  # bytes
+DTYPES = {
+    torch.float32: "F32",
+    torch.float16: "F16",
+    torch.float64: "F64",
+    torch.bfloat16: "BF16",
+    torch.int64: "I64",
+    torch.bool: "BOOL",
+    torch.uint8: "U8",
+}
+OURS = ("first", "second", "order", "checksum")  # of the arrays in a file
+
+
+class StoreError(ValueError):
+    """The store holds something that is damaged or of something else, or cannot be written."""
+
+
+@dataclass(frozen=True)
+class Segment:
+    """A file, mapped: nothing of an array is read before it is used.
+
+    Attributes: first, second, the halves of the identities (n,) uint64, ascending; order (n,), their rows; arrays, by name,
+    (n, …) each; about, what was written of it: errors, why an entry could not be made, by row.
+    """
+
+    path: Path
+    first: np.ndarray
+    second: np.ndarray
+    order: np.ndarray
+    arrays: dict[str, Tensor]
+    about: dict[str, Any]
+
+    def __len__(self) -> int:
+        return len(self.first)
+
+    @property
+    def kind(self) -> tuple:
+        """What segments must share to be merged: names, dtypes and shapes of their arrays."""
+        return tuple((name, array.dtype, *array.shape[1:]) for name, array in sorted(self.arrays.items()))
+
+    @property
+    def identities(self) -> np.ndarray:
+        """(n, 2) uint64, in the order of the rows."""
+        pairs = np.empty((len(self), 2), np.uint64)
+        pairs[self.order] = np.stack([self.first, self.second], axis=1)
+        return pairs
+
+    def rows_of(self, identities: np.ndarray) -> np.ndarray:
+        """The row of each identity (m, 2), -1 where it is not here."""
+        places = find(self.first, self.second, identities)
+        return np.where(places < 0, -1, self.order[places] if len(self) else -1)
+
+
+def open_segment(path: Path) -> Segment:
+    """Maps a file.
+
+    Raises: StoreError for one that is damaged so that it cannot be mapped, FileNotFoundError.
+    """
+    if not path.is_file():
+        raise FileNotFoundError(f"There is no segment {path}")
+    try:
+        with safe_open(path, "pt") as file:
+            about = json.loads(file.metadata()["about"])
+            tensors = {key: file.get_tensor(key) for key in file.keys() if key != "checksum"}  # noqa: SIM118
+        halves = [tensors.pop(key).numpy() for key in ("first", "second", "order")]
+    except (SafetensorError, KeyError, TypeError, ValueError) as error:
+        if not path.is_file():
+            raise FileNotFoundError(f"There is no segment {path} any more") from error
+        raise StoreError(f"{path} is damaged ({error})") from error
+    return Segment(path, halves[0].view(np.uint64), halves[1].view(np.uint64), halves[2], tensors, about)
+
+
+def is_whole(path: Path) -> bool:
+    """Whether the bytes of a file are those that were written."""
+    digest = hashlib.blake2b(digest_size=CHECKSUM)
+    left = path.stat().st_size - CHECKSUM
+    with path.open("rb") as file:
+        while left > 0 and (block := file.read(min(left, 1 << 24))):
+            digest.update(block)
+            left -= len(block)
+        return left == 0 and file.read() == digest.digest()
+
+
+def write_segment(
+    path: Path, identities: np.ndarray, arrays: Mapping[str, Sequence[Tensor]], about: Mapping[str, Any]
+) -> None:
+    """Writes a file of n entries with identities (n, 2); each array comes in pieces, which are written one after another.
+
+    Raises: OSError where it cannot be written; then nothing is left.
+    """
+    order = np.argsort(identities[:, 0], kind="stable")
+    ours = {
+        "first": [torch.from_numpy(identities[order, 0].copy().view(np.int64))],
+        "second": [torch.from_numpy(identities[order, 1].copy().view(np.int64))],
+        "order": [torch.from_numpy(order.astype(np.int64))],
+    }
+    columns = {name: [piece.cpu().contiguous() for piece in pieces] for name, pieces in (ours | dict(arrays)).items()}
+    with whole(path) as file:
+        digest = hashlib.blake2b(digest_size=CHECKSUM)
+        for block in _blocks(columns, about):
+            file.write(block)
+            digest.update(block)
+        file.write(digest.digest())
+
+
+def _blocks(columns: Mapping[str, Sequence[Tensor]], about: Mapping[str, Any]) -> Iterator[bytes | memoryview]:
+    """A safetensors file up to its checksum: length of the header, header, arrays."""
+    header: dict[str, Any] = {"__metadata__": {"about": json.dumps(about)}}
+    end = 0
+    for name, pieces in columns.items():
+        shape = [sum(map(len, pieces)), *pieces[0].shape[1:]]
+        start, end = end, end + sum(piece.numel() * piece.element_size() for piece in pieces)
+        header[name] = {"dtype": DTYPES[pieces[0].dtype], "shape": shape, "data_offsets": [start, end]}
+    header["checksum"] = {"dtype": "U8", "shape": [CHECKSUM], "data_offsets": [end, end + CHECKSUM]}
+    encoded = json.dumps(header).encode()
+    encoded += b" " * (-len(encoded) % 8)  # arrays begin at multiples of 8 bytes
+    yield len(encoded).to_bytes(8, "little") + encoded
+    for pieces in columns.values():
+        for piece in pieces:
+            if piece.numel():
+                yield memoryview(piece.reshape(-1).view(torch.uint8).numpy())
+
+
+@contextmanager
+def whole(path: Path) -> Iterator[BinaryIO]:
+    """A file that becomes `path` once it is whole and on the disk, and goes if it cannot be.
+
+    While it is written it is locked, which tells it from what a killed run has left (`remove_abandoned`).
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    file = _locked(path)
+    temporary = Path(file.name)
+    try:
+        with file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+            temporary.replace(path)
+        sync_folder(path.parent)
+    except OSError as error:
+        if error.filename is None:
+            error.filename = str(path)
+        raise
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def _locked(path: Path) -> BinaryIO:
+    """A new temporary file beside `path`, locked."""
+    while True:
+        file = path.with_name(f"{path.name}.{uuid4().hex}.tmp").open("wb")
+        with suppress(OSError):  # a file system without locks: then nobody removes it either
+            fcntl.flock(file, fcntl.LOCK_EX)
+        if os.fstat(file.fileno()).st_nlink:  # not taken for an abandoned one before it was locked
+            return file
+        file.close()
+
+
+def sync_folder(folder: Path) -> None:
+    """Brings a folder's new names to the disk."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        with suppress(OSError):  # file systems that sync no folders
+            os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def remove_abandoned(folder: Path) -> None:
+    """Removes temporary files that no process holds any more."""
+    for path in folder.glob("*.tmp"):
+        with suppress(OSError), path.open("rb") as file:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            path.unlink()
