@@ -21,7 +21,7 @@ from configs.schema import ImageSet
 from datamodules import shards, torchvision_sets
 from datamodules.corruptions import Corruption
 from datamodules.label_files import read_labels
-from datamodules.sources import is_vague, of_pixels, read_whole, real_path, stamp
+from datamodules.sources import is_vague, of_pixels, read_whole, real_folder, real_path, stamp
 
 
 @dataclass(frozen=True)
@@ -97,7 +97,7 @@ class ImageList:
 
         Raises: ConfigError for a file that is not there.
         """
-        folders: dict[str, str] = {}
+        real_folder.cache_clear()  # links may lead elsewhere by now
         states: dict[str, os.stat_result] = {}
         root, vague, found = str(self.root), True, []
         try:
@@ -109,10 +109,8 @@ class ImageList:
                     member = self.members[index]
                     path, inside = f"{root}/{member.shard}", (member.offset, member.size)
                     state = states.get(path) or states.setdefault(path, os.stat(path))
-                folder, _, file = path.rpartition("/")
-                real = folders.get(folder) or folders.setdefault(folder, os.path.realpath(folder))
                 vague = vague and is_vague(state)
-                found.append(self._changed(index, stamp(f"{real}/{file}", state, *inside)))
+                found.append(self._changed(index, stamp(real_path(path), state, *inside)))
         except OSError as error:
             raise ConfigError(f"Image set {self.name}: there is no {error.filename} ({error.strerror})") from error
         return pairs(found), vague

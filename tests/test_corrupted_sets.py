@@ -14,7 +14,7 @@ from PIL import Image
 import datamodules.corruptions as corruptions
 import experiments.extraction as extraction
 import train
-from clip_ood.backbones.fingerprint import digest
+from clip_ood.features.identity import pairs
 from configs.errors import ConfigError
 from configs.help import explain
 from configs.loading import dump, validate
@@ -71,10 +71,13 @@ def test_the_store_tells_clean_images_corruptions_severities_and_versions_apart(
     }
     benchmark = load_benchmark(config(tmp_path, ood=sets))
     clean = benchmark.images["id"].subset(benchmark.parts["id_test"].rows)
-    keys = {digest(images.files) for images in (clean, *(benchmark.images[name] for name in sets))}
-    assert len(keys) == 1 + len(sets) and len(clean.files) == len(benchmark.images["jpeg1"].files)
-    monkeypatch.setattr(corruptions, "VERSION", corruptions.VERSION + 1)
-    assert digest(benchmark.images["jpeg1"].files) not in keys
+    everything = [clean, *(benchmark.images[name] for name in sets)]
+    for known_by in (lambda images: images.stamps()[0], lambda images: pairs(map(images.identify, range(len(images))))):
+        keys = {tuple(key) for images in everything for key in known_by(images).tolist()}
+        assert len(keys) == len(clean) * len(everything)
+        with monkeypatch.context() as patch:
+            patch.setattr(corruptions, "VERSION", corruptions.VERSION + 1)
+            assert not {tuple(key) for key in known_by(benchmark.images["jpeg1"]).tolist()} & keys
 
 
 # Whole runs

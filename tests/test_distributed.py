@@ -18,15 +18,15 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 from PIL import Image
-from safetensors.torch import load_file
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 import eval as evaluation
 import train
 from clip_ood.features import store
+from clip_ood.features.entries import Entries
 
 PROJECT = Path(__file__).parents[1]
-SMALL = [sys.executable, str(PROJECT / "tests" / "small_chunks.py")]
+SMALL = [sys.executable, str(PROJECT / "tests" / "small_parts.py")]
 TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
 TWO = ["--trainer.devices=2", "--trainer.strategy=ddp"]
 SIZES = {"id/cat": 30, "id/dog": 21, "id/fox": 16, "near": 4, "lone": 1}
@@ -81,11 +81,11 @@ def finish(process):
 
 @pytest.fixture(scope="module")
 def alone(root):
-    """A linear probe and a zero-shot table in this process, of one thread and with chunks of 16 images."""
+    """A linear probe and a zero-shot table in this process, of one thread and with parts of 16 images."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(store, "CHUNK", 16)
+        patch.setattr(store, "PART", 16)
         train.main(["--config", config(root, "probe", PROBE, "store")])
         evaluation.main(["--config", config(root, "zero_shot", "{zero_shot: {}}", "store")])
     yield {name: root / "runs" / name for name in ("probe", "zero_shot")}
@@ -94,7 +94,7 @@ def alone(root):
 
 @pytest.fixture(scope="module")
 def together(root):
-    """The same in two processes each, with stores of their own: a probe that Lightning starts, with chunks of the usual
+    """The same in two processes each, with stores of their own: a probe that Lightning starts, with parts of the usual
     size, and a zero-shot table that torchrun starts."""
     probe = config(root, "probe_of_two", PROBE, "store_of_two")
     zero_shot = config(root, "zero_shot_of_two", "{zero_shot: {}}", "store_of_torchrun")
@@ -107,20 +107,14 @@ def together(root):
     return {name: root / "runs" / f"{name}_of_two" for name in ("probe", "zero_shot")}
 
 
-def stored(store):
-    """The bytes of every chunk in a store, by its place."""
-    return {path.relative_to(store): path.read_bytes() for path in sorted(store.rglob("chunk-*.safetensors"))}
-
-
-def whole_sets(store):
-    """Features and valid of every set in a store, by its name."""
-    parts = {}
-    for path in sorted(store.rglob("chunk-*.safetensors")):
-        name = json.loads((path.parent / "manifest.json").read_text())["name"]
-        parts.setdefault(name, []).append(load_file(path))
-    return {
-        name: {key: torch.cat([part[key] for part in of_set]) for key in of_set[0]} for name, of_set in parts.items()
-    }
+def entries(store):
+    """Every image of a store: identity -> the arrays of its entry."""
+    found = {}
+    for folder in store.glob("*/images"):
+        for segment in Entries(folder).segments:
+            for row, identity in enumerate(segment.identities.tolist()):
+                found[tuple(identity)] = {name: array[row].tolist() for name, array in segment.arrays.items()}
+    return found
 
 
 def results(run):
@@ -156,12 +150,9 @@ def last(run, tag):
 
 
 def test_features_do_not_depend_on_processes(root, alone, together):
-    one, torchrun = stored(root / "store"), stored(root / "store_of_torchrun")
-    assert len(one) == 5 + 1 + 1 and one == torchrun
-    one, two = whole_sets(root / "store"), whole_sets(root / "store_of_two")
-    assert {name: len(each["valid"]) for name, each in one.items()} == {"id": 67, "near": 5, "lone": 1}
-    assert all(torch.equal(tensor, two[name][key]) for name, each in one.items() for key, tensor in each.items())
-    assert one["near"]["valid"].sum() == 4
+    one, torchrun, two = (entries(root / name) for name in ("store", "store_of_torchrun", "store_of_two"))
+    assert one == torchrun == two and len(one) == 67 + 5 + 1
+    assert sum(not entry["valid"] for entry in one.values()) == 1
 
 
 @pytest.mark.parametrize("run", ["probe", "zero_shot"])
@@ -188,7 +179,7 @@ def test_a_killed_run_goes_on_to_the_same_head(root, alone):
     process.communicate()
     assert 0 < head(root / "runs" / "killed")["global_step"] < 60 * 4
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(store, "CHUNK", 16)
+        patch.setattr(store, "PART", 16)
         train.main(["--config", name, "--resume"])
     one, resumed = head(alone["probe"]), head(root / "runs" / "killed")
     for key, tensor in one["state_dict"].items():
@@ -197,7 +188,7 @@ def test_a_killed_run_goes_on_to_the_same_head(root, alone):
 
 
 def test_a_run_evaluated_again_gives_its_own_table(root, alone, monkeypatch):
-    monkeypatch.setattr(store, "CHUNK", 16)
+    monkeypatch.setattr(store, "PART", 16)
     evaluation.main(["--run", str(alone["probe"])])
     again = root / "runs" / "probe-eval"
     assert results(again)["rows"] == results(alone["probe"])["rows"]

@@ -107,7 +107,7 @@ def test_two_processes_score_as_one(root):
     found = []
     for name, options in (("one", []), ("two", ["--trainer.devices=2", "--trainer.strategy=ddp"])):
         config = tiny_clip.config(root, name, {"zero_shot": {}}, features_root=f"{root}/{name}")
-        command = [sys.executable, "tests/small_chunks.py", "eval", "--config", config, *with_words(root), *options]
+        command = [sys.executable, "tests/small_parts.py", "eval", "--config", config, *with_words(root), *options]
         environment = os.environ | {"OMP_NUM_THREADS": "1"}
         done = subprocess.run(command, cwd=PROJECT, env=environment, capture_output=True, text=True, timeout=120)
         assert done.returncode == 0, done.stderr

@@ -1,17 +1,17 @@
-"""The feature store: whole chunks only, the right images only, mapped when read; runs that are killed or meet in it."""
+"""The feature store: images known by their content, encoded once; runs that are killed or meet in it."""
 
 from __future__ import annotations
 
 import json
 import os
-import resource
 import shutil
 import signal
-import struct
 import subprocess
 import sys
+import tarfile
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import open_clip
@@ -21,65 +21,63 @@ from lightning.pytorch import Trainer
 from PIL import Image
 
 from clip_ood.backbones.open_clip_backbone import OpenClipBackbone
-from clip_ood.features import store as store_module
-from clip_ood.features.rows import Rows
-from clip_ood.features.store import FeatureStore, StoreError, TextEmbeddings
+from clip_ood.features import entries as entries_module
+from clip_ood.features.entries import Entries
+from clip_ood.features.identity import identity_of, pairs
+from clip_ood.features.store import FeatureStore, TextEmbeddings
 from configs.errors import ConfigError
 from configs.loading import load_config
+from configs.schema import ImageSet
+from datamodules import image_list, sources
 from datamodules.benchmark import load_benchmark
+from datamodules.image_list import list_images
 from experiments.extraction import load_features
 
 PROJECT = Path(__file__).parents[1]
 FP32, BF16 = {"precision": "fp32", "model": "a"}, {"precision": "bf16", "model": "a"}
-FILES = [(f"{index}.png", 100, index) for index in range(10)]  # chunks of 4, 4 and 2
 
 
-@pytest.fixture
-def small(monkeypatch):
-    monkeypatch.setattr(store_module, "CHUNK", 4)
+class InMemory:
+    """A list of images that are known by their number."""
+
+    def __init__(self, numbers):
+        self.numbers = list(numbers)
+
+    def __len__(self):
+        return len(self.numbers)
+
+    def identities(self):
+        return pairs([identity_of(str(number)) for number in self.numbers])
 
 
-def fill(place, features=None, embeddings=None, errors=None):
-    """Writes all chunks of a set; `errors` by chunk."""
-    features = torch.randn(place.count, 3) if features is None else features
-    for chunk in place.chunks:
-        rows = slice(place.rows(chunk).start, place.rows(chunk).stop)
-        h = None if embeddings is None else embeddings[rows]
-        place.write(chunk, features[rows].clone(), h, (errors or {}).get(chunk, {}))
-    return features
-
-
-@pytest.mark.parametrize("indices", [[], [5], [9, 0, 4, 3], [2, 2, 7, 2], list(range(10))], ids=str)
-@pytest.mark.parametrize("sizes", [(10,), (4, 4, 2), (1,) * 10], ids=str)
-def test_take_is_indexing(sizes, indices):
-    whole = torch.randn(10, 3)
-    rows = Rows(whole.split(sizes))
-    assert len(rows) == 10 and rows.width == 3
-    indices = torch.tensor(indices, dtype=torch.long)
-    assert torch.equal(rows.take(indices), whole[indices])
+def fill(stored, features, embeddings=None, errors=None):
+    arrays = {"features": features} | ({} if embeddings is None else {"embeddings": embeddings})
+    stored.add(stored.identities_of(np.arange(len(features))), arrays, errors)
+    stored.refresh()
 
 
 @pytest.mark.parametrize(("fingerprint", "dtype"), [(FP32, torch.float32), (BF16, torch.float16)], ids=["fp32", "bf16"])
-def test_what_is_written_is_what_is_opened(tmp_path, small, fingerprint, dtype):
-    place = FeatureStore(tmp_path, fingerprint).image_set("cats", FILES)
-    assert place.pending() == [0, 1, 2]
-    embeddings = torch.randn(10, 2)
-    features = fill(place, embeddings=embeddings)
-    assert place.pending() == []
-    found = place.open()
-    assert torch.equal(found.features.take(torch.arange(10)), features.to(dtype))
-    assert torch.equal(found.embeddings.take(torch.arange(10)), embeddings.to(dtype))
-    assert found.valid.all() and place.errors == {}
+def test_what_is_written_is_what_is_opened(tmp_path, fingerprint, dtype):
+    store = FeatureStore(tmp_path, fingerprint)
+    stored = store.image_set("cats", InMemory(range(10)), ("features", "embeddings"))
+    assert stored.missing().tolist() == list(range(10))
+    features, embeddings = torch.randn(10, 3), torch.randn(10, 2)
+    fill(stored, features, embeddings)
+    assert not len(stored.missing())
+    found = FeatureStore(tmp_path, fingerprint).image_set("dogs", InMemory([7, 2]), ("features", "embeddings")).open()
+    assert torch.equal(found.features.take(torch.arange(2)), features[[7, 2]].to(dtype))
+    assert torch.equal(found.embeddings.take(torch.arange(2)), embeddings[[7, 2]].to(dtype))
+    assert found.valid.all() and np.array_equal(found.identities, InMemory([7, 2]).identities())
 
 
-def test_unreadable_rows_are_masked_and_say_why(tmp_path, small):
-    place = FeatureStore(tmp_path, FP32).image_set("cats", FILES)
+def test_unreadable_rows_are_masked_and_say_why(tmp_path):
+    stored = FeatureStore(tmp_path, FP32).image_set("cats", InMemory(range(10)))
     features = torch.randn(10, 3)
     features[6] = torch.nan  # whatever an encoder says of a blank image
-    fill(place, features, errors={0: {1: "OSError: torn"}, 1: {2: "ValueError: no picture"}})
-    found = place.open()
+    fill(stored, features, errors={1: "OSError: torn", 6: "ValueError: no picture"})
+    found = stored.open()
     assert [row for row, valid in enumerate(found.valid.tolist()) if not valid] == [1, 6]
-    assert place.errors == {1: "OSError: torn", 6: "ValueError: no picture"}
+    assert stored.errors == {1: "OSError: torn", 6: "ValueError: no picture"}
     assert not found.features.take(torch.tensor([1, 6])).any()
 
 
@@ -87,119 +85,32 @@ def test_unreadable_rows_are_masked_and_say_why(tmp_path, small):
     ("fingerprint", "value"), [(FP32, torch.nan), (FP32, -torch.inf), (BF16, 1e5)], ids=["nan", "inf", "above float16"]
 )
 @pytest.mark.parametrize("part", ["features", "embeddings"])
-def test_features_that_are_not_finite_are_an_error(tmp_path, small, fingerprint, value, part):
-    place = FeatureStore(tmp_path, fingerprint).image_set("cats", FILES)
+def test_features_that_are_not_finite_are_an_error(tmp_path, fingerprint, value, part):
+    stored = FeatureStore(tmp_path, fingerprint).image_set("cats", InMemory(range(4)), ("features", "embeddings"))
     values = {"features": torch.randn(4, 3), "embeddings": torch.randn(4, 3)}
     values[part][1:3, 0] = value
-    with pytest.raises(ValueError, match=r"Image set cats: 2 of the images 4–7 .* Try backbone.precision=fp32"):
-        place.write(1, values["features"], values["embeddings"], {})
-    assert 1 in place.pending()
+    with pytest.raises(ValueError, match=r"Image set cats: 2 of 4 images .* Try backbone.precision=fp32"):
+        fill(stored, values["features"], values["embeddings"])
+    assert len(stored.missing()) == 4
 
 
-def truncate(path, other):
-    path.write_bytes(path.read_bytes()[:-5])
-
-
-def empty(path, other):
-    path.write_bytes(b"")
-
-
-def of_another_set(path, other):
-    shutil.copy(other / path.name, path)
-
-
-def of_another_place(path, other):
-    shutil.copy(path.with_name("chunk-00000.safetensors"), path)
-
-
-@pytest.mark.parametrize("damage", [truncate, empty, of_another_set, of_another_place])
-def test_a_wrong_chunk_is_named_never_used_and_made_again(tmp_path, small, damage):
+def test_missing_features_are_an_error_that_counts_them(tmp_path):
     store = FeatureStore(tmp_path, FP32)
-    place, other = store.image_set("cats", FILES), store.image_set("dogs", FILES[::-1])
-    features = fill(place)
-    fill(other)
-    path = place.folder / "chunk-00001.safetensors"
-    damage(path, other.folder)
-    with pytest.raises(StoreError, match=r"chunk-00001.safetensors .* delete it to have it made again"):
-        place.open()
-    path.unlink()
-    assert place.pending() == [1]
-    with pytest.raises(FileNotFoundError, match="cats: 1 of 3 chunks"):
-        place.open()
-    place.write(1, features[4:8], None, {})
-    assert torch.equal(place.open().features.take(torch.arange(10)), features)
+    fill(store.image_set("few", InMemory(range(3))), torch.randn(3, 2))
+    with pytest.raises(FileNotFoundError, match="Image set cats: the features of 7 of 10 images are missing"):
+        store.image_set("cats", InMemory(range(10))).open()
 
 
-@pytest.mark.parametrize("limit", [64, 100_000])
-def test_a_full_disk_is_an_error_that_leaves_nothing_behind(tmp_path, small, limit):
-    place = FeatureStore(tmp_path, FP32).image_set("cats", FILES)
-    fill(place, torch.randn(10, 3))
-    (place.folder / "chunk-00002.safetensors").unlink()
-    before = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (limit, before[1]))  # no file may grow beyond
-    try:
-        with pytest.raises((StoreError, OSError), match=r"chunk-00002.safetensors cannot be written"):
-            place.write(2, torch.randn(2, 50_000), None, {})
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, before)
-    assert place.pending() == [2] and not list(place.folder.glob("*.tmp"))
-
-
-def test_leftovers_of_a_killed_run_go_and_those_of_a_running_one_stay(tmp_path, small):
+def test_text_embeddings_are_entries_of_their_own(tmp_path):
     store = FeatureStore(tmp_path, FP32)
-    place = store.image_set("cats", FILES)
-    fill(place)
-    left, running = (place.folder / f"chunk-00001.safetensors.{name}.tmp" for name in ("left", "running"))
-    for file in (left, running):
-        file.write_bytes(b"half")
-    os.utime(left, (time.time() - 4000,) * 2)
-    assert store.image_set("cats", FILES).pending() == []
-    assert running.exists() and not left.exists()
-    assert len(place.open().valid) == 10
-
-
-def resident():
-    """Bytes of this process that are in memory, mapped files included."""
-    return int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize()
-
-
-@pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="no /proc to read memory from")
-def test_opening_maps(tmp_path):
-    width = 75_000
-    place = FeatureStore(tmp_path, FP32).image_set("large", FILES[:1] * 1024)
-    size = 1024 * width * 4  # 307 MB, sparse
-    about = {"encoder": place.identity["encoder"], "files": place.identity["files"], "chunk": 0, "errors": {}}
-    header = {
-        "__metadata__": {"about": json.dumps(about)},
-        "features": {"dtype": "F32", "shape": [1024, width], "data_offsets": [0, size]},
-        "valid": {"dtype": "BOOL", "shape": [1024], "data_offsets": [size, size + 1024]},
-    }
-    encoded = json.dumps(header).encode()
-    encoded += b" " * (-len(encoded) % 8)
-    place.folder.mkdir(parents=True)
-    with (place.folder / "chunk-00000.safetensors").open("wb") as file:
-        file.write(struct.pack("<Q", len(encoded)) + encoded)
-        file.truncate(8 + len(encoded) + size + 1024)
-    before = resident()
-    features = place.open().features
-    taken = features.take(torch.tensor([1000, 3]))
-    assert taken.shape == (2, width) and not taken.any()
-    assert resident() - before < 30e6
-
-
-def test_text_embeddings_are_those_of_exactly_these_strings_in_this_order(tmp_path):
-    store = FeatureStore(tmp_path, FP32)
-    embeddings = torch.randn(2, 3)
-    assert store.texts(["a cat", "a dog"]) is None
-    store.write_texts(["a cat", "a dog"], TextEmbeddings(embeddings, 1 / 0.07))
-    found = store.texts(["a cat", "a dog"])
-    assert torch.equal(found.embeddings, embeddings) and found.logit_scale == 1 / 0.07
-    assert store.texts(["a dog", "a cat"]) is None and store.texts(["a cat"]) is None
-    assert FeatureStore(tmp_path, BF16).texts(["a cat", "a dog"]) is None
-    (path,) = tmp_path.rglob("text/*.safetensors")
-    path.write_bytes(path.read_bytes()[:-1])
-    with pytest.raises(StoreError, match="delete it to have it made again"):
-        store.texts(["a cat", "a dog"])
+    embeddings = torch.randn(3, 3)
+    assert store.missing_texts(["a cat", "a dog", "a cat"]) == ["a cat", "a dog"]
+    store.write_texts(["a cat", "a dog", "a fox"], TextEmbeddings(embeddings, 1 / 0.07))
+    store.texts.refresh()
+    found = store.texts_of(["a dog", "a cat", "a dog"])
+    assert torch.equal(found.embeddings, embeddings[[1, 0, 1]]) and found.logit_scale == 1 / 0.07
+    assert store.missing_texts(["a dog", "a cow"]) == ["a cow"]
+    assert FeatureStore(tmp_path, BF16).missing_texts(["a cat"]) == ["a cat"]
     with pytest.raises(ValueError, match="text encoder gives NaN or Inf"):
         store.write_texts(["x"], TextEmbeddings(torch.full((1, 3), torch.nan), 1.0))
 
@@ -246,8 +157,12 @@ class Lab:
 
         return encode
 
-    def load(self, *changes, store="features", precision="32-true"):
-        """Features by set, read whole, with `changes` to the config."""
+    def load(self, *changes, **where):
+        """Features by set, read whole, with `changes` to the config, and the texts."""
+        features, text = self.open(*changes, **where)
+        return {name: each.features.take(torch.arange(len(each.valid))) for name, each in features.items()}, text
+
+    def open(self, *changes, store="features", precision="32-true"):
         path = self.root / "tiny.yaml"
         path.write_text(
             f"""
@@ -261,9 +176,7 @@ features_root: {self.root}/{store}
         off = dict.fromkeys(("logger", "enable_checkpointing", "enable_progress_bar"), False)
         trainer = Trainer(accelerator="cpu", devices=1, precision=precision, **off)
         self.asked.clear()
-        features, text = load_features(config, load_benchmark(config), trainer, self.root)
-        everything = {name: each.features.take(torch.arange(len(each.valid))) for name, each in features.items()}
-        return everything, text
+        return load_features(config, load_benchmark(config), trainer, self.root)
 
 
 @pytest.fixture
@@ -281,6 +194,34 @@ def replace_image(lab):
 
 def add_image(lab):
     draw_images(lab.root / "data/other", 4, seed=3)
+
+
+def remove_image(lab):
+    (lab.root / "data/other/001.png").unlink()
+
+
+def move(lab):
+    (lab.root / "data/other").rename(lab.root / "data/elsewhere")
+    (lab.root / "data/other").symlink_to(lab.root / "data/elsewhere")
+
+
+def copy(lab):
+    shutil.copy(lab.root / "data/other/001.png", lab.root / "data/other/again.png")
+
+
+def of_the_id_set(lab):
+    shutil.copy(lab.root / "data/id/cat/001.png", lab.root / "data/other/001.png")
+
+
+def swap(lab):
+    """Another image under the same name, of the same size and time."""
+    path = lab.root / "data/other/001.png"
+    state = path.stat()
+    Image.new("RGB", (8, 8), "red").save(path, "PNG")
+    content = path.read_bytes()
+    path.write_bytes(content + b"\0" * (state.st_size - len(content)))
+    os.utime(path, ns=(state.st_atime_ns, state.st_mtime_ns))
+    assert path.stat().st_size == state.st_size and path.stat().st_mtime_ns == state.st_mtime_ns
 
 
 def replace_weights(lab):
@@ -304,9 +245,14 @@ ID, OTHER, TEXT = ("encode_image", 11), ("encode_image", 3), ("encode_text", 2)
     ("change", "override", "asked"),
     [
         (nothing, [], []),
-        (touch, [], [OTHER]),
+        (touch, [], []),  # read again, and found to be the same
         (replace_image, [], [OTHER]),
-        (add_image, [], [("encode_image", 4)]),
+        (add_image, [], [("encode_image", 1)]),
+        (remove_image, [], []),
+        (move, [], []),
+        (copy, [], []),
+        (of_the_id_set, [], []),
+        (swap, [], [("encode_image", 1)]),
         (replace_weights, [], [ID, OTHER, TEXT]),
         (change_preprocessing, [], [ID, OTHER, TEXT]),
         (nothing, ["--backbone.precision=bf16"], [ID, OTHER, TEXT]),
@@ -326,6 +272,8 @@ def test_what_changed_is_extracted_again_and_nothing_else(lab, change, override,
     assert all(torch.allclose(after[name], fresh[name], atol=1e-5) for name in fresh)
     assert torch.allclose(text.embeddings, fresh_text.embeddings, atol=1e-5)
     assert torch.equal(after["id"], before["id"]) == (ID not in asked)
+    lab.load(*override)
+    assert not lab.asked
 
 
 def test_the_trainers_precision_is_not_the_encoders(lab):
@@ -359,7 +307,7 @@ def many(tmp_path):
     return tmp_path
 
 
-def start(root, name, store):
+def start(root, name, store, *options):
     path = root / f"{name}.yaml"
     path.write_text(
         f"""
@@ -373,7 +321,15 @@ features_root: {root}/{store}
 trainer: {{accelerator: cpu, devices: 1, enable_progress_bar: false}}
 """
     )
-    command = [sys.executable, str(PROJECT / "tests" / "small_chunks.py"), "eval", "--config", str(path), "--overwrite"]
+    command = [
+        sys.executable,
+        str(PROJECT / "tests" / "small_parts.py"),
+        "eval",
+        "--config",
+        str(path),
+        "--overwrite",
+        *options,
+    ]
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
     return subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
 
@@ -383,29 +339,182 @@ def finish(process):
     assert process.returncode == 0, output
 
 
-def chunks(folder):
-    return sorted(folder.rglob("chunk-*.safetensors"))
+def segments(folder):
+    return sorted(folder.glob("*/images/*.safetensors"))
 
 
-def test_a_killed_run_goes_on_and_two_runs_on_one_store_agree(many):
+def entries(store):
+    """Every image of a store: identity -> the bytes of its arrays."""
+    found = {}
+    for folder in store.glob("*/images"):
+        for segment in Entries(folder).segments:
+            for row, identity in enumerate(segment.identities.tolist()):
+                values = {name: array[row].contiguous().numpy().tobytes() for name, array in segment.arrays.items()}
+                assert found.setdefault(tuple(identity), values) == values
+    return found
+
+
+@pytest.mark.parametrize("devices", [1, 2, 3])
+def test_a_killed_run_goes_on_with_any_number_of_processes(many, devices):
+    finish(start(many, "whole", "whole"))
     killed = start(many, "killed", "store")
-    while not chunks(many / "store") and killed.poll() is None:
+    while not segments(many / "store") and killed.poll() is None:
         time.sleep(0.002)
     killed.send_signal(signal.SIGKILL)
     killed.communicate()
-    whole = {path: path.stat().st_mtime_ns for path in chunks(many / "store")}
-    assert 0 < len(whole) < 19
-    finish(start(many, "killed", "store"))
-    assert len(chunks(many / "store")) == 19
-    assert all(path.stat().st_mtime_ns == mtime for path, mtime in whole.items())
+    there = entries(many / "store")
+    assert 0 < len(there) < 300
+    finish(start(many, "killed", "store", f"--trainer.devices={devices}", "--trainer.strategy=ddp"))
+    assert entries(many / "store") == entries(many / "whole") and len(entries(many / "whole")) == 300
+    assert not list((many / "store").rglob("*.tmp"))
 
+
+def test_two_runs_on_one_store_agree(many):
     for process in [start(many, "first", "shared"), start(many, "second", "shared")]:
         finish(process)
-    assert not list((many / "shared").rglob("*.tmp"))
-    contents = [
-        {path.relative_to(many / name): path.read_bytes() for path in chunks(many / name)}
-        for name in ("store", "shared")
-    ]
-    assert contents[0] == contents[1]
-    tables = [(many / "runs" / name / "scores.parquet").read_bytes() for name in ("killed", "first", "second")]
+    finish(start(many, "alone", "store"))
+    assert entries(many / "shared") == entries(many / "store")
+    tables = [(many / "runs" / name / "scores.parquet").read_bytes() for name in ("alone", "first", "second")]
     assert tables[0] == tables[1] == tables[2]
+
+
+def test_images_of_equal_names_sizes_and_times_are_told_apart(lab):
+    """As they come out of zips, SquashFS and reproducible archives: two sets of one run, one of them OOD."""
+    for place in ("id", "other"):
+        shutil.rmtree(lab.root / "data" / place)
+        (lab.root / "data" / place).mkdir()
+    for place, colour in (("id", 40), ("other", 200)):
+        for index in range(3):
+            path = lab.root / "data" / place / f"{index}.bmp"
+            Image.new("RGB", (8, 8), (colour + index,) * 3).save(path)
+            os.utime(path, (315532800, 315532800))
+    features, _ = lab.load()
+    assert lab.asked == [("encode_image", 3), ("encode_image", 3)]
+    assert not torch.allclose(features["id"], features["other"], atol=1e-3)
+
+
+def test_a_shard_holds_the_same_images_as_its_folder(lab):
+    lab.load()
+    with tarfile.open(lab.root / "data/other.tar", "w") as tar:
+        for path in sorted((lab.root / "data/other").iterdir()):
+            tar.add(path, path.name)
+    before, _ = lab.load()
+    after, _ = lab.load("--data.ood={other: {shards: other.tar}}")
+    assert not lab.asked and torch.equal(after["other"], before["other"])
+
+
+def test_corrupted_images_are_known_by_their_source_and_what_is_done_to_it(lab):
+    blurred = ["--data.ood={blur: {corruption: gaussian_blur, severity: 3}}"]
+    before, _ = lab.load(*blurred)
+    count = len(before["blur"])
+    assert ("encode_image", count) in lab.asked
+    lab.load(*blurred)
+    assert not lab.asked
+    lab.load("--data.ood={blur: {corruption: gaussian_blur, severity: 4}}")
+    assert lab.asked == [("encode_image", count)]
+
+
+def test_a_file_system_without_a_time_of_change_is_sampled(lab, monkeypatch):
+    """SquashFS and FAT: another image of the same name, size and time. A sample is read; one difference forgets the set."""
+    monkeypatch.setattr(image_list, "is_vague", lambda state: True)
+    monkeypatch.setattr(
+        image_list, "stamp", lambda path, state, *inside: identity_of(path, str(state.st_size), str(state.st_mtime_ns))
+    )
+    before, _ = lab.load()
+    lab.load()
+    assert not lab.asked
+    swap(lab)
+    after, _ = lab.load()
+    assert lab.asked == [("encode_image", 1)] and not torch.equal(after["other"], before["other"])
+    lab.load()
+    assert not lab.asked
+
+
+def test_a_file_that_changes_while_it_is_read_is_read_again(tmp_path, monkeypatch):
+    path = tmp_path / "a.png"
+    path.write_bytes(b"before")
+    states, real = [], os.fstat
+
+    def fstat(descriptor):
+        states.append(real(descriptor))
+        if len(states) == 1:  # somebody writes between the first look and the second
+            path.write_bytes(b"after that")
+        return states[-1]
+
+    monkeypatch.setattr(sources.os, "fstat", fstat)
+    content, state = sources.read_whole(path)
+    assert content == b"after that" and state.st_size == 10 and len(states) == 4
+    monkeypatch.setattr(
+        sources.os,
+        "fstat",
+        lambda descriptor: SimpleNamespace(st_size=6, st_mtime_ns=time.monotonic_ns(), st_ctime_ns=0, st_ino=0),
+    )
+    with pytest.raises(OSError, match="the file changes while it is read"):
+        sources.read_whole(path)
+
+
+def test_a_store_that_cannot_be_written_is_read(lab, monkeypatch):
+    lab.load()
+
+    def refuse(*arguments, **more):
+        raise PermissionError(30, "Read-only file system")
+
+    for place, name in (
+        (entries_module, "write_segment"),
+        (os, "utime"),
+        (Path, "mkdir"),
+        (entries_module, "FileLock"),
+    ):
+        monkeypatch.setattr(place, name, refuse)
+    lab.load()
+    assert not lab.asked
+
+
+def test_a_damaged_segment_costs_its_own_images_alone(lab, capsys):
+    lab.load()
+    damaged = min(segments(lab.root / "features"))
+    damaged.write_bytes(damaged.read_bytes()[:-50])
+    features, _ = lab.load()
+    assert lab.asked == [ID] and f"{damaged} is damaged" in capsys.readouterr().out
+    fresh, _ = lab.load(store="fresh")
+    assert torch.equal(features["id"], fresh["id"])
+
+
+def test_embeddings_follow_from_stored_features(lab, monkeypatch):
+    """An array that is added later is computed from what is stored, where that suffices."""
+    expected, _ = lab.load(store="fresh")
+    embeddings, _ = lab.open(store="fresh")
+    whole = FeatureStore.image_set
+    with monkeypatch.context() as patch:
+        patch.setattr(FeatureStore, "image_set", lambda self, name, images, arrays: whole(self, name, images))
+        project = OpenClipBackbone.project
+        patch.setattr(OpenClipBackbone, "project", lambda backbone, features: None)
+        lab.load()
+        patch.setattr(OpenClipBackbone, "project", project)
+    before = {path: path.read_bytes() for path in segments(lab.root / "features")}
+    features, _ = lab.open()
+    assert not [each for each in lab.asked if each[0] == "encode_image"]
+    assert torch.equal(features["id"].features.take(torch.arange(11)), expected["id"])
+    assert torch.equal(
+        features["id"].embeddings.take(torch.arange(11)), embeddings["id"].embeddings.take(torch.arange(11))
+    )
+    assert all(path.read_bytes() == content for path, content in before.items())
+
+
+def test_a_million_files_take_few_bytes(tmp_path):
+    """What is kept of a file beside its name: 16 bytes of a stamp, 16 of an identity."""
+    draw_images(tmp_path / "id", 50)
+    images = list_images("id", ImageSet(folder=tmp_path / "id"), tmp_path, labelled=False, seed=0)
+    stamps, _ = images.stamps()
+    assert stamps.nbytes == 50 * 16 and stamps.dtype == np.uint64
+
+
+def test_an_older_format_is_named(lab, capsys):
+    old = lab.root / "features" / "0123456789abcdef" / "fedcba9876543210"
+    old.mkdir(parents=True)
+    (old / "manifest.json").write_text("{}")
+    lab.load()
+    assert (
+        "older version (1 encoders), which are not read: python -m clip_ood.features remove --old"
+        in capsys.readouterr().out
+    )

@@ -79,13 +79,13 @@ def _weights(spec: BackboneSpec, hashes: Path) -> str:
 
 
 def file_hash(path: Path, remembered: Path) -> str:
-    """SHA-256 of a file, computed once for each (path, size, mtime) and remembered in a JSON file.
+    """SHA-256 of a file, computed once for each (path, size, times, inode) and remembered in a JSON file.
 
     Raises: FileNotFoundError.
     """
     path = path.resolve()
     stat = path.stat()
-    key = f"{path}|{stat.st_size}|{stat.st_mtime_ns}"
+    key = f"{path}|{stat.st_size}|{stat.st_mtime_ns}|{stat.st_ctime_ns}|{stat.st_ino}"
     known = _remembered(remembered)
     if key not in known:
         known[key] = f"sha256:{sha256(path)}"

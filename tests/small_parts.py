@@ -1,6 +1,6 @@
-"""train.py or eval.py with chunks of 16 images: python tests/small_chunks.py train --config …
+"""train.py or eval.py with parts of 16 images: python tests/small_parts.py train --config …
 
-A few hundred images then fill many chunks, as ImageNet does with chunks of the real size.
+A few hundred images then fill many parts, as ImageNet does with parts of the real size.
 """
 
 from __future__ import annotations
@@ -15,5 +15,5 @@ from clip_ood.features import store
 from experiments.command_line import guarded
 
 if __name__ == "__main__":
-    store.CHUNK = 16
+    store.PART = 16
     guarded(lambda: import_module(sys.argv[1]).main(sys.argv[2:]))

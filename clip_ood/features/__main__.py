@@ -1,0 +1,172 @@
+"""What lies in a feature store, whether it is whole, and how to be rid of it.
+
+python -m clip_ood.features list                          encoders, images, texts, bytes, last use
+python -m clip_ood.features check --repair                reads everything; removes what is damaged, to be made again
+python -m clip_ood.features remove 3f2a --dry-run         an encoder's entries, by the beginning of its number
+python -m clip_ood.features remove --old                  what older versions have left
+python -m clip_ood.features remove --unused-for 90        encoders that no run has read from for so many days
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import shutil
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from rich.box import SIMPLE_HEAD
+from rich.console import Console
+from rich.table import Table
+
+DAY = 86400  # seconds
+
+
+@dataclass(frozen=True)
+class Stored:
+    """The folder of one encoder; `about` is its fingerprint, None where an older version wrote it."""
+
+    folder: Path
+    about: dict[str, Any] | None
+
+    @property
+    def title(self) -> str:
+        """What the encoder is, in a few words."""
+        if self.about is None:
+            return "of an older version"
+        weights = str(self.about.get("weights", ""))
+        return f"{self.about['library']} {self.about['model']}, {weights[:20]}, {self.about['precision']}"
+
+    @property
+    def size(self) -> int:
+        """Bytes on disk."""
+        return sum(path.stat().st_size for path in self.folder.rglob("*") if path.is_file())
+
+    @property
+    def used(self) -> float:
+        """When a run has read from it last, in seconds since 1970."""
+        return max(path.stat().st_mtime for path in [*self.folder.glob("*.json"), self.folder])
+
+
+def encoders(root: Path) -> list[Stored]:
+    """The encoders under a root folder, by number."""
+    found = []
+    for path in sorted(root.glob("*/encoder.json")):
+        old = any(path.parent.glob("*/manifest.json"))
+        found.append(Stored(path.parent, None if old else json.loads(path.read_text(encoding="utf-8"))))
+    return found
+
+
+def show(root: Path) -> None:
+    """Prints a line an encoder."""
+    from clip_ood.features.entries import Entries
+
+    table = Table(box=SIMPLE_HEAD, title=f"Features in {root}")
+    for title in ("number", "encoder", "images", "texts", "size", "last use"):
+        table.add_column(title, justify="left" if title in ("number", "encoder") else "right")
+    for each in encoders(root):
+        counts = [f"{len(Entries(each.folder / kind)):,}" for kind in ("images", "texts")] if each.about else ["", ""]
+        day = time.strftime("%Y-%m-%d", time.localtime(each.used))
+        table.add_row(each.folder.name, each.title, *counts, readable(each.size), day)
+    Console().print(table)
+
+
+def check(root: Path, repair: bool) -> int:
+    """Reads every segment; with `repair`, removes those that are damaged. Returns how many are."""
+    from clip_ood.features.segment import SUFFIX, StoreError, is_whole, open_segment
+
+    damaged, count = [], 0
+    for path in sorted(root.rglob(f"*{SUFFIX}")):
+        if any(path.parent.glob("manifest.json")):
+            continue  # of an older version
+        count += 1
+        try:
+            entries = f"{len(open_segment(path)):,} entries"
+        except StoreError:
+            entries = "its number of entries cannot be read"
+        if not is_whole(path):
+            damaged.append(path)
+            print(f"{path} is damaged ({entries})")
+    print(f"{count} segments, {len(damaged)} damaged")
+    for path in damaged if repair else []:
+        path.unlink()
+    if damaged:
+        print("removed: the next run makes these entries again" if repair else "check --repair removes what is damaged")
+    return 0 if repair else len(damaged)
+
+
+def remove(root: Path, chosen: list[Stored], dry: bool) -> None:
+    """Removes the folders of encoders, or says which they would be."""
+    for each in chosen:
+        print(f"{'would remove' if dry else 'removing'} {each.folder} ({each.title}, {readable(each.size)})")
+        if not dry:
+            shutil.rmtree(each.folder)
+    if not chosen:
+        print(f"There is nothing of that kind in {root}.")
+
+
+def choose(known: list[Stored], numbers: list[str], old: bool, unused_for: float | None) -> list[Stored]:
+    """The encoders that are meant. Raises: ValueError for a number that fits none, or several."""
+    chosen = [each for each in known if old and each.about is None]
+    if unused_for is not None:
+        chosen += [each for each in known if each.used < time.time() - unused_for * DAY]
+    for number in numbers:
+        fitting = [each for each in known if each.folder.name.startswith(number)]
+        if len(fitting) != 1:
+            there = ", ".join(each.folder.name for each in known) or "none"
+            raise ValueError(f"{number} begins the number of {len(fitting)} encoders; there are: {there}")
+        chosen += fitting
+    return list({each.folder: each for each in chosen}.values())
+
+
+def readable(size: int) -> str:
+    """A number of bytes for people.
+
+    >>> readable(5_300_000)
+    '5.3 MB'
+    """
+    for unit in ("bytes", "kB", "MB", "GB"):
+        if size < 1000 or unit == "GB":
+            return f"{size:.1f} {unit}" if unit != "bytes" else f"{size} bytes"
+        size /= 1000
+    raise AssertionError
+
+
+def main(argv: list[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(
+        prog="python -m clip_ood.features", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--root", type=Path, default=Path("features"), help="the store [features]")
+    actions = parser.add_subparsers(dest="action", required=True)
+    actions.add_parser("list", help="encoders, images, texts, bytes, last use")
+    checking = actions.add_parser("check", help="read every segment and compare it with its checksum")
+    checking.add_argument("--repair", action="store_true", help="remove what is damaged, so that it is made again")
+    removing = actions.add_parser("remove", help="remove entries of encoders")
+    removing.add_argument("numbers", nargs="*", metavar="NUMBER", help="the beginning of an encoder's number")
+    removing.add_argument("--old", action="store_true", help="what older versions have left")
+    removing.add_argument("--unused-for", type=float, metavar="DAYS", help="what no run has read for so many days")
+    removing.add_argument("--dry-run", action="store_true", help="say what would go, and remove nothing")
+    for each in actions.choices.values():
+        each.add_argument("--root", type=Path, default=argparse.SUPPRESS, help="the store [features]")
+    given = parser.parse_args(argv)
+    if not given.root.is_dir():
+        sys.exit(f"error: there is no folder {given.root}; name the store with --root")
+    if given.action == "list":
+        show(given.root)
+    elif given.action == "check":
+        sys.exit(1 if check(given.root, given.repair) else 0)
+    else:
+        if not (given.numbers or given.old or given.unused_for is not None):
+            removing.error("name encoders by their number (see list), or --old, or --unused-for DAYS")
+        try:
+            chosen = choose(encoders(given.root), given.numbers, given.old, given.unused_for)
+        except ValueError as error:
+            sys.exit(f"error: {error}")
+        remove(given.root, chosen, given.dry_run)
+
+
+if __name__ == "__main__":
+    main()
