@@ -307,7 +307,7 @@ def many(tmp_path):
     return tmp_path
 
 
-def start(root, name, store, *options):
+def start(root, name, store, *options, **variables):
     path = root / f"{name}.yaml"
     path.write_text(
         f"""
@@ -330,7 +330,7 @@ trainer: {{accelerator: cpu, devices: 1, enable_progress_bar: false}}
         "--overwrite",
         *options,
     ]
-    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    environment = os.environ | {"OMP_NUM_THREADS": "1"} | variables
     return subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
 
 
@@ -367,6 +367,32 @@ def test_a_killed_run_goes_on_with_any_number_of_processes(many, devices):
     finish(start(many, "killed", "store", f"--trainer.devices={devices}", "--trainer.strategy=ddp"))
     assert entries(many / "store") == entries(many / "whole") and len(entries(many / "whole")) == 300
     assert not list((many / "store").rglob("*.tmp"))
+
+
+@pytest.mark.parametrize("step", [1, 2, 3, 4, 8, 13, 37, 38, 39, 40, 41, 42, 60])
+def test_a_kill_at_any_write_loses_nothing(few, step):
+    """Before a file is synced, renamed, removed: of parts, of what files were found to hold, of merged segments."""
+    killed = start(few, "killed", "store", KILL_AT=str(step))
+    killed.communicate(timeout=120)
+    assert killed.returncode == -signal.SIGKILL
+    finish(start(few, "killed", "store"))
+    assert entries(few / "store") == entries(few / "whole") and len(entries(few / "whole")) == 90
+
+
+@pytest.fixture(scope="module")
+def few(tmp_path_factory):
+    """90 images and a store that holds them, made without a kill."""
+    root = tmp_path_factory.mktemp("few")
+    draw_images(root / "data" / "id", 90)
+    finish(start(root, "whole", "whole"))
+    return root
+
+
+@pytest.fixture(autouse=True)
+def no_store(request):
+    yield
+    if "few" in request.fixturenames:
+        shutil.rmtree(request.getfixturevalue("few") / "store", ignore_errors=True)
 
 
 def test_two_runs_on_one_store_agree(many):
