@@ -219,7 +219,9 @@ def test_several_seeds_show_means_and_link_to_each(seeded):
     links = [each["href"] for each in found.named("a")]
     assert links == ["seed-1/report.html", "seed-2/report.html"] and all((seeded / link).is_file() for link in links)
     assert not found.named("img") and "standard deviation over 2 seeds" in found.text
-    assert re.search(r"95.% intervals: 2 seeds, corrected for splits that overlap .*√\(1/J \+ 14/32\), J = 2\)", found.text)
+    assert re.search(
+        r"95.% intervals: 2 seeds, corrected for splits that overlap .*√\(1/J \+ 14/32\), J = 2\)", found.text
+    )
 
 
 def test_a_single_seed_has_its_own_intervals(root):
