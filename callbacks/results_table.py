@@ -26,7 +26,7 @@ def print_table(results: dict[str, Any], console: Console | None = None) -> None
         narrow = console.measure(table, options=console.options.update(max_width=1000)).maximum > console.width
         console.print(_table(results, setting, rows, intervals=False) if narrow else table)
     if results["rows"] and len(results["seeds"]) > 1:
-        console.print(f"95 % intervals: {intervals_over(results)}", highlight=False)
+        console.print(intervals_told(results), highlight=False)
     reasons = [f"Left out: {', '.join(detectors)} ({reason})" for reason, detectors in left_out(results).items()]
     for line in remarks(results) + reasons:
         console.print(line, highlight=False)
@@ -61,14 +61,14 @@ def _spread_name(results: dict[str, Any]) -> str:
     return "half its 95 % interval" if seeds == 1 else f"its standard deviation over {seeds} seeds"
 
 
-def intervals_over(results: dict[str, Any]) -> str:
-    """What the intervals of a run over several seeds are over, or why it has none."""
+def intervals_told(results: dict[str, Any]) -> str:
+    """What the intervals of a run over several seeds are over and speak of, or why it has none."""
     if (split := results.get("split")) is None:
         return (
-            "none, since a seed was run by an earlier version, which did not record how it divided the images "
+            "No 95 % intervals: a seed was run by an earlier version, which did not record how it divided the images "
             f"(python eval.py --run …/{results['run']} does)"
         )
-    return over_seeds(split, len(results["seeds"]))
+    return f"95 % intervals over {over_seeds(split, len(results['seeds']))}"
 
 
 def over_seeds(split: dict[str, Any], seeds: int) -> str:

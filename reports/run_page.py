@@ -10,7 +10,7 @@ from typing import Any
 
 from markupsafe import Markup
 
-from callbacks.results_table import intervals_over, left_out, missing_seeds, remarks, told
+from callbacks.results_table import intervals_told, left_out, missing_seeds, remarks, told
 from clip_ood.metrics.curves import METRICS
 from datamodules.benchmark import Benchmark
 from reports.charts import colour_of, histogram, precision_recall, roc
@@ -96,7 +96,7 @@ def _write(folder: Path, results: Results, default: str | None, **found: Any) ->
         metrics=METRICS,
         all_metrics=all_metrics(results),
         facts=facts,
-        over=intervals_over(results),
+        intervals=intervals_told(results),
         few=missing_seeds(results),
         notes=dict(notes),
         left_out=left_out(results),

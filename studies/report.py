@@ -25,8 +25,8 @@ def markdown(plan: Plan, rows: list[Row], over: dict[int, str], remarks: list[st
         spread = "" if plan.study.shows == "shift" else " ± standard deviation"
         said.append(f"Mean{spread} over {' or '.join(map(str, over))} seeds.")
     if over and plan.study.shows != "shift":
-        told = "; ".join(dict.fromkeys(over.values()))
-        said.append(f"{name}.csv has 95 % intervals of the AUROCs, over {told}. Differences: eval.py --compare.")
+        said += [f"{told}." for told in dict.fromkeys(over.values())]
+        said.append(f"All AUROCs with their intervals: {name}.csv; differences: eval.py --compare.")
     return "\n\n".join([f"# {title}", table, " ".join(said), *remarks, f"![{title}]({name}.png)"]) + "\n"
 
 

@@ -11,7 +11,7 @@ from typing import Any
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from callbacks.results_table import intervals_over, missing_seeds, told
+from callbacks.results_table import intervals_told, missing_seeds, told
 from clip_ood.evaluation import MEAN
 from clip_ood.metrics.curves import METRICS
 from experiments.run_folder import of_seed
@@ -67,8 +67,8 @@ def missing(plan: Plan, results: Results) -> list[str]:
 
 
 def over_seeds(results: Results) -> dict[int, str]:
-    """The numbers of seeds that the runs have, where there are several, and what the intervals over them are."""
-    return {len(found["seeds"]): intervals_over(found) for found in results.values() if len(found["seeds"]) > 1}
+    """The numbers of seeds that the runs have, where there are several, and what their intervals are over."""
+    return {len(found["seeds"]): intervals_told(found) for found in results.values() if len(found["seeds"]) > 1}
 
 
 def write_values(path: Path, rows: list[dict[str, Any]]) -> None:

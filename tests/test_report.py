@@ -220,7 +220,7 @@ def test_several_seeds_show_means_and_link_to_each(seeded):
     assert links == ["seed-1/report.html", "seed-2/report.html"] and all((seeded / link).is_file() for link in links)
     assert not found.named("img") and "standard deviation over 2 seeds" in found.text
     assert re.search(
-        r"95.% intervals: 2 seeds, corrected for splits that overlap .*√\(1/J \+ 14/32\), J = 2\)", found.text
+        r"95.% intervals over 2 seeds, corrected for splits that overlap .*√\(1/J \+ 14/32\), J = 2\)", found.text
     )
 
 

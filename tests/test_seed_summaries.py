@@ -226,7 +226,7 @@ def test_runs_of_an_earlier_version_are_not_guessed_at(redrawn, root, tmp_path, 
         changed(run, seed, lambda content: content.pop("split"))
     assert summed(run)["split"] is None and {str(row["intervals"]) for row in tiny_clip.results(run)["rows"]} == {"{}"}
     print_table(tiny_clip.results(run))
-    assert "none, since a seed was run by an earlier version" in " ".join(capsys.readouterr().out.split())
+    assert "No 95 % intervals: a seed was run by an earlier version" in " ".join(capsys.readouterr().out.split())
     with pytest.raises(ValueError, match=r"earlier version.* Score it again \(python eval.py --run .*redrawn\)"):
         evaluation.main(["--compare", str(run), str(root / "runs" / "untrained")])
     evaluation.main(["--run", str(run), "--name=scored_again"])
