@@ -49,7 +49,7 @@ def summarise(folder: Path, seeds: list[int]) -> Results:
 
 def mean_rows(of_seed: dict[int, list[Row]], intervals: Intervals = lambda row, rows: {}) -> list[Row]:
     """A row for each detector, setting and OOD set that any seed has: `seeds`, the number of seeds that have it, means over
-    these, the standard deviations over them (`std`; None of one seed), and 95 % intervals."""
+    these, the standard deviations over them (`std`), and 95 % intervals; None and {} where one of several seeds has the row."""
     keyed: dict[tuple[str, str, str], dict[int, Row]] = {}
     for seed, rows in of_seed.items():
         for row in rows:
@@ -62,7 +62,8 @@ def mean_rows(of_seed: dict[int, list[Row]], intervals: Intervals = lambda row, 
         row |= {name: _mean(each) for name, each in values.items()}
         row["seeds"] = len(rows)
         row["std"] = {name: stdev(values[name]) if len(rows) > 1 else None for name in METRICS}
-        joined.append(row | {"intervals": intervals(row, rows)})
+        alone = len(rows) == 1 < len(of_seed)
+        joined.append(row | {"intervals": {} if alone else intervals(row, rows)})
     return joined
 
 
@@ -85,8 +86,6 @@ def _intervals(folder: Path, seeds: list[int], split: dict[str, Any] | None) -> 
 
 
 def _over_splits(row: Row, rows: dict[int, Row], test_to_train: float) -> dict[str, list[float]]:
-    if len(rows) == 1:
-        return {}
     margins = {name: seed_margin([each[name] for each in rows.values()], test_to_train) for name in METRICS}
     return {name: _around(row[name], margin) for name, margin in margins.items()}
 

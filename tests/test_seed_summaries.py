@@ -178,12 +178,20 @@ def test_means_are_over_the_seeds_that_have_a_row():
     metrics = ("auroc", "fpr95", "fpr95_ood_positive", "aupr_in", "aupr_out", "f1")
     of_seed = {
         seed: [{"detector": name, "ood": "x", **row, **dict.fromkeys(metrics, seed / 10)} for name in names]
-        for seed, names in {1: ["a"], 2: ["b", "a"], 3: ["b"]}.items()
+        for seed, names in {1: ["a"], 2: ["b", "a"], 3: ["b", "c"]}.items()
     }
-    joined = {each["detector"]: each for each in mean_rows(of_seed)}
-    assert list(joined) == ["a", "b"]
+    joined = {each["detector"]: each for each in mean_rows(of_seed, lambda row, rows: {"auroc": [len(rows)] * 2})}
+    assert {name: each["intervals"] for name, each in joined.items()} == {
+        "a": {"auroc": [2, 2]},
+        "b": {"auroc": [2, 2]},
+        "c": {},
+    }
     assert (joined["a"]["auroc"], joined["b"]["auroc"]) == pytest.approx((0.15, 0.25))
-    assert joined["a"]["seeds"] == joined["b"]["seeds"] == 2 and joined["a"]["intervals"] == {}
+    assert (
+        joined["a"]["seeds"] == joined["b"]["seeds"] == 2
+        and joined["c"]["seeds"] == 1
+        and joined["c"]["std"]["auroc"] is None
+    )
 
 
 def compared(capsys, *specs, page=None):
