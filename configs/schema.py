@@ -106,8 +106,9 @@ class Config(Section):
     seed: int = 42
     """Seeds splits, draws, heads and resamples."""
     seeds: list[int] = []
-    """Several seeds: one run each, in sub-folders, and a table of their mean ± standard deviation (on the command line
-    also --seeds 42 43 44). Each redraws the split; features come from the store."""
+    """Several seeds: one run each, in sub-folders, and a table of their mean ± standard deviation, with 95 % intervals (on the
+    command line also --seeds 42 43 44). Each redraws the split, unless train and test are as published; features come from
+    the store."""
     data: Data
     """The image sets: a block (benchmarks/…yaml) or keys."""
     backbone: BackboneConfig

@@ -29,6 +29,7 @@ from configs.errors import ConfigError
 from configs.loading import dump
 from configs.schema import Config, FineTune, Method
 from datamodules.benchmark import load_benchmark
+from datamodules.feature_data import FeatureData
 from experiments.board import describe
 from experiments.extraction import load_features
 from experiments.models import build, check_method
@@ -76,6 +77,7 @@ def _run(config: Config, folder: Path, checkpoint: Path | None) -> dict[str, Any
         "method": config.method.name,
         "encoder": encoder_name(config),
         "seeds": [config.seed],
+        "split": split_of(config, data),
         "bank": bank,
         "pseudo_labels": getattr(module, "report", None),
         "trained_on": getattr(module, "trained_on", None),
@@ -88,6 +90,14 @@ def _run(config: Config, folder: Path, checkpoint: Path | None) -> dict[str, Any
     if config.evaluation.report:
         write_report(folder, benchmark)
     return results
+
+
+def split_of(config: Config, data: FeatureData) -> dict[str, Any]:
+    """How the ID images were divided: whether another seed draws other test images out of those that this one trains on, and
+    the numbers of readable images, before any draw of them (per_class, bank_per_class)."""
+    counts = {"train": "train", "val": "val", "test": "id_test"}
+    redrawn = config.data.id.images is not None
+    return {"redrawn": redrawn} | {name: len(data.tables[part]) for name, part in counts.items()}
 
 
 def make_trainer(config: Config, folder: Path, evaluation: OODEvaluation, trains: bool) -> Trainer:

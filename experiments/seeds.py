@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
-from statistics import fmean, stdev
 from typing import Any
 
-from callbacks.results_files import write_json, write_table
+from callbacks.results_files import write_json, write_mean_table
 from callbacks.results_table import print_table
-from clip_ood.metrics.curves import METRICS
 from configs.loading import dump
 from configs.schema import Config
 from experiments.run import run
 from experiments.run_folder import FINISHED, head_of, is_follower, seed_folder, started
+from experiments.summary import summarise
 from reports.page import REPORT
 from reports.run_page import write_seeds_report
 
@@ -52,36 +50,9 @@ def _run_seed(config: Config, seed: int, folder: Path, head: Path | None) -> Non
 
 
 def _summarise(config: Config, folder: Path) -> dict[str, Any]:
-    of_seed = [json.loads((seed_folder(folder, seed) / FINISHED).read_text(encoding="utf-8")) for seed in config.seeds]
-    content = of_seed[0] | {"run": folder.name, "seeds": config.seeds, "notes": [], "rows": mean_rows(of_seed)}
-    for key in ("accuracy", "knn_accuracy"):
-        content[key] = None if of_seed[0][key] is None else fmean(results[key] for results in of_seed)
-    if content["pseudo_labels"] is not None:
-        reports = [results["pseudo_labels"] for results in of_seed]
-        content["pseudo_labels"] = {
-            key: None if value is None else fmean(report[key] for report in reports)
-            for key, value in reports[0].items()
-        }
-    if content["sweep"] is not None:
-        pairs = zip(config.seeds, of_seed, strict=True)
-        content["sweep"] = [{"seed": s} | head for s, results in pairs for head in results["sweep"] if head["chosen"]]
-    write_table(folder / "results.csv", content["rows"])
+    content = summarise(folder, config.seeds)
+    write_mean_table(folder / "results.csv", content["rows"])
     write_json(folder / FINISHED, content)
     if config.evaluation.report:
         write_seeds_report(folder)
     return content
-
-
-def mean_rows(of_seed: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """The rows of several results.json as one: each metric's mean, and its standard deviation over seeds under `std`."""
-    keyed = [{(row["detector"], row["setting"], row["ood"]): row for row in results["rows"]} for results in of_seed]
-    rows = []
-    for key, first in keyed[0].items():
-        values = {metric: [rows_of[key][metric] for rows_of in keyed if key in rows_of] for metric in METRICS}
-        rows.append(
-            first
-            | {metric: fmean(each) for metric, each in values.items()}
-            | {"std": {metric: stdev(each) if len(each) > 1 else 0.0 for metric, each in values.items()}}
-            | {"intervals": {}}
-        )
-    return rows
