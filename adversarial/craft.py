@@ -72,7 +72,9 @@ def craft(
     attack, config = plan.attack, plan.config
     made = variants(attack)
     files = benchmark.images[attack.ood].files
-    key = digest([plan.dump(), fingerprint(config.backbone, config.features_root / "hashes.json"), pairs.aims, *files])
+    key = digest(
+        [*plan.settled(), fingerprint(config.backbone, config.features_root / "hashes.json"), pairs.aims, *files]
+    )
     parts = Parts(folder / "parts", key)
     through = [Corruption(name, severity) for name, severity in attack.defences.items()]
 

@@ -13,10 +13,12 @@ from clip_ood.detectors.names import read_specs
 from configs.attack_schema import AttackConfig
 from configs.checks import check_folders
 from configs.data_schema import ImageSet
-from configs.errors import ConfigError, difference, nearest
+from configs.errors import ConfigError, nearest
 from configs.loading import HERE, change, divide, dump, explain, find_config, override, plain, read, validate
+from configs.resuming import differences, settled
 from configs.schema import Config
-from experiments.run_folder import CONFIG, check_heads
+from experiments.resume import check_heads, check_same, unreadable
+from experiments.run_folder import CONFIG
 
 CLEAN, SCORED, APART = "clean", "scored", "out_of_gallery"  # the runs of an attack, below its folder
 BEFORE, AFTER = "before", "after"
@@ -35,6 +37,10 @@ class Plan:
         absent = None if self.attack.score is None else {"target"}
         content = self.attack.model_dump(mode="json", exclude=absent) | {"changes": _content(self.config)}
         return yaml.safe_dump(content, sort_keys=False, allow_unicode=True, width=120)
+
+    def settled(self) -> list[dict[str, Any]]:
+        """What images and scores depend on: the attack and its experiment without what may change when it is resumed."""
+        return [settled(self.attack.model_copy(update={"changes": {}})), settled(self.config)]
 
 
 def load_attack(name: str, arguments: list[str] | None = None) -> Plan:
@@ -101,11 +107,18 @@ def score_of(plan: Plan) -> dict[str, Any]:
 
 def check_resumed(plan: Plan, folder: Path) -> None:
     """Raises: ConfigError where `folder` holds an unfinished attack of other settings."""
-    path = folder / CONFIG
-    if path.is_file() and (was := path.read_text(encoding="utf-8")) != plan.dump():
-        raise ConfigError(
-            f"{folder} was begun with other settings ({difference(was, plan.dump())}): give those again, or --overwrite it"
-        )
+    if not (folder / CONFIG).is_file():
+        return
+    try:
+        content = plain(folder / CONFIG, "ood")
+        config = validate(content.pop("changes", {}))
+        attack = AttackConfig.model_validate(content)
+    except ValidationError as error:
+        raise unreadable(folder, ConfigError(explain(error, AttackConfig))) from None
+    except ConfigError as error:
+        raise unreadable(folder, error) from None
+    now = plan.attack.model_copy(update={"changes": {}})
+    check_same(folder, differences(attack, now) + differences(config, plan.config))
 
 
 def transferred(plan: Plan, name: str, block: str) -> Config:

@@ -34,7 +34,9 @@ def parse(
     )
     parser.add_argument("--print_config", action="store_true", help="print the complete config and stop")
     parser.add_argument("--seeds", metavar="SEED", type=int, nargs="+", help="one run a seed, and their mean ± std")
-    parser.add_argument("--resume", action="store_true", help="go on with an unfinished run")
+    parser.add_argument(
+        "--resume", action="store_true", help="go on with an unfinished run, under the settings that it was begun with"
+    )
     parser.add_argument("--overwrite", action="store_true", help="replace a run of the same name")
     parser.add_argument("--help", "-h", action="store_true", help="explain every option and key")
     options(parser)

@@ -8,9 +8,12 @@ from typing import Any
 from callbacks.results_files import write_json, write_mean_table
 from callbacks.results_table import print_table
 from configs.loading import dump
+from configs.resuming import MACHINE, differences
 from configs.schema import Config
+from datamodules.benchmark import load_benchmark
+from experiments.resume import begun_with, check_images
 from experiments.run import run
-from experiments.run_folder import FINISHED, head_of, is_follower, seed_folder, started
+from experiments.run_folder import CONFIG, FINISHED, head_of, is_follower, seed_folder, started
 from experiments.summary import summarise
 from reports.page import REPORT
 from reports.run_page import write_seeds_report
@@ -33,6 +36,10 @@ def experiment(config: Config, folder: Path, source: Path | None = None) -> dict
     trained = source is not None and config.method.name != "zero_shot"
     if not config.seeds:
         return run(config, folder, head_of(source) if trained else None)
+    if not is_follower():
+        for seed in config.seeds:  # of those that are finished, too: the mean is over the same images
+            if (seed_folder(folder, seed) / CONFIG).is_file():
+                check_images(seed_folder(folder, seed), load_benchmark(_of_seed(config, seed)))
     with started(folder, dump(config)):
         for seed in config.seeds:
             _run_seed(config, seed, folder, head_of(seed_folder(source, seed)) if trained else None)
@@ -40,13 +47,18 @@ def experiment(config: Config, folder: Path, source: Path | None = None) -> dict
 
 
 def _run_seed(config: Config, seed: int, folder: Path, head: Path | None) -> None:
-    place = seed_folder(folder, seed)
-    if (place / FINISHED).is_file():
+    place, config = seed_folder(folder, seed), _of_seed(config, seed)
+    if (place / FINISHED).is_file() and not differences(begun_with(place), config, MACHINE):
         return  # of the run that is resumed
     if not is_follower():
         place.mkdir(exist_ok=True)
+        (place / FINISHED).unlink(missing_ok=True)  # with other detectors or files beside the results
         print(f"seed {seed}", flush=True)
-    run(config.model_copy(update={"seed": seed, "seeds": []}), place, head)
+    run(config, place, head)
+
+
+def _of_seed(config: Config, seed: int) -> Config:
+    return config.model_copy(update={"seed": seed, "seeds": []})
 
 
 def _summarise(config: Config, folder: Path) -> dict[str, Any]:
