@@ -42,6 +42,11 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     add("--fail-on-ood", action="store_true", help="exit status 3 when an image is OOD")
     add("--strict", action="store_true", help="exit status 1 when an image cannot be judged")
     add("--trust-classes", action="store_true", help="let the detector be a class of somebody's own, whose code is run")
+    add(
+        "--allow-download",
+        action="store_true",
+        help="fetch the encoder's weights from where the run had them, if the local cache lacks them (default: contact no host)",
+    )
     add("--encoder", metavar="PLACE", help="the encoder's folder or checkpoint file, if it is not where the run had it")
     add("--with-encoder", action="store_true", help="let the detector's folder hold the encoder's weights from now on")
     add(

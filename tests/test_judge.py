@@ -235,7 +235,7 @@ def test_a_folder_cannot_have_code_run(run, tmp_path):
     path.write_text(json.dumps(config))
     manifest["files"] |= {path.relative_to(folder).as_posix(): sha256(path)}
     (folder / "detector.json").write_text(json.dumps(sealed(manifest)))
-    with pytest.raises(ValueError, match="would be fetched from elsewhere"):
+    with pytest.raises(ValueError, match="must be the name of a timm model"):
         load(folder)
 
 
