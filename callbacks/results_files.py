@@ -94,7 +94,7 @@ def write_scores(path: Path, results: Results, benchmark: Benchmark) -> None:
 
     tables = []
     for name, scored in results.scored.items():
-        part = benchmark.parts[name]
+        part = benchmark.reported[name]
         images = benchmark.images[part.images]
         rows = scored.indices.tolist()
         labels = (

@@ -72,14 +72,29 @@ def trainer_keys() -> set[str]:
 
 
 def image_sets(config: Config) -> dict[str, ImageSet]:
-    """Every named image set of a config: the ID parts as id, id.train, …, then csid and OOD sets, then ood_val; those of the catalogue
-    as the first of their layouts that is there."""
+    """Every image set of a config by its key: the ID parts as id, id.train, …, then csid and OOD sets (see `key_of`), then
+    ood_val; those of the catalogue as the first of their layouts that is there."""
     root = config.data.root
     found = {}
-    for name, spec in _named(config).items():
+    for key, spec in _named(config).items():
         known = layouts(spec)
-        found[name] = next((layout for layout in known if is_there(layout, root)), known[0])
+        found[key] = next((layout for layout in known if is_there(layout, root)), known[0])
     return found
+
+
+def key_of(role: str, name: str) -> str:
+    """What a run knows a set under data.csid or data.ood by: no key of the project's own (id, train, …) has a slash, so that
+    a set may be called as one of them.
+
+    >>> key_of("ood", "train")
+    'ood/train'
+    """
+    return f"{role}/{name}"
+
+
+def called(key: str) -> str:
+    """What people call the set with this key."""
+    return key.partition("/")[2] or key
 
 
 def _named(config: Config) -> dict[str, ImageSet]:
@@ -87,8 +102,7 @@ def _named(config: Config) -> dict[str, ImageSet]:
     parts = {"id": data.id.images, "id.train": data.id.train, "id.val": data.id.val, "id.test": data.id.test}
     return (
         {name: part for name, part in parts.items() if part is not None}
-        | data.csid
-        | data.ood
+        | {key_of(role, name): spec for role in ("csid", "ood") for name, spec in getattr(data, role).items()}
         | ({} if data.ood_val is None else {"ood_val": data.ood_val})
     )
 
@@ -149,8 +163,8 @@ def check_folders(config: Config) -> None:
     """Raises ConfigError for the first image set that is not there, and for negative words that are not: which, where, how
     to get it."""
     root = config.data.root
-    for name, spec in _named(config).items():
-        known = layouts(spec)
+    for key, spec in _named(config).items():
+        name, known = called(key), layouts(spec)
         if known[0].torchvision is not None or any(is_there(layout, root) for layout in known):
             continue  # torchvision's sets are downloaded by the run
         lacking = [" and no ".join(missing_places(layout, root)) for layout in known]

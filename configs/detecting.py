@@ -10,6 +10,7 @@ from typing import Any
 from configs.checks import OURS, trainer_keys
 from configs.errors import ConfigError, nearest
 from configs.loading import override
+from configs.yaml_text import as_yaml
 
 FILES = (".csv", ".jsonl", ".parquet")
 GRAPHS = (".onnx", ".pt2")
@@ -134,7 +135,7 @@ def trainer_of(overrides: list[str]) -> dict[str, Any]:
     for argument in overrides:
         if not argument.startswith("--trainer."):
             raise ConfigError(f"detect.py has no option {argument.partition('=')[0]}; see --help")
-    found = override({}, overrides).get("trainer", {})
+    found = as_yaml(override({}, overrides).get("trainer", {}))
     valid = trainer_keys() - OURS.keys()
     for key, value in found.items():
         if key in PARTIAL or (key == "precision" and str(value) != "32-true"):

@@ -215,7 +215,7 @@ def test_trainer_method_and_detectors_are_made_and_take_a_batch(config, backbone
 @pytest.mark.parametrize("config", SHIPPED, indirect=True)
 def test_every_part_holds_images_and_trained_methods_hold_out_val(config):
     benchmark = load_benchmark(config)
-    parts = {name: len(part.rows) for name, part in benchmark.parts.items()}
+    parts = {part.name: len(part.rows) for part in benchmark.parts.values()}
     assert all(parts[name] for name in parts if name != "val")
     assert set(config.data.ood) | {"bank", "id_test", "train", "val"} == set(parts)
     assert len(benchmark.class_names) == len(set(benchmark.labels(benchmark.parts["train"])))
