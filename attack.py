@@ -21,7 +21,8 @@ def main(argv: list[str] | None = None) -> None:
         print(plan.dump(), end="")
         return
     folder = choose_folder(plan.attack.runs_root, plan.attack.name, arguments.resume, arguments.overwrite)
-    check_resumed(plan, folder)
+    if arguments.resume:
+        check_resumed(plan, folder)
     from adversarial.conduct import conduct  # torch and Lightning
     from adversarial.report import write
 

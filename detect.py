@@ -26,12 +26,13 @@ def main(argv: list[str] | None = None) -> None:
         from experiments.exporting import export_run
 
         saved = SavedDetector(arguments.run, arguments.trust_classes)
-        export_run(saved, arguments.export, arguments.detector, arguments.accept, arguments.encoder)
+        own = (arguments.detector, arguments.accept, arguments.encoder, arguments.allow_download)
+        export_run(saved, arguments.export, *own)
         return
     if arguments.with_encoder:
         from experiments.exporting import add_encoder_to
 
-        add_encoder_to(arguments.run, arguments.encoder)
+        add_encoder_to(arguments.run, arguments.encoder, arguments.allow_download)
         return
     from experiments.detect import Request, conduct  # torch and Lightning
 

@@ -14,7 +14,8 @@ from configs.checks import check_folders
 from configs.errors import ConfigError
 from configs.loading import dump, load_config
 from experiments.command_line import guarded, parse
-from experiments.run_folder import check_heads, choose_folder
+from experiments.resume import check_heads, check_resumed
+from experiments.run_folder import choose_folder
 
 
 def add_options(parser) -> None:
@@ -52,6 +53,8 @@ def main(argv: list[str] | None = None) -> None:
         check_heads(arguments.run, config)
     check_folders(config)
     folder = choose_folder(config.runs_root, config.name, arguments.resume, arguments.overwrite)
+    if arguments.resume:
+        check_resumed(config, folder)
     from experiments.seeds import conduct
 
     conduct(config, folder, arguments.run)

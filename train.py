@@ -10,6 +10,7 @@ from configs.checks import check_folders
 from configs.errors import ConfigError
 from configs.loading import dump, load_config
 from experiments.command_line import guarded, parse
+from experiments.resume import check_resumed
 from experiments.run_folder import choose_folder
 
 
@@ -23,6 +24,8 @@ def main(argv: list[str] | None = None) -> None:
         return
     check_folders(config)
     folder = choose_folder(config.runs_root, config.name, arguments.resume, arguments.overwrite)
+    if arguments.resume:
+        check_resumed(config, folder)
     from experiments.seeds import conduct  # torch and Lightning, only now that the config is known to be right
 
     conduct(config, folder)

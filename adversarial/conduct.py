@@ -16,6 +16,7 @@ from configs.data_schema import ImageSet
 from configs.schema import Config
 from datamodules.benchmark import load_benchmark
 from experiments.extraction import load_features
+from experiments.resume import check_images
 from experiments.run_folder import FINISHED, is_follower
 from experiments.seeds import experiment
 
@@ -40,6 +41,8 @@ def conduct(plan: Plan, folder: Path) -> Found | None:
     benchmark = load_benchmark(config)
     check_size(attack, benchmark)
     check_score(plan, benchmark)
+    if not is_follower():
+        check_images(folder / CLEAN, benchmark)
     _once(config, folder / CLEAN, plan.source)
     trainer = _trainer(config)
     features, text = load_features(config, benchmark, trainer, folder / CLEAN)

@@ -15,6 +15,7 @@ from clip_ood.backbones.create import create_backbone
 from clip_ood.backbones.fingerprint import digest, fingerprint
 from clip_ood.detectors.detector import Detector
 from configs.attack_schema import AttackConfig
+from configs.checks import key_of
 from datamodules.attacked_images import AttackData
 from datamodules.benchmark import Benchmark
 from datamodules.corruptions import Corruption
@@ -70,11 +71,9 @@ def craft(
     raised; and features (n, D), embeddings (n, E) before rounding.
     """
     attack, config = plan.attack, plan.config
-    made = variants(attack)
-    stamps, _ = benchmark.images[attack.ood].stamps()
-    key = digest(
-        [plan.dump(), fingerprint(config.backbone, config.features_root / "hashes.json"), pairs.aims, stamps.tolist()]
-    )
+    made, images = variants(attack), benchmark.images[key_of("ood", attack.ood)]
+    known_by = fingerprint(config.backbone, config.features_root / "hashes.json")
+    key = digest([*plan.settled(), known_by, pairs.aims, images.stamps()[0].tolist()])
     parts = Parts(folder / "parts", key)
     through = [Corruption(name, severity) for name, severity in attack.defences.items()]
 
@@ -94,7 +93,7 @@ def craft(
         AFTER,
     )
     writer = ImageWriter(parts, file_names(pairs), lambda name: folder_of(plan, folder, name), through, AFTER)
-    data = AttackData(benchmark.images[attack.ood], pairs.rows, pending, config.data.num_workers)
+    data = AttackData(images, pairs.rows, pending, config.data.num_workers)
     trainer.callbacks.append(writer)
     try:
         trainer.predict(module, datamodule=data, return_predictions=False)

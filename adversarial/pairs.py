@@ -12,6 +12,7 @@ from clip_ood.features.store import Features, TextEmbeddings
 from clip_ood.outputs import Outputs
 from clip_ood.prompts import prototypes
 from configs.attack_schema import AttackConfig
+from configs.checks import key_of
 from configs.errors import ConfigError
 from configs.schema import Config
 from datamodules.benchmark import Benchmark
@@ -42,7 +43,7 @@ class Pairs:
 
 def check_size(attack: AttackConfig, benchmark: Benchmark) -> None:
     """Raises ConfigError for an OOD set smaller than asked, before any image is read."""
-    _enough(attack, len(benchmark.images[attack.ood]), "images")
+    _enough(attack, len(benchmark.images[key_of("ood", attack.ood)]), "images")
 
 
 def _enough(attack: AttackConfig, found: int, what: str) -> None:
@@ -65,7 +66,8 @@ def draw_pairs(
 
     Raises: ConfigError for fewer readable images than asked, and for texts where the ID set has no classes.
     """
-    images, stored = benchmark.images[attack.ood], features[attack.ood]
+    key = key_of("ood", attack.ood)
+    images, stored = benchmark.images[key], features[key]
     readable = stored.valid.nonzero().squeeze(1).tolist()
     _enough(attack, len(readable), "readable images")
     rows = sorted(readable, key=lambda row: lot(config.seed, images.names[row]))[: attack.pairs]
@@ -88,7 +90,7 @@ def _to_images(
         known = Bank()
         for some in rows.split(8192):
             known.update(Outputs(features=bank.features.take(some), indices=some))
-        own = features[attack.ood].features.take(torch.tensor(drawn.rows))
+        own = features[key_of("ood", attack.ood)].features.take(torch.tensor(drawn.rows))
         aims = known.nearest(Outputs(features=own), 1)[1].squeeze(1)
     else:
         order = rows[torch.randperm(len(rows), generator=torch.Generator().manual_seed(config.seed))]

@@ -13,10 +13,12 @@ from clip_ood.detectors.names import read_specs
 from configs.attack_schema import AttackConfig
 from configs.checks import check_folders
 from configs.data_schema import ImageSet
-from configs.errors import ConfigError, difference, nearest
-from configs.loading import HERE, change, divide, dump, explain, find_config, override, plain, read, validate
+from configs.errors import ConfigError, nearest
+from configs.loading import HERE, change, contents, divide, explain, find_config, override, plain, read, validate
+from configs.resuming import differences, settled
 from configs.schema import Config
-from experiments.run_folder import CONFIG, check_heads
+from experiments.resume import check_heads, check_same, unreadable
+from experiments.run_folder import CONFIG
 
 CLEAN, SCORED, APART = "clean", "scored", "out_of_gallery"  # the runs of an attack, below its folder
 BEFORE, AFTER = "before", "after"
@@ -33,8 +35,12 @@ class Plan:
     def dump(self) -> str:
         """The attack as YAML, with every key, and its experiment's under `changes`: it can be loaded again."""
         absent = None if self.attack.score is None else {"target"}
-        content = self.attack.model_dump(mode="json", exclude=absent) | {"changes": _content(self.config)}
+        content = self.attack.model_dump(mode="json", exclude=absent) | {"changes": contents(self.config)}
         return yaml.safe_dump(content, sort_keys=False, allow_unicode=True, width=120)
+
+    def settled(self) -> list[dict[str, Any]]:
+        """What images and scores depend on: the attack and its experiment without what may change when it is resumed."""
+        return [settled(self.attack.model_copy(update={"changes": {}})), settled(self.config)]
 
 
 def load_attack(name: str, arguments: list[str] | None = None) -> Plan:
@@ -50,7 +56,7 @@ def load_attack(name: str, arguments: list[str] | None = None) -> Plan:
         if key.partition(".")[0] not in keys:
             raise ConfigError(f"Neither an attack nor its experiment has a key {key}.{nearest(key, keys)}")
     try:
-        attack = AttackConfig.model_validate(override({"name": path.stem} | plain(path, "ood"), ours))
+        attack = AttackConfig.model_validate(override({"name": path.stem} | plain(path, "ood"), ours, AttackConfig))
     except ValidationError as error:
         raise ConfigError(explain(error, AttackConfig)) from None
     run = Path(attack.config)
@@ -101,17 +107,24 @@ def score_of(plan: Plan) -> dict[str, Any]:
 
 def check_resumed(plan: Plan, folder: Path) -> None:
     """Raises: ConfigError where `folder` holds an unfinished attack of other settings."""
-    path = folder / CONFIG
-    if path.is_file() and (was := path.read_text(encoding="utf-8")) != plan.dump():
-        raise ConfigError(
-            f"{folder} was begun with other settings ({difference(was, plan.dump())}): give those again, or --overwrite it"
-        )
+    if not (folder / CONFIG).is_file():
+        return
+    try:
+        content = plain(folder / CONFIG, "ood")
+        config = validate(content.pop("changes", {}))
+        attack = AttackConfig.model_validate(content)
+    except ValidationError as error:
+        raise unreadable(folder, ConfigError(explain(error, AttackConfig))) from None
+    except ConfigError as error:
+        raise unreadable(folder, error) from None
+    now = plan.attack.model_copy(update={"changes": {}})
+    check_same(folder, differences(attack, now) + differences(config, plan.config))
 
 
 def transferred(plan: Plan, name: str, block: str) -> Config:
     """The experiment on another encoder. Raises: ConfigError for an unknown one."""
     try:
-        return validate(change(_content(plan.config), {"backbone": block}))
+        return validate(change(contents(plan.config), {"backbone": block}))
     except ConfigError as error:
         raise ConfigError(f"transfer.{name}: {error}") from None
 
@@ -119,7 +132,3 @@ def transferred(plan: Plan, name: str, block: str) -> Config:
 def image_set(folder: Path) -> ImageSet:
     """A folder of saved images as an OOD set."""
     return ImageSet(folder=folder.resolve(), group="adversarial")
-
-
-def _content(config: Config) -> dict:
-    return yaml.safe_load(dump(config))

@@ -11,10 +11,10 @@ import torch
 from torch import Tensor
 
 from adversarial.plan import AFTER, BEFORE
+from clip_ood.detectors.names import ABOUT
 from clip_ood.metrics.ood import ood_metrics
 
 PLAIN = ""  # the condition of images as they were saved, scored by the run itself
-ABOUT = ("set", "role", "path", "label", "prediction")  # columns of scores.parquet that are no detector's
 
 
 @dataclass(frozen=True)

@@ -23,6 +23,7 @@ NAMES = (
     "knn_memory",
     "peers",
     "metrics",
+    "intervals",
     "evaluation",
     "store",
 )

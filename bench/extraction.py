@@ -29,7 +29,7 @@ SPEC = BackboneConfig(library="timm", model="tf_efficientnet_lite0")  # random w
 def ours(images: ImageList, backbone: Backbone) -> None:
     with tempfile.TemporaryDirectory() as folder:
         store = FeatureStore(Path(folder), {"precision": "fp32"})
-        stored = {"images": store.image_set("images", images.files)}
+        stored = {"images": store.image_set("images", images)}
         data = ExtractionData({"images": images}, stored, [], BATCH, num_workers=0)
         trainer = Trainer(
             accelerator="cpu",

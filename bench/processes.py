@@ -17,13 +17,13 @@ from PIL import Image
 
 from callbacks.feature_writer import FeatureWriter
 from clip_ood.backbones.create import create_backbone
-from clip_ood.features.store import CHUNK, FeatureStore
+from clip_ood.features.store import PART, FeatureStore
 from configs.schema import BackboneConfig, ImageSet
 from datamodules.extraction import ExtractionData
 from datamodules.image_list import list_images
 from lightning_modules.feature_extractor import FeatureExtractor
 
-IMAGES, PAIRS = 2 * CHUNK, 3
+IMAGES, PAIRS = 2 * PART, 3
 SPEC = BackboneConfig(library="timm", model="mobilenetv3_small_050")  # random weights cost the same
 
 
@@ -45,7 +45,7 @@ def extract(count: int, folder: Path, store: Path) -> None:
     torch.set_num_threads(1)
     images = list_images("images", ImageSet(folder=folder), Path(), labelled=False, seed=0)
     features = FeatureStore(store, {"precision": "fp32"})
-    stored = {"images": features.image_set("images", images.files)}
+    stored = {"images": features.image_set("images", images)}
     clock = Clock()
     trainer = Trainer(
         accelerator="cpu",

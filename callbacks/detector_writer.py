@@ -65,4 +65,4 @@ class DetectorWriter(Callback):
             (module.backbone, self.spec) if self.tuned else None,
         )
         if self.with_encoder:
-            add_encoder(SavedDetector(self.folder))
+            add_encoder(SavedDetector(self.folder), allow_download=True)  # as the run's own config

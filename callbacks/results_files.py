@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+from collections.abc import Iterable
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -17,12 +18,14 @@ from clip_ood.table import Row
 from datamodules.benchmark import Benchmark
 
 COLUMNS = ("detector", "setting", "ood", "group", *METRICS, "n_id", "n_ood")
+OVER_SEEDS = ("seeds", "auroc_std", "auroc_low", "auroc_high")  # further columns of a run over several seeds
 
 
 def write_results(folder: Path, results: Results, about: dict[str, Any], benchmark: Benchmark) -> None:
     """Writes all three; results.json last, since it marks a run as finished.
 
-    `about`: run, method, encoder, seeds, bank, pseudo_labels, sweep (the heads of a probe sweep; also as sweep.csv), versions.
+    `about`: run, method, encoder, seeds, split (whether seeds redraw the ID test images; the images it trains on, holds out as
+    val and tests on), bank, pseudo_labels, sweep (the heads of a probe sweep; also as sweep.csv), versions.
     """
     rows = [_json_row(row) for row in results.rows]
     write_table(folder / "results.csv", rows)
@@ -49,11 +52,29 @@ def write_json(path: Path, content: dict[str, Any]) -> None:
 
 def write_table(path: Path, rows: list[dict[str, Any]]) -> None:
     """The rows of results.json as CSV, metrics in percent with 2 decimals."""
+    _write_csv(path, COLUMNS, [{**row, **_percent(row, METRICS)} for row in rows])
+
+
+def write_mean_table(path: Path, rows: list[dict[str, Any]]) -> None:
+    """The rows of a run over several seeds as CSV: means, and of the AUROC the standard deviation over the row's `seeds` and
+    the 95 % interval; empty where there is none."""
+    lines = []
+    for row in rows:
+        low, high = row["intervals"].get("auroc", (None, None))
+        spread = {"auroc_std": row["std"]["auroc"], "auroc_low": low, "auroc_high": high}
+        lines.append({**row, **_percent(row, METRICS), **_percent(spread, spread)})
+    _write_csv(path, (*COLUMNS, *OVER_SEEDS), lines)
+
+
+def _write_csv(path: Path, columns: Iterable[str], lines: list[dict[str, Any]]) -> None:
     with path.open("w", newline="", encoding="utf-8") as file:
-        writer = csv.writer(file)
-        writer.writerow(COLUMNS)
-        for row in rows:
-            writer.writerow([f"{100 * row[name]:.2f}" if name in METRICS else row[name] for name in COLUMNS])
+        writer = csv.DictWriter(file, columns, extrasaction="ignore")
+        writer.writeheader()
+        writer.writerows(lines)
+
+
+def _percent(values: dict[str, Any], names: Iterable[str]) -> dict[str, str]:
+    return {name: "" if values[name] is None else f"{100 * values[name]:.2f}" for name in names}
 
 
 def write_sweep(path: Path, heads: list[dict[str, Any]]) -> None:
@@ -73,7 +94,7 @@ def write_scores(path: Path, results: Results, benchmark: Benchmark) -> None:
 
     tables = []
     for name, scored in results.scored.items():
-        part = benchmark.parts[name]
+        part = benchmark.reported[name]
         images = benchmark.images[part.images]
         rows = scored.indices.tolist()
         labels = (

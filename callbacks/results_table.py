@@ -25,6 +25,8 @@ def print_table(results: dict[str, Any], console: Console | None = None) -> None
         table = _table(results, setting, rows, intervals=True)
         narrow = console.measure(table, options=console.options.update(max_width=1000)).maximum > console.width
         console.print(_table(results, setting, rows, intervals=False) if narrow else table)
+    if results["rows"] and len(results["seeds"]) > 1:
+        console.print(intervals_told(results), highlight=False)
     reasons = [f"Left out: {', '.join(detectors)} ({reason})" for reason, detectors in left_out(results).items()]
     for line in remarks(results) + reasons:
         console.print(line, highlight=False)
@@ -44,9 +46,13 @@ def _table(results: dict[str, Any], setting: str, rows: list[dict[str, Any]], in
     for name in sets:
         count = "" if name == MEAN else f"\nn = {cell[detectors[0], name]['n_ood']}"
         table.add_column(name + count, justify="right", no_wrap=True)
+    several = len(results["seeds"]) > 1
+    if several:
+        table.add_column("mean AUROC,\n95 % interval", justify="right", no_wrap=True)
     best = {name: max(cell[detector, name]["auroc"] for detector in detectors) for name in sets}
     for detector in detectors:
-        table.add_row(detector, *(_cell(cell[detector, name], best[name], intervals) for name in sets))
+        cells = [_cell(cell[detector, name], best[name], intervals) for name in sets]
+        table.add_row(detector, *cells, *([_interval(cell[detector, MEAN])] if several else []))
     return table
 
 
@@ -55,9 +61,39 @@ def _spread_name(results: dict[str, Any]) -> str:
     return "half its 95 % interval" if seeds == 1 else f"its standard deviation over {seeds} seeds"
 
 
+def intervals_told(results: dict[str, Any]) -> str:
+    """What the intervals of a run over several seeds are over and speak of, or why it has none."""
+    if (split := results.get("split")) is None:
+        return (
+            "No 95 % intervals: a seed was run by an earlier version, which did not record how it divided the images "
+            f"(python eval.py --run …/{results['run']} does)"
+        )
+    return f"95 % intervals over {over_seeds(split, len(results['seeds']))}"
+
+
+def over_seeds(split: dict[str, Any], seeds: int) -> str:
+    """What 95 % intervals over several seeds are over, how they are made and what they speak of, in words."""
+    if not split["redrawn"]:
+        return (
+            f"the images (DeLong, on each image's mean over {seeds} seeds): they speak of other images, with the same "
+            "trainings; how far these differ, the standard deviation over the seeds tells"
+        )
+    return (
+        f"{seeds} seeds, corrected for splits that overlap (Nadeau and Bengio: t(J − 1) · s · √(1/J + {split['test']}/"
+        f"{split['train']}), J = {seeds}): they speak of other draws of this pool of ID images, against the same OOD images"
+    )
+
+
+def _interval(row: dict[str, Any]) -> str:
+    ends = row["intervals"].get("auroc")
+    return "–" if ends is None else f"{100 * ends[0]:.1f} – {100 * ends[1]:.1f}"
+
+
 def _cell(row: dict[str, Any], best: float, intervals: bool) -> str:
     low, high = row["intervals"].get("auroc", (None, None))
-    half = 50 * (high - low) if low is not None else 100 * row["std"]["auroc"] if "std" in row else None
+    half = 50 * (high - low) if low is not None else None
+    if row.get("std", {}).get("auroc") is not None:
+        half = 100 * row["std"]["auroc"]
     spread = f" ± {half:.1f}" if intervals and half is not None else ""
     auroc = f"{100 * row['auroc']:.1f}"
     return f"{f'[bold]{auroc}[/bold]' if row['auroc'] == best else auroc}{spread} / {100 * row['fpr95']:.1f}"
@@ -69,27 +105,45 @@ def _choice(head: dict[str, Any]) -> str:
     return f"Chosen of the sweep on ID val: {settings} (hits {100 * head['val_accuracy']:.1f} %; all heads: sweep.csv)"
 
 
+def of_seeds(number: int, results: dict[str, Any]) -> str | None:
+    """How many of the run's seeds have a thing, where not all do."""
+    return f"{number} of {len(results['seeds'])} seeds" if number < len(results["seeds"]) else None
+
+
+def missing_seeds(results: dict[str, Any]) -> dict[str, str]:
+    """The detectors that some seeds of the run lack, and how many seeds have them."""
+    numbers = {row["detector"]: row.get("seeds", len(results["seeds"])) for row in results["rows"]}
+    return {name: few for name, number in numbers.items() if (few := of_seeds(number, results))}
+
+
 def remarks(results: dict[str, Any]) -> list[str]:
     """What must be said beside the table: accuracies, pseudo-labels, the sweep's choice, the bank, the detectors' notes."""
-    lines = []
+    lines = [f"{name}: {few}" for name, few in missing_seeds(results).items()]
     if not results["rows"]:
         lines.append("No OOD set was named (data.ood): scores were written, there is no AUROC.")
     for key, name in (("accuracy", "ID accuracy"), ("knn_accuracy", "k-NN accuracy")):
         if results[key] is not None:
-            lines.append(f"{name} {100 * results[key]:.1f} %")
+            few = of_seeds(results.get(f"{key}_seeds", len(results["seeds"])), results)
+            lines.append(f"{name} {100 * results[key]:.1f} %" + (f" ({few})" if few else ""))
     if (pseudo := results["pseudo_labels"]) is not None:
         right = "" if pseudo["accuracy"] is None else f", {100 * pseudo['accuracy']:.1f} % of them right"
-        lines.append(f"Pseudo-labels: {pseudo['passed']:g} of {pseudo['images']:g} images passed the filter{right}")
+        lines.append(f"Pseudo-labels: {pseudo['passed']:,} of {pseudo['images']:,} images passed the filter{right}")
     lines += [_choice(head) for head in results["sweep"] or [] if head["chosen"]]
     bank = results["bank"]
     sample = f", at most {bank['per_class']} a class" if bank["per_class"] else ""
     lines.append(f"Bank: {bank['images']} ID training images{sample}")
-    return lines + [f"{each['detector']}: {each['note']}" for each in results["notes"]]
+    return lines + [f"{each['detector']}: {told(each, 'note')}" for each in results["notes"]]
 
 
 def left_out(results: dict[str, Any]) -> dict[str, list[str]]:
-    """Why detectors are not in the table, and which."""
+    """Why detectors are not in the table, and which; of several seeds also in which, unless in all."""
     why: dict[str, list[str]] = defaultdict(list)
     for each in results["omitted"]:
-        why[each["reason"]].append(each["detector"])
+        why[told(each, "reason")].append(each["detector"])
     return dict(why)
+
+
+def told(each: dict[str, Any], key: str) -> str:
+    """A note or a reason, with the seeds that have it where others have not."""
+    seeds = each.get("seeds")
+    return each[key] + (f" (seed{'s' if len(seeds) > 1 else ''} {', '.join(map(str, seeds))})" if seeds else "")

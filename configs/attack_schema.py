@@ -8,7 +8,9 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, model_validator
 
 from configs.data_schema import CorruptionName
+from configs.schema import Config
 from configs.section import Decay, Place, Positive, Rate, Section
+from configs.values import KeysOf
 
 Severity = Annotated[int, Field(ge=1, le=5)]
 
@@ -41,7 +43,7 @@ class AttackConfig(Section):
     config: str
     """The experiment whose encoder and detectors are attacked (a config's name or path), or the folder of a finished run,
     whose head is then taken."""
-    changes: dict[str, Any] = {}
+    changes: Annotated[dict[str, Any], KeysOf(Config)] = {}
     """Keys of the experiment that are changed; `--key=value` on the command line does the same."""
     ood: str
     """The OOD set of the experiment that images are drawn from."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import re
 from importlib.util import find_spec
+from os.path import realpath
 from pathlib import Path
 
 from clip_ood.backbones.names import check_model
@@ -72,14 +73,29 @@ def trainer_keys() -> set[str]:
 
 
 def image_sets(config: Config) -> dict[str, ImageSet]:
-    """Every named image set of a config: the ID parts as id, id.train, …, then csid and OOD sets, then ood_val; those of the catalogue
-    as the first of their layouts that is there."""
+    """Every image set of a config by its key: the ID parts as id, id.train, …, then csid and OOD sets (see `key_of`), then
+    ood_val; those of the catalogue as the first of their layouts that is there."""
     root = config.data.root
     found = {}
-    for name, spec in _named(config).items():
+    for key, spec in _named(config).items():
         known = layouts(spec)
-        found[name] = next((layout for layout in known if is_there(layout, root)), known[0])
+        found[key] = next((layout for layout in known if is_there(layout, root)), known[0])
     return found
+
+
+def key_of(role: str, name: str) -> str:
+    """What a run knows a set under data.csid or data.ood by: no key of the project's own (id, train, …) has a slash, so that
+    a set may be called as one of them.
+
+    >>> key_of("ood", "train")
+    'ood/train'
+    """
+    return f"{role}/{name}"
+
+
+def called(key: str) -> str:
+    """What people call the set with this key."""
+    return key.partition("/")[2] or key
 
 
 def _named(config: Config) -> dict[str, ImageSet]:
@@ -87,8 +103,7 @@ def _named(config: Config) -> dict[str, ImageSet]:
     parts = {"id": data.id.images, "id.train": data.id.train, "id.val": data.id.val, "id.test": data.id.test}
     return (
         {name: part for name, part in parts.items() if part is not None}
-        | data.csid
-        | data.ood
+        | {key_of(role, name): spec for role in ("csid", "ood") for name, spec in getattr(data, role).items()}
         | ({} if data.ood_val is None else {"ood_val": data.ood_val})
     )
 
@@ -145,12 +160,35 @@ def shard_paths(pattern: Path) -> list[Path]:
     return [pattern.with_name(f"{before}{number:0{len(first)}d}{after}") for number in range(int(first), int(last) + 1)]
 
 
+def check_places(config: Config) -> None:
+    """Raises ConfigError where two keys name the same images, however they spell it: a folder, list, shard, or split of a
+    torchvision set, links resolved."""
+    seen: dict[str, str] = {}
+    for key, spec in image_sets(config).items():
+        option = "data." + key.replace("/", ".")
+        for place in _places(spec, config.data.root):
+            if (other := seen.setdefault(place, option)) != option:
+                raise ConfigError(
+                    f"{other} and {option} name the same images ({place}): an image that is scored as one must not be taken for "
+                    "the other. Name other images, or leave one of the keys out"
+                )
+
+
+def _places(spec: ImageSet, root: Path) -> list[str]:
+    """What an image set is read from; nothing for one that is made of another."""
+    if spec.torchvision is not None:
+        return [f"{spec.torchvision}, {spec.split or 'test'}, in {realpath(root)}"]
+    if spec.shards is not None:
+        return [realpath(path) for path in shard_paths(root / spec.shards)]
+    return [realpath(root / path) for path in (spec.list or spec.folder,) if path is not None]
+
+
 def check_folders(config: Config) -> None:
-    """Raises ConfigError for the first image set that is not there, and for negative words that are not: which, where, how
-    to get it."""
+    """Raises ConfigError for the first image set that is not there, for two keys that name the same images, and for negative
+    words that are not there: which, where, how to get it."""
     root = config.data.root
-    for name, spec in _named(config).items():
-        known = layouts(spec)
+    for key, spec in _named(config).items():
+        name, known = called(key), layouts(spec)
         if known[0].torchvision is not None or any(is_there(layout, root) for layout in known):
             continue  # torchvision's sets are downloaded by the run
         lacking = [" and no ".join(missing_places(layout, root)) for layout in known]
@@ -161,6 +199,7 @@ def check_folders(config: Config) -> None:
             f"Image set {name}: {spec.catalog} is not under {root}: there is no {'; nor '.join(lacking)}. "
             f"Where to get it: {entry(spec.catalog).advice(root)}"
         )
+    check_places(config)
     if config.data.negative_words is not None:
         try:
             find_words(config.data.negative_words)

@@ -7,9 +7,10 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 
-from configs.prompt_sets import named_prompts
+from configs.prompt_sets import with_sets
 from configs.section import Fraction, Place, Positive, Section
 
+TAKEN = ("bank", "id_test", "mean", "ood_val", "val")  # in results: the project's own sets, and the mean over OOD sets
 PLACES = ("catalog", "folder", "list", "shards", "torchvision", "corruption")
 CorruptionName = Literal[
     "gaussian_noise",
@@ -27,6 +28,8 @@ CorruptionName = Literal[
 class ImageSet(Section):
     """One set of images: exactly one of `catalog`, `folder`, `list`, `shards`, `torchvision`, `corruption`. A bare path
     means `folder`."""
+
+    bare = "folder"
 
     catalog: str | None = None
     """A named set: `python -m datamodules.catalog` lists them. Brings layout, count, group and source."""
@@ -85,22 +88,31 @@ class ImageSet(Section):
         return self
 
 
-def _folder_shorthand(value: Any) -> Any:
-    return {"folder": value} if isinstance(value, str | Path) else value
-
-
 def _of_its_own(images: ImageSet) -> ImageSet:
     if images.corruption is not None:
         raise ValueError("a corruption makes an OOD set of the ID test images: name it under data.ood")
     return images
 
 
-OODImages = Annotated[ImageSet, BeforeValidator(_folder_shorthand)]
-Images = Annotated[OODImages, AfterValidator(_of_its_own)]
+Images = Annotated[ImageSet, AfterValidator(_of_its_own)]
+
+
+def _names(value: Any) -> Any:
+    if isinstance(value, list) and all(isinstance(name, str) for name in value):
+        return value
+    if value is None or isinstance(value, str | Path):
+        return value
+    raise ValueError("takes a list of names, as [cat, dog], a text file, or imagenet")
+
+
+ClassNames = Annotated[list[str] | Place | Literal["imagenet"] | None, BeforeValidator(_names)]
 
 
 class IDSet(Section):
-    """The in-distribution images: `images`, split by data.splits, or `train` and `test` as published."""
+    """The in-distribution images: `images`, split by data.splits, or `train` and `test` as published. A bare path means
+    `images`."""
+
+    bare = "images"
 
     images: Images | None = None
     """All ID images; data.splits divides them into train, val and test, stratified by class and seeded."""
@@ -110,7 +122,7 @@ class IDSet(Section):
     """Held-out images of a set with a split of its own (default: drawn from train)."""
     test: Images | None = None
     """Test images of a set with a split of its own."""
-    class_names: list[str] | Place | Literal["imagenet"] | None = None
+    class_names: ClassNames = None
     """Names for the prompts: a list in label order, a text file relative to data.root (a name a line in label order, or
     lines "folder<tab>name, other names" as TinyImageNet's words.txt), or `imagenet` (open_clip's 1000 distinct names, by
     wnid). Default: the folders' names, underscores as spaces."""
@@ -126,10 +138,6 @@ class IDSet(Section):
                 "val comes from data.splits when `images` is given; name train and test as well, or drop val"
             )
         return self
-
-
-def _images_shorthand(value: Any) -> Any:
-    return {"images": value} if isinstance(value, str | Path) else value
 
 
 class Splits(Section):
@@ -154,11 +162,11 @@ class Data(Section):
 
     root: Place = Path("data")
     """Folder that relative paths of image sets start from."""
-    id: Annotated[IDSet, BeforeValidator(_images_shorthand)]
+    id: IDSet
     """The in-distribution images. A bare path means `images`."""
     csid: dict[str, Images] = {}
     """Covariate-shifted ID sets by name: positives of the full_spectrum setting, absent from the standard one."""
-    ood: dict[str, OODImages] = {}
+    ood: dict[str, ImageSet] = {}
     """OOD sets by name; {} is allowed: scores, no AUROC."""
     ood_val: Images | None = None
     """OOD images to choose parameters of detectors by, against ID val: {name: knn, k: [1, 5, 10]} under `detectors` needs
@@ -168,7 +176,7 @@ class Data(Section):
     the real numbers."""
     splits: Splits = Splits()
     """How ID images are divided where the set has no split of its own."""
-    prompts: Annotated[list[str], BeforeValidator(named_prompts)] = Field(
+    prompts: Annotated[list[str], AfterValidator(with_sets)] = Field(
         default=[
             "a photo of a {}.",
             "a blurry photo of a {}.",
@@ -200,11 +208,11 @@ class Data(Section):
     def _placeholders(self) -> Data:
         if wrong := [prompt for prompt in self.prompts if prompt.count("{}") != 1]:
             raise ValueError(f"prompts: {wrong[0]!r} must hold {{}} once, where the class name goes")
-        if twice := sorted(
-            {"id_test", "bank", "val", "ood_val"} & (self.ood.keys() | self.csid.keys())
-            | self.ood.keys() & self.csid.keys()
-        ):
-            raise ValueError(f"set names must be distinct, and none of bank, id_test, val, ood_val: {', '.join(twice)}")
+        if twice := sorted(set(TAKEN) & (self.ood.keys() | self.csid.keys()) | self.ood.keys() & self.csid.keys()):
+            raise ValueError(
+                f"set names must be distinct, and none of {', '.join(TAKEN)}, which results use themselves: rename "
+                f"{', '.join(twice)}"
+            )
         if same := [name for name, images in (self.csid | self.ood).items() if _place(images) == _place(self.ood_val)]:
             raise ValueError(f"ood_val: {same[0]} is reported on; nothing may be chosen on it. Name other images")
         return self

@@ -10,6 +10,7 @@ from typing import Any
 from configs.checks import OURS, trainer_keys
 from configs.errors import ConfigError, nearest
 from configs.loading import override
+from configs.yaml_text import as_yaml
 
 FILES = (".csv", ".jsonl", ".parquet")
 GRAPHS = (".onnx", ".pt2")
@@ -42,6 +43,11 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     add("--fail-on-ood", action="store_true", help="exit status 3 when an image is OOD")
     add("--strict", action="store_true", help="exit status 1 when an image cannot be judged")
     add("--trust-classes", action="store_true", help="let the detector be a class of somebody's own, whose code is run")
+    add(
+        "--allow-download",
+        action="store_true",
+        help="fetch the encoder's weights from where the run had them, if the local cache lacks them (default: contact no host)",
+    )
     add("--encoder", metavar="PLACE", help="the encoder's folder or checkpoint file, if it is not where the run had it")
     add("--with-encoder", action="store_true", help="let the detector's folder hold the encoder's weights from now on")
     add(
@@ -129,7 +135,7 @@ def trainer_of(overrides: list[str]) -> dict[str, Any]:
     for argument in overrides:
         if not argument.startswith("--trainer."):
             raise ConfigError(f"detect.py has no option {argument.partition('=')[0]}; see --help")
-    found = override({}, overrides).get("trainer", {})
+    found = as_yaml(override({}, overrides).get("trainer", {}))
     valid = trainer_keys() - OURS.keys()
     for key, value in found.items():
         if key in PARTIAL or (key == "precision" and str(value) != "32-true"):

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Iterable
-from itertools import zip_longest
 
 
 class ConfigError(ValueError):
@@ -15,10 +14,3 @@ def nearest(name: str, valid: Iterable[str], most: int = 3) -> str:
     """ " Did you mean …?" for the valid names closest to `name`; the empty string when none is close."""
     close = difflib.get_close_matches(name, list(valid), n=most, cutoff=0.5)
     return f" Did you mean {' or '.join(close)}?" if close else ""
-
-
-def difference(was: str, now: str) -> str:
-    """The first line in which two texts differ."""
-    pairs = zip_longest(was.splitlines(), now.splitlines(), fillvalue="")
-    before, after = next((a, b) for a, b in pairs if a != b)
-    return f"{before.strip()} → {after.strip()}"

@@ -15,6 +15,8 @@ from pydantic import BaseModel, ValidationError
 from configs.checks import check_names
 from configs.errors import ConfigError, nearest
 from configs.schema import Config
+from configs.values import locate, takes, typed
+from configs.yaml_text import parse, reason
 
 HERE = Path(__file__).parent
 STANDS_FOR = {  # a key that is added to a bare path -> the key that the path stands for
@@ -24,6 +26,7 @@ STANDS_FOR = {  # a key that is added to a bare path -> the key that the path st
     "labels": "folder",
     "numbered": "folder",
     "count": "folder",
+    "classes": "folder",
     "group": "folder",
     "source": "folder",
 }
@@ -38,31 +41,57 @@ def find_config(name: str, beside: Path | None = None) -> Path:
     raise ConfigError(f"There is no config {name!r}, neither here nor in configs/.{nearest(name, shipped)}")
 
 
-def read(path: Path, within: tuple[Path, ...] = ()) -> dict[str, Any]:
-    """The mapping in a YAML file, blocks filled in; `within` are the files that it is a block of.
+def read(path: Path, section: Any = Config, within: tuple[Path, ...] = ()) -> dict[str, Any]:
+    """The mapping in a YAML file of the keys of a section, blocks filled in; `within` are the files that it is a block of.
 
-    Raises: ConfigError for what is no YAML mapping, and for a file that is a block of itself.
+    Raises: ConfigError for what is no YAML mapping, for a key that stands twice or is replaced by a later one, and for a
+    file that is a block of itself.
     """
     if path.resolve() in within:
         raise ConfigError(
             f"{path} names itself as a block; blocks are named with their folder, as benchmarks/demo.yaml"
         )
-    try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8-sig")) or {}
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{path} is no valid YAML: {error}") from error
-    if not isinstance(content, dict):
-        raise ConfigError(f"{path} must hold keys and values, not a {type(content).__name__}")
-    filled = {}
+    content = _mapping(path)
+    _check_order(list(content), f"{path}: ")
+    filled: dict[str, Any] = {}
     for key, value in content.items():  # a dotted key sets one key of a block named above it
-        filled = _set(filled, str(key).split("."), _block(value, path.parent, (*within, path.resolve())))
+        steps, kind = locate(key, section)
+        filled = _set(filled, steps, _block(value, kind, path.parent, (*within, path.resolve())))
     return filled
 
 
-def _block(value: Any, beside: Path | None = None, within: tuple[Path, ...] = ()) -> Any:
-    if isinstance(value, str) and value.endswith((".yaml", ".yml")):
-        return read(find_config(value, beside), within)
-    return value
+def _mapping(path: Path) -> dict[str, Any]:
+    """The keys and values that a YAML file holds, none for an empty one."""
+    try:
+        content = parse(path.read_text(encoding="utf-8-sig"))
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path} is no valid YAML: {reason(error)}") from error
+    except ConfigError as error:
+        raise ConfigError(f"{path}: {error}") from None
+    if not isinstance(content, dict | None):
+        raise ConfigError(f"{path} must hold keys and values, not a {'list' if isinstance(content, list) else 'text'}")
+    return content or {}
+
+
+def _check_order(keys: list[str], where: str) -> None:
+    """Raises ConfigError for a key that would replace one of its own keys, set before it."""
+    for number, key in enumerate(keys):
+        if lost := next((each for each in keys[:number] if each.startswith(f"{key}.")), None):
+            raise ConfigError(f"{where}{key} would replace {lost}, which stands before it; put {key} first")
+
+
+def _block(value: Any, kind: Any, beside: Path | None = None, within: tuple[Path, ...] = ()) -> Any:
+    """The keys in the YAML file that a value names, where keys are meant; any other value as it is."""
+    takes_ = takes(kind)
+    if not (takes_.keys and isinstance(value, str) and value.endswith((".yaml", ".yml"))):
+        return value
+    try:
+        path = find_config(value, beside)
+    except ConfigError:
+        if takes_.text:
+            return value  # a folder may be called so
+        raise
+    return read(path, kind, within)
 
 
 def plain(path: Path, own: str) -> dict[str, Any]:
@@ -70,12 +99,7 @@ def plain(path: Path, own: str) -> dict[str, Any]:
 
     Raises: ConfigError for what is no YAML mapping, and for an experiment, which has no key `own`.
     """
-    try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8-sig"))
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{path} is no valid YAML: {error}") from error
-    if not isinstance(content, dict):
-        raise ConfigError(f"{path} must hold keys and values, not a {type(content).__name__}")
+    content = _mapping(path)
     if own not in content and "method" in content:
         raise ConfigError(f"{path} is one experiment: python train.py --config {path.name}")
     return content
@@ -93,12 +117,12 @@ def divide(arguments: list[str], section: type[BaseModel]) -> tuple[list[str], l
     return ours, [each for each in joined if each not in ours]
 
 
-def override(content: dict[str, Any], arguments: list[str]) -> dict[str, Any]:
-    """`content` with each `--a.b=value` (or `--a.b value`) set in it; values are read as YAML or name a block.
+def override(content: dict[str, Any], arguments: list[str], section: type[BaseModel] = Config) -> dict[str, Any]:
+    """`content` with each `--a.b=value` (or `--a.b value`) set in it; what a value is, its key in `section` says.
 
-    Raises: ConfigError for what is no such pair.
+    Raises: ConfigError for what is no such pair, for one without a value, and for a key that replaces one before it.
     """
-    rest = list(arguments)
+    rest, keys = list(arguments), []
     while rest:
         argument = rest.pop(0)
         if not argument.startswith("--") or len(argument) == 2:
@@ -106,22 +130,26 @@ def override(content: dict[str, Any], arguments: list[str]) -> dict[str, Any]:
                 f"{argument!r} is no option; keys are given as --key=value, nested ones as --data.root=DIR"
             )
         key, equals, text = argument[2:].partition("=")
-        if not equals:
-            if not rest or rest[0].startswith("--"):
-                raise ConfigError(f"--{key} has no value; write --{key}=VALUE")
+        if not equals and rest and not rest[0].startswith("--"):
             text = rest.pop(0)
+        if not text:
+            raise ConfigError(f"--{key} has no value; write --{key}=VALUE")
+        keys.append(f"--{key}")
+        _check_order(keys, "")
+        steps, kind = locate(key, section)
         try:
-            value = _block(yaml.safe_load(text))
-        except yaml.YAMLError as error:
-            raise ConfigError(f"--{key}: {text!r} is no valid YAML value ({error})") from None
-        content = _set(content, key.split("."), value)
+            content = _set(content, steps, _block(typed(text, kind), kind))
+        except ConfigError as error:
+            raise ConfigError(f"--{key}: {error}") from None
     return content
 
 
 def change(content: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
-    """`content` with each dotted key of `changes` set in it; values may name blocks."""
+    """`content` of an experiment with each dotted key of `changes` set in it; values may name blocks."""
+    _check_order(list(changes), "changes: ")
     for key, value in changes.items():
-        content = _set(content, key.split("."), _block(value))
+        steps, kind = locate(key, Config)
+        content = _set(content, steps, _block(value, kind))
     return content
 
 
@@ -157,11 +185,16 @@ def validate(content: dict[str, Any]) -> Config:
     return config
 
 
-def dump(config: Config) -> str:
-    """The config as YAML, flat (no blocks) and complete (defaults included)."""
+def contents(config: Config) -> dict[str, Any]:
+    """The config as plain mappings, flat (no blocks) and complete (defaults included), as `validate` takes them."""
     content = config.model_dump(mode="json")
     content["method"] = {config.method.name: content["method"][config.method.name]}
-    return yaml.safe_dump(content, sort_keys=False, allow_unicode=True, width=120)
+    return content
+
+
+def dump(config: Config) -> str:
+    """`contents` as YAML."""
+    return yaml.safe_dump(contents(config), sort_keys=False, allow_unicode=True, width=120)
 
 
 def explain(error: ValidationError, section: type[BaseModel]) -> str:
@@ -173,16 +206,26 @@ def _explain(problem: dict[str, Any], section: type[BaseModel]) -> str:
     where = ".".join(str(part) for part in problem["loc"])
     if problem["type"] == "extra_forbidden":
         valid = _keys_at(problem["loc"][:-1], section)
-        last = str(problem["loc"][-1])
-        return f"There is no config key {where}.{nearest(last, valid) or ' Known here: ' + ', '.join(valid) + '.'}"
+        known = f" Known here: {', '.join(valid)}.{_dots(problem['loc'], section)}"
+        return f"There is no config key {where}.{nearest(str(problem['loc'][-1]), valid) or known}"
     if problem["type"] == "missing":
         return f"The config key {where} is missing."
-    if problem["type"] == "model_type":
-        known = ", ".join(_keys_at(problem["loc"], section))
-        return f"{where} takes keys, as --{where}='{{KEY: VALUE}}', or a YAML file; got {problem['input']!r}. Known here: {known}."
+    if problem["input"] is None:
+        return f"{where} has no value."
+    if problem["type"] in ("model_type", "dict_type"):
+        expected = f"{where} takes keys, as --{where}='{{KEY: VALUE}}', or a YAML file; got {problem['input']!r}."
+        known = ", ".join(_keys_at(problem["loc"], section)) if problem["type"] == "model_type" else ""
+        return f"{expected} Known here: {known}." if known else expected
     message = problem["msg"].removeprefix("Value error, ")
     given = "" if isinstance(problem["input"], dict | BaseModel) else f" (got {problem['input']!r})"
     return f"{where}: {message}{given}" if where else f"{message}{given}"
+
+
+def _dots(location: tuple, section: type[BaseModel]) -> str:
+    """The way out for a name with a dot in it, which a dotted key cannot hold; empty where no name stands."""
+    mapping = ".".join(map(str, location[:-2]))
+    named = mapping and takes(locate(mapping, section)[1]).values is not None
+    return f" A name with a dot in it is given in braces: --{mapping}='{{NAME: …}}'." if named else ""
 
 
 def _keys_at(location: tuple, section: type[BaseModel]) -> list[str]:

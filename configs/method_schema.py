@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from itertools import product
-from typing import Literal
+from typing import Any, Literal
 
 from pydantic import Field, model_validator
 
 from configs.section import Decay, Fraction, Positive, Rate, Section
+from configs.yaml_text import says_none
 
 
 class ZeroShot(Section):
@@ -166,6 +167,13 @@ class Method(Section):
     """A linear head on pseudo-labels: needs class names, no labels."""
     finetune: FineTune | None = None
     """The whole encoder and a head on true labels."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _empty_is_default(cls, given: Any) -> Any:
+        if not isinstance(given, dict):
+            return given
+        return {name: {} if says_none(settings) else settings for name, settings in given.items()}
 
     @model_validator(mode="after")
     def _exactly_one(self) -> Method:

@@ -5,14 +5,15 @@ from __future__ import annotations
 import ast
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
 
 PROMPT_SETS = {"openai_80": "OPENAI_IMAGENET_TEMPLATES", "openai_7": "SIMPLE_IMAGENET_TEMPLATES"}
 
 
-def named_prompts(value: Any) -> Any:
-    """The templates that a name stands for, {} for the class; anything else as it is."""
-    return templates(PROMPT_SETS[value]) if isinstance(value, str) and value in PROMPT_SETS else value
+def with_sets(prompts: list[str]) -> list[str]:
+    """The prompts, with the templates of a set in place of its name; {} stands for the class."""
+    return [
+        each for prompt in prompts for each in (templates(PROMPT_SETS[prompt]) if prompt in PROMPT_SETS else [prompt])
+    ]
 
 
 def templates(variable: str) -> list[str]:

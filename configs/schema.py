@@ -5,11 +5,12 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, model_validator
+from pydantic import BeforeValidator, Field, model_validator
 
 from configs.data_schema import Data, IDSet, ImageSet, Splits
 from configs.method_schema import PLP, FineTune, LinearProbe, Method, ZeroShot
-from configs.section import Place, Positive, Section
+from configs.section import Place, Positive, Section, Untyped
+from configs.yaml_text import as_yaml, says_none
 
 __all__ = [
     "PLP",
@@ -94,6 +95,19 @@ class Evaluation(Section):
     """Let detector/ hold the encoder's weights too, so that it needs nothing else (fine-tuned ones always lie there)."""
 
 
+def _detector(given: Any) -> Any:
+    if isinstance(given, str):
+        return given
+    if not isinstance(given, dict):
+        raise ValueError("a detector is a name, or keys as {name: knn, k: 10}")
+    parameters = as_yaml(given)  # no schema of ours knows them
+    names = {key: str(given[key]) for key in ("name", "as") if isinstance(given.get(key), str)}
+    return parameters | {key: name for key, name in names.items() if not says_none(given[key])}
+
+
+Detector = Annotated[str | dict[str, Any], BeforeValidator(_detector)]
+
+
 class Config(Section):
     """One experiment."""
 
@@ -106,19 +120,20 @@ class Config(Section):
     seed: int = 42
     """Seeds splits, draws, heads and resamples."""
     seeds: list[int] = []
-    """Several seeds: one run each, in sub-folders, and a table of their mean ± standard deviation (on the command line
-    also --seeds 42 43 44). Each redraws the split; features come from the store."""
+    """Several seeds: one run each, in sub-folders, and a table of their mean ± standard deviation, with 95 % intervals (on the
+    command line also --seeds 42 43 44). Each redraws the split, unless train and test are as published; features come from
+    the store."""
     data: Data
     """The image sets: a block (benchmarks/…yaml) or keys."""
     backbone: BackboneConfig
     """The encoder: a block (backbones/…yaml) or keys."""
     method: Method
     """zero_shot, linear_probe, plp or finetune."""
-    detectors: list[str | dict[str, Any]] | None = None
+    detectors: list[Detector] | None = None
     """Scores to compute: names, {name: knn, k: 50}, or dotted paths to classes of yours (default: all the model supports)."""
     evaluation: Evaluation = Evaluation()
     """What the table is made of."""
-    trainer: dict[str, Any] = {}
+    trainer: Untyped = {}
     """Keys of Lightning's Trainer (accelerator, devices, num_nodes, strategy, precision, …)."""
 
     @model_validator(mode="after")

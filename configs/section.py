@@ -4,21 +4,52 @@ from __future__ import annotations
 
 from os.path import expanduser
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any, ClassVar
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+
+from configs.values import settled
+from configs.yaml_text import as_yaml
 
 Fraction = Annotated[float, Field(ge=0, le=1)]
 Positive = Annotated[int, Field(ge=1)]
 Rate = Annotated[float, Field(gt=0)]
 Decay = Annotated[float, Field(ge=0)]
-Place = Annotated[Path, AfterValidator(lambda path: Path(expanduser(path)))]  # the shell leaves --key=~/… as it is
+
+
+def _named(place: Any) -> Any:
+    if place == "":
+        raise ValueError("is empty; the folder itself is .")
+    return place
+
+
+Place = Annotated[
+    Path,
+    BeforeValidator(_named),
+    AfterValidator(lambda path: Path(expanduser(path))),  # the shell leaves --key=~/… as it is
+]
+Untyped = Annotated[dict[str, Any], BeforeValidator(as_yaml)]  # keys that no schema of ours knows: values are YAML
 
 
 class Section(BaseModel):
+    """Keys of a config. What was written for each is text until its type says more: a number, a truth value, none."""
+
+    bare: ClassVar[str | None] = None
+    """The key that a text in place of keys stands for."""
+
     model_config = ConfigDict(
         extra="forbid",
         frozen=True,
         use_attribute_docstrings=True,
-        coerce_numbers_to_str=True,  # --name=2024
+        allow_inf_nan=False,
     )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _settled(cls, given: Any) -> Any:
+        if cls.bare is not None and isinstance(given, str | Path):
+            given = {cls.bare: given if isinstance(given, Path) else str(given)}
+        if not isinstance(given, dict):
+            return given
+        fields = cls.model_fields
+        return {key: settled(value, fields[key].annotation) if key in fields else value for key, value in given.items()}

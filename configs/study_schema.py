@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
+from configs.schema import Config, Detector
 from configs.section import Place, Section
+from configs.values import KeysOf
 
-Changes = dict[str, Any]
+Changes = Annotated[dict[str, Any], KeysOf(Config)]
 
 
 class Line(Section):
     """One line of the table or figure: a detector of the runs that `changes` make."""
 
-    detector: str | dict[str, Any]
+    detector: Detector
     """The score shown: a name, or {name: knn, k: 50}."""
     changes: Changes = {}
     """Keys of the experiment that the line changes: {method: {plp: {}}, data.batch_size: 64}."""

@@ -5,7 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from configs.checks import check_folders, image_sets
+from configs.checks import called as name_of
+from configs.checks import check_folders, image_sets, key_of
 from configs.errors import ConfigError
 from configs.schema import Config, ImageSet
 from datamodules.class_names import called, find_classes, numbered, trained_on
@@ -18,7 +19,7 @@ from datamodules.splits import split
 class Part:
     """Some rows of an image set and what they are for.
 
-    Attributes: role is bank, val, id, csid or ood; rows are positions in the image set `images`.
+    Attributes: role is bank, train, val, id, csid, ood or ood_val; rows are positions in the image set with the key `images`.
     """
 
     name: str
@@ -27,14 +28,19 @@ class Part:
     images: str
     rows: list[int]
 
+    @property
+    def key(self) -> str:
+        """What tells the part from all others, whatever sets are called."""
+        return key_of(self.role, self.name) if self.role in ("csid", "ood") else self.name
+
 
 @dataclass(frozen=True)
 class Benchmark:
     """Everything a config says of its images, listed and checked; no image is read.
 
-    Attributes: images, the lists that features are extracted from, by name; parts, in the order of evaluation: bank,
-    id_test, csid…, ood…, then train and val; class_names, None for ID images without classes; called, the names of each class in
-    prompts.
+    Attributes: images, the lists that features are extracted from, and parts, both by key; parts in the order of evaluation:
+    bank, id_test, csid…, ood…, then train and val; class_names, None for ID images without classes; called, the names of each
+    class in prompts.
     """
 
     images: dict[str, ImageList]
@@ -54,6 +60,11 @@ class Benchmark:
         held_out = [part for name in ("val", "ood_val") if (part := self.parts.get(name)) and part.rows]
         return [bank, *held_out, *tested]
 
+    @property
+    def reported(self) -> dict[str, Part]:
+        """The parts that results speak of, by name: all that are evaluated but the bank."""
+        return {part.name: part for part in self.evaluated[1:]}
+
     def labels(self, part: Part) -> list[int]:
         """The true class of each row of a part, -1 where it has none."""
         known = self.images[part.images].labels
@@ -72,19 +83,19 @@ def load_benchmark(config: Config) -> Benchmark:
     """
     check_folders(config)
     data, specs = config.data, image_sets(config)
-    ood = {*data.ood, "ood_val"}
+    ood = {*(key_of("ood", name) for name in data.ood), "ood_val"}
     images = {
-        name: list_images(
-            name, spec, data.root, name not in ood or spec.per_class is not None, config.seed, data.allow_partial
+        key: list_images(
+            name_of(key), spec, data.root, key not in ood or spec.per_class is not None, config.seed, data.allow_partial
         )
-        for name, spec in specs.items()
+        for key, spec in specs.items()
         if spec.corruption is None
     }
     _say_partial(images, specs)
     first = next(iter(images.values()))  # the training images, or those that are divided
     known = find_classes(config, first)
     trained = trained_on(first, known, data.allow_partial)
-    images = {name: listed if name in ood else numbered(listed, known, trained) for name, listed in images.items()}
+    images = {key: listed if key in ood else numbered(listed, known, trained) for key, listed in images.items()}
     id_parts = _id_parts(config, images)
     train, id_test = id_parts["train"], id_parts["id_test"]
     images |= _corrupted(images[id_test.images].subset(id_test.rows), specs)
@@ -96,14 +107,15 @@ def load_benchmark(config: Config) -> Benchmark:
         bank = [bank[i] for i in balanced(listed, config.evaluation.bank_per_class, config.seed)]
     parts = [Part("bank", "bank", "", train.images, bank), id_test]
     for role, sets in (("csid", data.csid), ("ood", data.ood)):
-        parts += [Part(name, role, specs[name].group, name, list(range(len(images[name])))) for name in sets]
+        keys = {name: key_of(role, name) for name in sets}
+        parts += [Part(name, role, specs[key].group, key, list(range(len(images[key])))) for name, key in keys.items()]
     parts += [train, id_parts["val"]]
     if data.ood_val is not None:
         parts.append(Part("ood_val", "ood_val", "", "ood_val", list(range(len(images["ood_val"])))))
         if not id_parts["val"].rows:
             raise ConfigError("data.ood_val stands against ID val, which has no images: raise data.splits.val")
     return Benchmark(
-        images, {part.name: part for part in parts}, None if trained is None else trained.names, called(config, trained)
+        images, {part.key: part for part in parts}, None if trained is None else trained.names, called(config, trained)
     )
 
 
@@ -145,10 +157,10 @@ def _id_parts(config: Config, images: dict[str, ImageList]) -> dict[str, Part]:
 
 
 def _corrupted(tested: ImageList, specs: dict[str, ImageSet]) -> dict[str, ImageList]:
-    """The ID test images as each corruption of a config makes them, under their own names."""
+    """The ID test images as each corruption of a config makes them, by key."""
     return {
-        name: replace(tested, name=name, corruption=Corruption(spec.corruption, spec.severity))
-        for name, spec in specs.items()
+        key: replace(tested, name=name_of(key), corruption=Corruption(spec.corruption, spec.severity))
+        for key, spec in specs.items()
         if spec.corruption is not None
     }
 
@@ -156,8 +168,8 @@ def _corrupted(tested: ImageList, specs: dict[str, ImageSet]) -> dict[str, Image
 def _say_partial(images: dict[str, ImageList], specs: dict[str, ImageSet]) -> None:
     from lightning.pytorch.utilities import rank_zero_only
 
-    for name, spec in specs.items():
-        if spec.count is not None and spec.per_class is None and len(images[name]) != spec.count:
+    for key, spec in specs.items():
+        if spec.count is not None and spec.per_class is None and len(images[key]) != spec.count:
             rank_zero_only(print)(
-                f"Image set {name}: {len(images[name]):,} of {spec.count:,} images (data.allow_partial)"
+                f"Image set {name_of(key)}: {len(images[key]):,} of {spec.count:,} images (data.allow_partial)"
             )

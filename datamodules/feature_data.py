@@ -41,10 +41,10 @@ class FeatureData(LightningDataModule):
         super().__init__()
         self.batch_size = batch_size
         self.tables = {
-            name: FeatureTable(part, stored[part.images], benchmark.labels(part))
-            for name, part in benchmark.parts.items()
+            key: FeatureTable(part, stored[part.images], benchmark.labels(part))
+            for key, part in benchmark.parts.items()
         }
-        self.evaluated = [self.tables[part.name] for part in benchmark.evaluated]
+        self.evaluated = [self.tables[part.key] for part in benchmark.evaluated]
         for table in self.evaluated:
             if not len(table):
                 raise ValueError(f"Image set {table.part.name}: none of its images could be read")

@@ -33,17 +33,18 @@ def parse(
         "--config", metavar="NAME.yaml", help="a config: a path, or a name that is looked up in configs/"
     )
     parser.add_argument("--print_config", action="store_true", help="print the complete config and stop")
-    parser.add_argument("--seeds", metavar="SEED", type=int, nargs="+", help="one run a seed, and their mean ± std")
-    parser.add_argument("--resume", action="store_true", help="go on with an unfinished run")
+    parser.add_argument("--seeds", metavar="SEED", nargs="+", help="one run a seed, and their mean ± std")
+    parser.add_argument(
+        "--resume", action="store_true", help="go on with an unfinished run, under the settings that it was begun with"
+    )
     parser.add_argument("--overwrite", action="store_true", help="replace a run of the same name")
     parser.add_argument("--help", "-h", action="store_true", help="explain every option and key")
     options(parser)
-    given = sys.argv[1:] if argv is None else argv
-    pairs = [each for each in given if _is_override(each, parser)]  # argparse takes those with spaces for values
-    arguments, overrides = parser.parse_known_args([each for each in given if each not in pairs])
-    overrides += pairs
+    known, overrides = _divided(sys.argv[1:] if argv is None else argv, parser)
+    arguments, unknown = parser.parse_known_args(known)
+    overrides += unknown
     if arguments.help:
-        from configs.help import explain
+        from configs.help import VALUES, explain
 
         parser.print_help()
         if of is not None:
@@ -53,15 +54,28 @@ def parse(
             section = {"study": Study, "attack": AttackConfig}[of]
             print(f"\nKeys of {_A[of]}:\n" + "\n".join(explain(section)) + "\n\nand of its runs:")
         print("\nKeys of a config; each can be set on the command line:\n" + "\n".join(explain()))
+        print(f"\nWhat a value is:\n{VALUES}")
         sys.exit(0)
     if arguments.seeds:
-        overrides.append(f"--seeds={arguments.seeds}")
+        several = len(arguments.seeds) > 1
+        overrides.append("--seeds=" + (f"[{', '.join(arguments.seeds)}]" if several else arguments.seeds[0]))
     return arguments, overrides
 
 
-def _is_override(argument: str, parser: argparse.ArgumentParser) -> bool:
-    key, equals, _ = argument.partition("=")
-    return bool(equals) and key.startswith("--") and key not in parser._option_string_actions
+def _divided(given: list[str], parser: argparse.ArgumentParser) -> tuple[list[str], list[str]]:
+    """Arguments for the parser's own options, and all keys as `--key=value` in their order (argparse takes those with
+    spaces for values)."""
+    known, overrides, rest = [], [], list(given)
+    while rest:
+        argument = rest.pop(0)
+        key, equals, _ = argument.partition("=")
+        if not key.startswith("--") or key in parser._option_string_actions:
+            known.append(argument)
+        elif equals or key == "--" or not rest or rest[0].startswith("--"):
+            overrides.append(argument)
+        else:
+            overrides.append(f"{argument}={rest.pop(0)}")
+    return known, overrides
 
 
 def end_at_sigterm() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from contextlib import redirect_stdout
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -41,6 +42,7 @@ class Request:
     move_ood: Path | None = None
     link: bool = False
     trust_classes: bool = False
+    allow_download: bool = False
     batch_size: int | None = None
     workers: int | None = None
     trainer: dict[str, Any] = field(default_factory=dict)
@@ -56,7 +58,9 @@ def conduct(request: Request) -> Counts | None:
     accept = saved.accept if request.accept is None else request.accept
     saved.calibration(column).threshold(accept)
     trainer = _trainer(request)
-    judge = Judge(saved, saved.backbone(request.encoder), column, accept)
+    with redirect_stdout(sys.stderr):  # what is downloaded is said there: verdicts may go to a program
+        backbone = saved.backbone(request.encoder, request.allow_download)
+    judge = Judge(saved, backbone, column, accept)
     go = _print if request.out is None else _write
     counts = go(request, saved, judge, trainer)
     if counts is not None:

@@ -10,10 +10,10 @@ from clip_ood.judging.save import add_encoder
 from clip_ood.judging.saved import SavedDetector
 
 
-def add_encoder_to(run: Path, encoder: str | None) -> None:
+def add_encoder_to(run: Path, encoder: str | None, allow_download: bool = False) -> None:
     """Lets the encoder's weights lie in the run's detector folder, and says so."""
     saved = SavedDetector(run)
-    what = "holds its encoder now" if add_encoder(saved, encoder) else "held its encoder already"
+    what = "holds its encoder now" if add_encoder(saved, encoder, allow_download) else "held its encoder already"
     print(f"{saved.folder} {what}: it needs nothing else")
 
 
@@ -23,6 +23,7 @@ def export_run(
     detector: str | None = None,
     accept: float | None = None,
     encoder: str | None = None,
+    allow_download: bool = False,
 ) -> None:
     """Writes encoder, head and detectors (all for None) as one graph, and says what is in it, with thresholds where the run has
     ID val images enough. Raises: ValueError as `clip_ood.export.export`, before the encoder is loaded where that can be.
@@ -34,7 +35,7 @@ def export_run(
     stated = saved.manifest["calibration"]
     enough = stated is not None and stated["n"] >= needed(share)
     thresholds = {name: saved.calibration(name).threshold(share) for name in columns} if enough else {}
-    done = export(path, saved.backbone(encoder), saved.reference, detectors, thresholds)
+    done = export(path, saved.backbone(encoder, allow_download), saved.reference, detectors, thresholds)
     for each in done.omitted:
         print(f"Left out: {each.detector} ({each.reason})")
     for note in done.notes:

@@ -41,7 +41,7 @@ def load_features(
     store = _store(config, config.backbone)
     texts = store if config.backbone.text_spec is None else _store(config, config.backbone.text_spec)
     arrays = ("features", "embeddings") if config.backbone.library == "open_clip" else ("features",)
-    stored = {name: store.image_set(name, images, arrays) for name, images in benchmark.images.items()}
+    stored = {key: store.image_set(images.name, images, arrays) for key, images in benchmark.images.items()}
     with_text = config.backbone.library == "open_clip" and benchmark.class_names is not None
     strings = fill(config.data.prompts, [name for names in benchmark.called for name in names]) if with_text else []
     chosen_from = pools(config, benchmark) if with_text else {}
@@ -122,8 +122,8 @@ def _say_old(root: Path) -> None:
 def list_unreadable(path: Path, benchmark: Benchmark, stored: dict[str, StoredSet]) -> None:
     """Writes set, path and reason of every image that could not be read; no file when all could."""
     lines = [
-        (name, benchmark.images[name].names[row], reason)
-        for name, each in stored.items()
+        (each.name, benchmark.images[key].names[row], reason)
+        for key, each in stored.items()
         for row, reason in each.errors.items()
     ]
     path.unlink(missing_ok=True)
@@ -135,11 +135,11 @@ def list_unreadable(path: Path, benchmark: Benchmark, stored: dict[str, StoredSe
 
 
 def _check_readable(stored: dict[str, StoredSet], features: dict[str, Features], most: float) -> None:
-    for name, each in features.items():
+    for key, each in features.items():
         if (broken := int((~each.valid).sum())) > most * len(each.valid):
-            row, reason = next(iter(stored[name].errors.items()))
+            row, reason = next(iter(stored[key].errors.items()))
             raise ValueError(
-                f"Image set {name}: {broken} of {len(each.valid)} images cannot be read, above data.max_unreadable = {most:g} "
+                f"Image set {stored[key].name}: {broken} of {len(each.valid)} images cannot be read, above data.max_unreadable = {most:g} "
                 f"(the first is number {row}: {reason}). They are listed in unreadable.csv of the run; mend or remove them, or "
                 "raise data.max_unreadable."
             )

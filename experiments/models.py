@@ -19,6 +19,7 @@ from configs.loading import load_config
 from configs.schema import Config
 from datamodules.benchmark import Benchmark
 from datamodules.feature_data import FeatureData
+from experiments.resume import check_division
 from experiments.run_folder import CONFIG, FINISHED, head_of, of_seed
 from lightning_modules.zero_shot import ZeroShot, check_classes
 
@@ -83,11 +84,10 @@ def _check_start(config: Config) -> None:
             f"method.finetune.head: {run} has another encoder ({theirs.backbone.model}), and its head does not fit: "
             "train a probe of this one"
         )
-    if config.data.id.images and (theirs.seed, theirs.data.splits) != (config.seed, config.data.splits):
-        raise ConfigError(
-            f"method.finetune.head: {run} divided the images by seed {theirs.seed} and {theirs.data.splits!r}, so its head "
-            "may have seen images that are test ones here: train it with the seed and data.splits of this run"
-        )
+    try:
+        check_division(run, config)
+    except ConfigError as error:
+        raise ConfigError(f"method.finetune.head: {error}") from None
 
 
 def build(

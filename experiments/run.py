@@ -27,12 +27,15 @@ from clip_ood.judging.saved import FOLDER, Encoder
 from clip_ood.versions import versions
 from configs.errors import ConfigError
 from configs.loading import dump
+from configs.resuming import FREE
 from configs.schema import Config, FineTune, Method
-from datamodules.benchmark import load_benchmark
+from datamodules.benchmark import Benchmark, load_benchmark
+from datamodules.feature_data import FeatureData
 from experiments.board import describe
 from experiments.extraction import load_features
 from experiments.models import build, check_method
 from experiments.quiet import hush
+from experiments.resume import check_head_images, check_images, check_resumed, record_images
 from experiments.run_folder import head_of, is_follower, started
 from reports.run_page import write_report
 
@@ -42,18 +45,27 @@ hush()
 def run(config: Config, folder: Path, checkpoint: Path | None = None) -> dict[str, Any]:
     """Runs an experiment in `folder` and returns the content of its results.json.
 
-    With `checkpoint`, the head is taken from that file instead of being trained.
+    With `checkpoint`, the head is taken from that file instead of being trained. Raises: ConfigError where `folder` holds
+    what was trained under other settings, or on other images.
     """
+    if checkpoint is None and not is_follower():
+        check_resumed(config, folder, FREE | {"detectors"})
+    with Console(quiet=is_follower()).status("Listing the images"):
+        benchmark = load_benchmark(config)
+    if not is_follower():
+        check_images(folder, benchmark)
+        if checkpoint is not None:
+            check_head_images(checkpoint, config, benchmark)
     with started(folder, dump(config)):
-        return _run(config, folder, checkpoint)
+        if not is_follower():
+            record_images(folder, benchmark)
+        return _run(config, folder, checkpoint, benchmark)
 
 
-def _run(config: Config, folder: Path, checkpoint: Path | None) -> dict[str, Any]:
+def _run(config: Config, folder: Path, checkpoint: Path | None, benchmark: Benchmark) -> dict[str, Any]:
     if checkpoint is not None and config.method.finetune:  # where its head started is of no matter any more
         started_anywhere = config.method.finetune.model_copy(update={"head": "random"})
         config = config.model_copy(update={"method": Method(finetune=started_anywhere)})
-    with Console(quiet=is_follower()).status("Listing the images"):
-        benchmark = load_benchmark(config)
     check_method(config, benchmark)
     evaluation = OODEvaluation(config.detectors, config.evaluation.resamples, config.seed)
     trains = config.method.name != "zero_shot" and checkpoint is None
@@ -76,6 +88,7 @@ def _run(config: Config, folder: Path, checkpoint: Path | None) -> dict[str, Any
         "method": config.method.name,
         "encoder": encoder_name(config),
         "seeds": [config.seed],
+        "split": split_of(config, data),
         "bank": bank,
         "pseudo_labels": getattr(module, "report", None),
         "trained_on": getattr(module, "trained_on", None),
@@ -88,6 +101,14 @@ def _run(config: Config, folder: Path, checkpoint: Path | None) -> dict[str, Any
     if config.evaluation.report:
         write_report(folder, benchmark)
     return results
+
+
+def split_of(config: Config, data: FeatureData) -> dict[str, Any]:
+    """How the ID images were divided: whether another seed draws other test images out of those that this one trains on, and
+    the numbers of readable images, before any draw of them (per_class, bank_per_class)."""
+    counts = {"train": "train", "val": "val", "test": "id_test"}
+    redrawn = config.data.id.images is not None
+    return {"redrawn": redrawn} | {name: len(data.tables[part]) for name, part in counts.items()}
 
 
 def make_trainer(config: Config, folder: Path, evaluation: OODEvaluation, trains: bool) -> Trainer:

@@ -9,9 +9,9 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from configs.errors import ConfigError
-from configs.schema import Config
 
 CONFIG = "config.yaml"  # there: a run was started
+IMAGES = "images.json"  # the images that it trains on and scores
 FINISHED = "results.json"
 
 
@@ -61,27 +61,28 @@ def head_of(run: Path) -> Path:
     return run / "checkpoints" / "last.ckpt"
 
 
-def check_heads(run: Path, config: Config) -> None:
-    """Raises ConfigError where a run, or one of its seeds, holds no trained head."""
-    for folder in [seed_folder(run, seed) for seed in config.seeds] or [run]:
-        if not head_of(folder).is_file():
-            raise ConfigError(f"{folder} holds no trained head ({head_of(folder)})")
-
-
 @contextmanager
 def started(folder: Path, config: str) -> Iterator[None]:
-    """Marks `folder` as a run by its config; unmarks it where bad input ends the run before anything was trained, or a run
-    within it finished."""
+    """Marks `folder` as a run by its config; unmarks it where bad input ends the run before anything was trained, in it or in a
+    run within it, or a run within it finished."""
     if is_follower():
         yield
         return
-    (folder / CONFIG).write_text(config, encoding="utf-8")
+    write_whole(folder / CONFIG, config)
     try:
         yield
     except (ValueError, OSError):
-        if not (folder / "checkpoints").is_dir() and not any(folder.glob(f"*/{FINISHED}")):
+        if not any(any(folder.glob(kept)) for kept in ("checkpoints", "*/checkpoints", f"*/{FINISHED}")):
             (folder / CONFIG).unlink()
+            (folder / IMAGES).unlink(missing_ok=True)
         raise
+
+
+def write_whole(path: Path, text: str) -> None:
+    """Writes a file that nobody ever sees half of, another process or the run after a killed one."""
+    partial = path.with_name(f".{path.name}.part")
+    partial.write_text(text, encoding="utf-8")
+    partial.replace(path)
 
 
 def is_follower() -> bool:

@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
-from statistics import fmean, stdev
 from typing import Any
 
-from callbacks.results_files import write_json, write_table
+from callbacks.results_files import write_json, write_mean_table
 from callbacks.results_table import print_table
-from clip_ood.metrics.curves import METRICS
 from configs.loading import dump
+from configs.resuming import MACHINE, differences
 from configs.schema import Config
+from datamodules.benchmark import load_benchmark
+from experiments.resume import begun_with, check_images
 from experiments.run import run
-from experiments.run_folder import FINISHED, head_of, is_follower, seed_folder, started
+from experiments.run_folder import CONFIG, FINISHED, head_of, is_follower, seed_folder, started
+from experiments.summary import summarise
 from reports.page import REPORT
 from reports.run_page import write_seeds_report
 
@@ -35,6 +36,10 @@ def experiment(config: Config, folder: Path, source: Path | None = None) -> dict
     trained = source is not None and config.method.name != "zero_shot"
     if not config.seeds:
         return run(config, folder, head_of(source) if trained else None)
+    if not is_follower():
+        for seed in config.seeds:  # of those that are finished, too: the mean is over the same images
+            if (seed_folder(folder, seed) / CONFIG).is_file():
+                check_images(seed_folder(folder, seed), load_benchmark(_of_seed(config, seed)))
     with started(folder, dump(config)):
         for seed in config.seeds:
             _run_seed(config, seed, folder, head_of(seed_folder(source, seed)) if trained else None)
@@ -42,46 +47,24 @@ def experiment(config: Config, folder: Path, source: Path | None = None) -> dict
 
 
 def _run_seed(config: Config, seed: int, folder: Path, head: Path | None) -> None:
-    place = seed_folder(folder, seed)
-    if (place / FINISHED).is_file():
+    place, config = seed_folder(folder, seed), _of_seed(config, seed)
+    if (place / FINISHED).is_file() and not differences(begun_with(place), config, MACHINE):
         return  # of the run that is resumed
     if not is_follower():
         place.mkdir(exist_ok=True)
+        (place / FINISHED).unlink(missing_ok=True)  # with other detectors or files beside the results
         print(f"seed {seed}", flush=True)
-    run(config.model_copy(update={"seed": seed, "seeds": []}), place, head)
+    run(config, place, head)
+
+
+def _of_seed(config: Config, seed: int) -> Config:
+    return config.model_copy(update={"seed": seed, "seeds": []})
 
 
 def _summarise(config: Config, folder: Path) -> dict[str, Any]:
-    of_seed = [json.loads((seed_folder(folder, seed) / FINISHED).read_text(encoding="utf-8")) for seed in config.seeds]
-    content = of_seed[0] | {"run": folder.name, "seeds": config.seeds, "notes": [], "rows": mean_rows(of_seed)}
-    for key in ("accuracy", "knn_accuracy"):
-        content[key] = None if of_seed[0][key] is None else fmean(results[key] for results in of_seed)
-    if content["pseudo_labels"] is not None:
-        reports = [results["pseudo_labels"] for results in of_seed]
-        content["pseudo_labels"] = {
-            key: None if value is None else fmean(report[key] for report in reports)
-            for key, value in reports[0].items()
-        }
-    if content["sweep"] is not None:
-        pairs = zip(config.seeds, of_seed, strict=True)
-        content["sweep"] = [{"seed": s} | head for s, results in pairs for head in results["sweep"] if head["chosen"]]
-    write_table(folder / "results.csv", content["rows"])
+    content = summarise(folder, config.seeds)
+    write_mean_table(folder / "results.csv", content["rows"])
     write_json(folder / FINISHED, content)
     if config.evaluation.report:
         write_seeds_report(folder)
     return content
-
-
-def mean_rows(of_seed: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """The rows of several results.json as one: each metric's mean, and its standard deviation over seeds under `std`."""
-    keyed = [{(row["detector"], row["setting"], row["ood"]): row for row in results["rows"]} for results in of_seed]
-    rows = []
-    for key, first in keyed[0].items():
-        values = {metric: [rows_of[key][metric] for rows_of in keyed if key in rows_of] for metric in METRICS}
-        rows.append(
-            first
-            | {metric: fmean(each) for metric, each in values.items()}
-            | {"std": {metric: stdev(each) if len(each) > 1 else 0.0 for metric, each in values.items()}}
-            | {"intervals": {}}
-        )
-    return rows

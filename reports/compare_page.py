@@ -28,11 +28,12 @@ class Side:
 
 @dataclass(frozen=True)
 class Dot:
-    """A difference to the first run in points of AUROC, written out, and its place in the chart: per cent of the width from
-    the left."""
+    """A difference to the first run in points of AUROC, written out (`spread`: ± its standard deviation over seeds, "" of a
+    single one), and its place in the chart: per cent of the width from the left."""
 
     text: str
     interval: str
+    spread: str
     verdict: str
     colour: int
     low: float
@@ -60,8 +61,11 @@ class Tally:
     only: Dot | None
 
 
-def write_compare_page(path: Path, sides: Sequence[Side], lines: Sequence[Line], over: str) -> Path:
-    """Writes the page; `over` says what the intervals are over. Links to the runs' own pages are relative to it."""
+def write_compare_page(
+    path: Path, sides: Sequence[Side], lines: Sequence[Line], over: str, remarks: Sequence[str] = ()
+) -> Path:
+    """Writes the page; `over` says what the intervals are over, `remarks` what else must be said. Links to the runs' own pages
+    are relative to it."""
     of_set = defaultdict(list)
     for line in lines:
         of_set[line.ood].append(line)
@@ -73,6 +77,8 @@ def write_compare_page(path: Path, sides: Sequence[Side], lines: Sequence[Line],
         charts=charts,
         tallies=[_tally(side.title, k, of_set[MEAN], charts[MEAN]) for k, side in enumerate(sides[1:])],
         over=over,
+        remarks=remarks,
+        seeds=any(each.std is not None for line in lines for each in line.differences),
     )
     return path
 
@@ -102,7 +108,10 @@ def _dot(difference: Difference, colour: int, reach: float) -> Dot:
     )
     verdict = "better" if difference.low > 0 else "worse" if difference.high < 0 else ""
     interval = f"{_signed(difference.low)} … {_signed(difference.high)}"
-    return Dot(_signed(difference.value), interval, verdict, colour, round(low, 2), round(at, 2), round(high, 2))
+    spread = "" if difference.std is None else f"± {percent(difference.std, 2)}"
+    return Dot(
+        _signed(difference.value), interval, spread, verdict, colour, round(low, 2), round(at, 2), round(high, 2)
+    )
 
 
 def _signed(value: float) -> str:

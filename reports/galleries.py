@@ -73,7 +73,7 @@ def _tile(each: ScoredSet, row: int, detector: str, benchmark: Benchmark) -> Til
 
 
 def _thumbnail(benchmark: Benchmark, each: ScoredSet, row: int) -> str:
-    part = benchmark.parts[each.name]
+    part = benchmark.reported[each.name]
     images = benchmark.images[part.images]
     place = next((place for place in part.rows if images.names[place] == each.paths[row]), None)
     if place is None:

@@ -15,9 +15,10 @@ Results = dict[str, Any]
 
 @dataclass(frozen=True)
 class Value:
-    """A metric in percent and its spread: a 95 % interval, or ± the standard deviation over seeds; "" without one."""
+    """A metric in percent, its 95 % interval, and ± its standard deviation over seeds; "" without one."""
 
     text: str
+    interval: str
     spread: str
 
 
@@ -72,10 +73,10 @@ def mean_row(results: Results, detector: str) -> dict[str, Any] | None:
 
 def value(row: dict[str, Any], metric: str) -> Value:
     """A metric of a row."""
-    spread = ""
-    if "std" in row:
-        spread = f"± {percent(row['std'][metric])}"
-    elif metric in row["intervals"]:
-        low, high = row["intervals"][metric]
-        spread = f"{percent(low)} – {percent(high)}"
-    return Value(percent(row[metric]), spread)
+    low, high = row["intervals"].get(metric, (None, None))
+    std = row.get("std", {}).get(metric)
+    return Value(
+        percent(row[metric]),
+        "" if low is None else f"{percent(low)} – {percent(high)}",
+        "" if std is None else f"± {percent(std)}",
+    )

@@ -10,7 +10,7 @@ from typing import Any
 
 from markupsafe import Markup
 
-from callbacks.results_table import left_out, remarks
+from callbacks.results_table import intervals_told, left_out, missing_seeds, remarks, told
 from clip_ood.metrics.curves import METRICS
 from datamodules.benchmark import Benchmark
 from reports.charts import colour_of, histogram, precision_recall, roc
@@ -49,7 +49,8 @@ def write_report(folder: Path, benchmark: Benchmark) -> Path:
     scored = read_scores(folder / "scores.parquet")
     id_test = next(each for each in scored if each.role == "id")
     chosen = thresholds(results.get("calibration"), id_test)
-    default = default_detector(results, list(id_test.scores))
+    calibration = results.get("calibration")
+    default = default_detector([calibration] if calibration else [], list(id_test.scores))
     panels = [_panel(results, scored, name, chosen.of[name]) for name in id_test.scores]
     galleries = [find(scored, default, chosen.of[default], benchmark) for find in (accepted_ood, rejected_id)]
     found = {"panels": panels, "how": chosen.how, "accepted_ood": galleries[0], "rejected_id": galleries[1]}
@@ -61,13 +62,14 @@ def write_seeds_report(folder: Path) -> Path:
     results = _read(folder)
     pages = {seed: f"seed-{seed}/{REPORT}" for seed in results["seeds"]}
     there = {seed: page for seed, page in pages.items() if (folder / page).is_file()}
-    return _write(folder, results, default_detector(results, [row["detector"] for row in results["rows"]]), seeds=there)
+    detectors = list(dict.fromkeys(row["detector"] for row in results["rows"]))
+    return _write(folder, results, default_detector(results["calibration"] or [], detectors), seeds=there)
 
 
-def default_detector(results: Results, detectors: list[str]) -> str | None:
-    """The detector that the run is calibrated for, else its first."""
-    named = (results.get("calibration") or {}).get("default")
-    return named if named in detectors else next(iter(detectors), None)
+def default_detector(calibrations: list[dict[str, Any]], detectors: list[str]) -> str | None:
+    """The detector that a run, or every seed of one, is calibrated for, else the first."""
+    named = {each["default"] for each in calibrations}
+    return named.pop() if len(named) == 1 and named <= {*detectors} else next(iter(detectors), None)
 
 
 def _read(folder: Path) -> Results:
@@ -81,7 +83,7 @@ def _write(folder: Path, results: Results, default: str | None, **found: Any) ->
         facts.append("No ID accuracy: nothing here predicts classes that the ID test images are labelled with")
     notes = defaultdict(list)
     for each in results["notes"]:
-        notes[each["note"]].append(each["detector"])
+        notes[told(each, "note")].append(each["detector"])
     path = folder / REPORT
     write_page(
         path,
@@ -94,6 +96,8 @@ def _write(folder: Path, results: Results, default: str | None, **found: Any) ->
         metrics=METRICS,
         all_metrics=all_metrics(results),
         facts=facts,
+        intervals=intervals_told(results),
+        few=missing_seeds(results),
         notes=dict(notes),
         left_out=left_out(results),
         config=(folder / "config.yaml").read_text(encoding="utf-8"),

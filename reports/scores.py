@@ -10,8 +10,9 @@ import numpy as np
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from clip_ood.detectors.names import ABOUT
+
 ACCEPT = 0.95  # of the ID test images, where a run is not calibrated
-ABOUT = ("set", "role", "path", "label", "prediction")
 
 
 @dataclass(frozen=True)

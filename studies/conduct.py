@@ -8,10 +8,10 @@ from pathlib import Path
 from typing import Any
 
 from callbacks.results_files import write_json
-from configs.errors import ConfigError, difference
-from configs.loading import dump, load_config
+from configs.resuming import FREE, MACHINE, differences
 from configs.schema import Config
-from experiments.run_folder import CONFIG, FINISHED, is_follower, seed_folder
+from experiments.resume import begun_with, check_resumed
+from experiments.run_folder import CONFIG, FINISHED, is_follower
 from studies.plan import Plan
 
 
@@ -19,8 +19,8 @@ class State(Enum):
     """What there is of a run."""
 
     DONE = "done"
-    UNSCORED = "unscored"  # finished with other detectors: its head stays
-    MISSING = "missing"  # or unfinished
+    UNSCORED = "unscored"  # finished with other detectors, or other files beside the results: its head stays
+    MISSING = "missing"  # or unfinished, or seeds were added
 
 
 def state(plan: Plan, run: str) -> State:
@@ -31,15 +31,11 @@ def state(plan: Plan, run: str) -> State:
     folder, wanted = plan.folder / run, plan.runs[run]
     if not (folder / CONFIG).is_file():
         return State.MISSING
-    was = load_config(str(folder / CONFIG))
-    if was.model_copy(update={"detectors": wanted.detectors}) != wanted:
-        raise ConfigError(
-            f"{folder} was begun with other settings ({difference(dump(was), dump(wanted))}). Give the study "
-            "another --name, or add --overwrite to do it anew"
-        )
-    if not (folder / FINISHED).is_file():
+    check_resumed(wanted, folder, FREE | {"detectors"})
+    was = begun_with(folder)
+    if not (folder / FINISHED).is_file() or set(was.seeds) != set(wanted.seeds):
         return State.MISSING
-    return State.DONE if was == wanted else State.UNSCORED
+    return State.UNSCORED if differences(was, wanted, MACHINE) else State.DONE
 
 
 def conduct(plan: Plan) -> tuple[dict[str, dict[str, Any]], dict[str, str]]:
@@ -71,7 +67,9 @@ def conduct(plan: Plan) -> tuple[dict[str, dict[str, Any]], dict[str, str]]:
 def _run(config: Config, folder: Path) -> None:
     from experiments.seeds import experiment  # torch and Lightning
 
-    folder.mkdir(parents=True, exist_ok=True)
+    if not is_follower():
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / FINISHED).unlink(missing_ok=True)  # of fewer seeds
     experiment(config, folder)
 
 
@@ -81,7 +79,6 @@ def _score(config: Config, folder: Path) -> None:
 
     trained_on = json.loads((folder / FINISHED).read_text(encoding="utf-8"))["trained_on"]
     if not is_follower():
-        for place in [folder, *(seed_folder(folder, seed) for seed in config.seeds)]:
-            (place / FINISHED).unlink(missing_ok=True)
+        (folder / FINISHED).unlink(missing_ok=True)
     if results := experiment(config, folder, folder):
         write_json(folder / FINISHED, results | {"trained_on": trained_on})

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -46,7 +47,7 @@ def _results(plan: Plan, rows: list[Row]) -> Figure:
             **_style(number),
             label=name,
         )
-    axes.set(yticks=range(len(places)), yticklabels=places, xlabel="mean AUROC over the OOD sets (%)")
+    axes.set(yticks=range(len(places)), yticklabels=places, xlabel=_mean_auroc(rows))
     axes.set_ylim(len(places) - 0.5, -0.5)
     axes.grid(axis="x", alpha=0.3)
     _legend(figure)
@@ -83,7 +84,7 @@ def _curve(plan: Plan, rows: list[Row]) -> Figure:
     with_labels = [row for row in rows if row["labels_passed"] is not None and row[axis] is not None]
     told = len({row["labels_passed"] for row in with_labels}) > 1
     figure = Figure((9.6 if told else 6.0, 3.8), layout="constrained")
-    axes = figure.add_subplot(1, 2 if told else 1, 1, xlabel=axis, ylabel="mean AUROC over the OOD sets (%)")
+    axes = figure.add_subplot(1, 2 if told else 1, 1, xlabel=axis, ylabel=_mean_auroc(rows))
     for number, name in enumerate(_lines(rows)):
         of_line = [row for row in rows if row["line"] == name]
         if of_line[0][axis] is None:
@@ -140,7 +141,7 @@ def _shift(plan: Plan, rows: list[Row]) -> Figure:
 
 def _accuracies(found: dict[tuple[str, str], Row], corruption: str, plan: Plan) -> list[float]:
     """In percent, on the clean images and at each severity, by the first line whose run predicts classes; [] without one."""
-    for name in plan.study.lines:
+    for name in _lines(list(found.values())):
         sets = [MEAN, *(f"{corruption}-{severity}" for severity in plan.study.severities)]
         shares = [found[ood, name]["accuracy"] for ood in sets]
         if None not in shares:
@@ -164,8 +165,16 @@ def _place(plan: Plan, row: Row) -> str:
     return " · ".join(row[axis] for axis in plan.study.axes if row[axis] is not None)
 
 
+def _mean_auroc(rows: list[Row]) -> str:
+    """What an axis with error bars shows."""
+    spread = ",\nbars: standard deviation over seeds" if _errors(rows) else ""
+    return f"mean AUROC over the OOD sets (%){spread}"
+
+
 def _errors(rows: list[Row]) -> list[float] | None:
-    return None if rows[0]["auroc_std"] is None else [100 * row["auroc_std"] for row in rows]
+    """Standard deviations over seeds, in percent; None where no row has one."""
+    found = [row["auroc_std"] for row in rows]
+    return [math.nan if std is None else 100 * std for std in found] if any(std is not None for std in found) else None
 
 
 def _style(number: int) -> dict[str, Any]:

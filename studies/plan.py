@@ -55,7 +55,7 @@ def load_study(name: str, arguments: list[str] | None = None) -> Plan:
     path = find_config(name, HERE / "studies")
     ours, theirs = divide(arguments or [], Study)
     try:
-        study = Study.model_validate(override({"name": path.stem} | plain(path, "lines"), ours))
+        study = Study.model_validate(override({"name": path.stem} | plain(path, "lines"), ours, Study))
     except ValidationError as error:
         raise ConfigError(explain(error, Study)) from None
     plan = _plan(study, theirs)
@@ -76,7 +76,12 @@ def _plan(study: Study, arguments: list[str]) -> Plan:
             changes = [axes[axis][label] for axis, label in labels.items()]
             run = _slug([*labels.values(), _first_with(study, line)])
             content = _content(base, line, changes)
-            contents[run] = override(content, [each for each in map(partial(_starred, content), arguments) if each])
+            content = override(content, [each for each in map(partial(_starred, content), arguments) if each])
+            if contents.setdefault(run, content) != content:
+                raise ConfigError(
+                    f"lines.{name}: the folder of its run would be {run or 'nameless'!r}, as that of another one: folders take "
+                    "the letters a to z and the digits of labels and lines; call them otherwise"
+                )
             shown.setdefault(run, [])
             if line.detector not in shown[run]:
                 shown[run].append(line.detector)

@@ -16,15 +16,18 @@ CAPTION = (
 )
 
 
-def markdown(plan: Plan, rows: list[Row], failed: dict[str, str], figure: str) -> str:
-    """Title, table, caption, what was left out and why, and the figure."""
+def markdown(plan: Plan, rows: list[Row], over: dict[int, str], remarks: list[str]) -> str:
+    """Title, table, caption (with what the intervals of so many seeds are over), what is missing and why, and the figure."""
     table, caption = TABLES[plan.study.shows](plan, rows)
-    title = plan.study.title or plan.study.name
-    seeds = next(iter(plan.runs.values())).seeds
-    spread = "" if plan.study.shows == "shift" else " ± standard deviation"
-    over = f" Mean{spread} over {len(seeds)} seeds." if len(seeds) > 1 else ""
-    left_out = [f"Left out: {run} ({reason})" for run, reason in failed.items()]
-    return "\n\n".join([f"# {title}", table, caption + over, *left_out, f"![{title}]({figure})"]) + "\n"
+    title, name = plan.study.title or plan.study.name, plan.study.name
+    said = [caption]
+    if over:
+        spread = "" if plan.study.shows == "shift" else " ± standard deviation"
+        said.append(f"Mean{spread} over {' or '.join(map(str, over))} seeds.")
+    if over and plan.study.shows != "shift":
+        said += [f"{told}." for told in dict.fromkeys(over.values())]
+        said.append(f"All AUROCs with their intervals: {name}.csv; differences: eval.py --compare.")
+    return "\n\n".join([f"# {title}", table, " ".join(said), *remarks, f"![{title}]({name}.png)"]) + "\n"
 
 
 def _results(plan: Plan, rows: list[Row]) -> tuple[str, str]:
@@ -32,11 +35,14 @@ def _results(plan: Plan, rows: list[Row]) -> tuple[str, str]:
     sets = dict.fromkeys(row["ood"] for row in rows if row["ood"] != MEAN) | {MEAN: None}
     counts = {row["ood"]: row["n_ood"] for row in rows}
     best = {ood: max(round(100 * row["auroc"], 1) for row in rows if row["ood"] == ood) for ood in sets}
-    header = [*plan.study.axes, "score", *(_counted(ood, counts) for ood in sets), "accuracy"]
+    several = any(row["auroc_std"] is not None for row in rows)
+    interval = ["95 % interval of the mean"] if several else []
+    header = [*plan.study.axes, "score", *(_counted(ood, counts) for ood in sets), *interval, "accuracy"]
     lines = []
     for key, found in _grouped(rows, lambda row: (*(row[axis] for axis in plan.study.axes), row["line"])):
         of_set = {row["ood"]: row for row in found}
         cells = [_result(of_set[ood], best[ood]) if ood in of_set else "" for ood in sets]
+        cells += [_interval(of_set[MEAN])] if several else []
         lines.append([*(label or "" for label in key), *cells, _percent(found[0]["accuracy"])])
     return _table(header, lines, len(plan.study.axes) + 1), CAPTION
 
@@ -132,6 +138,10 @@ def _spread(row: Row | None) -> str:
     if row is None:
         return "—"
     return f"{100 * row['auroc']:.1f}" + (f" ± {100 * row['auroc_std']:.1f}" if row["auroc_std"] is not None else "")
+
+
+def _interval(row: Row) -> str:
+    return "" if row["auroc_low"] is None else f"{100 * row['auroc_low']:.1f} – {100 * row['auroc_high']:.1f}"
 
 
 def _percent(share: float | None) -> str:

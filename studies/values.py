@@ -11,19 +11,22 @@ from typing import Any
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from callbacks.results_table import intervals_told, missing_seeds, told
 from clip_ood.metrics.curves import METRICS
 from clip_ood.metrics.ood import MEAN
 from experiments.run_folder import of_seed
 from studies.plan import Plan
 
 Results = Mapping[str, dict[str, Any]]  # run -> content of its results.json
-PERCENT = (*METRICS, "auroc_std", "accuracy", "knn_accuracy", "labels_passed", "labels_right")
+SPREAD = ("auroc_std", "auroc_low", "auroc_high")
+PERCENT = (*METRICS, *SPREAD, "accuracy", "knn_accuracy", "labels_passed", "labels_right")
 
 
 def values(plan: Plan, results: Results) -> list[dict[str, Any]]:
     """A row for each point and OOD set, and for their mean: axes, line, run, detector, ood, metrics (fractions; means over
-    seeds), auroc_std over seeds, n_id, n_ood; of the run accuracy, knn_accuracy, share of pseudo-labels that passed
-    (labels_passed) and of those that are right, labels a class it was trained on (fewest, most). None: not there.
+    seeds), auroc_std over seeds, the 95 % interval auroc_low, auroc_high, seeds (how many have the detector), n_id, n_ood; of the
+    run accuracy, knn_accuracy, share of pseudo-labels that passed (labels_passed) and of those that are right, labels a class it
+    was trained on (fewest, most). None: not there.
 
     Of a corrupted set, accuracy is that on its own images.
     """
@@ -32,19 +35,40 @@ def values(plan: Plan, results: Results) -> list[dict[str, Any]]:
         if (found := results.get(point.run)) is None:
             continue
         about = dict.fromkeys(plan.study.axes) | point.labels | {"line": point.line, "run": point.run}
-        of_run, several = _of_run(found), len(found["seeds"]) > 1
+        of_run = _of_run(found)
         shifted = _accuracies(plan, point.run, found) if plan.study.shows == "shift" else {}
         rows += [
             about
             | {"detector": point.detector, "ood": row["ood"], "group": row["group"]}
             | {name: row[name] for name in METRICS}
-            | {"auroc_std": row["std"]["auroc"] if several else None, "n_id": row["n_id"], "n_ood": row["n_ood"]}
+            | _spread(row)
+            | {"seeds": row.get("seeds", len(found["seeds"])), "n_id": row["n_id"], "n_ood": row["n_ood"]}
             | of_run
             | ({"accuracy": shifted[row["ood"]]} if row["ood"] in shifted else {})
             for row in found["rows"]
             if row["detector"] == point.detector and row["setting"] == "standard"
         ]
     return rows
+
+
+def missing(plan: Plan, results: Results) -> list[str]:
+    """The points whose detector a run lacks, in all seeds or in some, each as a line that says why."""
+    lines = []
+    for point in plan.points:
+        if (found := results.get(point.run)) is None:
+            continue
+        of_detector = [row for row in found["rows"] if row["detector"] == point.detector]
+        few = missing_seeds(found).get(point.detector) if of_detector else f"0 of {len(found['seeds'])} seeds"
+        reasons = [told(each, "reason") for each in found["omitted"] if each["detector"] == point.detector]
+        if few:
+            why = f" ({'; '.join(reasons)})" if reasons else ""
+            lines.append(f"{point.line}, {point.run}: {point.detector} in {few}{why}")
+    return list(dict.fromkeys(lines))
+
+
+def over_seeds(results: Results) -> dict[int, str]:
+    """The numbers of seeds that the runs have, where there are several, and what their intervals are over."""
+    return {len(found["seeds"]): intervals_told(found) for found in results.values() if len(found["seeds"]) > 1}
 
 
 def write_values(path: Path, rows: list[dict[str, Any]]) -> None:
@@ -59,6 +83,11 @@ def write_values(path: Path, rows: list[dict[str, Any]]) -> None:
 def means(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """The rows of the mean over OOD sets."""
     return [row for row in rows if row["ood"] == MEAN]
+
+
+def _spread(row: dict[str, Any]) -> dict[str, float | None]:
+    low, high = row["intervals"].get("auroc", (None, None))
+    return dict(zip(SPREAD, (row.get("std", {}).get("auroc"), low, high), strict=True))
 
 
 def _of_run(found: dict[str, Any]) -> dict[str, Any]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from studies.figures import write_figure
 from studies.plan import Plan
 from studies.report import markdown
-from studies.values import Results, values, write_values
+from studies.values import Results, missing, over_seeds, values, write_values
 
 
 def write(plan: Plan, results: Results, failed: dict[str, str]) -> None:
@@ -14,7 +14,8 @@ def write(plan: Plan, results: Results, failed: dict[str, str]) -> None:
     stem = plan.folder / plan.study.name
     write_values(stem.with_suffix(".csv"), rows)
     write_figure(stem.with_suffix(".png"), plan, rows)
-    text = markdown(plan, rows, failed, stem.with_suffix(".png").name)
+    left_out = [f"Left out: {run} ({reason})" for run, reason in failed.items()]
+    text = markdown(plan, rows, over_seeds(results), [*missing(plan, results), *left_out])
     stem.with_suffix(".md").write_text(text, encoding="utf-8")
     print(text)
     print("Written: " + ", ".join(str(stem.with_suffix(suffix)) for suffix in (".md", ".csv", ".png")))

@@ -189,10 +189,39 @@ def test_a_killed_attack_makes_what_is_missing(root, whole, monkeypatch):
     )
     with pytest.raises(ValueError, match="unfinished run"):
         conducted(root, "killed", curve={"pairs": 3, "smoothness": [10.0]})
-    with pytest.raises(ValueError, match=r"begun with other settings \(steps: 30 → steps: 31\)"):
-        conducted(root, "killed", "--resume", "--steps=31", curve={"pairs": 3, "smoothness": [10.0]})
-    conducted(root, "killed", "--resume", curve={"pairs": 3, "smoothness": [10.0]})
+    begun = (run / "config.yaml").read_bytes()
+    others = ["--steps=31", "--seed=7", "--curve.pairs=2"]
+    with pytest.raises(ValueError, match=r"other settings \(steps: 30 → 31; curve.pairs: 3 → 2; seed: 42 → 7\)\. Give"):
+        conducted(root, "killed", "--resume", *others, curve={"pairs": 3, "smoothness": [10.0]})
+    assert (run / "config.yaml").read_bytes() == begun
+    free = ["--trainer.devices=auto", "--data.num_workers=1"]
+    conducted(root, "killed", "--resume", *free, curve={"pairs": 3, "smoothness": [10.0]})
     assert perturbed == [2] and pngs(run / "images") == made
+
+
+def test_an_attack_of_an_older_version_goes_on_and_not_on_other_images(root, whole):
+    run = conducted(root, "older", method={"zero_shot": {}})
+    (run / "results.json").unlink()
+    begun = yaml.safe_load((run / "config.yaml").read_text())
+    del begun["sign"], begun["changes"]["evaluation"]["accept"]
+    (run / "config.yaml").write_text(yaml.safe_dump(begun))
+    (root / "data" / "far" / "0.png").rename(root / "data" / "far" / "new.png")
+    try:
+        with pytest.raises(ValueError, match="clean was begun with other images"):
+            conducted(root, "older", "--resume", method={"zero_shot": {}})
+    finally:
+        (root / "data" / "far" / "new.png").rename(root / "data" / "far" / "0.png")
+    conducted(root, "older", "--resume", method={"zero_shot": {}})
+    (run / "results.json").unlink()
+    (run / "config.yaml").write_text(yaml.safe_dump(begun | {"speed": 3}))
+    with pytest.raises(ValueError, match="none any more: There is no config key speed"):
+        conducted(root, "older", "--resume", method={"zero_shot": {}})
+
+
+def test_a_head_is_attacked_on_the_division_that_it_was_trained_on(root, whole):
+    path = written(root, "divided", pairs=2, config=str(whole / "clean"))
+    with pytest.raises(ValueError, match="divided the images by seed 42"):
+        attack.main(["--config", path, "--seed=7"])
 
 
 def test_parts_of_other_settings_or_batches_are_not_used(tmp_path):

@@ -264,15 +264,15 @@ def test_the_order_of_the_parts_and_their_labels(tmp_path):
     fill(tmp_path, id__a=10, id__b=10, shifted__b=3, near=2, far__a=4)
     ood = {"near": "near", "far": {"folder": "far", "group": "far"}}
     found = benchmark(tmp_path, {"csid": {"shifted": "shifted"}, "ood": ood})
-    assert list(found.parts) == ["bank", "id_test", "shifted", "near", "far", "train", "val"]
+    assert list(found.parts) == ["bank", "id_test", "csid/shifted", "ood/near", "ood/far", "train", "val"]
     assert [part.role for part in found.evaluated] == ["bank", "val", "id", "csid", "ood", "ood"]
-    assert found.class_names == ("a", "b") and found.labelled and found.parts["far"].group == "far"
+    assert found.class_names == ("a", "b") and found.labelled and found.parts["ood/far"].group == "far"
     assert {name: Counter(found.labels(part)) for name, part in found.parts.items()} == {
         "bank": {0: 5, 1: 5},
         "id_test": {0: 3, 1: 3},
-        "shifted": {1: 3},
-        "near": {-1: 2},
-        "far": {-1: 4},
+        "csid/shifted": {1: 3},
+        "ood/near": {-1: 2},
+        "ood/far": {-1: 4},
         "train": {0: 5, 1: 5},
         "val": {0: 2, 1: 2},
     }
@@ -316,7 +316,7 @@ def test_a_set_that_lacks_a_class_keeps_the_numbers_of_the_training_classes(own_
     id_set = PUBLISHED["id"] | ({"class_names": ["A", "B", "C"]} if own_names else {})
     found = benchmark(tmp_path, {"id": id_set, "csid": {"shifted": "shifted"}})
     assert found.labels(found.parts["id_test"]) == [0, 2, 2]
-    assert found.labels(found.parts["shifted"]) == [1, 2]
+    assert found.labels(found.parts["csid/shifted"]) == [1, 2]
     assert found.class_names == (("A", "B", "C") if own_names else ("a", "b b", "c"))
 
 
@@ -324,13 +324,13 @@ def test_an_ood_set_with_classes_of_its_own_is_no_error(cifar):
     sets = {part: {"torchvision": "CIFAR10", "split": part} for part in ("train", "test")}
     ood = {"cifar100": {"torchvision": "CIFAR100", "per_class": 1}}
     found = benchmark(cifar, {"id": sets, "ood": ood})
-    assert found.labels(found.parts["cifar100"]) == [-1] * 20 and len(found.parts["val"].rows) == 20
+    assert found.labels(found.parts["ood/cifar100"]) == [-1] * 20 and len(found.parts["val"].rows) == 20
 
 
 def test_a_draw_of_an_ood_set_goes_by_its_folders(tmp_path):
     fill(tmp_path, id=5, ood__x=4, ood__y=2)
     found = benchmark(tmp_path, {"ood": {"near": {"folder": "ood", "per_class": 2}}})
-    assert Counter(name[0] for name in found.images["near"].names) == {"x": 2, "y": 2}
+    assert Counter(name[0] for name in found.images["ood/near"].names) == {"x": 2, "y": 2}
 
 
 @pytest.mark.parametrize(

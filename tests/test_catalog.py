@@ -133,7 +133,7 @@ def test_another_number_than_published_is_an_error_unless_it_is_allowed(ten, cap
     with pytest.raises(ConfigError, match=r"photos: .*NINCO_OOD_classes holds 10 images, .* 5,879\. .*allow_partial"):
         load_benchmark(config(ten))
     found = load_benchmark(config(ten, allow_partial=True))
-    assert len(found.parts["photos"].rows) == 10 and found.parts["photos"].group == "near"
+    assert len(found.parts["ood/photos"].rows) == 10 and found.parts["ood/photos"].group == "near"
     assert "photos: 10 of 5,879 images" in capsys.readouterr().out
 
 
@@ -157,7 +157,7 @@ def test_another_number_of_classes_is_an_error_unless_it_is_allowed(tmp_path):
 def test_a_config_may_group_a_set_otherwise_and_draw_from_it(ten):
     ood = {"photos": {"catalog": "NINCO", "group": "far", "per_class": 4}}
     found = load_benchmark(config(ten, ood=ood, allow_partial=True))
-    assert found.parts["photos"].group == "far" and len(found.parts["photos"].rows) == 4
+    assert found.parts["ood/photos"].group == "far" and len(found.parts["ood/photos"].rows) == 4
 
 
 def test_a_set_that_is_missing_says_where_it_was_looked_for_and_how_to_get_it(tmp_path):

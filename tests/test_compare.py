@@ -20,7 +20,8 @@ from sklearn.metrics import roc_auc_score
 import eval as evaluation
 import train
 from clip_ood.metrics.delong import delong_standard_error
-from clip_ood.metrics.paired import auroc_difference, placements, seed_difference, student_975
+from clip_ood.metrics.paired import auroc_difference
+from clip_ood.metrics.placements import place, placements
 from clip_ood.metrics.ranking import rank_scores
 
 PROBE = {"linear_probe": {"epochs": 5, "batch_size": 16, "lr": 0.01}}
@@ -53,6 +54,11 @@ def test_placements_are_shares_of_won_pairs(ties):
     assert of_id.mean().item() == pytest.approx(auroc) == pytest.approx(of_ood.mean().item())
 
 
+def difference(first, second):
+    """Of two scores of a single seed: (ID scores, OOD scores of each set)."""
+    return auroc_difference([place(*first)], [place(*second)])
+
+
 def brute_force(first, second):
     """Value and variance of a difference of mean AUROCs from DeLong's covariances, a pair of (score, set) at a time."""
     scores = [(1, second[0], x, k) for k, x in enumerate(second[1])]
@@ -76,25 +82,25 @@ def test_the_interval_is_delongs_for_paired_scores(sizes, ties):
     inside = draw(0, 30, 1.2, ties)
     outside = [draw(1 + k, size, 0.2 * k, ties) for k, size in enumerate(sizes)]
     first, second = ((inside[i], [pair[i] for pair in outside]) for i in (0, 1))
-    found = auroc_difference(first, second)
+    found = difference(first, second)
     value, variance = brute_force(first, second)
     assert found.value == pytest.approx(value, abs=1e-12)
     margin = HALF_WIDTH * math.sqrt(variance)
     assert (found.low, found.high) == pytest.approx((value - margin, value + margin), abs=1e-6)
-    back = auroc_difference(second, first)
+    back = difference(second, first)
     assert (back.low, back.value, back.high) == pytest.approx((-found.high, -found.value, -found.low))
 
 
 def test_against_a_constant_score_the_interval_is_that_of_one_auroc():
     inside, outside = draw(0, 40, 1)[0], draw(1, 25)[0]
-    found = auroc_difference((torch.zeros(40), [torch.zeros(25)]), (inside, [outside]))
+    found = difference((torch.zeros(40), [torch.zeros(25)]), (inside, [outside]))
     error = delong_standard_error(rank_scores(inside, outside))
     assert found.high - found.low == pytest.approx(2 * HALF_WIDTH * error, rel=1e-6)
 
 
 def test_the_interval_is_near_that_of_a_paired_bootstrap():
     inside, outside = draw(0, 150, 1.0), [draw(1, 120), draw(2, 90, 0.5)]
-    found = auroc_difference(*((inside[i], [pair[i] for pair in outside]) for i in (0, 1)))
+    found = difference(*((inside[i], [pair[i] for pair in outside]) for i in (0, 1)))
     generator, differences = torch.Generator().manual_seed(0), []
     for _ in range(400):
         rows = torch.randint(150, (150,), generator=generator)
@@ -111,27 +117,11 @@ def test_the_interval_is_near_that_of_a_paired_bootstrap():
 def test_an_order_is_claimed_only_where_the_interval_excludes_zero():
     far, near = torch.arange(100.0) + 100, torch.arange(100.0)
     noise = draw(3, 100)
-    better = auroc_difference((noise[0], [noise[1]]), (far, [near]))
+    better = difference((noise[0], [noise[1]]), (far, [near]))
     assert better.claimed and better.low > 0
-    assert not auroc_difference((far, [near]), (far + 1, [near])).claimed
-    single = auroc_difference((noise[0], [noise[1][:1]]), (far, [near[:1]]))
+    assert not difference((far, [near]), (far + 1, [near])).claimed
+    single = difference((noise[0], [noise[1][:1]]), (far, [near[:1]]))
     assert single.low == -math.inf and not single.claimed
-
-
-@pytest.mark.parametrize("freedom", [1, 2, 9, 20, 21, 30, 100, 10_000])
-def test_students_quantile(freedom):
-    assert student_975(freedom) == pytest.approx(student.ppf(0.975, freedom), abs=0.005)
-
-
-def test_seeds_are_paired():
-    first, second = [0.80, 0.90, 0.70], [0.82, 0.93, 0.73]
-    found = seed_difference(first, second)
-    pairs = np.subtract(second, first)
-    low, high = student.interval(0.95, 2, pairs.mean(), pairs.std(ddof=1) / math.sqrt(3))
-    assert found.value == pytest.approx(pairs.mean())
-    assert (found.low, found.high) == pytest.approx((low, high), abs=1e-4) and found.claimed
-    with pytest.raises(ValueError, match="two seeds or more, got 1"):
-        seed_difference([0.5], [0.6])
 
 
 # Whole runs
@@ -200,7 +190,7 @@ def test_one_detector_of_each_run(root, runs, capsys):
               if (ood, run) == ("far", "probe:msp")]  # fmt: skip
     assert row["detector"] == "knn / msp" and row["auroc"] == f"{100 * of(runs[1], 'msp', 'far'):.2f}"
     tables = [torch.from_numpy(np.array(column)) for column in scores(runs[0], "knn") + scores(runs[1], "msp")]
-    found = auroc_difference((tables[0], [tables[1]]), (tables[2], [tables[3]]))
+    found = difference((tables[0], [tables[1]]), (tables[2], [tables[3]]))
     expected = [100 * x for x in (found.value, found.low, found.high)]
     assert [float(row[key]) for key in ("difference", "low", "high")] == pytest.approx(expected, abs=0.006)
 
@@ -217,9 +207,11 @@ def test_runs_over_seeds_are_paired_by_their_common_seeds(seeded, capsys):
         for run, detector in zip(seeded, ("mcm", "msp"), strict=True)
     )
     row = rows["mcm / msp", "mean", "probes:msp"]
-    found = seed_difference(first, second)
-    expected = [100 * x for x in (np.mean(second), found.value, found.low, found.high)]
-    assert [float(row[key]) for key in ("auroc", "difference", "low", "high")] == pytest.approx(expected, abs=0.006)
+    pairs = np.subtract(second, first)
+    margin = student.ppf(0.975, 1) * pairs.std(ddof=1) * math.sqrt(1 / 2 + 14 / 32)  # 14 images tested, 32 to train on
+    expected = [100 * x for x in (np.mean(second), pairs.mean(), pairs.mean() - margin, pairs.mean() + margin)]
+    assert [float(row[key]) for key in ("auroc", "difference", "low", "high")] == pytest.approx(expected, abs=0.02)
+    assert float(row["std"]) == pytest.approx(100 * pairs.std(ddof=1), abs=0.006) and row["seeds"] == "2"
 
 
 def test_a_run_over_a_single_seed_is_compared_by_images(root, runs, seeded, capsys):

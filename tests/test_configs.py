@@ -193,8 +193,11 @@ def test_what_is_no_override_is_named(arguments, message):
         ("--data.ood.a={torchvision: SVHN, split: val}", "train or test, not 'val'"),
         ("--data.ood.a={catalog: NINKO}", "catalogue has no set 'NINKO'. Did you mean NINCO"),
         ("--data.ood.a={catalog: ImageNet-1k}", "no split 'test'; name one .*: train, val, openood_val, openood_test"),
-        ("--data.ood.bank=x", "set names must be distinct, and none of bank, id_test, val, ood_val: bank"),
-        ("--data={id: a, ood: {x: b}, csid: {x: c}}", "set names must be distinct.*: x"),
+        (
+            "--data.ood.bank=x",
+            "set names must be distinct, and none of bank, id_test, mean, ood_val, val, .*: rename bank",
+        ),
+        ("--data={id: a, ood: {x: b}, csid: {x: c}}", "set names must be distinct.*: rename x"),
         ("--data.prompts=['a photo']", "prompts: 'a photo' must hold {} once"),
         ("--data.prompts=[]", "data.prompts: .*at least 1 item"),
         ("--backbone={library: timm}", "config key backbone.model is missing"),

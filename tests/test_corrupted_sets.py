@@ -45,10 +45,10 @@ def test_corrupted_sets_are_the_test_images_under_their_own_names(tmp_path):
     fill(tmp_path, id__cat=10, id__dog=10, near=2)
     ood = {"near": "near", "blur": BLUR, "noise": NOISE | {"group": "noise"}}
     found = load_benchmark(config(tmp_path, ood=ood))
-    assert list(found.parts) == ["bank", "id_test", "near", "blur", "noise", "train", "val"]
+    assert list(found.parts) == ["bank", "id_test", "ood/near", "ood/blur", "ood/noise", "train", "val"]
     tested, of_test = found.images["id"], found.parts["id_test"].rows
     for name, group in (("blur", "shift"), ("noise", "noise")):
-        part, images = found.parts[name], found.images[name]
+        part, images = found.parts[f"ood/{name}"], found.images[f"ood/{name}"]
         assert (part.role, part.group, part.rows, found.labels(part)) == ("ood", group, list(range(6)), [-1] * 6)
         assert images.names == tuple(tested.names[row] for row in of_test)
         corrupt = Corruption(ood[name]["corruption"], ood[name]["severity"])
@@ -59,9 +59,9 @@ def test_corrupted_sets_are_the_test_images_under_their_own_names(tmp_path):
 def test_a_published_test_set_of_arrays_is_corrupted_as_files_are(tmp_path):
     fill(tmp_path, train__cat=4, train__dog=4, test__cat=3, test__dog=2)
     found = load_benchmark(config(tmp_path, id={"train": "train", "test": "test"}, ood={"blur": BLUR})).images
-    assert found["blur"].names == found["id.test"].names and len(found["blur"]) == 5
+    assert found["ood/blur"].names == found["id.test"].names and len(found["ood/blur"]) == 5
     arrays = np.stack([np.asarray(found["id.test"].read(row)) for row in range(5)])
-    assert replace(found["blur"], pixels=arrays).read(3) == found["blur"].read(3)
+    assert replace(found["ood/blur"], pixels=arrays).read(3) == found["ood/blur"].read(3)
 
 
 def test_the_store_tells_clean_images_corruptions_severities_and_versions_apart(tmp_path, monkeypatch):
@@ -71,13 +71,13 @@ def test_the_store_tells_clean_images_corruptions_severities_and_versions_apart(
     }
     benchmark = load_benchmark(config(tmp_path, ood=sets))
     clean = benchmark.images["id"].subset(benchmark.parts["id_test"].rows)
-    everything = [clean, *(benchmark.images[name] for name in sets)]
+    everything = [clean, *(benchmark.images[f"ood/{name}"] for name in sets)]
     for known_by in (lambda images: images.stamps()[0], lambda images: pairs(map(images.identify, range(len(images))))):
         keys = {tuple(key) for images in everything for key in known_by(images).tolist()}
         assert len(keys) == len(clean) * len(everything)
         with monkeypatch.context() as patch:
             patch.setattr(corruptions, "VERSION", corruptions.VERSION + 1)
-            assert not {tuple(key) for key in known_by(benchmark.images["jpeg1"]).tolist()} & keys
+            assert not {tuple(key) for key in known_by(benchmark.images["ood/jpeg1"]).tolist()} & keys
 
 
 # Whole runs

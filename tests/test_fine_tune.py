@@ -27,6 +27,7 @@ import experiments.run
 import train
 from callbacks.averaging import MovingAverage, moving_average
 from callbacks.ood_evaluation import OODEvaluation
+from clip_ood.backbones.backbone import Preprocessing
 from clip_ood.backbones.create import create_backbone
 from clip_ood.features.rows import Rows
 from clip_ood.features.store import Features
@@ -337,6 +338,19 @@ def test_pixels_have_the_size_mean_and_std_that_are_asked_for(root, library, mod
     shown = (plain(settings, backbone)(photograph) * torch.tensor(std).view(3, 1, 1)) + torch.tensor(mean).view(3, 1, 1)
     own = backbone.transform(photograph) * torch.tensor(prepared.std).view(3, 1, 1)
     torch.testing.assert_close(shown, own + torch.tensor(prepared.mean).view(3, 1, 1))  # the same crop
+
+
+def test_the_published_run_mixes_images_and_changes_none():
+    settings = load_config("finetune_published_vitl.yaml").method.settings
+    assert (settings.mixup, settings.cutmix, settings.label_smoothing) == (0.8, 1.0, 0.1)
+    transform = augmentation(settings, Preprocessing((32, 32), (0.5,) * 3, (0.5,) * 3, "bicubic"))
+    image = Image.effect_noise((32, 32), 60).convert("RGB")
+    whole = torch.from_numpy(np.array(image)).permute(2, 0, 1) / 255
+    expected = (whole - torch.tensor(IMAGENET_DEFAULT_MEAN).view(3, 1, 1)) / torch.tensor(IMAGENET_DEFAULT_STD).view(
+        3, 1, 1
+    )
+    for _ in range(20):
+        torch.testing.assert_close(transform(image), expected)
 
 
 @pytest.mark.parametrize("count, size, parts, world", [(37, 8, 1, 1), (37, 8, 2, 2), (37, 12, 3, 2), (37, 8, 4, 1)])

@@ -67,12 +67,13 @@ def naive_lengths(train: Outputs, rows: Tensor, head: Reference, dim: int | None
     centred = train.features.double() - origin
     _, sizes, directions = torch.linalg.svd(centred, full_matrices=False)
     rank = int((sizes.square() > 1e-10 * sizes[0].square()).sum())
-    width = centred.shape[1]
-    usual = 1000 if width >= 2048 else 512 if width >= 768 else width // 2
+    count, width = centred.shape
+    published = 1000 if width >= 2048 else 512 if width >= 768 else width // 2
+    usual = published if count > width and published < rank else rank // 2
     lengths = []
     for f in rows.double():
         rest = f - origin
-        for direction in directions[: dim or min(usual, rank // 2)]:
+        for direction in directions[: dim or usual]:
             rest = rest - (rest @ direction) * direction
         lengths.append(float(rest.norm()))
     return lengths
@@ -193,6 +194,45 @@ def test_parameters_equal_the_formula():
         close(fitted(ViM(REFERENCE, dim=dim)).score(TEST), naive_vim(TRAIN, TEST, REFERENCE, dim), 1e-4)
     for k in (1, 120):
         close(fitted(NNGuide(REFERENCE, k=k)).score(TEST), naive_nnguide(TRAIN, TEST, REFERENCE, k))
+
+
+@pytest.mark.parametrize(("width", "principal"), [(512, 256), (768, 512), (1024, 512), (2048, 1000)])
+def test_the_principal_space_is_the_published_one(width, principal):
+    """Against ViM's published formula in float64: the residual is the part of f − u in the D − d smallest directions."""
+    generator = torch.Generator().manual_seed(width)
+    scale = torch.linspace(2, 0.1, width)
+    train, test = (torch.randn(n, width, generator=generator) * scale + 1 for n in (width + 60, 20))
+    head = Reference(weight=torch.randn(10, width, generator=generator) / width**0.5, bias=torch.linspace(-1, 1, 10))
+    weight, bias = head.weight.double(), head.bias.double()
+    origin = -torch.linalg.pinv(weight) @ bias
+    centred = train.double() - origin
+    null = torch.linalg.eigh(centred.T @ centred / len(centred)).eigenvectors[:, : width - principal]
+    residual, of_train = ((rows.double() - origin) @ null for rows in (test, train))
+    alpha = (train.double() @ weight.T + bias).amax(dim=1).mean() / of_train.norm(dim=1).mean()
+    outputs = [
+        Outputs(rows, logits=rows @ head.weight.T + head.bias, indices=torch.arange(len(rows)))
+        for rows in (train, test)
+    ]
+    found = fitted(Residual(head), outputs[0]), fitted(ViM(head), outputs[0])
+    close(found[0].score(outputs[1]), -residual.norm(dim=1))
+    virtual = (test.double() @ weight.T + bias).logsumexp(dim=1) - alpha * residual.norm(dim=1)
+    close(found[1].score(outputs[1]), virtual, 1e-4)
+    assert found[0].notes == found[1].notes == []
+
+
+def test_a_principal_space_other_than_the_published_one_is_told():
+    head = Reference(weight=torch.eye(3, 40), bias=torch.zeros(3))
+    generator = torch.Generator().manual_seed(0)
+    full = torch.randn(80, 40, generator=generator)
+    structural = full - full.mean(dim=1, keepdim=True)  # as a final LayerNorm leaves it: rank 39
+    for rows, dim in ((full, 20), (structural, 20), (full[:41], 20), (full[:40], 20), (full[:30], 15)):
+        found = fitted(Residual(head), Outputs(rows))
+        assert found.outside.shape == (40, 40 - dim)
+        assert bool(found.notes) == (len(rows) <= 40)
+    flat = full @ torch.diag((torch.arange(40) < 20).float())  # of rank 20: the published 20 would leave nothing
+    (note,) = fitted(Residual(head), Outputs(flat)).notes
+    assert "of 10 dimensions, half the rank 20 of 80 ID training images: the published 20 needs a rank above 20" in note
+    assert fitted(Residual(head, dim=7), Outputs(full[:30])).notes == []
 
 
 def test_scores_of_awkward_images_are_finite():

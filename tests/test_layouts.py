@@ -75,7 +75,7 @@ def test_imagenet_in_every_layout_has_the_same_labels_and_names(imagenet, capsys
     } == truth
     assert Counter(found.images["id.train"].labels) == dict.fromkeys(range(16), TRAIN)
     sizes = {"inaturalist": 6, "sun": 5, "places": 4, "textures": 5, "ninco": 4, "imagenet_o": 7}
-    assert {name: len(found.parts[name].rows) for name in sizes} == sizes
+    assert {name: len(found.parts[f"ood/{name}"].rows) for name in sizes} == sizes
     assert {part.group for part in found.parts.values() if part.role == "ood"} == {"near", "far"}
     assert "Image set sun: 5 of 10,000 images (data.allow_partial)" in capsys.readouterr().out
 
@@ -100,7 +100,7 @@ def test_flat_validation_images_without_labels_are_an_error(tmp_path):
 
 def test_openoods_lists_give_its_split_and_the_full_spectrum(tmp_path):
     found = benchmark(replica.openood(tmp_path), block("imagenet_openood"))
-    parts = {name: (part.role, len(part.rows)) for name, part in found.parts.items()}
+    parts = {part.name: (part.role, len(part.rows)) for part in found.parts.values()}
     csid = dict.fromkeys(["imagenet_v2", "imagenet_c", "imagenet_r"], ("csid", 16))
     ood = {"ssb_hard": 6, "ninco": 5, "inaturalist": 4, "textures": 3, "openimage_o": 2}
     assert parts == csid | {name: ("ood", count) for name, count in ood.items()} | {
@@ -113,7 +113,7 @@ def test_openoods_lists_give_its_split_and_the_full_spectrum(tmp_path):
     for name in ("id.train", "id.test"):
         images = found.images[name]
         assert [name.split("/")[2] for name in images.names] == [ORDER[label] for label in images.labels]
-    v2 = found.images["imagenet_v2"]
+    v2 = found.images["csid/imagenet_v2"]
     assert [int(name.split("/")[1]) for name in v2.names] == [replica.WNIDS.index(ORDER[label]) for label in v2.labels]
 
 
@@ -125,12 +125,12 @@ def test_lists_and_folders_mix(tmp_path):
         put(tmp_path / "imagenet-r" / wnid / "art_0.jpg")
     found = benchmark(tmp_path, block("imagenet_openood"))
     assert found.images["id.train"].root == tmp_path / "imagenet" / "train"
-    v2, r = found.images["imagenet_v2"], found.images["imagenet_r"]
+    v2, r = found.images["csid/imagenet_v2"], found.images["csid/imagenet_r"]
     assert {int(name.split("/")[0]): ORDER[label] for name, label in zip(v2.names, v2.labels, strict=True)} == {
         replica.WNIDS.index(wnid): wnid for wnid in CLASSES
     }
     assert r.labels == (3, 4, 5)
-    assert found.images["ninco"].root == tmp_path / "NINCO" / "NINCO_OOD_classes"  # the first layout that is there
+    assert found.images["ood/ninco"].root == tmp_path / "NINCO" / "NINCO_OOD_classes"  # the first layout that is there
 
 
 def test_numbered_folders_count_as_numbers_do(tmp_path):

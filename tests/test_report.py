@@ -213,15 +213,22 @@ def test_several_seeds_show_means_and_link_to_each(seeded):
     found, results = page(seeded), tiny_clip.results(seeded)
     for row in results["rows"]:
         if row["ood"] == "mean":
-            assert found.rows(0)[row["detector"]][0] == f"{percent(row['auroc'])} | ± {percent(row['std']['auroc'])}"
+            low, high = map(percent, row["intervals"]["auroc"])
+            shown = f"{percent(row['auroc'])} | ± {percent(row['std']['auroc'])} | {low} – {high}"
+            assert found.rows(0)[row["detector"]][0] == shown
     links = [each["href"] for each in found.named("a")]
     assert links == ["seed-1/report.html", "seed-2/report.html"] and all((seeded / link).is_file() for link in links)
     assert not found.named("img") and "standard deviation over 2 seeds" in found.text
+    assert re.search(
+        r"95.% intervals over 2 seeds, corrected for splits that overlap .*√\(1/J \+ 14/32\), J = 2\)", found.text
+    )
 
 
-def test_a_single_seed_is_a_mean_too(root):
-    found = page(zero_shot(root, "single", "--seeds", "42"))
-    assert "standard deviation over 1 seed." in found.text
+def test_a_single_seed_has_its_own_intervals(root):
+    run = zero_shot(root, "single", "--seeds", "42")
+    found = page(run)
+    assert "small: 95 % intervals. " in found.text and "standard deviation" not in found.text
+    assert tiny_clip.results(run)["rows"][0]["intervals"] == tiny_clip.results(run / "seed-42")["rows"][0]["intervals"]
     assert [each["href"] for each in found.named("a")] == ["seed-42/report.html"]
 
 

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import csv
 import re
+from math import sqrt
 from statistics import mean, stdev
 
 import pytest
 import tiny_clip
 import torch
+from scipy.stats import t as student
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tensorboard.plugins.custom_scalar.layout_pb2 import Layout
 from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData
@@ -55,7 +57,9 @@ def test_rows_are_means_and_standard_deviations_over_seeds(seeded):
             values = [keyed(each)[key][metric] for each in of_seed]
             assert row[metric] == pytest.approx(mean(values))
             assert row["std"][metric] == pytest.approx(stdev(values), abs=1e-12)
-        assert row["intervals"] == {}  # of one seed each, not of the mean
+            half = student.ppf(0.975, 2) * stdev(values) * sqrt(1 / 3 + 14 / 32)  # 14 images tested, 32 to train on
+            ends = [max(0, mean(values) - half), min(1, mean(values) + half)]
+            assert row["intervals"][metric] == pytest.approx(ends, abs=1e-3)
     assert any(row["std"]["auroc"] > 0 for row in results["rows"])
     for accuracy in ("accuracy", "knn_accuracy"):
         assert results[accuracy] == pytest.approx(mean(each[accuracy] for each in of_seed))

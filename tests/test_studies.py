@@ -121,7 +121,7 @@ def test_another_score_of_a_finished_run_trains_no_head_again(root, monkeypatch)
 
 
 def test_other_settings_for_finished_runs_are_an_error(root, table):
-    with pytest.raises(ConfigError, match=r"1--1-nn was begun with other settings .*batch_size.*--name.*--overwrite"):
+    with pytest.raises(ConfigError, match=r"1--1-nn was begun with other settings .*batch_size.*--overwrite.*--name"):
         study.main(["--config", str(root / "table.yaml"), "--data.batch_size=5"])
 
 

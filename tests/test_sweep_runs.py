@@ -107,7 +107,7 @@ def test_a_stopped_sweep_goes_on_to_the_same_heads(root, swept, stopped):
         at = (Trainer, "test") if stopped == "before the evaluation" else (ProbeSweep, "on_train_epoch_start")
         patch.setattr(*at, stop)
         train.main(["--config", path])
-    with pytest.raises(ValueError, match="The checkpoint is of another sweep"):
+    with pytest.raises(ValueError, match=r"sweep.lr: \[.*\] → \[0.2, 0.1, 0.5\]"):
         train.main(["--config", path, "--resume", "--method.plp.sweep.lr=[0.2, 0.1, 0.5]"])
     train.main(["--config", path, "--resume"])
     run = root / "runs" / stopped.replace(" ", "_")

@@ -5,34 +5,40 @@ from __future__ import annotations
 import pickle
 import textwrap
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 
 from clip_ood.backbones.backbone import Backbone
+from clip_ood.backbones.downloads import offline, require_here
 from clip_ood.backbones.names import BackboneSpec, check_model
 from clip_ood.backbones.weights import announce
 
 
-def create_backbone(spec: BackboneSpec) -> Backbone:
+def create_backbone(spec: BackboneSpec, download: bool = True) -> Backbone:
     """The encoder that `spec` names, weights loaded, frozen, on the CPU (on the current default device under
-    `with torch.device(...)`). Checkpoints are read as tensors only: pickled code in them is never run.
+    `with torch.device(...)`). Checkpoints are read as tensors only: pickled code in them is never run, nor is code that a
+    configuration names. Without `download` no host is contacted.
 
-    Raises: ValueError for unknown names, and for weights that cannot be read or are not this architecture's.
+    Raises: ValueError for unknown names, for configurations that are not allowed, and for weights that cannot be read or are not
+    this architecture's; ConnectionError for what would have to be downloaded and may or can not be.
     """
     check_model(spec)
-    announce(spec)
-    with _naming(spec):
+    if download:
+        announce(spec)
+    else:
+        require_here(spec)
+    with nullcontext() if download else offline(), _naming(spec):
         if spec.library == "timm":
             from clip_ood.backbones.timm_backbone import TimmBackbone
 
             return TimmBackbone(spec)
         from clip_ood.backbones.open_clip_backbone import OpenClipBackbone
 
-        images = OpenClipBackbone(spec)
+        images = OpenClipBackbone(spec, download)
     if spec.text_spec is None:
         return images
     from clip_ood.backbones.other_text import OtherText
 
-    return OtherText(images, create_backbone(spec.text_spec))
+    return OtherText(images, create_backbone(spec.text_spec, download))
 
 
 @contextmanager

@@ -9,10 +9,14 @@ import re
 from functools import cache
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
+
+from clip_ood.backbones.checked_config import OPEN_CLIP, TEXT_TOWER, TOKENIZER_FILES, read_checked
+from clip_ood.backbones.spec import ImageSpec
 
 LIBRARIES = ("open_clip", "timm")
 SCHEMES = ("hf-hub:", "local-dir:")
+REPOSITORY = re.compile(r"[\w-][\w.-]*(/[\w-][\w.-]*)?")  # on the Hugging Face hub
 
 
 class BackboneSpec(Protocol):
@@ -57,12 +61,12 @@ def _check_text(spec: BackboneSpec, text: BackboneSpec) -> None:
 
 
 def joint_width(model: str) -> int | None:
-    """The width of an open_clip model's joint space by its configuration; None for a model on the hub."""
+    """The width of an open_clip model's joint space by its configuration; None where that does not say, and for a model on the hub."""
     if model.startswith("hf-hub:"):
         return None
     if model.startswith("local-dir:"):
-        config = json.loads((Path(model.removeprefix("local-dir:")) / "open_clip_config.json").read_text("utf-8"))
-        return config["model_cfg"]["embed_dim"]
+        described = read_checked(Path(model.removeprefix("local-dir:"), "open_clip_config.json"), OPEN_CLIP)
+        return (described.get("model_cfg") or {}).get("embed_dim")
     return json.loads((_package("open_clip") / "model_configs" / f"{model}.json").read_text("utf-8"))["embed_dim"]
 
 
@@ -72,9 +76,28 @@ def _check_own(spec: BackboneSpec) -> None:
             raise ValueError(
                 f"Backbone {spec.model} brings its own weights and preprocessing: leave `{key}` out (got {value!r})"
             )
+    if spec.model.startswith("hf-hub:"):
+        if not REPOSITORY.fullmatch(spec.model.removeprefix("hf-hub:")):
+            raise ValueError(f"Backbone {spec.model}: a model on the Hugging Face hub is named hf-hub:ORG/REPO")
+        return
     folder = Path(spec.model.removeprefix("local-dir:"))
-    if spec.model.startswith("local-dir:") and not (folder / "open_clip_config.json").is_file():
+    if not (folder / "open_clip_config.json").is_file():
         raise ValueError(f"Backbone {spec.model}: {folder} holds no open_clip_config.json.{_demo_hint(folder)}")
+    described = read_checked(folder / "open_clip_config.json", OPEN_CLIP)
+    if not isinstance(spec, ImageSpec):
+        _check_text_files(folder, (described.get("model_cfg") or {}).get("text_cfg") or {})
+
+
+def _check_text_files(folder: Path, text: dict[str, Any]) -> None:
+    """Raises NotAllowed for what describes a text tower or tokenizer in a model's own folder."""
+    files: dict[Path, Any] = {}
+    if text.get("hf_model_name"):
+        files[Path(text["hf_model_name"], "config.json")] = TEXT_TOWER
+    if text.get("hf_tokenizer_name"):
+        files |= {folder / name: keys for name, keys in TOKENIZER_FILES.items() if keys is not None}
+    for path, keys in files.items():
+        if path.is_file():
+            read_checked(path, keys)
 
 
 def _check_open_clip(spec: BackboneSpec) -> None:
@@ -113,6 +136,11 @@ def _check_file(spec: BackboneSpec, tags: frozenset[str]) -> None:
 def _check_timm(spec: BackboneSpec) -> None:
     architecture, _, tag = spec.model.partition(".")
     models = timm_models()
+    if ":" in spec.model:
+        raise ValueError(
+            f"timm has no model {spec.model!r}: its models are taken by their names in timm; folders and repositories are read as "
+            "open_clip's (library: open_clip)"
+        )
     if architecture not in models:
         raise ValueError(f"timm has no model {spec.model!r}.{_nearest(architecture, models)}")
     known = models[architecture]

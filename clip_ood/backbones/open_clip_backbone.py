@@ -6,49 +6,64 @@ projection turns g into h. Where there is no projection of its own (RN50's atten
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import open_clip
 import torch
+from open_clip.convert import convert_state_dict
+from open_clip.factory import load_state_dict
 from open_clip.hf_model import HFTextEncoder
-from open_clip.model import TimmModel
+from open_clip.model import TimmModel, resize_pos_embed
 from open_clip.pretrained import get_pretrained_cfg
+from open_clip.tokenizer import DEFAULT_CONTEXT_LENGTH, HFTokenizer, SimpleTokenizer
 from open_clip.transform import PreprocessCfg, image_transform_v2
 from torch import Tensor, nn
 
 from clip_ood.backbones.backbone import Backbone, Preprocessing, unit
 from clip_ood.backbones.names import SCHEMES, BackboneSpec
+from clip_ood.backbones.open_clip_files import describe, without_text, written
+from clip_ood.backbones.spec import ImageSpec
+from clip_ood.backbones.weights import weights_file
 
 
 class OpenClipBackbone(Backbone):
     """An open_clip image-text model: a pretrained tag, `hf-hub:`, `local-dir:`, a checkpoint file or random weights.
 
-    Raises: ValueError where a checkpoint's activation (QuickGELU) is not the architecture's.
+    Of an `ImageSpec` it has no texts: nothing of its tokenizer is read, nor of a text tower of transformers, where its weights are
+    known. `described` is its configuration. Raises: ValueError for a configuration that is not allowed, and where a checkpoint's
+    activation (QuickGELU) is not the architecture's; ConnectionError for what would have to be downloaded without `download`.
     """
 
-    has_text = True
-
-    def __init__(self, spec: BackboneSpec) -> None:
+    def __init__(self, spec: BackboneSpec, download: bool = True) -> None:
         super().__init__(spec.precision)
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(spec.random_seed)
-            model = open_clip.create_model(
-                spec.model,
-                pretrained=spec.pretrained,
-                require_pretrained=spec.pretrained is not None or spec.model.startswith("hf-hub:"),
-                device=torch.get_default_device(),
-                force_quick_gelu=uses_quick_gelu(spec),
-                force_preprocess_cfg=_preprocessing(spec),
-                pretrained_text=False,
-            )
-        self._tokenize = open_clip.get_tokenizer(spec.model)
+        self.has_text = not isinstance(spec, ImageSpec)
+        self.described = describe(spec, download)
+        weights = weights_file(spec, download)
+        text = self.described["model_cfg"].get("text_cfg") or {}
+        image_alone = not self.has_text and weights is not None and bool(text.get("hf_model_name"))
+        built = without_text(self.described) if image_alone else self.described
+        with written(built, spec, self.has_text, download) as folder:
+            with torch.random.fork_rng(devices=[]):
+                torch.manual_seed(spec.random_seed)
+                model = open_clip.create_model(
+                    f"local-dir:{folder}", device=torch.get_default_device(), pretrained_text=False
+                )
+            if self.has_text:
+                self._tokenize = _tokenizer(text, folder / "tokenizer")
+        if image_alone:
+            _load_image_tower(model, weights)
+        elif weights is not None:
+            open_clip.load_checkpoint(model, str(weights))
         prepared = PreprocessCfg(**model.visual.preprocess_cfg)
         self.transform = image_transform_v2(prepared, is_train=False)
         size = (prepared.size, prepared.size) if isinstance(prepared.size, int) else tuple(prepared.size)
         self.preprocessing = Preprocessing(size, tuple(prepared.mean), tuple(prepared.std), prepared.interpolation)
         self.projection = take_projection(model.visual)
         self.model = model
-        self._scale = None if model.logit_scale.is_meta else model.logit_scale.detach().float().exp().item()
+        with_scale = self.has_text and not model.logit_scale.is_meta
+        self._scale = model.logit_scale.detach().float().exp().item() if with_scale else None
         self.freeze()
 
     @property
@@ -71,6 +86,8 @@ class OpenClipBackbone(Backbone):
         return super().train_images(gradient_checkpointing, compile)
 
     def encode_text(self, texts: list[str]) -> Tensor:
+        if not self.has_text:
+            return super().encode_text(texts)
         tokens = self._tokenize(texts)
         tower = getattr(self.model, "text", None)
         if isinstance(tower, HFTextEncoder):  # it masks padding: drop what all texts share
@@ -80,12 +97,23 @@ class OpenClipBackbone(Backbone):
         return unit(embeddings[0] if isinstance(embeddings, tuple) else embeddings)
 
 
-def architecture(spec: BackboneSpec, backbone: Backbone) -> dict[str, Any]:
-    """What an open_clip_config.json says of the model that `spec` names: its architecture and preprocessing."""
-    config = open_clip.get_model_config(spec.model)
-    if uses_quick_gelu(spec):
-        config["quick_gelu"] = True
-    return {"model_cfg": config, "preprocess_cfg": backbone.image_tower.preprocess_cfg}
+def _tokenizer(text: dict[str, Any], folder: Path) -> Callable[[list[str]], Tensor]:
+    """The tokenizer that a text tower's configuration asks for; `folder` holds its files if it is one of transformers."""
+    length = text.get("context_length", DEFAULT_CONTEXT_LENGTH)
+    more = text.get("tokenizer_kwargs") or {}
+    if not text.get("hf_tokenizer_name"):
+        return SimpleTokenizer(context_length=length, **more)
+    mode = text.get("tokenizer_mode")
+    kept_here = {"trust_remote_code": False, "local_files_only": True}
+    return HFTokenizer(str(folder), context_length=length, tokenizer_mode=mode, **more, **kept_here)
+
+
+def _load_image_tower(model: nn.Module, file: Path) -> None:
+    """What a checkpoint of the whole model holds of its image tower."""
+    state = convert_state_dict(model, load_state_dict(str(file)))
+    resize_pos_embed(state, model)
+    own = {name.removeprefix("visual."): value for name, value in state.items() if name.startswith("visual.")}
+    model.visual.load_state_dict(own)
 
 
 class MatrixProjection(nn.Module):
@@ -143,11 +171,3 @@ def training_tag(spec: BackboneSpec) -> dict[str, Any]:
     if name is None or spec.model.startswith(SCHEMES):
         return {}
     return get_pretrained_cfg(spec.model, name) or get_pretrained_cfg(spec.model.removesuffix("-quickgelu"), name)
-
-
-def _preprocessing(spec: BackboneSpec) -> dict[str, Any] | None:
-    """mean, std, interpolation and resizing of a checkpoint file's stated tag; None where open_clip knows them."""
-    if not spec.preprocess:
-        return None
-    tag = training_tag(spec)
-    return {key: tag[key] for key in ("mean", "std", "interpolation", "resize_mode") if key in tag}

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
-from clip_ood.backbones.names import BackboneSpec
+if TYPE_CHECKING:
+    from clip_ood.backbones.names import BackboneSpec
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""Where weights come from: the net (which revision, and one line before they are downloaded) or a file."""
+"""Where weights come from: the net (which revision, and one line before they are downloaded), the cache, or a file."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from pathlib import Path
 
 from clip_ood.backbones.names import BackboneSpec
 
+CONFIG = "open_clip_config.json"
 OPEN_CLIP_FILES = ("open_clip_model.safetensors", "open_clip_pytorch_model.bin")
 TIMM_FILES = ("model.safetensors", "pytorch_model.bin")
 RANKS = ("RANK", "LOCAL_RANK", "NODE_RANK", "GROUP_RANK", "SLURM_PROCID")
@@ -17,7 +18,7 @@ RANKS = ("RANK", "LOCAL_RANK", "NODE_RANK", "GROUP_RANK", "SLURM_PROCID")
 class Remote:
     """Weights in a repository of the Hugging Face hub (the first of `files` that is there), or at a URL.
 
-    cache is the folder that the library downloads them to.
+    cache is the folder that they are downloaded to.
     """
 
     cache: Path
@@ -34,6 +35,34 @@ class Remote:
 
         found = (try_to_load_from_cache(self.repository, file, cache_dir=self.cache) for file in self.files)
         return next((Path(path) for path in found if isinstance(path, str)), None)
+
+    @property
+    def address(self) -> str:
+        """Where it is, for people."""
+        return self.url or f"https://huggingface.co/{self.repository}"
+
+    def fetch(self, download: bool) -> Path:
+        """The file: out of the cache, else downloaded, if `download` allows that.
+
+        Raises: ConnectionError where it does not, and where the hub does not give it.
+        """
+        if self.url and download:  # what is there already is compared with the hash in its address
+            from open_clip.pretrained import download_pretrained_from_url
+
+            return Path(download_pretrained_from_url(self.url, str(self.cache)))
+        if cached := self.cached():
+            return cached
+        if not download:
+            raise ConnectionError(f"{self.address} is not in the local cache {self.cache}")
+        from huggingface_hub import hf_hub_download
+        from huggingface_hub.utils import EntryNotFoundError
+
+        for file in self.files:
+            try:
+                return Path(hf_hub_download(self.repository, file, cache_dir=self.cache))
+            except EntryNotFoundError:  # no such file there, or no answer and none in the cache
+                continue
+        raise ConnectionError(f"{self.address} has or gives no {' or '.join(self.files)}")
 
     def revision(self) -> str:
         """`repository@commit`: of the copy in the cache if there is one, else of the hub's newest; a URL as it is.
@@ -90,16 +119,39 @@ def remote_weights(spec: BackboneSpec) -> Remote | None:
     return Remote(hub, repository, (f"{file.rpartition('.')[0]}.safetensors", file) if file else OPEN_CLIP_FILES)
 
 
+def remote_config(spec: BackboneSpec) -> Remote | None:
+    """Where the configuration of a model on the hub is; None for other models."""
+    from huggingface_hub import constants
+
+    if not spec.model.startswith("hf-hub:"):
+        return None
+    return Remote(Path(constants.HF_HUB_CACHE), spec.model.removeprefix("hf-hub:"), (CONFIG,))
+
+
+def weights_file(spec: BackboneSpec, download: bool) -> Path | None:
+    """The file of the weights, downloaded where need be; None for random ones. Raises as `Remote.fetch`."""
+    remote = remote_weights(spec)
+    return local_weights(spec) if remote is None else remote.fetch(download)
+
+
 def _timm_default(model: str, hub: Path) -> Remote:
     import torch
     from timm.models import get_pretrained_cfg
 
     config = get_pretrained_cfg(model)
     if config and config.hf_hub_id:
-        return Remote(hub, config.hf_hub_id, TIMM_FILES)
+        return Remote(
+            hub, config.hf_hub_id, _alternatives(config.hf_hub_filename) if config.hf_hub_filename else TIMM_FILES
+        )
     if config and config.url:
         return Remote(Path(torch.hub.get_dir(), "checkpoints"), url=config.url)
     raise ValueError(f"timm has no published weights of {model}: set backbone.pretrained to a checkpoint file or null")
+
+
+def _alternatives(file: str) -> tuple[str, ...]:
+    """The names under which timm looks for a file on the hub."""
+    known = [files for files in (OPEN_CLIP_FILES, TIMM_FILES) if file in files]
+    return known[0] if known else (f"{file.rpartition('.')[0]}.safetensors", file)
 
 
 def announce(spec: BackboneSpec) -> None:
@@ -116,8 +168,9 @@ def announce(spec: BackboneSpec) -> None:
     elif not remote.cached():
         remote.revision()  # raises
         weights = "" if spec.pretrained in (None, "default") else f" {spec.pretrained}"
-        source = remote.url or f"https://huggingface.co/{remote.repository}"
-        print(f"Downloading {spec.model}{weights} ({remote.size()}) from {source} to {remote.cache}", flush=True)
+        print(
+            f"Downloading {spec.model}{weights} ({remote.size()}) from {remote.address} to {remote.cache}", flush=True
+        )
 
 
 def local_weights(spec: BackboneSpec) -> Path | None:

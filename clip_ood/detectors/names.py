@@ -31,6 +31,7 @@ DETECTORS: dict[str, str] = {  # name -> "module:Class"
     "she": "clip_ood.detectors.she:SHE",
 }
 
+ABOUT = ("set", "role", "path", "label", "prediction")  # columns of scores.parquet that are no detector's
 ZOO = "pytorch_ood."  # what begins so is a detector of the package pytorch-ood
 MAHALANOBIS_PP = {"name": "mahalanobis", "normalize": True, "as": "mahalanobis_pp"}  # Mahalanobis++
 DEFAULTS = [each for name in DETECTORS for each in ([name, MAHALANOBIS_PP] if name == "mahalanobis" else [name])]
@@ -58,21 +59,26 @@ def read_specs(specs: Sequence[str | Mapping[str, Any]] | None) -> list[Spec]:
     gets its parameters appended: knn_k50.
     Parameters with lists of values, {"name": "knn", "k": [1, 5, 10]}, give candidates for one column, all combinations.
     None asks for `DEFAULTS`. Raises ValueError for an unknown name (with the nearest), an entry
-    without a name, an empty list of values, and two equal column names.
+    without a name, an empty list of values, two equal column names, and one that scores.parquet uses itself.
     """
     entries = [_entry(spec) for spec in (DEFAULTS if specs is None else specs)]
     times = Counter(name for name, _, _ in entries)
     columns = [
         label or _label(name, _single(parameters) if times[name] > 1 else {}) for name, label, parameters in entries
     ]
-    for column, count in Counter(columns).items():
-        if count > 1:
-            raise ValueError(f"detectors: column {column!r} is asked for {count} times; tell them apart with 'as: …'")
-    return [
+    specs = [
         spec
         for (name, _, parameters), column in zip(entries, columns, strict=True)
         for spec in _candidates(name, column, parameters)
     ]
+    for column, count in Counter([*columns, *(spec.label for spec in specs if spec.chosen_as is not None)]).items():
+        if count > 1:
+            raise ValueError(f"detectors: column {column!r} is asked for {count} times; tell them apart with 'as: …'")
+        if column in ABOUT:
+            raise ValueError(
+                f"detectors: scores.parquet has a column {column!r} of its own; take another name ('as: …')"
+            )
+    return specs
 
 
 def _candidates(name: str, column: str, parameters: Mapping[str, Any]) -> list[Spec]:

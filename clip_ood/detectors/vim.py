@@ -18,8 +18,9 @@ class Residual(Detector):
 
     f: features (N, D); u = −W⁺ b, the point where all logits are 0, from weight W (C, D) and bias b (C,) of the
     reference; N (D, D − d): eigenvectors of E[(f − u)(f − u)ᵀ] over ID training images beyond the d = `dim` largest.
-    By default d = 1000 for D ≥ 2048, 512 for D ≥ 768, else D / 2, and at most half the rank. Raises ValueError at `fit`
-    for a `dim` outside 1 … rank − 1, where nothing would be left, and without ID training images.
+    By default d is the published one: 1000 for D ≥ 2048, 512 for D ≥ 768, else D / 2. Where there are no more images
+    than D, or their rank is not above that d, it is half the rank, which `notes` tells. Raises ValueError at `fit` for a
+    `dim` outside 1 … rank − 1, where nothing would be left, and without ID training images.
     Wang et al., 2022 (arXiv 2203.10807).
     """
 
@@ -46,9 +47,19 @@ class Residual(Detector):
         rank = int((values > TOLERANCE * values[-1]).sum()) if values[-1] > 0 else 0
         if self.dim is not None and self.dim >= rank:
             raise self._error(f"dim = {self.dim}, expected less than {rank}, the rank of the ID training features")
-        width = len(values)
-        usual = 1000 if width >= 2048 else 512 if width >= 768 else width // 2
-        self.outside = vectors[:, : width - (self.dim or min(usual, rank // 2))]  # (D, D − d)
+        dim = self._usual(len(values), rank) if self.dim is None else self.dim
+        self.outside = vectors[:, : len(values) - dim]  # (D, D − d)
+
+    def _usual(self, width: int, rank: int) -> int:
+        published = 1000 if width >= 2048 else 512 if width >= 768 else width // 2
+        images = int(self.moments.counts.sum())
+        if images > width and published < rank:
+            return published
+        self.notes.append(
+            f"principal space of {rank // 2} dimensions, half the rank {rank} of {images} ID training images: the published "
+            f"{published} needs a rank above {published} and more than {width} images"
+        )
+        return rank // 2
 
     def _score(self, rows: Outputs) -> Tensor:
         return -self._lengths(rows.features)

@@ -131,17 +131,19 @@ def load(
     encoder: str | None = None,
     device: str | torch.device = "cpu",
     trust_classes: bool = False,
+    allow_download: bool = False,
 ) -> Judge:
     """The judge of a finished run, or of a copy of its folder detector/: `load("runs/demo")(["a.jpg", picture, tensor])`.
 
     detector: default the run's first; accept: the share of ID images to accept, default the run's (0.95); encoder: where its
-    weights are, if not where the run had them; trust_classes: let the folder import detectors of somebody's own.
+    weights are, if not where the run had them; trust_classes: let the folder import detectors of somebody's own;
+    allow_download: let weights that the local cache lacks be fetched from where the run had them (else no host is contacted).
     Raises: DetectorFolderError for a folder that cannot be used, ValueError as `Judge`.
     """
     saved = SavedDetector(Path(place), trust_classes)
     saved.check_column(detector or saved.columns[0])
     saved.calibration(detector or saved.columns[0]).threshold(saved.accept if accept is None else accept)
-    return Judge(saved, saved.backbone(encoder), detector, accept).to(device)
+    return Judge(saved, saved.backbone(encoder, allow_download), detector, accept).to(device)
 
 
 def _picture(image: str | Path | Image.Image | Tensor) -> Image.Image:

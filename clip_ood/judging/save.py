@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -90,15 +91,20 @@ def save_detector(
     _seal(folder, manifest | {"files": _hashes(folder, folder.rglob("*"))})
 
 
-def add_encoder(saved: SavedDetector, encoder: str | None = None) -> bool:
-    """Lets the weights of the image encoder lie in the detector's folder: True if they did not yet.
+def add_encoder(saved: SavedDetector, encoder: str | None = None, allow_download: bool = False) -> bool:
+    """Lets the weights of the image encoder lie in the detector's folder: True if they did not yet. `encoder` and
+    `allow_download` as in `SavedDetector.backbone`; what links in the folder lead to is never written.
 
     Raises: DetectorFolderError for a folder that is damaged or changed, and where the encoder cannot be had.
     """
     if saved.encoder.in_folder:
         return False
     saved.check_files()
-    written = save_image_encoder(saved.folder / ENCODER, saved.backbone(encoder), saved.encoder.spec)
+    backbone, place = saved.backbone(encoder, allow_download), saved.folder / ENCODER
+    if place.is_symlink() or place.is_file():
+        place.unlink()
+    shutil.rmtree(place, ignore_errors=True)  # of a call that was killed
+    written = save_image_encoder(place, backbone, saved.encoder.spec)
     files = saved.manifest["files"] | _hashes(saved.folder, written)
     _seal(saved.folder, saved.manifest | {"files": files, "encoder": asdict(replace(saved.encoder, in_folder=True))})
     return True
@@ -110,6 +116,7 @@ def _hashes(folder: Path, paths: Iterable[Path]) -> dict[str, str]:
 
 def _seal(folder: Path, manifest: dict[str, Any]) -> None:
     temporary = folder / f"{MANIFEST}.tmp"
+    temporary.unlink(missing_ok=True)
     content = sealed(json.loads(json.dumps(manifest, default=str)))
     temporary.write_text(json.dumps(content, indent=1, ensure_ascii=False), encoding="utf-8")
     temporary.replace(folder / MANIFEST)

@@ -11,18 +11,23 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Iterable
+from contextlib import nullcontext
 from dataclasses import dataclass, fields
 from functools import cached_property
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import Any
 
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
+from clip_ood.backbones import checked_config
 from clip_ood.backbones.backbone import Backbone
+from clip_ood.backbones.checked_config import NotAllowed, checked
 from clip_ood.backbones.create import create_backbone
+from clip_ood.backbones.downloads import WouldDownload, offline, require_here
 from clip_ood.backbones.fingerprint import digest, fingerprint, sha256
 from clip_ood.backbones.image_encoder import load_image_encoder
+from clip_ood.backbones.names import check_model
 from clip_ood.backbones.spec import ImageSpec
 from clip_ood.calibration import Calibration
 from clip_ood.detectors.bank import Bank
@@ -81,9 +86,12 @@ class SavedDetector:
 
     @cached_property
     def encoder(self) -> Encoder:
-        """What gives its features."""
-        described = self.manifest["encoder"]
-        return Encoder(**(described | {"spec": ImageSpec(**described["spec"])}))
+        """What gives its features. Raises: DetectorFolderError for what no run writes."""
+        try:
+            described = checked(self.manifest["encoder"], checked_config.ENCODER, MANIFEST, "encoder")
+            return Encoder(**(described | {"spec": ImageSpec(**described["spec"])}))
+        except (NotAllowed, KeyError, TypeError) as error:
+            raise DetectorFolderError(f"{self.folder} does not say what its encoder is ({error})") from error
 
     @cached_property
     def reference(self) -> Reference:
@@ -151,19 +159,20 @@ class SavedDetector:
             )
         return Calibration(scores)
 
-    def backbone(self, encoder: str | None = None) -> Backbone:
+    def backbone(self, encoder: str | None = None, allow_download: bool = False) -> Backbone:
         """The image encoder, from the folder where it holds one; else as the run named it, `encoder` in place of the run's
-        local-dir: folder or checkpoint file.
-
-        Raises: DetectorFolderError for an encoder that is not there any more, or another one than the run's.
+        local-dir: folder or checkpoint file. No code of either is run; a host is contacted only with `allow_download`, for what
+        the local cache lacks. Raises: DetectorFolderError for an encoder that is not there any more, or another one than the run's,
+        and for a configuration that is not allowed.
         """
         spec = self.encoder.spec
-        if self.encoder.in_folder:
-            self.check_files(f"{ENCODER}/")
-            return load_image_encoder(self.folder / ENCODER, spec)
-        spec = _at(spec, encoder)
-        self._same_encoder(spec)
-        return create_backbone(spec)
+        with nullcontext() if allow_download else offline():
+            if self.encoder.in_folder:
+                self.check_files(f"{ENCODER}/")
+                return load_image_encoder(self.folder / ENCODER, spec)
+            spec = _at(spec, encoder)
+            self._same_encoder(spec, allow_download)
+            return create_backbone(spec, allow_download)
 
     def check_files(self, prefix: str = "") -> None:
         """Raises DetectorFolderError where a file whose name begins with `prefix` is missing or not what was saved."""
@@ -171,13 +180,22 @@ class SavedDetector:
             if name.startswith(prefix):
                 self._check(name)
 
-    def _same_encoder(self, spec: ImageSpec) -> None:
+    def _same_encoder(self, spec: ImageSpec, allow_download: bool) -> None:
+        name = f"The encoder of {self.folder}, {spec.model},"
+        inside = "have its weights lie in the detector's folder: python detect.py --run RUN --with-encoder, where it is"
         try:
+            check_model(spec)
+            if not allow_download:
+                require_here(spec)
             found = fingerprint(spec, _hashes())
+        except NotAllowed as error:
+            raise DetectorFolderError(f"{name} is not loaded: {error}") from error
+        except WouldDownload as error:
+            allow = "Allow it with --allow-download (in Python allow_download=True)"
+            raise DetectorFolderError(f"{name} is not on this machine: {error}. {allow}, or {inside}") from error
         except (OSError, ValueError) as error:
             raise DetectorFolderError(
-                f"The encoder of {self.folder}, {spec.model}, cannot be had here ({error}). Say where it is with --encoder, or "
-                "have its weights lie in the detector's folder: python detect.py --run RUN --with-encoder, where it is"
+                f"{name} cannot be had here ({error}). Say where it is with --encoder, or {inside}"
             ) from error
         expected = self.encoder.fingerprint
         if differ := sorted(
@@ -254,6 +272,10 @@ def _read_manifest(path: Path) -> dict[str, Any]:
         )
     if sealed(manifest)["digest"] != manifest.get("digest"):
         raise DetectorFolderError(f"{path} was changed after it was saved; copy the folder again")
+    if outside := [name for name in manifest["files"] if PurePath(name).is_absolute() or ".." in PurePath(name).parts]:
+        raise DetectorFolderError(
+            f"{path} names a file outside its folder, {outside[0]!r}, which no run does: do not use it"
+        )
     return manifest
 
 

@@ -1,0 +1,58 @@
+"""Encoders without a word to any host: is all that one needs on this machine, and what would be downloaded else."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+
+from clip_ood.backbones.names import BackboneSpec
+from clip_ood.backbones.spec import ImageSpec
+from clip_ood.backbones.weights import remote_config, remote_weights
+
+
+class WouldDownload(ConnectionError):
+    """An encoder that is not on this machine, where no host may be contacted."""
+
+
+def require_here(spec: BackboneSpec) -> None:
+    """Raises WouldDownload for an encoder that would have to be downloaded: what, from where, how large, where to."""
+    for what, remote in (("its configuration", remote_config(spec)), ("its weights", remote_weights(spec))):
+        if remote is not None and not remote.cached():
+            raise WouldDownload(
+                f"{what} would be downloaded from {remote.address} to {remote.cache}: {_estimated_size(spec)}"
+            )
+
+
+@contextmanager
+def offline() -> Iterator[None]:
+    """Meanwhile the Hugging Face hub's client reads its cache alone, in this whole process."""
+    from huggingface_hub import constants, utils
+
+    renew = getattr(utils, "reset_sessions", lambda: None)  # before its version 1, a session kept what was set first
+    before = constants.HF_HUB_OFFLINE
+    constants.HF_HUB_OFFLINE = True
+    renew()
+    try:
+        yield
+    finally:
+        constants.HF_HUB_OFFLINE = before
+        renew()
+
+
+def _estimated_size(spec: BackboneSpec) -> str:
+    """How large the weights are by the architecture alone, where it is known without asking."""
+    unknown = "the size is not known without asking there"
+    if spec.model.startswith("hf-hub:"):
+        return unknown
+    from clip_ood.backbones.create import create_backbone
+
+    random = ImageSpec(spec.library, spec.model.removesuffix("-quickgelu"))
+    try:
+        with torch.device("meta"):
+            backbone = create_backbone(random, download=False)
+    except ValueError:  # its text tower is described on the hub
+        return unknown
+    parameters = sum(each.numel() for each in backbone.parameters())
+    return f"about {4e-9 * parameters:.1f} GB, which is {parameters / 1e6:,.0f} million parameters as float32"

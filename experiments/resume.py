@@ -1,0 +1,115 @@
+"""Whether what a run's folder holds may be gone on with: the same config, the same images, the same division of them."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Collection
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from clip_ood.backbones.fingerprint import digest
+from configs.errors import ConfigError
+from configs.loading import load_config
+from configs.resuming import FREE, differences
+from configs.schema import Config
+from experiments.run_folder import CONFIG, IMAGES, head_of, seed_folder, write_whole
+
+if TYPE_CHECKING:
+    from datamodules.benchmark import Benchmark
+
+WAY_OUT = "Give the settings that it was begun with, or start anew: with --overwrite, or under another --name"
+
+
+def begun_with(folder: Path) -> Config:
+    """The config that the run in `folder` was begun with. Raises: ConfigError for one that this version cannot read."""
+    try:
+        return load_config(str(folder / CONFIG))
+    except ConfigError as error:
+        raise unreadable(folder, error) from error
+
+
+def unreadable(folder: Path, error: ConfigError) -> ConfigError:
+    """What is said of a run whose config is damaged, or of another version."""
+    return ConfigError(
+        f"{folder / CONFIG}, which the run was begun with, has keys or values that are none any more: {error}\n"
+        "Mend that file, or start anew: with --overwrite, or under another --name"
+    )
+
+
+def check_resumed(config: Config, folder: Path, free: Collection[str] = FREE) -> None:
+    """Raises ConfigError where `folder` holds a run that was begun with other settings than `config`, those in `free` aside,
+    or a checkpoint of which nobody knows the settings."""
+    if (folder / CONFIG).is_file():
+        check_same(folder, differences(begun_with(folder), config, free))
+    elif head_of(folder).is_file():
+        raise ConfigError(
+            f"{head_of(folder)} was trained by a run whose {CONFIG} is gone, so that nobody knows under which settings: remove "
+            f"{folder}, or take another --name"
+        )
+
+
+def check_same(folder: Path, found: list[str]) -> None:
+    """Raises ConfigError where there are differences between the settings of the run in `folder` and those that are asked for."""
+    if found:
+        raise ConfigError(f"{folder} was begun with other settings ({'; '.join(found)}). {WAY_OUT}")
+
+
+def record_images(folder: Path, benchmark: Benchmark) -> None:
+    """Writes which images the run in `folder` trains on and scores."""
+    write_whole(folder / IMAGES, json.dumps(_described(benchmark), indent=1))
+
+
+def check_images(folder: Path, benchmark: Benchmark, parts: Collection[str] | None = None) -> None:
+    """Raises ConfigError where the run in `folder` was begun with other images, or other labels, in one of these parts (None:
+    all)."""
+    if not all((folder / name).is_file() for name in (CONFIG, IMAGES)):
+        return  # no run, or one of a version that did not record them
+    was, now = json.loads((folder / IMAGES).read_text(encoding="utf-8")), _described(benchmark)
+    changed = [name for name in was.keys() | now.keys() if was.get(name) != now.get(name)]
+    if changed := sorted(name for name in changed if parts is None or name in parts):
+        told = ", ".join(f"{name} had {_count(was, name)} images and has {_count(now, name)}" for name in changed)
+        raise ConfigError(
+            f"{folder} was begun with other images or labels ({told}), so that images which were trained on may be test images "
+            "now. Put the images back, or train on these: a new run, with --overwrite or under another --name"
+        )
+
+
+def check_heads(run: Path, config: Config) -> None:
+    """Raises ConfigError where a run, or one of its seeds, holds no trained head, or one that was trained on another division of
+    the images."""
+    for folder, seed in [(seed_folder(run, seed), seed) for seed in config.seeds] or [(run, config.seed)]:
+        if not head_of(folder).is_file():
+            raise ConfigError(f"{folder} holds no trained head ({head_of(folder)})")
+        check_division(folder, config.model_copy(update={"seed": seed}))
+
+
+def check_division(run: Path, config: Config) -> None:
+    """Raises ConfigError where the head of a run may have seen images that are val or test ones of `config`."""
+    theirs = begun_with(run)
+    if config.data.id.val is None and (theirs.seed, theirs.data.splits) != (config.seed, config.data.splits):
+        raise ConfigError(
+            f"{run} divided the images by seed {theirs.seed} and {theirs.data.splits!r}, so its head may have seen images that "
+            f"are val or test ones here, under seed {config.seed} and {config.data.splits!r}: train it with the seed and "
+            "data.splits of this run, or keep its own"
+        )
+
+
+def check_head_images(head: Path, config: Config, benchmark: Benchmark) -> None:
+    """Raises ConfigError where images came or went since the run of a checkpoint divided the same ID set into train and test."""
+    run = head.parents[1]
+    theirs = begun_with(run).data
+    if (theirs.id, theirs.root.resolve()) == (config.data.id, config.data.root.resolve()):
+        check_images(run, benchmark, ["train"])
+
+
+def _described(benchmark: Benchmark) -> dict[str, dict[str, int | str]]:
+    found = {}
+    for name, part in benchmark.parts.items():
+        names = benchmark.images[part.images].names
+        listed = [(names[row], label) for row, label in zip(part.rows, benchmark.labels(part), strict=True)]
+        found[name] = {"images": len(listed), "digest": digest(listed)}
+    return found
+
+
+def _count(described: dict[str, dict[str, int | str]], name: str) -> int:
+    return described.get(name, {"images": 0})["images"]
