@@ -9,20 +9,28 @@ import json
 import struct
 import tempfile
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 
+from bench import chosen
 from clip_ood.features.store import CHUNK, FeatureStore
 
-N, D = 1_281_167, 1664
+
+class Sizes(NamedTuple):
+    images: int = 1_281_167
+    width: int = 1664
 
 
-def sparse_chunk(path: Path, rows: int, metadata: dict[str, str]) -> None:
+TINY = Sizes(images=3_000, width=16)
+
+
+def sparse_chunk(path: Path, rows: int, width: int, metadata: dict[str, str]) -> None:
     """A chunk file of zeros: header as safetensors writes it, data as a hole."""
-    size = rows * D * 2
+    size = rows * width * 2
     header = {
         "__metadata__": metadata,
-        "features": {"dtype": "F16", "shape": [rows, D], "data_offsets": [0, size]},
+        "features": {"dtype": "F16", "shape": [rows, width], "data_offsets": [0, size]},
         "valid": {"dtype": "BOOL", "shape": [rows], "data_offsets": [size, size + rows]},
     }
     text = json.dumps(header).encode()
@@ -38,26 +46,26 @@ def anonymous_memory() -> int:
     return int(next(line for line in lines if line.startswith("RssAnon")).split()[1])
 
 
-def main() -> None:
+def main(sizes: Sizes) -> None:
     with tempfile.TemporaryDirectory() as folder:
         store = FeatureStore(Path(folder), {"precision": "fp16"})
-        stored = store.image_set("train", [(str(i),) for i in range(N)])
+        stored = store.image_set("train", [(str(i),) for i in range(sizes.images)])
         stored.folder.mkdir(parents=True)
         for chunk in stored.chunks:
             about = stored.identity | {"chunk": chunk, "errors": {}}
             path = stored.folder / f"chunk-{chunk:05d}.safetensors"
-            sparse_chunk(path, len(stored.rows(chunk)), {"about": json.dumps(about)})
+            sparse_chunk(path, len(stored.rows(chunk)), sizes.width, {"about": json.dumps(about)})
         before = anonymous_memory()
         features = stored.open()
         opened = anonymous_memory()
-        for rows in torch.arange(N).split(4 * CHUNK):
+        for rows in torch.arange(sizes.images).split(4 * CHUNK):
             features.features.take(rows).float().sum()
         streamed = anonymous_memory()
     print(
-        f"store, memory beside the mapped file of {N * D * 2 / 2**30:.1f} GiB  opened {(opened - before) / 1024:.0f} MiB, "
+        f"store, memory beside the mapped file of {sizes.images * sizes.width * 2 / 2**30:.1f} GiB  opened {(opened - before) / 1024:.0f} MiB, "
         f"streamed {(streamed - before) / 1024:.0f} MiB  no copy (< 256 MiB)"
     )
 
 
 if __name__ == "__main__":
-    main()
+    main(chosen(Sizes(), TINY))
