@@ -149,4 +149,4 @@ def _auroc(inside: Tensor, outside: Tensor) -> Tensor:
 
 
 if __name__ == "__main__":
-    main(chosen(2000, tiny=20))
+    main(chosen(2000, 4))
