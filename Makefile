@@ -28,9 +28,10 @@ lint: $(INSTALLED)
 	$(PY) -m ruff check .
 	$(PY) -m ruff format --check .
 
+# `make bench BENCH_FLAGS=--tiny` goes through every part in two minutes and measures nothing.
 bench: $(INSTALLED)
 	$(PY) -m pip install --quiet $(PIP_FLAGS) -e '.[bench]'
-	$(PY) -m bench
+	$(PY) -m bench $(BENCH_FLAGS)
 
 # Ranges are open; `make … PIP_FLAGS="-c requirements.lock"` installs the versions that were tested (Python 3.11).
 $(INSTALLED): pyproject.toml

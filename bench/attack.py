@@ -9,12 +9,14 @@ from collections.abc import Callable
 from pathlib import Path
 from statistics import median
 from time import perf_counter
+from typing import NamedTuple
 
 import torch
 from lightning.pytorch import Trainer
 from PIL import Image
 from torch.nn.functional import cosine_similarity
 
+from bench import chosen
 from callbacks.image_writer import ImageWriter, Parts
 from clip_ood.adversarial import Attack, perturb
 from clip_ood.backbones.backbone import Backbone
@@ -24,14 +26,23 @@ from datamodules.attacked_images import AttackData, cut_out, pixels_of
 from datamodules.image_list import ImageList, list_images
 from lightning_modules.pixel_attack import PixelAttack
 
-BATCH, IMAGES, STEPS, PAIRS = 8, 16, 60, 3
-LOOP_STEPS, LOOP_PAIRS = 20, 7
+
+class Sizes(NamedTuple):
+    batch: int = 8
+    images: int = 16
+    steps: int = 60
+    pairs: int = 3
+    loop_steps: int = 20
+    loop_pairs: int = 7
+
+
+TINY = Sizes(batch=2, images=4, steps=2, pairs=1, loop_steps=2, loop_pairs=1)
 SPEC = BackboneConfig(library="timm", model="tf_efficientnet_lite0")  # random weights cost the same
 
 
-def ours(images: ImageList, backbone: Backbone, targets: torch.Tensor, steps: int = STEPS) -> None:
+def ours(images: ImageList, backbone: Backbone, targets: torch.Tensor, batch: int, steps: int) -> None:
     with tempfile.TemporaryDirectory() as folder:
-        batches = [("after", range(start, start + BATCH)) for start in range(0, IMAGES, BATCH)]
+        batches = [("after", range(start, start + batch)) for start in range(0, len(images), batch)]
         writer = ImageWriter(
             Parts(Path(folder), ""), list(images.names), lambda name: Path(folder, "images", name), [], "after"
         )
@@ -46,18 +57,18 @@ def ours(images: ImageList, backbone: Backbone, targets: torch.Tensor, steps: in
             inference_mode=False,
             use_distributed_sampler=False,
         )
-        module = PixelAttack(lambda: backbone, {"after": Attack(steps=steps)}, list(range(IMAGES)), targets)
-        trainer.predict(module, AttackData(images, range(IMAGES), lambda: batches, 0), return_predictions=False)
+        module = PixelAttack(lambda: backbone, {"after": Attack(steps=steps)}, list(range(len(images))), targets)
+        trainer.predict(module, AttackData(images, range(len(images)), lambda: batches, 0), return_predictions=False)
 
 
-def bare(images: ImageList, backbone: Backbone, targets: torch.Tensor, steps: int = STEPS) -> None:
+def bare(images: ImageList, backbone: Backbone, targets: torch.Tensor, batch: int, steps: int) -> None:
     pixels = pixels_of(backbone)
-    for start in range(0, IMAGES, BATCH):
-        read = torch.stack([pixels(images.read(row)) for row in range(start, start + BATCH)])
+    for start in range(0, len(images), batch):
+        read = torch.stack([pixels(images.read(row)) for row in range(start, start + batch)])
         read = read.contiguous(memory_format=torch.channels_last).requires_grad_()
         for _ in range(steps):
             features = backbone.encode_image(cut_out(read, backbone))
-            (-cosine_similarity(features, targets[start : start + BATCH])).sum().backward()
+            (-cosine_similarity(features, targets[start : start + batch])).sum().backward()
 
 
 def seconds(function: Callable, *arguments) -> float:
@@ -66,19 +77,19 @@ def seconds(function: Callable, *arguments) -> float:
     return perf_counter() - start
 
 
-def loop(backbone: Backbone, pixels: torch.Tensor, targets: torch.Tensor) -> None:
+def loop(backbone: Backbone, pixels: torch.Tensor, targets: torch.Tensor, steps: int) -> None:
     """The attack's loop by itself, without reading, scoring and saving."""
     perturb(
         lambda each: -cosine_similarity(backbone.encode_image(cut_out(each, backbone)), targets),
         pixels,
-        Attack(steps=LOOP_STEPS),
-        list(range(BATCH)),
+        Attack(steps=steps),
+        list(range(len(pixels))),
     )
 
 
-def bare_loop(backbone: Backbone, pixels: torch.Tensor, targets: torch.Tensor) -> None:
+def bare_loop(backbone: Backbone, pixels: torch.Tensor, targets: torch.Tensor, steps: int) -> None:
     pixels = pixels.clone().requires_grad_()
-    for _ in range(LOOP_STEPS):
+    for _ in range(steps):
         features = backbone.encode_image(cut_out(pixels, backbone))
         (-cosine_similarity(features, targets)).sum().backward()
 
@@ -91,34 +102,33 @@ def keep_memory() -> None:
         libc.mallopt(-1, 2**31 - 1)  # M_TRIM_THRESHOLD
 
 
-def main() -> None:
+def main(sizes: Sizes) -> None:
     keep_memory()
     logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
     backbone = create_backbone(SPEC).to(memory_format=torch.channels_last)
     with tempfile.TemporaryDirectory() as folder:
         generator = torch.Generator().manual_seed(0)
-        for index in range(IMAGES):
+        for index in range(sizes.images):
             pixels = torch.randint(256, (12, 12, 3), generator=generator, dtype=torch.uint8).numpy()
             Image.fromarray(pixels).resize((400, 300)).save(Path(folder, f"{index:03d}.png"))
         images = list_images("images", ImageSet(folder=Path(folder)), Path(), labelled=False, seed=0)
-        targets = torch.randn(IMAGES, 1280, generator=generator)
-        bare(images, backbone, targets, steps=1)  # warm up
-        ours(images, backbone, targets, steps=1)
-        ratios = [
-            seconds(ours, images, backbone, targets) / seconds(bare, images, backbone, targets) for _ in range(PAIRS)
-        ]
-        read = torch.stack([pixels_of(backbone)(images.read(row)) for row in range(BATCH)])
-        given = backbone, read.contiguous(memory_format=torch.channels_last), targets[:BATCH]
-        loops = [seconds(loop, *given) / seconds(bare_loop, *given) for _ in range(LOOP_PAIRS)]
+        targets = torch.randn(sizes.images, 1280, generator=generator)
+        given = images, backbone, targets, sizes.batch
+        bare(*given, steps=1)  # warm up
+        ours(*given, steps=1)
+        ratios = [seconds(ours, *given, sizes.steps) / seconds(bare, *given, sizes.steps) for _ in range(sizes.pairs)]
+        read = torch.stack([pixels_of(backbone)(images.read(row)) for row in range(sizes.batch)])
+        given = backbone, read.contiguous(memory_format=torch.channels_last), targets[: sizes.batch], sizes.loop_steps
+        loops = [seconds(loop, *given) / seconds(bare_loop, *given) for _ in range(sizes.loop_pairs)]
     print(
         f"attack's loop, time over bare forward and backward passes, EfficientNet-Lite0  "
         f"{median(loops):.2f} ({min(loops):.2f}–{max(loops):.2f})  <= 1.05"
     )
     print(
-        f"attack with reading, scoring and PNGs, {STEPS} steps, over the same  "
+        f"attack with reading, scoring and PNGs, {sizes.steps} steps, over the same  "
         f"{median(ratios):.2f} ({min(ratios):.2f}–{max(ratios):.2f})"
     )
 
 
 if __name__ == "__main__":
-    main()
+    main(chosen(Sizes(), TINY))

@@ -11,11 +11,13 @@ import sys
 import tempfile
 from pathlib import Path
 from statistics import median
+from typing import NamedTuple
 
 import torch
 from PIL import Image
 
-from bench.extraction import BATCH, IMAGES, PAIRS, SPEC, bare, seconds
+from bench import chosen
+from bench.extraction import SPEC, bare, seconds
 from bench.extraction import ours as extracted
 from clip_ood.backbones.backbone import Backbone
 from clip_ood.backbones.create import create_backbone
@@ -29,20 +31,29 @@ from datamodules.image_list import list_images
 from experiments.command_line import PROJECT
 from experiments.detect import Request, conduct
 
-BANK, VAL = 20_000, 1_000
-MANY = (1_000, 8_000)
+
+class Sizes(NamedTuple):
+    batch: int = 32
+    images: int = 256
+    pairs: int = 5
+    bank: int = 20_000
+    val: int = 1_000
+    many: tuple[int, int] = (1_000, 8_000)  # images whose memory is compared
+
+
+TINY = Sizes(batch=4, images=8, pairs=1, bank=50, val=30, many=(5, 10))
 SMALL = ImageSpec("timm", "test_vit")  # an encoder of no cost
 
 
-def save(folder: Path, backbone: Backbone, spec: ImageSpec, width: int) -> None:
+def save(folder: Path, backbone: Backbone, spec: ImageSpec, width: int, sizes: Sizes) -> None:
     """A 1-NN detector with a bank of random features, its encoder beside it."""
     generator = torch.Generator().manual_seed(0)
     built, _ = build_detectors(["knn"], Reference(), ["features"])
-    built["knn"].update(Outputs(torch.randn(BANK, width, generator=generator), indices=torch.arange(BANK)))
+    built["knn"].update(Outputs(torch.randn(sizes.bank, width, generator=generator), indices=torch.arange(sizes.bank)))
     built["knn"].fit()
-    val = {"knn": torch.rand(VAL, generator=generator)}
+    val = {"knn": torch.rand(sizes.val, generator=generator)}
     save_bank(folder, built)
-    encoder, about = Encoder(spec, {}, "float32"), {"batch_size": BATCH}
+    encoder, about = Encoder(spec, {}, "float32"), {"batch_size": sizes.batch}
     save_detector(folder, encoder, Reference(), built, [], val, about, 0.95, (backbone, spec))
 
 
@@ -52,34 +63,34 @@ def judged(run: Path, images: Path, out: Path) -> None:
         conduct(Request(run, [str(images)], out=out, trainer={"accelerator": "cpu"}))
 
 
-def main() -> None:
+def main(sizes: Sizes) -> None:
     logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
     backbone = create_backbone(SPEC)
     with tempfile.TemporaryDirectory() as place:
         run, folder, out = Path(place, "run"), Path(place, "images"), Path(place, "out.csv")
         folder.mkdir()
         generator = torch.Generator().manual_seed(0)
-        for index in range(IMAGES):
+        for index in range(sizes.images):
             pixels = torch.randint(256, (12, 12, 3), generator=generator, dtype=torch.uint8).numpy()
             Image.fromarray(pixels).resize((400, 300)).save(folder / f"{index:03d}.jpg")
-        save(run, backbone, ImageSpec(SPEC.library, SPEC.model), 1280)
+        save(run, backbone, ImageSpec(SPEC.library, SPEC.model), 1280, sizes)
         images = list_images("images", ImageSet(folder=folder), Path(), labelled=False, seed=0)
         loading = [seconds(judged, run, folder / "000.jpg", out) for _ in range(3)]
-        extracted(images.subset(range(BATCH)), backbone)  # warm up
+        extracted(images.subset(range(sizes.batch)), backbone, sizes.batch)  # warm up
         ratios, to_bare = [], []
-        for _ in range(PAIRS):
+        for _ in range(sizes.pairs):
             own = seconds(judged, run, folder, out) - min(loading)
-            ratios.append(own / seconds(extracted, images, backbone))
-            to_bare.append(own / seconds(bare, images, backbone))
+            ratios.append(own / seconds(extracted, images, backbone, sizes.batch))
+            to_bare.append(own / seconds(bare, images, backbone, sizes.batch))
         for name, found in (("extraction", ratios), ("a bare loop", to_bare)):
             print(
-                f"judging new images (without loading), time over {name}, {IMAGES} JPEGs, EfficientNet-Lite0, bank {BANK:,}  "
+                f"judging new images (without loading), time over {name}, {sizes.images} JPEGs, EfficientNet-Lite0, bank {sizes.bank:,}  "
                 f"{median(found):.2f} ({min(found):.2f}–{max(found):.2f})  <= 1.10"
             )
-        save(Path(place, "small"), create_backbone(SMALL), SMALL, 64)
+        save(Path(place, "small"), create_backbone(SMALL), SMALL, 64, sizes)
         peaks = []
         Image.new("RGB", (16, 16)).save(Path(place, "small.png"))
-        for count in MANY:  # the peak of children only grows
+        for count in sizes.many:  # the peak of children only grows
             Path(place, "list.txt").write_text(f"{place}/small.png\n" * count)
             command = [
                 sys.executable,
@@ -91,10 +102,12 @@ def main() -> None:
                 str(out),
                 "--overwrite",
             ]
-            subprocess.run([*command, "--trainer.accelerator=cpu"], cwd=PROJECT, check=True, capture_output=True)
+            subprocess.run([*command, "--trainer.accelerator=cpu"], cwd=PROJECT, check=True, stdout=subprocess.DEVNULL)
             peaks.append(resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / 2**10)
-        print(f"peak memory of detect.py, {MANY[1]:,} images over {MANY[0]:,}: {peaks[1] - peaks[0]:+.0f} MiB  <= 64")
+        print(
+            f"peak memory of detect.py, {sizes.many[1]:,} images over {sizes.many[0]:,}: {peaks[1] - peaks[0]:+.0f} MiB  <= 64"
+        )
 
 
 if __name__ == "__main__":
-    main()
+    main(chosen(Sizes(), TINY))

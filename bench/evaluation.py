@@ -12,47 +12,60 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from time import perf_counter
+from typing import NamedTuple
 
 import torch
 from torch.nn.functional import normalize
 
+from bench import chosen
 from clip_ood.evaluation import DetectorSuite
 from clip_ood.outputs import NegativeLabels, Outputs, Reference
 from clip_ood.scores import Scores
 from clip_ood.table import Row, TableMetrics, table_rows, with_intervals
 
-TARGET = 100_000, 768, 100  # images of the bank, width, classes
-BASE = 25_000, 192, 100
-BATCH, ID, OOD, SETS, JOINT = 4096, 10_000, 5_000, 6, 512
-WORDS = 20_000  # negative labels: 15 % of WordNet
+
+class Sizes(NamedTuple):
+    target: tuple[int, int, int] = (100_000, 768, 100)  # images of the bank, width, classes
+    base: tuple[int, int, int] = (25_000, 192, 100)
+    factors: tuple[int, ...] = (1, 4, 16)
+    id: int = 10_000
+    ood: int = 5_000
+    sets: int = 6
+    joint: int = 512
+    words: int = 20_000  # negative labels: 15 % of WordNet
+
+
+TINY = Sizes((300, 16, 5), (200, 8, 4), (2,), 40, 20, 2, 8, 200)
+BATCH = 4096
 
 
 class Made:
     """Features around class means; OOD sets around others. The head is least squares on the means."""
 
-    def __init__(self, width: int, classes: int) -> None:
+    def __init__(self, width: int, classes: int, joint: int, words: int) -> None:
         self.generator = torch.Generator().manual_seed(0)
         self.means = torch.randn(classes, width, generator=self.generator)
-        text = normalize(torch.randn(classes, JOINT, generator=self.generator), dim=1)
+        text = normalize(torch.randn(classes, joint, generator=self.generator), dim=1)
         names = tuple(f"class {c}" for c in range(classes))
         weight = self.means / width
-        words = normalize(torch.randn(WORDS, JOINT, generator=self.generator), dim=1)
+        others = normalize(torch.randn(words, joint, generator=self.generator), dim=1)
         bias = -0.5 * (weight * self.means).sum(dim=1)
-        self.reference = Reference(names, text, 100.0, weight, bias, *2 * [NegativeLabels(text, words)])
+        self.reference = Reference(names, text, 100.0, weight, bias, *2 * [NegativeLabels(text, others)])
 
     def batches(self, rows: int, shift: float = 0.0) -> Iterator[Outputs]:
         for start in range(0, rows, BATCH):
             n = min(BATCH, rows - start)
             labels = torch.randint(len(self.means), (n,), generator=self.generator)
             features = self.means[labels] + torch.randn(n, self.means.shape[1], generator=self.generator) + shift
-            joint = self.reference.text_embeddings[labels] + torch.randn(n, JOINT, generator=self.generator) / 20
+            joint = self.reference.text_embeddings[labels]
+            joint = joint + torch.randn(joint.shape, generator=self.generator) / 20
             logits = features @ self.reference.weight.T + self.reference.bias
             yield Outputs(features, normalize(joint, dim=1), logits, labels, torch.arange(start, start + n))
 
 
-def measure(images: int, width: int, classes: int) -> dict[str, float]:
+def measure(sizes: Sizes, images: int, width: int, classes: int) -> dict[str, float]:
     """Seconds of each part, and GiB of the process's peak and of the bank."""
-    made = Made(width, classes)
+    made = Made(width, classes, sizes.joint, sizes.words)
     suite = DetectorSuite(made.reference)
     unit = 1 if sys.platform == "darwin" else 1024  # ru_maxrss: bytes there, KiB elsewhere
     seconds = dict.fromkeys(("fit", "score", "metrics"), 0.0)
@@ -68,11 +81,11 @@ def measure(images: int, width: int, classes: int) -> dict[str, float]:
         labels.append(batch.labels)
         timed("fit", suite.update, batch)
     timed("fit", suite.fit)
-    roles = {"id_test": "id"} | {f"ood_{number}": "ood" for number in range(SETS)}
+    roles = {"id_test": "id"} | {f"ood_{number}": "ood" for number in range(sizes.sets)}
     scored = {}
     for number, (name, role) in enumerate(roles.items()):
         bank_labels = torch.cat(labels) if role == "id" else None
-        size = ID if role == "id" else OOD
+        size = sizes.id if role == "id" else sizes.ood
         shares = [timed("score", suite.score, batch, bank_labels) for batch in made.batches(size, 0.3 * number)]
         scored[name] = type(shares[0])(
             torch.cat([share.indices for share in shares]),
@@ -94,19 +107,16 @@ def table(scored: dict[str, Scores], roles: dict[str, str], detectors: list[str]
 
 
 def run(*size: int) -> dict[str, float]:
-    command = [sys.executable, "-m", "bench.evaluation", *map(str, size)]
-    return json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
+    command = [sys.executable, "-m", "bench.evaluation", *map(str, size), *sys.argv[1:]]
+    return json.loads(subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout)
 
 
-def main() -> None:
-    if len(sys.argv) == 4:
-        print(json.dumps(measure(*map(int, sys.argv[1:]))))
-        return
-    found = run(*TARGET)
+def main(sizes: Sizes) -> None:
+    found = run(*sizes.target)
     total = sum(found[part] for part in ("fit", "score", "metrics"))
     print(
-        f"evaluation, {found['detectors']} detectors, bank {TARGET[0]} x {TARGET[1]}, {TARGET[2]} classes, "
-        f"{ID} + {SETS} x {OOD} images  {total:.0f} s (fit {found['fit']:.0f}, score {found['score']:.0f}, "
+        f"evaluation, {found['detectors']} detectors, bank {sizes.target[0]} x {sizes.target[1]}, {sizes.target[2]} classes, "
+        f"{sizes.id} + {sizes.sets} x {sizes.ood} images  {total:.0f} s (fit {found['fit']:.0f}, score {found['score']:.0f}, "
         f"metrics {found['metrics']:.0f})  <= 180 s"
     )
     print(
@@ -115,13 +125,18 @@ def main() -> None:
     )
     for place, letter in enumerate("NDC"):
         lines = []
-        for factor in (1, 4, 16):
-            size = [value * factor if number == place else value for number, value in enumerate(BASE)]
+        for factor in sizes.factors:
+            size = [value * factor if number == place else value for number, value in enumerate(sizes.base)]
             found = run(*size)
             total = sum(found[part] for part in ("fit", "score", "metrics"))
             lines.append(f"{letter} = {size[place]}: {total:.1f} s, {found['peak']:.2f} GiB")
-        print(f"evaluation, {letter} x 1, x 4, x 16 from {' x '.join(map(str, BASE))}  {'; '.join(lines)}")
+        factors = ", ".join(f"x {factor}" for factor in sizes.factors)
+        print(f"evaluation, {letter} {factors} from {' x '.join(map(str, sizes.base))}  {'; '.join(lines)}")
 
 
 if __name__ == "__main__":
-    main()
+    size = [int(argument) for argument in sys.argv[1:] if argument.isdigit()]
+    if size:
+        print(json.dumps(measure(chosen(Sizes(), TINY), *size)))
+    else:
+        main(chosen(Sizes(), TINY))

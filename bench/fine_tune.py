@@ -8,6 +8,7 @@ import warnings
 from pathlib import Path
 from statistics import median
 from time import perf_counter
+from typing import NamedTuple
 
 import torch
 from lightning.pytorch import Trainer
@@ -16,6 +17,7 @@ from timm.data import Mixup
 from torch import nn
 from torch.nn.functional import cross_entropy
 
+from bench import chosen
 from bench.probe import Clock
 from callbacks.averaging import MovingAverage
 from clip_ood.backbones.create import create_backbone
@@ -27,19 +29,27 @@ from datamodules.image_data import ImageData, augmentation
 from datamodules.image_list import ImageList, list_images
 from lightning_modules.fine_tune import FineTune as Module
 
-BATCH, IMAGES, CLASSES, PAIRS = 16, 192, 4, 3
+
+class Sizes(NamedTuple):
+    batch: int = 16
+    images: int = 192
+    pairs: int = 3
+
+
+TINY = Sizes(batch=4, images=8, pairs=1)
+CLASSES = 4
 SPEC = BackboneConfig(library="timm", model="tf_efficientnet_lite0")  # random weights cost the same
-SETTINGS = FineTune(epochs=1, warmup_epochs=0, batch_size=BATCH)
 
 
-def ours(images: ImageList) -> float:
+def ours(images: ImageList, settings: FineTune) -> float:
     backbone = create_backbone(SPEC)
     names = tuple(map(str, range(CLASSES)))
-    benchmark = Benchmark({"id": images}, {"train": Part("train", "train", "", "id", list(range(len(images))))}, names)
+    parts = {role: Part(role, role, "", "id", list(range(len(images)))) for role in ("bank", "train")}
+    benchmark = Benchmark({"id": images}, parts, names)
     width = backbone.encode_image(torch.zeros(1, 3, 224, 224)).shape[1]
-    stored = {"id": Features(Rows((torch.zeros(IMAGES, width),)), None, torch.ones(IMAGES, dtype=torch.bool))}
-    data = ImageData(benchmark, stored, backbone, Data(id="unused"), SETTINGS, seed=0)
-    module = Module(SETTINGS, backbone, width, 0, class_names=names)
+    stored = {"id": Features(Rows((torch.zeros(len(images), width),)), None, torch.ones(len(images), dtype=torch.bool))}
+    data = ImageData(benchmark, stored, backbone, Data(id="unused"), settings, seed=0)
+    module = Module(settings, backbone, width, 0, class_names=names)
     clock = Clock()
     with tempfile.TemporaryDirectory() as folder:
         trainer = Trainer(
@@ -59,15 +69,15 @@ def ours(images: ImageList) -> float:
     return clock.seconds
 
 
-def bare(images: ImageList) -> float:
+def bare(images: ImageList, settings: FineTune) -> float:
     backbone = create_backbone(SPEC).train_images()
-    transform = augmentation(SETTINGS, backbone.preprocessing)
+    transform = augmentation(settings, backbone.preprocessing)
     model = nn.Sequential(backbone.image_tower, nn.LazyLinear(CLASSES))
     model(torch.zeros(2, 3, 224, 224))
-    mix = Mixup(SETTINGS.mixup, SETTINGS.cutmix, label_smoothing=0.1, num_classes=CLASSES)
+    mix = Mixup(settings.mixup, settings.cutmix, label_smoothing=0.1, num_classes=CLASSES)
     optimizer = torch.optim.AdamW(model.parameters())
     start = perf_counter()
-    for rows in torch.randperm(IMAGES).split(BATCH):
+    for rows in torch.randperm(len(images)).split(settings.batch_size):
         batch = torch.stack([transform(images.read(row)) for row in rows.tolist()])
         batch, targets = mix(batch, torch.tensor([images.labels[row] for row in rows.tolist()]))
         loss = cross_entropy(model(batch), targets)
@@ -78,23 +88,24 @@ def bare(images: ImageList) -> float:
     return perf_counter() - start
 
 
-def main() -> None:
+def main(sizes: Sizes) -> None:
     logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
     warnings.filterwarnings("ignore")
+    settings = FineTune(epochs=1, warmup_epochs=0, batch_size=sizes.batch)
     with tempfile.TemporaryDirectory() as folder:
         generator = torch.Generator().manual_seed(0)
-        for index in range(IMAGES):
+        for index in range(sizes.images):
             place = Path(folder, str(index % CLASSES))
             place.mkdir(exist_ok=True)
             pixels = torch.randint(256, (12, 12, 3), generator=generator, dtype=torch.uint8).numpy()
             Image.fromarray(pixels).resize((400, 300)).save(place / f"{index:03d}.jpg")
         images = list_images("id", ImageSet(folder=Path(folder)), Path(), labelled=True, seed=0)
-        ratios = [bare(images) / ours(images) for _ in range(PAIRS)]
+        ratios = [bare(images, settings) / ours(images, settings) for _ in range(sizes.pairs)]
     print(
-        f"fine-tuning, share of a bare loop's images per second, EfficientNet-Lite0, batch {BATCH}, EMA in ours alone  "
+        f"fine-tuning, share of a bare loop's images per second, EfficientNet-Lite0, batch {sizes.batch}, EMA in ours alone  "
         f"{median(ratios):.0%} ({min(ratios):.0%}–{max(ratios):.0%})  >= 95%"
     )
 
 
 if __name__ == "__main__":
-    main()
+    main(chosen(Sizes(), TINY))

@@ -1,6 +1,7 @@
 """What a GPU, bf16, compiling and several devices change: times, and the largest change of an AUROC.
 
-python -m bench.gpu [accelerator] [images a set] [model]. Needs no download: patterns as images, random weights.
+python -m bench.gpu [accelerator] [images a set] [model]. Needs no download: patterns as images, random weights. With --tiny it
+goes through its code on the CPU.
 """
 
 from __future__ import annotations
@@ -9,19 +10,37 @@ import json
 import subprocess
 import sys
 import tempfile
+from itertools import islice
 from pathlib import Path
 from time import perf_counter
+from typing import NamedTuple
 
 import numpy as np
 import torch
 import yaml
 from PIL import Image
 
-from bench import precision
+from bench import chosen, precision
 from clip_ood.detectors.neighbours import nearest
 
 CLASSES = 4
-BANK, QUERIES, WIDTH = 1_281_167, 8192, 768  # ImageNet's train set, ViT-L's embeddings
+
+
+class Sizes(NamedTuple):
+    accelerator: str = "gpu"
+    images: int = 500  # of each class, and of the OOD set
+    model: str = "ViT-B-32"
+    library: str = "open_clip"
+    variants: int = 4  # of each training, at most
+    steps: int = 60  # of the attack
+    searched: tuple[int, int, int] = (
+        1_281_167,
+        8192,
+        768,
+    )  # ImageNet's train set, queries, width of ViT-L's embeddings
+
+
+TINY = Sizes("cpu", 8, "test_vit", "timm", 1, 2, (500, 20, 16))
 
 
 def grating(generator: np.random.Generator, angle: float, waves: float) -> np.ndarray:
@@ -67,9 +86,9 @@ def table(config: Path, title: str, variants: dict[str, list[str]]) -> None:
         )
 
 
-def search(device: str) -> None:
+def search(device: str, rows: int, asked: int, width: int) -> None:
     """The bank's 1-NN search against the bare product and its maximum, in float32."""
-    bank, queries = (torch.randn(rows, WIDTH, device=device) for rows in (BANK, QUERIES))
+    bank, queries = (torch.randn(count, width, device=device) for count in (rows, asked))
     bank, queries = bank / bank.norm(dim=1, keepdim=True), queries / queries.norm(dim=1, keepdim=True)
     times = {"ours": [], "bare": []}
     for _ in range(4):  # the first warms up
@@ -81,16 +100,17 @@ def search(device: str) -> None:
             function()[-1].sum().item()  # waits for the device
             times[name].append(perf_counter() - start)
     ours, bare = (min(each[1:]) for each in times.values())
-    print(f"1-NN, {QUERIES} x {BANK} x {WIDTH}, time over bare products  {ours / bare:.2f} ({ours:.2f} s)", flush=True)
+    print(f"1-NN, {asked} x {rows} x {width}, time over bare products  {ours / bare:.2f} ({ours:.2f} s)", flush=True)
 
 
-def main(accelerator: str = "gpu", images: str = "500", model: str = "ViT-B-32") -> None:
+def main(sizes: Sizes) -> None:
+    accelerator, images = sizes.accelerator, sizes.images
     with tempfile.TemporaryDirectory() as folder:
         root = Path(folder)
-        make(root, int(images))
+        make(root, images)
         content = {
             "data": {"root": folder, "id": "id", "ood": {"ood": "ood"}},
-            "backbone": {"model": model},
+            "backbone": {"library": sizes.library, "model": sizes.model},
             "method": {"linear_probe": {}},
             "evaluation": {"resamples": 0, "figures": False, "report": False, "save_detector": False},
             "runs_root": f"{folder}/runs",
@@ -100,26 +120,27 @@ def main(accelerator: str = "gpu", images: str = "500", model: str = "ViT-B-32")
         config = root / "probe.yaml"
         config.write_text(yaml.safe_dump(content))
         bf16 = ["--backbone.precision=bf16"]
-        table(config, "probe", {"fp32": [], "bf16": bf16, "bf16, all devices": [*bf16, "--trainer.devices=auto"]})
-        method = {"finetune": {"epochs": 3, "warmup_epochs": 1, "batch_size": min(64, int(images))}}
+        probes = {"fp32": [], "bf16": bf16, "bf16, all devices": [*bf16, "--trainer.devices=auto"]}
+        table(config, "probe", dict(islice(probes.items(), sizes.variants)))
+        method = {"finetune": {"epochs": 3, "warmup_epochs": 1, "batch_size": min(64, images)}}
         config.write_text(yaml.safe_dump(content | {"method": method}))
         mixed = ["--trainer.precision=bf16-mixed"]
         compiled = [*mixed, "--method.finetune.compile=true"]
         everywhere = [*mixed, "--trainer.devices=auto"]
-        table(
-            config,
-            "fine-tuning",
-            {"fp32": [], "bf16": mixed, "bf16, compiled": compiled, "bf16, all devices": everywhere},
-        )
+        tuned = {"fp32": [], "bf16": mixed, "bf16, compiled": compiled, "bf16, all devices": everywhere}
+        table(config, "fine-tuning", dict(islice(tuned.items(), sizes.variants)))
         config.write_text(yaml.safe_dump(content))
         attack = root / "attack.yaml"
         attack.write_text(
-            yaml.safe_dump({"config": str(config), "ood": "ood", "pairs": int(images), "steps": 60, "lr": 0.01})
+            yaml.safe_dump({"config": str(config), "ood": "ood", "pairs": images, "steps": sizes.steps, "lr": 0.01})
         )
         precision.main([str(attack)])
-    if accelerator != "cpu":
-        search("cuda" if accelerator in ("gpu", "auto") else accelerator)
+    if accelerator != "cpu" or sizes == TINY:
+        search("cuda" if accelerator in ("gpu", "auto") else accelerator, *sizes.searched)
 
 
 if __name__ == "__main__":
-    main(*sys.argv[1:])
+    given = [argument for argument in sys.argv[1:] if argument != "--tiny"]
+    sizes = chosen(Sizes(), TINY)
+    accelerator, images, model = [*given, *sizes[len(given) : 3]]
+    main(sizes._replace(accelerator=accelerator, images=int(images), model=model))

@@ -1,4 +1,4 @@
-"""How often equally good scores are claimed to differ, over seeds: python -m bench.intervals [studies]
+"""How often equally good scores are claimed to differ, over seeds: python -m bench.intervals
 
 Images are seen by two encoders that are drawn alike, so that neither is better: a score that learns from the one is as good as
 the same score from the other, against the same OOD images too, since for each of them there is one with the encoders changed
@@ -11,7 +11,6 @@ Published: each study draws 150 images to test on; each seed trains on another h
 from __future__ import annotations
 
 import math
-import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -19,6 +18,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import one_hot
 
+from bench import chosen
 from clip_ood.metrics.paired import auroc_difference, seed_difference
 from clip_ood.metrics.placements import Placed, place
 
@@ -112,7 +112,7 @@ def claims_redrawn(aurocs: Tensor, seeds: int, test_to_train: float) -> float:
     return sum(seed_difference(a, b, test_to_train).claimed for a, b in pairs) / len(first)
 
 
-def main(studies: int = 2000) -> None:
+def main(studies: int) -> None:
     for per_class in (None, 3, 1):
         aurocs = redrawn(studies, 30, per_class)
         for seeds in (3, 10, 30):
@@ -149,4 +149,4 @@ def _auroc(inside: Tensor, outside: Tensor) -> Tensor:
 
 
 if __name__ == "__main__":
-    main(*map(int, sys.argv[1:]))
+    main(chosen(2000, 4))

@@ -5,16 +5,26 @@ from __future__ import annotations
 from collections.abc import Callable
 from statistics import median
 from time import perf_counter
+from typing import NamedTuple
 
 import faiss
 import torch
 from sklearn.neighbors import NearestNeighbors
 from torch.nn.functional import normalize
 
+from bench import chosen
 from clip_ood.detectors.neighbours import low_precision, nearest
 
-QUERIES, BANK, D, REPEATS = 10_000, 200_000, 512, 3
-FEW = 1_000  # queries for scikit-learn, which takes long
+
+class Sizes(NamedTuple):
+    queries: int = 10_000
+    bank: int = 200_000
+    width: int = 512
+    repeats: int = 3
+    few: int = 1_000  # queries for scikit-learn, which takes long
+
+
+TINY = Sizes(queries=100, bank=500, width=32, repeats=1, few=10)
 
 
 def seconds(function: Callable[[], object]) -> float:
@@ -23,17 +33,19 @@ def seconds(function: Callable[[], object]) -> float:
     return perf_counter() - start
 
 
-def main() -> None:
+def main(sizes: Sizes) -> None:
     faiss.omp_set_num_threads(torch.get_num_threads())
     generator = torch.Generator().manual_seed(0)
-    bank, queries = (normalize(torch.randn(n, D, generator=generator), dim=1) for n in (BANK, QUERIES))
-    index = faiss.IndexFlatIP(D)
+    bank, queries = (
+        normalize(torch.randn(n, sizes.width, generator=generator), dim=1) for n in (sizes.bank, sizes.queries)
+    )
+    index = faiss.IndexFlatIP(sizes.width)
     index.add(bank.numpy())
     brute = NearestNeighbors(n_neighbors=1, algorithm="brute", metric="euclidean").fit(bank.numpy())
-    few = queries[:FEW]
+    few = queries[: sizes.few]
     low_precision("cpu")  # tries itself out once
     times = {"ours": [], "faiss": [], "few": [], "sklearn": []}
-    for _ in range(REPEATS):  # in turns, since the machine's speed drifts
+    for _ in range(sizes.repeats):  # in turns, since the machine's speed drifts
         times["ours"].append(seconds(lambda: nearest(queries, [bank], 1)))
         times["faiss"].append(seconds(lambda: index.search(queries.numpy(), 1)))
         times["few"].append(seconds(lambda: nearest(few, [bank], 1)))
@@ -43,13 +55,13 @@ def main() -> None:
     same = float((positions == where).double().mean())
     ours, other, fewer, slow = (median(times[key]) for key in ("ours", "faiss", "few", "sklearn"))
     print(
-        f"1-NN, {QUERIES} x {BANK} x {D}, time over faiss IndexFlatIP  {ours / other:.2f} ({ours:.1f} s / {other:.1f} s), "
+        f"1-NN, {sizes.queries} x {sizes.bank} x {sizes.width}, time over faiss IndexFlatIP  {ours / other:.2f} ({ours:.1f} s / {other:.1f} s), "
         f"same neighbours {100 * same:.2f} %, largest difference {float((cosines - theirs).abs().max()):.1e}  <= 1"
     )
     print(
-        f"1-NN, {FEW} x {BANK} x {D}, time over scikit-learn's brute force  {fewer / slow:.2f} ({fewer:.2f} s / {slow:.2f} s)  <= 1"
+        f"1-NN, {sizes.few} x {sizes.bank} x {sizes.width}, time over scikit-learn's brute force  {fewer / slow:.2f} ({fewer:.2f} s / {slow:.2f} s)  <= 1"
     )
 
 
 if __name__ == "__main__":
-    main()
+    main(chosen(Sizes(), TINY))

@@ -8,11 +8,13 @@ import warnings
 from pathlib import Path
 from statistics import median
 from time import perf_counter
+from typing import NamedTuple
 
 import torch
 from lightning.pytorch import Callback, Trainer
 from torch.nn.functional import cross_entropy
 
+from bench import chosen
 from clip_ood.features.rows import Rows
 from clip_ood.features.store import Features
 from configs.schema import LinearProbe as Settings
@@ -21,7 +23,16 @@ from datamodules.feature_data import FeatureData
 from datamodules.image_list import ImageList
 from lightning_modules.linear_probe import LinearProbe
 
-N, D, C, BATCH, PAIRS = 200_000, 1024, 1000, 8192, 3
+
+class Sizes(NamedTuple):
+    images: int = 200_000
+    width: int = 1024
+    classes: int = 1000
+    batch: int = 8192
+    pairs: int = 3
+
+
+TINY = Sizes(images=200, width=16, classes=5, batch=64, pairs=1)
 
 
 class Clock(Callback):
@@ -34,14 +45,15 @@ class Clock(Callback):
         self.seconds = perf_counter() - self.start
 
 
-def ours(features: torch.Tensor, labels: torch.Tensor) -> float:
-    names = tuple(str(i) for i in range(N))
+def ours(features: torch.Tensor, labels: torch.Tensor, sizes: Sizes) -> float:
+    count, width = features.shape
+    names = tuple(str(i) for i in range(count))
     images = {"id": ImageList("id", Path(), names, tuple(labels.tolist()))}
-    part = Part("train", "train", "", "id", list(range(N)))
-    benchmark = Benchmark(images, {"train": part}, tuple(map(str, range(C))))
-    stored = {"id": Features(Rows(tuple(features.split(1024))), None, torch.ones(N, dtype=torch.bool))}
+    parts = {role: Part(role, role, "", "id", list(range(count))) for role in ("bank", "train")}
+    benchmark = Benchmark(images, parts, tuple(map(str, range(sizes.classes))))
+    stored = {"id": Features(Rows(tuple(features.split(1024))), None, torch.ones(count, dtype=torch.bool))}
     data = FeatureData(benchmark, stored, 4096)
-    module = LinearProbe(Settings(epochs=1, batch_size=BATCH), D, 0, class_names=benchmark.class_names)
+    module = LinearProbe(Settings(epochs=1, batch_size=sizes.batch), width, 0, class_names=benchmark.class_names)
     clock = Clock()
     with tempfile.TemporaryDirectory() as folder:
         trainer = Trainer(
@@ -59,11 +71,11 @@ def ours(features: torch.Tensor, labels: torch.Tensor) -> float:
     return clock.seconds
 
 
-def bare(features: torch.Tensor, labels: torch.Tensor) -> float:
-    layer = torch.nn.Linear(D, C)
+def bare(features: torch.Tensor, labels: torch.Tensor, sizes: Sizes) -> float:
+    layer = torch.nn.Linear(sizes.width, sizes.classes)
     optimizer = torch.optim.Adam(layer.parameters(), lr=1e-3, weight_decay=1e-3)
     start = perf_counter()
-    for rows in torch.randperm(N).split(BATCH):
+    for rows in torch.randperm(sizes.images).split(sizes.batch):
         loss = cross_entropy(layer(features[rows]), labels[rows])
         optimizer.zero_grad()
         loss.backward()
@@ -71,16 +83,16 @@ def bare(features: torch.Tensor, labels: torch.Tensor) -> float:
     return perf_counter() - start
 
 
-def main() -> None:
+def main(sizes: Sizes) -> None:
     logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
     warnings.filterwarnings("ignore")
-    features, labels = torch.randn(N, D), torch.randint(C, (N,))
-    ratios = [bare(features, labels) / ours(features, labels) for _ in range(PAIRS)]
+    features, labels = torch.randn(sizes.images, sizes.width), torch.randint(sizes.classes, (sizes.images,))
+    ratios = [bare(features, labels, sizes) / ours(features, labels, sizes) for _ in range(sizes.pairs)]
     print(
-        f"probe, share of a bare loop's steps per second, {N} x {D}, {C} classes, batch {BATCH}  "
+        f"probe, share of a bare loop's steps per second, {sizes.images} x {sizes.width}, {sizes.classes} classes, batch {sizes.batch}  "
         f"{median(ratios):.0%} ({min(ratios):.0%}–{max(ratios):.0%})  >= 80%"
     )
 
 
 if __name__ == "__main__":
-    main()
+    main(chosen(Sizes(), TINY))

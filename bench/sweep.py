@@ -8,10 +8,12 @@ import warnings
 from pathlib import Path
 from statistics import median
 from time import perf_counter
+from typing import NamedTuple
 
 import torch
 from lightning.pytorch import Callback, Trainer
 
+from bench import chosen
 from clip_ood.features.rows import Rows
 from clip_ood.features.store import Features
 from configs.schema import LinearProbe as Settings
@@ -21,11 +23,20 @@ from datamodules.image_list import ImageList
 from lightning_modules.linear_probe import LinearProbe
 from lightning_modules.probe_sweep import LinearProbeSweep
 
-N, D, C, VAL, ROUNDS = 100_000, 768, 100, 100, 3
+
+class Sizes(NamedTuple):
+    images: int = 100_000
+    width: int = 768
+    classes: int = 100
+    val: int = 100
+    rounds: int = 3
+    separate: int = 4  # heads trained alone in a round; the sum over all is scaled from them
+    rounds_of: tuple[tuple[int, int], ...] = ((256, 40), (8192, 6))  # batch size and steps, the first of which warms up
+
+
+TINY = Sizes(images=200, width=16, classes=5, val=20, rounds=1, separate=2, rounds_of=((64, 2), (128, 2)))
 GRID = {"lr": [10 ** (-5 + i / 2) for i in range(8)], "weight_decay": [0, *(10 ** (-6 + i / 2) for i in range(7))]}
 HEADS = len(GRID["lr"]) * len(GRID["weight_decay"])
-SEPARATE = 4  # heads trained alone in a round; the sum over all is scaled from them
-STEPS = {256: 40, 8192: 6}  # batch size: steps of a round, the first of which warms up
 
 
 class Clock(Callback):
@@ -38,16 +49,18 @@ class Clock(Callback):
             self.step = (perf_counter() - self.start) / batch_idx
 
 
-def step_seconds(data: FeatureData, batch_size: int, sweep: dict[str, list[float]] | None) -> float:
+def step_seconds(
+    data: FeatureData, sizes: Sizes, batch_size: int, steps: int, sweep: dict[str, list[float]] | None = None
+) -> float:
     kind = LinearProbeSweep if sweep else LinearProbe
     settings = Settings(epochs=1, batch_size=batch_size, sweep=sweep)
-    module = kind(settings, D, 0, class_names=tuple(map(str, range(C))))
+    module = kind(settings, sizes.width, 0, class_names=tuple(map(str, range(sizes.classes))))
     clock = Clock()
     with tempfile.TemporaryDirectory() as folder:
         trainer = Trainer(
             default_root_dir=folder,
             max_epochs=1,
-            limit_train_batches=STEPS[batch_size],
+            limit_train_batches=steps,
             accelerator="cpu",
             devices=1,
             callbacks=[clock],
@@ -58,38 +71,38 @@ def step_seconds(data: FeatureData, batch_size: int, sweep: dict[str, list[float
     return clock.step
 
 
-def random_data() -> FeatureData:
+def random_data(sizes: Sizes) -> FeatureData:
     generator = torch.Generator().manual_seed(0)
-    count = N + VAL
-    labels = torch.randint(C, (count,), generator=generator)
-    features = torch.randn(count, D, generator=generator)
+    count = sizes.images + sizes.val
+    labels = torch.randint(sizes.classes, (count,), generator=generator)
+    features = torch.randn(count, sizes.width, generator=generator)
     names = tuple(map(str, range(count)))
     images = {"id": ImageList("id", Path(), names, tuple(labels.tolist()))}
-    train, val = list(range(N)), list(range(N, count))
+    train, val = list(range(sizes.images)), list(range(sizes.images, count))
     parts = {role: Part(role, role, "", "id", rows) for role, rows in (("bank", val), ("train", train), ("val", val))}
-    benchmark = Benchmark(images, parts, tuple(map(str, range(C))))
+    benchmark = Benchmark(images, parts, tuple(map(str, range(sizes.classes))))
     stored = {"id": Features(Rows(tuple(features.split(1024))), None, torch.ones(count, dtype=torch.bool))}
     return FeatureData(benchmark, stored, 4096)
 
 
-def main() -> None:
+def main(sizes: Sizes) -> None:
     logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
     warnings.filterwarnings("ignore")
-    data = random_data()
-    for batch_size in STEPS:
-        ratios, together = [], []
-        for _ in range(ROUNDS):
-            alone = [step_seconds(data, batch_size, None) for _ in range(SEPARATE // 2)]
-            together.append(step_seconds(data, batch_size, GRID))
-            alone += [step_seconds(data, batch_size, None) for _ in range(SEPARATE // 2)]
+    data = random_data(sizes)
+    for batch_size, steps in sizes.rounds_of:
+        given, ratios, together = (data, sizes, batch_size, steps), [], []
+        for _ in range(sizes.rounds):
+            alone = [step_seconds(*given) for _ in range(sizes.separate // 2)]
+            together.append(step_seconds(*given, GRID))
+            alone += [step_seconds(*given) for _ in range(sizes.separate // 2)]
             ratios.append(together[-1] / (HEADS * sum(alone) / len(alone)))
         print(
-            f"sweep, step of {HEADS} heads over {HEADS} steps of one (scaled from {SEPARATE}), {N} x {D}, {C} classes, "
-            f"batch {batch_size}  {median(ratios):.2f} ({min(ratios):.2f}–{max(ratios):.2f}), "
+            f"sweep, step of {HEADS} heads over {HEADS} steps of one (scaled from {sizes.separate}), "
+            f"{sizes.images} x {sizes.width}, {sizes.classes} classes, batch {batch_size}  {median(ratios):.2f} ({min(ratios):.2f}–{max(ratios):.2f}), "
             f"{median(together):.2f} s a step  <= 0.75",
             flush=True,
         )
 
 
 if __name__ == "__main__":
-    main()
+    main(chosen(Sizes(), TINY))

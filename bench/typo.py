@@ -12,8 +12,12 @@ def main() -> None:
     times = []
     for wrong in ("--method.plp.min_confidnce=0.9", "--detectors=[knnn]", "--backbone.model=ViT-bigG14"):
         start = perf_counter()
-        subprocess.run([sys.executable, "train.py", "--config", "demo.yaml", wrong], capture_output=True)
+        told = subprocess.run(
+            [sys.executable, "train.py", "--config", "demo.yaml", wrong], capture_output=True, text=True
+        )
         times.append(perf_counter() - start)
+        if told.returncode != 2:
+            raise RuntimeError(f"{wrong} is not answered as a mistake: {told.stderr}")
     print(
         f"typo, seconds until a mistyped key or name is answered  {median(times):.2f} (at most {max(times):.2f})  <= 2"
     )

@@ -76,7 +76,8 @@ def decode(file: BinaryIO) -> Image.Image:
     except Exception as error:  # at damaged files decoders raise anything, without errno unless sought beyond the end
         if isinstance(error, UnreadableImage | MemoryError) or getattr(error, "errno", None) not in (None, EINVAL):
             raise
-        raise UnreadableImage(f"{type(error).__name__}: {error}") from error
+        told = str(error).replace(f" {file!r}", "")  # not where in memory its bytes lay
+        raise UnreadableImage(f"{type(error).__name__}: {told}") from error
 
 
 @cache

@@ -167,7 +167,7 @@ class Data(Section):
     csid: dict[str, Images] = {}
     """Covariate-shifted ID sets by name: positives of the full_spectrum setting, absent from the standard one."""
     ood: dict[str, ImageSet] = {}
-    """OOD sets by name; {} is allowed: scores, no AUROC."""
+    """OOD sets by name, any but bank, id_test, mean, ood_val and val, as of csid; {} is allowed: scores, no AUROC."""
     ood_val: Images | None = None
     """OOD images to choose parameters of detectors by, against ID val: {name: knn, k: [1, 5, 10]} under `detectors` needs
     them. They are in no table, and must not be those of a test set."""

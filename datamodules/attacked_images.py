@@ -42,8 +42,6 @@ class AttackedImages(Dataset):
 class AttackData(LightningDataModule):
     """The batches (variant, positions) that are `pending`, dealt to the devices like cards."""
 
-    allow_zero_length_dataloader_with_multiple_devices = True  # fewer batches than devices
-
     def __init__(
         self,
         images: ImageList,
@@ -52,6 +50,7 @@ class AttackData(LightningDataModule):
         workers: int | None,
     ) -> None:
         super().__init__()
+        self.allow_zero_length_dataloader_with_multiple_devices = True  # fewer batches than devices
         self.images, self.rows, self.pending, self.workers = images, rows, pending, workers
 
     def setup(self, stage: str) -> None:

@@ -165,8 +165,6 @@ class ExtractionData(LightningDataModule):
     looks what is missing, for all: another run may be filling the same store.
     """
 
-    allow_zero_length_dataloader_with_multiple_devices = True  # fewer parts than devices
-
     def __init__(
         self,
         images: dict[str, ImageList],
@@ -177,6 +175,7 @@ class ExtractionData(LightningDataModule):
         words: dict[str, Phrases] | None = None,
     ) -> None:
         super().__init__()
+        self.allow_zero_length_dataloader_with_multiple_devices = True  # fewer parts than devices
         self.images, self.stored, self.strings, self.words = images, stored, strings, words or {}
         self.batch_size, self.num_workers = batch_size, num_workers
 

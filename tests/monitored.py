@@ -35,7 +35,10 @@ def image_sets() -> tuple[SimpleNamespace, dict[str, Features]]:
     parts = {name: Part(name, role, "", name, list(range(SIZES[name]))) for name, role in ROLES.items()}
     labels = {name: [row % 3 if "ood" not in part.role else -1 for row in part.rows] for name, part in parts.items()}
     benchmark = SimpleNamespace(
-        parts=parts, evaluated=list(parts.values()), labels=lambda part: labels[part.name], class_names=("a", "b", "c")
+        parts={part.key: part for part in parts.values()},
+        evaluated=list(parts.values()),
+        labels=lambda part: labels[part.name],
+        class_names=("a", "b", "c"),
     )
     stored = {}
     for name, part in parts.items():

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import shutil
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -239,7 +240,8 @@ def test_the_images_are_a_set_for_later_runs(root, monkeypatch):
     place = root / "data" / "adversarial" / "cifar10" / "smooth"
     run = conducted(root, "saved", f"--images={place}", method={"zero_shot": {}})
     assert not (run / "images").exists() and len(pngs(place)) == 12
-    sets = {"after": f"{place}/after", "known": {"catalog": "Adversarial-CIFAR10", "split": "smooth"}}
+    shutil.copytree(place / "after", place.parent / "copied")
+    sets = {"after": f"{place.parent}/copied", "known": {"catalog": "Adversarial-CIFAR10", "split": "smooth"}}
     evaluation.main(
         [
             "--config",

@@ -64,3 +64,10 @@ def test_two_processes_and_a_kill_change_no_image(tmp_path):
     for ours, others in zip(mine["rows"], theirs["rows"], strict=True):
         for key, value in ours.items():
             assert others[key] == (pytest.approx(value, abs=1e-6) if isinstance(value, float) else value), key
+
+
+def test_processes_without_a_share_wait_for_the_others(tmp_path):
+    """Two pairs are one batch: there is nothing to attack for the second process."""
+    few = ["--pairs=2", "--batch_size=2", "--curve=null", "--defences={}"]
+    run = finished(tiny_clip.make(tmp_path), "few", *TWO, *few)
+    assert len(images(run)) == 2 * 2

@@ -193,3 +193,11 @@ def test_a_run_evaluated_again_gives_its_own_table(root, alone, monkeypatch):
     again = root / "runs" / "probe-eval"
     assert results(again)["rows"] == results(alone["probe"])["rows"]
     assert_same_scores(alone["probe"], again)
+
+
+def test_processes_without_a_share_wait_for_the_others(root):
+    """One set is one part: there is nothing to extract for the second process."""
+    name = config(root, "one_set", "{zero_shot: {}}", "store_of_one_set")
+    finish(start([sys.executable, "eval.py", "--config", name, *TWO, "--data.ood={}"]))
+    assert len(entries(root / "store_of_one_set")) == 67
+    assert pq.read_table(root / "runs" / "one_set" / "scores.parquet").num_rows == 13 + 20

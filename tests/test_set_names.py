@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import shutil
 from collections import Counter
 
 import pyarrow.parquet as pq
@@ -34,7 +35,23 @@ def root(tmp_path_factory):
 
 
 def data(root, **sets):
-    return {"root": f"{root}/data", "id": "id", "splits": {"val": 0.2, "test": 0.3}, "batch_size": 8} | sets
+    """The keys of `data`. A folder that several sets name stands for as many copies: one place may not be two sets."""
+    sets = {"id": "id"} | sets
+    used = Counter()
+
+    def apart(value):
+        if isinstance(value, dict):
+            return {key: apart(each) for key, each in value.items()}
+        used[value] += 1
+        if used[value] == 1:
+            return value
+        copy = f"{value}-{used[value]}"
+        if not (root / "data" / copy).exists():
+            shutil.copytree(root / "data" / value, root / "data" / copy)
+        return copy
+
+    named = {key: apart(value) for key, value in sets.items() if key in ("id", "ood", "csid", "ood_val")}
+    return {"root": f"{root}/data", "splits": {"val": 0.2, "test": 0.3}, "batch_size": 8} | sets | named
 
 
 def listed(root, **sets):

@@ -176,7 +176,9 @@ features_root: {self.root}/{store}
         off = dict.fromkeys(("logger", "enable_checkpointing", "enable_progress_bar"), False)
         trainer = Trainer(accelerator="cpu", devices=1, precision=precision, **off)
         self.asked.clear()
-        return load_features(config, load_benchmark(config), trainer, self.root)
+        benchmark = load_benchmark(config)
+        features, text = load_features(config, benchmark, trainer, self.root)
+        return {benchmark.images[key].name: each for key, each in features.items()}, text
 
 
 @pytest.fixture
