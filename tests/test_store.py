@@ -299,7 +299,7 @@ def test_a_file_that_cannot_be_had_ends_the_run_and_marks_nothing(lab, monkeypat
         lab.load()
     monkeypatch.undo()
     features, _ = lab.load()
-    assert features["ood/other"].abs().sum(dim=1).all()
+    assert features["other"].abs().sum(dim=1).all()
 
 
 @pytest.fixture
