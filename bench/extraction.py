@@ -7,7 +7,7 @@ import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from statistics import median
-from time import perf_counter
+from time import perf_counter, process_time
 from typing import NamedTuple
 
 import torch
@@ -18,7 +18,8 @@ from bench import chosen
 from callbacks.feature_writer import FeatureWriter
 from clip_ood.backbones.backbone import Backbone
 from clip_ood.backbones.create import create_backbone
-from clip_ood.features.store import FeatureStore
+from clip_ood.features.identity import pairs
+from clip_ood.features.store import PART, FeatureStore
 from configs.schema import BackboneConfig, ImageSet
 from datamodules.extraction import ExtractionData
 from datamodules.image_list import ImageList, list_images
@@ -63,10 +64,35 @@ def bare(images: ImageList, backbone: Backbone, batch: int) -> None:
         torch.cat(features)
 
 
-def seconds(function: Callable, *arguments) -> float:
-    start = perf_counter()
+def keeping(images: ImageList, width: int, batch: int) -> None:
+    """What the store adds to extraction: hashes, look-ups, checksums and syncs, without decoding or encoding."""
+    with tempfile.TemporaryDirectory() as folder:
+        store = FeatureStore(Path(folder), {"precision": "fp32"})
+        stored = store.image_set("images", images)
+        stored.missing()
+        for rows in torch.arange(len(images)).split(PART):
+            loaded = []
+            for some in rows.split(batch):
+                loaded += [images.load(row) for row in some.tolist()]
+                stored.entries.has(pairs(each.identity for each in loaded[-len(some) :]), ["features", "valid"])
+            identities = pairs(each.identity for each in loaded)
+            stored.add(identities, {"features": torch.zeros(len(rows), width)})
+            stored.remember(pairs(each.stamp for each in loaded), identities)
+        store.merge()
+        stored.refresh()
+        stored.open()
+
+
+def reading(images: ImageList) -> None:
+    """The reading of all bytes, which extraction needs in any case."""
+    for name in images.names:
+        (images.root / name).read_bytes()
+
+
+def seconds(function: Callable, *arguments, clock: Callable[[], float] = perf_counter) -> float:
+    start = clock()
     function(*arguments)
-    return perf_counter() - start
+    return clock() - start
 
 
 def main(sizes: Sizes) -> None:
@@ -81,9 +107,19 @@ def main(sizes: Sizes) -> None:
         given = images, backbone, sizes.batch
         ours(images.subset(range(sizes.batch)), backbone, sizes.batch)  # warm up
         ratios = [seconds(ours, *given) / seconds(bare, *given) for _ in range(sizes.pairs)]
+        shares = []
+        for _ in range(sizes.pairs):
+            width = backbone.encode_image(torch.zeros(1, 3, *backbone.preprocessing.size)).shape[1]
+            added = seconds(keeping, images, width, sizes.batch, clock=process_time)
+            added -= seconds(reading, images, clock=process_time)
+            shares.append(added / seconds(ours, *given, clock=process_time))
     print(
         f"extraction, time over a bare loop, {sizes.images} JPEGs, EfficientNet-Lite0  "
         f"{median(ratios):.2f} ({min(ratios):.2f}–{max(ratios):.2f})  <= 1.15"
+    )
+    print(
+        f"extraction, CPU seconds of hashing, looking up and keeping  {100 * median(shares):.1f} % of all "
+        f"({100 * min(shares):.1f}–{100 * max(shares):.1f})  <= 2 %"
     )
 
 
