@@ -86,28 +86,33 @@ def _extract(
         trainer.predict(extractor, datamodule=data, return_predictions=False)
     finally:
         trainer.callbacks.remove(writer)
-    if not data.needs_encoder:
-        return
-    written = trainer.strategy.reduce(
-        torch.tensor(float(writer.written), device=trainer.strategy.root_device), reduce_op="sum"
-    )
-    trainer.strategy.barrier("features")
-    if trainer.is_global_zero:
-        for each in {id(each): each for each in (texts, *(of_set.store for of_set in stored.values()))}.values():
-            each.merge()
-    trainer.strategy.barrier("merged")
-    if round(float(written)) == len(data.parts):
-        _wait_until_visible(stored)
+    if data.needs_encoder:
+        device = trainer.strategy.root_device
+        written = trainer.strategy.reduce(torch.tensor(float(writer.written), device=device), reduce_op="sum")
+        trainer.strategy.barrier("features")
+        if trainer.is_global_zero:
+            for store in {texts, *(each.store for each in stored.values())}:
+                store.merge()
+        trainer.strategy.barrier("merged")
+        _look_again(stored, texts)
+        if round(float(written)) < len(data.parts):
+            return  # cut short by a key of the Trainer: opening says so
+    _wait_until_visible(stored, texts, strings)
 
 
-def _wait_until_visible(stored: dict[str, StoredSet]) -> None:
-    """Looks again until all that was written is seen: on a network file system that may take a while."""
+def _look_again(stored: dict[str, StoredSet], texts: FeatureStore) -> None:
+    texts.texts.refresh()
+    for each in stored.values():
+        each.refresh()
+
+
+def _wait_until_visible(stored: dict[str, StoredSet], texts: FeatureStore, strings: list[str]) -> None:
+    """Looks again until all that was written, by whatever process, is seen: on a network file system that may take a while."""
     for _ in range(VISIBLE_AFTER):
-        for each in stored.values():
-            each.refresh()
-        if not any(len(each.missing()) for each in stored.values()):
+        if not (texts.missing_texts(strings) or any(len(each.missing()) for each in stored.values())):
             return
         time.sleep(1)
+        _look_again(stored, texts)
 
 
 def _say_old(root: Path) -> None:

@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
+from pathlib import Path
+
 import numpy as np
 import open_clip
 import pyarrow.parquet as pq
@@ -22,6 +27,7 @@ from configs.loading import dump, load_config
 from configs.schema import BackboneConfig
 from datamodules.benchmark import load_benchmark
 
+PROJECT = Path(__file__).parents[1]
 LICENCE = "  1 The licence, whose lines begin with spaces.\n"
 SYNSETS = [  # number of lemmas in base 16
     "05 n 02 cat 0 true_cat 1 002 @ 02120997 n 0000 ~ 02122298 n 0000 | a feline",
@@ -158,3 +164,18 @@ def test_another_text_tower_changes_texts_alone(root):
 def test_wrong_text_towers_are_answered_at_once(root, arguments, message):
     with pytest.raises(ConfigError, match=message):
         load_config(tiny_clip.config(root, "wrong", {"zero_shot": {}}), arguments)
+
+
+def test_two_processes_fill_an_empty_store_with_images_and_texts(root):
+    """The first one encodes the prompts; the second one, which looked before, finds them too."""
+    tables = {}
+    for run, devices in (("of_one", 1), ("of_two", 2)):
+        keys = {"features_root": f"{root}/{run}", "detectors": ["knn", "mcm"]}
+        file = tiny_clip.config(root, run, {"zero_shot": {}}, **keys)
+        command = [sys.executable, "eval.py", "--config", file, f"--trainer.devices={devices}"]
+        command += ["--trainer.strategy=ddp"] if devices > 1 else []
+        environment = os.environ | {"OMP_NUM_THREADS": "1"}
+        done = subprocess.run(command, cwd=PROJECT, env=environment, capture_output=True, text=True, timeout=120)
+        assert done.returncode == 0, done.stderr
+        tables[run] = [row["auroc"] for row in tiny_clip.results(root / "runs" / run)["rows"]]
+    assert tables["of_one"] == pytest.approx(tables["of_two"], abs=1e-6)
