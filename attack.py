@@ -9,7 +9,7 @@ from __future__ import annotations
 from adversarial.plan import check_resumed, load_attack
 from configs.errors import ConfigError
 from experiments.command_line import end_at_sigterm, guarded, parse
-from experiments.run_folder import choose_folder, started
+from experiments.run_folder import choose_folder, replacing, started
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -26,7 +26,7 @@ def main(argv: list[str] | None = None) -> None:
     from adversarial.conduct import conduct  # torch and Lightning
     from adversarial.report import write
 
-    with started(folder, plan.dump()):
+    with replacing(folder), started(folder, plan.dump()):
         if found := conduct(plan, folder):
             write(plan, folder, found)
 

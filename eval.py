@@ -15,7 +15,7 @@ from configs.errors import ConfigError
 from configs.loading import dump, load_config
 from experiments.command_line import guarded, parse
 from experiments.resume import check_heads, check_resumed
-from experiments.run_folder import choose_folder
+from experiments.run_folder import choose_folder, replacing
 
 
 def add_options(parser) -> None:
@@ -57,7 +57,8 @@ def main(argv: list[str] | None = None) -> None:
         check_resumed(config, folder)
     from experiments.seeds import conduct
 
-    conduct(config, folder, arguments.run)
+    with replacing(folder):
+        conduct(config, folder, arguments.run)
 
 
 def check_page(path: Path, compared: list[str] | None) -> None:

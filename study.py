@@ -6,11 +6,9 @@ python study.py --config main_table.yaml --data.root=/data --trainer.devices=8
 
 from __future__ import annotations
 
-import shutil
-
 from configs.errors import ConfigError
 from experiments.command_line import guarded, parse
-from studies.plan import load_study
+from studies.plan import load_study, remove_runs
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -24,7 +22,7 @@ def main(argv: list[str] | None = None) -> None:
         print("\n---\n".join(map(dump, plan.runs.values())), end="")
         return
     if arguments.overwrite:
-        shutil.rmtree(plan.folder, ignore_errors=True)
+        remove_runs(plan)
     from studies.conduct import conduct
     from studies.write import write
 

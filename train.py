@@ -11,7 +11,7 @@ from configs.errors import ConfigError
 from configs.loading import dump, load_config
 from experiments.command_line import guarded, parse
 from experiments.resume import check_resumed
-from experiments.run_folder import choose_folder
+from experiments.run_folder import choose_folder, replacing
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -28,7 +28,8 @@ def main(argv: list[str] | None = None) -> None:
         check_resumed(config, folder)
     from experiments.seeds import conduct  # torch and Lightning, only now that the config is known to be right
 
-    conduct(config, folder)
+    with replacing(folder):
+        conduct(config, folder)
 
 
 if __name__ == "__main__":

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from pathlib import Path
-from uuid import uuid4
 
 import numpy as np
 import torch
@@ -24,7 +23,6 @@ class FeatureWriter(Callback):
     def __init__(self, texts: FeatureStore, stored: dict[str, StoredSet], strings: list[str]) -> None:
         self.texts, self.stored, self.strings = texts, stored, strings
         self.written = 0
-        self._run = uuid4().hex[:8]
         self._rows: list[tuple[ImageBatch | StoredBatch | WordBatch, Outputs]] = []
         self._texts: list[Outputs] = []
         self._small: dict[Path, tuple[Entries, int]] = {}
@@ -56,7 +54,6 @@ class FeatureWriter(Callback):
         """Writes the part whose batches are all there: first what was encoded, then what its files were found to hold."""
         batches = [batch for batch, _ in self._rows]
         part, stored = batches[0].part, self.stored[batches[0].part.source]
-        name = f"{self._run}-{part.number:07d}-"  # segments in the order of the set
         identities, errors, count = [], {}, 0
         for batch, _ in self._rows:
             if isinstance(batch, ImageBatch):
@@ -74,16 +71,16 @@ class FeatureWriter(Callback):
                 if any(getattr(outputs, key) is not None for _, outputs in self._rows)
             }
             most = max(len(each) for each in identities)
-            self._keep(stored.entries, stored.add(np.concatenate(identities), arrays, errors, most, name), count)
+            self._keep(stored.entries, stored.add(np.concatenate(identities), arrays, errors, most, part.name), count)
         if isinstance(batches[0], ImageBatch) and batches[0].stamps is not None:
             stamps = np.concatenate([batch.stamps for batch in batches])
             found = np.concatenate([batch.identities for batch in batches])
-            self._keep(stored.store.files, stored.remember(stamps, found, name), len(stamps))
+            self._keep(stored.store.files, stored.remember(stamps, found, part.name), len(stamps))
 
     def _keep(self, entries: Entries, path: Path, count: int) -> None:
         """Merges this process's segments of some entries once they make a large one."""
         self._small[path] = entries, count
         ours = {each: n for each, (of, n) in self._small.items() if of is entries}
-        if sum(ours.values()) >= LARGE:
+        if sum(ours.values()) >= entries.factor * LARGE:
             entries.merge(list(ours))
             self._small = {each: kept for each, kept in self._small.items() if each not in ours}

@@ -104,7 +104,7 @@ def write_scores(path: Path, results: Results, benchmark: Benchmark) -> None:
         columns = {
             "set": pa.array([name] * len(rows)),
             "role": pa.array([part.role] * len(rows)),
-            "path": pa.array([images.names[row] for row in rows]),
+            "path": pa.array([_readable(images.names[row]) for row in rows]),
             "label": pa.array(named(labels), pa.string()),
             "prediction": pa.array(named(predictions), pa.string()),
         }
@@ -117,3 +117,8 @@ def _json_row(row: Row) -> dict[str, Any]:
     intervals = {name: [e.low, e.high] for name, e in row.metrics.items() if e.low is not None}
     about = {"detector": row.detector, "setting": row.setting, "ood": row.ood, "group": row.group}
     return about | values | {"n_id": row.n_id, "n_ood": row.n_ood, "intervals": intervals}
+
+
+def _readable(name: str) -> str:
+    """A file's name; bytes of it that are no UTF-8 as \\x escapes, as in detect.py's tables."""
+    return name.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")

@@ -7,6 +7,7 @@ from typing import Any
 
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 MEAN = "mean"
@@ -29,14 +30,14 @@ def print_table(results: dict[str, Any], console: Console | None = None) -> None
         console.print(intervals_told(results), highlight=False)
     reasons = [f"Left out: {', '.join(detectors)} ({reason})" for reason, detectors in left_out(results).items()]
     for line in remarks(results) + reasons:
-        console.print(line, highlight=False)
+        console.print(line, highlight=False, markup=False)
 
 
 def _table(results: dict[str, Any], setting: str, rows: list[dict[str, Any]], intervals: bool) -> Table:
     sets = dict.fromkeys(row["ood"] for row in rows)
     table = Table(
         box=SIMPLE_HEAD,
-        title=f"{results['run']}: {results['method']} on {results['encoder']}, {setting}",
+        title=escape(f"{results['run']}: {results['method']} on {results['encoder']}, {setting}"),
         caption=(f"AUROC ± {_spread_name(results)}" if intervals else "AUROC (intervals: results.json)")
         + " / FPR95, percent; ID is positive: FPR95 = share of OOD accepted at 95 % of ID",
     )
@@ -45,14 +46,14 @@ def _table(results: dict[str, Any], setting: str, rows: list[dict[str, Any]], in
     detectors = list(dict.fromkeys(row["detector"] for row in rows))
     for name in sets:
         count = "" if name == MEAN else f"\nn = {cell[detectors[0], name]['n_ood']}"
-        table.add_column(name + count, justify="right", no_wrap=True)
+        table.add_column(escape(name) + count, justify="right", no_wrap=True)
     several = len(results["seeds"]) > 1
     if several:
         table.add_column("mean AUROC,\n95 % interval", justify="right", no_wrap=True)
     best = {name: max(cell[detector, name]["auroc"] for detector in detectors) for name in sets}
     for detector in detectors:
         cells = [_cell(cell[detector, name], best[name], intervals) for name in sets]
-        table.add_row(detector, *cells, *([_interval(cell[detector, MEAN])] if several else []))
+        table.add_row(escape(detector), *cells, *([_interval(cell[detector, MEAN])] if several else []))
     return table
 
 

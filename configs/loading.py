@@ -193,8 +193,20 @@ def contents(config: Config) -> dict[str, Any]:
 
 
 def dump(config: Config) -> str:
-    """`contents` as YAML."""
-    return yaml.safe_dump(contents(config), sort_keys=False, allow_unicode=True, width=120)
+    """`contents` as YAML that is read back as it is."""
+    return yaml.dump(contents(config), Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=120)
+
+
+class _Dumper(yaml.SafeDumper):
+    """Quotes texts with a character that YAML takes for the end of a line."""
+
+
+_Dumper.add_representer(
+    str,
+    lambda dumper, text: dumper.represent_scalar(
+        "tag:yaml.org,2002:str", text, style='"' if {"\x85", "\u2028", "\u2029"} & set(text) else None
+    ),
+)
 
 
 def explain(error: ValidationError, section: type[BaseModel]) -> str:

@@ -75,10 +75,13 @@ class _Loader(yaml.SafeLoader):
         self.twice: list[str] = []
 
     def content(self, node: yaml.Node | None = None) -> Any:
-        node = node or self.get_single_node()
-        if self.twice:
-            raise ConfigError(self.twice[0])
-        return None if node is None else self.construct_document(node)
+        try:
+            node = node or self.get_single_node()
+            if self.twice:
+                raise ConfigError(self.twice[0])
+            return None if node is None else self.construct_document(node)
+        except RecursionError:
+            raise yaml.YAMLError("its lists and mappings lie too deep in each other") from None
 
     def resolve(self, kind: type, value: str, implicit: Any) -> str:
         if kind is yaml.ScalarNode and implicit[0]:
@@ -94,6 +97,21 @@ class _Loader(yaml.SafeLoader):
             if (mark := first.setdefault(key.value, key.start_mark)) is not key.start_mark:
                 self.twice.append(f"the key {key.value!r} stands twice, {_places(mark, key.start_mark)}")
         return node
+
+    def flatten_mapping(self, node: yaml.MappingNode) -> None:
+        """Puts in what `<<` names: a mapping's own keys stand above it, and of several mappings the first."""
+        own = [(key, value) for key, value in node.value if key.tag != MERGE]
+        named = [value for key, value in node.value if key.tag == MERGE]
+        node.value = own  # a mapping that names itself is met without its `<<`
+        merged: dict[str, tuple[yaml.Node, yaml.Node]] = {}
+        for value in named:
+            for each in value.value if isinstance(value, yaml.SequenceNode) else [value]:
+                if not isinstance(each, yaml.MappingNode):
+                    raise yaml.MarkedYAMLError(problem="<< must name a mapping", problem_mark=each.start_mark)
+                self.flatten_mapping(each)
+                for key, inside in each.value:
+                    merged.setdefault(key.value, (key, inside))
+        node.value = list((merged | {key.value: (key, value) for key, value in own}).values())
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[str, Any]:
         self.flatten_mapping(node)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from uuid import uuid4
 
 import numpy as np
 import torch
@@ -30,10 +31,11 @@ HELD = 16  # images of a batch whose files are in memory at a time
 @dataclass(frozen=True)
 class Part:
     """Rows (n,) of a set of images or words that are written as one segment. Their identities (n, 2) are given where nothing
-    must be read to know them: of words, and of images whose embeddings follow from stored features."""
+    must be read to know them: of words, and of images whose embeddings follow from stored features. `name` begins the segment's
+    name, which puts the segments of a run in the order of their parts."""
 
     source: str
-    number: int
+    name: str
     rows: np.ndarray
     identities: np.ndarray | None = None
 
@@ -189,14 +191,14 @@ class ExtractionData(LightningDataModule):
         self.parts, self.strings = self.trainer.strategy.broadcast((parts, self.strings))
 
     def _parts(self) -> Iterator[Part]:
-        number = 0
+        run, number = uuid4().hex[:8], 0
         for name, stored in self.stored.items():
             missing = stored.missing()
             known = missing if name in self.words else stored.derivable(missing)
             for rows, are_known in ((np.setdiff1d(missing, known), False), (known, True)):
                 for start in range(0, len(rows), store.PART):
                     some = rows[start : start + store.PART]
-                    yield Part(name, number, some, stored.identities_of(some) if are_known else None)
+                    yield Part(name, f"{run}-{number:07d}-", some, stored.identities_of(some) if are_known else None)
                     number += 1
 
     def predict_dataloader(self) -> list[DataLoader]:

@@ -65,13 +65,13 @@ class ImageList:
         """The image, not decoded yet. Raises: OSError for a file that cannot be had."""
         if self.pixels is not None:
             pixels = self.pixels[index]
-            return Loaded(self._changed(index, of_pixels(pixels)), None, lambda: self.read(index))
+            return Loaded(self._after_corruption(index, of_pixels(pixels)), None, lambda: self.read(index))
         path, inside = self._place(index)
         content, state = read_whole(path, *inside)
         known_by = stamp(real_path(str(path)), state, *inside)
         return Loaded(
-            self._changed(index, identity_of(content)),
-            self._changed(index, known_by),
+            self._after_corruption(index, identity_of(content)),
+            self._after_corruption(index, known_by),
             lambda: self._picture(index, content),
         )
 
@@ -90,32 +90,32 @@ class ImageList:
         """What tells the contents of images in memory, (N, 2); None for files, which must be read first."""
         if self.pixels is None:
             return None
-        return pairs([self._changed(index, of_pixels(pixels)) for index, pixels in enumerate(self.pixels)])
+        return pairs([self._after_corruption(index, of_pixels(pixels)) for index, pixels in enumerate(self.pixels)])
 
-    def stamps(self) -> tuple[np.ndarray, bool]:
-        """What each image's file is known by, (N, 2), and whether a change of it could go unnoticed.
+    def stamps(self) -> tuple[np.ndarray, np.ndarray]:
+        """What each image's file is known by, (N, 2), and whether a change of it could go unnoticed, (N,) bool.
 
         Raises: ConfigError for a file that is not there.
         """
         real_folder.cache_clear()  # links may lead elsewhere by now
         states: dict[str, os.stat_result] = {}
-        root, vague, found = str(self.root), True, []
+        root, vague, found = str(self.root), [], []
         try:
             for index, name in enumerate(self.names):
                 if self.members is None:
-                    path, inside = f"{root}/{name}", ()
+                    path, inside = os.path.join(root, name), ()
                     state = os.stat(path)
                 else:
                     member = self.members[index]
-                    path, inside = f"{root}/{member.shard}", (member.offset, member.size)
+                    path, inside = os.path.join(root, member.shard), (member.offset, member.size)
                     state = states.get(path) or states.setdefault(path, os.stat(path))
-                vague = vague and is_vague(state)
-                found.append(self._changed(index, stamp(real_path(path), state, *inside)))
+                vague.append(is_vague(state))
+                found.append(self._after_corruption(index, stamp(real_path(path), state, *inside)))
         except OSError as error:
-            raise ConfigError(f"Image set {self.name}: there is no {error.filename} ({error.strerror})") from error
-        return pairs(found), vague
+            raise ConfigError(f"Image set {self.name}: {error.filename} cannot be had ({error.strerror})") from error
+        return pairs(found), np.array(vague, bool)
 
-    def _changed(self, index: int, identity: bytes) -> bytes:
+    def _after_corruption(self, index: int, identity: bytes) -> bytes:
         """The identity of an image after its corruption, whose noise is drawn by the image's name."""
         if self.corruption is None:
             return identity
@@ -207,7 +207,7 @@ def balanced(images: ImageList, per_class: int, seed: int) -> list[int]:
 
 def lot(seed: int, name: str) -> bytes:
     """The lot that an image draws: sorting by it is a seeded shuffle that new images don't upset."""
-    return hashlib.blake2b(f"{seed}:{name}".encode(), digest_size=8).digest()
+    return hashlib.blake2b(f"{seed}:{name}".encode("utf-8", "surrogateescape"), digest_size=8).digest()
 
 
 def _from_folder(name: str, folder: Path, labelled: bool) -> ImageList:

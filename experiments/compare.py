@@ -7,6 +7,7 @@ from pathlib import Path
 
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from clip_ood.metrics.ood import MEAN
@@ -46,12 +47,12 @@ def print_comparison(comparison: Comparison, console: Console | None = None) -> 
     for title in ("detector", "OOD set"):
         table.add_column(title, no_wrap=True)
     for title in _titles(runs):
-        table.add_column(title, justify="right")
+        table.add_column(escape(title), justify="right")
     for line in comparison.lines:
         cells = _cells(line)
         for place, difference in enumerate(line.differences, start=len(runs)):
             cells[place] = f"[bold]{cells[place]} *[/bold]" if difference.claimed else f"{cells[place]}  "
-        table.add_row(line.detector, line.ood, *cells, end_section=line.ood == MEAN)
+        table.add_row(escape(line.detector), escape(line.ood), *cells, end_section=line.ood == MEAN)
     console.print(table)
     for remark in comparison.remarks:
         console.print(remark, highlight=False)

@@ -53,7 +53,8 @@ def load_features(
                 each.missing()  # kept for the plan
         _say_old(config.features_root)
     _extract(config, benchmark, trainer, texts, stored | stored_words, strings, words)
-    store.touch()
+    for each in {store, texts}:
+        each.touch()
     features = {name: each.open() for name, each in stored.items()}
     if trainer.is_global_zero:
         list_unreadable(folder / "unreadable.csv", benchmark, stored)
@@ -120,7 +121,7 @@ def _say_old(root: Path) -> None:
     if old := {path.parents[1] for path in root.glob("*/*/manifest.json")}:
         print(
             f"{root} holds features in the format of an older version ({len(old)} encoders), which are not read: "
-            "python -m clip_ood.features remove --old shows and removes them"
+            f"python -m clip_ood.features remove --old --root {root} removes them (--dry-run shows them)"
         )
 
 
@@ -134,7 +135,7 @@ def list_unreadable(path: Path, benchmark: Benchmark, stored: dict[str, StoredSe
     path.unlink(missing_ok=True)
     if not lines:
         return
-    with path.open("w", newline="", encoding="utf-8") as file:
+    with path.open("w", newline="", encoding="utf-8", errors="surrogateescape") as file:
         csv.writer(file).writerows([("set", "path", "reason"), *lines])
     print(f"{len(lines)} images could not be read and are left out: see {path}")
 

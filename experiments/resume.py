@@ -5,16 +5,17 @@ from __future__ import annotations
 import json
 from collections.abc import Collection
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from clip_ood.backbones.fingerprint import digest
+from clip_ood.backbones.fingerprint import digest, fingerprint
 from configs.errors import ConfigError
 from configs.loading import load_config
 from configs.resuming import FREE, differences
 from configs.schema import Config
-from experiments.run_folder import CONFIG, IMAGES, head_of, seed_folder, write_whole
+from experiments.run_folder import CONFIG, CONTENTS, IMAGES, head_of, seed_folder, write_whole
 
 if TYPE_CHECKING:
+    from clip_ood.features.store import Features
     from datamodules.benchmark import Benchmark
 
 WAY_OUT = "Give the settings that it was begun with, or start anew: with --overwrite, or under another --name"
@@ -64,7 +65,7 @@ def check_images(folder: Path, benchmark: Benchmark, parts: Collection[str] | No
     all)."""
     if not all((folder / name).is_file() for name in (CONFIG, IMAGES)):
         return  # no run, or one of a version that did not record them
-    was, now = json.loads((folder / IMAGES).read_text(encoding="utf-8")), _described(benchmark)
+    was, now = _read(folder / IMAGES), _described(benchmark)
     changed = [name for name in was.keys() | now.keys() if was.get(name) != now.get(name)]
     if changed := sorted(name for name in changed if parts is None or name in parts):
         told = ", ".join(f"{name} had {_count(was, name)} images and has {_count(now, name)}" for name in changed)
@@ -74,6 +75,49 @@ def check_images(folder: Path, benchmark: Benchmark, parts: Collection[str] | No
         )
 
 
+def contents_of(config: Config, benchmark: Benchmark, features: dict[str, Features]) -> dict[str, str]:
+    """What stands for the encoder, whatever its precision, and for the images of each part, whatever they are called."""
+    from clip_ood.features.identity import identity_of  # with numpy, which nobody needs before
+
+    encoder = fingerprint(config.backbone, config.features_root / "hashes.json")
+    found = {"encoder": digest({key: value for key, value in encoder.items() if key != "precision"})}
+    for key, part in benchmark.parts.items():
+        if (identities := features[part.images].identities) is not None:
+            found[key] = identity_of(identities[part.rows].tobytes()).hex()
+    return found
+
+
+def check_contents(folder: Path, now: dict[str, str], parts: Collection[str] | None = None) -> None:
+    """Raises ConfigError where the run in `folder` knew other weights of the encoder, or other images under the same names, in one
+    of these parts (None: all)."""
+    if not (folder / CONTENTS).is_file():
+        return  # it got no further, or is of a version that did not record them
+    was = _read(folder / CONTENTS)
+    changed = [key for key in now if was.get(key, now[key]) != now[key] and (parts is None or key in parts)]
+    if changed:
+        told = ", ".join("the encoder's weights" if key == "encoder" else f"the images of {key}" for key in changed)
+        raise ConfigError(
+            f"{folder} was begun with others under the same names: {told}. Put back what was there, or train anew: with "
+            "--overwrite, or under another --name"
+        )
+
+
+def record_contents(folder: Path, now: dict[str, str]) -> None:
+    """Writes what `contents_of` has found."""
+    write_whole(folder / CONTENTS, json.dumps(now, indent=1))
+
+
+def _read(path: Path) -> dict[str, Any]:
+    """What a run has recorded. Raises: ConfigError for a damaged file."""
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ConfigError(f"{path} is damaged ({error}). Start the run anew: with --overwrite") from error
+    if not isinstance(content, dict):
+        raise ConfigError(f"{path} is damaged: it holds no keys. Start the run anew: with --overwrite")
+    return content
+
+
 def check_heads(run: Path, config: Config) -> None:
     """Raises ConfigError where a run, or one of its seeds, holds no trained head, or one that was trained on another division of
     the images."""
@@ -81,6 +125,17 @@ def check_heads(run: Path, config: Config) -> None:
         if not head_of(folder).is_file():
             raise ConfigError(f"{folder} holds no trained head ({head_of(folder)})")
         check_division(folder, config.model_copy(update={"seed": seed}))
+        check_settings(folder, config)
+
+
+def check_settings(run: Path, config: Config) -> None:
+    """Raises ConfigError where the head of a run was trained by another method, or on another encoder, than `config` names."""
+    found = [each for each in differences(begun_with(run), config, {"backbone.label", "backbone.precision"})]
+    if found := [each for each in found if each.startswith(("method", "backbone"))]:
+        raise ConfigError(
+            f"{run} trained its head under other settings ({'; '.join(found)}), and it is that head which is scored: leave these "
+            "keys as they are, or train another run"
+        )
 
 
 def check_division(run: Path, config: Config) -> None:
@@ -96,10 +151,19 @@ def check_division(run: Path, config: Config) -> None:
 
 def check_head_images(head: Path, config: Config, benchmark: Benchmark) -> None:
     """Raises ConfigError where images came or went since the run of a checkpoint divided the same ID set into train and test."""
-    run = head.parents[1]
-    theirs = begun_with(run).data
-    if (theirs.id, theirs.root.resolve()) == (config.data.id, config.data.root.resolve()):
-        check_images(run, benchmark, ["train"])
+    if _same_set(head, config):
+        check_images(head.parents[1], benchmark, ["train"])
+
+
+def check_head_contents(head: Path, config: Config, now: dict[str, str]) -> None:
+    """Raises ConfigError where the run of a checkpoint knew other weights of its encoder, or trained on other images under the same
+    names of the same ID set."""
+    check_contents(head.parents[1], now, ["encoder", "train"] if _same_set(head, config) else ["encoder"])
+
+
+def _same_set(head: Path, config: Config) -> bool:
+    theirs = begun_with(head.parents[1]).data
+    return (theirs.id, theirs.root.resolve()) == (config.data.id, config.data.root.resolve())
 
 
 def _described(benchmark: Benchmark) -> dict[str, dict[str, int | str]]:

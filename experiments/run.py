@@ -35,7 +35,16 @@ from experiments.board import describe
 from experiments.extraction import load_features
 from experiments.models import build, check_method
 from experiments.quiet import hush
-from experiments.resume import check_head_images, check_images, check_resumed, record_images
+from experiments.resume import (
+    check_contents,
+    check_head_contents,
+    check_head_images,
+    check_images,
+    check_resumed,
+    contents_of,
+    record_contents,
+    record_images,
+)
 from experiments.run_folder import head_of, is_follower, started
 from reports.run_page import write_report
 
@@ -73,6 +82,12 @@ def _run(config: Config, folder: Path, checkpoint: Path | None, benchmark: Bench
     if trains and isinstance(config.method.settings, FineTune):
         plan_steps(trainer, config.method.settings, len(benchmark.parts["train"].rows))
     features, text = load_features(config, benchmark, trainer, folder)
+    now = contents_of(config, benchmark, features)
+    check_contents(folder, now)
+    if checkpoint is not None:
+        check_head_contents(checkpoint, config, now)
+    if trainer.is_global_zero:
+        record_contents(folder, now)
     module, data = build(config, benchmark, features, text)
     if config.evaluation.save_detector:
         trainer.callbacks.append(detector_writer(config, folder, evaluation, features))

@@ -12,19 +12,22 @@ from configs.errors import ConfigError
 
 CONFIG = "config.yaml"  # there: a run was started
 IMAGES = "images.json"  # the images that it trains on and scores
+CONTENTS = "contents.json"  # what stands for their contents, and for the encoder
 FINISHED = "results.json"
 
 
 def choose_folder(root: Path, name: str, resume: bool = False, overwrite: bool = False) -> Path:
     """The folder `root/name` for a run, or `root/name-2` … where a finished run has that name already.
 
-    `overwrite` removes what is there, if it is a run. Raises: ConfigError for an unfinished run, unless it is to be
-    resumed or overwritten, and for `resume` without one.
+    `overwrite` sets aside what is there, if it is a run (see `replacing`). Raises: ConfigError for an unfinished run, unless
+    it is to be resumed or overwritten, for `resume` without one, and for both at once.
     """
-    if name in ("", ".", "..") or Path(name).name != name:
-        raise ConfigError(f"name: {name!r} must be a plain folder name, without slashes")
+    check_name(name)
+    if resume and overwrite:
+        raise ConfigError("--resume goes on with a run and --overwrite starts it anew: give one of them")
     if overwrite and not is_follower() and (root / name / CONFIG).is_file():
-        shutil.rmtree(root / name)
+        shutil.rmtree(aside := _aside(root / name), ignore_errors=True)
+        (root / name).rename(aside)
     folder, number = root / name, 1
     while not overwrite and (folder / FINISHED).is_file():
         number += 1
@@ -46,6 +49,40 @@ def choose_folder(root: Path, name: str, resume: bool = False, overwrite: bool =
     return folder
 
 
+def check_name(name: str) -> None:
+    """Raises ConfigError for what is no plain name of a folder."""
+    if name in ("", ".", "..") or Path(name).name != name:
+        raise ConfigError(f"name: {name!r} must be a plain folder name, without slashes")
+
+
+@contextmanager
+def replacing(folder: Path) -> Iterator[None]:
+    """Around a run in `folder`: the run that `choose_folder` has set aside goes when this one ends well, and comes back where this
+    one ends in an error before it trained or finished."""
+    aside = _aside(folder)
+    try:
+        yield
+    except BaseException:
+        if aside.is_dir() and not is_follower():
+            if not _worth_keeping(folder):
+                shutil.rmtree(folder, ignore_errors=True)
+                aside.rename(folder)
+            else:
+                print(f"The run that was to be replaced is kept in {aside}")
+        raise
+    if not is_follower():
+        shutil.rmtree(aside, ignore_errors=True)
+
+
+def _aside(folder: Path) -> Path:
+    return folder.with_name(f".{folder.name}.replaced")
+
+
+def _worth_keeping(folder: Path) -> bool:
+    """Whether something was trained in a run's folder, or a run within it finished."""
+    return any(any(folder.glob(kept)) for kept in ("checkpoints", "*/checkpoints", f"*/{FINISHED}", FINISHED))
+
+
 def seed_folder(run: Path, seed: int) -> Path:
     """The sub-folder of one seed of a run over several."""
     return run / f"seed-{seed}"
@@ -63,18 +100,22 @@ def head_of(run: Path) -> Path:
 
 @contextmanager
 def started(folder: Path, config: str) -> Iterator[None]:
-    """Marks `folder` as a run by its config; unmarks it where bad input ends the run before anything was trained, in it or in a
-    run within it, or a run within it finished."""
+    """Marks `folder` as a run by its config. An error leaves a run that is resumed as it was begun, and unmarks a new one where
+    nothing was trained in it or in a run within it, and no run within it finished."""
     if is_follower():
         yield
         return
+    begun = (folder / CONFIG).read_text(encoding="utf-8") if (folder / CONFIG).is_file() else None
     write_whole(folder / CONFIG, config)
     try:
         yield
-    except (ValueError, OSError):
-        if not any(any(folder.glob(kept)) for kept in ("checkpoints", "*/checkpoints", f"*/{FINISHED}")):
+    except Exception as error:
+        if begun is not None:
+            write_whole(folder / CONFIG, begun)
+        elif isinstance(error, ValueError | OSError) and not _worth_keeping(folder):
             (folder / CONFIG).unlink()
-            (folder / IMAGES).unlink(missing_ok=True)
+            for about in (IMAGES, CONTENTS):
+                (folder / about).unlink(missing_ok=True)
         raise
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import partial
@@ -19,6 +20,7 @@ from configs.help import section_of
 from configs.loading import HERE, change, divide, explain, find_config, override, plain, read, validate
 from configs.schema import Config, Method
 from configs.study_schema import Changes, Line, Study
+from experiments.run_folder import CONFIG, check_name
 
 STAR = "method.*."
 
@@ -58,10 +60,20 @@ def load_study(name: str, arguments: list[str] | None = None) -> Plan:
         study = Study.model_validate(override({"name": path.stem} | plain(path, "lines"), ours, Study))
     except ValidationError as error:
         raise ConfigError(explain(error, Study)) from None
+    check_name(study.name)
     plan = _plan(study, theirs)
     for config in plan.runs.values():
         check_folders(config)
     return plan
+
+
+def remove_runs(plan: Plan) -> None:
+    """Removes what a study has left in its folder: its runs, and the files called as itself; nothing else."""
+    for path in plan.folder.glob("*"):
+        if path.is_dir() and (path / CONFIG).is_file():
+            shutil.rmtree(path)
+        elif path.is_file() and path.stem == plan.study.name:
+            path.unlink()
 
 
 def _plan(study: Study, arguments: list[str]) -> Plan:

@@ -184,7 +184,9 @@ def flip(path, place):
 
 @pytest.mark.parametrize("place", [20, 300, -100, -1])
 def test_a_flipped_bit_is_noticed(tmp_path, capsys, place):
-    paths = fill(Entries(tmp_path / "images"), [1, 2], [3, 4])
+    paths = fill(Entries(tmp_path / "files"), [1, 2], [3, 4])
+    write_segment(tmp_path / "models" / "mine.safetensors", identities([1]), {"x": [torch.ones(1)]}, {})
+    flip(tmp_path / "models" / "mine.safetensors", -1)  # not of the store
     flip(paths[0], place)
     assert not is_whole(paths[0]) and is_whole(paths[1])
     with pytest.raises(SystemExit, match="1"):
@@ -192,8 +194,9 @@ def test_a_flipped_bit_is_noticed(tmp_path, capsys, place):
     assert f"{paths[0]} is damaged" in capsys.readouterr().out
     with pytest.raises(SystemExit, match="0"):
         command.main(["check", "--root", str(tmp_path), "--repair"])
-    entries = Entries(tmp_path / "images")
+    entries = Entries(tmp_path / "files")
     assert entries.has(identities([1, 2, 3, 4]), ["features"]).tolist() == [False, False, True, True]
+    assert (tmp_path / "models" / "mine.safetensors").exists()
 
 
 @pytest.mark.parametrize(
@@ -209,15 +212,48 @@ def test_a_segment_that_cannot_be_mapped_is_named_once_and_its_entries_are_missi
     assert len(said) == 1 and f"{paths[0]} is damaged" in said[0] and "made again" in said[0]
 
 
-def test_a_damaged_segment_is_never_merged(tmp_path, monkeypatch):
+def test_damage_that_a_merge_finds_is_set_aside_for_all(tmp_path, monkeypatch):
     monkeypatch.setattr(entries_module, "SMALL", 0)
     said = []
     entries = Entries(tmp_path, said.append)
     paths = fill(entries, [1], [2], [3])
     flip(paths[1], -20)
     entries.merge()
-    assert paths[1].exists() and [len(segment) for segment in entries.segments if segment.path != paths[1]] == [2]
-    assert f"{paths[1]} is damaged" in said[0]
+    for each in (entries, Entries(tmp_path)):
+        assert each.has(identities([1, 2, 3]), ["features"]).tolist() == [True, False, True]
+    assert said == [f"{paths[1]} is damaged: its entries are made again by the next run"]
+
+
+def test_damage_is_not_copied_where_entries_are_forgotten(tmp_path):
+    entries = Entries(tmp_path, lambda line: None)
+    paths = fill(entries, [1, 2, 3])
+    flip(paths[0], -20)
+    entries.remove(identities([1]))
+    assert not entries.has(identities([1, 2, 3]), ["features"]).any() and not list(tmp_path.glob("*.safetensors"))
+
+
+@pytest.mark.parametrize("error", [PermissionError(13, "Permission denied"), OSError(28, "No space left on device")])
+@pytest.mark.parametrize("place", ["write_segment", "FileLock"])
+def test_a_merge_that_fails_ends_no_run(tmp_path, monkeypatch, error, place):
+    said = []
+    entries = Entries(tmp_path, said.append)
+    paths = fill(entries, [1], [2])
+
+    def fail(*arguments, **more):
+        raise error
+
+    monkeypatch.setattr(entries_module, place, fail)
+    entries.merge(paths)
+    entries.refresh()
+    assert values(entries, [1, 2]) == [1, 2] and ("could not be merged" in "".join(said)) == (place == "write_segment")
+
+
+def test_a_link_to_nothing_is_named_and_passed_over(tmp_path):
+    said = []
+    fill(Entries(tmp_path), [1])
+    (tmp_path / "z.safetensors").symlink_to(tmp_path / "nowhere")
+    entries = Entries(tmp_path, said.append)
+    assert values(entries, [1]) == [1] and len(said) == 1 and "z.safetensors" in said[0]
 
 
 def test_what_a_killed_run_left_goes_and_what_another_one_writes_stays(tmp_path):

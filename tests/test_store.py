@@ -10,6 +10,7 @@ import subprocess
 import sys
 import tarfile
 import time
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -508,8 +509,42 @@ def test_a_damaged_segment_costs_its_own_images_alone(lab, capsys):
     assert torch.equal(features["id"], fresh["id"])
 
 
+def test_what_a_file_was_wrongly_found_to_hold_is_mended(lab):
+    """As after a flipped bit: the image counts as missing, is read again, and what is remembered is right from then on."""
+    before, _ = lab.load()
+    files = Entries(lab.root / "features" / "files")
+    identities = files.segments[0].identities
+    wrong = torch.from_numpy(np.full((len(identities), 2), 7))
+    files.remove(identities)
+    files.add(identities, {"identity": wrong}, name="0")
+    for _ in range(2):
+        after, _ = lab.load()
+        assert not lab.asked and all(torch.equal(after[name], before[name]) for name in before)
+    assert (
+        not files.refresh() and not (files.rows(identities, "identity").take(torch.arange(len(identities))) == 7).any()
+    )
+
+
+def test_a_list_of_absolute_paths_is_read(lab):
+    places = sorted((lab.root / "data" / "other").iterdir())
+    (lab.root / "data" / "list.txt").write_text("".join(f"{place} -1\n" for place in places))
+    before, _ = lab.load()
+    after, _ = lab.load("--data.ood={other: {list: list.txt}}")
+    assert not lab.asked and torch.equal(after["other"], before["other"])
+
+
+def test_an_unreadable_image_of_any_name_is_listed(lab):
+    broken = os.fsencode(lab.root / "data" / "other") + b"/\xff.png"
+    with open(broken, "wb") as file:
+        file.write(b"no image")
+    features, _ = lab.open("--data.max_unreadable=0.5")
+    assert features["other"].valid.sum() == 3 and b"\xff.png" in (lab.root / "unreadable.csv").read_bytes()
+
+
 def test_embeddings_follow_from_stored_features(lab, monkeypatch):
-    """An array that is added later is computed from what is stored, where that suffices."""
+    """An array that is added later is computed from what is stored, where that suffices; what was unreadable stays so."""
+    (lab.root / "data" / "other" / "torn.png").write_bytes(b"no image")
+    monkeypatch.setattr(lab, "open", partial(lab.open, "--data.max_unreadable=0.5"))
     expected, _ = lab.load(store="fresh")
     embeddings, _ = lab.open(store="fresh")
     whole = FeatureStore.image_set
@@ -527,6 +562,7 @@ def test_embeddings_follow_from_stored_features(lab, monkeypatch):
         features["id"].embeddings.take(torch.arange(11)), embeddings["id"].embeddings.take(torch.arange(11))
     )
     assert all(path.read_bytes() == content for path, content in before.items())
+    assert features["other"].valid.tolist() == [True, True, True, False]
 
 
 def test_a_million_files_take_few_bytes(tmp_path):

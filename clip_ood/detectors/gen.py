@@ -28,7 +28,7 @@ class GEN(Detector):
         super().__init__(reference)
         if not gamma > 0:
             raise self._error(f"gamma = {gamma}, expected a number above 0")
-        if not isinstance(m, int) or m < 1:
+        if type(m) is not int or m < 1:
             raise self._error(f"m = {m}, expected a whole number from 1 on")
         self.gamma, self.m = gamma, m
 

@@ -34,7 +34,7 @@ class KNN(Detector):
 
     def __init__(self, reference: Reference | None = None, *, k: int = 1, kth: bool = False) -> None:
         super().__init__(reference)
-        if not isinstance(k, int) or k < 1:
+        if type(k) is not int or k < 1:
             raise self._error(f"k = {k}, expected a whole number from 1 on")
         self.k, self.kth = k, kth
         self.bank = Bank()

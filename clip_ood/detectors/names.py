@@ -103,6 +103,8 @@ def _entry(spec: str | Mapping[str, Any]) -> tuple[str, str | None, dict[str, An
     name, label = parameters.pop("name", None), parameters.pop("as", None)
     if not isinstance(name, str):
         raise ValueError(f"detectors: {spec!r}: expected a name or a mapping with the key 'name'")
+    if label is not None and (not isinstance(label, str) or not label.strip() or "/" in label):
+        raise ValueError(f"detectors: {name}: 'as' is {label!r}, expected the name of a column, without slashes")
     return name, label, parameters
 
 

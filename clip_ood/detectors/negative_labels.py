@@ -36,7 +36,7 @@ class NegLabel(Detector):
 
     def __init__(self, reference: Reference | None = None, *, groups: int = 100, seed: int = 0) -> None:
         super().__init__(reference)
-        if not isinstance(groups, int) or groups < 1:
+        if type(groups) is not int or groups < 1:
             raise self._error(f"groups = {groups}, expected a whole number from 1 on")
         labels = getattr(self.reference, self.name)
         self.groups = min(groups, len(labels.negatives))

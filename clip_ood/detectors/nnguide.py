@@ -31,7 +31,7 @@ class NNGuide(Detector):
 
     def __init__(self, reference: Reference | None = None, *, k: int | None = None, seed: int = 0) -> None:
         super().__init__(reference)
-        if k is not None and (not isinstance(k, int) or k < 1):
+        if k is not None and (type(k) is not int or k < 1):
             raise self._error(f"k = {k}, expected a whole number from 1 on")
         self.k, self.seed = k, seed
         self.bank = Bank()

@@ -29,7 +29,7 @@ class Residual(Detector):
 
     def __init__(self, reference: Reference | None = None, *, dim: int | None = None) -> None:
         super().__init__(reference)
-        if dim is not None and (not isinstance(dim, int) or dim < 1):
+        if dim is not None and (type(dim) is not int or dim < 1):
             raise self._error(f"dim = {dim}, expected a whole number from 1 on")
         self.dim = dim
         self.moments = Moments("features")

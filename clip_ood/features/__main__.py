@@ -23,6 +23,7 @@ from rich.console import Console
 from rich.table import Table
 
 DAY = 86400  # seconds
+KINDS = ("images", "texts")  # of an encoder's entries
 
 
 @dataclass(frozen=True)
@@ -47,8 +48,9 @@ class Stored:
 
     @property
     def used(self) -> float:
-        """When a run has read from it last, in seconds since 1970."""
-        return max(path.stat().st_mtime for path in [*self.folder.glob("*.json"), self.folder])
+        """When a run has read from it or written to it last, in seconds since 1970."""
+        places = [self.folder, *self.folder.glob("*.json"), *(self.folder / kind for kind in KINDS)]
+        return max(path.stat().st_mtime for path in places if path.exists())
 
 
 def encoders(root: Path) -> list[Stored]:
@@ -68,7 +70,7 @@ def show(root: Path) -> None:
     for title in ("number", "encoder", "images", "texts", "size", "last use"):
         table.add_column(title, justify="left" if title in ("number", "encoder") else "right")
     for each in encoders(root):
-        counts = [f"{len(Entries(each.folder / kind)):,}" for kind in ("images", "texts")] if each.about else ["", ""]
+        counts = [f"{len(Entries(each.folder / kind)):,}" for kind in KINDS] if each.about else ["", ""]
         day = time.strftime("%Y-%m-%d", time.localtime(each.used))
         table.add_row(each.folder.name, each.title, *counts, readable(each.size), day)
     Console().print(table)
@@ -76,23 +78,28 @@ def show(root: Path) -> None:
 
 def check(root: Path, repair: bool) -> int:
     """Reads every segment; with `repair`, removes those that are damaged. Returns how many are."""
+    from clip_ood.features.entries import DAMAGED
     from clip_ood.features.segment import SUFFIX, StoreError, is_whole, open_segment
 
-    damaged, count = [], 0
-    for path in sorted(root.rglob(f"*{SUFFIX}")):
-        if any(path.parent.glob("manifest.json")):
-            continue  # of an older version
-        count += 1
+    places = [root / "files", *(each.folder / kind for each in encoders(root) if each.about for kind in KINDS)]
+    damaged = [path for place in places for path in place.glob(f"*{SUFFIX}{DAMAGED}")]
+    for path in damaged:
+        print(f"{path} was found to be damaged and set aside")
+    count = 0
+    for path in sorted(path for place in places for path in place.glob(f"*{SUFFIX}")):
         try:
-            entries = f"{len(open_segment(path)):,} entries"
+            count += 1
+            if not is_whole(path):
+                damaged.append(path)
+                entries = f"{len(open_segment(path)):,} entries"
+                print(f"{path} is damaged ({entries})")
         except StoreError:
-            entries = "its number of entries cannot be read"
-        if not is_whole(path):
-            damaged.append(path)
-            print(f"{path} is damaged ({entries})")
+            print(f"{path} is damaged (its number of entries cannot be read)")
+        except FileNotFoundError:
+            count -= 1  # merged meanwhile by a run
     print(f"{count} segments, {len(damaged)} damaged")
     for path in damaged if repair else []:
-        path.unlink()
+        path.unlink(missing_ok=True)
     if damaged:
         print("removed: the next run makes these entries again" if repair else "check --repair removes what is damaged")
     return 0 if repair else len(damaged)
@@ -154,6 +161,8 @@ def main(argv: list[str] | None = None) -> None:
     given = parser.parse_args(argv)
     if not given.root.is_dir():
         sys.exit(f"error: there is no folder {given.root}; name the store with --root")
+    if not (given.root / "files").is_dir() and not encoders(given.root):
+        sys.exit(f"error: {given.root} is no feature store; name one with --root")
     if given.action == "list":
         show(given.root)
     elif given.action == "check":

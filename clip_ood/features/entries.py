@@ -7,6 +7,7 @@ removes the small ones, so that a kill in between leaves entries twice, which ar
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -15,7 +16,7 @@ from uuid import uuid4
 
 import numpy as np
 import torch
-from filelock import FileLock, Timeout
+from filelock import FileLock
 from torch import Tensor
 
 from clip_ood.features.rows import Rows
@@ -30,23 +31,26 @@ from clip_ood.features.segment import (
 )
 
 LARGE = 2**17  # entries of a segment that is merged no more: 100 million entries are 763 segments
+DAMAGED = ".damaged"  # ends the name of a segment that was set aside
+LONGEST = 60  # seconds to wait for another process that merges
 SMALL = 64  # so many segments below that are merged
 
 
 class Entries:
-    """Entries in the segments of `folder`; `say` is told, once, of each that is damaged.
+    """Entries in the segments of `folder`; `say` is told, once, of each that is damaged. Segments of `factor` · `LARGE` entries are
+    merged no more.
 
     Entries may be added, as other arrays of the same entries, by other processes at any time: `refresh` looks again.
     """
 
-    def __init__(self, folder: Path, say: Callable[[str], None] = print) -> None:
-        self.folder, self.say = folder, say
+    def __init__(self, folder: Path, say: Callable[[str], None] = print, factor: int = 1) -> None:
+        self.folder, self.say, self.factor = folder, say, factor
         self._open: dict[Path, Segment] = {}
         self._damaged: set[Path] = set()
         self.refresh()
 
     def __getstate__(self) -> dict[str, Any]:  # another process maps the files anew
-        return {"folder": self.folder, "say": self.say}
+        return {"folder": self.folder, "say": self.say, "factor": self.factor}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__init__(**state)
@@ -64,20 +68,28 @@ class Entries:
         while True:
             found = sorted(self.folder.glob(f"*{SUFFIX}"))
             self._open = {path: self._open[path] for path in found if path in self._open}
-            try:
-                for path in found:
-                    if path not in self._open and path not in self._damaged:
-                        self._map(path)
+            for path in found:
+                if path not in self._open and path not in self._damaged and not self._map(path):
+                    break  # merged in between: the large segment is there now
+            else:
                 return
-            except FileNotFoundError:
-                continue  # merged in between: the large segment is there now
 
-    def _map(self, path: Path) -> None:
+    def _map(self, path: Path) -> bool:
+        """Whether a file is still there."""
         try:
             self._open[path] = open_segment(path)
-        except StoreError as error:
+        except (StoreError, FileNotFoundError) as error:
+            if not os.path.lexists(path):
+                return False
             self._damaged.add(path)
             self.say(f"{error}: its entries are made again (python -m clip_ood.features check --repair removes it)")
+        return True
+
+    def _set_aside(self, segment: Segment) -> None:
+        """Takes a segment whose bytes are not those that were written out of everybody's sight."""
+        del self._open[segment.path]
+        segment.path.rename(segment.path.with_name(segment.path.name + DAMAGED))
+        self.say(f"{segment.path} is damaged: its entries are made again by the next run")
 
     def has(self, identities: np.ndarray, arrays: Sequence[str]) -> np.ndarray:
         """(N,) bool: which of the identities (N, 2) have all these arrays."""
@@ -103,12 +115,12 @@ class Entries:
                 rows = segment.rows_of(identities)
                 there = np.flatnonzero(rows >= 0)
                 found |= {int(place): reasons[rows[place]] for place in there if reasons[rows[place]]}
-        return found
+        return dict(sorted(found.items()))
 
     def _places(self, identities: np.ndarray, array: str) -> tuple[list[Segment], np.ndarray]:
         """The segments that hold entries with this array, and each entry's row, counted through them; -1: none has it."""
         places, used, start = np.full(len(identities), -1), [], 0
-        left = np.arange(len(identities))
+        left = np.argsort(identities[:, 0])  # in order they are found several times faster
         for segment in self.segments:
             if array not in segment.arrays or not len(left):
                 continue
@@ -152,26 +164,32 @@ class Entries:
 
         One process merges at a time; where another one does, this one leaves it to that. A damaged segment is left as it is.
         """
-        with self._alone(wait=0) as alone:
-            if not alone:
-                return
-            self.refresh()
-            remove_abandoned(self.folder)
-            small = [each for each in self.segments if len(each) < LARGE and (paths is None or each.path in paths)]
-            if paths is None and len(small) <= SMALL:
-                return
-            for kind in dict.fromkeys(segment.kind for segment in small):
-                self._merge([segment for segment in small if segment.kind == kind])
-            self.refresh()
+        try:
+            with self._alone(wait=0) as alone:
+                if alone:
+                    self._merge_small(paths)
+        except OSError as error:
+            self.say(f"{self.folder}: its segments could not be merged ({error}); what they hold is whole")
 
-    def _merge(self, segments: list[Segment]) -> None:
+    def _merge_small(self, paths: Sequence[Path] | None) -> None:
+        self.refresh()
+        remove_abandoned(self.folder)
+        large = self.factor * LARGE
+        small = [each for each in self.segments if len(each) < large and (paths is None or each.path in paths)]
+        if paths is None and len(small) <= SMALL:
+            return
+        for kind in dict.fromkeys(segment.kind for segment in small):
+            self._merge([segment for segment in small if segment.kind == kind], large)
+        self.refresh()
+
+    def _merge(self, segments: list[Segment], large: int) -> None:
         group: list[Segment] = []
         for segment in segments:
             if not is_whole(segment.path):
-                self.say(f"{segment.path} is damaged and is not merged (python -m clip_ood.features check --repair)")
+                self._set_aside(segment)
                 continue
             group.append(segment)
-            if sum(map(len, group)) >= LARGE:
+            if sum(map(len, group)) >= large:
                 self._replace(group)
                 group = []
         if len(group) > 1:
@@ -179,12 +197,16 @@ class Entries:
 
     def remove(self, identities: np.ndarray) -> None:
         """Forgets entries (n, 2): writes each segment that holds some of them anew, without them."""
-        with self._alone(wait=-1):
+        with self._alone(wait=LONGEST):
             self.refresh()
             for segment in self.segments:
                 rows = segment.rows_of(identities)
-                if (rows >= 0).any():
+                if not (rows >= 0).any():
+                    continue
+                if is_whole(segment.path):
                     self._replace([segment], dropped=rows[rows >= 0])
+                else:
+                    self._set_aside(segment)
             self.refresh()
 
     def _replace(self, group: list[Segment], dropped: np.ndarray | None = None) -> None:
@@ -218,14 +240,14 @@ class Entries:
 
     @contextmanager
     def _alone(self, wait: float) -> Iterator[bool]:
-        """Whether this process has the folder's lock, after so many seconds (-1: however long it takes)."""
+        """Whether this process has got the folder's lock within so many seconds."""
         if not self.folder.is_dir():
             yield False
             return
-        lock = FileLock(self.folder / ".merging", timeout=wait)
         try:
+            lock = FileLock(self.folder / ".merging", timeout=wait)
             lock.acquire()
-        except (Timeout, NotImplementedError):  # somebody else's turn; a file system without locks
+        except (OSError, NotImplementedError):  # somebody else's turn (Timeout), or a file system without locks
             yield False
             return
         try:

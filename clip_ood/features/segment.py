@@ -84,15 +84,19 @@ def open_segment(path: Path) -> Segment:
 
     Raises: StoreError for one that is damaged so that it cannot be mapped, FileNotFoundError.
     """
-    if not path.is_file():
-        raise FileNotFoundError(f"There is no segment {path}")
+    try:
+        path.open("rb").close()  # safetensors calls a file that may not be read one that is not there
+    except FileNotFoundError:
+        raise
+    except OSError as error:
+        raise StoreError(f"{path} cannot be read ({error.strerror})") from error
     try:
         with safe_open(path, "pt") as file:
             about = json.loads(file.metadata()["about"])
             tensors = {key: file.get_tensor(key) for key in file.keys() if key != "checksum"}  # noqa: SIM118
         halves = [tensors.pop(key).numpy() for key in ("first", "second", "order")]
     except (SafetensorError, KeyError, TypeError, ValueError) as error:
-        if not path.is_file():
+        if not path.is_file():  # gone in between
             raise FileNotFoundError(f"There is no segment {path} any more") from error
         raise StoreError(f"{path} is damaged ({error})") from error
     return Segment(path, halves[0].view(np.uint64), halves[1].view(np.uint64), halves[2], tensors, about)
@@ -197,6 +201,6 @@ def sync_folder(folder: Path) -> None:
 def remove_abandoned(folder: Path) -> None:
     """Removes temporary files that no process holds any more."""
     for path in folder.glob("*.tmp"):
-        with suppress(OSError), path.open("rb") as file:
+        with suppress(OSError), path.open("rb+") as file:  # NFS locks what is open for writing alone
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             path.unlink()

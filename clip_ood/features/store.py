@@ -47,8 +47,8 @@ class Images(Protocol):
     def identities(self) -> np.ndarray | None:
         """(N, 2), where the images lie in memory; None where they are files, which must be read first."""
 
-    def stamps(self) -> tuple[np.ndarray, bool]:
-        """(N, 2): what says that a file is the one that was read; and whether its change could go unnoticed."""
+    def stamps(self) -> tuple[np.ndarray, np.ndarray]:
+        """(N, 2): what says that a file is the one that was read; (N,) bool: whose change could go unnoticed."""
 
     def identify(self, index: int) -> bytes:
         """The identity of an image, which is read."""
@@ -120,7 +120,10 @@ class StoredSet:
 
         Raises: ValueError for NaN or Inf in arrays of readable images, StoreError where it cannot be written.
         """
+        derived = "features" not in arrays  # which images could be read stands beside their features
         valid = torch.ones(len(identities), dtype=torch.bool)
+        if derived:
+            valid = self.entries.rows(identities, "valid").take(torch.arange(len(identities)))
         valid[list(errors or {})] = False
         kept = {key: value.to("cpu", self.store.dtype, copy=True) for key, value in arrays.items()}
         for values in kept.values():
@@ -131,14 +134,19 @@ class StoredSet:
                     f"{str(self.store.dtype).removeprefix('torch.')}. Try backbone.precision=fp32, and check the weights."
                 )
         self.store.describe()
-        return self.entries.add(identities, kept | {"valid": valid}, errors, made_with(batch_size), name)
+        kept = kept if derived else kept | {"valid": valid}
+        return self.entries.add(identities, kept, errors, made_with(batch_size), name)
 
-    def remember(self, stamps: np.ndarray, identities: np.ndarray, name: str = "") -> Path | None:
+    def remember(self, stamps: np.ndarray, identities: np.ndarray, name: str = "") -> Path:
         """Keeps which content (n, 2) the files with these stamps (n, 2) have; those in memory have none."""
-        if not len(stamps):
-            return None
+        files = self.store.files
+        known = np.flatnonzero(files.has(stamps, ["identity"]))
+        if len(known):  # found to hold something else: remembered wrongly, or written anew without a sign
+            was = files.rows(stamps[known], "identity").take(torch.arange(len(known))).numpy().view(np.uint64)
+            if len(stale := known[(was != identities[known]).any(axis=1)]):
+                files.remove(stamps[stale])
         content = torch.from_numpy(identities.view(np.int64).copy())
-        return self.store.files.add(stamps, {"identity": content}, name=name)
+        return files.add(stamps, {"identity": content}, name=name)
 
     def open(self) -> Features:
         """The stored features, mapped. Raises: FileNotFoundError where some are not there."""
@@ -178,7 +186,7 @@ class FeatureStore:
         self.folder = self.root / digest([FORMAT, fingerprint])
         self.dtype = torch.float32 if fingerprint["precision"] == "fp32" else torch.float16
         self.images, self.texts = Entries(self.folder / "images"), Entries(self.folder / "texts")
-        self.files = Entries(self.root / "files")
+        self.files = Entries(self.root / "files", factor=8)  # 40 bytes each
 
     def image_set(self, name: str, images: Images, arrays: Sequence[str] = ("features",)) -> StoredSet:
         """The entries of a list of images, with the arrays that are wanted of each."""
@@ -199,14 +207,14 @@ class FeatureStore:
         if known.any():
             rows = self.files.rows(stamps[known], "identity")
             identities[known] = rows.take(torch.arange(len(rows))).numpy().view(np.uint64)
-        if vague and self._changed(images, identities, np.flatnonzero(known)):
+        if self._differs(images, identities, np.flatnonzero(known & vague)):
             self.files.remove(stamps[known])
             known[:] = False
         return identities, known
 
-    def _changed(self, images: Images, identities: np.ndarray, known: np.ndarray) -> bool:
-        """Whether one of a sample of files is not what it was."""
-        sample = known[np.linspace(0, len(known) - 1, min(SAMPLE, len(known))).astype(int)]
+    def _differs(self, images: Images, identities: np.ndarray, known: np.ndarray) -> bool:
+        """Whether one of a sample of these files is not what it was."""
+        sample = np.random.default_rng().permutation(known)[:SAMPLE]
         return any(images.identify(int(row)) != identities[row].astype("<u8").tobytes() for row in sample)
 
     def word_set(self, name: str, phrases: Phrases) -> StoredSet:

@@ -140,7 +140,9 @@ class SavedDetector:
             raise DetectorFolderError(f"{self.folder}: {omitted[0].detector} {omitted[0].reason}")
         bank = None
         for column, detector in built.items():
-            detector.restore(self._tensors(STATE, f"detectors.{column}."))
+            longer = tuple(f"detectors.{each}." for each in built if each.startswith(f"{column}."))
+            state = self._tensors(STATE, f"detectors.{column}.", but=longer)
+            detector.restore(state)
             detector.notes = list(entries[column]["notes"])
             for name, statistic in statistics_of(detector).items():
                 if isinstance(statistic, Bank) and detector.searches:
@@ -210,12 +212,12 @@ class SavedDetector:
         parts = [self._tensors(name, "") for name in sorted(self.manifest["files"]) if name.startswith("bank-")]
         return Bank.restored(parts)
 
-    def _tensors(self, name: str, prefix: str) -> dict[str, Tensor]:
-        """The tensors of a file whose names begin with `prefix`, mapped, by the rest of their names."""
+    def _tensors(self, name: str, prefix: str, but: tuple[str, ...] = ()) -> dict[str, Tensor]:
+        """The tensors of a file whose names begin with `prefix` and not with one of `but`, mapped, by the rest of their names."""
         self._check(name)
         try:
             with safe_open(self.folder / name, "pt") as file:
-                names = [key for key in file.keys() if key.startswith(prefix)]  # noqa: SIM118 (not a dict)
+                names = [key for key in file.keys() if key.startswith(prefix) and not key.startswith(but)]  # noqa: SIM118
                 return {key.removeprefix(prefix): file.get_tensor(key) for key in names}
         except SafetensorError as error:
             raise DetectorFolderError(f"{self.folder / name} is damaged ({error}); copy the folder again") from error
