@@ -26,8 +26,12 @@ def choose_folder(root: Path, name: str, resume: bool = False, overwrite: bool =
     if resume and overwrite:
         raise ConfigError("--resume goes on with a run and --overwrite starts it anew: give one of them")
     if overwrite and not is_follower() and (root / name / CONFIG).is_file():
-        shutil.rmtree(aside := _aside(root / name), ignore_errors=True)
-        (root / name).rename(aside)
+        aside = _aside(root / name)
+        if aside.is_dir() and not (root / name / FINISHED).is_file():  # one that was killed while it replaced another
+            shutil.rmtree(root / name)
+        else:
+            shutil.rmtree(aside, ignore_errors=True)
+            (root / name).rename(aside)
     folder, number = root / name, 1
     while not overwrite and (folder / FINISHED).is_file():
         number += 1

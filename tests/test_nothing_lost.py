@@ -5,6 +5,9 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import signal
+import subprocess
+import sys
 from pathlib import Path
 
 import pyarrow.parquet as pq
@@ -21,6 +24,8 @@ import train
 from clip_ood import load
 from configs.errors import ConfigError
 from configs.loading import dump, load_config
+
+PROJECT = Path(__file__).parents[1]
 
 
 @pytest.fixture(scope="module")
@@ -63,6 +68,30 @@ def test_a_run_that_is_replaced_goes(root, kept):
     (root / "runs" / "replaced" / "old.txt").touch()
     evaluation.main(["--config", config, "--overwrite"])
     assert not (root / "runs" / "replaced" / "old.txt").exists() and not list((root / "runs").glob(".*"))
+
+
+def test_a_kill_while_a_run_is_replaced_loses_neither(root):
+    config = tiny_clip.config(root, "twice", PROBE)
+    train.main(["--config", config])
+    before = content(root / "runs" / "twice")
+    stopped_hard(config)
+    assert not (root / "runs" / "twice" / "results.json").exists()
+    with pytest.raises(ConfigError):
+        train.main(["--config", config, "--overwrite", "--trainer.accelerator=gpu"])
+    assert content(root / "runs" / "twice") == before
+
+
+def stopped_hard(config):
+    """`--overwrite` killed after it has begun: nothing could be put back."""
+    code = f"""
+import os, signal, sys
+sys.path[:0] = [{str(PROJECT)!r}]
+import train
+from lightning.pytorch import Trainer
+Trainer.test = lambda *arguments, **more: os.kill(os.getpid(), signal.SIGKILL)
+train.main(["--config", {config!r}, "--overwrite"])
+"""
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True).returncode == -signal.SIGKILL
 
 
 @pytest.mark.parametrize("name", ["../victim", "/tmp/victim", ".", ".."])
