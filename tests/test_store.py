@@ -374,11 +374,13 @@ def test_a_killed_run_goes_on_with_any_number_of_processes(many, devices):
 
 @pytest.mark.parametrize("step", [1, 2, 3, 4, 8, 13, 37, 38, 39, 40, 41, 42, 60])
 def test_a_kill_at_any_write_loses_nothing(few, step):
-    """Before a file is synced, renamed, removed: of parts, of what files were found to hold, of merged segments."""
+    """Before a file is synced, renamed, removed: of parts, of what files were found to hold, of merged segments. The run goes on
+    with 1, 2 or 3 processes."""
     killed = start(few, "killed", "store", KILL_AT=str(step))
     killed.communicate(timeout=120)
     assert killed.returncode == -signal.SIGKILL
-    finish(start(few, "killed", "store"))
+    devices = 1 + step % 3
+    finish(start(few, "killed", "store", f"--trainer.devices={devices}", "--trainer.strategy=ddp"))
     assert entries(few / "store") == entries(few / "whole") and len(entries(few / "whole")) == 90
 
 

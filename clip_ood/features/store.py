@@ -186,7 +186,11 @@ class FeatureStore:
         self.folder = self.root / digest([FORMAT, fingerprint])
         self.dtype = torch.float32 if fingerprint["precision"] == "fp32" else torch.float16
         self.images, self.texts = Entries(self.folder / "images"), Entries(self.folder / "texts")
-        self.files = Entries(self.root / "files", factor=8)  # 40 bytes each
+
+    @cached_property
+    def files(self) -> Entries:
+        """The content of each file that was read."""
+        return Entries(self.root / "files", factor=8)  # 40 bytes each
 
     def image_set(self, name: str, images: Images, arrays: Sequence[str] = ("features",)) -> StoredSet:
         """The entries of a list of images, with the arrays that are wanted of each."""
