@@ -21,6 +21,7 @@ from torchvision import datasets
 
 import configs
 import experiments.models
+import experiments.resume
 import experiments.run
 from clip_ood.backbones.create import create_backbone
 from clip_ood.detectors import DETECTORS
@@ -189,7 +190,8 @@ def test_trainer_method_and_detectors_are_made_and_take_a_batch(config, backbone
     monkeypatch.setattr(Trainer, "test", reached)
     monkeypatch.setattr(experiments.models, "create_backbone", lambda spec: deepcopy(backbone))
     monkeypatch.setattr(experiments.models, "initial_head", lambda *_: None)  # needs weights
-    monkeypatch.setattr(experiments.run, "fingerprint", lambda *_: {})  # would ask the hub
+    for module in (experiments.run, experiments.resume):
+        monkeypatch.setattr(module, "fingerprint", lambda *_: {})  # would ask the hub
     monkeypatch.setattr(experiments.run, "load_features", lambda config, benchmark, *_: faked(config, benchmark))
     with pytest.raises(Reached) as stop:
         experiments.run.run(config, tmp_path)
