@@ -140,7 +140,7 @@ class SavedDetector:
             raise DetectorFolderError(f"{self.folder}: {omitted[0].detector} {omitted[0].reason}")
         bank = None
         for column, detector in built.items():
-            longer = tuple(f"detectors.{each}." for each in built if each.startswith(f"{column}."))
+            longer = tuple(f"detectors.{each}." for each in entries if each.startswith(f"{column}."))
             state = self._tensors(STATE, f"detectors.{column}.", but=longer)
             detector.restore(state)
             detector.notes = list(entries[column]["notes"])
