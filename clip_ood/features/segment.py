@@ -36,7 +36,6 @@ DTYPES = {
     torch.bool: "BOOL",
     torch.uint8: "U8",
 }
-OURS = ("first", "second", "order", "checksum")  # of the arrays in a file
 
 
 class StoreError(ValueError):
