@@ -8,7 +8,8 @@ import torch
 from torch import Tensor
 
 from clip_ood.detectors.bank import Bank
-from clip_ood.features.store import Features, TextEmbeddings
+from clip_ood.features.store import TextEmbeddings
+from clip_ood.features.stored_set import Features
 from clip_ood.outputs import Outputs
 from clip_ood.prompts import prototypes
 from configs.attack_schema import AttackConfig

@@ -12,7 +12,8 @@ import torch
 from adversarial.plan import CLEAN, Plan, score_of
 from clip_ood.detectors.build import REASONS, required
 from clip_ood.evaluation import DetectorSuite
-from clip_ood.features.store import Features, TextEmbeddings
+from clip_ood.features.store import TextEmbeddings
+from clip_ood.features.stored_set import Features
 from clip_ood.outputs import Outputs
 from configs.errors import ConfigError
 from datamodules.benchmark import Benchmark

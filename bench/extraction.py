@@ -77,7 +77,7 @@ def keeping(images: ImageList, width: int, batch: int) -> None:
                 stored.entries.has(pairs(each.identity for each in loaded[-len(some) :]), ["features", "valid"])
             identities = pairs(each.identity for each in loaded)
             stored.add(identities, {"features": torch.zeros(len(rows), width)})
-            stored.remember(pairs(each.stamp for each in loaded), identities)
+            store.files.remember(pairs(each.stamp for each in loaded), identities)
         store.merge()
         stored.refresh()
         stored.open()

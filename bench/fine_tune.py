@@ -22,7 +22,7 @@ from bench.probe import Clock
 from callbacks.averaging import MovingAverage
 from clip_ood.backbones.create import create_backbone
 from clip_ood.features.rows import Rows
-from clip_ood.features.store import Features
+from clip_ood.features.stored_set import Features
 from configs.schema import BackboneConfig, Data, FineTune, ImageSet
 from datamodules.benchmark import Benchmark, Part
 from datamodules.image_data import ImageData, augmentation

@@ -16,7 +16,7 @@ from torch.nn.functional import cross_entropy
 
 from bench import chosen
 from clip_ood.features.rows import Rows
-from clip_ood.features.store import Features
+from clip_ood.features.stored_set import Features
 from configs.schema import LinearProbe as Settings
 from datamodules.benchmark import Benchmark, Part
 from datamodules.feature_data import FeatureData

@@ -81,7 +81,7 @@ def anonymous_memory() -> int:
 def memory(folder: Path, sizes: Sizes) -> None:
     of = sparse_entries(folder, sizes.images, sizes.width)
     before = anonymous_memory()
-    rows = Entries(folder).rows(of, "features")
+    rows = Entries(folder).rows(of, ["features"])["features"]
     opened = anonymous_memory()
     for some in torch.arange(sizes.images).split(4096):
         rows.take(some).float().sum()
@@ -95,7 +95,7 @@ def opening(folder: Path, sizes: Sizes) -> None:
     of = sparse_entries(folder, sizes.entries, 8)
     entries, seconds = timed(lambda: Entries(folder))
     wanted = of[np.random.default_rng(1).integers(0, len(of), sizes.wanted)]
-    rows, found = timed(lambda: entries.rows(wanted, "features"))
+    rows, found = timed(lambda: entries.rows(wanted, ["features"])["features"])
     print(
         f"store, opening {sizes.entries:,} entries in {len(entries.segments)} segments  {seconds:.1f} s  <= 5 s, 1,024 segments; "
         f"{len(rows):,} of them found in {found:.1f} s"
@@ -113,13 +113,13 @@ def files(folder: Path, sizes: Sizes) -> None:
     images, listing = timed(lambda: list_images("files", spec, folder, labelled=True, seed=0))
     (stamps, _), stating = timed(images.stamps)
     store = FeatureStore(folder / "features", {"precision": "fp16"})
-    content = torch.from_numpy(identities(sizes.files, seed=0).view(np.int64))
+    content = identities(sizes.files, seed=0)
     for some in torch.arange(sizes.files).split(LARGE):
-        store.files.add(stamps[some.numpy()], {"identity": content[some]})
+        store.files.remember(stamps[some.numpy()], content[some])
     store.files.refresh()
-    known, looking = timed(lambda: store.files.rows(stamps, "identity").take(torch.arange(sizes.files)))
+    (found, _), looking = timed(lambda: store.files.contents(stamps))
     each = (anonymous_memory() - before) / sizes.files
-    assert torch.equal(known, content)
+    assert np.array_equal(found, content)
     print(
         f"store, {sizes.files:,} files listed {listing:.0f} s, stat {stating:.0f} s, looked up {looking:.0f} s  <= 60 s together; "
         f"{each:.0f} bytes of memory a file  <= 500"

@@ -2,44 +2,45 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import numpy as np
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
+from torch import Tensor
 
-from clip_ood.features.entries import LARGE, Entries
-from clip_ood.features.store import FeatureStore, StoredSet, TextEmbeddings
-from clip_ood.outputs import Outputs
+from clip_ood.features.store import FeatureStore, TextEmbeddings
+from clip_ood.features.stored_set import StoredSet
 from datamodules.extraction import Batch, ImageBatch, StoredBatch, TextBatch, WordBatch
 
 
 class FeatureWriter(Callback):
     """Collects the batches of a part on the device and writes the part when it is whole; prompts go to the store `texts`.
 
-    `written` counts the parts that this process has finished. Small segments become large ones on the way.
+    `written` counts the parts that this process has finished. Raises: StoreError, with the first batch, where the store cannot be
+    written.
     """
 
     def __init__(self, texts: FeatureStore, stored: dict[str, StoredSet], strings: list[str]) -> None:
         self.texts, self.stored, self.strings = texts, stored, strings
         self.written = 0
-        self._rows: list[tuple[ImageBatch | StoredBatch | WordBatch, Outputs]] = []
-        self._texts: list[Outputs] = []
-        self._small: dict[Path, tuple[Entries, int]] = {}
+        self._checked: set[FeatureStore] = set()
+        self._rows: list[tuple[ImageBatch | StoredBatch | WordBatch, dict[str, Tensor]]] = []
+        self._texts: list[Tensor] = []
 
     def on_predict_batch_end(
         self,
         trainer: Trainer,
         module: LightningModule,
-        outputs: Outputs,
+        outputs: dict[str, Tensor],
         batch: Batch,
         batch_idx: int,
         dataloader_idx: int = 0,
     ) -> None:
+        if outputs:
+            self._check(self.texts if isinstance(batch, TextBatch) else self.stored[batch.part.source].store)
         if isinstance(batch, TextBatch):
-            self._texts.append(outputs)
+            self._texts.append(outputs["embeddings"])
             if batch.last:
-                embeddings = torch.cat([each.embeddings for each in self._texts])
+                embeddings = torch.cat(self._texts)
                 self.texts.write_texts(self.strings, TextEmbeddings(embeddings, module.backbone.logit_scale))
             return
         if isinstance(batch, ImageBatch):
@@ -49,6 +50,11 @@ class FeatureWriter(Callback):
             self._write()
             self._rows.clear()
             self.written += 1
+
+    def _check(self, store: FeatureStore) -> None:
+        if store not in self._checked:
+            store.check_writable()
+            self._checked.add(store)
 
     def _write(self) -> None:
         """Writes the part whose batches are all there: first what was encoded, then what its files were found to hold."""
@@ -63,24 +69,11 @@ class FeatureWriter(Callback):
                 identities.append(batch.identities)
             count += len(identities[-1])
         if count:
-            arrays = {
-                key: torch.cat(
-                    [getattr(outputs, key) for _, outputs in self._rows if getattr(outputs, key) is not None]
-                )
-                for key in ("features", "embeddings")
-                if any(getattr(outputs, key) is not None for _, outputs in self._rows)
-            }
+            given = [outputs for _, outputs in self._rows if outputs]
+            arrays = {name: torch.cat([outputs[name] for outputs in given]) for name in given[0]}
             most = max(len(each) for each in identities)
-            self._keep(stored.entries, stored.add(np.concatenate(identities), arrays, errors, most, part.name), count)
+            stored.add(np.concatenate(identities), arrays, errors, most, part.name)
         if isinstance(batches[0], ImageBatch) and batches[0].stamps is not None:
             stamps = np.concatenate([batch.stamps for batch in batches])
-            found = np.concatenate([batch.identities for batch in batches])
-            self._keep(stored.store.files, stored.remember(stamps, found, part.name), len(stamps))
-
-    def _keep(self, entries: Entries, path: Path, count: int) -> None:
-        """Merges this process's segments of some entries once they make a large one."""
-        self._small[path] = entries, count
-        ours = {each: n for each, (of, n) in self._small.items() if of is entries}
-        if sum(ours.values()) >= entries.factor * LARGE:
-            entries.merge(list(ours))
-            self._small = {each: kept for each, kept in self._small.items() if each not in ours}
+            contents = np.concatenate([batch.contents for batch in batches])
+            stored.store.files.remember(stamps, contents, part.name)

@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import BinaryIO
 
 import numpy as np
-from PIL import ExifTags, Image
+import PIL
+from PIL import ExifTags, Image, features
 
 SUFFIXES = frozenset(
     [
@@ -86,6 +87,12 @@ def _formats() -> list[str]:
     Image.init()
     known = ("JPEG", "MPO", "PNG", "GIF", "BMP", "WEBP", "TIFF", "PPM", "JPEG2000", "AVIF", "TGA")
     return [name for name in known if name in Image.OPEN]
+
+
+@cache
+def decoders() -> str:
+    """What decides which images can be read here: Pillow's version, its decoders and the libraries behind them."""
+    return f"Pillow {PIL.__version__} with {', '.join([*_formats(), *features.get_supported_codecs()])}"
 
 
 def _upright(image: Image.Image) -> Image.Image:

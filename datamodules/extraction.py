@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from uuid import uuid4
 
 import numpy as np
@@ -19,8 +19,8 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from clip_ood.features import store
-from clip_ood.features.identity import pairs
-from clip_ood.features.store import StoredSet
+from clip_ood.features.identity import firsts, pairs
+from clip_ood.features.stored_set import StoredSet
 from clip_ood.prompts import Phrases, fill
 from clip_ood.reading import UnreadableImage
 from datamodules.image_list import ImageList, Loaded
@@ -57,13 +57,14 @@ class PartRows:
 @dataclass
 class ImageBatch:
     """Images of one part. `images` (B, 3, H, W) are those that must be encoded, at positions `encoded` among the n rows of the
-    batch; identities and stamps (n, 2) are of all rows, stamps None for images in memory; `errors` tells, by position among
-    the encoded, which could not be read (zeros) and why."""
+    batch; identities, and the contents and stamps of their files, None for images in memory, are of all rows, (n, 2) each;
+    `errors` tells, by position among the encoded, which could not be read (zeros) and why."""
 
     images: Tensor
     part: Part
     encoded: list[int]
     identities: np.ndarray
+    contents: np.ndarray | None
     stamps: np.ndarray | None
     errors: dict[int, str]
 
@@ -128,26 +129,28 @@ class Batches(Dataset):
             strings = fill(phrases.prompts, [phrases.words[row] for row in batch.rows])
             return WordBatch(strings, len(phrases.prompts), batch.part, batch.identities)
         if batch.identities is not None:
-            rows = self.entries[batch.part.source].rows(batch.identities, "features")
+            rows = self.entries[batch.part.source].rows(batch.identities, ["features"])["features"]
             return StoredBatch(rows.take(torch.arange(len(rows))), batch.part, batch.identities)
         return self._images(batch.part, batch.rows.tolist())
 
     def _images(self, part: Part, rows: list[int]) -> ImageBatch:
-        identities: list[bytes] = []
-        stamps: list[bytes | None] = []
-        encoded, tensors, errors = [], [], {}
+        all_loaded: list[Loaded] = []
+        encoded, tensors, errors, met = [], [], {}, set()
         for start in range(0, len(rows), HELD):
             loaded = [self.images[part.source].load(row) for row in rows[start : start + HELD]]
             there = self._stored(part.source, [each.identity for each in loaded])
             for each, is_there in zip(loaded, there, strict=True):
-                if not is_there and each.identity not in identities:
+                if not is_there and each.identity not in met:
                     tensors.append(self._tensor(each, len(encoded), errors))
-                    encoded.append(len(identities))
-                identities.append(each.identity)
-                stamps.append(each.stamp)
+                    encoded.append(len(all_loaded))
+                met.add(each.identity)
+                all_loaded.append(replace(each, picture=None))  # its bytes may go
         images = torch.stack(tensors) if tensors else self.blank[None][:0]
-        in_files = all(each is not None for each in stamps)
-        return ImageBatch(images, part, encoded, pairs(identities), pairs(stamps) if in_files else None, errors)
+        identities = pairs([each.identity for each in all_loaded])
+        if all_loaded[0].stamp is None:
+            return ImageBatch(images, part, encoded, identities, None, None, errors)
+        contents, stamps = (pairs([getattr(each, kind) for each in all_loaded]) for kind in ("content", "stamp"))
+        return ImageBatch(images, part, encoded, identities, contents, stamps, errors)
 
     def _stored(self, source: str, identities: list[bytes]) -> np.ndarray:
         return self.entries[source].has(pairs(identities), [*self.arrays[source], "valid"])
@@ -191,15 +194,27 @@ class ExtractionData(LightningDataModule):
         self.parts, self.strings = self.trainer.strategy.broadcast((parts, self.strings))
 
     def _parts(self) -> Iterator[Part]:
+        """What is missing, each image once, whatever sets and folders it is known to stand in."""
         run, number = uuid4().hex[:8], 0
-        for name, stored in self.stored.items():
-            missing = stored.missing()
+        for name, missing in self._missing_once().items():
+            stored = self.stored[name]
             known = missing if name in self.words else stored.derivable(missing)
             for rows, are_known in ((np.setdiff1d(missing, known), False), (known, True)):
                 for start in range(0, len(rows), store.PART):
                     some = rows[start : start + store.PART]
                     yield Part(name, f"{run}-{number:07d}-", some, stored.identities_of(some) if are_known else None)
                     number += 1
+
+    def _missing_once(self) -> dict[str, np.ndarray]:
+        missing = {name: stored.missing() for name, stored in self.stored.items()}
+        if not missing:
+            return {}
+        identities = np.concatenate([self.stored[name].identities_of(rows) for name, rows in missing.items()])
+        is_first = np.zeros(len(identities), bool)
+        is_first[firsts(identities)] = True
+        ends = np.cumsum([len(rows) for rows in missing.values()])[:-1]
+        kept = np.split(is_first, ends)
+        return {name: rows[first] for (name, rows), first in zip(missing.items(), kept, strict=True)}
 
     def predict_dataloader(self) -> list[DataLoader]:
         if not self.needs_encoder:

@@ -17,7 +17,7 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 from torchvision.transforms import Compose, Normalize
 
 from clip_ood.backbones.backbone import Backbone, Preprocessing
-from clip_ood.features.store import Features
+from clip_ood.features.stored_set import Features
 from configs.schema import Data, FineTune
 from datamodules.benchmark import Benchmark
 from datamodules.extraction import default_workers

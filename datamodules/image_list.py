@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from clip_ood.features.identity import identity_of, pairs
+from clip_ood.features.identity import SIZE, identity_of, pairs
 from clip_ood.reading import SUFFIXES, decode
 from configs.checks import shard_paths
 from configs.errors import ConfigError
@@ -21,14 +21,16 @@ from configs.schema import ImageSet
 from datamodules import shards, torchvision_sets
 from datamodules.corruptions import Corruption
 from datamodules.label_files import read_labels
-from datamodules.sources import is_vague, of_pixels, read_whole, real_folder, real_path, stamp
+from datamodules.sources import hides_changes, of_pixels, read_whole, real_folder, real_path, stamp
 
 
 @dataclass(frozen=True)
 class Loaded:
-    """An image as it was read: what tells its content, what tells its file (None in memory), and the picture on demand."""
+    """An image as it was read: what tells it, what its file holds and what tells that file (None in memory), and the picture on
+    demand."""
 
     identity: bytes
+    content: bytes | None
     stamp: bytes | None
     picture: Callable[[], Image.Image]
 
@@ -65,15 +67,12 @@ class ImageList:
         """The image, not decoded yet. Raises: OSError for a file that cannot be had."""
         if self.pixels is not None:
             pixels = self.pixels[index]
-            return Loaded(self._after_corruption(index, of_pixels(pixels)), None, lambda: self.read(index))
+            return Loaded(self._after_corruption(index, of_pixels(pixels)), None, None, lambda: self.read(index))
         path, inside = self._place(index)
-        content, state = read_whole(path, *inside)
+        read, state = read_whole(path, *inside)
+        content = identity_of(read)
         known_by = stamp(real_path(str(path)), state, *inside)
-        return Loaded(
-            self._after_corruption(index, identity_of(content)),
-            self._after_corruption(index, known_by),
-            lambda: self._picture(index, content),
-        )
+        return Loaded(self._after_corruption(index, content), content, known_by, lambda: self._picture(index, read))
 
     def _place(self, index: int) -> tuple[Path, tuple[int, ...]]:
         """The file that an image lies in, and where in it: offset and size, nothing for the whole file."""
@@ -82,18 +81,29 @@ class ImageList:
         member = self.members[index]
         return self.root / member.shard, (member.offset, member.size)
 
-    def identify(self, index: int) -> bytes:
-        """What tells the content of an image, which is read: 16 bytes."""
-        return self.load(index).identity
+    def content(self, row: int) -> bytes:
+        """What tells the content of an image's file, which is read: 16 bytes."""
+        path, inside = self._place(row)
+        return identity_of(read_whole(path, *inside)[0])
 
     def identities(self) -> np.ndarray | None:
-        """What tells the contents of images in memory, (N, 2); None for files, which must be read first."""
+        """What tells images in memory apart, (N, 2); None for files, which must be read first."""
         if self.pixels is None:
             return None
-        return pairs([self._after_corruption(index, of_pixels(pixels)) for index, pixels in enumerate(self.pixels)])
+        return self.derived(pairs([of_pixels(pixels) for pixels in self.pixels]))
 
-    def stamps(self) -> tuple[np.ndarray, np.ndarray]:
-        """What each image's file is known by, (N, 2), and whether a change of it could go unnoticed, (N,) bool.
+    def derived(self, contents: np.ndarray) -> np.ndarray:
+        """What tells the images apart, (N, 2), of what tells their sources: the same but for corrupted images."""
+        if self.corruption is None:
+            return contents
+        sources = contents.astype("<u8").tobytes()
+        return pairs(
+            [self._after_corruption(row, sources[row * SIZE : (row + 1) * SIZE]) for row in range(len(self.names))]
+        )
+
+    def stamps(self, rows: np.ndarray | None = None) -> tuple[np.ndarray, np.ndarray]:
+        """Of these rows (None: all): what each image's file is known by, (n, 2), and whether a change of it could go unnoticed,
+        (n,) bool.
 
         Raises: ConfigError for a file that is not there.
         """
@@ -101,16 +111,16 @@ class ImageList:
         states: dict[str, os.stat_result] = {}
         root, vague, found = str(self.root), [], []
         try:
-            for index, name in enumerate(self.names):
+            for row in range(len(self.names)) if rows is None else rows.tolist():
                 if self.members is None:
-                    path, inside = os.path.join(root, name), ()
+                    path, inside = os.path.join(root, self.names[row]), ()
                     state = os.stat(path)
                 else:
-                    member = self.members[index]
+                    member = self.members[row]
                     path, inside = os.path.join(root, member.shard), (member.offset, member.size)
                     state = states.get(path) or states.setdefault(path, os.stat(path))
-                vague.append(is_vague(state))
-                found.append(self._after_corruption(index, stamp(real_path(path), state, *inside)))
+                vague.append(hides_changes(state))
+                found.append(stamp(real_path(path), state, *inside))
         except OSError as error:
             raise ConfigError(f"Image set {self.name}: {error.filename} cannot be had ({error.strerror})") from error
         return pairs(found), np.array(vague, bool)

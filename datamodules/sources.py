@@ -33,7 +33,7 @@ def stamp(real_path: str, found: os.stat_result, *inside: int) -> bytes:
     return identity_of(real_path, ",".join(map(str, about)))
 
 
-def is_vague(found: os.stat_result) -> bool:
+def hides_changes(found: os.stat_result) -> bool:
     """Whether a file could change without a sign: some file systems have no time of change, and give that of writing."""
     return found.st_ctime_ns == found.st_mtime_ns
 

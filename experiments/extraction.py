@@ -15,7 +15,8 @@ from rich.console import Console
 from callbacks.feature_writer import FeatureWriter
 from clip_ood.backbones.create import create_backbone
 from clip_ood.backbones.fingerprint import fingerprint
-from clip_ood.features.store import Features, FeatureStore, StoredSet, TextEmbeddings
+from clip_ood.features.store import FeatureStore, TextEmbeddings
+from clip_ood.features.stored_set import Features, StoredSet
 from clip_ood.prompts import Phrases, fill
 from configs.schema import BackboneConfig, Config
 from datamodules.benchmark import Benchmark
@@ -47,10 +48,12 @@ def load_features(
     chosen_from = pools(config, benchmark) if with_text else {}
     words = word_sets(chosen_from)
     stored_words = {name: texts.word_set(name, phrases) for name, phrases in words.items()}
+    with Console(quiet=not trainer.is_global_zero).status("Looking up the images in the feature store"):
+        for each in stored.values():
+            each.missing()  # every process knows the files as they are now
+            if trainer.is_global_zero:
+                each.check_files()
     if trainer.is_global_zero:
-        with Console().status("Looking up the images in the feature store"):
-            for each in stored.values():
-                each.missing()  # kept for the plan
         _say_old(config.features_root)
     _extract(config, benchmark, trainer, texts, stored | stored_words, strings, words)
     for each in {store, texts}:
@@ -108,10 +111,22 @@ def _look_again(stored: dict[str, StoredSet], texts: FeatureStore) -> None:
 
 
 def _wait_until_visible(stored: dict[str, StoredSet], texts: FeatureStore, strings: list[str]) -> None:
-    """Looks again until all that was written, by whatever process, is seen: on a network file system that may take a while."""
+    """Looks again until all that was written, by whatever process, is seen: on a network file system that may take a while.
+
+    Raises: ValueError for files that were changed after the run had listed them: their features are of what they were then, or
+    are not there.
+    """
     for _ in range(VISIBLE_AFTER):
-        if not (texts.missing_texts(strings) or any(len(each.missing()) for each in stored.values())):
+        missing = {name: rows for name, each in stored.items() if len(rows := each.missing())}
+        if not missing and not texts.missing_texts(strings):
             return
+        changed = {name: stored[name].changed(rows) for name, rows in missing.items()}
+        if name := next((name for name, names in changed.items() if names), None):
+            others = f" and {len(changed[name]) - 1} others" if len(changed[name]) > 1 else ""
+            raise ValueError(
+                f"Image set {stored[name].name}: {changed[name][0]}{others} changed while the run was reading images. Run again "
+                "once nothing writes to the set any more; all other images are kept"
+            )
         time.sleep(1)
         _look_again(stored, texts)
 

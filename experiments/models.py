@@ -12,7 +12,8 @@ from torch import Tensor
 from clip_ood.backbones.backbone import Backbone
 from clip_ood.backbones.create import create_backbone
 from clip_ood.detectors.build import required
-from clip_ood.features.store import Features, TextEmbeddings
+from clip_ood.features.store import TextEmbeddings
+from clip_ood.features.stored_set import Features
 from clip_ood.prompts import prototypes
 from configs.errors import ConfigError
 from configs.loading import load_config

@@ -15,7 +15,7 @@ from configs.schema import Config
 from experiments.run_folder import CONFIG, CONTENTS, IMAGES, head_of, seed_folder, write_whole
 
 if TYPE_CHECKING:
-    from clip_ood.features.store import Features
+    from clip_ood.features.stored_set import Features
     from datamodules.benchmark import Benchmark
 
 WAY_OUT = "Give the settings that it was begun with, or start anew: with --overwrite, or under another --name"

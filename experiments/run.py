@@ -21,7 +21,7 @@ from callbacks.results_files import write_results
 from callbacks.throughput import Throughput
 from clip_ood.backbones.fingerprint import fingerprint
 from clip_ood.calibration import summary
-from clip_ood.features.store import Features
+from clip_ood.features.stored_set import Features
 from clip_ood.judging.save import described
 from clip_ood.judging.saved import FOLDER, Encoder
 from clip_ood.versions import versions

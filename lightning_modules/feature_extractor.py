@@ -6,9 +6,9 @@ from collections.abc import Callable
 
 import torch
 from lightning.pytorch import LightningModule
+from torch import Tensor
 
 from clip_ood.backbones.backbone import Backbone
-from clip_ood.outputs import Outputs
 from clip_ood.prompts import prototypes
 from datamodules.extraction import Batch, StoredBatch, TextBatch, WordBatch
 
@@ -29,17 +29,19 @@ class FeatureExtractor(LightningModule):
         if self.trainer.datamodule.needs_encoder:
             self.backbone = self.create()
 
-    def predict_step(self, batch: Batch, batch_idx: int, dataloader_idx: int = 0) -> Outputs:
-        """Images give features (B, D) and embeddings (B, E) or None; words the mean of their prompts' embeddings as
-        features (B, E); strings give embeddings (K, E), stored features too."""
+    def predict_step(self, batch: Batch, batch_idx: int, dataloader_idx: int = 0) -> dict[str, Tensor]:
+        """Arrays by the names that they are stored under: of images features (B, D) and, from encoders that have them, embeddings
+        (B, E); of words features (B, E), the mean of their prompts' embeddings; of strings and of stored features embeddings
+        (B, E)."""
         with torch.autocast(self.device.type, enabled=False):
             if isinstance(batch, TextBatch):
-                return Outputs(embeddings=self.backbone.encode_text(batch.strings))
+                return {"embeddings": self.backbone.encode_text(batch.strings)}
             if isinstance(batch, WordBatch):
-                return Outputs(features=prototypes(self.backbone.encode_text(batch.strings), batch.num_prompts))
+                return {"features": prototypes(self.backbone.encode_text(batch.strings), batch.num_prompts)}
             if isinstance(batch, StoredBatch):
-                return Outputs(embeddings=self.backbone.project(batch.features))
+                return {"embeddings": self.backbone.project(batch.features)}
             if not len(batch.images):  # all of them are stored already
-                return Outputs()
+                return {}
             features = self.backbone.encode_image(batch.images)
-            return Outputs(features=features, embeddings=self.backbone.project(features))
+            embeddings = self.backbone.project(features)
+            return {"features": features} | ({} if embeddings is None else {"embeddings": embeddings})

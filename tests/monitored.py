@@ -17,7 +17,7 @@ from torch.utils.data import DataLoader
 
 from callbacks.ood_evaluation import OODEvaluation
 from clip_ood.features.rows import Rows
-from clip_ood.features.store import Features
+from clip_ood.features.stored_set import Features
 from clip_ood.outputs import Outputs
 from datamodules.benchmark import Part
 from datamodules.feature_data import FeatureData

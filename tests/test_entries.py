@@ -19,11 +19,12 @@ from safetensors import safe_open
 
 from clip_ood.features import __main__ as command
 from clip_ood.features import entries as entries_module
+from clip_ood.features import merged
 from clip_ood.features import segment as segment_module
 from clip_ood.features.entries import Entries
 from clip_ood.features.identity import find, identity_of, pairs
 from clip_ood.features.rows import Rows
-from clip_ood.features.segment import StoreError, is_whole, open_segment, write_segment
+from clip_ood.features.segment import Failure, StoreError, is_whole, open_segment, write_segment
 
 PROJECT = Path(__file__).parents[1]
 
@@ -45,7 +46,7 @@ def fill(entries, *groups, **more):
 
 
 def values(entries, names):
-    rows = entries.rows(identities(names), "features")
+    rows = entries.rows(identities(names), ["features"])["features"]
     return rows.take(torch.arange(len(names)))[:, 0].tolist()
 
 
@@ -76,12 +77,12 @@ def test_find_is_a_loop_even_where_first_halves_are_shared():
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16, torch.float64, torch.bool], ids=str)
 def test_what_is_written_is_what_is_opened(tmp_path, dtype):
     arrays = {"features": torch.randn(5, 3).to(dtype), "layers.11": torch.randn(5, 2, 2).to(dtype)}
-    path = Entries(tmp_path).add(identities("abcde"), arrays, {1: "torn"}, {"torch": "2"})
+    path = Entries(tmp_path).add(identities("abcde"), arrays, {1: Failure("torn", "Pillow")}, {"torch": "2"})
     found = open_segment(path)
     rows = torch.from_numpy(found.rows_of(identities("abcde")))
     assert all(torch.equal(found.arrays[name][rows], arrays[name]) for name in arrays)
     assert np.array_equal(found.identities[rows.numpy()], identities("abcde"))
-    assert found.about == {"errors": {"1": "torn"}, "made_with": [{"torch": "2"}]}
+    assert found.about == {"errors": {"1": ("torn", "Pillow")}, "made_with": [{"torch": "2"}]}
     assert is_whole(path) and found.rows_of(identities("xa")).tolist() == [-1, 0]
     with safe_open(path, "pt") as file:  # an ordinary safetensors file
         assert set(file.keys()) == {"first", "second", "order", "features", "layers.11", "checksum"}
@@ -95,7 +96,7 @@ def test_entries_are_found_in_any_order_over_segments_and_others_are_not(tmp_pat
     assert entries.has(identities([3, 7, 5]), ["features"]).tolist() == [True, False, True]
     assert entries.has(identities([3]), ["features", "layers.11"]).tolist() == [False]
     with pytest.raises(KeyError, match="1 of 2 entries have no features"):
-        entries.rows(identities([1, 9]), "features")
+        entries.rows(identities([1, 9]), ["features"])
 
 
 def test_arrays_are_added_later_and_leave_the_others_as_they_are(tmp_path):
@@ -105,18 +106,18 @@ def test_arrays_are_added_later_and_leave_the_others_as_they_are(tmp_path):
     entries.add(identities([2, 3]), {"layers.11": torch.tensor([[20.0], [30.0]])})
     entries.refresh()
     assert entries.has(identities([1, 2, 3]), ["features", "layers.11"]).tolist() == [False, True, True]
-    assert entries.rows(identities([3, 2]), "layers.11").take(torch.arange(2)).tolist() == [[30], [20]]
+    assert entries.rows(identities([3, 2]), ["layers.11"])["layers.11"].take(torch.arange(2)).tolist() == [[30], [20]]
     assert path.read_bytes() == before and values(entries, [1, 2, 3]) == [1, 2, 3]
 
 
 def test_errors_are_kept_through_merges(tmp_path, monkeypatch):
     monkeypatch.setattr(entries_module, "SMALL", 1)
     entries = Entries(tmp_path)
-    fill(entries, [1, 2], errors={1: "torn"})
-    fill(entries, [3, 4], errors={0: "empty"})
+    fill(entries, [1, 2], failures={1: Failure("torn", "Pillow 1")})
+    fill(entries, [3, 4], failures={0: Failure("empty", "Pillow 2")})
     for _ in range(2):
         entries.refresh()
-        assert entries.errors(identities([4, 3, 2, 1])) == {1: "empty", 2: "torn"}
+        assert entries.failures(identities([4, 3, 2, 1])) == {1: ("empty", "Pillow 2"), 2: ("torn", "Pillow 1")}
         entries.merge()
     assert len(entries.segments) == 1
 
@@ -261,7 +262,7 @@ def test_what_a_killed_run_left_goes_and_what_another_one_writes_stays(tmp_path)
     fill(entries, [1], [2])
     left = tmp_path / "x.safetensors.0.tmp"
     left.write_bytes(b"half")
-    with segment_module.whole(tmp_path / "y.safetensors") as file:
+    with segment_module.written_whole(tmp_path / "y.safetensors") as file:
         running = Path(file.name)
         file.write(b"half")
         entries.merge([])
@@ -380,7 +381,7 @@ def test_opening_maps(tmp_path):
     sparse_segment(tmp_path / "large.safetensors", identities(range(1024)), width)  # 307 MB of zeros
     before = resident()
     entries = Entries(tmp_path)
-    taken = entries.rows(identities([1000, 3]), "features").take(torch.arange(2))
+    taken = entries.rows(identities([1000, 3]), ["features"])["features"].take(torch.arange(2))
     assert taken.shape == (2, width) and not taken.any()
     assert resident() - before < 30e6
 
@@ -389,3 +390,60 @@ def test_a_write_that_fails_names_the_file(tmp_path):
     (tmp_path / "images").write_bytes(b"a file where the folder should be")
     with pytest.raises(OSError, match="images"):
         write_segment(tmp_path / "images" / "x.safetensors", identities([1]), {"features": [torch.ones(1, 2)]}, {})
+
+
+def test_an_entry_of_two_runs_is_stored_once_even_beside_large_segments(tmp_path, monkeypatch):
+    monkeypatch.setattr(entries_module, "SMALL", 1)
+    first, second = Entries(tmp_path), Entries(tmp_path)  # which do not see one another's additions
+    fill(first, range(20))
+    fill(second, range(15, 24))
+    fill(second, [30])
+    monkeypatch.setattr(entries_module, "LARGE", 20)
+    first.merge()
+    assert sorted(map(len, first.segments)) == [5, 20]
+    assert values(first, [*range(24), 30]) == [*range(24), 30]
+
+
+def test_what_was_added_is_seen_by_who_added_it_and_merged_once_it_is_large(tmp_path, monkeypatch):
+    monkeypatch.setattr(entries_module, "LARGE", 10)
+    entries = Entries(tmp_path)
+    fill(entries, [1, 2, 3], [4, 5, 6])
+    assert values(entries, [5, 1]) == [5, 1] and len(entries.segments) == 2
+    fill(entries, [7, 8, 9, 10])
+    assert [len(segment) for segment in entries.segments] == [10] and values(entries, [10, 1]) == [10, 1]
+
+
+def test_on_a_network_file_system_what_was_merged_goes_a_day_later(tmp_path, monkeypatch):
+    """Where another machine has a segment mapped: there it would end the run."""
+    monkeypatch.setattr(merged, "file_system", lambda folder: "nfs4")
+    entries = Entries(tmp_path)
+    paths = fill(entries, [1], [2])
+    entries.merge(paths)
+    kept = [path.with_name(path.name + ".merged") for path in paths]
+    assert all(path.exists() for path in kept) and not any(path.exists() for path in paths)
+    assert values(Entries(tmp_path), [1, 2]) == [1, 2]
+    entries.merge([])
+    assert all(path.exists() for path in kept)
+    monkeypatch.setattr(merged, "KEPT", -1)
+    entries.merge([])
+    assert not any(path.exists() for path in kept) and values(Entries(tmp_path), [1, 2]) == [1, 2]
+
+
+def test_the_file_system_of_a_folder_is_that_of_the_nearest_mount(tmp_path):
+    mounts = tmp_path / "mounts"
+    place = str(tmp_path).replace(" ", "\\040")
+    mounts.write_text(
+        f"overlay / overlay rw 0 0\nserver:/x {place}/data nfs4 rw 0 0\ntmpfs {place}/data/quick tmpfs rw 0 0\n"
+        f"server:/y {place}/two\\040words cifs rw 0 0\n"
+    )
+    found = [
+        merged.file_system(tmp_path / name, mounts) for name in ("", "data", "data/quick/a", "database", "two words")
+    ]
+    assert found == ["overlay", "nfs4", "tmpfs", "overlay", "cifs"]
+    assert merged.file_system(tmp_path, tmp_path / "nowhere") == ""
+
+
+def test_a_failure_of_a_version_that_wrote_its_reason_alone_is_read(tmp_path):
+    path = tmp_path / "x.safetensors"
+    write_segment(path, identities([1]), {"features": [torch.ones(1, 2)]}, {"errors": {"0": "torn"}, "made_with": []})
+    assert Entries(tmp_path).failures(identities([2, 1])) == {1: ("torn", "")}

@@ -30,7 +30,7 @@ from callbacks.ood_evaluation import OODEvaluation
 from clip_ood.backbones.backbone import Preprocessing
 from clip_ood.backbones.create import create_backbone
 from clip_ood.features.rows import Rows
-from clip_ood.features.store import Features
+from clip_ood.features.stored_set import Features
 from configs.loading import load_config
 from configs.schema import BackboneConfig
 from configs.schema import FineTune as Settings

@@ -11,7 +11,7 @@ from lightning.pytorch import Callback, Trainer
 from torch.nn.functional import normalize
 
 from clip_ood.features.rows import Rows
-from clip_ood.features.store import Features
+from clip_ood.features.stored_set import Features
 from clip_ood.head import StandardisedLinear, mean_and_std
 from clip_ood.outputs import Outputs
 from clip_ood.prompts import fill, prototypes

@@ -28,7 +28,8 @@ from clip_ood.detectors import DETECTORS
 from clip_ood.detectors.build import required
 from clip_ood.evaluation import DetectorSuite
 from clip_ood.features.rows import Rows
-from clip_ood.features.store import Features, TextEmbeddings
+from clip_ood.features.store import TextEmbeddings
+from clip_ood.features.stored_set import Features
 from clip_ood.outputs import NegativeLabels
 from clip_ood.prompts import fill
 from configs.loading import load_config

@@ -11,7 +11,7 @@ from lightning.pytorch import Callback, Trainer
 from torch.nn.functional import normalize
 
 from clip_ood.features.rows import Rows
-from clip_ood.features.store import Features
+from clip_ood.features.stored_set import Features
 from configs.errors import ConfigError
 from configs.loading import load_config
 from configs.schema import PLP as PLPSettings

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
@@ -13,6 +14,7 @@ import rich.progress
 
 from clip_ood.backbones.names import BackboneSpec
 from clip_ood.backbones.weights import local_weights, remote_weights
+from clip_ood.cache import cache
 
 TEXT_FILES = ("config.json", "tokenizer*", "special_tokens_map.json", "vocab*", "merges.txt", "*.model")
 
@@ -79,28 +81,38 @@ def _weights(spec: BackboneSpec, hashes: Path) -> str:
 
 
 def file_hash(path: Path, remembered: Path) -> str:
-    """SHA-256 of a file, computed once for each (path, size, times, inode) and remembered in a JSON file.
+    """SHA-256 of a file, computed once for each (path, size, times, inode) and remembered in a JSON file; in the user's cache where
+    that cannot be written.
 
     Raises: FileNotFoundError.
     """
     path = path.resolve()
     stat = path.stat()
     key = f"{path}|{stat.st_size}|{stat.st_mtime_ns}|{stat.st_ctime_ns}|{stat.st_ino}"
-    known = _remembered(remembered)
-    if key not in known:
-        known[key] = f"sha256:{sha256(path)}"
-        remembered.parent.mkdir(parents=True, exist_ok=True)
-        temporary = remembered.with_name(f"{remembered.name}.{uuid4().hex}.tmp")
-        temporary.write_text(json.dumps(known, indent=1))
-        temporary.replace(remembered)
-    return known[key]
+    places = (remembered, cache() / "hashes.json")
+    for place in places:
+        if found := _remembered(place).get(key):
+            return found
+    found = f"sha256:{sha256(path)}"
+    for place in places:
+        with suppress(OSError):
+            _remember(place, _remembered(place) | {key: found})
+            break
+    return found
+
+
+def _remember(path: Path, known: dict[str, str]) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f"{path.name}.{uuid4().hex}.tmp")
+    temporary.write_text(json.dumps(known, indent=1))
+    temporary.replace(path)
 
 
 def _remembered(path: Path) -> dict[str, str]:
     """Hashes written before; none if the file is missing or damaged, for they can be computed again."""
     try:
         known = json.loads(path.read_text())
-    except (FileNotFoundError, ValueError):
+    except (OSError, ValueError):
         return {}
     return known if isinstance(known, dict) else {}
 

@@ -5,6 +5,7 @@ python -m clip_ood.features check --repair                reads everything; remo
 python -m clip_ood.features remove 3f2a --dry-run         an encoder's entries, by the beginning of its number
 python -m clip_ood.features remove --old                  what older versions have left
 python -m clip_ood.features remove --unused-for 90        encoders that no run has read from for so many days
+python -m clip_ood.features remove --files                what files were found to hold: the next run reads them once
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ import json
 import shutil
 import sys
 import time
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,7 +25,8 @@ from rich.console import Console
 from rich.table import Table
 
 DAY = 86400  # seconds
-KINDS = ("images", "texts")  # of an encoder's entries
+KINDS = {"images": ["valid"], "texts": ["embeddings", "valid"]}  # of an encoder's entries: arrays of which each has one
+FILES = "files"  # the folder of what files were found to hold
 
 
 @dataclass(frozen=True)
@@ -44,10 +47,10 @@ class Stored:
     @property
     def size(self) -> int:
         """Bytes on disk."""
-        return sum(path.stat().st_size for path in self.folder.rglob("*") if path.is_file())
+        return size_of(self.folder)
 
     @property
-    def used(self) -> float:
+    def last_used(self) -> float:
         """When a run has read from it or written to it last, in seconds since 1970."""
         places = [self.folder, *self.folder.glob("*.json"), *(self.folder / kind for kind in KINDS)]
         return max(path.stat().st_mtime for path in places if path.exists())
@@ -70,10 +73,16 @@ def show(root: Path) -> None:
     for title in ("number", "encoder", "images", "texts", "size", "last use"):
         table.add_column(title, justify="left" if title in ("number", "encoder") else "right")
     for each in encoders(root):
-        counts = [f"{len(Entries(each.folder / kind)):,}" for kind in KINDS] if each.about else ["", ""]
-        day = time.strftime("%Y-%m-%d", time.localtime(each.used))
+        counts = (
+            [f"{Entries(each.folder / kind).count(of):,}" for kind, of in KINDS.items()] if each.about else ["", ""]
+        )
+        day = time.strftime("%Y-%m-%d", time.localtime(each.last_used))
         table.add_row(each.folder.name, each.title, *counts, readable(each.size), day)
     Console().print(table)
+    known = Entries(root / FILES).count(["identity"])
+    print(
+        f"{FILES}: what {known:,} files, some of them gone by now, were found to hold ({readable(size_of(root / FILES))})"
+    )
 
 
 def check(root: Path, repair: bool) -> int:
@@ -81,7 +90,7 @@ def check(root: Path, repair: bool) -> int:
     from clip_ood.features.entries import DAMAGED
     from clip_ood.features.segment import SUFFIX, StoreError, is_whole, open_segment
 
-    places = [root / "files", *(each.folder / kind for each in encoders(root) if each.about for kind in KINDS)]
+    places = [root / FILES, *(each.folder / kind for each in encoders(root) if each.about for kind in KINDS)]
     damaged = [path for place in places for path in place.glob(f"*{SUFFIX}{DAMAGED}")]
     for path in damaged:
         print(f"{path} was found to be damaged and set aside")
@@ -101,7 +110,8 @@ def check(root: Path, repair: bool) -> int:
     for path in damaged if repair else []:
         path.unlink(missing_ok=True)
     if damaged:
-        print("removed: the next run makes these entries again" if repair else "check --repair removes what is damaged")
+        way_out = f"python -m clip_ood.features check --repair --root {root} removes what is damaged"
+        print("removed: the next run makes these entries again" if repair else way_out)
     return 0 if repair else len(damaged)
 
 
@@ -112,14 +122,24 @@ def remove(root: Path, chosen: list[Stored], dry: bool) -> None:
         if not dry:
             shutil.rmtree(each.folder)
     if not chosen:
-        print(f"There is nothing of that kind in {root}.")
+        print(f"There are no such encoders in {root}.")
+
+
+def remove_files(root: Path, dry: bool) -> None:
+    """Removes what files were found to hold, or says how much that is; no features go."""
+    print(
+        f"{'would remove' if dry else 'removing'} {root / FILES} ({readable(size_of(root / FILES))}): the next run reads its files once"
+    )
+    if not dry:
+        shutil.rmtree(root / FILES, ignore_errors=True)
+        (root / "hashes.json").unlink(missing_ok=True)
 
 
 def choose(known: list[Stored], numbers: list[str], old: bool, unused_for: float | None) -> list[Stored]:
     """The encoders that are meant. Raises: ValueError for a number that fits none, or several."""
     chosen = [each for each in known if old and each.about is None]
     if unused_for is not None:
-        chosen += [each for each in known if each.used < time.time() - unused_for * DAY]
+        chosen += [each for each in known if each.last_used < time.time() - unused_for * DAY]
     for number in numbers:
         fitting = [each for each in known if each.folder.name.startswith(number)]
         if len(fitting) != 1:
@@ -127,6 +147,15 @@ def choose(known: list[Stored], numbers: list[str], old: bool, unused_for: float
             raise ValueError(f"{number} begins the number of {len(fitting)} encoders; there are: {there}")
         chosen += fitting
     return list({each.folder: each for each in chosen}.values())
+
+
+def size_of(folder: Path) -> int:
+    """Bytes of all files in a folder; of one that is not there none."""
+    sizes = []
+    for path in folder.rglob("*"):
+        with suppress(FileNotFoundError):  # merged meanwhile by a run
+            sizes.append(path.stat().st_size if path.is_file() else 0)
+    return sum(sizes)
 
 
 def readable(size: int) -> str:
@@ -155,21 +184,29 @@ def main(argv: list[str] | None = None) -> None:
     removing.add_argument("numbers", nargs="*", metavar="NUMBER", help="the beginning of an encoder's number")
     removing.add_argument("--old", action="store_true", help="what older versions have left")
     removing.add_argument("--unused-for", type=float, metavar="DAYS", help="what no run has read for so many days")
+    removing.add_argument(
+        "--files", action="store_true", help="what files were found to hold: the next run reads them once"
+    )
     removing.add_argument("--dry-run", action="store_true", help="say what would go, and remove nothing")
     for each in actions.choices.values():
         each.add_argument("--root", type=Path, default=argparse.SUPPRESS, help="the store [features]")
     given = parser.parse_args(argv)
     if not given.root.is_dir():
         sys.exit(f"error: there is no folder {given.root}; name the store with --root")
-    if not (given.root / "files").is_dir() and not encoders(given.root):
+    if not (given.root / FILES).is_dir() and not encoders(given.root):
         sys.exit(f"error: {given.root} is no feature store; name one with --root")
     if given.action == "list":
         show(given.root)
     elif given.action == "check":
         sys.exit(1 if check(given.root, given.repair) else 0)
     else:
-        if not (given.numbers or given.old or given.unused_for is not None):
-            removing.error("name encoders by their number (see list), or --old, or --unused-for DAYS")
+        by_encoder = given.numbers or given.old or given.unused_for is not None
+        if not (by_encoder or given.files):
+            removing.error("name encoders by their number (see list), or --old, --unused-for DAYS or --files")
+        if given.files:
+            remove_files(given.root, given.dry_run)
+        if not by_encoder:
+            return
         try:
             chosen = choose(encoders(given.root), given.numbers, given.old, given.unused_for)
         except ValueError as error:

@@ -19,9 +19,12 @@ import torch
 from filelock import FileLock
 from torch import Tensor
 
+from clip_ood.features.identity import firsts
+from clip_ood.features.merged import remove_retired, retire
 from clip_ood.features.rows import Rows
 from clip_ood.features.segment import (
     SUFFIX,
+    Failure,
     Segment,
     StoreError,
     is_whole,
@@ -31,6 +34,7 @@ from clip_ood.features.segment import (
 )
 
 LARGE = 2**17  # entries of a segment that is merged no more: 100 million entries are 763 segments
+LOCK = ".merging"  # the name of a file that the process which merges holds
 DAMAGED = ".damaged"  # ends the name of a segment that was set aside
 LONGEST = 60  # seconds to wait for another process that merges
 SMALL = 64  # so many segments below that are merged
@@ -40,13 +44,15 @@ class Entries:
     """Entries in the segments of `folder`; `say` is told, once, of each that is damaged. Segments of `factor` · `LARGE` entries are
     merged no more.
 
-    Entries may be added, as other arrays of the same entries, by other processes at any time: `refresh` looks again.
+    Entries may be added, as other arrays of the same entries, by other processes at any time: `refresh` looks again. Small
+    segments that were added here are merged once they make a large one.
     """
 
     def __init__(self, folder: Path, say: Callable[[str], None] = print, factor: int = 1) -> None:
         self.folder, self.say, self.factor = folder, say, factor
         self._open: dict[Path, Segment] = {}
         self._damaged: set[Path] = set()
+        self._added: dict[Path, int] = {}
         self.refresh()
 
     def __getstate__(self) -> dict[str, Any]:  # another process maps the files anew
@@ -82,7 +88,7 @@ class Entries:
             if not os.path.lexists(path):
                 return False
             self._damaged.add(path)
-            self.say(f"{error}: its entries are made again (python -m clip_ood.features check --repair removes it)")
+            self.say(f"{error}: its entries are made again; remove the file")
         return True
 
     def _set_aside(self, segment: Segment) -> None:
@@ -91,63 +97,71 @@ class Entries:
         segment.path.rename(segment.path.with_name(segment.path.name + DAMAGED))
         self.say(f"{segment.path} is damaged: its entries are made again by the next run")
 
+    def count(self, arrays: Sequence[str]) -> int:
+        """How many entries have one of these arrays, of which an entry has one alone."""
+        return sum(len(segment) for segment in self.segments if any(name in segment.arrays for name in arrays))
+
     def has(self, identities: np.ndarray, arrays: Sequence[str]) -> np.ndarray:
         """(N,) bool: which of the identities (N, 2) have all these arrays."""
-        found = np.ones(len(identities), bool)
-        for name in arrays:
-            found[found] = self._places(identities[found], name)[1] >= 0
+        return np.logical_and.reduce([places >= 0 for _, places in self._find(identities, arrays).values()])
+
+    def rows(self, identities: np.ndarray, arrays: Sequence[str]) -> dict[str, Rows]:
+        """Arrays of the entries (N, 2), mapped, by name. Raises: KeyError where one of them is not there."""
+        found = {}
+        for name, (segments, places) in self._find(identities, arrays).items():
+            if missing := int((places < 0).sum()):
+                raise KeyError(f"{missing} of {len(identities)} entries have no {name} in {self.folder}")
+            found[name] = Rows([segment.arrays[name] for segment in segments], torch.from_numpy(places))
         return found
 
-    def rows(self, identities: np.ndarray, array: str) -> Rows:
-        """An array of the entries (N, 2), mapped. Raises: KeyError where one of them does not have it."""
-        segments, places = self._places(identities, array)
-        if missing := int((places < 0).sum()):
-            raise KeyError(f"{missing} of {len(identities)} entries have no {array} in {self.folder}")
-        return Rows([segment.arrays[array] for segment in segments], torch.from_numpy(places))
-
-    def errors(self, identities: np.ndarray) -> dict[int, str]:
+    def failures(self, identities: np.ndarray) -> dict[int, Failure]:
         """Why entries could not be made, by position among `identities` (N, 2)."""
         found = {}
         for segment in self.segments:
             if of_segment := segment.about["errors"]:
-                reasons = np.full(len(segment), "", object)
-                reasons[[int(row) for row in of_segment]] = list(of_segment.values())
                 rows = segment.rows_of(identities)
-                there = np.flatnonzero(rows >= 0)
-                found |= {int(place): reasons[rows[place]] for place in there if reasons[rows[place]]}
+                there = np.flatnonzero(np.isin(rows, [int(row) for row in of_segment]))
+                found |= {int(place): of_segment[str(rows[place])] for place in there}
         return dict(sorted(found.items()))
 
-    def _places(self, identities: np.ndarray, array: str) -> tuple[list[Segment], np.ndarray]:
-        """The segments that hold entries with this array, and each entry's row, counted through them; -1: none has it."""
-        places, used, start = np.full(len(identities), -1), [], 0
+    def _find(self, identities: np.ndarray, arrays: Sequence[str]) -> dict[str, tuple[list[Segment], np.ndarray]]:
+        """By array: the segments that hold it for some of the identities (N, 2), and the row of each, counted through these
+        segments (N,); -1 where none has it. A segment is searched once for all its arrays."""
+        places = {name: np.full(len(identities), -1) for name in arrays}
+        used: dict[str, list[Segment]] = {name: [] for name in arrays}
+        starts = dict.fromkeys(arrays, 0)
         left = np.argsort(identities[:, 0])  # in order they are found several times faster
         for segment in self.segments:
-            if array not in segment.arrays or not len(left):
+            wanted = [name for name in arrays if name in segment.arrays]
+            if not wanted or not len(left):
                 continue
             rows = segment.rows_of(identities[left])
-            there = rows >= 0
-            if there.any():
-                places[left[there]] = start + rows[there]
-                used.append(segment)
-                start += len(segment)
-                left = left[~there]
-        return used, places
+            there = np.flatnonzero(rows >= 0)
+            if not len(there):
+                continue
+            for name in wanted:
+                new = there[places[name][left[there]] < 0]
+                places[name][left[new]] = starts[name] + rows[new]
+                used[name].append(segment)
+                starts[name] += len(segment)
+            left = left[np.logical_or.reduce([places[name][left] < 0 for name in arrays])]
+        return {name: (used[name], places[name]) for name in arrays}
 
     def add(
         self,
         identities: np.ndarray,
         arrays: Mapping[str, Tensor],
-        errors: Mapping[int, str] | None = None,
+        failures: Mapping[int, Failure] | None = None,
         made_with: Mapping[str, Any] | None = None,
         name: str = "",
     ) -> Path:
         """Writes entries (n, 2) with their arrays, (n, …) each, as one segment; of two of the same identity the first.
 
-        `errors`: by row, why an entry could not be made. Segments are read and merged in the order of their names.
+        `failures`: by row, why an entry could not be made. Segments are read and merged in the order of their names.
         Raises: StoreError where it cannot be written; then nothing of it is there.
         """
-        kept = _firsts(identities)
-        reasons = {str(place): errors[row] for place, row in enumerate(kept.tolist()) if row in (errors or {})}
+        kept = firsts(identities)
+        reasons = {str(place): failures[row] for place, row in enumerate(kept.tolist()) if row in (failures or {})}
         rows = torch.from_numpy(kept)
         path = self.folder / f"{name}{uuid4().hex}{SUFFIX}"
         about = {"errors": reasons, "made_with": [made_with] if made_with else []}
@@ -157,6 +171,11 @@ class Entries:
             raise StoreError(
                 f"{self.folder} cannot be written ({error}); what is whole is kept for the next run"
             ) from error
+        self._map(path)
+        self._added[path] = len(kept)
+        if sum(self._added.values()) >= self.factor * LARGE:
+            self.merge(list(self._added))
+            self._added.clear()
         return path
 
     def merge(self, paths: Sequence[Path] | None = None) -> None:
@@ -174,15 +193,19 @@ class Entries:
     def _merge_small(self, paths: Sequence[Path] | None) -> None:
         self.refresh()
         remove_abandoned(self.folder)
+        remove_retired(self.folder, self.folder / LOCK)
         large = self.factor * LARGE
         small = [each for each in self.segments if len(each) < large and (paths is None or each.path in paths)]
         if paths is None and len(small) <= SMALL:
             return
+        settled = [each for each in self.segments if len(each) >= large]
         for kind in dict.fromkeys(segment.kind for segment in small):
-            self._merge([segment for segment in small if segment.kind == kind], large)
+            elsewhere = [segment for segment in settled if segment.kind == kind]
+            self._merge([segment for segment in small if segment.kind == kind], elsewhere, large)
         self.refresh()
 
-    def _merge(self, segments: list[Segment], large: int) -> None:
+    def _merge(self, segments: list[Segment], elsewhere: list[Segment], large: int) -> None:
+        """Merges segments in groups that make large ones; entries that stand `elsewhere` as well go."""
         group: list[Segment] = []
         for segment in segments:
             if not is_whole(segment.path):
@@ -190,31 +213,35 @@ class Entries:
                 continue
             group.append(segment)
             if sum(map(len, group)) >= large:
-                self._replace(group)
+                self._replace(group, _in_any(elsewhere, group))
                 group = []
         if len(group) > 1:
-            self._replace(group)
+            self._replace(group, _in_any(elsewhere, group))
 
     def remove(self, identities: np.ndarray) -> None:
-        """Forgets entries (n, 2): writes each segment that holds some of them anew, without them."""
-        with self._alone(wait=LONGEST):
-            self.refresh()
-            for segment in self.segments:
-                rows = segment.rows_of(identities)
-                if not (rows >= 0).any():
-                    continue
-                if is_whole(segment.path):
-                    self._replace([segment], dropped=rows[rows >= 0])
-                else:
-                    self._set_aside(segment)
-            self.refresh()
+        """Forgets entries (n, 2): writes each segment that holds some of them anew, without them.
 
-    def _replace(self, group: list[Segment], dropped: np.ndarray | None = None) -> None:
+        Raises: StoreError where it cannot be written.
+        """
+        try:
+            with self._alone(wait=LONGEST):
+                self.refresh()
+                for segment in self.segments:
+                    rows = segment.rows_of(identities)
+                    if not (rows >= 0).any():
+                        continue
+                    if is_whole(segment.path):
+                        self._replace([segment], dropped=rows[rows >= 0])
+                    else:
+                        self._set_aside(segment)
+                self.refresh()
+        except OSError as error:
+            raise StoreError(f"{self.folder} cannot be written ({error})") from error
+
+    def _replace(self, group: list[Segment], dropped: np.ndarray) -> None:
         """Writes one segment of the entries of some, each once, in their order, but for the rows `dropped`; then they go."""
         identities = np.concatenate([segment.identities for segment in group])
-        kept = _firsts(identities)
-        if dropped is not None:
-            kept = np.setdiff1d(kept, dropped)
+        kept = np.setdiff1d(firsts(identities), dropped)
         ends = np.cumsum([len(segment) for segment in group])
         starts = ends - [len(segment) for segment in group]
         of_each = [kept[(kept >= start) & (kept < end)] - start for start, end in zip(starts, ends, strict=True)]
@@ -236,7 +263,7 @@ class Entries:
             name = group[0].path.name.removesuffix(SUFFIX)[:-32]
             write_segment(self.folder / f"{name}{uuid4().hex}{SUFFIX}", identities[kept], arrays, about)
         for segment in group:
-            segment.path.unlink(missing_ok=True)
+            retire(segment.path)
 
     @contextmanager
     def _alone(self, wait: float) -> Iterator[bool]:
@@ -245,7 +272,7 @@ class Entries:
             yield False
             return
         try:
-            lock = FileLock(self.folder / ".merging", timeout=wait)
+            lock = FileLock(self.folder / LOCK, timeout=wait)
             lock.acquire()
         except (OSError, NotImplementedError):  # somebody else's turn (Timeout), or a file system without locks
             yield False
@@ -256,9 +283,13 @@ class Entries:
             lock.release()
 
 
-def _firsts(identities: np.ndarray) -> np.ndarray:
-    """The rows of the first of each distinct identity (n, 2), ascending."""
-    return np.sort(np.unique(identities, axis=0, return_index=True)[1])
+def _in_any(segments: list[Segment], group: list[Segment]) -> np.ndarray:
+    """Those rows of a group, counted through, whose entries stand in one of some other segments as well."""
+    identities = np.concatenate([segment.identities for segment in group])
+    there = np.zeros(len(identities), bool)
+    for segment in segments:
+        there[~there] = segment.rows_of(identities[~there]) >= 0
+    return np.flatnonzero(there)
 
 
 def _rows(array: Tensor, rows: np.ndarray) -> Tensor:

@@ -47,3 +47,15 @@ def find(first: np.ndarray, second: np.ndarray, wanted: np.ndarray) -> np.ndarra
         left = left[~same]
         place[left] += 1
     return found
+
+
+def firsts(identities: np.ndarray) -> np.ndarray:
+    """The rows of the first of each distinct identity (n, 2), ascending.
+
+    >>> firsts(np.array([[3, 1], [2, 0], [3, 1]], np.uint64))
+    array([0, 1])
+    """
+    order = np.lexsort((identities[:, 1], identities[:, 0]))  # stable: of equal ones the first comes first
+    is_new = np.ones(len(order), bool)
+    is_new[1:] = (identities[order[1:]] != identities[order[:-1]]).any(axis=1)
+    return np.sort(order[is_new])

@@ -15,7 +15,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, NamedTuple
 from uuid import uuid4
 
 import numpy as np
@@ -42,12 +42,19 @@ class StoreError(ValueError):
     """The store holds something that is damaged or of something else, or cannot be written."""
 
 
+class Failure(NamedTuple):
+    """Why an entry could not be made, and what tried to: another version of that may succeed."""
+
+    reason: str
+    tried: str
+
+
 @dataclass(frozen=True)
 class Segment:
     """A file, mapped: nothing of an array is read before it is used.
 
     Attributes: first, second, the halves of the identities (n,) uint64, ascending; order (n,), their rows; arrays, by name,
-    (n, …) each; about, what was written of it: errors, why an entry could not be made, by row.
+    (n, …) each; about, what was written of it: errors, a Failure by row.
     """
 
     path: Path
@@ -92,6 +99,7 @@ def open_segment(path: Path) -> Segment:
     try:
         with safe_open(path, "pt") as file:
             about = json.loads(file.metadata()["about"])
+            about["errors"] = {row: _failure(written) for row, written in about["errors"].items()}
             tensors = {key: file.get_tensor(key) for key in file.keys() if key != "checksum"}  # noqa: SIM118
         halves = [tensors.pop(key).numpy() for key in ("first", "second", "order")]
     except (SafetensorError, KeyError, TypeError, ValueError) as error:
@@ -99,6 +107,11 @@ def open_segment(path: Path) -> Segment:
             raise FileNotFoundError(f"There is no segment {path} any more") from error
         raise StoreError(f"{path} is damaged ({error})") from error
     return Segment(path, halves[0].view(np.uint64), halves[1].view(np.uint64), halves[2], tensors, about)
+
+
+def _failure(written: str | list[str]) -> Failure:
+    """What was written of an entry that could not be made; a version that knew the reason alone wrote a text."""
+    return Failure(written, "") if isinstance(written, str) else Failure(*written)
 
 
 def is_whole(path: Path) -> bool:
@@ -126,7 +139,7 @@ def write_segment(
         "order": [torch.from_numpy(order.astype(np.int64))],
     }
     columns = {name: [piece.cpu().contiguous() for piece in pieces] for name, pieces in (ours | dict(arrays)).items()}
-    with whole(path) as file:
+    with written_whole(path) as file:
         digest = hashlib.blake2b(digest_size=CHECKSUM)
         for block in _blocks(columns, about):
             file.write(block)
@@ -153,7 +166,7 @@ def _blocks(columns: Mapping[str, Sequence[Tensor]], about: Mapping[str, Any]) -
 
 
 @contextmanager
-def whole(path: Path) -> Iterator[BinaryIO]:
+def written_whole(path: Path) -> Iterator[BinaryIO]:
     """A file that becomes `path` once it is whole and on the disk, and goes if it cannot be.
 
     While it is written it is locked, which tells it from what a killed run has left (`remove_abandoned`).

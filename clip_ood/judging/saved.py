@@ -9,7 +9,6 @@ encoder/                  the image encoder's weights, where they are to travel 
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Iterable
 from contextlib import nullcontext
 from dataclasses import dataclass, fields
@@ -29,6 +28,7 @@ from clip_ood.backbones.fingerprint import digest, fingerprint, sha256
 from clip_ood.backbones.image_encoder import load_image_encoder
 from clip_ood.backbones.names import check_model
 from clip_ood.backbones.spec import ImageSpec
+from clip_ood.cache import cache
 from clip_ood.calibration import Calibration
 from clip_ood.detectors.bank import Bank
 from clip_ood.detectors.build import build_detectors
@@ -189,7 +189,7 @@ class SavedDetector:
             check_model(spec)
             if not allow_download:
                 require_here(spec)
-            found = fingerprint(spec, _hashes())
+            found = fingerprint(spec, cache() / "hashes.json")
         except NotAllowed as error:
             raise DetectorFolderError(f"{name} is not loaded: {error}") from error
         except WouldDownload as error:
@@ -289,12 +289,6 @@ def _at(spec: ImageSpec, encoder: str | None) -> ImageSpec:
     if spec.model.startswith("local-dir:"):
         return ImageSpec(**(own | {"model": f"local-dir:{encoder.removeprefix('local-dir:')}"}))
     return ImageSpec(**(own | {"pretrained": encoder}))
-
-
-def _hashes() -> Path:
-    """Where hashes of local weights are remembered."""
-    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-    return cache / "clip-ood" / "hashes.json"
 
 
 def _json(value: Any) -> Any:

@@ -1,0 +1,72 @@
+"""Which content each file was found to hold, so that it is not read again."""
+
+from __future__ import annotations
+
+from contextlib import suppress
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from clip_ood.cache import cache
+from clip_ood.features.entries import Entries
+from clip_ood.features.segment import StoreError
+
+FACTOR = 8  # times the entries of a large segment: an entry has 40 bytes
+
+
+class KnownFiles:
+    """Contents by stamp, in the folder `files` under a root; in the user's cache where that folder cannot be written.
+
+    A stamp (16 bytes) stands for a file's path, size, times and inode, a content for its bytes; both are (N, 2) uint64 here.
+    """
+
+    def __init__(self, root: Path) -> None:
+        self.places = [Entries(folder, factor=FACTOR) for folder in (cache() / "files", root / "files")]
+
+    def refresh(self) -> None:
+        for place in self.places:
+            place.refresh()
+
+    def contents(self, stamps: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """(N, 2) contents, zeros where none is known, and (N,) bool: which are known."""
+        contents, known = np.zeros((len(stamps), 2), np.uint64), np.zeros(len(stamps), bool)
+        for place in self.places:
+            there = np.flatnonzero(~known)
+            there = there[place.has(stamps[there], ["identity"])]
+            if len(there):
+                rows = place.rows(stamps[there], ["identity"])["identity"]
+                contents[there] = rows.take(torch.arange(len(there))).numpy().view(np.uint64)
+                known[there] = True
+        return contents, known
+
+    def forget(self, stamps: np.ndarray) -> None:
+        """As if the files (n, 2) had not been read, as far as the store can be written."""
+        for place in self.places:
+            with suppress(StoreError):
+                place.remove(stamps)
+
+    def remember(self, stamps: np.ndarray, contents: np.ndarray, name: str = "") -> None:
+        """Keeps what the files with these stamps (n, 2) hold. Raises: StoreError where not even the cache can be written."""
+        was, known = self.contents(stamps)
+        new = ~known
+        if len(stale := np.flatnonzero(known & (was != contents).any(axis=1))):
+            self.forget(stamps[stale])  # remembered wrongly, or written anew without a sign
+            new[stale] = True
+        if not new.any():
+            return
+        values = {"identity": torch.from_numpy(contents[new].view(np.int64).copy())}
+        own, of_root = self.places
+        try:
+            of_root.add(stamps[new], values, name=name)
+        except StoreError as error:
+            own.add(stamps[new], values, name=name)
+            if not self._said:
+                print(f"{error}; what files hold is kept in {own.folder}")
+            self._said = True
+
+    _said = False
+
+    def merge(self) -> None:
+        for place in self.places:
+            place.merge()

@@ -1,0 +1,218 @@
+"""A set of images or words under one encoder: which of its entries are stored, and those themselves."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field
+from functools import cached_property
+from importlib.metadata import version
+from typing import TYPE_CHECKING, Any, Protocol
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from clip_ood.features.entries import Entries
+from clip_ood.features.rows import Rows
+from clip_ood.features.segment import Failure, StoreError
+from clip_ood.reading import decoders
+
+if TYPE_CHECKING:
+    from clip_ood.features.store import FeatureStore
+
+SAMPLE = 64  # files that are read again where a file system does not tell that a file has changed
+DERIVED = {"embeddings": "features"}  # arrays that follow from others
+
+
+class Images(Protocol):
+    """What the store asks of a list of N images."""
+
+    names: Sequence[str]
+
+    def __len__(self) -> int: ...
+
+    def identities(self) -> np.ndarray | None:
+        """(N, 2), where the images lie in memory; None where they are files, which must be read first."""
+
+    def stamps(self, rows: np.ndarray | None = None) -> tuple[np.ndarray, np.ndarray]:
+        """Of these rows (None: all): (n, 2), what says that a file is the one that was read; (n,) bool: whose change could go
+        unnoticed."""
+
+    def content(self, row: int) -> bytes:
+        """What a file holds, which is read: 16 bytes."""
+
+    def derived(self, contents: np.ndarray) -> np.ndarray:
+        """The identities (N, 2) of the images, of what their files hold (N, 2): the same but for corrupted images."""
+
+
+class Known:
+    """Things whose identities (N, 2) are known without reading a file."""
+
+    def __init__(self, names: Sequence[str], identities: np.ndarray) -> None:
+        self.names, self._identities = names, identities
+
+    def __len__(self) -> int:
+        return len(self._identities)
+
+    def identities(self) -> np.ndarray:
+        return self._identities
+
+
+@dataclass(frozen=True)
+class Features:
+    """The stored features of an image set: g, h (None for image-only encoders), which rows could be read (N,) bool, and what
+    tells the images apart (N, 2)."""
+
+    features: Rows
+    embeddings: Rows | None
+    valid: Tensor
+    identities: np.ndarray | None = field(default=None, compare=False)
+
+
+class StoredSet:
+    """One set of images or words under one encoder; none, some or all of its entries may be there."""
+
+    def __init__(
+        self, name: str, store: FeatureStore, entries: Entries, arrays: Sequence[str], images: Images | Known
+    ) -> None:
+        self.name, self.store, self.entries, self.arrays, self.images = name, store, entries, tuple(arrays), images
+        self._in_memory = images.identities()
+
+    @cached_property
+    def _stamps(self) -> tuple[np.ndarray, np.ndarray]:
+        """As the run found the files at its beginning, whatever becomes of them."""
+        return self.images.stamps()
+
+    @cached_property
+    def _identities(self) -> tuple[np.ndarray, np.ndarray]:
+        """(N, 2), and (N,) bool: which are known. An image that was never read has something of its file in its place, which is
+        the same for the same file."""
+        if self._in_memory is not None:
+            return self._in_memory, np.ones(len(self.images), bool)
+        stamps = self._stamps[0]
+        contents, known = self.store.files.contents(stamps)
+        return self.images.derived(np.where(known[:, None], contents, stamps)), known
+
+    def refresh(self) -> None:
+        """Looks again at what is stored."""
+        self.entries.refresh()
+        if self._in_memory is None:
+            self.store.files.refresh()
+            self.__dict__.pop("_identities", None)
+
+    def check_files(self) -> None:
+        """Reads a sample of those files whose change their file system does not tell; where one of them is not what it was, all
+        of them count as never read. Images that another decoder could not read count as missing."""
+        if self._in_memory is not None:
+            return
+        stamps, vague = self._stamps
+        contents, known = self.store.files.contents(stamps)
+        sample = np.random.default_rng().permutation(np.flatnonzero(known & vague))[:SAMPLE]
+        if any(self.images.content(int(row)) != contents[row].astype("<u8").tobytes() for row in sample):
+            self.store.files.forget(stamps[known])
+            self._identities = self.images.derived(stamps), np.zeros(len(stamps), bool)
+        identities, known = self._identities
+        failures = self.entries.failures(identities)
+        if outdated := [row for row, failure in failures.items() if failure.tried != decoders()]:
+            with suppress(StoreError):  # a store that is only read: they stay as they are
+                self.entries.remove(identities[outdated])
+
+    def missing(self) -> np.ndarray:
+        """Rows of the set that must be read or encoded, ascending; those in `derivable` need not be."""
+        identities, known = self._identities
+        stored = known.copy()
+        stored[known] = self.entries.has(identities[known], [*self.arrays, "valid"])
+        return np.flatnonzero(~stored)
+
+    def derivable(self, rows: np.ndarray) -> np.ndarray:
+        """Those of some rows that lack nothing but arrays which can be computed from what is there."""
+        identities, known = self._identities
+        rows = rows[known[rows]]
+        needed = {DERIVED.get(name, name) for name in self.arrays}
+        return rows[self.entries.has(identities[rows], sorted({*needed, "valid"}))]
+
+    def identities_of(self, rows: np.ndarray) -> np.ndarray:
+        """(n, 2); of an image that was never read, what stands in for it."""
+        return self._identities[0][rows]
+
+    def changed(self, rows: np.ndarray) -> list[str]:
+        """The names of those of some rows whose files are others than at the beginning of the run."""
+        if self._in_memory is not None or not len(rows):
+            return []
+        now, _ = self.images.stamps(rows)
+        different = (now != self._stamps[0][rows]).any(axis=1)
+        return [self.images.names[row] for row in rows[different]]
+
+    def add(
+        self,
+        identities: np.ndarray,
+        arrays: Mapping[str, Tensor],
+        errors: Mapping[int, str] | None = None,
+        batch_size: int | None = None,
+        name: str = "",
+    ) -> None:
+        """Writes those arrays of entries (n, 2) that are not there yet; `errors`: by row, why an image could not be read,
+        `batch_size`: images a forward pass.
+
+        Raises: ValueError for NaN or Inf in arrays of readable images, StoreError where it cannot be written.
+        """
+        valid = torch.ones(len(identities), dtype=torch.bool)
+        valid[list(errors or {})] = False
+        if len(there := np.flatnonzero(self.entries.has(identities, ["valid"]))):
+            of_those = self.entries.rows(identities[there], ["valid"])["valid"]
+            valid[torch.from_numpy(there)] = of_those.take(torch.arange(len(there)))
+        kept = {key: value.to("cpu", self.store.dtype, copy=True) for key, value in arrays.items()}
+        for values in kept.values():
+            values[~valid] = 0
+            if broken := int((~values.flatten(1).isfinite().all(dim=1)).sum()):
+                raise ValueError(
+                    f"Image set {self.name}: {broken} of {len(values)} images have NaN or Inf features as "
+                    f"{str(self.store.dtype).removeprefix('torch.')}. Try backbone.precision=fp32, and check the weights."
+                )
+        self.store.describe()
+        failures = {row: Failure(reason, decoders()) for row, reason in (errors or {}).items()}
+        self._add_missing(identities, kept | {"valid": valid}, failures, made_with(batch_size), name)
+
+    def _add_missing(
+        self,
+        identities: np.ndarray,
+        arrays: dict[str, Tensor],
+        failures: dict[int, Failure],
+        about: dict[str, Any],
+        name: str,
+    ) -> None:
+        """One segment for all entries that lack the same arrays: most often for all of them."""
+        lacking = np.stack([~self.entries.has(identities, [key]) for key in arrays], axis=1)
+        for pattern in np.unique(lacking[lacking.any(axis=1)], axis=0):
+            rows = np.flatnonzero((lacking == pattern).all(axis=1))
+            new = {
+                key: arrays[key][torch.from_numpy(rows)] for key, is_new in zip(arrays, pattern, strict=True) if is_new
+            }
+            place = {row: position for position, row in enumerate(rows.tolist())}
+            told = {place[row]: failure for row, failure in failures.items() if row in place and "valid" in new}
+            self.entries.add(identities[rows], new, told, about, name)
+
+    def open(self) -> Features:
+        """The stored features, mapped. Raises: FileNotFoundError where some are not there."""
+        if len(missing := self.missing()):
+            raise FileNotFoundError(
+                f"Image set {self.name}: the features of {len(missing):,} of {len(self.images):,} images are missing in "
+                f"{self.entries.folder}, the first is {self.images.names[missing[0]]}; run again, without "
+                "trainer.limit_predict_batches and trainer.fast_dev_run"
+            )
+        identities, _ = self._identities
+        found = self.entries.rows(identities, [*self.arrays, "valid"])
+        valid = found["valid"].take(torch.arange(len(identities)))
+        return Features(found["features"], found.get("embeddings"), valid, identities)
+
+    @cached_property
+    def errors(self) -> dict[int, str]:
+        """Why images could not be read, by row of the set."""
+        return {row: failure.reason for row, failure in self.entries.failures(self._identities[0]).items()}
+
+
+def made_with(batch_size: int | None) -> dict[str, Any]:
+    """What entries were made with: versions of libraries and the images of a forward pass."""
+    libraries = {name: version(name) for name in ("torch", "torchvision", "open_clip_torch", "timm")}
+    return libraries if batch_size is None else libraries | {"batch_size": batch_size}
