@@ -323,13 +323,14 @@ for number in range({first}, {last}):
 def writer(folder, first, last):
     code = WRITER.format(project=str(PROJECT), folder=str(folder), first=first, last=last)
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
-    return subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, env=environment, text=True)
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+    return subprocess.Popen([sys.executable, "-c", code], **pipes, env=environment, text=True)
 
 
 def test_three_writers_at_once_lose_nothing(tmp_path):
     for process in [writer(tmp_path, 20 * n, 20 * n + 20) for n in range(3)]:
-        process.communicate(timeout=120)
-        assert process.returncode == 0
+        _, errors = process.communicate(timeout=240)
+        assert process.returncode == 0, errors
     entries = Entries(tmp_path)
     assert values(entries, range(240)) == list(range(240)) and all(is_whole(each.path) for each in entries.segments)
 
