@@ -20,6 +20,7 @@ from configs.help import section_of
 from configs.loading import HERE, change, divide, explain, find_config, override, plain, read, validate
 from configs.schema import Config, Method
 from configs.study_schema import Changes, Line, Study
+from configs.yaml_text import says_none
 from experiments.run_folder import CONFIG, check_name
 
 STAR = "method.*."
@@ -124,9 +125,10 @@ def _labelled(axis: str, given: dict[str, Any]) -> dict[str, Changes]:
     if len(given) == 1 and isinstance(values := next(iter(given.values())), list):
         key = next(iter(given))
         return {_label(value): {key: value} for value in values}
-    if wrong := [label for label, changes in given.items() if not isinstance(changes, dict)]:
+    labelled = {str(label): {} if says_none(changes) else changes for label, changes in given.items()}
+    if wrong := [label for label, changes in labelled.items() if not isinstance(changes, dict)]:
         raise ConfigError(f"axes.{axis}.{wrong[0]} must be a mapping of keys to change, as {{data.prompts: [...]}}")
-    return {str(label): changes for label, changes in given.items()}
+    return labelled
 
 
 def _label(value: Any) -> str:
