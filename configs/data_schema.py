@@ -7,6 +7,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 
+from clip_ood.naming import fault, twins
 from configs.prompt_sets import with_sets
 from configs.section import Fraction, Place, Positive, Section
 
@@ -208,10 +209,18 @@ class Data(Section):
     def _placeholders(self) -> Data:
         if wrong := [prompt for prompt in self.prompts if prompt.count("{}") != 1]:
             raise ValueError(f"prompts: {wrong[0]!r} must hold {{}} once, where the class name goes")
+        names = [*self.csid, *self.ood]
+        if wrong := [name for name in names if fault(name)]:
+            raise ValueError(f"the name of a set, {wrong[0]!r}, {fault(wrong[0])}: call it otherwise")
         if twice := sorted(set(TAKEN) & (self.ood.keys() | self.csid.keys()) | self.ood.keys() & self.csid.keys()):
             raise ValueError(
                 f"set names must be distinct, and none of {', '.join(TAKEN)}, which results use themselves: rename "
                 f"{', '.join(twice)}"
+            )
+        if same := twins(names):
+            raise ValueError(
+                f"the sets {same[0]!r} and {same[1]!r} differ in case, blanks or Unicode's form alone: no reader could tell them "
+                "apart; rename one"
             )
         if same := [name for name, images in (self.csid | self.ood).items() if _place(images) == _place(self.ood_val)]:
             raise ValueError(f"ood_val: {same[0]} is reported on; nothing may be chosen on it. Name other images")

@@ -21,7 +21,7 @@ from configs.loading import HERE, change, divide, explain, find_config, override
 from configs.schema import Config, Method
 from configs.study_schema import Changes, Line, Study
 from configs.yaml_text import says_none
-from experiments.run_folder import CONFIG, check_name
+from experiments.run_folder import CONFIG, check_name, check_twin
 
 STAR = "method.*."
 
@@ -62,6 +62,7 @@ def load_study(name: str, arguments: list[str] | None = None) -> Plan:
     except ValidationError as error:
         raise ConfigError(explain(error, Study)) from None
     check_name(study.name)
+    check_twin(study.studies_root / study.name)
     plan = _plan(study, theirs)
     for config in plan.runs.values():
         check_folders(config)
@@ -99,6 +100,8 @@ def _plan(study: Study, arguments: list[str]) -> Plan:
             if line.detector not in shown[run]:
                 shown[run].append(line.detector)
             points.append((labels, name, run, line.detector))
+    for run in contents:
+        check_name(run, "the folder of a run, called by the labels of axes and lines")
     columns = {run: _columns(specs) for run, specs in shown.items()}
     runs = {
         run: validate(
