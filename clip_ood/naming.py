@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections import Counter
+from collections.abc import Iterable, Sequence
 from hashlib import blake2b
 from unicodedata import category, normalize
 
@@ -32,7 +33,15 @@ def twins(names: Iterable[str]) -> tuple[str, str] | None:
     return None
 
 
-def fault(name: str) -> str | None:
+def matches(keys: Sequence[str], names: Sequence[str]) -> dict[str, str]:
+    """The name of each key that is one text with it: the same name, else the only one that differs in case or Unicode's form."""
+    texts = Counter(map(one_text, names))
+    by_text = {one_text(name): name for name in names if texts[one_text(name)] == 1}
+    by_text |= {name: name for name in names}
+    return {key: found for key in keys if (found := by_text.get(key, by_text.get(one_text(key)))) is not None}
+
+
+def fault(name: str, longest: int = LONGEST) -> str | None:
     """Why this is no name that a table can show and a file can hold, in words; None where it is one."""
     if not one_text(name):
         return "is empty or blank"
@@ -42,8 +51,8 @@ def fault(name: str) -> str | None:
         return "holds the end of a line or another control character"
     if name != name.strip():
         return "begins or ends with a blank"
-    if (size := len(name.encode())) > LONGEST:
-        return f"is {size} bytes long, more than {LONGEST}"
+    if (size := len(name.encode())) > longest:
+        return f"is {size} bytes long, more than {longest}"
     return None
 
 

@@ -59,7 +59,6 @@ def test_a_place_is_the_same_through_a_linked_root_and_absolute(root):
     "data",
     [
         {"id": "id", "ood": {"a": "other", "b": "train"}},
-        {"id": "id", "ood": {"inside": "id/cat"}},
         {
             "id": "id",
             "ood": {"blur": {"corruption": "jpeg", "severity": 1}, "more": {"corruption": "jpeg", "severity": 2}},
