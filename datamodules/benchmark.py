@@ -93,13 +93,13 @@ def load_benchmark(config: Config) -> Benchmark:
         for key, spec in specs.items()
         if spec.corruption is None
     }
-    check_apart(images)
     _say_partial(images, specs)
     first = next(iter(images.values()))  # the training images, or those that are divided
     known = find_classes(config, first)
     by_wnid = data.id.class_names == "imagenet" and first.class_names is not None  # of which an ID set may have some
     trained = trained_on(first, known, data.allow_partial or by_wnid)
     images = {key: listed if key in ood else numbered(listed, known, trained, first) for key, listed in images.items()}
+    check_apart(images)
     id_parts = _id_parts(config, images)
     train, id_test = id_parts["train"], id_parts["id_test"]
     images |= _corrupted(images[id_test.images].subset(id_test.rows), specs)
