@@ -85,12 +85,18 @@ def _from_file(path: Path, train: ImageList) -> Classes:
     if not path.is_file():
         raise ConfigError(f"data.id.class_names: there is no file {path}")
     lines = [line.rstrip() for line in path.read_text(encoding="utf-8-sig").splitlines() if line.strip()]
-    own = train.class_names
-    if own is None or not all("\t" in line for line in lines):
+    own, tabs = train.class_names, ["\t" in line for line in lines]
+    if own is None or not any(tabs):
         return _from_names([line.strip() for line in lines], train)
-    named = {
-        key.replace("_", " "): names.split(",")[0].strip() for key, names in (line.split("\t", 1) for line in lines)
-    }
+    if not all(tabs):
+        raise ConfigError(
+            f"data.id.class_names: {path} has lines 'folder<tab>name' and one without a tab: {lines[tabs.index(False)]!r}"
+        )
+    named: dict[str, str] = {}
+    for key, names in (line.split("\t", 1) for line in lines):
+        name = names.split(",")[0].strip()
+        if named.setdefault(key.replace("_", " "), name) != name:
+            raise ConfigError(f"data.id.class_names: {path} names the class folder {key!r} twice, and differently")
     found = matches(own, list(named))
     if unnamed := [key for key in own if key not in found]:
         raise ConfigError(f"data.id.class_names: {path} has no line for the class folder {unnamed[0]!r}")
@@ -144,10 +150,11 @@ def _check_texts(config: Config, classes: Classes, train: ImageList) -> None:
     if config.data.id.class_names is not None or config.data.lemmas != "given":
         return
     if all(re.fullmatch(r"n\d{8}", name) for name in classes.names):
-        known = "class_names=imagenet, " if set(classes.names) <= set(imagenet_wnids()) else ""
+        of_imagenet = set(classes.names) <= set(imagenet_wnids())
         raise ConfigError(
-            f"The class folders of {train.root} are WordNet's numbers ({classes.names[0]}, …), which say nothing to a text encoder: "
-            f"--data.id.{known or 'class_names='}{'or ' if known else ''}a file with a line 'folder<tab>name' for each, or --data.lemmas=first"
+            f"The class folders of {train.root} are WordNet's numbers ({classes.names[0]}, …), which say nothing to a text encoder: set "
+            f"{'data.id.class_names to imagenet, or ' if of_imagenet else 'data.id.class_names '}to a file with a line 'folder<tab>name' for "
+            "each, or data.lemmas to first"
         )
     if all(map(is_number, classes.names)):
         _say(

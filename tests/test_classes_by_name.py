@@ -137,6 +137,20 @@ def test_names_of_folders_that_stand_for_others_are_refused(tmp_path):
     assert called(found) == {"bar": "a bar", "disc": "disc", "dots": "dots", "star": "a star"}
 
 
+@pytest.mark.parametrize(
+    "text, message",
+    [
+        ("bar\ta bar\ndisc\n", "lines 'folder<tab>name' and one without a tab: 'disc'"),
+        ("bar\ta bar\ndisc\ta disc\nbar\ta rod\n", "names the class folder 'bar' twice, and differently"),
+        ("bar\ta bar\ndics\ta disc\n", "has no line for the class folder 'disc'"),
+    ],
+)
+def test_lines_of_folders_and_names_are_whole(text, message, tmp_path):
+    (fill(tmp_path, "id/bar", "id/disc") / "words.txt").write_text(text)
+    with pytest.raises(ConfigError, match=message):
+        benchmark(tmp_path, id={"images": "id", "class_names": "words.txt"})
+
+
 def test_names_given_by_place_are_told(tmp_path, capsys):
     fill(tmp_path, "id/n01", "id/n02")
     benchmark(tmp_path, id={"images": "id", "class_names": ["tench", "goldfish"]})
@@ -202,14 +216,14 @@ WNIDS = ("n01440764", "n01443537", "n02123045")
 def test_wordnets_numbers_are_no_names(tmp_path):
     fill(tmp_path, *(f"id/{wnid}" for wnid in WNIDS))
     with pytest.raises(
-        ConfigError, match=r"n01440764, ….*--data.id.class_names=imagenet, or a file .*--data.lemmas=first"
+        ConfigError, match=r"n01440764, ….*set data.id.class_names to imagenet, or to a file .*data.lemmas to first"
     ):
         benchmark(tmp_path, id="id")
     found = benchmark(tmp_path, id={"images": "id", "class_names": "imagenet"})
     assert called(found) == dict(zip(WNIDS, ("tench", "goldfish", "tabby cat"), strict=True))
     assert benchmark(tmp_path, text=False, id="id").class_names == WNIDS  # no text is read
     fill(tmp_path, "id/n00000001")
-    with pytest.raises(ConfigError, match=r"n00000001, ….*text encoder: --data.id.class_names=a file"):
+    with pytest.raises(ConfigError, match=r"n00000001, ….*text encoder: set data.id.class_names to a file"):
         benchmark(tmp_path, id="id")
 
 
