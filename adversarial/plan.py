@@ -10,6 +10,7 @@ import yaml
 from pydantic import ValidationError
 
 from clip_ood.detectors.names import read_specs
+from clip_ood.naming import twins
 from configs.attack_schema import AttackConfig
 from configs.checks import check_folders
 from configs.data_schema import ImageSet
@@ -18,7 +19,7 @@ from configs.loading import HERE, change, contents, divide, explain, find_config
 from configs.resuming import differences, settled
 from configs.schema import Config
 from experiments.resume import check_heads, check_same, unreadable
-from experiments.run_folder import CONFIG
+from experiments.run_folder import CONFIG, check_name
 
 CLEAN, SCORED, APART = "clean", "scored", "out_of_gallery"  # the runs of an attack, below its folder
 BEFORE, AFTER = "before", "after"
@@ -90,7 +91,10 @@ def _check(plan: Plan) -> None:
         raise ConfigError("target: text needs a text encoder, and timm's models have none: take train or nearest")
     if plan.source is not None and config.method.name != "zero_shot":
         check_heads(plan.source, config)
+    if same := twins(attack.transfer):
+        raise ConfigError(f"transfer: {same[0]!r} and {same[1]!r} are one name to some systems; call them otherwise")
     for name, block in attack.transfer.items():
+        check_name(name, "transfer")
         transferred(plan, name, block)
 
 

@@ -15,6 +15,7 @@ from adversarial.figures import curves, gallery
 from adversarial.plan import AFTER, BEFORE, Plan
 from adversarial.values import PLAIN, Row, Scores, as_dicts, curve_of, rows_of
 from callbacks.results_files import write_json
+from clip_ood.markdown import markdown_table
 from datamodules.benchmark import load_benchmark
 from experiments.run import encoder_name
 from experiments.run_folder import FINISHED
@@ -88,8 +89,10 @@ def markdown(plan: Plan, rows: list[Row], told: dict[str, Any]) -> str:
         success = "" if row.success is None else f"{100 * row.success:.0f}"
         fpr = f"{100 * row.fpr95_before:.1f} → {100 * row.fpr95_after:.1f}"
         lines.append([f"`{name}`", _moved(row), fpr, success, *others])
-    table = ["| " + " | ".join(each) + " |" for each in (header, ["---"] * len(header), *lines)]
-    return "\n\n".join([f"# {plan.attack.name}", _told(plan, told), "\n".join(table), CAPTION]) + "\n"
+    return (
+        "\n\n".join([f"# {plan.attack.name}", _told(plan, told), markdown_table(header, lines, names=1), CAPTION])
+        + "\n"
+    )
 
 
 def _told(plan: Plan, told: dict[str, Any]) -> str:

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import ast
 import re
+from collections.abc import Hashable
 from importlib.util import find_spec
+from os import stat
 from os.path import realpath
 from pathlib import Path
 
@@ -160,27 +162,63 @@ def shard_paths(pattern: Path) -> list[Path]:
     return [pattern.with_name(f"{before}{number:0{len(first)}d}{after}") for number in range(int(first), int(last) + 1)]
 
 
+def option_of(key: str) -> str:
+    """How the set with this key is called in a config."""
+    return "data." + key.replace("/", ".")
+
+
+def may_share(one: str, other: str) -> bool:
+    """Whether the sets with these keys may have images in common: OOD sets, as one and its halves, and covariate-shifted ones."""
+    roles = {key.partition("/")[0] for key in (one, other) if "/" in key}
+    return len(roles) == 1 and "/" in one and "/" in other
+
+
 def check_places(config: Config) -> None:
     """Raises ConfigError where two keys name the same images, however they spell it: a folder, list, shard, or split of a
-    torchvision set, links resolved."""
-    seen: dict[str, str] = {}
+    torchvision set, by any link; or a folder that lies in another one's."""
+    seen: dict[Hashable, str] = {}
+    folders: dict[Hashable, tuple[str, str]] = {}
     for key, spec in image_sets(config).items():
-        option = "data." + key.replace("/", ".")
-        for place in _places(spec, config.data.root):
-            if (other := seen.setdefault(place, option)) != option:
+        for shown, place in _places(spec, config.data.root):
+            if (other := seen.setdefault(place, key)) != key:
                 raise ConfigError(
-                    f"{other} and {option} name the same images ({place}): an image that is scored as one must not be taken for "
-                    "the other. Name other images, or leave one of the keys out"
+                    f"{option_of(other)} and {option_of(key)} name the same images ({shown}): an image that is scored as one must not be "
+                    "taken for the other. Name other images, or leave one of the keys out"
                 )
+            if spec.folder is not None:
+                folders[place] = key, shown
+    for inner, shown in folders.values():
+        for above in Path(shown).parents:
+            outer, whole = folders.get(_identity(str(above)), (inner, ""))
+            if outer == inner or may_share(inner, outer) or _is_hidden(Path(shown).relative_to(above)):
+                continue
+            raise ConfigError(
+                f"{option_of(inner)} ({shown}) lies in {option_of(outer)} ({whole}): an image that is scored as one must not be taken for "
+                f"the other. Move it out, or name the folders of {whole} that are meant"
+            )
 
 
-def _places(spec: ImageSet, root: Path) -> list[str]:
-    """What an image set is read from; nothing for one that is made of another."""
+def _is_hidden(path: Path) -> bool:
+    """Whether a folder is left out when those above it are listed."""
+    return any(part.startswith(".") for part in path.parts)
+
+
+def _places(spec: ImageSet, root: Path) -> list[tuple[str, Hashable]]:
+    """What an image set is read from, shown and told apart; nothing for one that is made of another."""
     if spec.torchvision is not None:
-        return [f"{spec.torchvision}, {spec.split or 'test'}, in {realpath(root)}"]
-    if spec.shards is not None:
-        return [realpath(path) for path in shard_paths(root / spec.shards)]
-    return [realpath(root / path) for path in (spec.list or spec.folder,) if path is not None]
+        place = f"{spec.torchvision}, {spec.split or 'test'}, in {realpath(root)}"
+        return [(place, place)]
+    paths = shard_paths(root / spec.shards) if spec.shards is not None else [spec.list or spec.folder]
+    return [(realpath(root / path), _identity(root / path)) for path in paths if path is not None]
+
+
+def _identity(path: str | Path) -> Hashable:
+    """What tells a file or folder from all others, by whatever name and in whatever case; of one that is not there its path."""
+    try:
+        found = stat(path)
+    except OSError:
+        return realpath(path)
+    return found.st_dev, found.st_ino
 
 
 def check_folders(config: Config) -> None:

@@ -7,6 +7,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 
+from clip_ood.naming import fault, twins
 from configs.prompt_sets import with_sets
 from configs.section import Fraction, Place, Positive, Section
 
@@ -41,7 +42,7 @@ class ImageSet(Section):
     numbered: bool = False
     """With `folder`: sub-folders are named by label number (ImageNet-V2: 0 … 999), not by class."""
     list: Place | None = None
-    """OpenOOD-style text file, a line "relative/path label" an image (-1: no label). Relative to data.root."""
+    """OpenOOD-style text file, a line "relative/path label" an image (labels count from 0; -1: no label). Relative to data.root."""
     images_root: Place = Path()
     """With `list`: the folder that its paths start from. Relative to data.root."""
     shards: Place | None = None
@@ -125,7 +126,8 @@ class IDSet(Section):
     class_names: ClassNames = None
     """Names for the prompts: a list in label order, a text file relative to data.root (a name a line in label order, or
     lines "folder<tab>name, other names" as TinyImageNet's words.txt), or `imagenet` (open_clip's 1000 distinct names, by
-    wnid). Default: the folders' names, underscores as spaces."""
+    wnid). Folders are in label order by name, or by number where all are numbers; their own names may stand in any order.
+    Default: the folders' names, underscores as spaces."""
 
     @model_validator(mode="after")
     def _one_way(self) -> IDSet:
@@ -167,7 +169,8 @@ class Data(Section):
     csid: dict[str, Images] = {}
     """Covariate-shifted ID sets by name: positives of the full_spectrum setting, absent from the standard one."""
     ood: dict[str, ImageSet] = {}
-    """OOD sets by name, any but bank, id_test, mean, ood_val and val, as of csid; {} is allowed: scores, no AUROC."""
+    """OOD sets by name, any but bank, id_test, mean, ood_val and val, as of csid; {} is allowed: scores, no AUROC. No image may
+    be one of ID, csid or ood_val as well; OOD sets may share images."""
     ood_val: Images | None = None
     """OOD images to choose parameters of detectors by, against ID val: {name: knn, k: [1, 5, 10]} under `detectors` needs
     them. They are in no table, and must not be those of a test set."""
@@ -208,10 +211,18 @@ class Data(Section):
     def _placeholders(self) -> Data:
         if wrong := [prompt for prompt in self.prompts if prompt.count("{}") != 1]:
             raise ValueError(f"prompts: {wrong[0]!r} must hold {{}} once, where the class name goes")
+        names = [*self.csid, *self.ood]
+        if wrong := [name for name in names if fault(name)]:
+            raise ValueError(f"the name of a set, {wrong[0]!r}, {fault(wrong[0])}: call it otherwise")
         if twice := sorted(set(TAKEN) & (self.ood.keys() | self.csid.keys()) | self.ood.keys() & self.csid.keys()):
             raise ValueError(
                 f"set names must be distinct, and none of {', '.join(TAKEN)}, which results use themselves: rename "
                 f"{', '.join(twice)}"
+            )
+        if same := twins(names):
+            raise ValueError(
+                f"the sets {same[0]!r} and {same[1]!r} differ in case, blanks or Unicode's form alone: no reader could tell them "
+                "apart; rename one"
             )
         if same := [name for name, images in (self.csid | self.ood).items() if _place(images) == _place(self.ood_val)]:
             raise ValueError(f"ood_val: {same[0]} is reported on; nothing may be chosen on it. Name other images")

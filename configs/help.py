@@ -13,7 +13,7 @@ from configs.schema import Config
 VALUES = """\
 Text, paths and names are taken as they are typed: --data.id='photos #2'. Where keys are meant, {KEY: VALUE} gives them, or
 the name of a YAML file; where a list is meant, [A, B] is one, and all else is its only item. null alone means none where
-there may be none (./null is a folder). In YAML files, and within braces and brackets, values are text as well until their
+there may be none, and no keys where keys are meant (./null is a folder). In YAML files, and within braces and brackets, values are text as well until their
 key is a number or a truth value; there a # after a blank begins a comment, and quotes keep what they hold: 'photos #2'.
 Only keys of trainer and parameters of detectors are whatever YAML makes of them. A name with a dot in it stands in braces:
 --data.ood='{v1.5: FOLDER}'."""

@@ -14,6 +14,7 @@ from pydantic import BaseModel, ValidationError
 
 from configs.checks import check_names
 from configs.errors import ConfigError, nearest
+from configs.explaining import explain
 from configs.schema import Config
 from configs.values import locate, takes, typed
 from configs.yaml_text import parse, reason
@@ -207,46 +208,3 @@ _Dumper.add_representer(
         "tag:yaml.org,2002:str", text, style='"' if {"\x85", "\u2028", "\u2029"} & set(text) else None
     ),
 )
-
-
-def explain(error: ValidationError, section: type[BaseModel]) -> str:
-    """A line for each wrong key or value of a `section`."""
-    return "\n".join(_explain(problem, section) for problem in error.errors())
-
-
-def _explain(problem: dict[str, Any], section: type[BaseModel]) -> str:
-    where = ".".join(str(part) for part in problem["loc"])
-    if problem["type"] == "extra_forbidden":
-        valid = _keys_at(problem["loc"][:-1], section)
-        known = f" Known here: {', '.join(valid)}.{_dots(problem['loc'], section)}"
-        return f"There is no config key {where}.{nearest(str(problem['loc'][-1]), valid) or known}"
-    if problem["type"] == "missing":
-        return f"The config key {where} is missing."
-    if problem["input"] is None:
-        return f"{where} has no value."
-    if problem["type"] in ("model_type", "dict_type"):
-        expected = f"{where} takes keys, as --{where}='{{KEY: VALUE}}', or a YAML file; got {problem['input']!r}."
-        known = ", ".join(_keys_at(problem["loc"], section)) if problem["type"] == "model_type" else ""
-        return f"{expected} Known here: {known}." if known else expected
-    message = problem["msg"].removeprefix("Value error, ")
-    given = "" if isinstance(problem["input"], dict | BaseModel) else f" (got {problem['input']!r})"
-    return f"{where}: {message}{given}" if where else f"{message}{given}"
-
-
-def _dots(location: tuple, section: type[BaseModel]) -> str:
-    """The way out for a name with a dot in it, which a dotted key cannot hold; empty where no name stands."""
-    mapping = ".".join(map(str, location[:-2]))
-    named = mapping and takes(locate(mapping, section)[1]).values is not None
-    return f" A name with a dot in it is given in braces: --{mapping}='{{NAME: …}}'." if named else ""
-
-
-def _keys_at(location: tuple, section: type[BaseModel]) -> list[str]:
-    """The valid keys at `location` below a section."""
-    from configs.help import section_of
-
-    for part in location:
-        field = section.model_fields.get(str(part))
-        if field is None:  # the name of a set in a mapping of sets
-            continue
-        section = section_of(field.annotation) or section
-    return list(section.model_fields)

@@ -112,7 +112,7 @@ class Config(Section):
     """One experiment."""
 
     name: str
-    """The run's folder under runs_root (default: the config's file name)."""
+    """The run's folder under runs_root (default: the config's file name): a name that a folder may have on any system."""
     runs_root: Place = Path("runs")
     """Folder of all runs."""
     features_root: Place = Path("features")

@@ -52,4 +52,8 @@ class Section(BaseModel):
         if not isinstance(given, dict):
             return given
         fields = cls.model_fields
-        return {key: settled(value, fields[key].annotation) if key in fields else value for key, value in given.items()}
+        found = {
+            key: settled(value, fields[key].annotation) if key in fields else value for key, value in given.items()
+        }
+        off = {key for key, value in found.items() if value is None and key in fields and fields[key].default is False}
+        return {key: value for key, value in found.items() if key not in off}  # nothing is no, where no is the default

@@ -34,10 +34,15 @@ class Takes:
     items: Any = None
     values: Any = None
 
+    @property
+    def keys_alone(self) -> bool:
+        """Whether it takes keys, and no text in their place."""
+        return self.keys and not self.text
+
 
 def takes(annotation: Any) -> Takes:
     """What a key of this type takes; nothing of it where the schema has no such key (None)."""
-    kinds = list(_kinds(annotation))
+    kinds = list(kinds_of(annotation))
     sections = [kind for kind in kinds if isinstance(kind, type) and issubclass(kind, BaseModel)]
     inside = {typing.get_origin(kind): typing.get_args(kind)[-1] for kind in kinds if typing.get_args(kind)}
     return Takes(
@@ -58,18 +63,18 @@ def locate(key: str, annotation: Any) -> tuple[list[str], Any]:
             return [*path, key], locate(key, section)[1]
         first, dot, key = key.partition(".")
         path.append(first)
-        annotation = _below(annotation, first)
+        annotation = below(annotation, first)
         if not dot:
             return path, annotation
 
 
 def typed(text: str, annotation: Any) -> Any:
-    """What was typed for a key of this type: `null`, `{…}`, `[…]`, or else the text itself.
+    """What was typed for a key of this type: `null`, `{…}`, `[…]`, or else the text itself. None of keys is none of them.
 
     Raises: ConfigError for braces and brackets that cannot be read, where text is not meant.
     """
     takes_ = takes(annotation)
-    if text == "null" and takes_.none:
+    if text == "null" and (takes_.none or takes_.keys_alone):
         return None
     if takes_.anything:
         try:
@@ -86,12 +91,13 @@ def typed(text: str, annotation: Any) -> Any:
 
 
 def settled(value: Any, annotation: Any) -> Any:
-    """A value of a key of this type, with what only the schema can tell: what is none, and one item in place of a list."""
+    """A value of a key of this type, with what only the schema can tell: what is none, and one item in place of a list. None
+    stands for no keys, {}, where keys are meant."""
     takes_ = takes(annotation)
     if takes_.anything:
         return value
-    if takes_.none and says_none(value):
-        return None
+    if says_none(value) and (takes_.none or not takes_.text):
+        return None if takes_.none or not takes_.keys else {}
     if takes_.items is not None and (isinstance(value, list) or not (takes_.text or value is None)):
         return [settled(each, takes_.items) for each in (value if isinstance(value, list) else [value])]
     if takes_.values is not None and isinstance(value, dict):
@@ -110,20 +116,21 @@ def _flow(text: str, or_text: bool) -> Any:
         ) from None
 
 
-def _kinds(annotation: Any) -> Iterator[Any]:
+def kinds_of(annotation: Any) -> Iterator[Any]:
     """The types that an annotation joins: `Annotated[X, …] | list[Y] | None` are X, list[Y] and NoneType."""
     origin, arguments = typing.get_origin(annotation), typing.get_args(annotation)
     if origin is typing.Annotated:
-        yield from _kinds(arguments[0])
+        yield from kinds_of(arguments[0])
     elif origin in (typing.Union, types.UnionType):
         for each in arguments:
-            yield from _kinds(each)
+            yield from kinds_of(each)
     elif annotation is not None:
         yield annotation
 
 
-def _below(annotation: Any, key: str) -> Any:
-    for kind in _kinds(annotation):
+def below(annotation: Any, key: str) -> Any:
+    """The type of what a key names in a section or mapping of this type; None where there is no such key."""
+    for kind in kinds_of(annotation):
         if kind is Any:
             return Any
         if typing.get_origin(kind) is dict:

@@ -9,9 +9,11 @@ from configs.checks import called as name_of
 from configs.checks import check_folders, image_sets, key_of
 from configs.errors import ConfigError
 from configs.schema import Config, ImageSet
-from datamodules.class_names import called, find_classes, numbered, trained_on
+from datamodules.class_names import called, find_classes
 from datamodules.corruptions import Corruption
 from datamodules.image_list import ImageList, balanced, list_images
+from datamodules.label_numbers import numbered, trained_on
+from datamodules.shared_images import check_apart
 from datamodules.splits import split
 
 
@@ -94,8 +96,10 @@ def load_benchmark(config: Config) -> Benchmark:
     _say_partial(images, specs)
     first = next(iter(images.values()))  # the training images, or those that are divided
     known = find_classes(config, first)
-    trained = trained_on(first, known, data.allow_partial)
-    images = {key: listed if key in ood else numbered(listed, known, trained) for key, listed in images.items()}
+    by_wnid = data.id.class_names == "imagenet" and first.class_names is not None  # of which an ID set may have some
+    trained = trained_on(first, known, data.allow_partial or by_wnid)
+    images = {key: listed if key in ood else numbered(listed, known, trained, first) for key, listed in images.items()}
+    check_apart(images)
     id_parts = _id_parts(config, images)
     train, id_test = id_parts["train"], id_parts["id_test"]
     images |= _corrupted(images[id_test.images].subset(id_test.rows), specs)

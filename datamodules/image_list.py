@@ -9,6 +9,7 @@ import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from unicodedata import normalize
 
 import numpy as np
 from PIL import Image
@@ -19,6 +20,7 @@ from configs.checks import shard_paths
 from configs.errors import ConfigError
 from configs.schema import ImageSet
 from datamodules import shards, torchvision_sets
+from datamodules.class_order import check_no_splits, in_order, is_number
 from datamodules.corruptions import Corruption
 from datamodules.label_files import read_labels
 from datamodules.sources import hides_changes, of_pixels, read_whole, real_folder, real_path, stamp
@@ -166,6 +168,8 @@ def list_images(
         images = _from_labels(name, where, root / spec.labels, partial)
     else:
         images = _from_folder(name, where, labelled)
+        if images.class_names is not None:
+            check_no_splits(name, spec.folder, images)
         if spec.numbered and images.class_names is not None:
             images = _by_number(images)
     if not len(images):
@@ -227,9 +231,10 @@ def _from_folder(name: str, folder: Path, labelled: bool) -> ImageList:
         _say_passed_over(name, sorted(set(files).difference(names)))
     if not labelled:
         return ImageList(name, folder, names)
-    classes = sorted(entry.name for entry in folder.iterdir() if entry.is_dir() and not entry.name.startswith("."))
+    classes = [entry.name for entry in folder.iterdir() if entry.is_dir() and not entry.name.startswith(".")]
     if not classes:
         return ImageList(name, folder, names)
+    classes = in_order(classes)
     first = [path.split("/", 1)[0] if "/" in path else "" for path in names]
     if loose := [path for path, top in zip(names, first, strict=True) if not top]:
         raise ConfigError(
@@ -270,7 +275,7 @@ def _say_passed_over(name: str, files: list[str]) -> None:
 
 def _by_number(images: ImageList) -> ImageList:
     """The folders' names as the labels themselves."""
-    wrong = next((label for label in images.class_names if not label.isdigit()), None)
+    wrong = next((label for label in images.class_names if not is_number(label)), None)
     if wrong is not None:
         raise ConfigError(
             f"Image set {images.name}: the class folders of {images.root} must be label numbers; got {wrong!r}"
@@ -283,13 +288,14 @@ def _from_labels(name: str, folder: Path, path: Path, partial: bool) -> ImageLis
     """Images of a folder, in whatever folders below, with the classes that a file gives them."""
     images = _from_folder(name, folder, labelled=False)
     path, labels = read_labels(name, path)
-    stems = [Path(image).stem for image in images.names]
+    labels = {normalize("NFC", stem): label for stem, label in labels.items()}
+    stems = [normalize("NFC", Path(image).stem) for image in images.names]
     if unknown := next((image for image, stem in zip(images.names, stems, strict=True) if stem not in labels), None):
         raise ConfigError(f"Image set {name}: {path} has no line for {folder / unknown}")
     if (missing := labels.keys() - set(stems)) and not partial:
         missing = min(missing, key=lambda stem: labels[stem].line)
         raise ConfigError(f"Image set {name}: {path}, line {labels[missing].line}: there is no {missing} in {folder}")
-    classes = sorted({labels[stem].name for stem in stems})
+    classes = in_order({labels[stem].name for stem in stems})
     number = {label: index for index, label in enumerate(classes)}
     return replace(images, labels=tuple(number[labels[stem].name] for stem in stems), class_names=tuple(classes))
 
@@ -308,15 +314,22 @@ def _from_list(name: str, path: Path, root: Path, partial: bool) -> ImageList:
                 f"Image set {name}: {path}, line {number}: lists {found[1]} more than once (first in line {lines[found[1]]})"
             )
         lines[found[1]] = number
-        if not (root / found[1]).is_file():
+        if (image := _as_it_is_written(root, found[1])) is None:
             if partial:
                 continue
+            way_out = "; write / between folders, not \\" if "\\" in found[1] else " (key images_root)"
             raise ConfigError(
-                f"Image set {name}: {path}, line {number}: lists {found[1]}, which is not under {root} (key images_root)"
+                f"Image set {name}: {path}, line {number}: lists {found[1]}, which is not under {root}{way_out}"
             )
-        names.append(found[1])
+        names.append(image)
         labels.append(max(int(found[2]), -1))
     return ImageList(name, root, tuple(names), tuple(labels) if any(label >= 0 for label in labels) else None)
+
+
+def _as_it_is_written(root: Path, image: str) -> str | None:
+    """An image's path in the Unicode form that its file has: Macs write é as two characters, others as one. None without a file."""
+    forms = (image, normalize("NFC", image), normalize("NFD", image))
+    return next((form for form in forms if (root / form).is_file()), None)
 
 
 def _from_torchvision(name: str, spec: ImageSet, root: Path, download: bool) -> ImageList:

@@ -10,8 +10,10 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from clip_ood.markdown import markdown_table
 from clip_ood.metrics.ood import MEAN
 from clip_ood.metrics.paired import Line
+from clip_ood.naming import short
 from experiments.comparison import Comparison, Finished, compare, open_run
 from reports.compare_page import Side, write_compare_page
 
@@ -61,14 +63,12 @@ def print_comparison(comparison: Comparison, console: Console | None = None) -> 
 def write_comparison(comparison: Comparison) -> list[Path]:
     """Markdown and CSV beside the first run: compare-A-B….md, .csv."""
     runs, lines = comparison.runs, comparison.lines
-    name = "compare-" + "-".join(run.title.replace(":", "_") for run in runs)
+    name = short("compare-" + "-".join(run.title.replace(":", "_") for run in runs))
     stem = runs[0].folder.parent / name
     header = ["detector", "OOD set", *_titles(runs)]
     rows = [[line.detector, line.ood, *_starred(line, len(runs))] for line in lines]
-    markdown = [f"| {' | '.join(header)} |", "|" + "---|" * 2 + "---:|" * (len(header) - 2)]
-    markdown += [f"| {' | '.join(row)} |" for row in rows]
     said = [_caption(comparison), *comparison.remarks]
-    text = "\n".join(markdown) + "".join(f"\n\n{each}." for each in said) + "\n"
+    text = markdown_table(header, rows, names=2) + "".join(f"\n\n{each}." for each in said) + "\n"
     stem.with_name(name + ".md").write_text(text, encoding="utf-8")
     with stem.with_name(name + ".csv").open("w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file)

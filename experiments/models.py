@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +10,7 @@ import torch
 from lightning.pytorch import LightningModule
 from torch import Tensor
 
-from clip_ood.backbones.backbone import Backbone
+from clip_ood.backbones.backbone import Backbone, unit
 from clip_ood.backbones.create import create_backbone
 from clip_ood.detectors.build import required
 from clip_ood.features.store import TextEmbeddings
@@ -23,6 +24,8 @@ from datamodules.feature_data import FeatureData
 from experiments.resume import check_division
 from experiments.run_folder import CONFIG, FINISHED, head_of, of_seed
 from lightning_modules.zero_shot import ZeroShot, check_classes
+
+SAME = 1e-6  # 1 - the cosine of two prototypes of one text: rounding in other batches
 
 
 def check_method(config: Config, benchmark: Benchmark) -> None:
@@ -98,6 +101,7 @@ def build(
     classes: dict[str, Any] = {"class_names": benchmark.class_names}
     if text is not None:
         embeddings = prototypes(text.embeddings, len(config.data.prompts), [len(names) for names in benchmark.called])
+        check_texts(embeddings, benchmark.class_names)
         classes |= {"text_embeddings": embeddings, "logit_scale": text.logit_scale, "negatives": text.negatives}
     if config.method.name == "finetune":
         return _fine_tuning(config, benchmark, features, classes)
@@ -111,6 +115,20 @@ def build(
     alone, swept = {"linear_probe": (LinearProbe, LinearProbeSweep), "plp": (PLP, PLPSweep)}[config.method.name]
     kind = swept if config.method.settings.sweep else alone
     return kind(config.method.settings, data.train.stored.features.width, config.seed, **classes), data
+
+
+def check_texts(embeddings: Tensor, names: Sequence[str]) -> None:
+    """Raises ConfigError for two classes whose prompts are one text to the encoder, by their prototypes (C, E): its tokenizer may drop
+    accents, marks, or all behind a number of words."""
+    embeddings = unit(embeddings.double())
+    for first in range(0, len(names), 1024):
+        alike = embeddings[first : first + 1024] @ embeddings.T > 1 - SAME  # (≤ 1024, E) @ (E, C) -> (≤ 1024, C)
+        if len(pairs := alike.triu(diagonal=first + 1).nonzero()):
+            one, other = pairs[0].tolist()
+            raise ConfigError(
+                f"The classes {names[first + one]!r} and {names[other]!r} are one text to this encoder, whose tokenizer reads the same in "
+                "both: call them otherwise (data.id.class_names)"
+            )
 
 
 def _fine_tuning(

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from clip_ood.naming import folder_fault, one_text
 from configs.errors import ConfigError
 
 CONFIG = "config.yaml"  # there: a run was started
@@ -20,9 +21,11 @@ def choose_folder(root: Path, name: str, resume: bool = False, overwrite: bool =
     """The folder `root/name` for a run, or `root/name-2` … where a finished run has that name already.
 
     `overwrite` sets aside what is there, if it is a run (see `replacing`). Raises: ConfigError for an unfinished run, unless
-    it is to be resumed or overwritten, for `resume` without one, and for both at once.
+    it is to be resumed or overwritten, for `resume` without one, for both at once, and for a name that some systems take for
+    another one's.
     """
     check_name(name)
+    check_twin(root / name)
     if resume and overwrite:
         raise ConfigError("--resume goes on with a run and --overwrite starts it anew: give one of them")
     if overwrite and not is_follower() and (root / name / CONFIG).is_file():
@@ -36,6 +39,7 @@ def choose_folder(root: Path, name: str, resume: bool = False, overwrite: bool =
     while not overwrite and (folder / FINISHED).is_file():
         number += 1
         folder = root / f"{name}-{number}"
+    check_twin(folder)
     if is_follower():
         return folder  # as the first process chooses, which alone writes
     if (folder / CONFIG).is_file():
@@ -53,10 +57,22 @@ def choose_folder(root: Path, name: str, resume: bool = False, overwrite: bool =
     return folder
 
 
-def check_name(name: str) -> None:
-    """Raises ConfigError for what is no plain name of a folder."""
-    if name in ("", ".", "..") or Path(name).name != name:
-        raise ConfigError(f"name: {name!r} must be a plain folder name, without slashes")
+def check_name(name: str, key: str = "name") -> None:
+    """Raises ConfigError for what is no plain name of a folder, here or on another system."""
+    if reason := folder_fault(name):
+        raise ConfigError(f"{key}: {name!r} must be a plain folder name, without slashes; it {reason}")
+
+
+def check_twin(folder: Path) -> None:
+    """Raises ConfigError where a folder beside this one differs from it in case, Unicode's form or blanks alone."""
+    beside = sorted(path.name for path in folder.parent.iterdir()) if folder.parent.is_dir() else []
+    if folder.name in beside:
+        return
+    if twin := next((name for name in beside if one_text(name) == one_text(folder.name)), None):
+        raise ConfigError(
+            f"name: {folder.parent / twin} is there, and {folder.name!r} differs from it in case or Unicode's form alone: some "
+            f"systems take both for one. Choose another name, or that one as it stands ({twin!r})"
+        )
 
 
 @contextmanager

@@ -20,7 +20,8 @@ from configs.help import section_of
 from configs.loading import HERE, change, divide, explain, find_config, override, plain, read, validate
 from configs.schema import Config, Method
 from configs.study_schema import Changes, Line, Study
-from experiments.run_folder import CONFIG, check_name
+from configs.yaml_text import says_none
+from experiments.run_folder import CONFIG, check_name, check_twin
 
 STAR = "method.*."
 
@@ -61,6 +62,7 @@ def load_study(name: str, arguments: list[str] | None = None) -> Plan:
     except ValidationError as error:
         raise ConfigError(explain(error, Study)) from None
     check_name(study.name)
+    check_twin(study.studies_root / study.name)
     plan = _plan(study, theirs)
     for config in plan.runs.values():
         check_folders(config)
@@ -98,6 +100,8 @@ def _plan(study: Study, arguments: list[str]) -> Plan:
             if line.detector not in shown[run]:
                 shown[run].append(line.detector)
             points.append((labels, name, run, line.detector))
+    for run in contents:
+        check_name(run, "the folder of a run, called by the labels of axes and lines")
     columns = {run: _columns(specs) for run, specs in shown.items()}
     runs = {
         run: validate(
@@ -124,9 +128,10 @@ def _labelled(axis: str, given: dict[str, Any]) -> dict[str, Changes]:
     if len(given) == 1 and isinstance(values := next(iter(given.values())), list):
         key = next(iter(given))
         return {_label(value): {key: value} for value in values}
-    if wrong := [label for label, changes in given.items() if not isinstance(changes, dict)]:
+    labelled = {str(label): {} if says_none(changes) else changes for label, changes in given.items()}
+    if wrong := [label for label, changes in labelled.items() if not isinstance(changes, dict)]:
         raise ConfigError(f"axes.{axis}.{wrong[0]} must be a mapping of keys to change, as {{data.prompts: [...]}}")
-    return {str(label): changes for label, changes in given.items()}
+    return labelled
 
 
 def _label(value: Any) -> str:

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from typing import Any
+from urllib.parse import quote
 
+from clip_ood.markdown import markdown_table
 from clip_ood.metrics.ood import MEAN
 from studies.fit import least_squares
 from studies.plan import Plan
@@ -27,7 +29,7 @@ def markdown(plan: Plan, rows: list[Row], over: dict[int, str], remarks: list[st
     if over and plan.study.shows != "shift":
         said += [f"{told}." for told in dict.fromkeys(over.values())]
         said.append(f"All AUROCs with their intervals: {name}.csv; differences: eval.py --compare.")
-    return "\n\n".join([f"# {title}", table, " ".join(said), *remarks, f"![{title}]({name}.png)"]) + "\n"
+    return "\n\n".join([f"# {title}", table, " ".join(said), *remarks, f"![{title}]({quote(name)}.png)"]) + "\n"
 
 
 def _results(plan: Plan, rows: list[Row]) -> tuple[str, str]:
@@ -44,7 +46,7 @@ def _results(plan: Plan, rows: list[Row]) -> tuple[str, str]:
         cells = [_result(of_set[ood], best[ood]) if ood in of_set else "" for ood in sets]
         cells += [_interval(of_set[MEAN])] if several else []
         lines.append([*(label or "" for label in key), *cells, _percent(found[0]["accuracy"])])
-    return _table(header, lines, len(plan.study.axes) + 1), CAPTION
+    return markdown_table(header, lines, len(plan.study.axes) + 1), CAPTION
 
 
 def _scatter(plan: Plan, rows: list[Row]) -> tuple[str, str]:
@@ -56,7 +58,7 @@ def _scatter(plan: Plan, rows: list[Row]) -> tuple[str, str]:
         fit = least_squares([row["knn_accuracy"] for row in found], [row["auroc"] for row in found])
         told = f"R² = {fit.r2:.2f}" if fit else "too few for an R², which takes 5"
         fits.append(f"{line}: n = {len(found)}, {told}.")
-    return _table(header, lines, 2), " ".join(["Percent.", *fits])
+    return markdown_table(header, lines, 2), " ".join(["Percent.", *fits])
 
 
 def _curve(plan: Plan, rows: list[Row]) -> tuple[str, str]:
@@ -81,7 +83,7 @@ def _curve(plan: Plan, rows: list[Row]) -> tuple[str, str]:
         + [cells[place] for cells in told.values()]
         for place, label in enumerate(labels)
     ]
-    return _table([axis, *names, *told], lines, 1), "Mean AUROC over the OOD sets, percent."
+    return markdown_table([axis, *names, *told], lines, 1), "Mean AUROC over the OOD sets, percent."
 
 
 def _shift(plan: Plan, rows: list[Row]) -> tuple[str, str]:
@@ -101,7 +103,7 @@ def _shift(plan: Plan, rows: list[Row]) -> tuple[str, str]:
         "Share of corrupted ID test images that a score detects at the threshold that accepts 95 % of the clean ones, and "
         "accuracy on them, in percent."
     )
-    return _table(["corruption", "severity", *names, "accuracy"], lines, 2), caption
+    return markdown_table(["corruption", "severity", *names, "accuracy"], lines, 2), caption
 
 
 TABLES: dict[str, Callable[[Plan, list[Row]], tuple[str, str]]] = {
@@ -117,12 +119,6 @@ def _grouped(rows: list[Row], key: Callable[[Row], Any]) -> Iterable[tuple[Any, 
     for row in rows:
         groups.setdefault(key(row), []).append(row)
     return groups.items()
-
-
-def _table(header: list[str], lines: list[list[str]], names: int) -> str:
-    """Markdown; the first `names` columns are text, the others numbers."""
-    rule = "|" + "---|" * names + "---:|" * (len(header) - names)
-    return "\n".join([f"| {' | '.join(header)} |", rule, *(f"| {' | '.join(line)} |" for line in lines)])
 
 
 def _counted(ood: str, counts: dict[str, int]) -> str:

@@ -11,11 +11,11 @@ from studies.values import Results, missing, over_seeds, values, write_values
 def write(plan: Plan, results: Results, failed: dict[str, str]) -> None:
     """Writes <name>.md, <name>.csv and <name>.png, and prints the table."""
     rows = values(plan, results)
-    stem = plan.folder / plan.study.name
-    write_values(stem.with_suffix(".csv"), rows)
-    write_figure(stem.with_suffix(".png"), plan, rows)
+    table, csv, figure = (plan.folder / f"{plan.study.name}{suffix}" for suffix in (".md", ".csv", ".png"))
+    write_values(csv, rows)
+    write_figure(figure, plan, rows)
     left_out = [f"Left out: {run} ({reason})" for run, reason in failed.items()]
     text = markdown(plan, rows, over_seeds(results), [*missing(plan, results), *left_out])
-    stem.with_suffix(".md").write_text(text, encoding="utf-8")
+    table.write_text(text, encoding="utf-8")
     print(text)
-    print("Written: " + ", ".join(str(stem.with_suffix(suffix)) for suffix in (".md", ".csv", ".png")))
+    print("Written: " + ", ".join(map(str, (table, csv, figure))))

@@ -186,9 +186,6 @@ def test_an_empty_value_is_an_error(key):
         ("name:", "name"),
         ("data.root:", "data.root"),
         ("data.ood: {a: }", "data.ood.a"),
-        ("data.ood:", "data.ood"),
-        ("evaluation:", "evaluation"),
-        ("trainer:", "trainer"),
         ("seeds:", "seeds"),
     ],
 )

@@ -9,6 +9,8 @@ from difflib import get_close_matches
 from itertools import product
 from typing import Any
 
+from clip_ood.naming import fault, one_text, twins
+
 DETECTORS: dict[str, str] = {  # name -> "module:Class"
     "knn": "clip_ood.detectors.knn:KNN",
     "mcm": "clip_ood.detectors.mcm:MCM",
@@ -74,10 +76,15 @@ def read_specs(specs: Sequence[str | Mapping[str, Any]] | None) -> list[Spec]:
     for column, count in Counter([*columns, *(spec.label for spec in specs if spec.chosen_as is not None)]).items():
         if count > 1:
             raise ValueError(f"detectors: column {column!r} is asked for {count} times; tell them apart with 'as: …'")
-        if column in ABOUT:
+        if one_text(column) in ABOUT:
             raise ValueError(
                 f"detectors: scores.parquet has a column {column!r} of its own; take another name ('as: …')"
             )
+    if same := twins(dict.fromkeys([*columns, *(spec.label for spec in specs)])):
+        raise ValueError(
+            f"detectors: columns {same[0]!r} and {same[1]!r} differ in case, blanks or Unicode's form alone; tell them apart with "
+            "'as: …'"
+        )
     return specs
 
 
@@ -103,8 +110,9 @@ def _entry(spec: str | Mapping[str, Any]) -> tuple[str, str | None, dict[str, An
     name, label = parameters.pop("name", None), parameters.pop("as", None)
     if not isinstance(name, str):
         raise ValueError(f"detectors: {spec!r}: expected a name or a mapping with the key 'name'")
-    if label is not None and (not isinstance(label, str) or not label.strip() or "/" in label):
-        raise ValueError(f"detectors: {name}: 'as' is {label!r}, expected the name of a column, without slashes")
+    if label is not None and (not isinstance(label, str) or fault(label) or "/" in label):
+        why = f"; it {fault(label)}" if isinstance(label, str) and fault(label) else ""
+        raise ValueError(f"detectors: {name}: 'as' is {label!r}, expected the name of a column, without slashes{why}")
     return name, label, parameters
 
 

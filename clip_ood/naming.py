@@ -1,0 +1,83 @@
+"""What a name may be, and when two names are one to those who read them: people, text encoders, file systems."""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from hashlib import blake2b
+from unicodedata import category, normalize
+
+LONGEST = 200  # bytes; a file's name has 255 at most, of which the project adds some
+DEVICES = re.compile(
+    r"(con|prn|aux|nul|com[0-9¹²³]|lpt[0-9¹²³])", re.IGNORECASE
+)  # of Windows, whatever stands behind a dot
+
+
+def one_text(name: str) -> str:
+    """The name without what cannot be heard: case, Unicode's forms, blanks that are doubled or at its ends, what is invisible.
+
+    >>> one_text(" Cafe\\u0301  Noir") == one_text("café noir")
+    True
+    """
+    folded = normalize("NFC", normalize("NFC", name).casefold())
+    return " ".join("".join(each for each in folded if category(each) != "Cf").split())
+
+
+def twins(names: Iterable[str]) -> tuple[str, str] | None:
+    """The first two names that are one text; None where each is a text of its own."""
+    first: dict[str, str] = {}
+    for name in names:
+        if (other := first.setdefault(one_text(name), name)) != name:
+            return other, name
+    return None
+
+
+def matches(keys: Sequence[str], names: Sequence[str]) -> dict[str, str]:
+    """The name of each key that is one text with it: the same name, else the only one that differs in case or Unicode's form."""
+    texts = Counter(map(one_text, names))
+    by_text = {one_text(name): name for name in names if texts[one_text(name)] == 1}
+    by_text |= {name: name for name in names}
+    return {key: found for key in keys if (found := by_text.get(key, by_text.get(one_text(key)))) is not None}
+
+
+def fault(name: str, longest: int = LONGEST) -> str | None:
+    """Why this is no name that a table can show and a file can hold, in words; None where it is one."""
+    if not one_text(name):
+        return "is empty or blank"
+    if any(category(each) == "Cs" for each in name):
+        return "holds bytes that are no UTF-8"
+    if any(category(each) in ("Cc", "Zl", "Zp") for each in name):
+        return "holds the end of a line or another control character"
+    if name != name.strip():
+        return "begins or ends with a blank"
+    if (size := len(name.encode())) > longest:
+        return f"is {size} bytes long, more than {longest}"
+    return None
+
+
+def folder_fault(name: str) -> str | None:
+    """Why no folder may be called so, on any system that a run may be copied to; None where one may.
+
+    >>> folder_fault("con"), folder_fault("a."), folder_fault("v1.5")
+    ('is a device on Windows', 'ends with a dot, which Windows drops', None)
+    """
+    if found := fault(name):
+        return found
+    if "/" in name or "\\" in name:
+        return "holds a slash, which divides folders"
+    if not name.strip("."):
+        return "stands for another folder"
+    if name.endswith("."):
+        return "ends with a dot, which Windows drops"
+    if DEVICES.fullmatch(name.partition(".")[0].strip()):
+        return "is a device on Windows"
+    return None
+
+
+def short(name: str) -> str:
+    """The name, or its beginning and a hash of it where it is too long for a file."""
+    if len(name.encode()) <= LONGEST:
+        return name
+    beginning = name.encode()[: LONGEST // 2].decode(errors="ignore")
+    return f"{beginning}-{blake2b(name.encode(), digest_size=4).hexdigest()}"
