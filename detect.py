@@ -1,7 +1,7 @@
 """A finished run judges new images: which of them are out-of-distribution?
 
 python detect.py --run runs/demo photos/ more/a.jpg
-python detect.py --run runs/demo photos/ --out verdicts.csv --move-ood odd/ --accept 0.9
+python detect.py --run runs/demo photos/ --out verdicts.csv --copy-ood odd/ --accept 0.9
 find photos -name '*.jpg' | python detect.py --run runs/demo - --format jsonl
 python detect.py --run runs/demo --export model.onnx
 """
@@ -39,7 +39,11 @@ def main(argv: list[str] | None = None) -> None:
     asked = {name: value for name, value in vars(arguments).items() if name in Request.__dataclass_fields__}
     counts = conduct(Request(**asked, trainer=trainer))
     if counts is not None:
-        sys.exit(status(counts.failed + counts.left, counts.ood, arguments.strict, arguments.fail_on_ood))
+        sys.exit(
+            status(
+                counts.failed + counts.left, next(iter(counts.ood.values())), arguments.strict, arguments.fail_on_ood
+            )
+        )
 
 
 def status(failed: int, ood: int, strict: bool, fail_on_ood: bool) -> int:

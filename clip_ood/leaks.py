@@ -44,10 +44,11 @@ def shared_images(sets: Mapping[str, tuple[str, np.ndarray]]) -> list[Shared]:
 
 def told(found: list[Shared]) -> str:
     """One line about the images that sets share: how many, of which, and the way out."""
-    listed = [f"{each.images:,} of the {each.total:,} images of {each.later} are also in {each.earlier}" for each in found]
+    listed = [
+        f"{each.images:,} of the {each.total:,} images of {each.later} are also in {each.earlier}" for each in found
+    ]
     more = f", and {len(listed) - SHOWN} more pairs of sets share some" if len(listed) > SHOWN else ""
     return (
         f"The same images stand in several sets: {', '.join(listed[:SHOWN])}{more}. Scores of such images say nothing about new "
         "ones: remove the copies, or name other images"
     )
-

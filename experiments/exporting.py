@@ -29,7 +29,7 @@ def export_run(
     ID val images enough. Raises: ValueError as `clip_ood.export.export`, before the encoder is loaded where that can be.
     """
     format_of(path)
-    columns = saved.columns if detector is None else [detector]
+    columns = saved.columns if detector is None else saved.chosen(detector)
     detectors = saved.detectors(columns)
     share = saved.accept if accept is None else accept
     stated = saved.manifest["calibration"]

@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import save_file
 from torch import Tensor
 
 from clip_ood.backbones.backbone import Backbone
@@ -25,6 +24,7 @@ from clip_ood.detectors.detector import Detector
 from clip_ood.detectors.statistic import statistics_of
 from clip_ood.judging.saved import ENCODER, FORMAT, MANIFEST, STATE, Encoder, SavedDetector, sealed
 from clip_ood.outputs import Reference
+from clip_ood.tensor_files import save_tensors
 from clip_ood.versions import versions
 
 
@@ -44,7 +44,7 @@ def save_bank(folder: Path, detectors: Mapping[str, Detector], rank: int = 0) ->
     if bank is not None:
         folder.mkdir(parents=True, exist_ok=True)
         tensors = {name: value.cpu().contiguous() for name, value in bank.state().items()}
-        save_file(tensors, folder / f"bank-{rank:05d}.safetensors")
+        save_tensors(tensors, folder / f"bank-{rank:05d}.safetensors")
 
 
 def save_detector(
@@ -72,7 +72,7 @@ def save_detector(
         for name in detectors
         if name not in kept
     ]
-    save_file(_state(reference, kept, calibration), folder / STATE)
+    save_tensors(_state(reference, kept, calibration), folder / STATE)
     if trained is not None:
         save_image_encoder(folder / ENCODER, *trained)
         encoder = replace(encoder, in_folder=True)

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, fields
 from functools import cached_property
@@ -39,6 +39,7 @@ from clip_ood.outputs import NegativeLabels, Outputs, Reference
 
 FOLDER, MANIFEST, STATE, ENCODER = "detector", "detector.json", "state.safetensors", "encoder"
 FORMAT = 1
+ALL = "all"  # every detector of a run
 
 
 class DetectorFolderError(ValueError):
@@ -113,6 +114,21 @@ class SavedDetector:
         raise ValueError(
             f"{self.folder} has no detector {column!r}{f': {why}' if why else ''}. It has {', '.join(self.columns)}"
         )
+
+    def chosen(self, asked: str | Sequence[str] | None) -> list[str]:
+        """The detectors that somebody asks for: a name, several with commas between them, a list, or "all"; the first for None.
+
+        Raises as `check_column`.
+        """
+        if not asked:
+            return self.columns[:1]
+        if isinstance(asked, str):
+            if asked == ALL and ALL not in self.columns:
+                return self.columns
+            asked = [asked] if asked in self.columns else [name.strip() for name in asked.split(",")]
+        for column in asked:
+            self.check_column(column)
+        return list(dict.fromkeys(asked))
 
     def detector(self, column: str) -> Detector:
         """A detector, ready to score. Raises as `check_column`."""
