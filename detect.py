@@ -13,6 +13,7 @@ import sys
 
 from configs.detecting import add_options, check, trainer_of
 from experiments.command_line import end_at_sigterm, guarded
+from experiments.going_on import again, stoppable
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -37,7 +38,10 @@ def main(argv: list[str] | None = None) -> None:
     from experiments.detect import Request, conduct  # torch and Lightning
 
     asked = {name: value for name, value in vars(arguments).items() if name in Request.__dataclass_fields__}
-    counts = conduct(Request(**asked, trainer=trainer))
+    kept = f"What was judged is kept. Go on with: {again('detect.py', argv)}"
+    lost = "Printed verdicts are not kept: with --out FILE, a stopped call goes on where it was"
+    with stoppable(lambda: lost if arguments.out is None else kept):
+        counts = conduct(Request(**asked, trainer=trainer))
     if counts is not None:
         sys.exit(
             status(

@@ -21,6 +21,7 @@ from configs.detecting import beside
 from configs.errors import ConfigError
 from datamodules.inputs import STDIN, sources
 from datamodules.judged_images import JudgedImages
+from experiments.going_on import next_step
 from experiments.quiet import hush
 from experiments.set_aside import Aside
 from experiments.tolerated import Tolerated
@@ -30,6 +31,7 @@ from lightning_modules.judging import Judging
 hush()
 
 BATCHES = 64  # of a part: a killed run loses at most so many
+MANY = 4  # paths: the next step's command does not repeat so many
 
 
 @dataclass(frozen=True)
@@ -166,3 +168,17 @@ def _tell(counts: Counts, judge: Judge, request: Request) -> None:
     if request.copy_ood is not None and counts.ood[judge.column]:
         how = "linked" if request.link else "copied"
         say(f"OOD images: {how} to {request.copy_ood}; they stay where they are, too")
+    say(_next(counts, judge, request))
+
+
+def _next(counts: Counts, judge: Judge, request: Request) -> str:
+    """The next step: to see the images that were flagged, or to hear the other detectors."""
+    command = ["python", "detect.py", "--run", str(request.run)]
+    few = request.paths if len(request.paths) < MANY else [request.paths[0], "..."]
+    same = [*command, *few, *(["--accept", f"{request.accept:g}"] if request.accept is not None else [])]
+    if counts.ood[judge.column] and request.copy_ood is None:
+        what = "copies the OOD images together, to look at"
+        return next_step([*same, "--detector", judge.column, "--copy-ood", "odd/"], what)
+    if len(judge.columns) == 1:
+        return next_step([*same, "--detector", "all"], "asks all detectors of the run, in one pass")
+    return next_step([*command, "--export", "model.onnx"], "writes encoder and detectors as one file")

@@ -15,6 +15,9 @@ def add_encoder_to(run: Path, encoder: str | None, allow_download: bool = False)
     saved = SavedDetector(run)
     what = "holds its encoder now" if add_encoder(saved, encoder, allow_download) else "held its encoder already"
     print(f"{saved.folder} {what}: it needs nothing else")
+    print(
+        f"Next: copy {saved.folder} to another machine, where python detect.py --run {saved.folder.name} photos/ judges by it"
+    )
 
 
 def export_run(
@@ -45,3 +48,5 @@ def export_run(
     print(
         f"{', '.join(map(str, done.files))}: pixels to scores of {', '.join(done.detectors)}; the same as the run's on trial images"
     )
+    run_by = "onnxruntime, as the README shows" if path.suffix.lower() == ".onnx" else "torch.export.load"
+    print(f"Next: run {path} on images by {run_by}")

@@ -19,3 +19,4 @@ def write(plan: Plan, results: Results, failed: dict[str, str]) -> None:
     stem.with_suffix(".md").write_text(text, encoding="utf-8")
     print(text)
     print("Written: " + ", ".join(str(stem.with_suffix(suffix)) for suffix in (".md", ".csv", ".png")))
+    print(f"Next: look at {stem.with_suffix('.png')}, or add lines or axes and run it again: what is finished is kept")
