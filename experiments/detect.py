@@ -159,6 +159,8 @@ def _tell(counts: Counts, judge: Judge, request: Request) -> None:
             f"accepts {100 * each.expected:.1f} % of new ID images (calibrated on {len(each.calibration):,})"
             + (f"; {counts.failed:,} could not be judged" if counts.failed else "")
         )
+    if judge.predictor is not None:
+        say(f"predicted_class is by {judge.predictor.told()}")
     for path, reason in counts.left_shown:
         say(f"judged, but not set aside: {path}: {reason}")
     if counts.left > len(counts.left_shown):

@@ -8,6 +8,8 @@ from clip_ood.calibration import needed
 from clip_ood.export import export, format_of
 from clip_ood.judging.save import add_encoder
 from clip_ood.judging.saved import SavedDetector
+from clip_ood.outputs import Reference
+from clip_ood.predictions import CALLED, HEAD, TEXT
 
 
 def add_encoder_to(run: Path, encoder: str | None, allow_download: bool = False) -> None:
@@ -18,6 +20,11 @@ def add_encoder_to(run: Path, encoder: str | None, allow_download: bool = False)
     print(
         f"Next: copy {saved.folder} to another machine, where python detect.py --run {saved.folder.name} photos/ judges by it"
     )
+
+
+def predicts_by(reference: Reference) -> str | None:
+    """What the classes of a graph are predicted by: its head, else the texts, else nothing."""
+    return HEAD if reference.weight is not None else TEXT if reference.text_embeddings is not None else None
 
 
 def export_run(
@@ -43,6 +50,8 @@ def export_run(
         print(f"Left out: {each.detector} ({each.reason})")
     for note in done.notes:
         print(note)
+    if (predictor := saved.predictor) is not None and predictor.by != (own := predicts_by(saved.reference)):
+        print(f"predicted is by {CALLED.get(own, 'nothing')} in it, where detect.py takes {predictor.told()}")
     if not enough:
         print("It holds no thresholds: the run has too few ID val images")
     print(

@@ -116,6 +116,7 @@ def _run(config: Config, folder: Path, checkpoint: Path | None, benchmark: Bench
         "trained_on": getattr(module, "trained_on", None),
         "sweep": getattr(module, "sweep", None),
         "shared_images": [asdict(each) for each in shared],
+        "predictor": (best := evaluation.results.predictor) and asdict(best),
         "versions": versions("lightning"),
     }
     write_results(folder, evaluation.results, about | {"calibration": calibration(config, evaluation)}, benchmark)

@@ -13,11 +13,13 @@ from torch import Tensor, nn
 
 from clip_ood.backbones.backbone import Backbone
 from clip_ood.calibration import Calibration
+from clip_ood.detectors.bank import Bank
 from clip_ood.detectors.detector import Detector, score_together
+from clip_ood.detectors.statistic import statistics_of
 from clip_ood.head import head_logits
 from clip_ood.judging.saved import SavedDetector
 from clip_ood.outputs import Outputs
-from clip_ood.predictions import predict
+from clip_ood.predictions import HEAD, KNN, predict, voted
 from clip_ood.reading import read_image, to_rgb
 
 
@@ -27,7 +29,8 @@ class Verdict:
 
     path: of the file, None for a picture that came without one; is_ood: p_value ≤ 1 − accept; score: higher = more
     in-distribution; p_value: the share of ID images that would score as low, see `clip_ood.calibration`; predicted_class and
-    its probability, confidence: of the head or the text embeddings, None without classes.
+    its confidence: by what the judge's `predictor` says, the probability of the head or the text embeddings or the share of the
+    neighbours' vote; None without classes.
     """
 
     path: str | None
@@ -101,6 +104,16 @@ class Judge(nn.Module):
         self.dtype = getattr(torch, saved.encoder.features)
         self.autocast = None if saved.encoder.autocast is None else getattr(torch, saved.encoder.autocast)
         self.backbone, self.detectors = backbone, nn.ModuleList(saved.detectors(self.columns).values())
+        self.predictor = saved.predictor
+        self.by = HEAD if self.predictor is None else self.predictor.by
+        self.bank, bank_labels = None, None
+        if self.by == KNN:  # the detectors' own, where they have it
+            searched = (each for each in self.detectors if each.searches)
+            banks = [
+                each for detector in searched for each in statistics_of(detector).values() if isinstance(each, Bank)
+            ]
+            self.bank, bank_labels = next(iter(banks), None) or saved.bank(), saved.bank_labels()
+        self.register_buffer("bank_labels", bank_labels, persistent=False)
         for name in ("weight", "bias", "text_embeddings"):
             self.register_buffer(name, getattr(saved.reference, name), persistent=False)
 
@@ -161,9 +174,14 @@ class Judge(nn.Module):
 
     def judged(self, outputs: Outputs) -> Judged:
         """Scores, p-values and classes of some images."""
-        scores = [score.cpu() for score in score_together(list(self.detectors), outputs)]
-        predicted = predict(outputs, self.text_embeddings, self.logit_scale)
-        classes, confidence = (None, None) if predicted is None else (value.cpu() for value in predicted)
+        vote = [] if self.bank is None else [lambda rows: voted(rows, self.bank, self.bank_labels)]
+        values = [value.cpu() for value in score_together(list(self.detectors), outputs, vote)]
+        scores = values[: len(self.detectors)]
+        if vote:
+            classes, confidence = values[-1][:, 0].long(), values[-1][:, 1]
+        else:
+            predicted = predict(outputs, self.text_embeddings, self.logit_scale, self.by)
+            classes, confidence = (None, None) if predicted is None else (value.cpu() for value in predicted)
         p_values = [decision.calibration.p_values(each) for decision, each in zip(self.decisions, scores, strict=True)]
         is_ood = [each < decision.threshold for decision, each in zip(self.decisions, scores, strict=True)]
         return Judged(*(torch.stack(each, dim=1) for each in (scores, p_values, is_ood)), classes, confidence)
@@ -171,8 +189,13 @@ class Judge(nn.Module):
     def verdicts(self, judged: Judged, names: list[str | None]) -> list[Verdict]:
         """One value an image and detector, image by image."""
         empty = [None] * len(names)
-        classes = empty if judged.classes is None else [self.class_names[label] for label in judged.classes.tolist()]
-        confidence = empty if judged.confidence is None else judged.confidence.tolist()
+        classes, confidence = empty, empty
+        if judged.classes is not None:  # -1: no neighbour has a class
+            labels = judged.classes.tolist()
+            classes = [None if label < 0 else self.class_names[label] for label in labels]
+            confidence = [
+                None if label < 0 else value for label, value in zip(labels, judged.confidence.tolist(), strict=True)
+            ]
         is_ood, scores, p_values = (each.tolist() for each in (judged.is_ood, judged.scores, judged.p_values))
         return [
             Verdict(names[i], is_ood[i][k], scores[i][k], p_values[i][k], classes[i], confidence[i], decision.column)
