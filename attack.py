@@ -9,6 +9,7 @@ from __future__ import annotations
 from adversarial.plan import check_resumed, load_attack
 from configs.errors import ConfigError
 from experiments.command_line import end_at_sigterm, guarded, parse
+from experiments.going_on import resume_line, stoppable
 from experiments.run_folder import choose_folder, replacing, started
 
 
@@ -26,7 +27,8 @@ def main(argv: list[str] | None = None) -> None:
     from adversarial.conduct import conduct  # torch and Lightning
     from adversarial.report import write
 
-    with replacing(folder), started(folder, plan.dump()):
+    way_on = lambda: resume_line("attack.py", argv, folder)  # noqa: E731
+    with stoppable(way_on), replacing(folder), started(folder, plan.dump()):
         if found := conduct(plan, folder):
             write(plan, folder, found)
 

@@ -1,7 +1,7 @@
 """A finished run judges new images: which of them are out-of-distribution?
 
 python detect.py --run runs/demo photos/ more/a.jpg
-python detect.py --run runs/demo photos/ --out verdicts.csv --move-ood odd/ --accept 0.9
+python detect.py --run runs/demo photos/ --out verdicts.csv --copy-ood odd/ --accept 0.9
 find photos -name '*.jpg' | python detect.py --run runs/demo - --format jsonl
 python detect.py --run runs/demo --export model.onnx
 """
@@ -13,6 +13,7 @@ import sys
 
 from configs.detecting import add_options, check, trainer_of
 from experiments.command_line import end_at_sigterm, guarded
+from experiments.going_on import again, stoppable
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -37,9 +38,16 @@ def main(argv: list[str] | None = None) -> None:
     from experiments.detect import Request, conduct  # torch and Lightning
 
     asked = {name: value for name, value in vars(arguments).items() if name in Request.__dataclass_fields__}
-    counts = conduct(Request(**asked, trainer=trainer))
+    kept = f"What was judged is kept. Go on with: {again('detect.py', argv)}"
+    lost = "Printed verdicts are not kept: with --out FILE, a stopped call goes on where it was"
+    with stoppable(lambda: lost if arguments.out is None else kept):
+        counts = conduct(Request(**asked, trainer=trainer))
     if counts is not None:
-        sys.exit(status(counts.failed + counts.left, counts.ood, arguments.strict, arguments.fail_on_ood))
+        sys.exit(
+            status(
+                counts.failed + counts.left, next(iter(counts.ood.values())), arguments.strict, arguments.fail_on_ood
+            )
+        )
 
 
 def status(failed: int, ood: int, strict: bool, fail_on_ood: bool) -> int:

@@ -14,6 +14,7 @@ from configs.checks import check_folders
 from configs.errors import ConfigError
 from configs.loading import dump, load_config
 from experiments.command_line import guarded, parse
+from experiments.going_on import resume_line, stoppable
 from experiments.resume import check_heads, check_resumed
 from experiments.run_folder import choose_folder, replacing
 
@@ -57,7 +58,7 @@ def main(argv: list[str] | None = None) -> None:
         check_resumed(config, folder)
     from experiments.seeds import conduct
 
-    with replacing(folder):
+    with stoppable(lambda: resume_line("eval.py", argv, folder)), replacing(folder):
         conduct(config, folder, arguments.run)
 
 

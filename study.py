@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from configs.errors import ConfigError
 from experiments.command_line import guarded, parse
+from experiments.going_on import again, stoppable
 from studies.plan import load_study, remove_runs
 
 
@@ -26,9 +27,11 @@ def main(argv: list[str] | None = None) -> None:
     from studies.conduct import conduct
     from studies.write import write
 
-    results, failed = conduct(plan)
-    if results:
-        write(plan, results, failed)
+    way_on = lambda: f"Finished runs are kept. Go on with: {again('study.py', argv, drop=['--overwrite'])}"  # noqa: E731
+    with stoppable(way_on):
+        results, failed = conduct(plan)
+        if results:
+            write(plan, results, failed)
 
 
 if __name__ == "__main__":

@@ -10,6 +10,7 @@ from configs.checks import check_folders
 from configs.errors import ConfigError
 from configs.loading import dump, load_config
 from experiments.command_line import guarded, parse
+from experiments.going_on import resume_line, stoppable
 from experiments.resume import check_resumed
 from experiments.run_folder import choose_folder, replacing
 
@@ -28,7 +29,7 @@ def main(argv: list[str] | None = None) -> None:
         check_resumed(config, folder)
     from experiments.seeds import conduct  # torch and Lightning, only now that the config is known to be right
 
-    with replacing(folder):
+    with stoppable(lambda: resume_line("train.py", argv, folder)), replacing(folder):
         conduct(config, folder)
 
 

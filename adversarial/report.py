@@ -17,6 +17,7 @@ from adversarial.values import PLAIN, Row, Scores, as_dicts, curve_of, rows_of
 from callbacks.results_files import write_json
 from clip_ood.markdown import markdown_table
 from datamodules.benchmark import load_benchmark
+from experiments.going_on import next_step
 from experiments.run import encoder_name
 from experiments.run_folder import FINISHED
 
@@ -50,7 +51,12 @@ def write(plan: Plan, folder: Path, found: Found) -> None:
     write_json(folder / FINISHED, content)
     print(text)
     print(f"Results: {folder}")
-    print(f"The images are an ordinary set: --data.ood.attacked={folder_of(plan, folder, AFTER).resolve()}")
+    attacked = f"--data.ood.attacked={folder_of(plan, folder, AFTER).resolve()}"
+    print(
+        next_step(
+            ["python", "eval.py", "--run", "RUN", attacked], "scores the images, an ordinary set, with another run"
+        )
+    )
 
 
 def about(plan: Plan, found: Found) -> dict[str, Any]:

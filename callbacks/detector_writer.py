@@ -63,6 +63,8 @@ class DetectorWriter(Callback):
             self.about,
             self.accept,
             (module.backbone, self.spec) if self.tuned else None,
+            self.evaluation.results.predictor,
+            self.evaluation.bank_labels,
         )
         if self.with_encoder:
             add_encoder(SavedDetector(self.folder), allow_download=True)  # as the run's own config

@@ -9,9 +9,9 @@ import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from PIL import Image
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 
+from clip_ood.tensor_files import save_tensors
 from datamodules.attacked_images import PairBatch
 from datamodules.corruptions import Corruption
 from lightning_modules.pixel_attack import Moved
@@ -39,7 +39,7 @@ class Parts:
         path = self.path(variant, positions)
         path.parent.mkdir(parents=True, exist_ok=True)
         temporary = path.with_suffix(".tmp")
-        save_file(
+        save_tensors(
             {name: value.contiguous().cpu() for name, value in tensors.items()},
             temporary,
             {"about": json.dumps(self._about(positions))},

@@ -20,9 +20,11 @@ from clip_ood.metrics.curves import METRICS
 from clip_ood.metrics.image_scores import ImageScores
 from clip_ood.metrics.metric import OODMetrics
 from clip_ood.outputs import Outputs
+from clip_ood.predictions import Predictor
 from clip_ood.scores import Scores
 from clip_ood.table import Row, TableMetrics, table_rows, with_intervals
 
+PREDICTED_BY = "predicted by "
 HELD_OUT = ("val", "ood_val")  # roles of the sets that something may be chosen by
 
 
@@ -37,6 +39,7 @@ class Results:
     knn_accuracy: float | None
     omitted: list[Omitted]
     notes: dict[str, list[str]]
+    predictor: Predictor | None = None
 
     def of_role(self, role: str) -> Scores | None:
         """The scores of the first set of a role; None without one."""
@@ -86,7 +89,7 @@ class OODEvaluation(Callback):
         name, role = table.part.name, table.part.role
         if self._table_metrics is None and role not in HELD_OUT:
             self._choose(module.device)
-        scores = self.suite.score(outputs, self._bank_labels if role == "id" else None)
+        scores = self.suite.score(outputs, self._bank_labels if role in ("val", "id") else None)
         if role in HELD_OUT:
             self._held_out.update(scores.matrix(self._held_out.detectors), role == "val", scores.indices)
         else:
@@ -99,6 +102,9 @@ class OODEvaluation(Callback):
             labels = table.labels[torch.searchsorted(table.rows, scores.indices)].to(module.device)
             self._count_hits(f"{role}/accuracy", scores.predictions, labels)
             self._count_hits(f"{role}/knn_accuracy", scores.votes, labels)
+            if role == "val":
+                for by, classes in self.suite.classes(outputs, scores).items():
+                    self._count_hits(f"{PREDICTED_BY}{by}", classes, labels)
 
     def _fit(self, device: torch.device) -> None:
         self.suite.fit(exchange())
@@ -140,6 +146,8 @@ class OODEvaluation(Callback):
         sizes = {name: len(of_set.indices) for name, of_set in scored.items()}
         rows = table_rows(self._table_metrics.compute(), list(self.suite.detectors), roles, groups, sizes)
         accuracies = {key: metric.compute().item() for key, metric in self._accuracies.items()}
+        by = {key: accuracies.pop(key) for key in list(accuracies) if key.startswith(PREDICTED_BY)}
+        labelled = sum(int((table.labels >= 0).sum()) for table in self._tables if table.part.role == "val")
         module.log_dict(
             accuracies | self._held_out_values() | _row_values(rows), sync_dist=True
         )  # equal in all processes
@@ -155,7 +163,13 @@ class OODEvaluation(Callback):
             knn_accuracy=accuracies.get("id/knn_accuracy"),
             omitted=self.suite.omitted,
             notes=self.suite.notes,
+            predictor=Predictor.best({key.removeprefix(PREDICTED_BY): value for key, value in by.items()}, labelled),
         )
+
+    @property
+    def bank_labels(self) -> Tensor | None:
+        """The classes of the bank's images by row of their set, once detectors are fitted."""
+        return self._bank_labels
 
     def _held_out_values(self) -> dict[str, float]:
         """The metrics of ID val against OOD val, of the detectors that were kept; none without OOD val."""

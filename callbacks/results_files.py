@@ -25,7 +25,8 @@ def write_results(folder: Path, results: Results, about: dict[str, Any], benchma
     """Writes all three; results.json last, since it marks a run as finished.
 
     `about`: run, method, encoder, seeds, split (whether seeds redraw the ID test images; the images it trains on, holds out as
-    val and tests on), bank, pseudo_labels, sweep (the heads of a probe sweep; also as sweep.csv), versions.
+    val and tests on), bank, pseudo_labels, sweep (the heads of a probe sweep; also as sweep.csv), shared_images (pairs of sets,
+    see `clip_ood.leaks`), predictor (what predicts classes best on ID val), versions.
     """
     rows = [_json_row(row) for row in results.rows]
     write_table(folder / "results.csv", rows)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
+from statistics import mean
 from typing import Any
 
 from rich.box import SIMPLE_HEAD
@@ -10,7 +11,12 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from clip_ood.predictions import HEAD, TEXT, Predictor
+
 MEAN = "mean"
+PLP_WAYS = (
+    "Look at data.id.class_names and data.prompts, lower method.plp.min_confidence, or take --method='{zero_shot: {}}'"
+)
 
 
 def print_table(results: dict[str, Any], console: Console | None = None) -> None:
@@ -130,10 +136,35 @@ def remarks(results: dict[str, Any]) -> list[str]:
         right = "" if pseudo["accuracy"] is None else f", {100 * pseudo['accuracy']:.1f} % of them right"
         lines.append(f"Pseudo-labels: {pseudo['passed']:,} of {pseudo['images']:,} images passed the filter{right}")
     lines += [_choice(head) for head in results["sweep"] or [] if head["chosen"]]
+    lines += predictions_told(results)
     bank = results["bank"]
     sample = f", at most {bank['per_class']} a class" if bank["per_class"] else ""
     lines.append(f"Bank: {bank['images']} ID training images{sample}")
     return lines + [f"{each['detector']}: {told(each, 'note')}" for each in results["notes"]]
+
+
+def predictions_told(results: dict[str, Any]) -> list[str]:
+    """What detect.py predicts classes by, of one seed; and whether pseudo-label probing went wrong: by ID val where it has labels,
+    else by the images that the classes are learnt from."""
+    told = results.get("predictor")
+    predictors = told if isinstance(told, list) else [told] if told else []
+    lines, several = [], len(results["seeds"]) > 1
+    if len(predictors) == 1 and len(predictors[0]["accuracy"]) > 1:
+        found = {key: predictors[0][key] for key in ("by", "accuracy", "images")}
+        lines.append(f"predicted_class of new images is by {Predictor(**found).told()}")
+    if results["method"] != "plp":
+        return lines
+    worse = [each for each in predictors if each["accuracy"][HEAD] < each["accuracy"][TEXT]]
+    if worse:
+        head, text = (mean(each["accuracy"][by] for each in worse) for by in (HEAD, TEXT))
+        lines.append(
+            f"PLP went wrong{f' in {len(worse)} of {len(predictors)} seeds' if several else ''}: of ID val its head predicts "
+            f"{100 * head:.1f} % right, zero-shot {100 * text:.1f} %. {PLP_WAYS}"
+        )
+    starved = (results["pseudo_labels"] or {}).get("starved")
+    if starved and not predictors:
+        lines.append(f"PLP kept fewer than 2 images of {starved:g} classes, which its head cannot learn. {PLP_WAYS}")
+    return lines
 
 
 def left_out(results: dict[str, Any]) -> dict[str, list[str]]:

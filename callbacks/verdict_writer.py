@@ -6,6 +6,7 @@ import json
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import asdict
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,10 @@ from datamodules.judged_images import JudgedBatch
 from lightning_modules.judging import Finding
 
 CHANGED = "The inputs changed while they were judged: run it again, and only what changed is judged anew"
-Line = dict[str, Any]  # the fields of a Verdict, or path and error; and `source`: inside, file and member of the Source
+Line = dict[
+    str, Any
+]  # the fields of a Verdict, or path, error and whether it `is_image` by its name; and `source`: inside,
+# file and member of the Source
 
 
 class VerdictPrinter(Callback):
@@ -40,10 +44,10 @@ class VerdictPrinter(Callback):
 
 
 class VerdictParts(Callback):
-    """Keeps the lines of a part in `folder`, whole or not at all; `key` tells what they are of."""
+    """Keeps the lines of a part in `folder`, whole or not at all; `key` tells what they are of. `watch` sees each line at once."""
 
-    def __init__(self, folder: Path, key: str) -> None:
-        self.folder, self.key = folder, key
+    def __init__(self, folder: Path, key: str, watch: Callable[[Line], None] = lambda line: None) -> None:
+        self.folder, self.key, self.watch = folder, key, watch
         self._expected: dict[int, dict[str, str]] = {}
         self._lines: list[Line] = []
         self._sources: list[Source] = []
@@ -90,7 +94,10 @@ class VerdictParts(Callback):
         batch_idx: int,
         dataloader_idx: int = 0,
     ) -> None:
-        self._lines += lines(module, outputs, batch)
+        found = lines(module, outputs, batch)
+        for line in found:
+            self.watch(line)
+        self._lines += found
         self._sources += batch.batch.sources
         if batch.batch.last:
             self._write(batch.batch.part)
@@ -118,13 +125,19 @@ def _size_and_time(path: Path) -> tuple[int, int] | tuple[()]:
 
 
 def lines(module: LightningModule, finding: Finding, batch: JudgedBatch) -> list[Line]:
-    """A line a source of the batch, in order."""
+    """A line for each source of the batch and each detector, in order; one for a source that could not be judged."""
     sources = batch.batch.sources
-    found: dict[int, Line] = {
-        place: {"path": sources[place].path, "error": why} for place, why in finding.errors.items()
+    found: dict[int, list[Line]] = {
+        place: [{"path": sources[place].path, "error": why, "is_image": sources[place].reason is None}]
+        for place, why in finding.errors.items()
     }
     if finding.judged is not None:
         names = [sources[place].path for place in finding.places]
-        verdicts = module.judge.verdicts(finding.judged, names)
-        found |= {place: asdict(verdict) for place, verdict in zip(finding.places, verdicts, strict=True)}
-    return [found[place] | {"source": [each.inside, str(each.file), each.member]} for place, each in enumerate(sources)]
+        verdicts = iter(module.judge.verdicts(finding.judged, names))
+        several = len(module.judge.decisions)
+        found |= {place: [asdict(each) for each in islice(verdicts, several)] for place in finding.places}
+    return [
+        line | {"source": [each.inside, str(each.file), each.member]}
+        for place, each in enumerate(sources)
+        for line in found[place]
+    ]

@@ -15,12 +15,9 @@ from clip_ood.detectors.detector import Detector, score_together, take_in
 from clip_ood.detectors.exchange import ALONE, Exchange
 from clip_ood.detectors.names import read_specs
 from clip_ood.detectors.statistic import Statistic, share
-from clip_ood.metrics.knn_accuracy import weighted_vote
 from clip_ood.outputs import Outputs, Reference
-from clip_ood.predictions import predict
+from clip_ood.predictions import HEAD, KNN, TEXT, predict, voted
 from clip_ood.scores import Scores
-
-NEIGHBOURS = 20  # of the k-NN accuracy
 
 
 @dataclass
@@ -72,21 +69,24 @@ class DetectorSuite:
             indices=outputs.indices.cpu(),
             predictions=None if predicted is None else predicted[0].cpu(),
             scores=dict(zip(self.detectors, values, strict=False)),
-            votes=values[-1] if vote else None,
+            votes=values[-1][:, 0].long() if vote else None,
         )
 
     def _vote(self, bank_labels: Tensor | None) -> list[Callable[[Outputs], Tensor]]:
         bank = next((statistic for statistic in self.statistics if isinstance(statistic, Bank)), None)
         if bank is None or bank_labels is None or not (bank_labels >= 0).any():
             return []
-        classes, k = int(bank_labels.max()) + 1, min(NEIGHBOURS, len(bank))
+        return [lambda rows: voted(rows, bank, bank_labels)]
 
-        def vote(rows: Outputs) -> Tensor:
-            cosines, neighbours = bank.nearest(rows, k)
-            labels = bank_labels.to(neighbours.device)[neighbours].where(neighbours >= 0, -1)
-            return weighted_vote(cosines, labels, classes)
-
-        return [vote]
+    def classes(self, outputs: Outputs, scores: Scores) -> dict[str, Tensor]:
+        """The classes (n,) of a scored batch by whatever predicts some and can be saved: head, text, knn."""
+        found = {} if outputs.logits is None else {HEAD: scores.predictions}
+        if (text := predict(outputs, self.reference.text_embeddings, by=TEXT)) is not None:
+            found[TEXT] = text[0].cpu()
+        searched = any(each.portable and each.searches for each in self.detectors.values())
+        if scores.votes is not None and searched and self.reference.class_names is not None:
+            found[KNN] = scores.votes
+        return found
 
     def choose(self, aurocs: Mapping[str, float]) -> dict[str, str]:
         """Of the candidates for a column, keep the one with the highest AUROC (ties: the first).

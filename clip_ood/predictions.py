@@ -1,19 +1,60 @@
-"""The class of an image, by a head or else by the text embeddings, and how sure that is."""
+"""The class of an image and how sure that is: by a head, by the text embeddings, or by the nearest ID training images."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
 from torch import Tensor
 
+from clip_ood.detectors.bank import Bank
+from clip_ood.metrics.knn_accuracy import vote_shares
 from clip_ood.outputs import Outputs
+
+HEAD, TEXT, KNN = "head", "text", "knn"
+CALLED = {HEAD: "the head", TEXT: "zero-shot", KNN: "k-NN"}
+NEIGHBOURS = 20  # that vote
+
+
+@dataclass(frozen=True)
+class Predictor:
+    """What predicts classes best on the ID val images: `by` is head, text or knn; `accuracy` is the share of its `images` labelled
+    images that each of those which there are predicts right."""
+
+    by: str
+    accuracy: Mapping[str, float]
+    images: int
+
+    @classmethod
+    def best(cls, accuracy: Mapping[str, float], images: int) -> Predictor | None:
+        """The most accurate one (ties: head, then text); None where nothing predicts or no image has a label.
+
+        >>> Predictor.best({"text": 0.21, "knn": 0.55}, 31).by
+        'knn'
+        """
+        if not accuracy or not images:
+            return None
+        known = {by: accuracy[by] for by in CALLED if by in accuracy}
+        return cls(max(known, key=known.get), known, images)
+
+    def told(self) -> str:
+        """In words.
+
+        >>> Predictor.best({"text": 0.21, "knn": 0.55}, 31).told()
+        'k-NN (right on 31 ID val images: zero-shot 21.0 %, k-NN 55.0 %)'
+        """
+        listed = ", ".join(f"{CALLED[by]} {100 * value:.1f} %" for by, value in self.accuracy.items())
+        return f"{CALLED[self.by]} (right on {self.images:,} ID val images: {listed})"
 
 
 def predict(
-    outputs: Outputs, text_embeddings: Tensor | None, logit_scale: float | None = None
+    outputs: Outputs, text_embeddings: Tensor | None, logit_scale: float | None = None, by: str = HEAD
 ) -> tuple[Tensor, Tensor] | None:
     """The class of each row (N,) and its probability (N,) float64: max softmax(z) of the head's logits (N, C), without a head
-    max_c softmax(s ⟨h, t_c⟩) over text embeddings t (C, E), s = `logit_scale`. None without either.
+    or `by` text max_c softmax(s ⟨h, t_c⟩) over text embeddings t (C, E), s = `logit_scale`. None without either.
     """
-    if outputs.logits is not None:
+    if outputs.logits is not None and by == HEAD:
         logits = outputs.logits.double()
     elif outputs.embeddings is None or text_embeddings is None:
         return None
@@ -22,3 +63,12 @@ def predict(
         logits = (1.0 if logit_scale is None else logit_scale) * cosines.double()
     confidence, classes = logits.softmax(dim=1).max(dim=1)
     return classes, confidence
+
+
+def voted(rows: Outputs, bank: Bank, labels: Tensor) -> Tensor:
+    """The class that the 20 nearest of the bank's images vote for, and its share of the vote: (N, 2) float64; class -1 where none
+    of them has a label. `labels` are those of the bank's images by their index, -1 for one without."""
+    cosines, neighbours = bank.nearest(rows, min(NEIGHBOURS, len(bank)))
+    of_neighbours = labels.to(neighbours.device)[neighbours].where(neighbours >= 0, -1)
+    share, classes = vote_shares(cosines, of_neighbours, int(labels.max()) + 1).max(dim=1)
+    return torch.stack([classes.where((of_neighbours >= 0).any(dim=1), -1).double(), share.double()], dim=1)

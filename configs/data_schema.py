@@ -205,7 +205,8 @@ class Data(Section):
     num_workers: int | None = Field(default=None, ge=0)
     """Processes that decode images, a device (default: 8 at most with a GPU, none without)."""
     max_unreadable: Fraction = 0.01
-    """Largest share of a set's images that may be unreadable before the run stops."""
+    """Largest share of a set's images that may be unreadable before the run stops; 5 may be in any set. They are left out, and
+    listed in unreadable.csv of the run."""
 
     @model_validator(mode="after")
     def _placeholders(self) -> Data:

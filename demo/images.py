@@ -116,6 +116,7 @@ def main() -> None:
     except RuntimeError as error:
         parser.exit(1, f"{error}\n")
     print(f"wrote {out} in {time.perf_counter() - start:.0f} s: 154 images of 9 classes, 601 unknown ones in 3 folders")
+    print("Next: python train.py --config demo.yaml")
 
 
 if __name__ == "__main__":

@@ -42,6 +42,7 @@ def main() -> None:
     except (RuntimeError, FileNotFoundError, ValueError) as error:
         parser.exit(1, f"{error}\n")
     print(f"{out}: {len(words.nouns):,} nouns and {len(words.adjectives):,} adjectives")
+    print("Next: --data.negative_words=wordnet lets NegLabel and CSP choose among them")
 
 
 if __name__ == "__main__":

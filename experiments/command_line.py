@@ -88,6 +88,8 @@ def guarded(main: Callable[[], None]) -> None:
     error keeps its traceback."""
     try:
         main()
+    except KeyboardInterrupt:  # before anything was begun
+        sys.exit(130)
     except BrokenPipeError:  # whoever read our output has had enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(141)  # as a program that SIGPIPE ends

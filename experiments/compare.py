@@ -15,6 +15,7 @@ from clip_ood.metrics.ood import MEAN
 from clip_ood.metrics.paired import Line
 from clip_ood.naming import short
 from experiments.comparison import Comparison, Finished, compare, open_run
+from experiments.going_on import next_step
 from reports.compare_page import Side, write_compare_page
 
 
@@ -98,3 +99,8 @@ def show(specs: list[str], page: Path | None = None) -> None:
         sides = [Side(run.title, run.folder, run.results) for run in comparison.runs]
         written.append(write_compare_page(page, sides, comparison.lines, comparison.over, comparison.remarks))
     print("Written: " + ", ".join(map(str, written)))
+    if page is None:
+        html = ["--html", str(comparison.runs[0].folder.parent / "comparison.html")]
+        print(next_step(["python", "eval.py", "--compare", *specs, *html], "shows it as a page"))
+    else:
+        print(f"Next: open {page} in a browser")

@@ -13,19 +13,25 @@ from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
 from callbacks.verdict_writer import VerdictParts, VerdictPrinter
 from clip_ood.backbones.fingerprint import digest
-from clip_ood.judging.judge import Judge
+from clip_ood.judging.judge import Decision, Judge
 from clip_ood.judging.saved import SavedDetector
+from clip_ood.unreadable import SHARE, Tolerance, printable
 from clip_ood.versions import versions
+from configs.detecting import beside
 from configs.errors import ConfigError
 from datamodules.inputs import STDIN, sources
 from datamodules.judged_images import JudgedImages
+from experiments.going_on import next_step
 from experiments.quiet import hush
+from experiments.set_aside import Aside
+from experiments.tolerated import Tolerated
 from experiments.verdicts import Counts, printed, written
 from lightning_modules.judging import Judging
 
 hush()
 
 BATCHES = 64  # of a part: a killed run loses at most so many
+MANY = 4  # paths: the next step's command does not repeat so many
 
 
 @dataclass(frozen=True)
@@ -39,13 +45,24 @@ class Request:
     encoder: str | None = None
     out: Path | None = None
     format: str = "csv"
-    move_ood: Path | None = None
+    copy_ood: Path | None = None
     link: bool = False
+    max_unreadable: float = SHARE
     trust_classes: bool = False
     allow_download: bool = False
     batch_size: int | None = None
     workers: int | None = None
     trainer: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def aside(self) -> Aside | None:
+        """Where flagged images go."""
+        return None if self.copy_ood is None else Aside(self.copy_ood, self.link)
+
+    def tolerated(self) -> Tolerated:
+        """What counts the images that cannot be read, from none on."""
+        listed = None if self.out is None else beside(self.out)
+        return Tolerated(self.paths, Tolerance(self.max_unreadable, "--max-unreadable"), listed)
 
 
 def conduct(request: Request) -> Counts | None:
@@ -54,13 +71,14 @@ def conduct(request: Request) -> Counts | None:
     Raises: ValueError for a run that cannot judge, before its encoder is loaded.
     """
     saved = SavedDetector(request.run, request.trust_classes)
-    column = request.detector or saved.columns[0]
+    columns = saved.chosen(request.detector)
     accept = saved.accept if request.accept is None else request.accept
-    saved.calibration(column).threshold(accept)
+    for column in columns:
+        Decision(column, saved.calibration(column), accept)
     trainer = _trainer(request)
     with redirect_stdout(sys.stderr):  # what is downloaded is said there: verdicts may go to a program
         backbone = saved.backbone(request.encoder, request.allow_download)
-    judge = Judge(saved, backbone, column, accept)
+    judge = Judge(saved, backbone, columns, accept)
     go = _print if request.out is None else _write
     counts = go(request, saved, judge, trainer)
     if counts is not None:
@@ -69,7 +87,7 @@ def conduct(request: Request) -> Counts | None:
 
 
 def _print(request: Request, saved: SavedDetector, judge: Judge, trainer: Trainer) -> Counts:
-    with printed(request.format, request.move_ood, request.link) as verdicts:
+    with printed(request.format, request.tolerated(), judge.columns, request.aside) as verdicts:
         trainer.callbacks.append(VerdictPrinter(verdicts.take))
         _predict(request, judge, trainer, lambda part, sources: False, batches=1)
     return verdicts.counts
@@ -78,14 +96,14 @@ def _print(request: Request, saved: SavedDetector, judge: Judge, trainer: Traine
 def _write(request: Request, saved: SavedDetector, judge: Judge, trainer: Trainer) -> Counts | None:
     folder = request.out.with_name(f"{request.out.name}.parts")
     size = request.batch_size or judge.batch_size
-    about = [saved.manifest["digest"], judge.column, judge.accept, size, versions()]
-    parts = VerdictParts(folder, digest(about))
+    about = [saved.manifest["digest"], judge.columns, judge.accept, size, versions()]
+    parts = VerdictParts(folder, digest(about), request.tolerated().take)
     trainer.callbacks.append(parts)
     count = _predict(request, judge, trainer, parts.is_whole, BATCHES)
     trainer.strategy.barrier("judged")
     if not trainer.is_global_zero:
         return None
-    with written(request.out, request.move_ood, request.link) as verdicts:
+    with written(request.out, request.tolerated(), judge.columns, request.aside) as verdicts:
         for line in parts.read(count):
             verdicts.take(line)
     parts.remove()
@@ -126,25 +144,43 @@ def _tell(counts: Counts, judge: Judge, request: Request) -> None:
     """The summary, on standard error: standard output may be read by a program."""
 
     def say(line: str) -> None:
-        told = (each if each.isprintable() else each.encode("unicode_escape").decode() for each in line)
-        print("".join(told), file=sys.stderr)  # a name can hold what steers a terminal
+        print(printable(line), file=sys.stderr)
 
     for path, reason in counts.shown:
         say(f"not judged: {path}: {reason}")
     if counts.failed > len(counts.shown):
-        where = f": see {request.out}.unreadable.csv" if request.out else ""
-        say(f"not judged: {counts.failed - len(counts.shown):,} more{where}")
-    share = f" ({100 * counts.ood / counts.judged:.1f} %)" if counts.judged else ""
-    say(
-        f"{counts.judged:,} images judged, {counts.ood:,} of them OOD{share}: {judge.column} below {judge.threshold:.6g}, which "
-        f"accepts {100 * judge.expected:.1f} % of new ID images (calibrated on {len(judge.calibration):,})"
-        + (f"; {counts.failed:,} could not be judged" if counts.failed else "")
-    )
+        where = f"see {beside(request.out)}" if request.out else "with --out FILE all of them are listed"
+        say(f"not judged: {counts.failed - len(counts.shown):,} more: {where}")
+    for each in judge.decisions:
+        ood = counts.ood[each.column]
+        share = f" ({100 * ood / counts.judged:.1f} %)" if counts.judged else ""
+        say(
+            f"{counts.judged:,} images judged, {ood:,} of them OOD{share}: {each.column} below {each.threshold:.6g}, which "
+            f"accepts {100 * each.expected:.1f} % of new ID images (calibrated on {len(each.calibration):,})"
+            + (f"; {counts.failed:,} could not be judged" if counts.failed else "")
+        )
+    if judge.predictor is not None:
+        say(f"predicted_class is by {judge.predictor.told()}")
     for path, reason in counts.left_shown:
         say(f"judged, but not set aside: {path}: {reason}")
     if counts.left > len(counts.left_shown):
         say(f"judged, but not set aside: {counts.left - len(counts.left_shown):,} more")
     if request.out is not None:
         say(f"Verdicts: {request.out}")
-    if request.move_ood is not None and counts.ood:
-        say(f"OOD images: {request.move_ood}")
+    if request.copy_ood is not None and counts.ood[judge.column]:
+        how = "linked" if request.link else "copied"
+        say(f"OOD images: {how} to {request.copy_ood}; they stay where they are, too")
+    say(_next(counts, judge, request))
+
+
+def _next(counts: Counts, judge: Judge, request: Request) -> str:
+    """The next step: to see the images that were flagged, or to hear the other detectors."""
+    command = ["python", "detect.py", "--run", str(request.run)]
+    few = request.paths if len(request.paths) < MANY else [request.paths[0], "..."]
+    same = [*command, *few, *(["--accept", f"{request.accept:g}"] if request.accept is not None else [])]
+    if counts.ood[judge.column] and request.copy_ood is None:
+        what = "copies the OOD images together, to look at"
+        return next_step([*same, "--detector", judge.column, "--copy-ood", "odd/"], what)
+    if len(judge.columns) == 1:
+        return next_step([*same, "--detector", "all"], "asks all detectors of the run, in one pass")
+    return next_step([*command, "--export", "model.onnx"], "writes encoder and detectors as one file")

@@ -8,6 +8,8 @@ from clip_ood.calibration import needed
 from clip_ood.export import export, format_of
 from clip_ood.judging.save import add_encoder
 from clip_ood.judging.saved import SavedDetector
+from clip_ood.outputs import Reference
+from clip_ood.predictions import CALLED, HEAD, TEXT
 
 
 def add_encoder_to(run: Path, encoder: str | None, allow_download: bool = False) -> None:
@@ -15,6 +17,14 @@ def add_encoder_to(run: Path, encoder: str | None, allow_download: bool = False)
     saved = SavedDetector(run)
     what = "holds its encoder now" if add_encoder(saved, encoder, allow_download) else "held its encoder already"
     print(f"{saved.folder} {what}: it needs nothing else")
+    print(
+        f"Next: copy {saved.folder} to another machine, where python detect.py --run {saved.folder.name} photos/ judges by it"
+    )
+
+
+def predicts_by(reference: Reference) -> str | None:
+    """What the classes of a graph are predicted by: its head, else the texts, else nothing."""
+    return HEAD if reference.weight is not None else TEXT if reference.text_embeddings is not None else None
 
 
 def export_run(
@@ -29,7 +39,7 @@ def export_run(
     ID val images enough. Raises: ValueError as `clip_ood.export.export`, before the encoder is loaded where that can be.
     """
     format_of(path)
-    columns = saved.columns if detector is None else [detector]
+    columns = saved.columns if detector is None else saved.chosen(detector)
     detectors = saved.detectors(columns)
     share = saved.accept if accept is None else accept
     stated = saved.manifest["calibration"]
@@ -40,8 +50,12 @@ def export_run(
         print(f"Left out: {each.detector} ({each.reason})")
     for note in done.notes:
         print(note)
+    if (predictor := saved.predictor) is not None and predictor.by != (own := predicts_by(saved.reference)):
+        print(f"predicted is by {CALLED.get(own, 'nothing')} in it, where detect.py takes {predictor.told()}")
     if not enough:
         print("It holds no thresholds: the run has too few ID val images")
     print(
         f"{', '.join(map(str, done.files))}: pixels to scores of {', '.join(done.detectors)}; the same as the run's on trial images"
     )
+    run_by = "onnxruntime, as the README shows" if path.suffix.lower() == ".onnx" else "torch.export.load"
+    print(f"Next: run {path} on images by {run_by}")

@@ -18,10 +18,12 @@ from clip_ood.backbones.fingerprint import fingerprint
 from clip_ood.features.store import FeatureStore, TextEmbeddings
 from clip_ood.features.stored_set import Features, StoredSet
 from clip_ood.prompts import Phrases, fill
+from clip_ood.unreadable import Tolerance, first_of
 from configs.schema import BackboneConfig, Config
 from datamodules.benchmark import Benchmark
 from datamodules.extraction import ExtractionData
 from experiments.negatives import choose, pools, word_sets
+from experiments.run_folder import UNREADABLE
 from lightning_modules.feature_extractor import FeatureExtractor
 
 VISIBLE_AFTER = 60  # seconds, on any file system that is used for runs of several nodes
@@ -37,7 +39,7 @@ def load_features(
 
     The predict loop always runs, so that all processes agree on what is missing; the encoder is loaded only if
     something is. Unreadable images are listed in `folder`/unreadable.csv.
-    Raises: ValueError when more than data.max_unreadable of a set cannot be read.
+    Raises: TooManyUnreadable when more images of a set cannot be read than data.max_unreadable allows.
     """
     store = _store(config, config.backbone)
     texts = store if config.backbone.text_spec is None else _store(config, config.backbone.text_spec)
@@ -59,9 +61,10 @@ def load_features(
     for each in {store, texts}:
         each.touch()
     features = {name: each.open() for name, each in stored.items()}
+    listed = folder / UNREADABLE
     if trainer.is_global_zero:
-        list_unreadable(folder / "unreadable.csv", benchmark, stored)
-    _check_readable(stored, features, config.data.max_unreadable)
+        list_unreadable(listed, benchmark, stored)
+    _check_readable(listed, benchmark, stored, Tolerance(config.data.max_unreadable))
     if not strings:
         return features, None
     negatives = choose(chosen_from, {name: each.open().features for name, each in stored_words.items()}, trainer)
@@ -141,26 +144,25 @@ def _say_old(root: Path) -> None:
 
 
 def list_unreadable(path: Path, benchmark: Benchmark, stored: dict[str, StoredSet]) -> None:
-    """Writes set, path and reason of every image that could not be read; no file when all could."""
-    lines = [
-        (each.name, benchmark.images[key].names[row], reason)
-        for key, each in stored.items()
-        for row, reason in each.errors.items()
-    ]
+    """Writes set, path and reason of every image that could not be read, and prints the first; no file when all could."""
+    found = {key: unreadable(benchmark, key, each) for key, each in stored.items()}
+    lines = [(stored[key].name, *each) for key, of_set in found.items() for each in of_set]
     path.unlink(missing_ok=True)
     if not lines:
         return
     with path.open("w", newline="", encoding="utf-8", errors="surrogateescape") as file:
         csv.writer(file).writerows([("set", "path", "reason"), *lines])
-    print(f"{len(lines)} images could not be read and are left out: see {path}")
+    images = "image could not be read and is" if len(lines) == 1 else "images could not be read and are"
+    told = first_of([(f"{name}: {place}", reason) for name, place, reason in lines])
+    print("\n".join([f"{len(lines):,} {images} left out:", *told, f"All of them: {path}"]), flush=True)
 
 
-def _check_readable(stored: dict[str, StoredSet], features: dict[str, Features], most: float) -> None:
-    for key, each in features.items():
-        if (broken := int((~each.valid).sum())) > most * len(each.valid):
-            row, reason = next(iter(stored[key].errors.items()))
-            raise ValueError(
-                f"Image set {stored[key].name}: {broken} of {len(each.valid)} images cannot be read, above data.max_unreadable = {most:g} "
-                f"(the first is number {row}: {reason}). They are listed in unreadable.csv of the run; mend or remove them, or "
-                "raise data.max_unreadable."
-            )
+def unreadable(benchmark: Benchmark, key: str, stored: StoredSet) -> list[tuple[str, str]]:
+    """Path and reason of every image of a set that could not be read."""
+    return [(benchmark.images[key].names[row], reason) for row, reason in stored.errors.items()]
+
+
+def _check_readable(listed: Path, benchmark: Benchmark, stored: dict[str, StoredSet], tolerance: Tolerance) -> None:
+    for key, each in stored.items():
+        found = unreadable(benchmark, key, each)
+        tolerance.check(f"Image set {each.name}", len(benchmark.images[key]), found, str(listed))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,7 @@ from clip_ood.calibration import summary
 from clip_ood.features.stored_set import Features
 from clip_ood.judging.save import described
 from clip_ood.judging.saved import FOLDER, Encoder
+from clip_ood.leaks import told
 from clip_ood.versions import versions
 from configs.errors import ConfigError
 from configs.loading import dump
@@ -32,6 +34,7 @@ from configs.schema import Config, FineTune, Method
 from datamodules.benchmark import Benchmark, load_benchmark
 from datamodules.feature_data import FeatureData
 from experiments.board import describe
+from experiments.cautions import shared_by_sets, too_few_to_calibrate
 from experiments.extraction import load_features
 from experiments.models import build, check_method
 from experiments.quiet import hush
@@ -65,6 +68,8 @@ def run(config: Config, folder: Path, checkpoint: Path | None = None) -> dict[st
         check_images(folder, benchmark)
         if checkpoint is not None:
             check_head_images(checkpoint, config, benchmark)
+        if caution := too_few_to_calibrate(config, benchmark):
+            print(caution, flush=True)
     with started(folder, dump(config)):
         if not is_follower():
             record_images(folder, benchmark)
@@ -88,6 +93,8 @@ def _run(config: Config, folder: Path, checkpoint: Path | None, benchmark: Bench
         check_head_contents(checkpoint, config, now)
     if trainer.is_global_zero:
         record_contents(folder, now)
+        if shared := shared_by_sets(benchmark, features):
+            print(told(shared), flush=True)
     module, data = build(config, benchmark, features, text)
     if config.evaluation.save_detector:
         trainer.callbacks.append(detector_writer(config, folder, evaluation, features))
@@ -108,6 +115,8 @@ def _run(config: Config, folder: Path, checkpoint: Path | None, benchmark: Bench
         "pseudo_labels": getattr(module, "report", None),
         "trained_on": getattr(module, "trained_on", None),
         "sweep": getattr(module, "sweep", None),
+        "shared_images": [asdict(each) for each in shared],
+        "predictor": (best := evaluation.results.predictor) and asdict(best),
         "versions": versions("lightning"),
     }
     write_results(folder, evaluation.results, about | {"calibration": calibration(config, evaluation)}, benchmark)

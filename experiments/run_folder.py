@@ -15,6 +15,7 @@ CONFIG = "config.yaml"  # there: a run was started
 IMAGES = "images.json"  # the images that it trains on and scores
 CONTENTS = "contents.json"  # what stands for their contents, and for the encoder
 FINISHED = "results.json"
+UNREADABLE = "unreadable.csv"  # the images that were left out
 
 
 def choose_folder(root: Path, name: str, resume: bool = False, overwrite: bool = False) -> Path:
@@ -85,6 +86,9 @@ def replacing(folder: Path) -> Iterator[None]:
     except BaseException:
         if aside.is_dir() and not is_follower():
             if not _worth_keeping(folder):
+                for listed in folder.rglob(UNREADABLE):
+                    kept = listed.replace(folder.with_name(f"{folder.name}.{UNREADABLE}"))
+                    print(f"The list of the images that could not be read is kept in {kept}")
                 shutil.rmtree(folder, ignore_errors=True)
                 aside.rename(folder)
             else:

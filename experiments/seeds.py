@@ -11,6 +11,7 @@ from configs.loading import dump
 from configs.resuming import MACHINE, differences
 from configs.schema import Config
 from datamodules.benchmark import load_benchmark
+from experiments.going_on import after_run
 from experiments.resume import begun_with, check_images
 from experiments.run import run
 from experiments.run_folder import CONFIG, FINISHED, head_of, is_follower, seed_folder, started
@@ -26,6 +27,13 @@ def conduct(config: Config, folder: Path, source: Path | None = None) -> None:
         print(f"Results: {folder}")
         if config.evaluation.report:
             print(f"Report: {folder / REPORT}")
+        print(after_run(folder, config.seeds, _judges(config, results)))
+
+
+def _judges(config: Config, results: dict[str, Any]) -> bool:
+    """Whether detect.py can judge images by a run, or by every seed of one."""
+    stated = results["calibration"] if config.seeds else [results["calibration"]]
+    return config.evaluation.save_detector and all(each and each["thresholds"] for each in stated or [None])
 
 
 def experiment(config: Config, folder: Path, source: Path | None = None) -> dict[str, Any]:

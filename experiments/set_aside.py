@@ -4,34 +4,42 @@ from __future__ import annotations
 
 import filecmp
 import shutil
+from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
 from datamodules.inputs import Source
 from datamodules.shards import Member
 
 
-def set_aside(folder: Path, inside: str, file: str, member: list | None, link: bool) -> None:
-    """Copies an image (or links it, unless it lies in a shard) to `folder`/`inside`; another image of that name gets a number.
+@dataclass(frozen=True)
+class Aside:
+    """Puts flagged images into `folder`, as copies or as links; the images themselves stay where they are."""
 
-    Raises: OSError where it cannot be read or written.
-    """
-    parts = [part for part in PurePosixPath(inside).parts if part not in ("/", "..", ".")]
-    source = Source("", inside, Path(file), None if member is None else Member(*member))
-    target, number = folder.joinpath(*parts), 1
-    while target.is_symlink() or target.exists():
-        if _is_it(target, source):
-            return
-        number += 1
-        target = folder.joinpath(*parts[:-1], f"{Path(parts[-1]).stem}-{number}{Path(parts[-1]).suffix}")
-    target.parent.mkdir(parents=True, exist_ok=True)
-    if source.member is not None:
-        target.write_bytes(source.content())
-    elif link:
-        target.symlink_to(source.file.resolve())
-    else:
-        partial = target.with_name(f".{target.name}.part")
-        shutil.copyfile(source.file, partial)
-        partial.replace(target)
+    folder: Path
+    link: bool = False
+
+    def take(self, inside: str, file: str, member: list | None) -> None:
+        """Copies an image (or links it, unless it lies in a shard) to `folder`/`inside`; another image of that name gets a number.
+
+        Raises: OSError where it cannot be read or written.
+        """
+        parts = [part for part in PurePosixPath(inside).parts if part not in ("/", "..", ".")]
+        source = Source("", inside, Path(file), None if member is None else Member(*member))
+        target, number = self.folder.joinpath(*parts), 1
+        while target.is_symlink() or target.exists():
+            if _is_it(target, source):
+                return
+            number += 1
+            target = self.folder.joinpath(*parts[:-1], f"{Path(parts[-1]).stem}-{number}{Path(parts[-1]).suffix}")
+        target.parent.mkdir(parents=True, exist_ok=True)
+        if source.member is not None:
+            target.write_bytes(source.content())
+        elif self.link:
+            target.symlink_to(source.file.resolve())
+        else:
+            partial = target.with_name(f".{target.name}.part")
+            shutil.copyfile(source.file, partial)
+            partial.replace(target)
 
 
 def _is_it(target: Path, source: Source) -> bool:

@@ -35,6 +35,8 @@ def summarise(folder: Path, seeds: list[int]) -> Results:
         "pseudo_labels": _joined([results["pseudo_labels"] for results in found]),
         "trained_on": _joined([results["trained_on"] for results in found], {"fewest": min, "most": max}),
         "sweep": _by_seed({seed: _chosen(results["sweep"]) for seed, results in of_seed.items()}) or None,
+        "predictor": _by_seed({seed: _listed(results.get("predictor")) for seed, results in of_seed.items()}) or None,
+        "shared_images": _by_seed({seed: results.get("shared_images") or [] for seed, results in of_seed.items()}),
         "versions": _versions([results.get("versions") or {} for results in found]),
         "calibration": _by_seed({seed: _listed(results.get("calibration")) for seed, results in of_seed.items()})
         or None,

@@ -11,19 +11,19 @@ from pathlib import Path
 
 from callbacks.verdict_files import TEXT, CSVFile, JSONLines, Parquet, VerdictFile
 from callbacks.verdict_writer import Line
+from clip_ood.unreadable import SHOWN
 from configs.detecting import beside
-from experiments.set_aside import set_aside
-
-SHOWN = 20  # failures of a kind, in the terminal
+from experiments.set_aside import Aside
+from experiments.tolerated import Tolerated
 
 
 @dataclass
 class Counts:
-    """How many images were judged, how many of them are OOD, how many could not be judged, and how many could not be set aside
-    (`left`): of both (path, reason) of the first."""
+    """How many images were judged, how many of them are OOD by each detector, how many could not be judged, and how many could not
+    be set aside (`left`): of both (path, reason) of the first ten."""
 
     judged: int = 0
-    ood: int = 0
+    ood: dict[str, int] = field(default_factory=dict)
     failed: int = 0
     shown: list[tuple[str, str]] = field(default_factory=list)
     left: int = 0
@@ -31,14 +31,24 @@ class Counts:
 
 
 class Verdicts:
-    """Takes lines in the order of the inputs, and counts."""
+    """Takes lines in the order of the inputs, and counts. Images that the first of `detectors` flags are set aside in `aside`."""
 
-    def __init__(self, file: VerdictFile, failures: csv.writer | None, move_ood: Path | None, link: bool) -> None:
-        self.file, self.failures, self.move_ood, self.link = file, failures, move_ood, link
-        self.counts = Counts()
+    def __init__(
+        self,
+        file: VerdictFile,
+        failures: csv.writer | None,
+        tolerated: Tolerated,
+        detectors: list[str],
+        aside: Aside | None,
+    ) -> None:
+        self.file, self.failures, self.tolerated, self.aside = file, failures, tolerated, aside
+        self.counts, self.first = Counts(ood=dict.fromkeys(detectors, 0)), detectors[0]
 
     def take(self, line: Line) -> None:
-        """A verdict, or why there is none. Raises: OSError where it cannot be written."""
+        """A verdict, or why there is none.
+
+        Raises: OSError where it cannot be written, TooManyUnreadable for one reason too many.
+        """
         counts = self.counts
         if "error" in line:
             counts.failed += 1
@@ -46,13 +56,14 @@ class Verdicts:
                 counts.shown.append((line["path"], line["error"]))
             if self.failures is not None:
                 self.failures.writerow([line["path"], line["error"]])
+            self.tolerated.take(line)
             return
-        counts.judged += 1
-        counts.ood += line["is_ood"]
+        counts.judged += line["detector"] == self.first
+        counts.ood[line["detector"]] += line["is_ood"]
         self.file.write(line)
-        if line["is_ood"] and self.move_ood is not None:
+        if line["is_ood"] and line["detector"] == self.first and self.aside is not None:
             try:
-                set_aside(self.move_ood, *line["source"], self.link)
+                self.aside.take(*line["source"])
             except OSError as error:  # the verdict stands
                 counts.left += 1
                 if len(counts.left_shown) < SHOWN:
@@ -60,17 +71,17 @@ class Verdicts:
 
 
 @contextmanager
-def printed(format: str, move_ood: Path | None, link: bool) -> Iterator[Verdicts]:
+def printed(format: str, tolerated: Tolerated, detectors: list[str], aside: Aside | None) -> Iterator[Verdicts]:
     """To standard output, as they come."""
     with suppress(AttributeError):  # not a stream of the system
         sys.stdout.reconfigure(**TEXT, line_buffering=True)  # whoever reads it need not wait
     file = JSONLines(sys.stdout) if format == "jsonl" else CSVFile(sys.stdout)
-    yield Verdicts(file, None, move_ood, link)
+    yield Verdicts(file, None, tolerated, detectors, aside)
     file.close()
 
 
 @contextmanager
-def written(out: Path, move_ood: Path | None, link: bool) -> Iterator[Verdicts]:
+def written(out: Path, tolerated: Tolerated, detectors: list[str], aside: Aside | None) -> Iterator[Verdicts]:
     """To `out` (.csv, .jsonl or .parquet), whole or not at all; what could not be judged to `out`.unreadable.csv."""
     unreadable = beside(out)
     temporary, listed = (path.with_name(f"{path.name}.tmp") for path in (out, unreadable))
@@ -83,7 +94,7 @@ def written(out: Path, move_ood: Path | None, link: bool) -> Iterator[Verdicts]:
             ".parquet": lambda: Parquet(temporary),
         }
         file = kinds[out.suffix.lower()]()
-        verdicts = Verdicts(file, failures, move_ood, link)
+        verdicts = Verdicts(file, failures, tolerated, detectors, aside)
         yield verdicts
         file.close()
     temporary.replace(out)

@@ -12,12 +12,14 @@ from clip_ood.pseudo_labels import pseudo_labels
 from datamodules.feature_data import FeatureTable
 from lightning_modules.linear_probe import LinearProbe
 
+ENOUGH = 2  # images of a class
+
 
 class PLP(LinearProbe):
     """A linear probe trained on confident pseudo-labels; true labels are used for nothing but reporting.
 
-    Attributes: report, once the pseudo-labels are known: images, passed, classes, accuracy of those that passed (None
-    without true labels). Class statistics of detectors use the same pseudo-labels.
+    Attributes: report, once the pseudo-labels are known: images, passed, classes, starved (classes with fewer than 2 of those that
+    passed), accuracy of those that passed (None without true labels). Class statistics of detectors use the same pseudo-labels.
     Raises: ValueError when fewer than two classes are left.
     """
 
@@ -43,10 +45,12 @@ class PLP(LinearProbe):
         passed = labels >= 0
         known = passed & (table.labels >= 0)
         right = (labels == table.labels)[known]
+        counts = labels[passed].bincount(minlength=len(self.class_names))
         self.report = {
             "images": len(table),
             "passed": int(passed.sum()),
-            "classes": labels[passed].unique().numel(),
+            "classes": int((counts > 0).sum()),
+            "starved": int((counts < ENOUGH).sum()),
             "accuracy": right.float().mean().item() if len(right) else None,
         }
 

@@ -19,3 +19,4 @@ def write(plan: Plan, results: Results, failed: dict[str, str]) -> None:
     table.write_text(text, encoding="utf-8")
     print(text)
     print("Written: " + ", ".join(map(str, (table, csv, figure))))
+    print(f"Next: look at {figure}, or add lines or axes and run it again: what is finished is kept")

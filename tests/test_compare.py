@@ -155,7 +155,7 @@ def compared(capsys, *specs):
     """Rows of the CSV file by (detector, set, run), and the cells of the Markdown table by (detector, set)."""
     capsys.readouterr()
     evaluation.main(["--compare", *map(str, specs)])
-    markdown, table = capsys.readouterr().out.strip().split("Written: ")[1].split(", ")
+    markdown, table = capsys.readouterr().out.strip().split("Written: ")[1].splitlines()[0].split(", ")
     with Path(table).open(newline="") as file:
         rows = {(row["detector"], row["ood"], row["run"]): row for row in csv.DictReader(file)}
     lines = [line for line in Path(markdown).read_text().splitlines() if line.startswith("|")]

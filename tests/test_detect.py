@@ -347,7 +347,7 @@ def test_many_failures_are_counted_in_the_terminal(root, run, tmp_path, monkeypa
         (["{near}", "--out", "x.xlsx"], "must end with .csv or .jsonl or .parquet"),
         (["{near}", "--out", "nowhere/x.csv"], "there is no folder nowhere"),
         (["{near}", "--out", "{there}"], "is there already"),
-        (["{near}", "--link"], "--link goes with --move-ood"),
+        (["{near}", "--link"], "--link goes with --copy-ood"),
         (["{near}", "--move-ood", "{near}/odd"], "would be judged the next time"),
         (["{near}", "--export", "m.onnx"], "judges nothing"),
         (["--export", "m.h5"], "must end with .onnx or .pt2"),

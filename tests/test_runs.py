@@ -73,13 +73,45 @@ def test_a_second_run_loads_no_encoder(images, monkeypatch):
     assert (images / "runs" / "tiny-2" / "results.json").is_file()
 
 
-def test_unreadable_images_are_listed_and_too_many_are_an_error(images):
-    (images / "data" / "near" / "broken.png").write_bytes(b"")
-    with pytest.raises(ValueError, match="near: 1 of 8 images cannot be read"):
-        run(images)
-    folder = run(images, "{zero_shot: {}}", "--data.max_unreadable=0.2", "--overwrite")
-    assert "broken.png" in (folder / "unreadable.csv").read_text()
+def test_unreadable_images_are_listed_and_too_many_are_an_error(images, capsys):
+    broken = [images / "data" / "near" / f"broken{number}.png" for number in range(6)]
+    for path in broken[1:]:
+        path.touch()
+    folder = run(images)  # five may be in any set
     assert {row["n_ood"] for row in json.loads((folder / "results.json").read_text())["rows"]} == {7, 5, 12}
+    lines = (folder / "unreadable.csv").read_text().splitlines()
+    said = capsys.readouterr().out
+    assert len(lines) == 6 and all(path.name in said for path in broken[1:])
+    broken[0].touch()
+    with pytest.raises(
+        ValueError, match=r"near: 6 of 13 images cannot be read, and 5 may be .*data\.max_unreadable = 0\.01"
+    ):
+        run(images, "{zero_shot: {}}", "--name=other")
+    folder = run(images, "{zero_shot: {}}", "--data.max_unreadable=0.47", "--overwrite")
+    assert len((folder / "unreadable.csv").read_text().splitlines()) == 7
+
+
+def test_of_many_unreadable_images_ten_are_shown_and_all_are_listed(images, capsys):
+    for number in range(12):
+        (images / "data" / "near" / f"broken{number:02d}\x1b[2J.png").touch()
+    with pytest.raises(ValueError, match="12 of 19") as raised:
+        run(images)
+    told = str(raised.value)
+    assert told.count("broken") == 10 and "and 2 more" in told and "\x1b" not in told
+    assert str(images / "runs" / "tiny" / "unreadable.csv") in told
+    assert len((images / "runs" / "tiny" / "unreadable.csv").read_text().splitlines()) == 13
+    assert "\x1b" not in capsys.readouterr().out
+
+
+def test_the_list_of_a_run_that_did_not_replace_another_is_kept(images, capsys):
+    run(images)
+    for number in range(6):
+        (images / "data" / "near" / f"broken{number}.png").touch()
+    with pytest.raises(ValueError, match="6 of 13"):
+        run(images, "{zero_shot: {}}", "--overwrite")
+    assert (images / "runs" / "tiny" / "results.json").is_file()
+    kept = images / "runs" / "tiny.unreadable.csv"
+    assert len(kept.read_text().splitlines()) == 7 and str(kept) in capsys.readouterr().out
 
 
 def test_plp_without_a_text_encoder_is_an_error(images):

@@ -199,7 +199,7 @@ def compared(capsys, *specs, page=None):
     capsys.readouterr()
     evaluation.main(["--compare", *map(str, specs), *([] if page is None else ["--html", str(page)])])
     shown = capsys.readouterr().out
-    markdown, table = shown.strip().split("Written: ")[1].split(", ")[:2]
+    markdown, table = shown.strip().split("Written: ")[1].splitlines()[0].split(", ")[:2]
     with Path(table).open(newline="") as file:
         rows = {(row["detector"], row["ood"], row["run"]): row for row in csv.DictReader(file)}
     return rows, Path(markdown).read_text(), shown

@@ -10,13 +10,14 @@ import json
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from clip_ood.backbones.backbone import Backbone
 from clip_ood.backbones.names import BackboneSpec, check_model
 from clip_ood.backbones.open_clip_files import read_images_alone, without_text
 from clip_ood.backbones.spec import ImageSpec
+from clip_ood.tensor_files import save_tensors
 
 WEIGHTS = "image_encoder.safetensors"
 CONFIG = Path("architecture", "open_clip_config.json")  # beside weights, open_clip would load them
@@ -31,7 +32,7 @@ def save_image_encoder(folder: Path, backbone: Backbone, spec: BackboneSpec) -> 
         files.append(folder / CONFIG)
         files[-1].parent.mkdir(exist_ok=True)
         files[-1].write_text(json.dumps(described, indent=1, default=list), encoding="utf-8")
-    save_file(_weights(backbone), files[0])
+    save_tensors(_weights(backbone), files[0])
     return files
 
 

@@ -1,10 +1,10 @@
-"""Is this image OOD? One detector of a finished run, with its threshold, as a function of images."""
+"""Is this image OOD? Detectors of a finished run, with their thresholds, as a function of images."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from itertools import islice
+from itertools import islice, product
 from pathlib import Path
 
 import torch
@@ -12,10 +12,14 @@ from PIL import Image
 from torch import Tensor, nn
 
 from clip_ood.backbones.backbone import Backbone
+from clip_ood.calibration import Calibration
+from clip_ood.detectors.bank import Bank
+from clip_ood.detectors.detector import Detector, score_together
+from clip_ood.detectors.statistic import statistics_of
 from clip_ood.head import head_logits
 from clip_ood.judging.saved import SavedDetector
 from clip_ood.outputs import Outputs
-from clip_ood.predictions import predict
+from clip_ood.predictions import HEAD, KNN, predict, voted
 from clip_ood.reading import read_image, to_rgb
 
 
@@ -25,7 +29,8 @@ class Verdict:
 
     path: of the file, None for a picture that came without one; is_ood: p_value ≤ 1 − accept; score: higher = more
     in-distribution; p_value: the share of ID images that would score as low, see `clip_ood.calibration`; predicted_class and
-    its probability, confidence: of the head or the text embeddings, None without classes.
+    its confidence: by what the judge's `predictor` says, the probability of the head or the text embeddings or the share of the
+    neighbours' vote; None without classes.
     """
 
     path: str | None
@@ -39,8 +44,8 @@ class Verdict:
 
 @dataclass(frozen=True)
 class Judged:
-    """The same of B images, as tensors (B,) on the CPU: scores float32, p_values float64, is_ood bool; classes int64 and
-    confidence float64, None without classes."""
+    """The same of B images by K detectors, as tensors on the CPU: scores (B, K) float32, p_values (B, K) float64, is_ood (B, K)
+    bool; classes (B,) int64 and confidence (B,) float64, None without classes."""
 
     scores: Tensor
     p_values: Tensor
@@ -49,34 +54,93 @@ class Judged:
     confidence: Tensor | None
 
 
-class Judge(nn.Module):
-    """Judges images by one detector of a finished run: pixels → features → score → p-value.
+@dataclass(frozen=True)
+class Decision:
+    """Where a detector draws the line: it accepts a share `accept` of new ID images, by its scores of the ID val images.
 
-    An image is OOD where its score lies below `threshold`, which accepts a share `accept` of new ID images (expected:
-    `expected`), calibrated on `len(calibration)` ID val images. Images are encoded in batches of `batch_size`.
+    Raises: ValueError for too few of them.
+    """
+
+    column: str
+    calibration: Calibration
+    accept: float
+
+    def __post_init__(self) -> None:
+        self.calibration.threshold(self.accept)
+
+    @property
+    def threshold(self) -> float:
+        """An image is OOD where its score lies below."""
+        return self.calibration.threshold(self.accept)
+
+    @property
+    def expected(self) -> float:
+        """The share of new ID images that is expected to be accepted."""
+        return self.calibration.expected(self.accept)
+
+
+class Judge(nn.Module):
+    """Judges images by one or several detectors of a finished run: pixels → features → scores → p-values.
+
+    An image is OOD where its score lies below the detector's threshold: `decisions` has one for each detector. Images are encoded
+    once, in batches of `batch_size`; detectors that search the bank search it once together.
     Raises: ValueError for a detector that the run has not, and for too few val images for `accept`.
     """
 
     def __init__(
-        self, saved: SavedDetector, backbone: Backbone, detector: str | None = None, accept: float | None = None
+        self,
+        saved: SavedDetector,
+        backbone: Backbone,
+        detector: str | Sequence[str] | None = None,
+        accept: float | None = None,
     ) -> None:
         super().__init__()
-        self.column = saved.columns[0] if detector is None else detector
+        self.columns = saved.chosen(detector)
         self.accept = saved.accept if accept is None else accept
-        self.calibration = saved.calibration(self.column)
-        self.threshold, self.expected = self.calibration.threshold(self.accept), self.calibration.expected(self.accept)
+        self.decisions = [Decision(column, saved.calibration(column), self.accept) for column in self.columns]
         self.batch_size: int = saved.manifest["batch_size"]
         self.class_names = saved.reference.class_names
         self.logit_scale = saved.reference.logit_scale
         self.dtype = getattr(torch, saved.encoder.features)
         self.autocast = None if saved.encoder.autocast is None else getattr(torch, saved.encoder.autocast)
-        self.backbone, self.detector = backbone, saved.detector(self.column)
+        self.backbone, self.detectors = backbone, nn.ModuleList(saved.detectors(self.columns).values())
+        self.predictor = saved.predictor
+        self.by = HEAD if self.predictor is None else self.predictor.by
+        self.bank, bank_labels = None, None
+        if self.by == KNN:  # the detectors' own, where they have it
+            searched = (each for each in self.detectors if each.searches)
+            banks = [
+                each for detector in searched for each in statistics_of(detector).values() if isinstance(each, Bank)
+            ]
+            self.bank, bank_labels = next(iter(banks), None) or saved.bank(), saved.bank_labels()
+        self.register_buffer("bank_labels", bank_labels, persistent=False)
         for name in ("weight", "bias", "text_embeddings"):
             self.register_buffer(name, getattr(saved.reference, name), persistent=False)
 
+    @property
+    def column(self) -> str:
+        """The name of the first detector."""
+        return self.columns[0]
+
+    @property
+    def detector(self) -> Detector:
+        """The first detector."""
+        return self.detectors[0]
+
+    @property
+    def threshold(self) -> float:
+        """Of the first detector."""
+        return self.decisions[0].threshold
+
+    @property
+    def expected(self) -> float:
+        """Of the first detector."""
+        return self.decisions[0].expected
+
     @torch.inference_mode()
     def forward(self, images: str | Path | Image.Image | Tensor | Iterable) -> list[Verdict]:
-        """Verdicts on images, in their order: paths, PIL images, and tensors (3, H, W), uint8 or floats in [0, 1].
+        """Verdicts on images, in their order, of each detector in turn: paths, PIL images, and tensors (3, H, W), uint8 or floats
+        in [0, 1].
 
         Raises: UnreadableImage or OSError for a path that is no image, TypeError and ValueError for what is none at all.
         """
@@ -110,23 +174,38 @@ class Judge(nn.Module):
 
     def judged(self, outputs: Outputs) -> Judged:
         """Scores, p-values and classes of some images."""
-        scores = self.detector.score(outputs).cpu()
-        predicted = predict(outputs, self.text_embeddings, self.logit_scale)
-        classes, confidence = (None, None) if predicted is None else (value.cpu() for value in predicted)
-        return Judged(scores, self.calibration.p_values(scores), scores < self.threshold, classes, confidence)
+        vote = [] if self.bank is None else [lambda rows: voted(rows, self.bank, self.bank_labels)]
+        values = [value.cpu() for value in score_together(list(self.detectors), outputs, vote)]
+        scores = values[: len(self.detectors)]
+        if vote:
+            classes, confidence = values[-1][:, 0].long(), values[-1][:, 1]
+        else:
+            predicted = predict(outputs, self.text_embeddings, self.logit_scale, self.by)
+            classes, confidence = (None, None) if predicted is None else (value.cpu() for value in predicted)
+        p_values = [decision.calibration.p_values(each) for decision, each in zip(self.decisions, scores, strict=True)]
+        is_ood = [each < decision.threshold for decision, each in zip(self.decisions, scores, strict=True)]
+        return Judged(*(torch.stack(each, dim=1) for each in (scores, p_values, is_ood)), classes, confidence)
 
     def verdicts(self, judged: Judged, names: list[str | None]) -> list[Verdict]:
-        """One value an image."""
+        """One value an image and detector, image by image."""
         empty = [None] * len(names)
-        classes = empty if judged.classes is None else [self.class_names[label] for label in judged.classes.tolist()]
-        confidence = empty if judged.confidence is None else judged.confidence.tolist()
-        columns = (judged.is_ood.tolist(), judged.scores.tolist(), judged.p_values.tolist(), classes, confidence)
-        return [Verdict(name, *values, self.column) for name, *values in zip(names, *columns, strict=True)]
+        classes, confidence = empty, empty
+        if judged.classes is not None:  # -1: no neighbour has a class
+            labels = judged.classes.tolist()
+            classes = [None if label < 0 else self.class_names[label] for label in labels]
+            confidence = [
+                None if label < 0 else value for label, value in zip(labels, judged.confidence.tolist(), strict=True)
+            ]
+        is_ood, scores, p_values = (each.tolist() for each in (judged.is_ood, judged.scores, judged.p_values))
+        return [
+            Verdict(names[i], is_ood[i][k], scores[i][k], p_values[i][k], classes[i], confidence[i], decision.column)
+            for i, (k, decision) in product(range(len(names)), enumerate(self.decisions))
+        ]
 
 
 def load(
     place: str | Path,
-    detector: str | None = None,
+    detector: str | Sequence[str] | None = None,
     accept: float | None = None,
     encoder: str | None = None,
     device: str | torch.device = "cpu",
@@ -135,14 +214,14 @@ def load(
 ) -> Judge:
     """The judge of a finished run, or of a copy of its folder detector/: `load("runs/demo")(["a.jpg", picture, tensor])`.
 
-    detector: default the run's first; accept: the share of ID images to accept, default the run's (0.95); encoder: where its
+    detector: default the run's first; of several ("knn,vim", "all" or a list), each gives a verdict on each image; accept: the share of ID images to accept, default the run's (0.95); encoder: where its
     weights are, if not where the run had them; trust_classes: let the folder import detectors of somebody's own;
     allow_download: let weights that the local cache lacks be fetched from where the run had them (else no host is contacted).
     Raises: DetectorFolderError for a folder that cannot be used, ValueError as `Judge`.
     """
     saved = SavedDetector(Path(place), trust_classes)
-    saved.check_column(detector or saved.columns[0])
-    saved.calibration(detector or saved.columns[0]).threshold(saved.accept if accept is None else accept)
+    for column in saved.chosen(detector):
+        Decision(column, saved.calibration(column), saved.accept if accept is None else accept)
     return Judge(saved, saved.backbone(encoder, allow_download), detector, accept).to(device)
 
 

@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import save_file
 from torch import Tensor
 
 from clip_ood.backbones.backbone import Backbone
@@ -25,6 +24,8 @@ from clip_ood.detectors.detector import Detector
 from clip_ood.detectors.statistic import statistics_of
 from clip_ood.judging.saved import ENCODER, FORMAT, MANIFEST, STATE, Encoder, SavedDetector, sealed
 from clip_ood.outputs import Reference
+from clip_ood.predictions import KNN, Predictor
+from clip_ood.tensor_files import save_tensors
 from clip_ood.versions import versions
 
 
@@ -44,7 +45,7 @@ def save_bank(folder: Path, detectors: Mapping[str, Detector], rank: int = 0) ->
     if bank is not None:
         folder.mkdir(parents=True, exist_ok=True)
         tensors = {name: value.cpu().contiguous() for name, value in bank.state().items()}
-        save_file(tensors, folder / f"bank-{rank:05d}.safetensors")
+        save_tensors(tensors, folder / f"bank-{rank:05d}.safetensors")
 
 
 def save_detector(
@@ -57,12 +58,15 @@ def save_detector(
     about: Mapping[str, Any],
     accept: float,
     trained: tuple[Backbone, BackboneSpec] | None = None,
+    predictor: Predictor | None = None,
+    bank_labels: Tensor | None = None,
 ) -> None:
     """Writes all but the bank, whose parts lie in `folder` already; the manifest last.
 
     calibration: scores (n,) of the ID val images by detector, None without any; about: what the manifest says beside what is
-    needed (run, method, batch_size of images); trained: the encoder where the run changed it. A detector that cannot be saved
-    is left out by name.
+    needed (run, method, batch_size of images); trained: the encoder where the run changed it; predictor: what predicts classes
+    (None: the head, else the texts), by the neighbours' `bank_labels` (classes by index of the bank's images) where it is k-NN.
+    A detector that cannot be saved is left out by name.
     """
     folder.mkdir(parents=True, exist_ok=True)
     kept = {name: each for name, each in detectors.items() if each.portable and each.spec is not None}
@@ -72,7 +76,10 @@ def save_detector(
         for name in detectors
         if name not in kept
     ]
-    save_file(_state(reference, kept, calibration), folder / STATE)
+    state = _state(reference, kept, calibration)
+    if predictor is not None and predictor.by == KNN:
+        state["bank_labels"] = bank_labels.cpu()
+    save_tensors(state, folder / STATE)
     if trained is not None:
         save_image_encoder(folder / ENCODER, *trained)
         encoder = replace(encoder, in_folder=True)
@@ -85,6 +92,7 @@ def save_detector(
         "logit_scale": reference.logit_scale,
         "detectors": [{"column": name, "spec": each.spec, "notes": each.notes} for name, each in kept.items()],
         "omitted": left_out,
+        "predictor": None if predictor is None else asdict(predictor),
         "accept": accept,
         "calibration": summary({name: calibration[name] for name in kept}, accept) if calibration and kept else None,
     }

@@ -9,7 +9,7 @@ encoder/                  the image encoder's weights, where they are to travel 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, fields
 from functools import cached_property
@@ -36,9 +36,12 @@ from clip_ood.detectors.detector import Detector
 from clip_ood.detectors.names import DETECTORS
 from clip_ood.detectors.statistic import statistics_of
 from clip_ood.outputs import NegativeLabels, Outputs, Reference
+from clip_ood.predictions import Predictor
 
 FOLDER, MANIFEST, STATE, ENCODER = "detector", "detector.json", "state.safetensors", "encoder"
-FORMAT = 1
+FORMAT = 2
+READ = (1, 2)  # format 1 does not say what predicts classes: the head, else the texts
+ALL = "all"  # every detector of a run
 
 
 class DetectorFolderError(ValueError):
@@ -105,6 +108,16 @@ class SavedDetector:
         values["class_names"] = None if names is None else tuple(names)
         return Reference(logit_scale=self.manifest["logit_scale"], **values)
 
+    @property
+    def predictor(self) -> Predictor | None:
+        """What predicts classes; None: the head, else the text embeddings."""
+        told = self.manifest.get("predictor")
+        return None if told is None else Predictor(**told)
+
+    def bank_labels(self) -> Tensor:
+        """The classes of the bank's images by their index, where k-NN predicts."""
+        return self._tensors(STATE, "bank_labels")[""]
+
     def check_column(self, column: str) -> None:
         """Raises ValueError for a detector that is not there, with the reason where the run left it out."""
         if column in self.columns:
@@ -113,6 +126,21 @@ class SavedDetector:
         raise ValueError(
             f"{self.folder} has no detector {column!r}{f': {why}' if why else ''}. It has {', '.join(self.columns)}"
         )
+
+    def chosen(self, asked: str | Sequence[str] | None) -> list[str]:
+        """The detectors that somebody asks for: a name, several with commas between them, a list, or "all"; the first for None.
+
+        Raises as `check_column`.
+        """
+        if not asked:
+            return self.columns[:1]
+        if isinstance(asked, str):
+            if asked == ALL and ALL not in self.columns:
+                return self.columns
+            asked = [asked] if asked in self.columns else [name.strip() for name in asked.split(",")]
+        for column in asked:
+            self.check_column(column)
+        return list(dict.fromkeys(asked))
 
     def detector(self, column: str) -> Detector:
         """A detector, ready to score. Raises as `check_column`."""
@@ -146,7 +174,7 @@ class SavedDetector:
             detector.notes = list(entries[column]["notes"])
             for name, statistic in statistics_of(detector).items():
                 if isinstance(statistic, Bank) and detector.searches:
-                    bank = bank or self._bank()
+                    bank = bank or self.bank()
                     setattr(detector, name, bank)
         return built
 
@@ -208,7 +236,8 @@ class SavedDetector:
                 f"({_json(expected.get(differ[0]))} → {_json(found.get(differ[0]))}), and thresholds would mean nothing"
             )
 
-    def _bank(self) -> Bank:
+    def bank(self) -> Bank:
+        """The features of the ID training images."""
         parts = [self._tensors(name, "") for name in sorted(self.manifest["files"]) if name.startswith("bank-")]
         return Bank.restored(parts)
 
@@ -266,7 +295,7 @@ def _read_manifest(path: Path) -> dict[str, Any]:
             raise ValueError("no format")
     except (ValueError, UnicodeDecodeError) as error:
         raise DetectorFolderError(f"{path} is damaged ({error}); copy the folder again") from error
-    if manifest["format"] != FORMAT:
+    if manifest["format"] not in READ:
         made = manifest.get("versions", {}).get("clip-ood", "another version")
         raise DetectorFolderError(
             f"{path} is of format {manifest['format']} (clip-ood {made}), and this version reads format {FORMAT}: use that "

@@ -28,6 +28,13 @@ def weighted_vote(cosines: Tensor, neighbour_labels: Tensor, num_classes: int, t
         >>> weighted_vote(torch.tensor([[0.91, 0.90, 0.90]]), torch.tensor([[2, 1, 1]]), num_classes=3)
         tensor([1])
     """
+    shares = vote_shares(cosines, neighbour_labels, num_classes, temperature)
+    return shares.argmax(1).where((neighbour_labels >= 0).any(1), -1)
+
+
+def vote_shares(cosines: Tensor, neighbour_labels: Tensor, num_classes: int, temperature: float = 0.02) -> Tensor:
+    """The share of the vote of each class (N, num_classes), zeros where no neighbour votes. Arguments and errors as in
+    `weighted_vote`."""
     if cosines.ndim != 2 or cosines.shape != neighbour_labels.shape:
         raise ValueError(
             f"cosines have shape {tuple(cosines.shape)} and neighbour_labels {tuple(neighbour_labels.shape)}, "
@@ -43,5 +50,4 @@ def weighted_vote(cosines: Tensor, neighbour_labels: Tensor, num_classes: int, t
     # Softmax subtracts the row's maximum; its normalisation changes no winner.
     weights = logits.softmax(1).masked_fill(~votes, 0)  # (N, k)
     totals = weights.new_zeros(len(cosines), num_classes)  # (N, num_classes)
-    totals.scatter_add_(1, neighbour_labels.clamp(min=0), weights)
-    return totals.argmax(1).where(votes.any(1), -1)
+    return totals.scatter_add_(1, neighbour_labels.clamp(min=0), weights)

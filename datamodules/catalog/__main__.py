@@ -29,6 +29,7 @@ def main(argv: list[str] | None = None) -> None:
     if arguments.command == "get":
         for wanted in [entry(name) for name in arguments.names]:
             get(wanted, root)
+        print(f"Next: name a set in a config, as --data.ood='{{mine: {{catalog: {wanted.name}}}}}' --data.root={root}")
         return
     console = Console()
     with console.status("Counting images"):
@@ -38,6 +39,8 @@ def main(argv: list[str] | None = None) -> None:
         console.print("Incomplete or missing, and how to get it:")
     for line in lines:
         console.print(line, markup=False, highlight=False, soft_wrap=True)
+    step = f"Next: python -m datamodules.catalog get NAME --root {root} fetches what can be downloaded"
+    console.print(step, markup=False, highlight=False, soft_wrap=True)
 
 
 if __name__ == "__main__":

@@ -1,0 +1,56 @@
+"""How many images of a set may be unreadable before the work on it stops, and what is said of them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from fractions import Fraction
+from math import floor
+
+LEAST = 5  # images that may be unreadable in any set, however small
+SHARE = 0.01
+SHOWN = 10  # reasons in the terminal
+
+
+class TooManyUnreadable(ValueError):
+    """More images of a set cannot be read than may be."""
+
+
+@dataclass(frozen=True)
+class Tolerance:
+    """Of n images, max(share · n, 5) may be unreadable; `key` is what the share is set by."""
+
+    share: float = SHARE
+    key: str = "data.max_unreadable"
+
+    def allowed(self, total: int) -> int:
+        """The most images of `total` that may be unreadable.
+
+        >>> [Tolerance(0.01).allowed(total) for total in (10, 599, 600, 50_000)]
+        [5, 5, 6, 500]
+        """
+        return max(floor(Fraction(str(self.share)) * total), LEAST)
+
+    def check(self, name: str, total: int, found: Sequence[tuple[str, str]], listed: str | None = None) -> None:
+        """Raises TooManyUnreadable where `found`, the path and reason of each unreadable image of the set `name` so far, are more
+        than its `total` images may have; `listed` is the file that holds all of them."""
+        if len(found) <= (most := self.allowed(total)):
+            return
+        lines = [
+            f"{name}: {len(found):,} of {total:,} images cannot be read, and {most:,} may be ({self.key} = {self.share:g}, and "
+            f"{LEAST} in any set):",
+            *first_of(found),
+            f"{f'All of them are listed in {listed}. ' if listed else ''}Mend or remove them, or raise {self.key}",
+        ]
+        raise TooManyUnreadable("\n".join(lines))
+
+
+def first_of(found: Sequence[tuple[str, str]]) -> list[str]:
+    """The first ten paths and reasons as lines for a terminal, and how many more there are."""
+    lines = [f"  {printable(path)}: {printable(reason)}" for path, reason in found[:SHOWN]]
+    return lines + ([f"  and {len(found) - SHOWN:,} more"] if len(found) > SHOWN else [])
+
+
+def printable(text: Iterable[str]) -> str:
+    """A text as it may be printed: a file's name can hold what steers a terminal, or bytes that are no text."""
+    return "".join(each if each.isprintable() else each.encode("unicode_escape").decode() for each in text)

@@ -1,0 +1,61 @@
+"""What a script says in its last line: how to go on with what Ctrl-C has stopped, or what the next sensible step is."""
+
+from __future__ import annotations
+
+import shlex
+import sys
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from experiments.run_folder import CONFIG, FINISHED, is_follower, seed_folder
+
+INTERRUPTED = 130  # the exit status of what SIGINT ends
+
+
+@contextmanager
+def stoppable(way_on: Callable[[], str]) -> Iterator[None]:
+    """Around long work: Ctrl-C ends it with one line that says how to go on."""
+    try:
+        yield
+    except (KeyboardInterrupt, SystemExit) as stopped:
+        if not isinstance(stopped, KeyboardInterrupt) and not isinstance(stopped.__context__, KeyboardInterrupt):
+            raise  # Lightning makes an exit of Ctrl-C
+        if not is_follower():
+            print(f"\nStopped. {way_on()}", file=sys.stderr)
+        sys.exit(INTERRUPTED)
+
+
+def resume_line(script: str, argv: list[str] | None, folder: Path) -> str:
+    """How to go on with the run in `folder`, or how to begin it again where nothing of it is kept but features."""
+    if (folder / CONFIG).is_file() and not (folder / FINISHED).is_file():
+        return f"Go on with: {again(script, argv, add=['--resume'], drop=['--overwrite'])}"
+    return f"Nothing was trained yet, and features are kept. Start again with: {again(script, argv)}"
+
+
+def again(script: str, argv: list[str] | None, add: Iterable[str] = (), drop: Iterable[str] = ()) -> str:
+    """The command line of this call, for a shell.
+
+    >>> again("train.py", ["--config", "a b.yaml", "--overwrite"], add=["--resume"], drop=["--overwrite"])
+    "python train.py --config 'a b.yaml' --resume"
+    """
+    given = [each for each in (sys.argv[1:] if argv is None else argv) if each not in drop]
+    return shlex.join(["python", script, *given, *(each for each in add if each not in given)])
+
+
+def next_step(command: Iterable[str], what: str) -> str:
+    """The line that names the next step.
+
+    >>> next_step(["python", "detect.py", "--run", "runs/a b", "photos/"], "judges new images")
+    "Next: python detect.py --run 'runs/a b' photos/ judges new images"
+    """
+    return f"Next: {shlex.join(command)} {what}"
+
+
+def after_run(folder: Path, seeds: list[int], judges: bool) -> str:
+    """The next step after a run: to judge new images, where its detector has thresholds; else to look at it beside another."""
+    if judges:
+        run = seed_folder(folder, seeds[0]) if seeds else folder
+        return next_step(["python", "detect.py", "--run", str(run), "photos/"], "judges new images")
+    compared = ["python", "eval.py", "--compare", str(folder), str(folder.with_name("OTHER"))]
+    return next_step(compared, "shows it beside another run")

@@ -1,0 +1,46 @@
+"""What cannot be read of the images that detect.py is given: some of it is tolerated."""
+
+from __future__ import annotations
+
+import csv
+from pathlib import Path
+
+from callbacks.verdict_files import TEXT
+from callbacks.verdict_writer import Line
+from clip_ood.unreadable import LEAST, Tolerance, TooManyUnreadable
+from datamodules.inputs import STDIN, sources
+
+
+class Tolerated:
+    """Counts the images that could not be judged, and raises TooManyUnreadable as soon as there are more than `tolerance` allows.
+
+    All of them so far are then listed in the file `listed`, if there is one. How many images the inputs hold is counted when it
+    matters; nobody knows it of standard input, which is judged to its end.
+    """
+
+    def __init__(self, paths: list[str], tolerance: Tolerance, listed: Path | None) -> None:
+        self.paths, self.tolerance, self.listed = paths, tolerance, listed
+        self.found: list[tuple[str, str]] = []
+        self._total: int | None = None
+
+    def take(self, line: Line) -> None:
+        """A line of the judging; what is no image by its name does not count."""
+        if "error" not in line or not line["is_image"] or STDIN in self.paths:
+            return
+        self.found.append((line["path"], line["error"]))
+        if len(self.found) <= LEAST:
+            return
+        if self._total is None:
+            self._total = sum(source.reason is None for source in sources(self.paths))
+        try:
+            self.tolerance.check("The images", self._total, self.found, self.listed and str(self.listed))
+        except TooManyUnreadable:
+            if self.listed is not None:
+                write_failures(self.listed, self.found)
+            raise
+
+
+def write_failures(path: Path, found: list[tuple[str, str]]) -> None:
+    """Writes path and reason of what could not be judged."""
+    with path.open("w", **TEXT) as file:
+        csv.writer(file).writerows([("path", "reason"), *found])
