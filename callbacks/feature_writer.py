@@ -9,6 +9,7 @@ from torch import Tensor
 
 from clip_ood.features.store import FeatureStore, TextEmbeddings
 from clip_ood.features.stored_set import StoredSet
+from clip_ood.unreadable import Tolerance, TooManyUnreadable
 from datamodules.extraction import Batch, ImageBatch, StoredBatch, TextBatch, WordBatch
 
 
@@ -16,12 +17,20 @@ class FeatureWriter(Callback):
     """Collects the batches of a part on the device and writes the part when it is whole; prompts go to the store `texts`.
 
     `written` counts the parts that this process has finished. Raises: StoreError, with the first batch, where the store cannot be
-    written.
+    written; TooManyUnreadable, with what is there written, as soon as this process has met more unreadable images of a set than
+    `tolerance` allows.
     """
 
-    def __init__(self, texts: FeatureStore, stored: dict[str, StoredSet], strings: list[str]) -> None:
-        self.texts, self.stored, self.strings = texts, stored, strings
+    def __init__(
+        self,
+        texts: FeatureStore,
+        stored: dict[str, StoredSet],
+        strings: list[str],
+        tolerance: Tolerance = Tolerance(),  # noqa: B008 - frozen
+    ) -> None:
+        self.texts, self.stored, self.strings, self.tolerance = texts, stored, strings, tolerance
         self.written = 0
+        self._unreadable: dict[str, list[tuple[str, str]]] = {}
         self._checked: set[FeatureStore] = set()
         self._rows: list[tuple[ImageBatch | StoredBatch | WordBatch, dict[str, Tensor]]] = []
         self._texts: list[Tensor] = []
@@ -45,11 +54,25 @@ class FeatureWriter(Callback):
             return
         if isinstance(batch, ImageBatch):
             batch.images = None  # let go of the pixels
+        start = sum(len(each.identities) for each, _ in self._rows)
         self._rows.append((batch, outputs))
-        if sum(len(each.identities) for each, _ in self._rows) == len(batch.part.rows):
+        if isinstance(batch, ImageBatch) and batch.errors:
+            self._count(batch, start)
+        if start + len(batch.identities) == len(batch.part.rows):
             self._write()
             self._rows.clear()
             self.written += 1
+
+    def _count(self, batch: ImageBatch, start: int) -> None:
+        """Counts the unreadable images of a batch whose first row is number `start` of its part."""
+        stored, found = self.stored[batch.part.source], self._unreadable.setdefault(batch.part.source, [])
+        rows = batch.part.rows[start:]
+        found += [(stored.images.names[rows[batch.encoded[place]]], why) for place, why in batch.errors.items()]
+        try:
+            self.tolerance.check(f"Image set {stored.name}", len(stored.images), found)
+        except TooManyUnreadable:
+            self._write()
+            raise
 
     def _check(self, store: FeatureStore) -> None:
         if store not in self._checked:

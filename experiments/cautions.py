@@ -7,7 +7,7 @@ from math import ceil, floor
 import numpy as np
 
 from clip_ood.calibration import needed
-from clip_ood.features.store import Features
+from clip_ood.features.stored_set import Features
 from clip_ood.leaks import Shared, shared_images
 from configs.schema import Config
 from datamodules.benchmark import Benchmark

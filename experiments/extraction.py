@@ -18,7 +18,7 @@ from clip_ood.backbones.fingerprint import fingerprint
 from clip_ood.features.store import FeatureStore, TextEmbeddings
 from clip_ood.features.stored_set import Features, StoredSet
 from clip_ood.prompts import Phrases, fill
-from clip_ood.unreadable import Tolerance, first_of
+from clip_ood.unreadable import Tolerance, TooManyUnreadable, first_of
 from configs.schema import BackboneConfig, Config
 from datamodules.benchmark import Benchmark
 from datamodules.extraction import ExtractionData
@@ -57,14 +57,20 @@ def load_features(
                 each.check_files()
     if trainer.is_global_zero:
         _say_old(config.features_root)
-    _extract(config, benchmark, trainer, texts, stored | stored_words, strings, words)
+    tolerance, listed = Tolerance(config.data.max_unreadable), folder / UNREADABLE
+    try:
+        _check_readable(stored, tolerance)  # what an earlier run has found
+        _extract(config, benchmark, trainer, texts, stored | stored_words, strings, words)
+    except TooManyUnreadable as error:
+        _look_again(stored, texts)
+        write_unreadable(listed, stored)
+        raise TooManyUnreadable(f"{error}\nAll that were found are listed in {listed}") from None
     for each in {store, texts}:
         each.touch()
     features = {name: each.open() for name, each in stored.items()}
-    listed = folder / UNREADABLE
-    if trainer.is_global_zero:
-        list_unreadable(listed, benchmark, stored)
-    _check_readable(listed, benchmark, stored, Tolerance(config.data.max_unreadable))
+    if trainer.is_global_zero and (lines := write_unreadable(listed, stored)):
+        _tell_unreadable(listed, lines)
+    _check_readable(stored, tolerance)
     if not strings:
         return features, None
     negatives = choose(chosen_from, {name: each.open().features for name, each in stored_words.items()}, trainer)
@@ -87,7 +93,7 @@ def _extract(
     missing = texts.missing_texts(strings) if trainer.is_global_zero else []
     data = ExtractionData(benchmark.images, stored, missing, config.data.batch_size, config.data.num_workers, words)
     extractor = FeatureExtractor(lambda: create_backbone(config.backbone))
-    writer = FeatureWriter(texts, stored, missing)
+    writer = FeatureWriter(texts, stored, missing, Tolerance(config.data.max_unreadable))
     trainer.callbacks.append(writer)
     try:
         trainer.predict(extractor, datamodule=data, return_predictions=False)
@@ -143,26 +149,22 @@ def _say_old(root: Path) -> None:
         )
 
 
-def list_unreadable(path: Path, benchmark: Benchmark, stored: dict[str, StoredSet]) -> None:
-    """Writes set, path and reason of every image that could not be read, and prints the first; no file when all could."""
-    found = {key: unreadable(benchmark, key, each) for key, each in stored.items()}
-    lines = [(stored[key].name, *each) for key, of_set in found.items() for each in of_set]
+def write_unreadable(path: Path, stored: dict[str, StoredSet]) -> list[tuple[str, str, str]]:
+    """Writes set, path and reason of every image that could not be read, and returns them; no file when all could."""
+    lines = [(each.name, *found) for each in stored.values() for found in each.unreadable()]
     path.unlink(missing_ok=True)
-    if not lines:
-        return
-    with path.open("w", newline="", encoding="utf-8", errors="surrogateescape") as file:
-        csv.writer(file).writerows([("set", "path", "reason"), *lines])
+    if lines:
+        with path.open("w", newline="", encoding="utf-8", errors="surrogateescape") as file:
+            csv.writer(file).writerows([("set", "path", "reason"), *lines])
+    return lines
+
+
+def _tell_unreadable(path: Path, lines: list[tuple[str, str, str]]) -> None:
     images = "image could not be read and is" if len(lines) == 1 else "images could not be read and are"
     told = first_of([(f"{name}: {place}", reason) for name, place, reason in lines])
     print("\n".join([f"{len(lines):,} {images} left out:", *told, f"All of them: {path}"]), flush=True)
 
 
-def unreadable(benchmark: Benchmark, key: str, stored: StoredSet) -> list[tuple[str, str]]:
-    """Path and reason of every image of a set that could not be read."""
-    return [(benchmark.images[key].names[row], reason) for row, reason in stored.errors.items()]
-
-
-def _check_readable(listed: Path, benchmark: Benchmark, stored: dict[str, StoredSet], tolerance: Tolerance) -> None:
-    for key, each in stored.items():
-        found = unreadable(benchmark, key, each)
-        tolerance.check(f"Image set {each.name}", len(benchmark.images[key]), found, str(listed))
+def _check_readable(stored: dict[str, StoredSet], tolerance: Tolerance) -> None:
+    for each in stored.values():
+        tolerance.check(f"Image set {each.name}", len(each.images), each.unreadable())

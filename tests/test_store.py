@@ -48,7 +48,7 @@ def test_unreadable_rows_are_masked_and_say_why(tmp_path):
     fill(stored, features, errors={1: "OSError: torn", 6: "ValueError: no picture"})
     found = stored.open()
     assert [row for row, valid in enumerate(found.valid.tolist()) if not valid] == [1, 6]
-    assert stored.errors == {1: "OSError: torn", 6: "ValueError: no picture"}
+    assert stored.unreadable() == [("1", "OSError: torn"), ("6", "ValueError: no picture")]
     assert not found.features.take(torch.tensor([1, 6])).any()
 
 
@@ -102,7 +102,9 @@ def test_only_arrays_that_are_missing_are_written(tmp_path):
     found = store.images.rows(identities, ["features", "layers.3"])
     assert found["features"].take(torch.arange(6))[:, 0].tolist() == [1, 1, 1, 0, 2, 0]
     assert found["layers.3"].take(torch.arange(6))[:, 0, 0].tolist() == [2, 2, 2, 0, 2, 0]
-    assert both.open().valid.tolist() == [True, True, True, False, True, False] and set(both.errors) == {3, 5}
+    assert both.open().valid.tolist() == [True, True, True, False, True, False] and [
+        name for name, _ in both.unreadable()
+    ] == ["3", "5"]
     assert store.images.count(["features"]) == store.images.count(["layers.3"]) == store.images.count(["valid"]) == 6
     layers = torch.full((6, 2, 2), torch.nan)
     with pytest.raises(ValueError, match="4 of 6 images have NaN or Inf"):

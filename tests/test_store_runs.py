@@ -490,3 +490,17 @@ def test_an_older_format_is_named(lab, capsys):
         "older version (1 encoders), which are not read: python -m clip_ood.features remove --old"
         in capsys.readouterr().out
     )
+
+
+def test_a_run_stops_as_soon_as_too_many_images_are_unreadable(lab):
+    """Not at the end of its images; what was read is kept, and the next run stops before it encodes anything."""
+    for index in range(20):
+        (lab.root / "data/id/cat" / f"torn{index:02d}.png").write_bytes(b"no image %d" % index)
+    for index in range(2):
+        with pytest.raises(ValueError, match=r"Image set id: [67] of 31 images cannot be read, and 5 may be"):
+            lab.load("--data.batch_size=2")
+        listed = (lab.root / "unreadable.csv").read_text().splitlines()
+        assert 6 <= len(listed) - 1 <= 7 and "torn00.png" in listed[1]
+        assert sum(count for _, count in lab.asked) == (0 if index else len(listed) - 1 + 6)
+    lab.load("--data.max_unreadable=0.9")
+    assert ("encode_image", 3) in lab.asked

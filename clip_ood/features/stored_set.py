@@ -206,10 +206,10 @@ class StoredSet:
         valid = found["valid"].take(torch.arange(len(identities)))
         return Features(found["features"], found.get("embeddings"), valid, identities)
 
-    @cached_property
-    def errors(self) -> dict[int, str]:
-        """Why images could not be read, by row of the set."""
-        return {row: failure.reason for row, failure in self.entries.failures(self._identities[0]).items()}
+    def unreadable(self) -> list[tuple[str, str]]:
+        """The name of each image that could not be read, as far as they were read, and why."""
+        failures = self.entries.failures(self._identities[0])
+        return [(self.images.names[row], failure.reason) for row, failure in failures.items()]
 
 
 def made_with(batch_size: int | None) -> dict[str, Any]:
