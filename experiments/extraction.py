@@ -61,6 +61,7 @@ def load_features(
     try:
         _check_readable(stored, tolerance)  # what an earlier run has found
         _extract(config, benchmark, trainer, texts, stored | stored_words, strings, words)
+        _check_readable(stored, tolerance)
     except TooManyUnreadable as error:
         _look_again(stored, texts)
         write_unreadable(listed, stored)
@@ -70,7 +71,6 @@ def load_features(
     features = {name: each.open() for name, each in stored.items()}
     if trainer.is_global_zero and (lines := write_unreadable(listed, stored)):
         _tell_unreadable(listed, lines)
-    _check_readable(stored, tolerance)
     if not strings:
         return features, None
     negatives = choose(chosen_from, {name: each.open().features for name, each in stored_words.items()}, trainer)
