@@ -110,8 +110,10 @@ def pixels(image: str | Path | bytes | Image.Image, about: Mapping[str, Any]) ->
     """One image, by its path, the bytes of its file or as a PIL image, as an exported graph takes it: (1, 3, H, W) float32 in
     [0, 1]. `about` is what the graph says of itself, the JSON under its key clip_ood.
 
-    Raises: as `decode`.
+    Raises: as `decode`, and ValueError for a graph whose encoder resizes otherwise than `fit` can.
     """
+    if about["resize"] is None:
+        raise ValueError(f"this graph takes pictures that were resized otherwise than here: {about['transform']}")
     if isinstance(image, Image.Image):
         picture = as_picture(image)
     else:
