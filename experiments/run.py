@@ -33,7 +33,7 @@ from datamodules.benchmark import Benchmark, load_benchmark
 from datamodules.feature_data import FeatureData
 from experiments.board import describe
 from experiments.extraction import load_features
-from experiments.models import build, check_method
+from experiments.models import build, check_detectors, check_method
 from experiments.quiet import hush
 from experiments.resume import (
     check_contents,
@@ -88,6 +88,7 @@ def _run(config: Config, folder: Path, checkpoint: Path | None, benchmark: Bench
         check_head_contents(checkpoint, config, now)
     if trainer.is_global_zero:
         record_contents(folder, now)
+    check_detectors(config, benchmark, features)
     module, data = build(config, benchmark, features, text)
     if config.evaluation.save_detector:
         trainer.callbacks.append(detector_writer(config, folder, evaluation, features))
