@@ -54,6 +54,12 @@ class TableMetrics:
             elif name == ood:
                 metric.update(scores, False, batch.indices)
 
+    def keep(self, detectors: Sequence[str]) -> None:
+        """Go on with some of the detectors alone; the same ones in every process."""
+        self.detectors = list(detectors)
+        for metric in self.metrics.values():
+            metric.keep(detectors)
+
     def compute(self) -> dict[tuple[str, str], dict[str, Tensor]]:
         """By setting and OOD set, the values of `OODMetrics.compute`, the same in every process.
 

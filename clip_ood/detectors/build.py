@@ -27,6 +27,7 @@ REASONS = {
     "neglabel": NEGATIVES,
     "csp": NEGATIVES,
 }
+ONE_CLASS = "needs two classes or more: with one, its score is the same for every image"
 
 
 @dataclass(frozen=True)
@@ -55,6 +56,8 @@ def build_detectors(
         if missing:
             reasons = dict.fromkeys(REASONS.get(field, f"needs {field}: this run gives none") for field in missing)
             omitted.append(Omitted(spec.label, "; ".join(reasons)))
+        elif (count := _classes(reference)) is not None and count < cls.least_classes:
+            omitted.append(Omitted(spec.label, ONE_CLASS))
         else:
             detectors[spec.label] = cls(reference, **spec.parameters)
             detectors[spec.label].spec = {"name": spec.name, **spec.parameters}
@@ -69,6 +72,11 @@ def required(specs: Sequence[str | Mapping[str, Any]] | None) -> set[str]:
         _check_parameters(spec, cls)
         fields.update(cls.requires)
     return fields
+
+
+def _classes(reference: Reference) -> int | None:
+    known = (reference.weight, reference.text_embeddings, reference.class_names)
+    return next((len(value) for value in known if value is not None), None)
 
 
 def load_class(spec: Spec) -> type[Detector]:

@@ -33,6 +33,7 @@ class Detector(nn.Module):
 
     name: ClassVar[str] = ""
     requires: ClassVar[tuple[str, ...]] = ()
+    least_classes: ClassVar[int] = 1  # with fewer its score would be the same for every image
     portable: ClassVar[bool] = True  # `state` is all that scoring needs beside parameters, reference and bank
     searches: ClassVar[bool] = True  # scoring looks into its Bank, if it has one; False where only the fit does
     spec: Mapping[str, Any] | None = None  # how a config asks for it, where one did
