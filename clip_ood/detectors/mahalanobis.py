@@ -58,9 +58,7 @@ class Mahalanobis(Detector):
     def _whitening(self, which: str, covariance: Callable[[], Tensor]) -> Tensor:
         try:
             shrink, square = self.space == "features", self.moments.mean_square()
-            matrix, note = self.moments.once(
-                which, lambda: whitening(covariance(), shrink=shrink, mean_square=square)
-            )
+            matrix, note = self.moments.once(which, lambda: whitening(covariance(), shrink=shrink, mean_square=square))
         except ValueError as error:
             raise self._error(f"{which} {self.space}: {error}; expected rows that differ") from error
         if note:

@@ -20,7 +20,7 @@ class Residual(Detector):
     reference; N (D, D − d): eigenvectors of E[(f − u)(f − u)ᵀ] over ID training images beyond the d = `dim` largest.
     By default d is the published one: 1000 for D ≥ 2048, 512 for D ≥ 768, else D / 2. Where there are no more images
     than D, or their rank is not above that d, it is half the rank, which `notes` tells. Raises ValueError at `fit` for a
-    `dim` outside 1 … rank − 1, where nothing would be left, without ID training images, and where their features lie in one direction.
+    `dim` outside 1 … rank − 1, where nothing would be left, and without ID training images.
     Wang et al., 2022 (arXiv 2203.10807).
     """
 
@@ -55,8 +55,6 @@ class Residual(Detector):
         images = int(self.moments.counts.sum())
         if images > width and published < rank:
             return published
-        if rank < 2:
-            raise self._error(f"features of all {images} ID training images lie in one direction; expected images that differ")
         self.notes.append(
             f"principal space of {rank // 2} dimensions, half the rank {rank} of {images} ID training images: the published "
             f"{published} needs a rank above {published} and more than {width} images"
