@@ -98,7 +98,7 @@ class OODEvaluation(Callback):
             if name not in self._images:
                 self._images[name] = ImageScores(list(self.suite.detectors)).to(module.device)
             self._images[name].update(scores)
-        if role in ("val", "id") and (table.labels >= 0).any() and len(self.suite.reference.class_names or "two") > 1:
+        if role in ("val", "id") and (table.labels >= 0).any() and not self._of_one_class():
             labels = table.labels[torch.searchsorted(table.rows, scores.indices)].to(module.device)
             self._count_hits(f"{role}/accuracy", scores.predictions, labels)
             self._count_hits(f"{role}/knn_accuracy", scores.votes, labels)
@@ -125,6 +125,11 @@ class OODEvaluation(Callback):
 
     def _roles(self) -> dict[str, str]:
         return {table.part.name: table.part.role for table in self._tables if table.part.role != "ood_val"}
+
+    def _of_one_class(self) -> bool:
+        """Whether every prediction is right, there being a single class."""
+        names = self.suite.reference.class_names
+        return names is not None and len(names) == 1
 
     def _count_hits(self, key: str, classes: Tensor | None, labels: Tensor) -> None:
         """Adds a batch to an accuracy over the images that have a label; None where nothing predicts classes."""

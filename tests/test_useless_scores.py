@@ -303,3 +303,24 @@ def test_a_narrow_interval_is_not_called_useless(capsys):
         rows = [row | {"intervals": {"auroc": ends}}, row | {"ood": "mean", "intervals": {}}]
         print_table(results | {"rows": rows})
         assert ("useless" in (said := capsys.readouterr().out)) == doubtful and ("?" in said) == doubtful
+
+
+def test_nan_of_another_package_is_left_to_the_suite(monkeypatch):
+    suite = DetectorSuite(REFERENCE, ["pytorch_ood.NCI", "knn"])
+    suite.update(TRAIN)
+    suite.fit()
+    peer = suite.detectors["NCI"].peer
+    monkeypatch.setattr(peer, "predict_features", lambda values: torch.full((len(values),), torch.nan))
+    scores = suite.score(TEST)
+    metric = ScoreRange(list(suite.detectors))
+    metric.update(scores.matrix(metric.detectors))
+    assert metric.broken().keys() == {"NCI"}
+
+
+def test_an_error_without_words_keeps_its_traceback():
+    code = (
+        "from clip_ood.detectors.statistic import Statistic; from experiments.command_line import guarded;"
+        "guarded(Statistic().key)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=PROJECT, capture_output=True, text=True)
+    assert done.returncode == 1 and "Traceback" in done.stderr

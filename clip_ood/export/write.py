@@ -54,9 +54,11 @@ def export(
 ) -> Exported:
     """Writes encoder, head and fitted detectors to `path` as one graph (`ScoringGraph`): .onnx, or .pt2 for torch.export.
 
-    All is float32, and float64 where detectors are. The file also holds, as JSON under the key clip_ood, what `describe` gives. It is run before it gets its name: another
-    score than that of `Detector.score` is an error. Beside it comes `PIXELS`, where it does what the encoder's transform does. Raises ValueError for that, and as `format_of`; for an encoder that is
-    not on the CPU, a detector that is not fitted, and an encoder that the format cannot hold.
+    All is float32, and float64 where detectors are. The file also holds, as JSON under the key clip_ood, what `describe` gives.
+    It is run before it gets its name: another score than that of `Detector.score` is an error. `PIXELS` comes beside it, a copy
+    of `clip_ood.reading`, where that does what the encoder's transform does.
+    Raises: ValueError for that, and as `format_of`; for an encoder that is not on the CPU, a detector that is not fitted, and an
+    encoder that the format cannot hold.
     """
     kind = format_of(path)
     _check(backbone, detectors)
