@@ -127,9 +127,9 @@ class Detector(nn.Module):
         scores = self._score(rows)
         if isinstance(scores, Tensor) and scores.shape == (len(rows),):
             return scores
-        got = f"a tensor of shape {tuple(scores.shape)}" if isinstance(scores, Tensor) else _told(scores)
+        count = "1 image" if len(rows) == 1 else f"{len(rows)} images"
         raise WrongScores(
-            f"{type(self).__name__}._score returned {got} for {len(rows)} image{'s' * (len(rows) != 1)}, expected ({len(rows)},): {ONE_EACH}"
+            f"{type(self).__name__}._score returned {_told(scores)} for {count}, expected ({len(rows)},): {ONE_EACH}"
         )
 
     def _check_ready(self, outputs: Outputs) -> None:
@@ -200,6 +200,8 @@ def chunks(outputs: Outputs, at_least: int = 0) -> Iterator[Outputs]:
 
 
 def _told(value: Any) -> str:
+    if isinstance(value, Tensor):
+        return f"a tensor of shape {tuple(value.shape)}"
     return "None" if value is None else f"a {type(value).__name__}"
 
 
