@@ -19,6 +19,7 @@ from clip_ood.evaluation import DetectorSuite
 from clip_ood.metrics.curves import METRICS
 from clip_ood.metrics.image_scores import ImageScores
 from clip_ood.metrics.metric import OODMetrics
+from clip_ood.metrics.score_range import ScoreRange
 from clip_ood.outputs import Outputs
 from clip_ood.predictions import Predictor
 from clip_ood.scores import Scores
@@ -57,6 +58,7 @@ class OODEvaluation(Callback):
       EarlyStopping (another monitor is refused)
     - `id/accuracy`, `id/knn_accuracy`, `ood/<set>/<detector>/<metric>`, ID test against an OOD set: for looking
 
+    A detector whose scores are not all finite, or the same for all ID and OOD images, is left out by name with the reason.
     After every evaluation `results` holds what was found, on rank 0, with intervals after a test.
     """
 
@@ -90,6 +92,7 @@ class OODEvaluation(Callback):
         if self._table_metrics is None and role not in HELD_OUT:
             self._choose(module.device)
         scores = self.suite.score(outputs, self._bank_labels if role in ("val", "id") else None)
+        self._range.update(scores.matrix(self._range.detectors))
         if role in HELD_OUT:
             self._held_out.update(scores.matrix(self._held_out.detectors), role == "val", scores.indices)
         else:
@@ -98,7 +101,7 @@ class OODEvaluation(Callback):
             if name not in self._images:
                 self._images[name] = ImageScores(list(self.suite.detectors)).to(module.device)
             self._images[name].update(scores)
-        if role in ("val", "id") and (table.labels >= 0).any():
+        if role in ("val", "id") and (table.labels >= 0).any() and not self._of_one_class():
             labels = table.labels[torch.searchsorted(table.rows, scores.indices)].to(module.device)
             self._count_hits(f"{role}/accuracy", scores.predictions, labels)
             self._count_hits(f"{role}/knn_accuracy", scores.votes, labels)
@@ -111,18 +114,28 @@ class OODEvaluation(Callback):
         self._bank_labels = torch.full((int(self._bank.rows.max()) + 1,), -1)
         self._bank_labels[self._bank.rows] = self._bank.labels
         self._held_out = OODMetrics(list(self.suite.detectors)).to(device)
+        self._range = ScoreRange(list(self.suite.detectors)).to(device)
 
     def _choose(self, device: torch.device) -> None:
         """Settles which candidates are scored on what is reported, by what is not."""
+        if any(table.part.role in HELD_OUT for table in self._tables):
+            self.suite.leave_out(self._range.broken())
+            self._held_out.keep(list(self.suite.detectors))
         self._kept = {name: name for name in self.suite.detectors}
         self._chosen_by: dict[str, Tensor] = {}
         if any(table.part.role == "ood_val" for table in self._tables):
             self._chosen_by = self._held_out.compute()
             self._kept = self.suite.choose({name: self._chosen_by[f"{name}/auroc"].item() for name in self._kept})
         self._table_metrics = TableMetrics(list(self.suite.detectors), self._roles(), device)
+        self._range = ScoreRange(list(self.suite.detectors)).to(device)
 
     def _roles(self) -> dict[str, str]:
         return {table.part.name: table.part.role for table in self._tables if table.part.role != "ood_val"}
+
+    def _of_one_class(self) -> bool:
+        """Whether every prediction is right, there being a single class."""
+        names = self.suite.reference.class_names
+        return names is not None and len(names) == 1
 
     def _count_hits(self, key: str, classes: Tensor | None, labels: Tensor) -> None:
         """Adds a batch to an accuracy over the images that have a label; None where nothing predicts classes."""
@@ -136,12 +149,15 @@ class OODEvaluation(Callback):
 
     def _end(self, trainer: Trainer, module: LightningModule, intervals: bool) -> None:
         roles = self._roles()
+        self._leave_out_useless("ood" in roles.values())
         scored = {name: images.gathered() for name, images in self._images.items()}
         for table in self._tables:
             if table.part.name in scored:
                 _assert_complete(table.part.name, scored[table.part.name].indices, table.rows)
             if table.part.role == "val":
                 scored[table.part.name] = scored[table.part.name].renamed(self._kept)
+            elif table.part.name in scored:
+                scored[table.part.name] = scored[table.part.name].renamed({name: name for name in self.suite.detectors})
         groups = {table.part.name: table.part.group for table in self._tables}
         sizes = {name: len(of_set.indices) for name, of_set in scored.items()}
         rows = table_rows(self._table_metrics.compute(), list(self.suite.detectors), roles, groups, sizes)
@@ -170,6 +186,13 @@ class OODEvaluation(Callback):
     def bank_labels(self) -> Tensor | None:
         """The classes of the bank's images by row of their set, once detectors are fitted."""
         return self._bank_labels
+
+    def _leave_out_useless(self, with_ood: bool) -> None:
+        """Goes on without the detectors whose scores on what is reported are no numbers, or tell nothing where OOD images are
+        among it."""
+        self.suite.leave_out((self._range.constant() if with_ood else {}) | self._range.broken())
+        self._table_metrics.keep(list(self.suite.detectors))
+        self._kept = {label: column for label, column in self._kept.items() if column in self.suite.detectors}
 
     def _held_out_values(self) -> dict[str, float]:
         """The metrics of ID val against OOD val, of the detectors that were kept; none without OOD val."""

@@ -17,6 +17,7 @@ MEAN = "mean"
 PLP_WAYS = (
     "Look at data.id.class_names and data.prompts, lower method.plp.min_confidence, or take --method='{zero_shot: {}}'"
 )
+USELESS = 0.2  # width of an interval above which an AUROC tells little
 
 
 def print_table(results: dict[str, Any], console: Console | None = None) -> None:
@@ -93,7 +94,17 @@ def over_seeds(split: dict[str, Any], seeds: int) -> str:
 
 def _interval(row: dict[str, Any]) -> str:
     ends = row["intervals"].get("auroc")
-    return "–" if ends is None else f"{100 * ends[0]:.1f} – {100 * ends[1]:.1f}"
+    return "–" if ends is None else f"{100 * ends[0]:.1f} – {100 * ends[1]:.1f}{_doubt(row)}"
+
+
+def is_useless(row: dict[str, Any], metric: str = "auroc") -> bool:
+    """Whether a metric's interval is wider than 20 points."""
+    low, high = row["intervals"].get(metric, (0, 0))
+    return high - low > USELESS
+
+
+def _doubt(row: dict[str, Any]) -> str:
+    return "?" if is_useless(row) else ""
 
 
 def _cell(row: dict[str, Any], best: float, intervals: bool) -> str:
@@ -101,7 +112,8 @@ def _cell(row: dict[str, Any], best: float, intervals: bool) -> str:
     half = 50 * (high - low) if low is not None else None
     if row.get("std", {}).get("auroc") is not None:
         half = 100 * row["std"]["auroc"]
-    spread = f" ± {half:.1f}" if intervals and half is not None else ""
+    doubt = _doubt(row) if row.get("std", {}).get("auroc") is None else ""
+    spread = f" ± {half:.1f}{doubt}" if intervals and half is not None else ""
     auroc = f"{100 * row['auroc']:.1f}"
     return f"{f'[bold]{auroc}[/bold]' if row['auroc'] == best else auroc}{spread} / {100 * row['fpr95']:.1f}"
 
@@ -124,10 +136,11 @@ def missing_seeds(results: dict[str, Any]) -> dict[str, str]:
 
 
 def remarks(results: dict[str, Any]) -> list[str]:
-    """What must be said beside the table: accuracies, pseudo-labels, the sweep's choice, the bank, the detectors' notes."""
+    """What must be said beside the table: intervals of no use, accuracies, pseudo-labels, the sweep's choice, the bank, the detectors' notes."""
     lines = [f"{name}: {few}" for name, few in missing_seeds(results).items()]
     if not results["rows"]:
         lines.append("No OOD set was named (data.ood): scores were written, there is no AUROC.")
+    lines += _of_intervals(results["rows"])
     for key, name in (("accuracy", "ID accuracy"), ("knn_accuracy", "k-NN accuracy")):
         if results[key] is not None:
             few = of_seeds(results.get(f"{key}_seeds", len(results["seeds"])), results)
@@ -164,6 +177,23 @@ def predictions_told(results: dict[str, Any]) -> list[str]:
     starved = (results["pseudo_labels"] or {}).get("starved")
     if starved and not predictors:
         lines.append(f"PLP kept fewer than 2 images of {starved:g} classes, which its head cannot learn. {PLP_WAYS}")
+    return lines
+
+
+def _of_intervals(rows: list[dict[str, Any]]) -> list[str]:
+    """Which AUROCs have an interval that is of no use, and which sets can have none."""
+    lines = []
+    having = [row for row in rows if "auroc" in row["intervals"]]
+    if useless := [row for row in having if is_useless(row)]:
+        lines.append(
+            f"{len(useless)} of {len(having)} AUROCs have a useless 95 % interval (marked where intervals are shown): wider than "
+            f"{100 * USELESS:.0f} points, it tells little; more images make it narrower"
+        )
+    without = [row for row in rows if "auroc" not in row["intervals"]]
+    if any(row["n_id"] == 1 for row in without):
+        lines.append("There is a single ID test image: no AUROC has an interval")
+    alone = dict.fromkeys(row["ood"] for row in without if row["n_ood"] == 1 and row["ood"] != MEAN)
+    lines += [f"{name} has a single image: its AUROC has no interval, and neither has a mean with it" for name in alone]
     return lines
 
 

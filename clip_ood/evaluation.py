@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from clip_ood.detectors.bank import Bank
@@ -19,12 +20,20 @@ from clip_ood.outputs import Outputs, Reference
 from clip_ood.predictions import HEAD, KNN, TEXT, predict, voted
 from clip_ood.scores import Scores
 
+WHY = {  # what is not finite -> what that comes from
+    **dict.fromkeys(
+        ("features", "embeddings"), "the encoder overflows (take backbone.precision=fp32) or its weights are damaged"
+    ),
+    **dict.fromkeys(("logits", "weight", "bias"), "training diverged (take a smaller learning rate)"),
+}
+
 
 @dataclass
 class DetectorSuite:
     """Detectors that are fitted on a bank together and score together; built from the first outputs they see.
 
-    What several of them learn is taken in once: `statistics`.
+    What several of them learn is taken in once: `statistics`. Where an output of the model is not finite, detectors that need it
+    are left out by `fit`, and after it score NaN.
     """
 
     reference: Reference
@@ -32,11 +41,14 @@ class DetectorSuite:
     detectors: dict[str, Detector] | None = None
     omitted: list[Omitted] = field(default_factory=list)
     statistics: list[Statistic] = field(default_factory=list)
+    bad: dict[str, Tensor] = field(default_factory=dict)  # rows of the bank that are not finite, by field
 
     def update(self, outputs: Outputs) -> None:
         """Take in a batch of the bank (see `Detector.update`)."""
         if self.detectors is None:
             self._build(outputs)
+        outputs, bad = _finite(outputs)
+        self.bad = {name: self.bad.get(name, 0) + rows.sum() for name, rows in bad.items()}
         take_in(self.detectors.values(), outputs)
 
     def fit(self, exchange: Exchange = ALONE) -> None:
@@ -46,14 +58,22 @@ class DetectorSuite:
         """
         for statistic in self.statistics:
             statistic.join(exchange)
-        for name, detector in list(self.detectors.items()):
+        self.bad = {name: int(exchange.sum(rows)) for name, rows in self.bad.items()}
+        unusable = {name: why for name, each in self.detectors.items() if (why := self._unusable(each)) is not None}
+        self.leave_out(unusable)
+        reasons = {}
+        for name, detector in self.detectors.items():
             try:
                 detector.fit()
-            except ValueError as error:
-                self.omitted.append(
-                    Omitted(name, str(error).removeprefix(f"{detector.name or type(detector).__name__}: "))
-                )
-                del self.detectors[name]
+            except (ValueError, torch.linalg.LinAlgError) as error:
+                reasons[name] = str(error).removeprefix(f"{detector.name or type(detector).__name__}: ")
+        self.leave_out(reasons)
+
+    def leave_out(self, reasons: Mapping[str, str]) -> None:
+        """Goes on without the detectors that have a reason, and keeps these for the results. Raises ValueError where none is
+        left."""
+        self.omitted += [Omitted(name, reason) for name, reason in reasons.items()]
+        self.detectors = {name: each for name, each in self.detectors.items() if name not in reasons}
         self._check_any_left()
 
     def score(self, outputs: Outputs, bank_labels: Tensor | None = None) -> Scores:
@@ -62,9 +82,13 @@ class DetectorSuite:
         They are classes by image-set row of the bank's images, -1 for one without; there are no votes where none has
         a class, or no detector keeps the bank.
         """
+        outputs, bad = _finite(outputs)
         vote = self._vote(bank_labels)
-        predicted = predict(outputs, self.reference.text_embeddings)
+        predicted = None if self.bad.get("logits") else predict(outputs, self.reference.text_embeddings)
         values = [value.cpu() for value in score_together(list(self.detectors.values()), outputs, vote)]
+        for number, detector in enumerate(self.detectors.values()):
+            for name in bad.keys() & set(detector.requires):
+                values[number].masked_fill_(bad[name].cpu(), torch.nan)
         return Scores(
             indices=outputs.indices.cpu(),
             predictions=None if predicted is None else predicted[0].cpu(),
@@ -72,9 +96,19 @@ class DetectorSuite:
             votes=values[-1][:, 0].long() if vote else None,
         )
 
+    def _unusable(self, detector: Detector) -> str | None:
+        """Why what a detector needs of the model is no number; None where it is."""
+        for name in detector.requires:
+            if self.bad.get(name):
+                return f"{name} of {self.bad[name]:,} ID training images are not finite: {WHY[name]}"
+            known = getattr(self.reference, name, None)
+            if isinstance(known, Tensor) and not known.isfinite().all():
+                return f"{name} in the reference is not finite: {WHY.get(name, WHY['features'])}"
+        return None
+
     def _vote(self, bank_labels: Tensor | None) -> list[Callable[[Outputs], Tensor]]:
         bank = next((statistic for statistic in self.statistics if isinstance(statistic, Bank)), None)
-        if bank is None or bank_labels is None or not (bank_labels >= 0).any():
+        if bank is None or self.bad.get("features") or bank_labels is None or not (bank_labels >= 0).any():
             return []
         return [lambda rows: voted(rows, bank, bank_labels)]
 
@@ -135,3 +169,11 @@ class DetectorSuite:
 
     def _has_classes(self, labels: Tensor) -> bool:
         return self.reference.class_names is not None or bool((labels >= 0).any())
+
+
+def _finite(outputs: Outputs) -> tuple[Outputs, dict[str, Tensor]]:
+    """The outputs with zeros for rows that are not finite, and by field which those are, (N,) bool."""
+    given = {name: value for name in WHY if (value := getattr(outputs, name, None)) is not None}
+    bad = {name: ~value.isfinite().all(dim=1) for name, value in given.items()}
+    changed = {name: given[name].masked_fill(rows[:, None], 0) for name, rows in bad.items() if rows.any()}
+    return replace(outputs, **changed), bad

@@ -1,15 +1,22 @@
-"""Any image file as an 8-bit RGB picture, the way a person would see it."""
+"""Any image as an 8-bit RGB picture, the way a person would see it, and as the pixels that an exported graph takes.
+
+It needs Pillow and NumPy alone: an export copies this file beside the graph, as clip_ood_pixels.py.
+"""
 
 from __future__ import annotations
 
+import io
+import zlib
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from errno import EINVAL
 from functools import cache
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 import numpy as np
 import PIL
-from PIL import ExifTags, Image, features
+from PIL import ExifTags, Image, ImageFile, features
 
 SUFFIXES = frozenset(
     [
@@ -47,6 +54,12 @@ TURNS = {  # EXIF orientation -> what puts the picture upright
 LONGEST = 200  # times the shorter side: resized to an encoder's input, a thinner picture would take gigabytes
 
 
+PNG = b"\x89PNG\r\n\x1a\n"
+CHUNKS = (b"IHDR", b"PLTE", b"tRNS", b"IDAT", b"IEND", b"eXIf")  # all that a PNG's picture is made of
+TEXTS = (b"XML:com.adobe.xmp\0", b"Raw profile type exif\0")  # those that may say how it is turned
+MOST_TEXT = 2**20  # bytes of a text, as in Pillow
+
+
 class UnreadableImage(ValueError):
     """What is not a whole image; the message begins with the decoder's own error."""
 
@@ -62,23 +75,88 @@ def read_image(path: Path) -> Image.Image:
 
 def decode(file: BinaryIO) -> Image.Image:
     """The picture in an open file, of an animation the first: EXIF rotation applied, transparency laid on white, 16-bit
-    greys scaled to 8.
+    greys scaled to 8. Whatever else stands in a PNG, texts or a colour profile of any size, hides no whole picture.
 
     Raises: UnreadableImage for what is not a whole image, OSError for a file that cannot be read.
     """
     try:
-        with Image.open(file, formats=_formats()) as image:
-            if max(image.size) > LONGEST * min(image.size):
-                raise UnreadableImage(
-                    f"{image.width} × {image.height} pixels: one side is over {LONGEST} times the other"
-                )
-            image.load()  # not by name: Pillow would map a TIFF into memory, and scrambles rotated ones
-            return to_rgb(_upright(image))
+        return _decoded(file)
+    except UnreadableImage as error:
+        file.seek(0)
+        if file.read(len(PNG)) != PNG:
+            raise
+        try:
+            return _decoded(io.BytesIO(PNG + b"".join(_chunks(file))))
+        except UnreadableImage:
+            raise error from None
+
+
+def as_picture(image: Image.Image) -> Image.Image:
+    """A PIL image as `decode` gives the file that it was opened from.
+
+    Raises: as `decode`.
+    """
+    fresh = isinstance(image, ImageFile.ImageFile) and image.tile and image.fp and image.tell() == 0
+    if fresh and image.format in _formats():  # not loaded yet: its file is read
+        place = image.fp.tell()
+        try:
+            return decode(image.fp)
+        finally:
+            image.fp.seek(place)
+    with _unreadable(image):
+        return _picture(image)
+
+
+def pixels(image: str | Path | bytes | Image.Image, about: Mapping[str, Any]) -> np.ndarray:
+    """One image, by its path, the bytes of its file or as a PIL image, as an exported graph takes it: (1, 3, H, W) float32 in
+    [0, 1]. `about` is what the graph says of itself, the JSON under its key clip_ood.
+
+    Raises: as `decode`, and ValueError for a graph whose encoder resizes otherwise than `fit` can.
+    """
+    if about["resize"] is None:
+        raise ValueError(f"this graph takes pictures that were resized otherwise than here: {about['transform']}")
+    if isinstance(image, Image.Image):
+        picture = as_picture(image)
+    else:
+        picture = decode(io.BytesIO(image)) if isinstance(image, bytes) else read_image(Path(image))
+    fitted = fit(picture, about["resize"], about["size"], about["interpolation"])
+    return np.asarray(fitted, np.float32).transpose(2, 0, 1)[None] / 255
+
+
+def fit(image: Image.Image, resize: int | list[int], crop: list[int], interpolation: str) -> Image.Image:
+    """The middle `crop` (height, width) of a picture whose shorter side is made `resize` pixels long, or which is made to be
+    `resize` (height, width) whatever its shape."""
+    width, height = image.size
+    if isinstance(resize, int):
+        longer = int(resize * max(image.size) / min(image.size))
+        resize = (longer, resize) if width <= height else (resize, longer)
+    image = image.resize((resize[1], resize[0]), Image.Resampling[interpolation.upper()])
+    left, top = round((image.width - crop[1]) / 2), round((image.height - crop[0]) / 2)
+    return image.crop((left, top, left + crop[1], top + crop[0]))
+
+
+def _decoded(file: BinaryIO) -> Image.Image:
+    with _unreadable(file), Image.open(file, formats=_formats()) as image:
+        return _picture(image)
+
+
+@contextmanager
+def _unreadable(source: BinaryIO | Image.Image) -> Iterator[None]:
+    """Makes what a decoder raises an UnreadableImage."""
+    try:
+        yield
     except Exception as error:  # at damaged files decoders raise anything, without errno unless sought beyond the end
         if isinstance(error, UnreadableImage | MemoryError) or getattr(error, "errno", None) not in (None, EINVAL):
             raise
-        told = str(error).replace(f" {file!r}", "")  # not where in memory its bytes lay
+        told = str(error).replace(f" {source!r}", "")  # not where in memory its bytes lay
         raise UnreadableImage(f"{type(error).__name__}: {told}") from error
+
+
+def _picture(image: Image.Image) -> Image.Image:
+    if max(image.size) > LONGEST * min(image.size):
+        raise UnreadableImage(f"{image.width} × {image.height} pixels: one side is over {LONGEST} times the other")
+    image.load()  # not by name: Pillow would map a TIFF into memory, and scrambles rotated ones
+    return to_rgb(_upright(image))
 
 
 @cache
@@ -89,10 +167,33 @@ def _formats() -> list[str]:
     return [name for name in known if name in Image.OPEN]
 
 
+READER = 2  # another number where more images can be read than before, so that unreadable ones are tried again
+
+
 @cache
 def decoders() -> str:
     """What decides which images can be read here: Pillow's version, its decoders and the libraries behind them."""
-    return f"Pillow {PIL.__version__} with {', '.join([*_formats(), *features.get_supported_codecs()])}"
+    return (
+        f"reader {READER}, Pillow {PIL.__version__} with {', '.join([*_formats(), *features.get_supported_codecs()])}"
+    )
+
+
+def _chunks(file: BinaryIO) -> Iterator[bytes]:
+    """The chunks of a PNG, from behind its signature on, that make its picture; others it may lack."""
+    while len(head := file.read(8)) == 8:
+        length, kind = int.from_bytes(head[:4], "big"), head[4:]
+        body = file.read(length + 4)
+        if kind in CHUNKS or (body.startswith(TEXTS) and _small(body)):
+            yield head + body
+
+
+def _small(text: bytes) -> bool:
+    """Whether a text is at most `MOST_TEXT` bytes long, compressed or not."""
+    compressed = text[text.index(b"\0") :].lstrip(b"\0\1")  # behind the flags of its kind of chunk
+    try:
+        return len(zlib.decompressobj().decompress(compressed, MOST_TEXT)) < MOST_TEXT
+    except zlib.error:
+        return len(text) < MOST_TEXT
 
 
 def _upright(image: Image.Image) -> Image.Image:
@@ -114,8 +215,21 @@ def to_rgb(image: Image.Image) -> Image.Image:
     if image.mode == "F":
         raise UnreadableImage("floating-point pixels have no stated range")
     if image.mode.startswith("I"):  # 16-bit grey, which PIL would clip to 8 bit
-        return Image.fromarray((np.asarray(image).clip(0, 65535) // 257).astype(np.uint8)).convert("RGB")
+        values = np.asarray(image)
+        clear = values == image.info.get("transparency", -1)
+        return Image.fromarray(np.where(clear, 255, values.clip(0, 65535) // 257).astype(np.uint8)).convert("RGB")
     if image.mode in ("RGBA", "LA", "PA", "La", "RGBa") or "transparency" in image.info:
-        image = image.convert("RGBA")
+        image = _with_alpha(image)
         return Image.alpha_composite(Image.new("RGBA", image.size, "white"), image).convert("RGB")
     return image.convert("RGB")
+
+
+def _with_alpha(image: Image.Image) -> Image.Image:
+    """An image with transparency of any kind as 8-bit RGBA."""
+    if image.mode == "La":
+        image = image.convert("LA")
+    clear = image.info.get("transparency")
+    if image.mode == "RGB" and max(clear) > 255:  # a colour of 16 bit, beside pixels that Pillow has made 8 bit
+        image = image.copy()
+        image.info["transparency"] = tuple(value >> 8 for value in clear)
+    return image.convert("RGBA")

@@ -54,6 +54,12 @@ class TableMetrics:
             elif name == ood:
                 metric.update(scores, False, batch.indices)
 
+    def keep(self, detectors: Sequence[str]) -> None:
+        """Go on with some of the detectors alone; the same ones in every process."""
+        self.detectors = list(detectors)
+        for metric in self.metrics.values():
+            metric.keep(detectors)
+
     def compute(self) -> dict[tuple[str, str], dict[str, Tensor]]:
         """By setting and OOD set, the values of `OODMetrics.compute`, the same in every process.
 
@@ -115,7 +121,8 @@ def with_intervals(
 ) -> list[Row]:
     """The rows of `table_rows` with the intervals of `ood_metrics`, from the scores of every image.
 
-    `resamples` bootstrap draws (0: none) are shared by all detectors; `watch` wraps the steps in a progress bar.
+    `resamples` bootstrap draws (0: none) are shared by all detectors; `watch` wraps the steps in a progress bar. Where a set has a
+    single image, it has no interval, and neither has the mean.
     """
     positives, draws = settings_of(roles), {}
     sizes = {name: len(scored[name].indices) for name, role in roles.items() if role == "ood"}
@@ -125,7 +132,8 @@ def with_intervals(
     found, of_set = [], {}
     for row in watch(rows):
         if row.ood == MEAN:
-            found.append(replace(row, metrics=mean_over_sets(of_set)))
+            several = all(of_one["auroc"].low is not None for of_one in of_set.values())
+            found.append(replace(row, metrics=mean_over_sets(of_set)) if several else row)
             of_set = {}
             continue
         id_scores = torch.cat([scored[name].scores[row.detector] for name in positives[row.setting]])

@@ -96,7 +96,9 @@ def guarded(main: Callable[[], None]) -> None:
     except (ValueError, RuntimeError, OSError) as error:
         if type(error).__name__ == "OutOfMemoryError":  # torch's, which is not imported here
             sys.exit(f"error: {OUT_OF_MEMORY}\n({error})")
-        if not (isinstance(error, OSError) or _is_ours(error)):
+        if not (isinstance(error, OSError) or _is_ours(error)) or not str(
+            error
+        ):  # without words the traceback tells more
             raise
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)

@@ -13,6 +13,7 @@ from torch import Tensor
 from clip_ood.backbones.backbone import Backbone, unit
 from clip_ood.backbones.create import create_backbone
 from clip_ood.detectors.build import required
+from clip_ood.detectors.trial import try_own
 from clip_ood.features.store import TextEmbeddings
 from clip_ood.features.stored_set import Features
 from clip_ood.prompts import prototypes
@@ -33,6 +34,7 @@ def check_method(config: Config, benchmark: Benchmark) -> None:
     before any image is read."""
     try:
         required(config.detectors)
+        try_own(config.detectors, _count(benchmark))
     except ValueError as error:
         raise ConfigError(str(error)) from None
     method = config.method.name
@@ -52,6 +54,20 @@ def check_method(config: Config, benchmark: Benchmark) -> None:
         _check_start(config)
     if getattr(config.method.settings, "sweep", None) is not None:
         _check_sweep(config, benchmark)
+
+
+def check_detectors(config: Config, benchmark: Benchmark, features: dict[str, Features]) -> None:
+    """Raises ConfigError for a detector of somebody's own that cannot take features as wide as these, before training."""
+    stored = next(iter(features.values()))
+    joint = stored.features if stored.embeddings is None else stored.embeddings
+    try:
+        try_own(config.detectors, _count(benchmark), (stored.features.width, joint.width))
+    except ValueError as error:
+        raise ConfigError(str(error)) from None
+
+
+def _count(benchmark: Benchmark) -> int | None:
+    return None if benchmark.class_names is None else len(benchmark.class_names)
 
 
 def _check_sweep(config: Config, benchmark: Benchmark) -> None:

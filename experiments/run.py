@@ -36,7 +36,7 @@ from datamodules.feature_data import FeatureData
 from experiments.board import describe
 from experiments.cautions import shared_by_sets, too_few_to_calibrate
 from experiments.extraction import load_features
-from experiments.models import build, check_method
+from experiments.models import build, check_detectors, check_method
 from experiments.quiet import hush
 from experiments.resume import (
     check_contents,
@@ -95,6 +95,7 @@ def _run(config: Config, folder: Path, checkpoint: Path | None, benchmark: Bench
         record_contents(folder, now)
         if shared := shared_by_sets(benchmark, features):
             print(told(shared), flush=True)
+    check_detectors(config, benchmark, features)
     module, data = build(config, benchmark, features, text)
     if config.evaluation.save_detector:
         trainer.callbacks.append(detector_writer(config, folder, evaluation, features))

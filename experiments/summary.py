@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Sequence
+from math import isinf
 from pathlib import Path
 from statistics import NormalDist, mean, stdev
 from typing import Any
@@ -95,6 +96,8 @@ def _over_splits(row: Row, rows: dict[int, Row], test_to_train: float) -> dict[s
 def _over_images(row: Row, scores: list[SeedScores]) -> dict[str, list[float]]:
     sets = [row["ood"]] if row["ood"] != MEAN else [name for name, each in scores[0].sets.items() if each.role == "ood"]
     error = standard_error([each.placed(row["detector"], sets, row["setting"]) for each in scores])
+    if isinf(error):  # a set of a single image
+        return {}
     return {"auroc": _around(row["auroc"], NormalDist().inv_cdf(0.975) * error)}
 
 

@@ -6,6 +6,7 @@ from collections import defaultdict
 from dataclasses import dataclass
 from typing import Any
 
+from callbacks.results_table import is_useless
 from clip_ood.metrics.curves import METRICS
 from clip_ood.metrics.ood import MEAN
 from reports.page import percent
@@ -15,11 +16,12 @@ Results = dict[str, Any]
 
 @dataclass(frozen=True)
 class Value:
-    """A metric in percent, its 95 % interval, and ± its standard deviation over seeds; "" without one."""
+    """A metric in percent, its 95 % interval, whether that is useless, being wider than 20 points, and ± its standard deviation over seeds; "" without one."""
 
     text: str
     interval: str
     spread: str
+    useless: bool = False
 
 
 @dataclass(frozen=True)
@@ -79,4 +81,5 @@ def value(row: dict[str, Any], metric: str) -> Value:
         percent(row[metric]),
         "" if low is None else f"{percent(low)} – {percent(high)}",
         "" if std is None else f"± {percent(std)}",
+        is_useless(row, metric),
     )

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from difflib import get_close_matches
 from importlib import import_module
 from typing import Any
 
-from clip_ood.detectors.detector import Detector
+from clip_ood.detectors.detector import ONE_EACH, Detector
 from clip_ood.detectors.names import ZOO, Spec, read_specs
-from clip_ood.outputs import Reference
+from clip_ood.outputs import Outputs, Reference
 
 NEGATIVES = "needs negative labels: set data.negative_words (wordnet), with an encoder of texts and named classes"
 REASONS = {
@@ -27,6 +27,7 @@ REASONS = {
     "neglabel": NEGATIVES,
     "csp": NEGATIVES,
 }
+ONE_CLASS = "needs two classes or more: with one, its score is the same for every image"
 
 
 @dataclass(frozen=True)
@@ -49,12 +50,14 @@ def build_detectors(
     detectors: dict[str, Detector] = {}
     omitted: list[Omitted] = []
     for spec in read_specs(specs):
-        cls = _load(spec)
+        cls = load_class(spec)
         _check_parameters(spec, cls)
         missing = [field for field in cls.requires if field not in available]
         if missing:
             reasons = dict.fromkeys(REASONS.get(field, f"needs {field}: this run gives none") for field in missing)
             omitted.append(Omitted(spec.label, "; ".join(reasons)))
+        elif (count := _classes(reference)) is not None and count < cls.least_classes:
+            omitted.append(Omitted(spec.label, ONE_CLASS))
         else:
             detectors[spec.label] = cls(reference, **spec.parameters)
             detectors[spec.label].spec = {"name": spec.name, **spec.parameters}
@@ -65,13 +68,19 @@ def required(specs: Sequence[str | Mapping[str, Any]] | None) -> set[str]:
     """The fields of Outputs and Reference that the detectors asked for need; raises as `build_detectors`."""
     fields: set[str] = set()
     for spec in read_specs(specs):
-        cls = _load(spec)
+        cls = load_class(spec)
         _check_parameters(spec, cls)
         fields.update(cls.requires)
     return fields
 
 
-def _load(spec: Spec) -> type[Detector]:
+def _classes(reference: Reference) -> int | None:
+    known = (reference.weight, reference.text_embeddings, reference.class_names)
+    return next((len(value) for value in known if value is not None), None)
+
+
+def load_class(spec: Spec) -> type[Detector]:
+    """The class that an entry names. Raises ValueError for a path that leads to none, and for one that is no whole detector."""
     if spec.name.startswith(ZOO):
         from clip_ood.detectors.zoo import adapt
 
@@ -85,7 +94,23 @@ def _load(spec: Spec) -> type[Detector]:
         raise ValueError(f"detectors: {spec.name}: no module {error.name!r} on the Python path") from error
     if not (isinstance(cls, type) and issubclass(cls, Detector)):
         raise ValueError(f"detectors: {spec.name}: expected a subclass of clip_ood.detectors.Detector, got {cls!r}")
+    if cls._score is Detector._score:
+        raise ValueError(f"detectors: {spec.name}: {cls.__name__} has no _score(self, rows), which gives {ONE_EACH}")
+    _check_requires(spec, cls)
     return cls
+
+
+def _check_requires(spec: Spec, cls: type[Detector]) -> None:
+    known = [each.name for kind in (Outputs, Reference) for each in fields(kind)]
+    if isinstance(cls.requires, str) or not all(isinstance(field, str) for field in cls.requires):
+        raise ValueError(
+            f"detectors: {spec.name}: {cls.__name__}.requires is {cls.requires!r}, expected a tuple of names, as ('features',)"
+        )
+    if unknown := [field for field in cls.requires if field not in known]:
+        raise ValueError(
+            f"detectors: {spec.name}: {cls.__name__}.requires names {unknown[0]!r}, which no run gives; expected some of "
+            f"{', '.join(known)}"
+        )
 
 
 def _check_parameters(spec: Spec, cls: type[Detector]) -> None:

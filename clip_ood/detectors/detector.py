@@ -12,7 +12,12 @@ from torch import Tensor, nn
 from clip_ood.detectors.statistic import statistics_of
 from clip_ood.outputs import Outputs, Reference
 
+ONE_EACH = "a tensor with one score an image, higher = more in-distribution"
 ROWS = 8192  # rows worked on at once: bounds memory, leaves matrix products large
+
+
+class WrongScores(ValueError):
+    """What a `_score` returned is not one score an image."""
 
 
 class Detector(nn.Module):
@@ -28,6 +33,7 @@ class Detector(nn.Module):
 
     name: ClassVar[str] = ""
     requires: ClassVar[tuple[str, ...]] = ()
+    least_classes: ClassVar[int] = 1  # with fewer its score would be the same for every image
     portable: ClassVar[bool] = True  # `state` is all that scoring needs beside parameters, reference and bank
     searches: ClassVar[bool] = True  # scoring looks into its Bank, if it has one; False where only the fit does
     spec: Mapping[str, Any] | None = None  # how a config asks for it, where one did
@@ -78,7 +84,7 @@ class Detector(nn.Module):
     def score_with_grad(self, outputs: Outputs) -> Tensor:
         """As `score`, differentiable, of at most `ROWS` images: (N,), in the detector's own dtype. Raises as `score`."""
         self._check_ready(outputs)
-        return self._score(outputs)
+        return self._scores(outputs)
 
     def state(self) -> dict[str, Tensor]:
         """What `fit` made, by name: with parameters, reference and bank all that scoring needs.
@@ -109,10 +115,22 @@ class Detector(nn.Module):
         return self._score
 
     def _fit(self) -> None:
-        raise NotImplementedError
+        raise NotImplementedError(
+            f"{type(self).__name__} has no _fit(self): one that has statistics makes of them there what scoring needs"
+        )
 
     def _score(self, rows: Outputs) -> Tensor:
-        raise NotImplementedError
+        raise NotImplementedError(f"{type(self).__name__} has no _score(self, rows): {ONE_EACH}")
+
+    def _scores(self, rows: Outputs) -> Tensor:
+        """What `_score` returns. Raises WrongScores for anything but (n,)."""
+        scores = self._score(rows)
+        if isinstance(scores, Tensor) and scores.shape == (len(rows),):
+            return scores
+        count = "1 image" if len(rows) == 1 else f"{len(rows)} images"
+        raise WrongScores(
+            f"{type(self).__name__}._score returned {_told(scores)} for {count}, expected ({len(rows)},): {ONE_EACH}"
+        )
 
     def _check_ready(self, outputs: Outputs) -> None:
         self.check_fitted()
@@ -171,7 +189,7 @@ def score_together(
     for rows in chunks(outputs, at_least=1):
         with exact(rows):
             values = [function(rows) for function in further]
-            parts.append([detector._score(rows).float() for detector in detectors] + values)
+            parts.append([detector._scores(rows).float() for detector in detectors] + values)
     return [torch.cat(values).to(device) for values in zip(*parts, strict=True)]
 
 
@@ -179,6 +197,12 @@ def chunks(outputs: Outputs, at_least: int = 0) -> Iterator[Outputs]:
     """Outputs of at most `ROWS` images each; `at_least` so many, if empty ones."""
     for start in range(0, max(len(outputs), at_least), ROWS):
         yield outputs.map(lambda value, start=start: value[start : start + ROWS])
+
+
+def _told(value: Any) -> str:
+    if isinstance(value, Tensor):
+        return f"a tensor of shape {tuple(value.shape)}"
+    return "None" if value is None else f"a {type(value).__name__}"
 
 
 def _tensors(outputs: Outputs) -> Iterator[Tensor]:

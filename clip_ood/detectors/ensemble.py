@@ -21,6 +21,7 @@ class Ensemble(Detector):
 
     name: ClassVar[str] = "ensemble"
     requires: ClassVar[tuple[str, ...]] = ("embeddings", "logits", "text_embeddings", "logit_scale")
+    least_classes: ClassVar[int] = 2
 
     def __init__(self, reference: Reference | None = None) -> None:
         super().__init__(reference)

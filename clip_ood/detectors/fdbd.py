@@ -26,6 +26,7 @@ class FDBD(Detector):
 
     name: ClassVar[str] = "fdbd"
     requires: ClassVar[tuple[str, ...]] = ("features", "logits", "weight")
+    least_classes: ClassVar[int] = 2
 
     def __init__(self, reference: Reference | None = None) -> None:
         super().__init__(reference)

@@ -13,6 +13,7 @@ from clip_ood.outputs import Outputs
 
 TOLERANCE = 1e-10  # eigenvalues below this share of the largest are zero
 SHRINKAGE = 0.01
+NOISE = 1e-12  # a variance below this share of the mean square is what float64 sums leave of rows that are equal
 
 
 class Moments(ClassSums):
@@ -55,6 +56,10 @@ class Moments(ClassSums):
         """Covariance (1 / N) Σ_i (x_i − μ)(x_i − μ)ᵀ of rows with a label, (D, D)."""
         return self.second[1] / self.labelled().sum() - torch.outer(self.mean(), self.mean())
 
+    def mean_square(self) -> float:
+        """Mean of ‖x‖² of rows with a label."""
+        return (self.second[1].trace() / self.labelled().sum()).item()
+
     def around(self, u: Tensor) -> Tensor:
         """Second moment (1 / N) Σ_i (x_i − u)(x_i − u)ᵀ of all rows around u (D,), (D, D)."""
         cross = torch.outer(self.sums.sum(dim=0) / self.counts.sum(), u)
@@ -87,15 +92,16 @@ def in_space(rows: Outputs, space: str, *, unit: bool) -> Tensor:
     return normalize(values.double(), dim=1) if unit else values
 
 
-def whitening(covariance: Tensor, *, shrink: bool) -> tuple[Tensor, str | None]:
+def whitening(covariance: Tensor, *, shrink: bool, mean_square: float = 0.0) -> tuple[Tensor, str | None]:
     """A (D, r) with A Aᵀ = Σ⁻¹, so that squared distances are ‖Aᵀ(x − μ)‖², and a note where Σ was changed.
 
     Where the rank of Σ is below D: the pseudo-inverse, or, with `shrink`, the inverse of
-    (1 − ε) Σ + ε (tr Σ / D) I, ε = 0.01. Raises ValueError for a covariance of zero.
+    (1 − ε) Σ + ε (tr Σ / D) I, ε = 0.01. Raises ValueError for a covariance of zero, or of rounding noise beside the
+    `mean_square` of the rows.
     """
     values, vectors = torch.linalg.eigh(covariance)  # ascending
     keep = values > TOLERANCE * values[-1]
-    if not (keep.any() and values[-1] > 1e-300):
+    if not (keep.any() and values[-1] > max(1e-300, NOISE * mean_square)):
         raise ValueError("the covariance is zero")
     rank, width = int(keep.sum()), len(values)
     if rank < width and shrink:

@@ -23,6 +23,7 @@ class GEN(Detector):
 
     name: ClassVar[str] = "gen"
     requires: ClassVar[tuple[str, ...]] = ("logits",)
+    least_classes: ClassVar[int] = 2
 
     def __init__(self, reference: Reference | None = None, *, gamma: float = 0.1, m: int = 100) -> None:
         super().__init__(reference)

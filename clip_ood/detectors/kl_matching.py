@@ -28,6 +28,7 @@ class KLMatching(Detector):
 
     name: ClassVar[str] = "kl_matching"
     requires: ClassVar[tuple[str, ...]] = ("logits",)
+    least_classes: ClassVar[int] = 2
 
     def __init__(self, reference: Reference | None = None) -> None:
         super().__init__(reference)

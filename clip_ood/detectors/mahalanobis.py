@@ -57,7 +57,8 @@ class Mahalanobis(Detector):
 
     def _whitening(self, which: str, covariance: Callable[[], Tensor]) -> Tensor:
         try:
-            matrix, note = self.moments.once(which, lambda: whitening(covariance(), shrink=self.space == "features"))
+            shrink, square = self.space == "features", self.moments.mean_square()
+            matrix, note = self.moments.once(which, lambda: whitening(covariance(), shrink=shrink, mean_square=square))
         except ValueError as error:
             raise self._error(f"{which} {self.space}: {error}; expected rows that differ") from error
         if note:
@@ -71,7 +72,8 @@ class RMD(Mahalanobis):
     With a whitening B Bᵀ = Σ_0⁻¹ and w = Bᵀ(v − μ): MD_c − MD_0 = wᵀ K w − 2⟨v − μ, A m_c⟩ + ‖m_c‖², where
     K = B⁺ A (B⁺ A)ᵀ − I = U diag(q) Uᵀ has the rank of the class means: the two distances, D columns each, become one
     product with at most 2 C columns, and large equal terms cancel before any image is seen.
-    Parameters, shapes and errors as for `Mahalanobis`. Ren et al., 2021 (arXiv 2106.09022).
+    Parameters, shapes and errors as for `Mahalanobis`; at `fit` also where a single class has rows, whose Gaussian is that of
+    all. Ren et al., 2021 (arXiv 2106.09022).
     """
 
     name: ClassVar[str] = "rmd"
@@ -83,6 +85,8 @@ class RMD(Mahalanobis):
 
     def _fit(self) -> None:
         super()._fit()
+        if (self.moments.labelled() > 0).sum() < 2:
+            raise self._error("needs images of two classes or more: with one, MD_c and MD_0 are the same distance")
         total = self._whitening("overall", self.moments.total)  # B (D, r)
         h = (total / total.square().sum(dim=0)).T @ self.within  # B⁺ A
         q, u = torch.linalg.eigh(h @ h.T - torch.eye(len(h)).to(h))

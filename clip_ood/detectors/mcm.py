@@ -21,6 +21,7 @@ class MCM(Detector):
 
     name: ClassVar[str] = "mcm"
     requires: ClassVar[tuple[str, ...]] = ("embeddings", "text_embeddings")
+    least_classes: ClassVar[int] = 2
 
     def __init__(self, reference: Reference | None = None, *, tau: float = 1.0) -> None:
         super().__init__(reference)

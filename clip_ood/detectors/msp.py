@@ -23,6 +23,7 @@ class MSP(Detector):
 
     name: ClassVar[str] = "msp"
     requires: ClassVar[tuple[str, ...]] = ("logits",)
+    least_classes: ClassVar[int] = 2
 
     def __init__(self, reference: Reference | None = None, *, temperature: float = 1.0) -> None:
         super().__init__(reference)

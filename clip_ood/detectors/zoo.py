@@ -88,6 +88,12 @@ class Peer(Detector):
         except (ValueError, RuntimeError, IndexError) as error:
             raise self._error(f"{self.theirs.__name__} of pytorch-ood cannot be fitted: {error}") from error
 
+    def score(self, outputs: Outputs) -> Tensor:
+        scores = super().score(outputs)
+        if not scores.isfinite().all():
+            raise self._error("pytorch-ood gives scores that are not finite; leave it out, or change its parameters")
+        return scores
+
     def traceable(self) -> Callable[[Outputs], Tensor]:
         raise self._error("runs pytorch-ood's own code, which no graph can hold; score it in Python")
 
@@ -96,10 +102,7 @@ class Peer(Detector):
         if not len(values):
             return torch.zeros(0)
         predict = self.peer.predict_logits if self.field == "logits" else self.peer.predict_features
-        scores = -predict(values)
-        if not scores.isfinite().all():
-            raise self._error("pytorch-ood gives scores that are not finite; leave it out, or change its parameters")
-        return scores
+        return -predict(values)
 
 
 def adapt(name: str) -> type[Peer]:

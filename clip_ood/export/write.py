@@ -7,22 +7,26 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from shutil import copyfile
 from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from clip_ood import reading
 from clip_ood.backbones.backbone import Backbone
 from clip_ood.detectors.build import Omitted
 from clip_ood.detectors.detector import Detector, exact
 from clip_ood.export.formats import Format, Run, format_of
 from clip_ood.export.graph import ScoringGraph, StandIn
+from clip_ood.export.preparation import resize_of
 from clip_ood.export.verify import compare, images
 from clip_ood.outputs import Outputs, Reference
 from clip_ood.versions import versions
 
 Score = Callable[[Outputs], Tensor]
+PIXELS = "clip_ood_pixels.py"  # lies beside a graph, and turns images into what it takes
 Write = Callable[[Path, Backbone | StandIn, Mapping[str, Score]], Run]
 
 
@@ -30,7 +34,7 @@ Write = Callable[[Path, Backbone | StandIn, Mapping[str, Score]], Run]
 class Exported:
     """What was written: the detectors in it, those left out and why, what a user must know.
 
-    files: `path`, and where the weights are large `path`.data; differences: the largest one of each output between the file
+    files: `path`, where the weights are large `path`.data, and `PIXELS`, which gives the graph its pixels; differences: the largest one of each output between the file
     and the detectors, as a fraction of the output's spread over a few generated images.
     """
 
@@ -50,9 +54,11 @@ def export(
 ) -> Exported:
     """Writes encoder, head and fitted detectors to `path` as one graph (`ScoringGraph`): .onnx, or .pt2 for torch.export.
 
-    All is float32, and float64 where detectors are. The file also holds, as JSON under the key clip_ood, what `describe` gives. It is run before it gets its name: another
-    score than that of `Detector.score` is an error. Raises ValueError for that, and as `format_of`; for an encoder that is
-    not on the CPU, a detector that is not fitted, and an encoder that the format cannot hold.
+    All is float32, and float64 where detectors are. The file also holds, as JSON under the key clip_ood, what `describe` gives.
+    It is run before it gets its name: another score than that of `Detector.score` is an error. `PIXELS` comes beside it, a copy
+    of `clip_ood.reading`, where that does what the encoder's transform does.
+    Raises: ValueError for that, and as `format_of`; for an encoder that is not on the CPU, a detector that is not fitted, and an
+    encoder that the format cannot hold.
     """
     kind = format_of(path)
     _check(backbone, detectors)
@@ -68,6 +74,12 @@ def export(
         kept = {name: detectors[name] for name in scores}
         differences = compare(run, ScoringGraph(backbone, reference, scores), kept)
         files = [each.replace(path.parent / each.name) for each in sorted(written.parent.glob(f"{path.name}*"))]
+    if resize_of(backbone.transform, backbone.preprocessing) is None:
+        notes.append(
+            f"its encoder resizes in a way that no {PIXELS} does: see `transform` in what the file says of itself"
+        )
+    else:
+        files.append(Path(copyfile(reading.__file__, path.parent / PIXELS)))
     return Exported(tuple(files), tuple(scores), (*omitted, *faults), differences, tuple(notes))
 
 
@@ -75,7 +87,7 @@ def describe(
     backbone: Backbone, reference: Reference, thresholds: Mapping[str, float], outputs: list[str]
 ) -> dict[str, Any]:
     """What is to be known of a graph: its outputs, thresholds (images whose score is below are flagged), class names, how
-    images become pixels (mean and std are applied inside), and versions."""
+    images become pixels (mean and std are applied inside; `resize` as `resize_of` gives it), and versions."""
     prepared = backbone.preprocessing
     names = [name.removeprefix("score_") for name in outputs if name.startswith("score_")]
     return {
@@ -84,6 +96,7 @@ def describe(
         "thresholds": {name: float(thresholds[name]) for name in names if name in thresholds},
         "class_names": None if reference.class_names is None else list(reference.class_names),
         "size": list(prepared.size),
+        "resize": resize_of(backbone.transform, prepared),
         "interpolation": prepared.interpolation,
         "mean": list(prepared.mean),
         "std": list(prepared.std),

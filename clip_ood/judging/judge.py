@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from io import BytesIO, IOBase
 from itertools import islice, product
 from pathlib import Path
+from typing import BinaryIO
 
 import torch
 from PIL import Image
@@ -20,7 +22,9 @@ from clip_ood.head import head_logits
 from clip_ood.judging.saved import SavedDetector
 from clip_ood.outputs import Outputs
 from clip_ood.predictions import HEAD, KNN, predict, voted
-from clip_ood.reading import read_image, to_rgb
+from clip_ood.reading import as_picture, decode, read_image
+
+OneImage = str | Path | Image.Image | bytes | BinaryIO | Tensor
 
 
 @dataclass(frozen=True)
@@ -138,13 +142,14 @@ class Judge(nn.Module):
         return self.decisions[0].expected
 
     @torch.inference_mode()
-    def forward(self, images: str | Path | Image.Image | Tensor | Iterable) -> list[Verdict]:
-        """Verdicts on images, in their order, of each detector in turn: paths, PIL images, and tensors (3, H, W), uint8 or floats
-        in [0, 1].
+    def forward(self, images: OneImage | Iterable[OneImage]) -> list[Verdict]:
+        """Verdicts on images, in their order, of each detector in turn: paths, PIL images, the bytes of files, open files, and
+        tensors (3, H, W), uint8 or floats in [0, 1]. The first four are prepared alike (see `clip_ood.reading.decode`); tensors
+        are taken as they are.
 
         Raises: UnreadableImage or OSError for a path that is no image, TypeError and ValueError for what is none at all.
         """
-        if isinstance(images, str | Path | Image.Image):
+        if isinstance(images, str | Path | Image.Image | bytes | IOBase):
             images = [images]
         if isinstance(images, Tensor) and images.ndim == 3:
             images = [images]
@@ -225,23 +230,36 @@ def load(
     return Judge(saved, saved.backbone(encoder, allow_download), detector, accept).to(device)
 
 
-def _picture(image: str | Path | Image.Image | Tensor) -> Image.Image:
+def _picture(image: OneImage) -> Image.Image:
     if isinstance(image, str | Path):
         return read_image(Path(image))
     if isinstance(image, Image.Image):
-        return to_rgb(image)
+        return as_picture(image)
+    if isinstance(image, bytes):
+        return decode(BytesIO(image))
+    if isinstance(image, IOBase):
+        return decode(image)
     if not isinstance(image, Tensor):
-        raise TypeError(f"An image is a path, a PIL image or a tensor (3, H, W), not a {type(image).__name__}")
-    if image.ndim != 3 or len(image) != 3:
-        raise ValueError(f"An image as a tensor has the shape (3, H, W), not {tuple(image.shape)}")
-    if image.is_floating_point() and not (image.min() >= 0 and image.max() <= 1):
-        raise ValueError(
-            f"An image of floats has pixels in [0, 1], not {image.min():g} … {image.max():g}: give it as it is before the "
-            "encoder's normalisation, or as uint8"
+        raise TypeError(
+            "An image is a path, a PIL image, the bytes of a file, an open file or a tensor (3, H, W), not a "
+            f"{type(image).__name__}; of an array: PIL.Image.fromarray(array)"
         )
-    from torchvision.transforms.functional import to_pil_image
+    return _of_tensor(image)
 
-    return to_pil_image(image.cpu())
+
+def _of_tensor(image: Tensor) -> Image.Image:
+    if image.ndim != 3 or len(image) != 3 or not image.numel():
+        raise ValueError(f"An image as a tensor has the shape (3, H, W), not {tuple(image.shape)}")
+    if image.is_floating_point():
+        if not (image.min() >= 0 and image.max() <= 1):
+            raise ValueError(
+                f"An image of floats has pixels in [0, 1], not {image.min():g} … {image.max():g}: give it as it is before the "
+                "encoder's normalisation, or as uint8"
+            )
+        image = image.double().mul(255).round().to(torch.uint8)
+    if image.dtype != torch.uint8:
+        raise ValueError(f"An image as a tensor is uint8, or floats in [0, 1], not {image.dtype}")
+    return Image.fromarray(image.permute(1, 2, 0).contiguous().cpu().numpy())
 
 
 def _batches(images: Iterable, size: int) -> Iterator[list]:

@@ -95,6 +95,11 @@ class OODMetrics(Metric):
         if indices is not None:
             self.indices.append(indices.to(self.device))
 
+    def keep(self, detectors: Sequence[str]) -> None:
+        """Go on with some of the detectors alone; the same ones in every process."""
+        columns = [self.detectors.index(name) for name in detectors]
+        self.detectors, self.scores = list(detectors), [scores[:, columns] for scores in self.scores]
+
     def compute(self) -> dict[str, Tensor]:
         """A float64 scalar (float32 on MPS, which has no other), a fraction in [0, 1], for each name in
         `clip_ood.metrics.METRICS`; of several detectors under "<detector>/<metric>".

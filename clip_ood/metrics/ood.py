@@ -36,7 +36,8 @@ def ood_metrics(
 ) -> dict[str, Estimate]:
     """Every metric in `METRICS` (formulas at `curve_metrics`) of one detector on one OOD set.
 
-    AUROC has DeLong's interval, which needs no resamples; the others the percentile bootstrap's, if there are any.
+    AUROC has DeLong's interval, which needs no resamples; the others the percentile bootstrap's, if there are any. A single ID or
+    OOD image says nothing of others: then no metric has an interval.
 
     Args:
         id_scores: (M,) scores of the ID images, higher is more in-distribution, on any scale.
@@ -54,6 +55,8 @@ def ood_metrics(
     """
     ranking = rank_scores(id_scores, ood_scores)
     values = curve_metrics(ranking)
+    if min(len(id_scores), len(ood_scores)) < 2:
+        return {name: Estimate(values[name].item()) for name in METRICS}
     auroc_interval = delong_interval(ranking, level)
     if resamples is None:
         estimates = {name: Estimate(values[name].item()) for name in METRICS}

@@ -1,0 +1,87 @@
+"""Detectors of somebody's own, tried on a few made-up images before anything long is begun."""
+
+from __future__ import annotations
+
+import inspect
+import traceback
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn.functional import normalize
+
+from clip_ood.detectors.build import load_class
+from clip_ood.detectors.detector import Detector, WrongScores
+from clip_ood.detectors.names import DETECTORS, ZOO, Spec, read_specs
+from clip_ood.outputs import NegativeLabels, Outputs, Reference
+
+IMAGES = 11  # that are tried: no width or number of classes below, so that their axis is not taken for another
+PLAIN = (AttributeError, NameError, TypeError, KeyError, ImportError, NotImplementedError)  # at any width
+
+
+def try_own(
+    specs: Sequence[str | Mapping[str, Any]] | None, classes: int | None, widths: tuple[int, int] | None = None
+) -> None:
+    """Makes, fits and asks every detector that is none of this project's, once, on made-up images.
+
+    classes: how many the run has; widths: D of features and E of embeddings, where they are known. Where they are not, what a
+    detector objects to may be the widths alone: then only what is wrong at any width is an error.
+    Raises: ValueError that names the class, what it did and what was expected.
+    """
+    own = [spec for spec in read_specs(specs) if spec.name not in DETECTORS and not spec.name.startswith(ZOO)]
+    for spec in own:
+        with torch.random.fork_rng(devices=[]):
+            _try(spec, *_made_up(classes or 3, *(widths or (16, 8))), widths is not None)
+
+
+def _try(spec: Spec, outputs: Outputs, reference: Reference, certain: bool) -> None:
+    cls = load_class(spec)
+    try:
+        detector = cls(reference, **spec.parameters)
+        detector.update(outputs)
+        detector.fit()
+        scores = detector.score(outputs)
+        alone = detector.score(outputs.map(lambda value: value[:1]))
+    except WrongScores as error:
+        raise ValueError(f"detectors: {spec.name}: {error}") from None
+    except Exception as error:  # of somebody's own code: anything
+        if certain or isinstance(error, PLAIN):
+            told = f"{type(error).__name__}{f': {error}' if str(error) else ''}"
+            raise ValueError(f"detectors: {spec.name} failed on made-up images: {told}{_place(error, cls)}") from error
+        return
+    if not scores.isfinite().any():
+        raise ValueError(
+            f"detectors: {spec.name}: {cls.__name__}._score returned {scores[0].item()} for all of {len(scores)} made-up "
+            "images, expected finite scores"
+        )
+    spread = (scores - scores.mean()).abs().max()
+    if (scores[0] - alone[0]).abs() > 0.01 * spread + 1e-5 * scores[0].abs():
+        raise ValueError(
+            f"detectors: {spec.name}: {cls.__name__}._score returned {alone[0]:.6g} for an image alone and {scores[0]:.6g} for "
+            "it among others, expected the same: a score must not depend on what else is in a batch (dim=0 mixes images)"
+        )
+
+
+def _made_up(classes: int, width: int, joint: int) -> tuple[Outputs, Reference]:
+    """Outputs of a few images and a Reference, with all that a run may give; features are positive, as after a ReLU."""
+    generator = torch.Generator().manual_seed(0)
+
+    def random(*shape: int) -> Tensor:
+        return torch.randn(*shape, generator=generator)
+
+    features, text = random(IMAGES, width).abs() + 0.1, normalize(random(classes, joint), dim=1)
+    weight, bias, negatives = random(classes, width), random(classes), normalize(random(2 * IMAGES, joint), dim=1)
+    labels = torch.arange(IMAGES) % classes
+    outputs = Outputs(
+        features, normalize(random(IMAGES, joint), dim=1), features @ weight.T + bias, labels, torch.arange(IMAGES)
+    )
+    names, words = tuple(f"class {number}" for number in range(classes)), NegativeLabels(text, negatives)
+    return outputs, Reference(names, text, 100.0, weight, bias, words, words)
+
+
+def _place(error: Exception, cls: type[Detector]) -> str:
+    """Where in the file of a class an error arose."""
+    file = inspect.getsourcefile(cls)
+    lines = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if frame.filename == file]
+    return f" ({file}, line {lines[-1]})" if lines else ""

@@ -1,0 +1,51 @@
+"""How an encoder's transform resizes, as numbers that an exported graph says of itself."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from PIL import Image
+from torch import Tensor
+from torchvision.transforms import Resize
+
+from clip_ood.backbones.backbone import Preprocessing
+from clip_ood.reading import pixels
+
+SHAPES = ((500, 375), (375, 500), (300, 300), (1001, 61), (17, 40), (640, 333))  # of pictures that are tried
+
+
+def resize_of(transform: Callable[[Image.Image], Tensor], prepared: Preprocessing) -> int | list[int] | None:
+    """The argument `resize` of `clip_ood.reading.fit` that gives the pixels of an encoder's transform: the length of the
+    shorter side, or [height, width]. None where none does: both are tried on pictures of several shapes.
+    """
+    found = next((step for step in getattr(transform, "transforms", ()) if isinstance(step, Resize)), None)
+    if found is None:
+        return None
+    size = found.size if isinstance(found.size, int) else [int(side) for side in found.size]
+    resize = size[0] if isinstance(size, list) and len(size) == 1 else size
+    return resize if all(_same(picture, transform, prepared, resize) for picture in pictures()) else None
+
+
+def pictures() -> list[Image.Image]:
+    """Generated pictures of `SHAPES`, smooth and noisy."""
+    generator = torch.Generator().manual_seed(0)
+    return [
+        Image.fromarray(torch.randint(256, (side, side, 3), generator=generator, dtype=torch.uint8).numpy()).resize(
+            shape
+        )
+        for side, shape in zip((3, 60, 9, 30, 40, 200), SHAPES, strict=True)
+    ]
+
+
+def _same(
+    picture: Image.Image, transform: Callable[[Image.Image], Tensor], prepared: Preprocessing, resize: int | list[int]
+) -> bool:
+    about = {"resize": resize, "size": list(prepared.size), "interpolation": prepared.interpolation}
+    try:
+        shipped = torch.from_numpy(pixels(picture, about))[0]
+    except (KeyError, ValueError):  # a way to resize that Pillow has not
+        return False
+    mean, std = (torch.tensor(each)[:, None, None] for each in (prepared.mean, prepared.std))
+    expected = transform(picture)
+    return expected.shape == shipped.shape and torch.allclose((shipped - mean) / std, expected, rtol=0, atol=1e-5)
