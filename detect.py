@@ -13,6 +13,7 @@ import sys
 
 from configs.detecting import add_options, check, trainer_of
 from experiments.command_line import end_at_sigterm, guarded
+from experiments.launchers import settle
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -21,6 +22,7 @@ def main(argv: list[str] | None = None) -> None:
     arguments, overrides = parser.parse_known_intermixed_args(argv)
     trainer = trainer_of(overrides)
     check(arguments)
+    settle({"devices": 1} | trainer)
     if arguments.export is not None:
         from clip_ood.judging.saved import SavedDetector
         from experiments.exporting import export_run

@@ -6,11 +6,9 @@ import json
 from pathlib import Path
 from typing import Any
 
-import torch
 from lightning.pytorch import Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.loggers import TensorBoardLogger
-from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from rich.console import Console
 
 from callbacks.averaging import MovingAverage
@@ -25,7 +23,6 @@ from clip_ood.features.store import Features
 from clip_ood.judging.save import described
 from clip_ood.judging.saved import FOLDER, Encoder
 from clip_ood.versions import versions
-from configs.errors import ConfigError
 from configs.loading import dump
 from configs.resuming import FREE
 from configs.schema import Config, FineTune, Method
@@ -46,6 +43,7 @@ from experiments.resume import (
     record_images,
 )
 from experiments.run_folder import head_of, is_follower, started
+from experiments.trainer import new_trainer
 from reports.run_page import write_report
 
 hush()
@@ -139,6 +137,7 @@ def make_trainer(config: Config, folder: Path, evaluation: OODEvaluation, trains
         "callbacks": [*([last, Throughput()] if trains else []), evaluation, *figures],
         "enable_checkpointing": trains,
         "logger": logger,
+        "default_root_dir": folder,  # where Lightning looks for what it saved when SLURM ended a job
         "use_distributed_sampler": False,
         "num_sanity_val_steps": 0,
         "check_val_every_n_epoch": every or 1,
@@ -147,13 +146,7 @@ def make_trainer(config: Config, folder: Path, evaluation: OODEvaluation, trains
         "enable_model_summary": False,
         "log_every_n_steps": 1,
     }
-    try:
-        return Trainer(**(ours | config.trainer))
-    except MisconfigurationException as error:
-        raise ConfigError(
-            f"trainer: {str(error).strip()} There are {torch.cuda.device_count()} CUDA GPUs here. Change trainer.devices or "
-            "trainer.accelerator (auto takes what there is)"
-        ) from error
+    return new_trainer(ours, config.trainer)
 
 
 def detector_writer(

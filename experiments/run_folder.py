@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import os
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from clip_ood.ranks import is_first
 from configs.errors import ConfigError
 
 CONFIG = "config.yaml"  # there: a run was started
@@ -132,4 +132,4 @@ def write_whole(path: Path, text: str) -> None:
 
 def is_follower() -> bool:
     """Whether this process was started beside a first one that keeps the run's folder."""
-    return any(os.environ.get(key, "0") != "0" for key in ("RANK", "LOCAL_RANK", "SLURM_PROCID"))
+    return not is_first()

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import os
 from dataclasses import dataclass
 from pathlib import Path
 
 from clip_ood.backbones.names import BackboneSpec
+from clip_ood.ranks import is_first
 
 CONFIG = "open_clip_config.json"
 OPEN_CLIP_FILES = ("open_clip_model.safetensors", "open_clip_pytorch_model.bin")
 TIMM_FILES = ("model.safetensors", "pytorch_model.bin")
-RANKS = ("RANK", "LOCAL_RANK", "NODE_RANK", "GROUP_RANK", "SLURM_PROCID")
 
 
 @dataclass(frozen=True)
@@ -160,7 +159,7 @@ def announce(spec: BackboneSpec) -> None:
 
     Raises: ConnectionError where the hub does not give it.
     """
-    if any(os.environ.get(rank, "0") != "0" for rank in RANKS):
+    if not is_first():
         return
     if (remote := remote_weights(spec)) is None:
         if not local_weights(spec):
