@@ -29,6 +29,7 @@ from configs.schema import Config, FineTune, Method
 from datamodules.benchmark import Benchmark, load_benchmark
 from datamodules.feature_data import FeatureData
 from experiments.board import describe
+from experiments.checkpoints import check_checkpoint
 from experiments.extraction import load_features
 from experiments.models import build, check_method
 from experiments.quiet import hush
@@ -61,6 +62,8 @@ def run(config: Config, folder: Path, checkpoint: Path | None = None) -> dict[st
         benchmark = load_benchmark(config)
     if not is_follower():
         check_images(folder, benchmark)
+        if (begun := checkpoint or head_of(folder)).is_file():
+            check_checkpoint(begun)
         if checkpoint is not None:
             check_head_images(checkpoint, config, benchmark)
     with started(folder, dump(config)):
