@@ -178,5 +178,14 @@ def local_weights(spec: BackboneSpec) -> Path | None:
         return Path(spec.pretrained) if spec.pretrained and remote_weights(spec) is None else None
     from open_clip.factory import _find_checkpoint_in_dir
 
-    file = _find_checkpoint_in_dir(Path(spec.model.removeprefix("local-dir:")))
-    return Path(file) if file else None
+    folder = Path(spec.model.removeprefix("local-dir:"))
+    if file := _find_checkpoint_in_dir(folder):
+        return Path(file)
+    others = sorted(
+        path for path in folder.iterdir() if path.suffix in (".pt", ".ckpt", ".npz")
+    )  # which open_clip passes over
+    if len(others) > 1:
+        raise ValueError(
+            f"{folder} holds several checkpoints ({', '.join(path.name for path in others[:3])}): leave the one that is meant there"
+        )
+    return others[0] if others else None
