@@ -10,6 +10,7 @@ from adversarial.plan import check_resumed, load_attack
 from configs.errors import ConfigError
 from experiments.command_line import end_at_sigterm, guarded, parse
 from experiments.going_on import resume_line, stoppable
+from experiments.launchers import settle
 from experiments.run_folder import choose_folder, replacing, started
 
 
@@ -21,6 +22,7 @@ def main(argv: list[str] | None = None) -> None:
     if arguments.print_config:
         print(plan.dump(), end="")
         return
+    settle(plan.config.trainer)
     folder = choose_folder(plan.attack.runs_root, plan.attack.name, arguments.resume, arguments.overwrite)
     if arguments.resume:
         check_resumed(plan, folder)

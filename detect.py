@@ -14,6 +14,7 @@ import sys
 from configs.detecting import add_options, check, trainer_of
 from experiments.command_line import end_at_sigterm, guarded
 from experiments.going_on import again, stoppable
+from experiments.launchers import settle
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -22,6 +23,7 @@ def main(argv: list[str] | None = None) -> None:
     arguments, overrides = parser.parse_known_intermixed_args(argv)
     trainer = trainer_of(overrides)
     check(arguments)
+    settle({"devices": 1} | trainer)
     if arguments.export is not None:
         from clip_ood.judging.saved import SavedDetector
         from experiments.exporting import export_run

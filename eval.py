@@ -15,6 +15,7 @@ from configs.errors import ConfigError
 from configs.loading import dump, load_config
 from experiments.command_line import guarded, parse
 from experiments.going_on import resume_line, stoppable
+from experiments.launchers import settle
 from experiments.resume import check_heads, check_resumed
 from experiments.run_folder import choose_folder, replacing
 
@@ -53,6 +54,7 @@ def main(argv: list[str] | None = None) -> None:
     if arguments.run is not None and config.method.name != "zero_shot":
         check_heads(arguments.run, config)
     check_folders(config)
+    settle(config.trainer)
     folder = choose_folder(config.runs_root, config.name, arguments.resume, arguments.overwrite)
     if arguments.resume:
         check_resumed(config, folder)

@@ -9,6 +9,7 @@ from __future__ import annotations
 from configs.errors import ConfigError
 from experiments.command_line import guarded, parse
 from experiments.going_on import again, stoppable
+from experiments.launchers import settle
 from studies.plan import load_study, remove_runs
 
 
@@ -22,6 +23,7 @@ def main(argv: list[str] | None = None) -> None:
 
         print("\n---\n".join(map(dump, plan.runs.values())), end="")
         return
+    settle(next(iter(plan.runs.values())).trainer)
     if arguments.overwrite:
         remove_runs(plan)
     from studies.conduct import conduct

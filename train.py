@@ -11,6 +11,7 @@ from configs.errors import ConfigError
 from configs.loading import dump, load_config
 from experiments.command_line import guarded, parse
 from experiments.going_on import resume_line, stoppable
+from experiments.launchers import settle
 from experiments.resume import check_resumed
 from experiments.run_folder import choose_folder, replacing
 
@@ -24,6 +25,7 @@ def main(argv: list[str] | None = None) -> None:
         print(dump(config), end="")
         return
     check_folders(config)
+    settle(config.trainer)
     folder = choose_folder(config.runs_root, config.name, arguments.resume, arguments.overwrite)
     if arguments.resume:
         check_resumed(config, folder)

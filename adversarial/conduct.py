@@ -19,6 +19,7 @@ from experiments.extraction import load_features
 from experiments.resume import check_images
 from experiments.run_folder import FINISHED, is_follower
 from experiments.seeds import experiment
+from experiments.trainer import new_trainer
 
 TARGETS = "targets.txt"
 
@@ -81,7 +82,7 @@ def _once(config: Config, folder: Path, source: Path | None) -> None:
 def _trainer(config: Config) -> Trainer:
     """The Trainer that looks stored features up and attacks; weights take no gradients, pixels do."""
     ours = {"logger": False, "enable_checkpointing": False, "enable_model_summary": False}
-    return Trainer(**(config.trainer | ours | {"inference_mode": False, "use_distributed_sampler": False}))
+    return new_trainer({}, config.trainer | ours | {"inference_mode": False, "use_distributed_sampler": False})
 
 
 def _sets(plan: Plan, folder: Path) -> dict[str, ImageSet]:

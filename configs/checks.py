@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import ast
 import re
 from collections.abc import Hashable
-from importlib.util import find_spec
 from os import stat
 from os.path import realpath
 from pathlib import Path
@@ -13,20 +11,11 @@ from pathlib import Path
 from clip_ood.backbones.names import check_model
 from clip_ood.detectors.names import read_specs
 from clip_ood.wordnet import find_words
-from configs.errors import ConfigError, nearest
+from configs.errors import ConfigError
 from configs.schema import Config, ImageSet
+from configs.trainer_keys import check_trainer
 from datamodules.catalog.entries import entry
 
-OURS = {
-    "enable_checkpointing": "the last step is kept",
-    "max_epochs": "set method.<name>.epochs instead",
-    "callbacks": "the run sets its own",
-    "logger": "the run logs to TensorBoard in its folder",
-    "default_root_dir": "set runs_root and name instead",
-    "use_distributed_sampler": "every loader divides its rows among devices itself, unpadded",
-    "limit_val_batches": "set evaluation.every_n_epochs instead",
-    "check_val_every_n_epoch": "set evaluation.every_n_epochs instead",
-}
 TORCHVISION = {  # what lies under data.root once a set is there
     "CIFAR10": "cifar-10-batches-py",
     "CIFAR100": "cifar-100-python",
@@ -52,26 +41,7 @@ def check_names(config: Config) -> None:
             f"detectors: {among.name} has several values to choose from, and there is nothing to choose by: name OOD images "
             "for it (data.ood_val), or give one value"
         )
-    valid = trainer_keys() - OURS.keys()
-    for key in config.trainer:
-        if key in OURS:
-            raise ConfigError(f"trainer.{key} is not for configs: {OURS[key]}.")
-        if key not in valid:
-            raise ConfigError(f"Lightning's Trainer has no key {key!r} (trainer.{key}).{nearest(key, valid)}")
-    if (precision := str(config.trainer.get("precision"))).endswith("-true") and precision != "32-true":
-        raise ConfigError(
-            f"trainer.precision: {precision} would change stored features as well. Set backbone.precision for the encoder, "
-            "and here bf16-mixed, 16-mixed or 32-true for the head."
-        )
-
-
-def trainer_keys() -> set[str]:
-    """The arguments of the installed Lightning's Trainer, read from its source: importing it takes seconds."""
-    package = next(iter(find_spec("lightning").submodule_search_locations))
-    tree = ast.parse(Path(package, "pytorch", "trainer", "trainer.py").read_text(encoding="utf-8"))
-    trainer = next(node for node in tree.body if isinstance(node, ast.ClassDef) and node.name == "Trainer")
-    init = next(node for node in trainer.body if isinstance(node, ast.FunctionDef) and node.name == "__init__")
-    return {argument.arg for argument in init.args.kwonlyargs + init.args.args} - {"self"}
+    check_trainer(config.trainer)
 
 
 def image_sets(config: Config) -> dict[str, ImageSet]:

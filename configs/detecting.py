@@ -8,15 +8,14 @@ from itertools import count
 from pathlib import Path
 from typing import Any
 
-from configs.checks import OURS, trainer_keys
-from configs.errors import ConfigError, nearest
+from configs.errors import ConfigError
 from configs.loading import override
+from configs.trainer_keys import check_judging
 from configs.yaml_text import as_yaml
 
 FILES = (".csv", ".jsonl", ".parquet")
 GRAPHS = (".onnx", ".pt2")
 STDIN = "-"
-PARTIAL = ("limit_predict_batches", "fast_dev_run", "overfit_batches")
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
@@ -159,20 +158,13 @@ def _check_suffix(option: str, path: Path, known: tuple[str, ...]) -> None:
 def trainer_of(overrides: list[str]) -> dict[str, Any]:
     """The keys of Lightning's Trainer among arguments `--trainer.KEY=VALUE`.
 
-    Raises: ConfigError for any other argument, and for a key that there is not.
+    Raises: ConfigError for any other argument, and for a key or value that judging cannot have.
     """
     for argument in overrides:
         if not argument.startswith("--trainer."):
             raise ConfigError(f"detect.py has no option {argument.partition('=')[0]}; see --help")
     found = as_yaml(override({}, overrides).get("trainer", {}))
-    valid = trainer_keys() - OURS.keys()
-    for key, value in found.items():
-        if key in PARTIAL or (key == "precision" and str(value) != "32-true"):
-            raise ConfigError(
-                f"--trainer.{key} is not for detect.py: all images are judged, at the encoder's own precision"
-            )
-        if key not in valid:
-            raise ConfigError(f"Lightning's Trainer has no key {key!r} (--trainer.{key}).{nearest(key, valid)}")
+    check_judging(found)
     return found
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
@@ -17,7 +16,7 @@ from callbacks.results_table import over_seeds
 from clip_ood.metrics.ood import MEAN
 from clip_ood.metrics.paired import Difference, Line, auroc_difference, seed_difference
 from configs.errors import ConfigError, nearest
-from experiments.run_folder import FINISHED, of_seed
+from experiments.run_folder import FINISHED, of_seed, read_results
 from experiments.seed_scores import Numbers, SeedScores
 from experiments.summary import joined_split
 
@@ -45,7 +44,7 @@ class Finished:
     @cached_property
     def of_seed(self) -> dict[int, dict[str, Any]]:
         """The content of results.json of each seed."""
-        return {seed: json.loads((self.place(seed) / FINISHED).read_text(encoding="utf-8")) for seed in self.seeds}
+        return {seed: read_results(self.place(seed)) for seed in self.seeds}
 
     def auroc(self, seed: int, detector: str, ood: str) -> float | None:
         """The AUROC of a detector in a seed, on an OOD set or of their mean; None where that seed lacks the detector."""
@@ -77,7 +76,7 @@ def open_run(spec: str) -> Finished:
     path = folder / FINISHED
     if not path.is_file():
         raise ConfigError(f"--compare: {folder} is no finished run: there is no {path}")
-    results = json.loads(path.read_text(encoding="utf-8"))
+    results = read_results(folder)
     known = dict.fromkeys(row["detector"] for row in results["rows"])
     if not known:
         raise ConfigError(f"--compare: {folder} was scored against no OOD set (data.ood), so it has no AUROC")

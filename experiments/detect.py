@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 from lightning.pytorch import Trainer
-from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
 from callbacks.verdict_writer import VerdictParts, VerdictPrinter
 from clip_ood.backbones.fingerprint import digest
@@ -25,6 +24,7 @@ from experiments.going_on import next_step
 from experiments.quiet import hush
 from experiments.set_aside import Aside
 from experiments.tolerated import Tolerated
+from experiments.trainer import new_trainer
 from experiments.verdicts import Counts, printed, written
 from lightning_modules.judging import Judging
 
@@ -128,10 +128,7 @@ def _trainer(request: Request) -> Trainer:
         "use_distributed_sampler": False,
     }
     ours["enable_progress_bar"] = request.out is not None and sys.stderr.isatty()
-    try:
-        trainer = Trainer(**({"devices": 1} | ours | request.trainer))
-    except MisconfigurationException as error:
-        raise ConfigError(f"trainer: {str(error).strip()} Change --trainer.devices or --trainer.accelerator") from error
+    trainer = new_trainer({"devices": 1} | ours, request.trainer, "--trainer.")
     if trainer.world_size > 1 and (request.out is None or STDIN in request.paths):
         raise ConfigError(
             f"{trainer.world_size} devices need inputs that each can read, and a file to write to: give --out FILE, and a list "

@@ -22,6 +22,7 @@ from configs.loading import load_config
 from configs.schema import Config
 from datamodules.benchmark import Benchmark
 from datamodules.feature_data import FeatureData
+from experiments.checkpoints import check_checkpoint
 from experiments.resume import check_division
 from experiments.run_folder import CONFIG, FINISHED, head_of, of_seed
 from lightning_modules.zero_shot import ZeroShot, check_classes
@@ -94,6 +95,7 @@ def _check_start(config: Config) -> None:
         raise ConfigError(
             f"method.finetune.head: {str(run)!r} is neither random, nor text, nor a finished run with a head"
         )
+    check_checkpoint(head_of(run))
     theirs = load_config(str(run / CONFIG))
     if theirs.method.name not in ("linear_probe", "plp"):
         raise ConfigError(f"method.finetune.head: {run} is a {theirs.method.name} run; take a linear_probe or plp run")

@@ -12,5 +12,5 @@ def hush() -> None:
     warnings.filterwarnings(
         "ignore",
         module="lightning.pytorch",
-        message=".*(does not have many workers|LeafSpec|callbacks used to create|in eval mode).*",
+        message=".*(does not have many workers|LeafSpec|callbacks used to create|in eval mode|`srun` command is available).*",
     )

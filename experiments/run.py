@@ -7,11 +7,9 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-import torch
 from lightning.pytorch import Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.loggers import TensorBoardLogger
-from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from rich.console import Console
 
 from callbacks.averaging import MovingAverage
@@ -27,7 +25,6 @@ from clip_ood.judging.save import described
 from clip_ood.judging.saved import FOLDER, Encoder
 from clip_ood.leaks import told
 from clip_ood.versions import versions
-from configs.errors import ConfigError
 from configs.loading import dump
 from configs.resuming import FREE
 from configs.schema import Config, FineTune, Method
@@ -35,6 +32,7 @@ from datamodules.benchmark import Benchmark, load_benchmark
 from datamodules.feature_data import FeatureData
 from experiments.board import describe
 from experiments.cautions import shared_by_sets, too_few_to_calibrate
+from experiments.checkpoints import check_checkpoint
 from experiments.extraction import load_features
 from experiments.models import build, check_detectors, check_method
 from experiments.quiet import hush
@@ -49,6 +47,7 @@ from experiments.resume import (
     record_images,
 )
 from experiments.run_folder import head_of, is_follower, started
+from experiments.trainer import new_trainer
 from reports.run_page import write_report
 
 hush()
@@ -66,6 +65,8 @@ def run(config: Config, folder: Path, checkpoint: Path | None = None) -> dict[st
         benchmark = load_benchmark(config)
     if not is_follower():
         check_images(folder, benchmark)
+        if (begun := checkpoint or head_of(folder)).is_file():
+            check_checkpoint(begun)
         if checkpoint is not None:
             check_head_images(checkpoint, config, benchmark)
         if caution := too_few_to_calibrate(config, benchmark):
@@ -149,6 +150,7 @@ def make_trainer(config: Config, folder: Path, evaluation: OODEvaluation, trains
         "callbacks": [*([last, Throughput()] if trains else []), evaluation, *figures],
         "enable_checkpointing": trains,
         "logger": logger,
+        "default_root_dir": folder,  # where Lightning looks for what it saved when SLURM ended a job
         "use_distributed_sampler": False,
         "num_sanity_val_steps": 0,
         "check_val_every_n_epoch": every or 1,
@@ -157,13 +159,7 @@ def make_trainer(config: Config, folder: Path, evaluation: OODEvaluation, trains
         "enable_model_summary": False,
         "log_every_n_steps": 1,
     }
-    try:
-        return Trainer(**(ours | config.trainer))
-    except MisconfigurationException as error:
-        raise ConfigError(
-            f"trainer: {str(error).strip()} There are {torch.cuda.device_count()} CUDA GPUs here. Change trainer.devices or "
-            "trainer.accelerator (auto takes what there is)"
-        ) from error
+    return new_trainer(ours, config.trainer)
 
 
 def detector_writer(

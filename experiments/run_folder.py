@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import fcntl
+import json
 import os
 import shutil
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from clip_ood.naming import folder_fault, one_text
+from clip_ood.ranks import is_first
 from configs.errors import ConfigError
 
 CONFIG = "config.yaml"  # there: a run was started
@@ -16,6 +21,11 @@ IMAGES = "images.json"  # the images that it trains on and scores
 CONTENTS = "contents.json"  # what stands for their contents, and for the encoder
 FINISHED = "results.json"
 UNREADABLE = "unreadable.csv"  # the images that were left out
+PATIENCE = 8.0  # seconds that the workers of a killed process may take to end
+
+
+class InUse(ConfigError):
+    """A run's folder that another process is writing to."""
 
 
 def choose_folder(root: Path, name: str, resume: bool = False, overwrite: bool = False) -> Path:
@@ -29,6 +39,9 @@ def choose_folder(root: Path, name: str, resume: bool = False, overwrite: bool =
     check_twin(root / name)
     if resume and overwrite:
         raise ConfigError("--resume goes on with a run and --overwrite starts it anew: give one of them")
+    if not is_follower() and (root / name / CONFIG).is_file():
+        with alone_in(root / name):
+            pass
     if overwrite and not is_follower() and (root / name / CONFIG).is_file():
         aside = _aside(root / name)
         if aside.is_dir() and not (root / name / FINISHED).is_file():  # one that was killed while it replaced another
@@ -83,6 +96,8 @@ def replacing(folder: Path) -> Iterator[None]:
     aside = _aside(folder)
     try:
         yield
+    except InUse:
+        raise  # what lies there is of the other process
     except BaseException:
         if aside.is_dir() and not is_follower():
             if not _worth_keeping(folder):
@@ -129,18 +144,62 @@ def started(folder: Path, config: str) -> Iterator[None]:
     if is_follower():
         yield
         return
-    begun = (folder / CONFIG).read_text(encoding="utf-8") if (folder / CONFIG).is_file() else None
-    write_whole(folder / CONFIG, config)
+    with alone_in(folder):
+        begun = (folder / CONFIG).read_text(encoding="utf-8") if (folder / CONFIG).is_file() else None
+        write_whole(folder / CONFIG, config)
+        try:
+            yield
+        except Exception as error:
+            if begun is not None:
+                write_whole(folder / CONFIG, begun)
+            elif isinstance(error, ValueError | OSError) and not _worth_keeping(folder):
+                (folder / CONFIG).unlink()
+                for about in (IMAGES, CONTENTS):
+                    (folder / about).unlink(missing_ok=True)
+            raise
+
+
+@contextmanager
+def alone_in(folder: Path) -> Iterator[None]:
+    """Keeps other processes out of a run's folder, where the file system has locks. Raises: InUse where one is at it."""
+    descriptor = os.open(folder, os.O_RDONLY)
     try:
+        _lock(descriptor, folder)
         yield
-    except Exception as error:
-        if begun is not None:
-            write_whole(folder / CONFIG, begun)
-        elif isinstance(error, ValueError | OSError) and not _worth_keeping(folder):
-            (folder / CONFIG).unlink()
-            for about in (IMAGES, CONTENTS):
-                (folder / about).unlink(missing_ok=True)
-        raise
+    finally:
+        os.close(descriptor)
+
+
+def _lock(descriptor: int, folder: Path) -> None:
+    until = time.monotonic() + PATIENCE
+    while True:
+        try:
+            return fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            if time.monotonic() > until:
+                raise InUse(
+                    f"{folder} is being written by another process: wait until it ends, or give this run another --name. If a launcher "
+                    "has started several processes for one run, let trainer.devices be their number"
+                ) from None
+        except OSError:  # a file system without locks
+            return None
+        time.sleep(0.2)
+
+
+def read_results(folder: Path) -> dict[str, Any]:
+    """The content of a finished run's results.json. Raises: ConfigError for a damaged one."""
+    path = folder / FINISHED
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+        if not isinstance(content.get("rows"), list):
+            raise ValueError("it holds no rows of a table")
+    except (ValueError, AttributeError) as error:
+        reason = str(error) if isinstance(error, ValueError) else "it holds no keys"
+        raise ConfigError(
+            f"{path} is damaged ({reason}). Remove it, and of a run over several seeds the results.json of the whole too: the command "
+            "that made the run, with --resume, then scores what was trained there again"
+        ) from error
+    return content
 
 
 def write_whole(path: Path, text: str) -> None:
@@ -152,4 +211,4 @@ def write_whole(path: Path, text: str) -> None:
 
 def is_follower() -> bool:
     """Whether this process was started beside a first one that keeps the run's folder."""
-    return any(os.environ.get(key, "0") != "0" for key in ("RANK", "LOCAL_RANK", "SLURM_PROCID"))
+    return not is_first()

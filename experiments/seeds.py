@@ -11,10 +11,11 @@ from configs.loading import dump
 from configs.resuming import MACHINE, differences
 from configs.schema import Config
 from datamodules.benchmark import load_benchmark
+from experiments.checkpoints import check_checkpoint
 from experiments.going_on import after_run
 from experiments.resume import begun_with, check_images
 from experiments.run import run
-from experiments.run_folder import CONFIG, FINISHED, head_of, is_follower, seed_folder, started
+from experiments.run_folder import CONFIG, FINISHED, head_of, is_follower, read_results, seed_folder, started
 from experiments.summary import summarise
 from reports.page import REPORT
 from reports.run_page import write_seeds_report
@@ -46,8 +47,13 @@ def experiment(config: Config, folder: Path, source: Path | None = None) -> dict
         return run(config, folder, head_of(source) if trained else None)
     if not is_follower():
         for seed in config.seeds:  # of those that are finished, too: the mean is over the same images
-            if (seed_folder(folder, seed) / CONFIG).is_file():
-                check_images(seed_folder(folder, seed), load_benchmark(_of_seed(config, seed)))
+            place = seed_folder(folder, seed)
+            if (place / FINISHED).is_file():
+                read_results(place)
+            if (head := head_of(seed_folder(source, seed) if trained else place)).is_file():
+                check_checkpoint(head)
+            if (place / CONFIG).is_file():
+                check_images(place, load_benchmark(_of_seed(config, seed)))
     with started(folder, dump(config)):
         for seed in config.seeds:
             _run_seed(config, seed, folder, head_of(seed_folder(source, seed)) if trained else None)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Sequence
 from math import isinf
 from pathlib import Path
@@ -13,7 +12,7 @@ from clip_ood.metrics.curves import METRICS
 from clip_ood.metrics.ood import MEAN
 from clip_ood.metrics.placements import standard_error
 from clip_ood.metrics.seeds import seed_margin
-from experiments.run_folder import FINISHED, seed_folder
+from experiments.run_folder import read_results, seed_folder
 from experiments.seed_scores import Numbers, SeedScores
 
 Results = dict[str, Any]  # the content of a results.json
@@ -23,7 +22,7 @@ Intervals = Callable[[Row, dict[int, Row]], dict[str, list[float]]]
 
 def summarise(folder: Path, seeds: list[int]) -> Results:
     """The content of results.json of a run over several seeds, from that of each of them."""
-    of_seed = {seed: json.loads((seed_folder(folder, seed) / FINISHED).read_text(encoding="utf-8")) for seed in seeds}
+    of_seed = {seed: read_results(seed_folder(folder, seed)) for seed in seeds}
     found, first = list(of_seed.values()), of_seed[seeds[0]]
     split = joined_split([results.get("split") for results in found])
     return {

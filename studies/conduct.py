@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from enum import Enum
 from pathlib import Path
 from typing import Any
@@ -11,7 +10,7 @@ from callbacks.results_files import write_json
 from configs.resuming import FREE, MACHINE, differences
 from configs.schema import Config
 from experiments.resume import begun_with, check_resumed
-from experiments.run_folder import CONFIG, FINISHED, is_follower
+from experiments.run_folder import CONFIG, FINISHED, is_follower, read_results
 from studies.plan import Plan
 
 
@@ -35,6 +34,7 @@ def state(plan: Plan, run: str) -> State:
     was = begun_with(folder)
     if not (folder / FINISHED).is_file() or set(was.seeds) != set(wanted.seeds):
         return State.MISSING
+    read_results(folder)
     return State.UNSCORED if differences(was, wanted, MACHINE) else State.DONE
 
 
@@ -61,7 +61,7 @@ def conduct(plan: Plan) -> tuple[dict[str, dict[str, Any]], dict[str, str]]:
     if is_follower():
         return {}, failed
     done = [run for run in plan.runs if run not in failed]
-    return {run: json.loads((plan.folder / run / FINISHED).read_text(encoding="utf-8")) for run in done}, failed
+    return {run: read_results(plan.folder / run) for run in done}, failed
 
 
 def _run(config: Config, folder: Path) -> None:
@@ -77,7 +77,7 @@ def _score(config: Config, folder: Path) -> None:
     """The scores of a run's heads with other detectors; what the heads were trained on stays in the results."""
     from experiments.seeds import experiment
 
-    trained_on = json.loads((folder / FINISHED).read_text(encoding="utf-8"))["trained_on"]
+    trained_on = read_results(folder)["trained_on"]
     if not is_follower():
         (folder / FINISHED).unlink(missing_ok=True)
     if results := experiment(config, folder, folder):

@@ -350,9 +350,12 @@ def test_timm_features_are_what_the_classifier_sees_and_its_weights_are_left_out
 @pytest.mark.parametrize(
     "change, message",
     [
-        (lambda weights: weights.pop("norm.bias"), "1 are missing, unknown are []"),
-        (lambda weights: weights.update(extra=torch.zeros(1)), "0 are missing, unknown are ['extra']"),
-        (lambda weights: weights.update({"norm.bias": torch.zeros(1)}), "size mismatch for norm.bias"),
+        (lambda weights: weights.pop("norm.bias"), "1 (norm.bias) missing, none unknown"),
+        (lambda weights: weights.update(extra=torch.zeros(1)), "none missing, 1 (extra) unknown"),
+        (
+            lambda weights: weights.update({"norm.bias": torch.zeros(1)}),
+            "1 (norm.bias: (1,) in the file, (64,) in the model) of another shape",
+        ),
     ],
     ids=["missing", "unknown", "size"],
 )

@@ -49,7 +49,7 @@ def _naming(spec: BackboneSpec) -> Iterator[None]:
     except Exception as error:  # readers of damaged or foreign files raise anything
         weights = f" with the weights {spec.pretrained}" if spec.pretrained else ""
         reason = textwrap.shorten(str(error), 400)
-        if isinstance(error, pickle.UnpicklingError) or isinstance(error.__cause__, pickle.UnpicklingError):
+        if isinstance(error, pickle.UnpicklingError) or "weights_only" in reason:  # never to be switched off
             reason = (
                 "the file is damaged or holds pickled objects beside tensors, which are never run. Save the model's "
                 "state dict by itself, best as .safetensors"

@@ -13,19 +13,28 @@ from typing import Any
 import open_clip
 import torch
 from open_clip.convert import convert_state_dict
-from open_clip.factory import load_state_dict
 from open_clip.hf_model import HFTextEncoder
-from open_clip.model import TimmModel, resize_pos_embed
+from open_clip.model import TimmModel, convert_to_custom_text_state_dict, resize_pos_embed, resize_text_pos_embed
 from open_clip.pretrained import get_pretrained_cfg
 from open_clip.tokenizer import DEFAULT_CONTEXT_LENGTH, HFTokenizer, SimpleTokenizer
 from open_clip.transform import PreprocessCfg, image_transform_v2
+from timm.layers import resample_abs_pos_embed
 from torch import Tensor, nn
 
 from clip_ood.backbones.backbone import Backbone, Preprocessing, unit
+from clip_ood.backbones.checkpoint_file import read_tensors
+from clip_ood.backbones.fitting import fit
 from clip_ood.backbones.names import SCHEMES, BackboneSpec
 from clip_ood.backbones.open_clip_files import describe, without_text, written
 from clip_ood.backbones.spec import ImageSpec
 from clip_ood.backbones.weights import weights_file
+
+OF_NO_USE = (  # in OpenAI's files, and in those of older versions of transformers
+    "input_resolution",
+    "context_length",
+    "vocab_size",
+    "text.transformer.embeddings.position_ids",
+)
 
 
 class OpenClipBackbone(Backbone):
@@ -52,10 +61,8 @@ class OpenClipBackbone(Backbone):
                 )
             if self.has_text:
                 self._tokenize = _tokenizer(text, folder / "tokenizer")
-        if image_alone:
-            _load_image_tower(model, weights)
-        elif weights is not None:
-            open_clip.load_checkpoint(model, str(weights))
+        if weights is not None:
+            load_weights(model, weights, image_alone)
         prepared = PreprocessCfg(**model.visual.preprocess_cfg)
         self.transform = image_transform_v2(prepared, is_train=False)
         size = (prepared.size, prepared.size) if isinstance(prepared.size, int) else tuple(prepared.size)
@@ -108,12 +115,56 @@ def _tokenizer(text: dict[str, Any], folder: Path) -> Callable[[list[str]], Tens
     return HFTokenizer(str(folder), context_length=length, tokenizer_mode=mode, **more, **kept_here)
 
 
-def _load_image_tower(model: nn.Module, file: Path) -> None:
-    """What a checkpoint of the whole model holds of its image tower."""
-    state = convert_state_dict(model, load_state_dict(str(file)))
+def load_weights(model: nn.Module, file: Path, image_alone: bool = False) -> None:
+    """The weights of a checkpoint file in a model, or in its image tower alone; position embeddings of another size are interpolated.
+
+    Raises: ValueError for a file that does not fit exactly, or cannot be read.
+    """
+    if file.suffix in (".npz", ".npy"):  # of JAX, arrays alone
+        open_clip.load_checkpoint(model, str(file))
+        return
+    prepare = _image_tower_of if image_alone else _whole
+    fit(
+        model.visual if image_alone else model,
+        read_tensors(file),
+        lambda state: prepare(state, model),
+        OF_NO_USE.__contains__,
+    )
+
+
+def _image_tower_of(state: dict[str, Tensor], model: nn.Module) -> dict[str, Tensor]:
+    state = convert_state_dict(model, state)
+    _resize(state, model)
+    return {name.removeprefix("visual."): value for name, value in state.items() if name.startswith("visual.")}
+
+
+def _whole(state: dict[str, Tensor], model: nn.Module) -> dict[str, Tensor]:
+    """What open_clip does to a state before it loads it."""
+    state = convert_state_dict(model, state)
+    if "positional_embedding" in state and not hasattr(model, "positional_embedding"):
+        state = convert_to_custom_text_state_dict(state)
+    for name in ("logit_scale", "logit_bias"):
+        own = getattr(model, name, None)
+        if own is not None and name in state:
+            state[name] = state[name].reshape(own.shape)
+        elif own is not None and name == "logit_bias":  # of a model without one
+            state[name] = torch.zeros(own.shape)
+    _resize(state, model)
+    resize_text_pos_embed(state, model)
+    return state
+
+
+def _resize(state: dict[str, Tensor], model: nn.Module) -> None:
+    """Interpolates the image tower's position embeddings, open_clip's own or a timm trunk's, where the grid is another."""
+    for name in state:
+        if name.endswith("positional_embedding"):
+            state[name] = state[name].float()  # a CPU interpolates no half precision
     resize_pos_embed(state, model)
-    own = {name.removeprefix("visual."): value for name, value in state.items() if name.startswith("visual.")}
-    model.visual.load_state_dict(own)
+    trunk, name = getattr(model.visual, "trunk", None), "visual.trunk.pos_embed"
+    own = getattr(trunk, "pos_embed", None)
+    if own is not None and name in state and state[name].shape != own.shape:
+        more = 0 if trunk.no_embed_class else trunk.num_prefix_tokens
+        state[name] = resample_abs_pos_embed(state[name], list(trunk.patch_embed.grid_size), num_prefix_tokens=more)
 
 
 class MatrixProjection(nn.Module):

@@ -2,13 +2,22 @@
 
 from __future__ import annotations
 
+import sys
+from inspect import signature
+from pathlib import Path
+
 import timm
 import torch
 from timm.data import create_transform, resolve_model_data_config
+from timm.models import model_entrypoint
 from torch import Tensor, nn
 
 from clip_ood.backbones.backbone import Backbone, Preprocessing
+from clip_ood.backbones.checkpoint_file import read_tensors
+from clip_ood.backbones.fitting import fit
 from clip_ood.backbones.names import BackboneSpec
+
+FILTERS = ("checkpoint_filter_fn", "_filter_fn", "_filter_torchvision_pretrained")  # from published names to timm's
 
 
 class TimmBackbone(Backbone):
@@ -21,7 +30,7 @@ class TimmBackbone(Backbone):
             torch.manual_seed(spec.random_seed)
             self.model = timm.create_model(spec.model, pretrained=spec.pretrained == "default", num_classes=0)
         if file:
-            self._load(file)
+            self._load(Path(file), spec.model)
         prepared = resolve_model_data_config(self.model)
         self.transform = create_transform(**prepared, is_training=False)
         self.preprocessing = Preprocessing(
@@ -39,13 +48,23 @@ class TimmBackbone(Backbone):
     def encode_image(self, images: Tensor) -> Tensor:
         return self.model(images.to(self.dtype)).float()
 
-    def _load(self, file: str) -> None:
-        from timm.models import load_state_dict
-
-        weights = load_state_dict(file, weights_only=True)
-        missing, unexpected = self.model.load_state_dict(weights, strict=False)
+    def _load(self, file: Path, name: str) -> None:
+        if file.suffix == ".npz" and hasattr(self.model, "load_pretrained"):  # of JAX, arrays alone
+            self.model.load_pretrained(str(file))
+            return
         classifier = self.model.pretrained_cfg.get("classifier") or ()
         heads = [classifier] if isinstance(classifier, str) else classifier
-        strange = [name for name in unexpected if name.rpartition(".")[0] not in heads]
-        if missing or strange:
-            raise ValueError(f"its weights are not this model's: {len(missing)} are missing, unknown are {strange[:3]}")
+        spare = lambda name: name.rpartition(".")[0] in heads or name == "mask_token"  # noqa: E731
+        fit(self.model, read_tensors(file), lambda state: self._named_as_here(state, name), spare)
+
+    def _named_as_here(self, state: dict[str, Tensor], name: str) -> dict[str, Tensor]:
+        """What timm itself makes of published weights of the model `name`: other names, grids of another size interpolated."""
+        source = sys.modules[model_entrypoint(name.partition(".")[0]).__module__]
+        convert = next((getattr(source, each) for each in FILTERS if hasattr(source, each)), None)
+        if convert is None:
+            return state
+        taken = signature(convert).parameters
+        given = (state, self.model)[: len(taken)]  # some ask for no model
+        return (
+            convert(*given, adapt_layer_scale=True) if "adapt_layer_scale" in taken else convert(*given)
+        )  # for DeiT III

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import os
 from dataclasses import dataclass
 from pathlib import Path
 
 from clip_ood.backbones.names import BackboneSpec
+from clip_ood.ranks import is_first
 
 CONFIG = "open_clip_config.json"
 OPEN_CLIP_FILES = ("open_clip_model.safetensors", "open_clip_pytorch_model.bin")
 TIMM_FILES = ("model.safetensors", "pytorch_model.bin")
-RANKS = ("RANK", "LOCAL_RANK", "NODE_RANK", "GROUP_RANK", "SLURM_PROCID")
 
 
 @dataclass(frozen=True)
@@ -160,7 +159,7 @@ def announce(spec: BackboneSpec) -> None:
 
     Raises: ConnectionError where the hub does not give it.
     """
-    if any(os.environ.get(rank, "0") != "0" for rank in RANKS):
+    if not is_first():
         return
     if (remote := remote_weights(spec)) is None:
         if not local_weights(spec):
@@ -179,5 +178,14 @@ def local_weights(spec: BackboneSpec) -> Path | None:
         return Path(spec.pretrained) if spec.pretrained and remote_weights(spec) is None else None
     from open_clip.factory import _find_checkpoint_in_dir
 
-    file = _find_checkpoint_in_dir(Path(spec.model.removeprefix("local-dir:")))
-    return Path(file) if file else None
+    folder = Path(spec.model.removeprefix("local-dir:"))
+    if file := _find_checkpoint_in_dir(folder):
+        return Path(file)
+    others = sorted(
+        path for path in folder.iterdir() if path.suffix in (".pt", ".ckpt", ".npz")
+    )  # which open_clip passes over
+    if len(others) > 1:
+        raise ValueError(
+            f"{folder} holds several checkpoints ({', '.join(path.name for path in others[:3])}): leave the one that is meant there"
+        )
+    return others[0] if others else None

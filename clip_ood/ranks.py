@@ -1,0 +1,22 @@
+"""Whether this process is the first of several, which alone writes and speaks, by the variables that launchers set."""
+
+from __future__ import annotations
+
+import os
+
+RANKS = (
+    "RANK",
+    "LOCAL_RANK",
+    "NODE_RANK",
+    "GROUP_RANK",
+    "SLURM_PROCID",
+    "JSM_NAMESPACE_RANK",
+    "OMPI_COMM_WORLD_RANK",
+    "PMI_RANK",
+)
+
+
+def is_first() -> bool:
+    """Whether no variable gives this process another place than the first. The scripts forget variables that nobody meant for
+    them (see `experiments.launchers`)."""
+    return all(os.environ.get(rank, "0") in ("0", "") for rank in RANKS)

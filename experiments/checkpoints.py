@@ -1,0 +1,35 @@
+"""Whether a run's checkpoint is whole, before anything long relies on it."""
+
+from __future__ import annotations
+
+import pickle
+import zipfile
+from pathlib import Path
+
+import torch
+
+from configs.errors import ConfigError
+
+HOLDS = ("state_dict", "epoch", "global_step")
+
+
+def check_checkpoint(path: Path) -> None:
+    """Raises ConfigError for a checkpoint of Lightning's that is cut off, changed, or something else. Tensors are not kept."""
+    try:
+        with zipfile.ZipFile(path) as parts:
+            if broken := parts.testzip():  # reads all of it once: torch.load would meet it after the extraction
+                raise ValueError(f"its part {broken} was changed")
+        content = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+        if not isinstance(content, dict) or not all(name in content for name in HOLDS):
+            raise ValueError("it is no checkpoint of a run")
+    except pickle.UnpicklingError as error:
+        raise _damaged(path, "it holds more than tensors and plain values, which is never loaded") from error
+    except (zipfile.BadZipFile, ValueError, RuntimeError, EOFError) as error:
+        raise _damaged(path, " ".join(str(error).split())[:120]) from error
+
+
+def _damaged(path: Path, reason: str) -> ConfigError:
+    return ConfigError(
+        f"{path} is damaged ({reason}). Remove it, and train that run again: --resume begins an unfinished one anew, --overwrite a "
+        "finished one (features are kept)"
+    )
