@@ -18,6 +18,8 @@ OUT_OF_MEMORY = (
     "trainer.precision=bf16-mixed, or a smaller method.finetune.batch_size. Sweeps: fewer heads, or a smaller batch_size"
 )
 
+INTERRUPTED = 130  # the exit status of what SIGINT ends
+
 _A = {"study": "a study", "attack": "an attack"}
 
 
@@ -84,12 +86,12 @@ def end_at_sigterm() -> None:
 
 
 def guarded(main: Callable[[], None]) -> None:
-    """Runs a script: what this project or the file system objects to is one message and exit status 2; any other
-    error keeps its traceback."""
+    """Runs a script: Ctrl-C ends it without a traceback; what this project or the file system objects to is one message and exit
+    status 2; any other error keeps its traceback."""
     try:
         main()
-    except KeyboardInterrupt:  # before anything was begun
-        sys.exit(130)
+    except KeyboardInterrupt:
+        sys.exit(INTERRUPTED)
     except BrokenPipeError:  # whoever read our output has had enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(141)  # as a program that SIGPIPE ends

@@ -10,12 +10,10 @@ from pathlib import Path
 
 from experiments.run_folder import CONFIG, FINISHED, is_follower, seed_folder
 
-INTERRUPTED = 130  # the exit status of what SIGINT ends
-
 
 @contextmanager
 def stoppable(way_on: Callable[[], str]) -> Iterator[None]:
-    """Around long work: Ctrl-C ends it with one line that says how to go on."""
+    """Around long work: Ctrl-C ends it with one line that says how to go on. Raises: KeyboardInterrupt, whatever was made of it."""
     try:
         yield
     except (KeyboardInterrupt, SystemExit) as stopped:
@@ -23,7 +21,7 @@ def stoppable(way_on: Callable[[], str]) -> Iterator[None]:
             raise  # Lightning makes an exit of Ctrl-C
         if not is_follower():
             print(f"\nStopped. {way_on()}", file=sys.stderr)
-        sys.exit(INTERRUPTED)
+        raise KeyboardInterrupt from None
 
 
 def resume_line(script: str, argv: list[str] | None, folder: Path) -> str:

@@ -15,7 +15,8 @@ class Tolerated:
     """Counts the images that could not be judged, and raises TooManyUnreadable as soon as there are more than `tolerance` allows.
 
     All of them so far are then listed in the file `listed`, if there is one. How many images the inputs hold is counted when it
-    matters; nobody knows it of standard input, which is judged to its end.
+    matters; nobody knows it of standard input, which is judged to its end. Of several processes each counts what it judges, and the
+    first counts all when it joins their verdicts.
     """
 
     def __init__(self, paths: list[str], tolerance: Tolerance, listed: Path | None) -> None:
