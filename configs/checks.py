@@ -10,6 +10,7 @@ from pathlib import Path
 
 from clip_ood.backbones.names import check_model
 from clip_ood.detectors.names import read_specs
+from clip_ood.text_files import NotText, read_text
 from clip_ood.wordnet import find_words
 from configs.errors import ConfigError, nearest
 from configs.schema import Config, ImageSet
@@ -200,8 +201,24 @@ def check_folders(config: Config) -> None:
             f"Where to get it: {entry(spec.catalog).advice(root)}"
         )
     check_places(config)
+    _check_texts(config)
+
+
+def _check_texts(config: Config) -> None:
+    """Raises ConfigError for class names or words that are not there or are not text."""
+    found, names = {}, config.data.id.class_names
+    if isinstance(names, Path):
+        found["data.id.class_names"] = config.data.root / names
     if config.data.negative_words is not None:
         try:
-            find_words(config.data.negative_words)
+            found["data.negative_words"] = find_words(config.data.negative_words)
         except FileNotFoundError as error:
             raise ConfigError(f"data.negative_words: {error}") from None
+    for key, path in found.items():
+        if not path.exists():
+            raise ConfigError(f"{key}: there is no file {path}")
+        try:
+            if path.is_file():  # words may be a folder of WordNet's
+                read_text(path)
+        except NotText as error:
+            raise ConfigError(f"{key}: {error}") from None

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from clip_ood.text_files import read_lines
 from clip_ood.wordnet import find_synsets, lemmas
 from configs.errors import ConfigError
 from configs.schema import Config
@@ -64,7 +65,7 @@ def find_classes(config: Config, train: ImageList) -> Classes | None:
 def _from_file(path: Path, train: ImageList) -> Classes:
     if not path.is_file():
         raise ConfigError(f"data.id.class_names: there is no file {path}")
-    lines = [line.rstrip() for line in path.read_text(encoding="utf-8-sig").splitlines() if line.strip()]
+    lines = [line.rstrip() for line in read_lines(path) if line.strip()]
     own = train.class_names
     if own is None or not all("\t" in line for line in lines):
         names = tuple(line.strip() for line in lines)

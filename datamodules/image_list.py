@@ -15,6 +15,7 @@ from PIL import Image
 
 from clip_ood.features.identity import identity_of, pairs
 from clip_ood.reading import SUFFIXES, decode
+from clip_ood.text_files import not_utf8, read_names
 from configs.checks import shard_paths
 from configs.errors import ConfigError
 from configs.schema import ImageSet
@@ -287,7 +288,7 @@ def _from_labels(name: str, folder: Path, path: Path, partial: bool) -> ImageLis
 def _from_list(name: str, path: Path, root: Path, partial: bool) -> ImageList:
     lines: dict[str, int] = {}
     names, labels = [], []
-    for number, line in enumerate(path.read_text(encoding="utf-8-sig").splitlines(), start=1):
+    for number, line in enumerate(read_names(path), start=1):
         if not line.strip():
             continue
         found = re.fullmatch(r"\s*(\S.*?)\s+(-?\d+)\s*", line)
@@ -301,8 +302,9 @@ def _from_list(name: str, path: Path, root: Path, partial: bool) -> ImageList:
         if not (root / found[1]).is_file():
             if partial:
                 continue
+            encoding = ". The name is not UTF-8: save the list as UTF-8" if not_utf8(found[1]) else ""
             raise ConfigError(
-                f"Image set {name}: {path}, line {number}: lists {found[1]}, which is not under {root} (key images_root)"
+                f"Image set {name}: {path}, line {number}: lists {found[1]}, which is not under {root} (key images_root){encoding}"
             )
         names.append(found[1])
         labels.append(max(int(found[2]), -1))

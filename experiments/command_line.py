@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import argparse
-import os
 import signal
 import sys
 import traceback
 from collections.abc import Callable
 from pathlib import Path
 from typing import Literal
+
+from clip_ood.streams import usable_streams
 
 PROJECT = Path(__file__).parents[1]
 OUT_OF_MEMORY = (
@@ -86,18 +87,18 @@ def end_at_sigterm() -> None:
 def guarded(main: Callable[[], None]) -> None:
     """Runs a script: what this project or the file system objects to is one message and exit status 2; any other
     error keeps its traceback."""
-    try:
-        main()
-    except BrokenPipeError:  # whoever read our output has had enough
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        sys.exit(141)  # as a program that SIGPIPE ends
-    except (ValueError, RuntimeError, OSError) as error:
-        if type(error).__name__ == "OutOfMemoryError":  # torch's, which is not imported here
-            sys.exit(f"error: {OUT_OF_MEMORY}\n({error})")
-        if not (isinstance(error, OSError) or _is_ours(error)):
+    with usable_streams():
+        try:
+            main()
+        except BrokenPipeError:
             raise
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
+        except (ValueError, RuntimeError, OSError) as error:
+            if type(error).__name__ == "OutOfMemoryError":  # torch's, which is not imported here
+                sys.exit(f"error: {OUT_OF_MEMORY}\n({error})")
+            if not (isinstance(error, OSError) or _is_ours(error)):
+                raise
+            print(f"error: {error}", file=sys.stderr)
+            sys.exit(2)
 
 
 def _is_ours(error: Exception) -> bool:
