@@ -18,9 +18,11 @@ from clip_ood.reading import SUFFIXES, decode
 from clip_ood.text_files import not_utf8, read_names
 from configs.checks import shard_paths
 from configs.errors import ConfigError
+from configs.misnamed import tars_in
 from configs.schema import ImageSet
 from datamodules import shards, torchvision_sets
 from datamodules.corruptions import Corruption
+from datamodules.hidden import is_hidden
 from datamodules.label_files import read_labels
 from datamodules.sources import is_vague, of_pixels, read_whole, real_folder, real_path, stamp
 
@@ -150,6 +152,8 @@ def list_images(
         images = _from_torchvision(name, spec, root, download)
     elif spec.shards is not None:
         found = shards.index(name, shard_paths(where))
+        if found.passed_over:
+            _say_passed_over(name, list(found.passed_over))
         images = ImageList(name, where.parent, found.names, found.labels, members=found.members)
     elif spec.list is not None:
         images = _from_list(name, where, root / spec.images_root, partial)
@@ -160,7 +164,10 @@ def list_images(
         if spec.numbered and images.class_names is not None:
             images = _by_number(images)
     if not len(images):
-        raise ConfigError(f"Image set {name}: {where} holds no images (looked for {', '.join(sorted(SUFFIXES))})")
+        hint = tars_in(where) if spec.folder is not None else ""
+        raise ConfigError(
+            f"Image set {name}: {where} holds no images (looked for {', '.join(sorted(SUFFIXES))}).{hint}"
+        )
     _check_count(images, spec, where, labelled, partial)
     if spec.per_class is not None:
         if images.labels is None:
@@ -218,7 +225,7 @@ def _from_folder(name: str, folder: Path, labelled: bool) -> ImageList:
         _say_passed_over(name, sorted(set(files).difference(names)))
     if not labelled:
         return ImageList(name, folder, names)
-    classes = sorted(entry.name for entry in folder.iterdir() if entry.is_dir() and not entry.name.startswith("."))
+    classes = sorted(entry.name for entry in folder.iterdir() if entry.is_dir() and not is_hidden(entry.name))
     if not classes:
         return ImageList(name, folder, names)
     first = [path.split("/", 1)[0] if "/" in path else "" for path in names]
@@ -240,7 +247,7 @@ def _walk(name: str, folder: Path, inside: str = "", above: frozenset[str] = fro
     if here in above:
         raise ConfigError(f"Image set {name}: the link {folder} leads back to {here}, which it lies in. Remove it.")
     try:
-        entries = [entry for entry in os.scandir(folder) if not entry.name.startswith(".")]
+        entries = [entry for entry in os.scandir(folder) if not is_hidden(entry.name)]
     except OSError as error:
         raise ConfigError(f"Image set {name}: the folder {folder} cannot be read ({error.strerror})") from error
     for entry in entries:

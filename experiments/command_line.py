@@ -79,6 +79,12 @@ def _divided(given: list[str], parser: argparse.ArgumentParser) -> tuple[list[st
     return known, overrides
 
 
+def before_and_after_dashes(arguments: list[str]) -> tuple[list[str], list[str]]:
+    """What stands before the first `--`, and behind it, where nothing is an option."""
+    place = arguments.index("--") if "--" in arguments else len(arguments)
+    return arguments[:place], arguments[place + 1 :]
+
+
 def end_at_sigterm() -> None:
     """Ends this process at once when it is asked to: Lightning only takes note of SIGTERM while it predicts."""
     signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
