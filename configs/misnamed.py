@@ -9,6 +9,7 @@ from pathlib import Path
 ARCHIVES = (".tar.gz", ".tgz", ".tar.bz2", ".tbz2", ".tar.xz", ".txz", ".tar.zst", ".zip", ".7z", ".rar", ".gz")
 LISTS = (".txt", ".lst", ".list", ".csv")
 STREAM = re.compile(r"pipe:|[a-z][a-z0-9]+:/")  # pipe:curl …, https://…, s3://…; a drive of Windows has one letter
+PATTERN = re.compile(r"[*?]|\{.*\}")
 RANGES = "Tar files are named one by one or as a range of numbers, name-{000..009}.tar, which tells when one is missing"
 
 
@@ -26,9 +27,11 @@ def advice(option: str, kind: str, place: Path) -> str:
         if place.name.lower().endswith(LISTS):
             return f"This is a file: a list of images is named as --{option}='{{list: {place}}}'."
         return "This is a file: name the folder that it lies in."
-    if re.search(r"[*?]|\{.*\}", str(place)):
-        return f"Patterns are not filled in here. {RANGES}." if kind == "shards" else "Patterns are not filled in here."
-    return ""
+    if not PATTERN.search(
+        re.sub(r"\{\d+\.\.\d+\}(?=[^/]*$)", "", str(place), count=1) if kind == "shards" else str(place)
+    ):
+        return ""
+    return "Patterns are not filled in here." + (f" {RANGES}." if kind == "shards" else "")
 
 
 def tars_in(folder: Path) -> str:
@@ -51,6 +54,6 @@ def of_path(path: str) -> str:
     """What is wrong with a path on the command line of detect.py that is not there; empty without an idea."""
     if STREAM.match(path):
         return ". Images are read from files of this machine: download them first"
-    if re.search(r"[*?]|\{.*\}", path):
+    if PATTERN.search(path):
         return ". Patterns such as * and {000..009} are filled in by the shell: leave out the quotes (and {…} wants bash or zsh)"
     return ""

@@ -228,6 +228,8 @@ def _from_folder(name: str, folder: Path, labelled: bool) -> ImageList:
     classes = sorted(entry.name for entry in folder.iterdir() if entry.is_dir() and not is_hidden(entry.name))
     if not classes:
         return ImageList(name, folder, names)
+    if wrong := next(filter(not_utf8, classes), None):
+        raise ConfigError(f"Image set {name}: the name of the class folder {folder / wrong} is not UTF-8. Rename it.")
     first = [path.split("/", 1)[0] if "/" in path else "" for path in names]
     if loose := [path for path, top in zip(names, first, strict=True) if not top]:
         raise ConfigError(

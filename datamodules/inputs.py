@@ -15,14 +15,15 @@ from pathlib import Path
 from PIL import Image
 
 from clip_ood.reading import SUFFIXES, decode
-from clip_ood.text_files import NotText, names_in
+from clip_ood.text_files import NotText, names_in, not_utf8
 from datamodules import shards
 from datamodules.hidden import is_hidden
 from datamodules.sources import read_whole
-from datamodules.tar_members import DamagedArchive, members
+from datamodules.tar_members import DamagedArchive, members, opened
 
 STDIN = "-"
 LISTS = (".txt", ".lst", ".list")
+BESIDE = (".cls", ".json", ".txt")  # webdataset's labels, notes and captions, passed over in shards
 DEEPEST = 200  # folders in folders
 
 
@@ -70,7 +71,9 @@ def sources(paths: Iterable[str]) -> Iterator[Source]:
 def _listed(called: str, file: io.BufferedReader) -> Iterator[Source]:
     try:
         for path in filter(None, names_in(file)):
-            yield _file(path, os.path.basename(path))
+            is_lost = not_utf8(path) and not os.path.lexists(path)
+            reason = "no such file, and the name is not UTF-8: save the list as UTF-8" if is_lost else None
+            yield _file(path, os.path.basename(path), reason)
     except NotText as error:
         yield _file(called, called, f"the list ends here: {error}")
 
@@ -111,15 +114,17 @@ def _is_folder(entry: os.DirEntry) -> bool:
 
 
 def _members(path: Path) -> Iterator[Source]:
-    """The images of a shard, and why that is all where it is not whole; its other files (labels, captions) are passed over."""
+    """The images of a shard, what is none but may be meant for one, and why that is all where the shard is not whole."""
     images = 0
     try:
-        for info in members(path):
-            if shards.is_image(info):
-                images += 1
+        with opened(path) as file:
+            for info in members(file):
+                if info.isdir() or is_hidden(info.name) or info.name.lower().endswith(BESIDE):
+                    continue
+                images += shards.is_image(info)
+                reason = shards.not_stored(info) if shards.is_image(info) else "no image by its name"
                 member = shards.Member(path.name, info.offset_data, info.size)
-                inside = f"{path.name}/{info.name}"
-                yield Source(f"{path}/{info.name}", inside, path, member, shards.not_stored(info))
+                yield Source(f"{path}/{info.name}", f"{path.name}/{info.name}", path, member, reason)
     except (DamagedArchive, OSError) as error:
         reason = f"no whole, uncompressed tar file: {getattr(error, 'strerror', None) or error}"
     else:

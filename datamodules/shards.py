@@ -14,7 +14,7 @@ from typing import BinaryIO, NamedTuple
 from clip_ood.reading import SUFFIXES
 from configs.errors import ConfigError
 from datamodules.hidden import is_hidden
-from datamodules.tar_members import DamagedArchive, members
+from datamodules.tar_members import DamagedArchive, members, opened
 
 LABEL = ".cls"
 
@@ -84,8 +84,8 @@ class _Shard:
         self.images: dict[str, tuple[str, Member]] = {}
         self.labels: dict[str, tuple[str, int]] = {}
         self.others: dict[str, str] = {}
-        with path.open("rb") as file:
-            for info in members(path):
+        with opened(path) as file:
+            for info in members(file):
                 self._take(info, path, file)
         if not self.images:
             raise ConfigError(f"{where} holds no images (looked for {', '.join(sorted(SUFFIXES))})")

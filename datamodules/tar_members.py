@@ -26,29 +26,33 @@ class DamagedArchive(ValueError):
     """What is no whole, uncompressed tar file; the message says behind which member, at which byte, and why."""
 
 
-def members(path: Path) -> Iterator[tarfile.TarInfo]:
-    """Every member of a tar file in its order, read by their headers alone, without end.
-
-    Raises: DamagedArchive where a header is damaged or missing, the file is cut, or more follows behind its end mark, as in
-    archives that were put one behind the other; OSError for a file that cannot be read.
-    """
+def opened(path: Path) -> BinaryIO:
+    """A tar file to read. Raises: DamagedArchive for what is no regular file (a pipe would keep us waiting), OSError."""
     if not S_ISREG(path.stat().st_mode):
         raise DamagedArchive("it is no regular file")
-    with path.open("rb") as file:
-        _check_start(file)
-        end, last = 0, None
-        try:
-            with tarfile.open(fileobj=file, mode="r:", encoding="utf-8") as tar:
-                while (info := tar.next()) is not None:
-                    tar.members = []  # it would keep every header
-                    if tar.offset < info.offset_data:
-                        raise tarfile.ReadError("a negative size")
-                    end, last = tar.offset, info.name
-                    yield info
-        except (tarfile.TarError, ValueError, OverflowError) as error:  # of headers
-            raise _damaged(last, end, str(error)) from None
-        if why := _end_of(file, end):
-            raise _damaged(last, end, why)
+    return path.open("rb")
+
+
+def members(file: BinaryIO) -> Iterator[tarfile.TarInfo]:
+    """Every member of a tar file in its order, read by their headers alone; between them, the file may be read anywhere.
+
+    Raises: DamagedArchive where a header is damaged or missing, the file is cut, or more follows behind its end mark, as in
+    archives that were put one behind the other; OSError.
+    """
+    _check_start(file)
+    end, last = 0, None
+    try:
+        with tarfile.open(fileobj=file, mode="r:", encoding="utf-8") as tar:
+            while (info := tar.next()) is not None:
+                tar.members = []  # it would keep every header
+                if tar.offset < info.offset_data:
+                    raise tarfile.ReadError("a negative size")
+                end, last = tar.offset, info.name
+                yield info
+    except (tarfile.TarError, ValueError, OverflowError) as error:  # of headers
+        raise _damaged(last, end, str(error)) from None
+    if why := _end_of(file, end):
+        raise _damaged(last, end, why)
 
 
 def _check_start(file: BinaryIO) -> None:
@@ -72,8 +76,8 @@ def _end_of(file: BinaryIO, offset: int) -> str | None:
     while block := file.read(1 << 20):
         if any(block):
             return (
-                "zeros stand here where a header or the end should be, and more follows: it is damaged, or several archives lie "
-                "one behind the other (join them with tar --concatenate)"
+                "zeros as at the end of a tar file stand here, and more follows: it is damaged, or several archives lie one behind "
+                "the other (join them with tar --concatenate)"
             )
     if left > LONGEST_END:
         return f"only zeros follow, {left:,} bytes, more than end a tar file: its download was perhaps not finished"
@@ -81,5 +85,5 @@ def _end_of(file: BinaryIO, offset: int) -> str | None:
 
 
 def _damaged(last: str | None, offset: int, why: str) -> DamagedArchive:
-    behind = "at its beginning" if last is None else f"behind its member {last}, at byte {offset:,}"
-    return DamagedArchive(f"it is damaged {behind}: {why}")
+    where = "at its beginning" if last is None else f"behind its member {last}, at byte {offset:,}"
+    return DamagedArchive(f"{where}: {why}")

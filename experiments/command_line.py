@@ -101,10 +101,22 @@ def guarded(main: Callable[[], None]) -> None:
         except (ValueError, RuntimeError, OSError) as error:
             if type(error).__name__ == "OutOfMemoryError":  # torch's, which is not imported here
                 sys.exit(f"error: {OUT_OF_MEMORY}\n({error})")
-            if not (isinstance(error, OSError) or _is_ours(error)):
+            if not (isinstance(error, OSError) or _is_ours(error) or _of_a_name(error)):
                 raise
-            print(f"error: {error}", file=sys.stderr)
+            print(f"error: {error}{_about_names(str(error))}", file=sys.stderr)
             sys.exit(2)
+
+
+def _of_a_name(error: Exception) -> bool:
+    """Whether a file name cannot be written in the encoding of this environment's file names."""
+    return isinstance(error, UnicodeEncodeError) and error.encoding == sys.getfilesystemencoding() != "utf-8"
+
+
+def _about_names(message: str) -> str:
+    encoding = sys.getfilesystemencoding()
+    if encoding == "utf-8" or message.isascii() and "can't encode" not in message:
+        return ""
+    return f"\nThis environment takes file names for {encoding}; where they are UTF-8, set PYTHONUTF8=1"
 
 
 def _is_ours(error: Exception) -> bool:
