@@ -114,7 +114,7 @@ def _of_a_name(error: Exception) -> bool:
 
 def _about_names(message: str) -> str:
     encoding = sys.getfilesystemencoding()
-    if encoding == "utf-8" or message.isascii() and "can't encode" not in message:
+    if encoding == "utf-8" or (message.isascii() and "can't encode" not in message):
         return ""
     return f"\nThis environment takes file names for {encoding}; where they are UTF-8, set PYTHONUTF8=1"
 
