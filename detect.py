@@ -12,7 +12,7 @@ import argparse
 import sys
 
 from configs.detecting import add_options, check, trainer_of
-from experiments.command_line import end_at_sigterm, guarded
+from experiments.command_line import before_and_after_dashes, end_at_sigterm, guarded
 from experiments.going_on import again, stoppable
 from experiments.launchers import settle
 
@@ -20,7 +20,9 @@ from experiments.launchers import settle
 def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0], allow_abbrev=False)
     add_options(parser)
-    arguments, overrides = parser.parse_known_intermixed_args(argv)
+    options, paths = before_and_after_dashes(sys.argv[1:] if argv is None else argv)
+    arguments, overrides = parser.parse_known_intermixed_args(options)
+    arguments.paths += paths
     trainer = trainer_of(overrides)
     check(arguments)
     settle({"devices": 1} | trainer)

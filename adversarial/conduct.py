@@ -51,7 +51,10 @@ def conduct(plan: Plan, folder: Path) -> Found | None:
     known = plan, folder, benchmark, features, text
     score = None if attack.score is None else fit(*known, [score_of(plan)]).suite.detectors[attack.score]
     if pairs.others and not is_follower():  # before craft's barrier: all processes read it
-        (folder / TARGETS).write_text("\n".join(dict.fromkeys(pairs.aims)) + "\n", encoding="utf-8")
+        targets = "\n".join(dict.fromkeys(pairs.aims)) + "\n"
+        (folder / TARGETS).write_text(
+            targets, encoding="utf-8", errors="surrogateescape"
+        )  # file names may hold any bytes
     figures = craft(plan, folder, trainer, benchmark, pairs, score)
     head = plan.source or folder / CLEAN
     runs = {"": folder / SCORED}

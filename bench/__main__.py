@@ -14,6 +14,8 @@ from concurrent.futures import ThreadPoolExecutor
 
 import torch
 
+from experiments.command_line import guarded
+
 PARTS = (
     "typo",
     "extraction",
@@ -68,4 +70,4 @@ def main(parts: Sequence[str], tiny: bool) -> None:
 
 
 if __name__ == "__main__":
-    main(PARTS, "--tiny" in sys.argv[1:])
+    guarded(lambda: main(PARTS, "--tiny" in sys.argv[1:]))

@@ -14,6 +14,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
 
+from clip_ood.text_files import read_lines
+
 PLACES = (Path("data/wordnet"), Path("/usr/share/wordnet"))  # of demo.wordnet, of Debian's package
 NOUNS, ADJECTIVES, SYNSETS = "index.noun", "index.adj", "data.noun"
 
@@ -65,7 +67,7 @@ def read_words(source: str | Path) -> Words:
     """
     path = find_words(source)
     if path.is_file():
-        words = Words(_distinct(path.read_text(encoding="utf-8-sig").splitlines()))
+        words = Words(_distinct(read_lines(path)))
     else:
         nouns = _distinct(_entries(path / NOUNS))
         known = set(nouns)

@@ -10,12 +10,15 @@ from pathlib import Path
 
 from clip_ood.backbones.names import check_model
 from clip_ood.detectors.names import read_specs
+from clip_ood.text_files import NotText, read_text
 from clip_ood.wordnet import find_words
 from configs.errors import ConfigError
+from configs.misnamed import STREAM, advice
 from configs.schema import Config, ImageSet
 from configs.trainer_keys import check_trainer
 from datamodules.catalog.entries import entry
 
+MOST_SHARDS = 1_000_000
 TORCHVISION = {  # what lies under data.root once a set is there
     "CIFAR10": "cifar-10-batches-py",
     "CIFAR100": "cifar-100-python",
@@ -106,7 +109,10 @@ def missing_places(spec: ImageSet, root: Path) -> list[str]:
         place = root / TORCHVISION[spec.torchvision].format(split=spec.split or "test")
         return [] if place.exists() else [f"file {place}" if place.suffix else f"folder {place}"]
     if spec.shards is not None:
-        return [f"shard {path}" for path in shard_paths(root / spec.shards) if not path.is_file()]
+        paths = shard_paths(root / spec.shards)
+        lacking = [path for path in paths if not path.is_file()]
+        more = f" (nor {len(lacking) - 1:,} more of {len(paths):,})" if len(lacking) > 1 else ""
+        return [f"shard {lacking[0]}{more}"] if lacking else []
     missing = []
     if spec.folder is not None and not (root / spec.folder).is_dir():
         missing.append(f"folder {root / spec.folder}")
@@ -129,6 +135,8 @@ def shard_paths(pattern: Path) -> list[Path]:
     before, first, last, after = found.groups()
     if int(first) > int(last):
         raise ConfigError(f"shards: {pattern} counts down from {first} to {last}; write the smaller number first")
+    if int(last) - int(first) >= MOST_SHARDS:
+        raise ConfigError(f"shards: {pattern} stands for more than {MOST_SHARDS:,} files")
     return [pattern.with_name(f"{before}{number:0{len(first)}d}{after}") for number in range(int(first), int(last) + 1)]
 
 
@@ -201,15 +209,39 @@ def check_folders(config: Config) -> None:
             continue  # torchvision's sets are downloaded by the run
         lacking = [" and no ".join(missing_places(layout, root)) for layout in known]
         if spec.catalog is None:
-            hint = f" Where to get it: {spec.source}" if spec.source else ""
+            hint = f" Where to get it: {spec.source}" if spec.source else _advice(key, spec, root)
             raise ConfigError(f"Image set {name}: there is no {lacking[0]}.{hint}")
         raise ConfigError(
             f"Image set {name}: {spec.catalog} is not under {root}: there is no {'; nor '.join(lacking)}. "
             f"Where to get it: {entry(spec.catalog).advice(root)}"
         )
     check_places(config)
+    _check_texts(config)
+
+
+def _advice(key: str, spec: ImageSet, root: Path) -> str:
+    option = "data." + ("id.images" if key == "id" else key.replace("/", "."))
+    kind = next(kind for kind in ("folder", "list", "shards") if getattr(spec, kind) is not None)
+    place = getattr(spec, kind)
+    told = advice(option, kind, place if STREAM.match(str(place)) else root / place)
+    return told and f" {told}"
+
+
+def _check_texts(config: Config) -> None:
+    """Raises ConfigError for class names or words that are not there or are not text."""
+    found, names = {}, config.data.id.class_names
+    if isinstance(names, Path):
+        found["data.id.class_names"] = config.data.root / names
     if config.data.negative_words is not None:
         try:
-            find_words(config.data.negative_words)
+            found["data.negative_words"] = find_words(config.data.negative_words)
         except FileNotFoundError as error:
             raise ConfigError(f"data.negative_words: {error}") from None
+    for key, path in found.items():
+        if not path.exists():
+            raise ConfigError(f"{key}: there is no file {path}")
+        try:
+            if path.is_file():  # words may be a folder of WordNet's
+                read_text(path)
+        except NotText as error:
+            raise ConfigError(f"{key}: {error}") from None

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import argparse
 import os
+import sys
 from itertools import count
 from pathlib import Path
 from typing import Any
 
+from clip_ood.streams import is_closed
 from configs.errors import ConfigError
 from configs.loading import override
+from configs.misnamed import is_archive, of_path
 from configs.trainer_keys import check_judging
 from configs.yaml_text import as_yaml
 
@@ -95,7 +98,13 @@ def check(arguments: argparse.Namespace) -> None:
         )
     for path in arguments.paths:
         if path != STDIN and not os.path.lexists(path):
-            raise ConfigError(f"There is no file or folder {path}")
+            raise ConfigError(f"There is no file or folder {path}{of_path(path)}")
+        if is_archive(path) and os.path.isfile(path):
+            raise ConfigError(f"{path} is a compressed archive: unpack it, and name the folder, or the tar file in it")
+    if STDIN in arguments.paths and sys.stdin is None:
+        raise ConfigError("Standard input is closed, so no paths can be read from it (-)")
+    if arguments.paths and arguments.out is None and is_closed(sys.stdout):
+        raise ConfigError("Standard output is closed, so no verdicts can be printed: write them to a file, --out FILE")
     if arguments.accept is not None and not 0 < arguments.accept < 1:
         raise ConfigError(f"--accept: {arguments.accept:g} must lie between 0 and 1, as 0.95")
     if arguments.workers is not None and arguments.workers < 0:

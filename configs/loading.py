@@ -12,6 +12,7 @@ from typing import Any
 import yaml
 from pydantic import BaseModel, ValidationError
 
+from clip_ood.text_files import NotText, read_text
 from configs.checks import check_names
 from configs.errors import ConfigError, nearest
 from configs.explaining import explain
@@ -64,8 +65,8 @@ def read(path: Path, section: Any = Config, within: tuple[Path, ...] = ()) -> di
 def _mapping(path: Path) -> dict[str, Any]:
     """The keys and values that a YAML file holds, none for an empty one."""
     try:
-        content = parse(path.read_text(encoding="utf-8-sig"))
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        content = parse(read_text(path))
+    except (yaml.YAMLError, NotText) as error:
         raise ConfigError(f"{path} is no valid YAML: {reason(error)}") from error
     except ConfigError as error:
         raise ConfigError(f"{path}: {error}") from None

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from clip_ood.text_files import not_utf8, read_names
 from configs.checks import called as name_of
 from configs.checks import check_folders, image_sets, key_of
 from configs.errors import ConfigError
@@ -129,9 +130,12 @@ def _without(path: Path | None, images: ImageList, rows: list[int]) -> list[int]
         return rows
     if not path.is_file():
         raise ConfigError(f"evaluation.bank_without: there is no file {path}")
-    left_out = {line for line in path.read_text(encoding="utf-8").splitlines() if line.strip()}
+    left_out = {line for line in read_names(path) if line.strip()}
     if unknown := left_out.difference(images.names[row] for row in rows):
-        raise ConfigError(f"evaluation.bank_without: {path} names {min(unknown)}, which is no ID training image")
+        encoding = ". The name is not UTF-8: save the file as UTF-8" if not_utf8(min(unknown)) else ""
+        raise ConfigError(
+            f"evaluation.bank_without: {path} names {min(unknown)}, which is no ID training image{encoding}"
+        )
     if not (kept := [row for row in rows if images.names[row] not in left_out]):
         raise ConfigError(f"evaluation.bank_without: {path} names every ID training image; leave some in the bank")
     return kept

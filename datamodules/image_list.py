@@ -16,12 +16,15 @@ from PIL import Image
 
 from clip_ood.features.identity import SIZE, identity_of, pairs
 from clip_ood.reading import SUFFIXES, decode
+from clip_ood.text_files import not_utf8, read_names
 from configs.checks import shard_paths
 from configs.errors import ConfigError
+from configs.misnamed import tars_in
 from configs.schema import ImageSet
 from datamodules import shards, torchvision_sets
 from datamodules.class_order import check_no_splits, in_order, is_number
 from datamodules.corruptions import Corruption
+from datamodules.hidden import is_hidden
 from datamodules.label_files import read_labels
 from datamodules.sources import hides_changes, of_pixels, read_whole, real_folder, real_path, stamp
 
@@ -161,6 +164,8 @@ def list_images(
         images = _from_torchvision(name, spec, root, download)
     elif spec.shards is not None:
         found = shards.index(name, shard_paths(where))
+        if found.passed_over:
+            _say_passed_over(name, list(found.passed_over))
         images = ImageList(name, where.parent, found.names, found.labels, members=found.members)
     elif spec.list is not None:
         images = _from_list(name, where, root / spec.images_root, partial)
@@ -173,7 +178,10 @@ def list_images(
         if spec.numbered and images.class_names is not None:
             images = _by_number(images)
     if not len(images):
-        raise ConfigError(f"Image set {name}: {where} holds no images (looked for {', '.join(sorted(SUFFIXES))})")
+        hint = tars_in(where) if spec.folder is not None else ""
+        raise ConfigError(
+            f"Image set {name}: {where} holds no images (looked for {', '.join(sorted(SUFFIXES))}).{hint}"
+        )
     _check_count(images, spec, where, labelled, partial)
     if spec.per_class is not None:
         if images.labels is None:
@@ -231,9 +239,11 @@ def _from_folder(name: str, folder: Path, labelled: bool) -> ImageList:
         _say_passed_over(name, sorted(set(files).difference(names)))
     if not labelled:
         return ImageList(name, folder, names)
-    classes = [entry.name for entry in folder.iterdir() if entry.is_dir() and not entry.name.startswith(".")]
+    classes = [entry.name for entry in folder.iterdir() if entry.is_dir() and not is_hidden(entry.name)]
     if not classes:
         return ImageList(name, folder, names)
+    if wrong := next(filter(not_utf8, classes), None):
+        raise ConfigError(f"Image set {name}: the name of the class folder {folder / wrong} is not UTF-8. Rename it.")
     classes = in_order(classes)
     first = [path.split("/", 1)[0] if "/" in path else "" for path in names]
     if loose := [path for path, top in zip(names, first, strict=True) if not top]:
@@ -254,7 +264,7 @@ def _walk(name: str, folder: Path, inside: str = "", above: frozenset[str] = fro
     if here in above:
         raise ConfigError(f"Image set {name}: the link {folder} leads back to {here}, which it lies in. Remove it.")
     try:
-        entries = [entry for entry in os.scandir(folder) if not entry.name.startswith(".")]
+        entries = [entry for entry in os.scandir(folder) if not is_hidden(entry.name)]
     except OSError as error:
         raise ConfigError(f"Image set {name}: the folder {folder} cannot be read ({error.strerror})") from error
     for entry in entries:
@@ -303,7 +313,7 @@ def _from_labels(name: str, folder: Path, path: Path, partial: bool) -> ImageLis
 def _from_list(name: str, path: Path, root: Path, partial: bool) -> ImageList:
     lines: dict[str, int] = {}
     names, labels = [], []
-    for number, line in enumerate(path.read_text(encoding="utf-8-sig").splitlines(), start=1):
+    for number, line in enumerate(read_names(path), start=1):
         if not line.strip():
             continue
         found = re.fullmatch(r"\s*(\S.*?)\s+(-?\d+)\s*", line)
@@ -318,8 +328,9 @@ def _from_list(name: str, path: Path, root: Path, partial: bool) -> ImageList:
             if partial:
                 continue
             way_out = "; write / between folders, not \\" if "\\" in found[1] else " (key images_root)"
+            encoding = ". The name is not UTF-8: save the list as UTF-8" if not_utf8(found[1]) else ""
             raise ConfigError(
-                f"Image set {name}: {path}, line {number}: lists {found[1]}, which is not under {root}{way_out}"
+                f"Image set {name}: {path}, line {number}: lists {found[1]}, which is not under {root}{way_out}{encoding}"
             )
         names.append(image)
         labels.append(max(int(found[2]), -1))

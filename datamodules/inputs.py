@@ -8,7 +8,6 @@ from __future__ import annotations
 import io
 import os
 import sys
-import tarfile
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,11 +15,15 @@ from pathlib import Path
 from PIL import Image
 
 from clip_ood.reading import SUFFIXES, decode
+from clip_ood.text_files import NotText, names_in, not_utf8
 from datamodules import shards
+from datamodules.hidden import is_hidden
 from datamodules.sources import read_whole
+from datamodules.tar_members import DamagedArchive, members, opened
 
 STDIN = "-"
 LISTS = (".txt", ".lst", ".list")
+BESIDE = (".cls", ".json", ".txt")  # webdataset's labels, notes and captions, passed over in shards
 DEEPEST = 200  # folders in folders
 
 
@@ -49,29 +52,30 @@ class Source:
 
 
 def sources(paths: Iterable[str]) -> Iterator[Source]:
-    """Every image that some paths name, and with a reason what is none: a folder with all below it, hidden ones left out; an
+    """Every image that some paths name, and with a reason what is none: a folder with all below it, hidden ones and thumbnails left out; an
     uncompressed tar file; a text file with a path a line, as standard input ("-"); else an image file."""
     for path in paths:
         if path == STDIN:
-            if isinstance(sys.stdin, io.TextIOWrapper):
-                sys.stdin.reconfigure(errors="surrogateescape")  # names are bytes
-            yield from _listed(sys.stdin)
+            yield from _listed("standard input", sys.stdin.buffer)
         elif os.path.isdir(path):
             yield from _below(path, "", frozenset())
         elif path.lower().endswith(".tar"):
             yield from _members(Path(path))
         elif path.lower().endswith(LISTS):
-            with open(path, encoding="utf-8", errors="surrogateescape") as lines:
-                yield from _listed(lines)
+            with open(path, "rb") as file:
+                yield from _listed(path, file)
         else:
             yield _file(path, os.path.basename(path))
 
 
-def _listed(lines: Iterable[str]) -> Iterator[Source]:
-    for number, line in enumerate(lines):
-        line = line.rstrip("\r\n") if number else line.rstrip("\r\n").removeprefix("\ufeff")
-        for path in filter(None, line.split("\0")):  # as find -print0 ends them
-            yield _file(path, os.path.basename(path))
+def _listed(called: str, file: io.BufferedReader) -> Iterator[Source]:
+    try:
+        for path in filter(None, names_in(file)):
+            is_lost = not_utf8(path) and not os.path.lexists(path)
+            reason = "no such file, and the name is not UTF-8: save the list as UTF-8" if is_lost else None
+            yield _file(path, os.path.basename(path), reason)
+    except NotText as error:
+        yield _file(called, called, f"the list ends here: {error}")
 
 
 def _file(path: str, inside: str, reason: str | None = None) -> Source:
@@ -88,7 +92,7 @@ def _below(folder: str, inside: str, above: frozenset[str]) -> Iterator[Source]:
         return
     try:
         with os.scandir(folder) as entries:
-            names = [each.name + "/" * _is_folder(each) for each in entries if not each.name.startswith(".")]
+            names = [each.name + "/" * _is_folder(each) for each in entries if not is_hidden(each.name)]
     except OSError as error:
         yield _file(folder, inside, f"the folder cannot be read: {error.strerror}")
         return
@@ -110,13 +114,20 @@ def _is_folder(entry: os.DirEntry) -> bool:
 
 
 def _members(path: Path) -> Iterator[Source]:
-    """The images of a shard, as far as it is whole; its other files (labels, captions) are passed over."""
+    """The images of a shard, what is none but may be meant for one, and why that is all where the shard is not whole."""
+    images = 0
     try:
-        with tarfile.open(path, "r:") as tar:
-            for info in tar:
-                tar.members = []  # it would keep every header
-                if info.isreg() and info.sparse is None and os.path.splitext(info.name)[1].lower() in SUFFIXES:
-                    member = shards.Member(path.name, info.offset_data, info.size)
-                    yield Source(f"{path}/{info.name}", f"{path.name}/{info.name}", path, member)
-    except (tarfile.TarError, OSError) as error:
-        yield Source(str(path), path.name, path, reason=f"no whole, uncompressed tar file ({error})")
+        with opened(path) as file:
+            for info in members(file):
+                if info.isdir() or is_hidden(info.name) or info.name.lower().endswith(BESIDE):
+                    continue
+                images += shards.is_image(info)
+                reason = shards.not_stored(info) if shards.is_image(info) else "no image by its name"
+                member = shards.Member(path.name, info.offset_data, info.size)
+                yield Source(f"{path}/{info.name}", f"{path.name}/{info.name}", path, member, reason)
+    except (DamagedArchive, OSError) as error:
+        reason = f"no whole, uncompressed tar file: {getattr(error, 'strerror', None) or error}"
+    else:
+        reason = None if images else "it holds no images"
+    if reason is not None:
+        yield Source(str(path), path.name, path, reason=reason)

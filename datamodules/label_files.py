@@ -6,6 +6,7 @@ import csv
 from pathlib import Path
 from typing import NamedTuple
 
+from clip_ood.text_files import read_lines
 from configs.errors import ConfigError
 
 
@@ -42,7 +43,7 @@ def read_labels(set_name: str, path: Path) -> tuple[Path, dict[str, Label]]:
 
 def _tab_separated(set_name: str, path: Path) -> list[tuple[str, Label]]:
     rows = []
-    for number, line in enumerate(path.read_text(encoding="utf-8-sig").splitlines(), start=1):
+    for number, line in enumerate(read_lines(path), start=1):
         cells = line.split("\t")
         if not line.strip():
             continue
@@ -54,17 +55,14 @@ def _tab_separated(set_name: str, path: Path) -> list[tuple[str, Label]]:
 
 def _kaggle(set_name: str, path: Path) -> list[tuple[str, Label]]:
     rows = []
-    with path.open(newline="", encoding="utf-8-sig") as file:
-        reader = csv.DictReader(file)
-        if not {"ImageId", "PredictionString"} <= set(reader.fieldnames or ()):
-            raise _wrong(set_name, path, 1, "columns ImageId and PredictionString", ",".join(reader.fieldnames or ()))
-        for row in reader:
-            words = (row["PredictionString"] or "").split()  # wnid and box, for each object
-            if not row["ImageId"] or not words:
-                raise _wrong(
-                    set_name, path, reader.line_num, '"image,wnid box …"', ",".join(filter(None, row.values()))
-                )
-            rows.append((row["ImageId"], Label(words[0], reader.line_num)))
+    reader = csv.DictReader(read_lines(path))
+    if not {"ImageId", "PredictionString"} <= set(reader.fieldnames or ()):
+        raise _wrong(set_name, path, 1, "columns ImageId and PredictionString", ",".join(reader.fieldnames or ()))
+    for row in reader:
+        words = (row["PredictionString"] or "").split()  # wnid and box, for each object
+        if not row["ImageId"] or not words:
+            raise _wrong(set_name, path, reader.line_num, '"image,wnid box …"', ",".join(filter(None, row.values())))
+        rows.append((row["ImageId"], Label(words[0], reader.line_num)))
     return rows
 
 
@@ -72,7 +70,7 @@ def _devkit(set_name: str, folder: Path) -> list[tuple[str, Label]]:
     truth = folder / "data" / "ILSVRC2012_validation_ground_truth.txt"
     wnids = _wnids(set_name, folder / "data" / "meta.mat")
     try:
-        lines = truth.read_text(encoding="utf-8").splitlines()
+        lines = read_lines(truth)
     except OSError as error:
         raise ConfigError(f"Image set {set_name}: {truth} cannot be read ({error.strerror})") from error
     rows = []

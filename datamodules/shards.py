@@ -5,12 +5,18 @@ A sample's files share their name up to the first dot after the last slash: `000
 
 from __future__ import annotations
 
+import posixpath
+import re
 import tarfile
-from pathlib import Path, PurePosixPath
-from typing import NamedTuple
+from pathlib import Path
+from typing import BinaryIO, NamedTuple
 
 from clip_ood.reading import SUFFIXES
 from configs.errors import ConfigError
+from datamodules.hidden import is_hidden
+from datamodules.tar_members import DamagedArchive, members, opened
+
+LABEL = ".cls"
 
 
 class Member(NamedTuple):
@@ -22,60 +28,106 @@ class Member(NamedTuple):
 
 
 class Index(NamedTuple):
-    """The images of shards, in their order: names "shard/member", where each lies, and labels where .cls files are."""
+    """The images of shards, in their order: names "shard/member", where each lies, and labels where .cls files are; `passed_over`,
+    members that belong to no image."""
 
     names: tuple[str, ...]
     members: tuple[Member, ...]
     labels: tuple[int, ...] | None
+    passed_over: tuple[str, ...] = ()
 
 
 def index(set_name: str, paths: list[Path]) -> Index:
     """Reads the headers of all shards, which lie in one folder; no image is read.
 
-    Raises: ConfigError, naming shard and member, for what is no uncompressed tar, an image that stands there twice, and
-    for labels that are missing or no numbers.
+    Raises: ConfigError, naming shard, member and reason, for what is no whole, uncompressed tar file, for a sample of several
+    images or labels, for an image that is a link, and for labels that are missing, no numbers, or of no image.
     """
-    names, members, labels = [], [], []
+    names, places, labels, others = [], [], [], []
     for path in paths:
-        found = _images(set_name, path)
-        names += [f"{path.name}/{name}" for name, _, _ in found]
-        members += [member for _, member, _ in found]
-        labels += [label for _, _, label in found]
-    if all(label is None for label in labels):
-        return Index(tuple(names), tuple(members), None)
-    if None in labels:
-        raise ConfigError(f"Image set {set_name}: {names[labels.index(None)]} has no label (.cls), others have one")
-    return Index(tuple(names), tuple(members), tuple(labels))
+        where = f"Image set {set_name}: {path}"
+        try:
+            shard = _Shard(path, where)
+        except DamagedArchive as error:
+            raise ConfigError(f"{where} is no whole, uncompressed tar file: {error}") from None
+        except OSError as error:
+            raise ConfigError(f"{where} cannot be read ({error.strerror or error})") from error
+        names += [f"{path.name}/{name}" for name, _ in shard.images.values()]
+        places += [member for _, member in shard.images.values()]
+        labels += [shard.labels[key][1] if key in shard.labels else None for key in shard.images]
+        others += [f"{path.name}/{name}" for key, name in shard.others.items() if key not in shard.images]
+    given = {label for label in labels if label is not None}
+    if given and None in labels:
+        raise ConfigError(f"Image set {set_name}: {names[labels.index(None)]} has no label ({LABEL}), others have one")
+    return Index(tuple(names), tuple(places), tuple(labels) if given - {-1} else None, tuple(others))
 
 
-def _images(set_name: str, path: Path) -> list[tuple[str, Member, int | None]]:
-    images: dict[str, Member] = {}
-    labels: dict[str, int] = {}
-    try:
-        with tarfile.open(path, "r:") as tar:
-            for info in tar:
-                if not info.isreg() or info.sparse is not None:
-                    continue
-                if info.name in images:
-                    raise ConfigError(f"Image set {set_name}: {path} holds {info.name} twice")
-                if PurePosixPath(info.name).suffix.lower() in SUFFIXES:
-                    images[info.name] = Member(path.name, info.offset_data, info.size)
-                elif info.name.endswith(".cls"):
-                    labels[_key(info.name)] = _label(set_name, path, info.name, tar.extractfile(info).read())
-    except (tarfile.TarError, OSError) as error:
-        raise ConfigError(f"Image set {set_name}: {path} is no whole, uncompressed tar file ({error})") from error
-    return [(name, member, labels.get(_key(name))) for name, member in images.items()]
+def is_image(info: tarfile.TarInfo) -> bool:
+    """Whether a member of a tar file is an image by its name, and no hidden one or a thumbnail."""
+    return posixpath.splitext(info.name)[1].lower() in SUFFIXES and not info.isdir() and not is_hidden(info.name)
+
+
+def not_stored(info: tarfile.TarInfo) -> str | None:
+    """Why the bytes of a member do not stand behind its header, None where they do."""
+    if info.issym() or info.islnk():
+        return f"it is a link to {info.linkname}: pack the images with tar --dereference --hard-dereference"
+    if info.sparse is not None:
+        return "it is stored with holes: pack the images without tar --sparse"
+    return None if info.isreg() else "it is no file"
+
+
+class _Shard:
+    """The samples of a tar file by their key: images (name, place), labels (name, number), and one other file of each."""
+
+    def __init__(self, path: Path, where: str) -> None:
+        self.where = where
+        self.images: dict[str, tuple[str, Member]] = {}
+        self.labels: dict[str, tuple[str, int]] = {}
+        self.others: dict[str, str] = {}
+        with opened(path) as file:
+            for info in members(file):
+                self._take(info, path, file)
+        if not self.images:
+            raise ConfigError(f"{where} holds no images (looked for {', '.join(sorted(SUFFIXES))})")
+        if (key := next((key for key in self.labels if key not in self.images), None)) is not None:
+            beside = f", only {self.others[key]}, whose name is not that of an image" if key in self.others else ""
+            raise ConfigError(f"{where}, {self.labels[key][0]}: this label has no image beside it{beside}")
+
+    def _take(self, info: tarfile.TarInfo, path: Path, file: BinaryIO) -> None:
+        if info.isdir() or is_hidden(info.name):
+            return
+        is_label = info.name.lower().endswith(LABEL)
+        if not (is_label or is_image(info)):
+            self.others.setdefault(_key(info.name), info.name)
+            return
+        if (reason := not_stored(info)) is not None:
+            raise ConfigError(f"{self.where}, {info.name}: {reason}")
+        if is_label:
+            file.seek(info.offset_data)
+            self._add(self.labels, info.name, self._label(info.name, file.read(min(info.size, 32))))
+        else:
+            self._add(self.images, info.name, Member(path.name, info.offset_data, info.size))
+
+    def _add(self, samples: dict, name: str, what: Member | int) -> None:
+        key = _key(name)
+        if key not in samples:
+            samples[key] = name, what
+            return
+        first, _ = samples[key]
+        if first == name:
+            raise ConfigError(f"{self.where} holds {name} twice")
+        raise ConfigError(
+            f"{self.where} holds {first} and {name}, which are of one sample: a sample's name ends at its first dot, and it has "
+            "one image and one label. Give each image a name of its own before the first dot and leave masks out, or unpack the "
+            "shard and name the folder"
+        )
+
+    def _label(self, name: str, content: bytes) -> int:
+        if re.fullmatch(rb"\s*(-1|\d{1,18})\s*", content) is None:
+            raise ConfigError(f"{self.where}, {name}: expected a label number, got {content[:20]!r}")
+        return int(content)
 
 
 def _key(name: str) -> str:
-    folder, slash, file = name.rpartition("/")
-    return folder + slash + file.split(".", 1)[0]
-
-
-def _label(set_name: str, path: Path, name: str, content: bytes) -> int:
-    try:
-        return int(content)
-    except ValueError:
-        raise ConfigError(
-            f"Image set {set_name}: {path}, {name}: expected a label number, got {content[:20]!r}"
-        ) from None
+    folder, file = posixpath.split(posixpath.normpath(name))
+    return posixpath.join(folder, file.split(".", 1)[0])

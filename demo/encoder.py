@@ -17,6 +17,7 @@ from importlib import import_module
 from pathlib import Path
 
 from demo.folders import written_whole
+from experiments.command_line import guarded
 
 TRUNKS = {"lite0": 224, "lite1": 240, "lite2": 260}  # with the image size that each was trained at, in pixels
 POOLERS = {"mean": "mean_pooler", "cls": "cls_last_hidden_state_pooler"}  # open_clip's names
@@ -207,4 +208,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    guarded(main)

@@ -21,6 +21,7 @@ from PIL import Image
 
 from demo.debian import unpacked
 from demo.folders import written_whole
+from experiments.command_line import guarded
 
 PACKAGE = "tuxpaint-stamps-default"
 CLASSES = {  # class: (its folder, without those below; images)
@@ -120,4 +121,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    guarded(main)

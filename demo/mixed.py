@@ -14,6 +14,7 @@ import yaml
 
 from datamodules.image_list import lot
 from demo.folders import written_whole
+from experiments.command_line import guarded
 
 EACH = 8  # of ID test images, and of each OOD set
 
@@ -48,4 +49,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    guarded(main)

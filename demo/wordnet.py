@@ -14,6 +14,7 @@ from pathlib import Path
 from clip_ood.wordnet import ADJECTIVES, NOUNS, PLACES, SYNSETS, read_words
 from demo.debian import unpacked
 from demo.folders import written_whole
+from experiments.command_line import guarded
 
 PACKAGE = "wordnet-base"
 ELSEWHERE = (
@@ -46,4 +47,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    guarded(main)

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import argparse
-import os
 import signal
 import sys
 import traceback
 from collections.abc import Callable
 from pathlib import Path
 from typing import Literal
+
+from clip_ood.streams import usable_streams
 
 PROJECT = Path(__file__).parents[1]
 OUT_OF_MEMORY = (
@@ -80,6 +81,12 @@ def _divided(given: list[str], parser: argparse.ArgumentParser) -> tuple[list[st
     return known, overrides
 
 
+def before_and_after_dashes(arguments: list[str]) -> tuple[list[str], list[str]]:
+    """What stands before the first `--`, and behind it, where nothing is an option."""
+    place = arguments.index("--") if "--" in arguments else len(arguments)
+    return arguments[:place], arguments[place + 1 :]
+
+
 def end_at_sigterm() -> None:
     """Ends this process at once when it is asked to: Lightning only takes note of SIGTERM while it predicts."""
     signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
@@ -88,22 +95,33 @@ def end_at_sigterm() -> None:
 def guarded(main: Callable[[], None]) -> None:
     """Runs a script: Ctrl-C ends it without a traceback; what this project or the file system objects to is one message and exit
     status 2; any other error keeps its traceback."""
-    try:
-        main()
-    except KeyboardInterrupt:
-        sys.exit(INTERRUPTED)
-    except BrokenPipeError:  # whoever read our output has had enough
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        sys.exit(141)  # as a program that SIGPIPE ends
-    except (ValueError, RuntimeError, OSError) as error:
-        if type(error).__name__ == "OutOfMemoryError":  # torch's, which is not imported here
-            sys.exit(f"error: {OUT_OF_MEMORY}\n({error})")
-        if not (isinstance(error, OSError) or _is_ours(error)) or not str(
-            error
-        ):  # without words the traceback tells more
+    with usable_streams():
+        try:
+            main()
+        except KeyboardInterrupt:
+            sys.exit(INTERRUPTED)
+        except BrokenPipeError:
             raise
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
+        except (ValueError, RuntimeError, OSError) as error:
+            if type(error).__name__ == "OutOfMemoryError":  # torch's, which is not imported here
+                sys.exit(f"error: {OUT_OF_MEMORY}\n({error})")
+            told = isinstance(error, OSError) or _is_ours(error) or _of_a_name(error)
+            if not (told and str(error)):  # without words the traceback tells more
+                raise
+            print(f"error: {error}{_about_names(str(error))}", file=sys.stderr)
+            sys.exit(2)
+
+
+def _of_a_name(error: Exception) -> bool:
+    """Whether a file name cannot be written in the encoding of this environment's file names."""
+    return isinstance(error, UnicodeEncodeError) and error.encoding == sys.getfilesystemencoding() != "utf-8"
+
+
+def _about_names(message: str) -> str:
+    encoding = sys.getfilesystemencoding()
+    if encoding == "utf-8" or (message.isascii() and "can't encode" not in message):
+        return ""
+    return f"\nThis environment takes file names for {encoding}; where they are UTF-8, set PYTHONUTF8=1"
 
 
 def _is_ours(error: Exception) -> bool:

@@ -21,6 +21,11 @@ def image(path: Path) -> Path:
     return path
 
 
+def piped(content: bytes) -> io.TextIOWrapper:
+    """Standard input that gives these bytes."""
+    return io.TextIOWrapper(io.BufferedReader(io.BytesIO(content)))
+
+
 def test_a_folder_is_listed_in_the_order_of_its_paths(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     names = ["a/b.png", "a-1.png", "a.png", "z/y/x.JPG", "z/y.webp", "B.png", "ä.png", "a/.hidden.png"]
@@ -74,7 +79,7 @@ def test_a_folder_that_cannot_be_read_is_listed(tmp_path, monkeypatch):
 def test_files_lists_and_standard_input_are_taken_in_turn(tmp_path, monkeypatch):
     a, b = image(tmp_path / "a.png"), image(tmp_path / "b.bin")
     (tmp_path / "list.txt").write_text(f"\ufeff{b}\n\n{a}\n", encoding="utf-8")
-    monkeypatch.setattr("sys.stdin", io.StringIO(f"{a}\r\n{tmp_path}/gone.png\n"))
+    monkeypatch.setattr("sys.stdin", piped(f"{a}\r\n{tmp_path}/gone.png\n".encode()))
     found = list(sources([str(b), str(tmp_path / "list.txt"), "-"]))
     assert [each.file.name for each in found] == ["b.bin", "b.bin", "a.png", "a.png", "gone.png"]
     assert all(each.read().size == (4, 4) for each in found[:4])
@@ -100,7 +105,7 @@ def test_a_shard_gives_its_members(tmp_path):
 
 
 def test_names_may_end_with_nul(tmp_path, monkeypatch):
-    monkeypatch.setattr("sys.stdin", io.StringIO("a.png\0b.png\0"))
+    monkeypatch.setattr("sys.stdin", piped(b"a.png\0b.png\0"))
     assert [each.path for each in sources(["-"])] == ["a.png", "b.png"]
 
 

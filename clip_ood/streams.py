@@ -1,0 +1,109 @@
+"""The standard streams of a command: open, able to take any text, and given up quietly when their reader has gone."""
+
+from __future__ import annotations
+
+import codecs
+import io
+import os
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+READER_GONE = 141  # the status of a program that SIGPIPE ends
+SPELT_OUT = "spelt_out"
+PLAIN = {
+    "→": "->",
+    "−": "-",
+    "–": "-",
+    "…": "...",
+    "×": "x",
+    "±": "+-",
+    "≤": "<=",
+    "≥": ">=",
+    "•": "*",
+    "·": "*",
+    "²": "^2",
+}
+PLAIN |= {"“": '"', "”": '"', "’": "'", "√": "sqrt ", "‖": "||", "α": "alpha", "λ": "lambda", "μ": "mu", "∞": "inf"}
+PLAIN |= dict.fromkeys("─━╸╺", "-") | dict.fromkeys("⠋⠙⠹⠸⠼⠴⠦⠧⠇⠏", ".")  # rich's progress bars and spinner
+
+
+@contextmanager
+def usable_streams() -> Iterator[None]:
+    """Runs a command with standard streams that are open, and whose encoding takes any text (see `spelt_out`).
+
+    A closed stdout or stderr swallows what is written, a closed stdin stays None. Exits with status 141 when the reader of
+    stdout has gone (as `head -1` does), and with 2 when stdout cannot take all output.
+    """
+    _open_what_is_closed()
+    codecs.register_error(SPELT_OUT, spelt_out)
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors=SPELT_OUT)
+    try:
+        try:
+            yield
+        except SystemExit:
+            sys.stdout.flush()  # the interpreter would do so too late to answer a failure
+            raise
+        sys.stdout.flush()
+    except BrokenPipeError:
+        _discard_output()
+        sys.exit(READER_GONE)
+    except SystemExit as ended:
+        if not isinstance(ended.__context__, BrokenPipeError):  # rich turns that into status 1
+            raise
+        _discard_output()
+        sys.exit(READER_GONE)
+    except OSError as error:
+        _discard_output()
+        if isinstance(error.__context__, SystemExit) and error.__context__.code:
+            raise error.__context__ from None
+        print(f"error: not all output could be written to standard output: {error.strerror}", file=sys.stderr)
+        sys.exit(2)
+
+
+def is_closed(stream: io.TextIOBase | None) -> bool:
+    """Whether a standard stream was closed when the command started."""
+    return stream is None or getattr(stream, "name", None) == os.devnull
+
+
+def spelt_out(error: UnicodeError) -> tuple[str, int]:
+    """What stands for characters that the encoding of a stream lacks: signs in ASCII, and all others as escapes.
+
+    >>> spelt_out(UnicodeEncodeError("ascii", "−5 → ü", 0, 6, "not in ASCII"))
+    ('-5 -> \\\\xfc', 6)
+    """
+    if not isinstance(error, UnicodeEncodeError):
+        raise error
+    return "".join(map(_spelt, error.object[error.start : error.end])), error.end
+
+
+def _spelt(character: str) -> str:
+    if "\udc80" <= character <= "\udcff":  # a byte of a file name that is not UTF-8
+        return f"\\x{ord(character) - 0xDC00:02x}"
+    return PLAIN.get(character) or character.encode("ascii", "backslashreplace").decode()
+
+
+def _open_what_is_closed() -> None:
+    """Opens the null device in place of closed streams: files that are opened later would take their descriptors, and
+    whatever libraries write to stderr would end up in them."""
+    for descriptor in (0, 1, 2):
+        try:
+            os.fstat(descriptor)
+        except OSError:
+            os.set_inheritable(os.open(os.devnull, os.O_RDWR), True)  # the lowest free descriptor, which is this one
+    sys.stdout, sys.stderr = (
+        stream or open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115
+        for stream in (sys.stdout, sys.stderr)
+    )
+
+
+def _discard_output() -> None:
+    """Lets the interpreter end without complaining about what it still holds for stdout."""
+    null = os.open(os.devnull, os.O_WRONLY)
+    for stream in (sys.stdout, sys.stderr):
+        try:
+            stream.flush()
+        except OSError:
+            os.dup2(null, stream.fileno())

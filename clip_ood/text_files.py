@@ -1,0 +1,129 @@
+"""Text files as people hand them over: UTF-8 or UTF-16, with or without a byte order mark, lines ended by any system's convention."""
+
+from __future__ import annotations
+
+import codecs
+import io
+from collections.abc import Iterator
+from pathlib import Path
+
+MARKS = (
+    (codecs.BOM_UTF32_LE, "utf-32"),  # begins with the mark of UTF-16
+    (codecs.BOM_UTF32_BE, "utf-32"),
+    (codecs.BOM_UTF16_LE, "utf-16"),
+    (codecs.BOM_UTF16_BE, "utf-16"),
+)
+START = 8192  # bytes that tell the encoding
+
+
+class NotText(ValueError):
+    """A file that is no text in UTF-8 or UTF-16; the message names file, line and encoding."""
+
+
+def read_text(path: Path) -> str:
+    """The text of a file, with "\\n" at the ends of lines.
+
+    Raises: NotText for what is neither UTF-8 nor UTF-16, and for NUL characters; OSError for a file that cannot be read.
+    """
+    content = path.read_bytes().removeprefix(codecs.BOM_UTF8)
+    encoding = encoding_of(content[:START])
+    if b"\0" in content and encoding == "utf-8":  # before a picture is called Latin-1
+        raise _holds_nul(path, content[: content.index(0)].decode(encoding, "replace"))
+    try:
+        text = _unix(content.decode(encoding))
+    except UnicodeDecodeError as error:
+        raise NotText(_reason(path, content, encoding, error)) from None
+    if "\0" in text:
+        raise _holds_nul(path, text[: text.index("\0")])
+    return text
+
+
+def read_lines(path: Path) -> list[str]:
+    """The lines of `read_text`, of which the first is line 1; a form feed or other separator does not end a line."""
+    return read_text(path).removesuffix("\n").split("\n")
+
+
+def read_names(path: Path) -> list[str]:
+    """All of `names_in` of a file."""
+    with path.open("rb") as file:
+        try:
+            return list(names_in(file))
+        except NotText as error:
+            raise NotText(f"{path}: {error}") from None
+
+
+def names_in(file: io.BufferedReader) -> Iterator[str]:
+    """The lines of a list of file names as they come, also those of an endless stream; or, where its beginning holds NUL bytes
+    as those of `find -print0` do, what stands between these.
+
+    Bytes that are not UTF-8 stay in the names (as `os.fsdecode` keeps them), since file names may hold any.
+    Raises: NotText for UTF-16 that cannot be decoded.
+    """
+    start = file.peek(START)[:START]
+    encoding = encoding_of(start)
+    if encoding == "utf-8" and b"\0" in start:
+        yield from _between_nuls(file)
+        return
+    kept = ("utf-8-sig", "surrogateescape") if encoding == "utf-8" else (encoding, "strict")
+    lines = io.TextIOWrapper(file, *kept)
+    try:
+        for line in lines:
+            yield line.removesuffix("\n")
+    except UnicodeDecodeError as error:
+        raise NotText(f"its first bytes are {encoding.upper()}, and others are not ({error.reason})") from None
+    finally:
+        lines.detach()  # the file is not ours to close
+
+
+def encoding_of(start: bytes) -> str:
+    """The encoding of a text that begins with these bytes: by its byte order mark; UTF-16 where every second byte is mostly NUL,
+    as in English text without a mark; else UTF-8."""
+    for mark, encoding in MARKS:
+        if start.startswith(mark):
+            return encoding
+    for encoding, high in (("utf-16-le", start[1::2]), ("utf-16-be", start[::2])):
+        if 2 * high.count(0) > len(high):
+            return encoding
+    return "utf-8"
+
+
+def not_utf8(name: str) -> bool:
+    """Whether a file name holds bytes that are not UTF-8."""
+    return any("\udc80" <= character <= "\udcff" for character in name)
+
+
+def _between_nuls(file: io.BufferedReader) -> Iterator[str]:
+    rest = b""
+    while block := file.read1():
+        *names, rest = (rest + block).split(b"\0")
+        yield from map(_decoded, names)
+    if rest:
+        yield _decoded(rest)
+
+
+def _decoded(name: bytes) -> str:
+    return name.decode("utf-8", "surrogateescape")
+
+
+def _unix(text: str) -> str:
+    return text.replace("\r\n", "\n").replace("\r", "\n")
+
+
+def _line(before: str) -> int:
+    return _unix(before).count("\n") + 1
+
+
+def _holds_nul(path: Path, before: str) -> NotText:
+    return NotText(f"{path}, line {_line(before)}: a NUL character stands there, so this is no text file")
+
+
+def _reason(path: Path, content: bytes, encoding: str, error: UnicodeDecodeError) -> str:
+    where = f"{path}, line {_line(content[: error.start].decode(encoding, 'replace'))}"
+    if encoding != "utf-8":
+        return f"{where}: the file's first bytes are {encoding.upper()}, and these are not ({error.reason})"
+    start = max(content.rfind(end, 0, error.start) for end in (b"\n", b"\r")) + 1
+    line = content[start : start + 60].splitlines()[0].decode("utf-8", "backslashreplace")
+    return (
+        f"{where}: '{line}' is not UTF-8 (byte 0x{content[error.start]:02x}); the file seems to be in Latin-1 or Windows-1252. "
+        "Save it as UTF-8 (iconv -f WINDOWS-1252 -t UTF-8)"
+    )

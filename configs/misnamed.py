@@ -1,0 +1,59 @@
+"""What somebody perhaps meant by a place that is not there: a place of another kind, a pattern, a stream, an archive."""
+
+from __future__ import annotations
+
+import os
+import re
+from pathlib import Path
+
+ARCHIVES = (".tar.gz", ".tgz", ".tar.bz2", ".tbz2", ".tar.xz", ".txz", ".tar.zst", ".zip", ".7z", ".rar", ".gz")
+LISTS = (".txt", ".lst", ".list", ".csv")
+STREAM = re.compile(r"pipe:|[a-z][a-z0-9]+:/")  # pipe:curl …, https://…, s3://…; a drive of Windows has one letter
+PATTERN = re.compile(r"[*?]|\{.*\}")
+RANGES = "Tar files are named one by one or as a range of numbers, name-{000..009}.tar, which tells when one is missing"
+
+
+def advice(option: str, kind: str, place: Path) -> str:
+    """How the set under `option` is named where its `kind` (folder, list or shards) is not at `place`; empty without an idea."""
+    if STREAM.match(str(place)):
+        return "Images are read from files of this machine: download them first."
+    if place.is_dir():
+        return f"This is a folder: name it as --{option}='{{folder: {place}}}'.{tars_in(place)}"
+    if place.is_file():
+        if is_archive(place.name):
+            return "This is a compressed archive: unpack it, and name the folder."
+        if place.name.lower().endswith(".tar"):
+            return f"This is a tar file: name it as --{option}='{{shards: {place}}}'."
+        if place.name.lower().endswith(LISTS):
+            return f"This is a file: a list of images is named as --{option}='{{list: {place}}}'."
+        return "This is a file: name the folder that it lies in."
+    if not PATTERN.search(
+        re.sub(r"\{\d+\.\.\d+\}(?=[^/]*$)", "", str(place), count=1) if kind == "shards" else str(place)
+    ):
+        return ""
+    return "Patterns are not filled in here." + (f" {RANGES}." if kind == "shards" else "")
+
+
+def tars_in(folder: Path) -> str:
+    """How the tar files in a folder are named; empty without any."""
+    try:
+        found = sorted(
+            name for name in os.listdir(folder) if name.lower().endswith(".tar") and not name.startswith(".")
+        )
+    except OSError:
+        return ""
+    return f" It holds {len(found)} tar files, as {found[0]}. {RANGES}, under the key shards." if found else ""
+
+
+def is_archive(name: str) -> bool:
+    """Whether a file is compressed or zipped, by its name."""
+    return name.lower().endswith(ARCHIVES)
+
+
+def of_path(path: str) -> str:
+    """What is wrong with a path on the command line of detect.py that is not there; empty without an idea."""
+    if STREAM.match(path):
+        return ". Images are read from files of this machine: download them first"
+    if PATTERN.search(path):
+        return ". Patterns such as * and {000..009} are filled in by the shell: leave out the quotes (and {…} wants bash or zsh)"
+    return ""

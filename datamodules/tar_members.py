@@ -1,0 +1,89 @@
+"""The members of a tar file, each with its place in it; a file that is not whole is never taken for a shorter one."""
+
+from __future__ import annotations
+
+import os
+import tarfile
+from collections.abc import Iterator
+from pathlib import Path
+from stat import S_ISREG
+from typing import BinaryIO
+
+BLOCK = tarfile.BLOCKSIZE
+LONGEST_END = tarfile.RECORDSIZE + 2 * BLOCK  # zero bytes that may end an archive: two blocks, and what fills a record
+COMPRESSED = {
+    b"\x1f\x8b": ("gzip", "gunzip"),
+    b"BZh": ("bzip2", "bunzip2"),
+    b"\xfd7zXZ\x00": ("xz", "unxz"),
+    b"\x28\xb5\x2f\xfd": ("zstd", "unzstd"),
+    b"PK\x03\x04": ("zip", "unzip"),
+    b"7z\xbc\xaf": ("7z", "7z x"),
+    b"Rar!": ("rar", "unrar x"),
+}
+
+
+class DamagedArchive(ValueError):
+    """What is no whole, uncompressed tar file; the message says behind which member, at which byte, and why."""
+
+
+def opened(path: Path) -> BinaryIO:
+    """A tar file to read. Raises: DamagedArchive for what is no regular file (a pipe would keep us waiting), OSError."""
+    if not S_ISREG(path.stat().st_mode):
+        raise DamagedArchive("it is no regular file")
+    return path.open("rb")
+
+
+def members(file: BinaryIO) -> Iterator[tarfile.TarInfo]:
+    """Every member of a tar file in its order, read by their headers alone; between them, the file may be read anywhere.
+
+    Raises: DamagedArchive where a header is damaged or missing, the file is cut, or more follows behind its end mark, as in
+    archives that were put one behind the other; OSError.
+    """
+    _check_start(file)
+    end, last = 0, None
+    try:
+        with tarfile.open(fileobj=file, mode="r:", encoding="utf-8") as tar:
+            while (info := tar.next()) is not None:
+                tar.members = []  # it would keep every header
+                if tar.offset < info.offset_data:
+                    raise tarfile.ReadError("a negative size")
+                end, last = tar.offset, info.name
+                yield info
+    except (tarfile.TarError, ValueError, OverflowError) as error:  # of headers
+        raise _damaged(last, end, str(error)) from None
+    if why := _end_of(file, end):
+        raise _damaged(last, end, why)
+
+
+def _check_start(file: BinaryIO) -> None:
+    start = file.read(8)
+    file.seek(0)
+    for mark, (kind, command) in COMPRESSED.items():
+        if start.startswith(mark):
+            raise DamagedArchive(f"it is compressed ({kind}): unpack it with {command}")
+    if not start:
+        raise DamagedArchive("it is empty")
+
+
+def _end_of(file: BinaryIO, offset: int) -> str | None:
+    """What is wrong with the end of an archive whose last member ends at `offset`: None for zeros as a tar file ends with."""
+    left = os.fstat(file.fileno()).st_size - offset
+    if left < BLOCK:
+        return "the file ends here, without the end mark of a tar file: it was cut"
+    file.seek(offset)
+    if any(file.read(BLOCK)):
+        return "the header that begins here is damaged"
+    while block := file.read(1 << 20):
+        if any(block):
+            return (
+                "zeros as at the end of a tar file stand here, and more follows: it is damaged, or several archives lie one behind "
+                "the other (join them with tar --concatenate)"
+            )
+    if left > LONGEST_END:
+        return f"only zeros follow, {left:,} bytes, more than end a tar file: its download was perhaps not finished"
+    return None
+
+
+def _damaged(last: str | None, offset: int, why: str) -> DamagedArchive:
+    where = "at its beginning" if last is None else f"behind its member {last}, at byte {offset:,}"
+    return DamagedArchive(f"{where}: {why}")
