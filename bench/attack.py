@@ -23,7 +23,8 @@ from clip_ood.backbones.backbone import Backbone
 from clip_ood.backbones.create import create_backbone
 from configs.schema import BackboneConfig, ImageSet
 from datamodules.attacked_images import AttackData, cut_out, pixels_of
-from datamodules.image_list import ImageList, list_images
+from datamodules.image_list import ImageList
+from datamodules.listing import list_images
 from lightning_modules.pixel_attack import PixelAttack
 
 

@@ -27,7 +27,7 @@ from clip_ood.judging.save import save_bank, save_detector
 from clip_ood.judging.saved import Encoder
 from clip_ood.outputs import Outputs, Reference
 from configs.schema import ImageSet
-from datamodules.image_list import list_images
+from datamodules.listing import list_images
 from experiments.command_line import PROJECT
 from experiments.detect import Request, conduct
 

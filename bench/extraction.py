@@ -22,7 +22,8 @@ from clip_ood.features.identity import pairs
 from clip_ood.features.store import PART, FeatureStore
 from configs.schema import BackboneConfig, ImageSet
 from datamodules.extraction import ExtractionData
-from datamodules.image_list import ImageList, list_images
+from datamodules.image_list import ImageList
+from datamodules.listing import list_images
 from lightning_modules.feature_extractor import FeatureExtractor
 
 

@@ -26,7 +26,8 @@ from clip_ood.features.stored_set import Features
 from configs.schema import BackboneConfig, Data, FineTune, ImageSet
 from datamodules.benchmark import Benchmark, Part
 from datamodules.image_data import ImageData, augmentation
-from datamodules.image_list import ImageList, list_images
+from datamodules.image_list import ImageList
+from datamodules.listing import list_images
 from lightning_modules.fine_tune import FineTune as Module
 
 

@@ -22,7 +22,7 @@ from clip_ood.backbones.create import create_backbone
 from clip_ood.features.store import PART, FeatureStore
 from configs.schema import BackboneConfig, ImageSet
 from datamodules.extraction import ExtractionData
-from datamodules.image_list import list_images
+from datamodules.listing import list_images
 from lightning_modules.feature_extractor import FeatureExtractor
 
 

@@ -20,7 +20,7 @@ from bench import chosen
 from clip_ood.features.entries import LARGE, Entries
 from clip_ood.features.store import FeatureStore
 from configs.schema import ImageSet
-from datamodules.image_list import list_images
+from datamodules.listing import list_images
 
 T = TypeVar("T")
 

@@ -12,8 +12,9 @@ from configs.errors import ConfigError
 from configs.schema import Config, ImageSet
 from datamodules.class_names import called, find_classes
 from datamodules.corruptions import Corruption
-from datamodules.image_list import ImageList, balanced, list_images
+from datamodules.image_list import ImageList, balanced
 from datamodules.label_numbers import numbered, trained_on
+from datamodules.listing import list_images
 from datamodules.shared_images import check_apart
 from datamodules.splits import split
 

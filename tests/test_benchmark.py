@@ -16,7 +16,8 @@ from configs.loading import validate
 from configs.schema import ImageSet
 from datamodules.benchmark import load_benchmark
 from datamodules.class_names import imagenet_wnids
-from datamodules.image_list import ImageList, balanced, list_images
+from datamodules.image_list import ImageList, balanced
+from datamodules.listing import list_images
 from datamodules.splits import split
 
 
@@ -92,7 +93,7 @@ def test_a_folder_that_may_not_be_read_is_named(tmp_path, monkeypatch):
             raise PermissionError(13, "Permission denied", str(folder))
         return scan(folder)
 
-    monkeypatch.setattr("datamodules.image_list.os.scandir", forbidden)
+    monkeypatch.setattr("datamodules.listing.os.scandir", forbidden)
     with pytest.raises(ConfigError, match=r"photos: the folder .*b cannot be read \(Permission denied\)"):
         listed(fill(tmp_path, id__a=1, id__b=1), folder="id")
 

@@ -13,8 +13,8 @@ from configs.checks import check_folders
 from configs.errors import ConfigError
 from configs.loading import load_config
 from configs.schema import ImageSet
-from datamodules.image_list import list_images
 from datamodules.inputs import sources
+from datamodules.listing import list_images
 
 WHOLE = [(f"{k:04d}.{end}", content) for k in range(6) for end, content in (("png", k), ("cls", str(k % 3).encode()))]
 

@@ -19,7 +19,7 @@ from configs.loading import validate
 from configs.schema import ImageSet
 from datamodules.benchmark import load_benchmark
 from datamodules.class_names import imagenet_names
-from datamodules.image_list import list_images
+from datamodules.listing import list_images
 
 ORDER = sorted(CLASSES)
 NAMES = dict(zip(replica.WNIDS, imagenet_names(), strict=True))

@@ -15,7 +15,7 @@ from PIL import Image
 import eval as evaluation
 from configs.errors import ConfigError
 from configs.schema import ImageSet
-from datamodules.image_list import list_images
+from datamodules.listing import list_images
 
 LABELS = [2, 0, 1, 1, 0, 2, 0, 1, 2, 0]
 

@@ -31,7 +31,8 @@ from clip_ood.reading import UnreadableImage
 from configs.errors import ConfigError
 from configs.schema import ImageSet
 from datamodules import image_list, sources
-from datamodules.image_list import ImageList, list_images
+from datamodules.image_list import ImageList
+from datamodules.listing import list_images
 from experiments import extraction as extraction_module
 from lightning_modules.feature_extractor import FeatureExtractor
 

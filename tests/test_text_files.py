@@ -12,9 +12,9 @@ from clip_ood.wordnet import read_words
 from configs.errors import ConfigError
 from configs.loading import load_config
 from configs.schema import ImageSet
-from datamodules.image_list import list_images
 from datamodules.inputs import sources
 from datamodules.label_files import read_labels
+from datamodules.listing import list_images
 
 ENCODED = {
     "utf-8": str.encode,

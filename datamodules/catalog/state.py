@@ -36,7 +36,7 @@ def look(entry: Entry, split: str, root: Path) -> State:
     spec = next((each for each in layouts(ImageSet(catalog=entry.name, split=split)) if is_there(each, root)), None)
     if spec is None:
         return State(entry, split, None)
-    from datamodules.image_list import list_images  # Pillow and more, only for what is there
+    from datamodules.listing import list_images  # Pillow and more, only for what is there
 
     try:
         return State(entry, split, len(list_images(entry.name, spec, root, False, 0, partial=True, download=False)))
