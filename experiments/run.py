@@ -21,8 +21,9 @@ from callbacks.throughput import Throughput
 from clip_ood.backbones.fingerprint import fingerprint
 from clip_ood.calibration import summary
 from clip_ood.features.stored_set import Features
+from clip_ood.judging.manifest import FOLDER
 from clip_ood.judging.save import described
-from clip_ood.judging.saved import FOLDER, Encoder
+from clip_ood.judging.saved import Encoder
 from clip_ood.leaks import told
 from clip_ood.versions import versions
 from configs.loading import dump

@@ -72,7 +72,7 @@ def test_other_files_are_passed_over_and_named_once_but_hidden_ones_never(tmp_pa
         (tmp_path / "id" / name).touch()
     assert len(listed(tmp_path, folder="id")) == 3
     assert capsys.readouterr().out.splitlines() == [
-        "Image set photos: 3 files are passed over for want of an image extension (a/Thumbs.db)"
+        "Image set photos: 2 files are passed over for want of an image extension (a/foo.pdf)"
     ]
 
 

@@ -19,8 +19,9 @@ from clip_ood.calibration import Calibration
 from clip_ood.detectors.bank import Bank
 from clip_ood.detectors.knn import KNN
 from clip_ood.judging.judge import Judge
+from clip_ood.judging.manifest import sealed
 from clip_ood.judging.save import add_encoder
-from clip_ood.judging.saved import SavedDetector, sealed
+from clip_ood.judging.saved import SavedDetector
 from clip_ood.outputs import Outputs
 from clip_ood.reading import UnreadableImage
 from configs.loading import load_config

@@ -16,7 +16,8 @@ import detect
 from callbacks.results_table import predictions_told
 from clip_ood import load
 from clip_ood.detectors.bank import Bank
-from clip_ood.judging.saved import SavedDetector, sealed
+from clip_ood.judging.manifest import sealed
+from clip_ood.judging.saved import SavedDetector
 from clip_ood.outputs import Outputs
 from clip_ood.predictions import Predictor, predict, voted
 

@@ -22,7 +22,8 @@ from clip_ood.detectors.bank import Bank
 from clip_ood.detectors.build import Omitted
 from clip_ood.detectors.detector import Detector
 from clip_ood.detectors.statistic import statistics_of
-from clip_ood.judging.saved import ENCODER, FORMAT, MANIFEST, STATE, Encoder, SavedDetector, sealed
+from clip_ood.judging.manifest import ENCODER, FORMAT, MANIFEST, STATE, sealed
+from clip_ood.judging.saved import Encoder, SavedDetector
 from clip_ood.outputs import Reference
 from clip_ood.predictions import KNN, Predictor
 from clip_ood.tensor_files import save_tensors

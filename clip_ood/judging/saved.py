@@ -13,7 +13,7 @@ from collections.abc import Iterable, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, fields
 from functools import cached_property
-from pathlib import Path, PurePath
+from pathlib import Path
 from typing import Any
 
 from safetensors import SafetensorError, safe_open
@@ -24,7 +24,7 @@ from clip_ood.backbones.backbone import Backbone
 from clip_ood.backbones.checked_config import NotAllowed, checked
 from clip_ood.backbones.create import create_backbone
 from clip_ood.backbones.downloads import WouldDownload, offline, require_here
-from clip_ood.backbones.fingerprint import digest, fingerprint, sha256
+from clip_ood.backbones.fingerprint import fingerprint, sha256
 from clip_ood.backbones.image_encoder import load_image_encoder
 from clip_ood.backbones.names import check_model
 from clip_ood.backbones.spec import ImageSpec
@@ -35,17 +35,11 @@ from clip_ood.detectors.build import build_detectors
 from clip_ood.detectors.detector import Detector
 from clip_ood.detectors.names import DETECTORS
 from clip_ood.detectors.statistic import statistics_of
+from clip_ood.judging.manifest import ENCODER, MANIFEST, STATE, DetectorFolderError, find_folder, read_manifest
 from clip_ood.outputs import NegativeLabels, Outputs, Reference
 from clip_ood.predictions import Predictor
 
-FOLDER, MANIFEST, STATE, ENCODER = "detector", "detector.json", "state.safetensors", "encoder"
-FORMAT = 2
-READ = (1, 2)  # format 1 does not say what predicts classes: the head, else the texts
 ALL = "all"  # every detector of a run
-
-
-class DetectorFolderError(ValueError):
-    """A detector's folder that is missing, damaged, changed, or of another version."""
 
 
 @dataclass(frozen=True)
@@ -71,7 +65,7 @@ class SavedDetector:
 
     def __init__(self, place: Path, trust_classes: bool = False) -> None:
         self.folder, self.trust_classes = find_folder(Path(place)), trust_classes
-        self.manifest = _read_manifest(self.folder / MANIFEST)
+        self.manifest = read_manifest(self.folder / MANIFEST)
         self._checked: set[str] = set()
         if not self.columns:
             why = "; ".join(f"{each['detector']}: {each['reason']}" for each in self.manifest["omitted"])
@@ -262,52 +256,6 @@ class SavedDetector:
                 f"{path} is not the file that was saved: it is truncated or was changed; copy the folder again"
             )
         self._checked.add(name)
-
-
-def find_folder(place: Path) -> Path:
-    """The detector's folder of a run, or `place` itself where it is one.
-
-    Raises: DetectorFolderError for anything else, with what to do.
-    """
-    for folder in (place / FOLDER, place):
-        if (folder / MANIFEST).is_file():
-            return folder
-    if not place.is_dir():
-        raise DetectorFolderError(f"There is no run or detector folder {place}")
-    if seeds := sorted(place.glob(f"seed-*/{FOLDER}/{MANIFEST}")):
-        raise DetectorFolderError(f"{place} has a run for each of several seeds: name one, {seeds[0].parents[1]}")
-    raise DetectorFolderError(
-        f"{place} holds no detector ({FOLDER}/{MANIFEST}): it is no finished run, or was made with evaluation.save_detector="
-        "false; train.py or eval.py --run writes one"
-    )
-
-
-def sealed(manifest: dict[str, Any]) -> dict[str, Any]:
-    """A manifest with the digest of its own content."""
-    content = {key: value for key, value in manifest.items() if key != "digest"}
-    return content | {"digest": digest(content)}
-
-
-def _read_manifest(path: Path) -> dict[str, Any]:
-    try:
-        manifest = json.loads(path.read_text(encoding="utf-8"))
-        if not isinstance(manifest, dict) or "format" not in manifest:
-            raise ValueError("no format")
-    except (ValueError, UnicodeDecodeError) as error:
-        raise DetectorFolderError(f"{path} is damaged ({error}); copy the folder again") from error
-    if manifest["format"] not in READ:
-        made = manifest.get("versions", {}).get("clip-ood", "another version")
-        raise DetectorFolderError(
-            f"{path} is of format {manifest['format']} (clip-ood {made}), and this version reads format {FORMAT}: use that "
-            "version, or run the experiment again"
-        )
-    if sealed(manifest)["digest"] != manifest.get("digest"):
-        raise DetectorFolderError(f"{path} was changed after it was saved; copy the folder again")
-    if outside := [name for name in manifest["files"] if PurePath(name).is_absolute() or ".." in PurePath(name).parts]:
-        raise DetectorFolderError(
-            f"{path} names a file outside its folder, {outside[0]!r}, which no run does: do not use it"
-        )
-    return manifest
 
 
 def _at(spec: ImageSpec, encoder: str | None) -> ImageSpec:
