@@ -51,6 +51,8 @@ def load_features(
     words = word_sets(chosen_from)
     stored_words = {name: texts.word_set(name, phrases) for name, phrases in words.items()}
     with Console(quiet=not trainer.is_global_zero).status("Looking up the images in the feature store"):
+        if trainer.is_global_zero:
+            store.merge()  # what a killed run has left
         for each in stored.values():
             each.missing()  # every process knows the files as they are now
             if trainer.is_global_zero:
