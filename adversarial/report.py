@@ -54,7 +54,7 @@ def write(plan: Plan, folder: Path, found: Found) -> None:
     attacked = f"--data.ood.attacked={folder_of(plan, folder, AFTER).resolve()}"
     print(
         next_step(
-            ["python", "eval.py", "--run", "RUN", attacked], "scores the images, an ordinary set, with another run"
+            ["python", "eval.py", "--run", "RUN", attacked], "score the images, an ordinary set, with another run"
         )
     )
 

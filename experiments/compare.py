@@ -101,6 +101,6 @@ def show(specs: list[str], page: Path | None = None) -> None:
     print("Written: " + ", ".join(map(str, written)))
     if page is None:
         html = ["--html", str(comparison.runs[0].folder.parent / "comparison.html")]
-        print(next_step(["python", "eval.py", "--compare", *specs, *html], "shows it as a page"))
+        print(next_step(["python", "eval.py", "--compare", *specs, *html], "show it as a page"))
     else:
         print(f"Next: open {page} in a browser")

@@ -176,8 +176,8 @@ def _next(counts: Counts, judge: Judge, request: Request) -> str:
     few = request.paths if len(request.paths) < MANY else [request.paths[0], "..."]
     same = [*command, *few, *(["--accept", f"{request.accept:g}"] if request.accept is not None else [])]
     if counts.ood[judge.column] and request.copy_ood is None:
-        what = "copies the OOD images together, to look at"
+        what = "copy the OOD images together and look at them"
         return next_step([*same, "--detector", judge.column, "--copy-ood", "odd/"], what)
     if len(judge.columns) == 1:
-        return next_step([*same, "--detector", "all"], "asks all detectors of the run, in one pass")
-    return next_step([*command, "--export", "model.onnx"], "writes encoder and detectors as one file")
+        return next_step([*same, "--detector", "all"], "ask all detectors of the run in one pass")
+    return next_step([*command, "--export", "model.onnx"], "write encoder and detectors as one file")

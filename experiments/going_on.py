@@ -44,16 +44,21 @@ def again(script: str, argv: list[str] | None, add: Iterable[str] = (), drop: It
 def next_step(command: Iterable[str], what: str) -> str:
     """The line that names the next step.
 
-    >>> next_step(["python", "detect.py", "--run", "runs/a b", "photos/"], "judges new images")
-    "Next: python detect.py --run 'runs/a b' photos/ judges new images"
+    >>> next_step(["python", "detect.py", "--run", "runs/a b", "photos/"], "judge new images")
+    "Next: to judge new images, python detect.py --run 'runs/a b' photos/"
     """
-    return f"Next: {shlex.join(command)} {what}"
+    return f"Next: to {what}, {shlex.join(command)}"
 
 
-def after_run(folder: Path, seeds: list[int], judges: bool) -> str:
-    """The next step after a run: to judge new images, where its detector has thresholds; else to look at it beside another."""
+def after_run(folder: Path, seeds: list[int], judges: bool, tested: bool) -> str:
+    """The next step after a run: to judge new images, where its detector has thresholds; else to look at it beside another one,
+    where it was tested against OOD images, or to test it."""
     if judges:
         run = seed_folder(folder, seeds[0]) if seeds else folder
-        return next_step(["python", "detect.py", "--run", str(run), "photos/"], "judges new images")
+        return next_step(["python", "detect.py", "--run", str(run), "photos/"], "judge new images")
+    if not tested:
+        return (
+            f"Next: look at the scores in {folder}, or test them against OOD images with --data.ood='{{NAME: FOLDER}}'"
+        )
     compared = ["python", "eval.py", "--compare", str(folder), str(folder.with_name("OTHER"))]
-    return next_step(compared, "shows it beside another run")
+    return next_step(compared, "show it beside another run")

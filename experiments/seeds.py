@@ -28,7 +28,7 @@ def conduct(config: Config, folder: Path, source: Path | None = None) -> None:
         print(f"Results: {folder}")
         if config.evaluation.report:
             print(f"Report: {folder / REPORT}")
-        print(after_run(folder, config.seeds, _judges(config, results)))
+        print(after_run(folder, config.seeds, _judges(config, results), bool(results["rows"])))
 
 
 def _judges(config: Config, results: dict[str, Any]) -> bool:

@@ -390,3 +390,23 @@ def test_help_answers_at_once():
         [sys.executable, "-X", "importtime", "detect.py", "--help"], cwd=PROJECT, capture_output=True, text=True
     )
     assert "--move-ood" in done.stdout and " torch\n" not in done.stderr
+
+
+@pytest.mark.parametrize("option", ["--copy-ood", "--move-ood"])
+def test_that_flagged_images_are_copied_is_said(root, run, tmp_path, option, capsys):
+    shutil.copytree(root / "data" / "near", tmp_path / "in")
+    before = sorted((tmp_path / "in").iterdir())
+    judged("--run", run, tmp_path / "in", "--accept", "0.01", option, tmp_path / "odd")
+    assert f"OOD images: copied to {tmp_path / 'odd'}; they stay where they are" in capsys.readouterr().err
+    assert sorted((tmp_path / "in").iterdir()) == before and any((tmp_path / "odd").iterdir())
+
+
+def test_a_second_call_is_told_what_it_can_do(root, run, tmp_path):
+    out = tmp_path / "v.csv"
+    options = ["--run", run, root / "data" / "near", "--out", out]
+    judged(*options)
+    (tmp_path / "v-2.csv").touch()
+    with pytest.raises(ValueError, match=r"Add --overwrite .* or name another file, as --out .*v-3\.csv"):
+        detect.main([str(each) for each in options])
+    judged(*options[:-1], tmp_path / "v-3.csv")
+    assert (tmp_path / "v-3.csv").read_bytes() == out.read_bytes()

@@ -248,6 +248,7 @@ def test_plp_trains_on_passing_rows_and_reports_them():
         "images": 15,
         "passed": 8,
         "classes": labels[passed].unique().numel(),
+        "starved": sum(int((labels[passed] == label).sum()) < 2 for label in range(len(texts()))),
         "accuracy": pytest.approx((labels[passed] == rows[passed] % 3).double().mean().item()),
     }
     bank = module.evaluation_step(data.tables["bank"][torch.arange(15)], 0)
