@@ -46,8 +46,8 @@ class ImageSet(Section):
     images_root: Place = Path()
     """With `list`: the folder that its paths start from. Relative to data.root."""
     shards: Place | None = None
-    """Uncompressed tar files in webdataset's layout (x.jpg beside x.cls, its label number); {000..009} counts through
-    them. Relative to data.root."""
+    """Uncompressed tar files in webdataset's layout (x.jpg beside x.cls, its label number; a sample's name ends at its first
+    dot, and it has one image); {000..009} counts through them. Relative to data.root."""
     torchvision: Literal["CIFAR10", "CIFAR100", "SVHN", "MNIST"] | None = None
     """A data set that torchvision downloads into data.root."""
     corruption: CorruptionName | None = None
