@@ -32,7 +32,7 @@ def test_images_and_labels_are_those_of_the_shards(tmp_path):
         np.testing.assert_array_equal(np.asarray(images.read(index)), expected)
     few = images.subset([9, 3])
     np.testing.assert_array_equal(np.asarray(few.read(0)), np.asarray(images.read(9)))
-    assert few.labels == (0, 1) and [few.identify(0), few.identify(1)] == [images.identify(9), images.identify(3)]
+    assert few.labels == (0, 1) and [few.content(0), few.content(1)] == [images.content(9), images.content(3)]
     np.testing.assert_array_equal(few.stamps()[0], images.stamps()[0][[9, 3]])
     assert listed(replica.shards(tmp_path / "flat", None).parent, "flat/photos-{000..002}.tar").labels is None
 

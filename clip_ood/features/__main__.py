@@ -24,6 +24,8 @@ from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 
+from clip_ood.streams import usable_streams
+
 DAY = 86400  # seconds
 KINDS = {"images": ["valid"], "texts": ["embeddings", "valid"]}  # of an encoder's entries: arrays of which each has one
 FILES = "files"  # the folder of what files were found to hold
@@ -215,4 +217,5 @@ def main(argv: list[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    with usable_streams():
+        main()
