@@ -1,16 +1,32 @@
-"""Whether a run's checkpoint is whole, before anything long relies on it."""
+"""A run's checkpoint: written whole or not at all, and looked at before anything long relies on it."""
 
 from __future__ import annotations
 
 import pickle
 import zipfile
 from pathlib import Path
+from typing import Any
 
 import torch
+from lightning.fabric.plugins import TorchCheckpointIO
 
+from clip_ood.files import remove_abandoned, written_whole
 from configs.errors import ConfigError
 
 HOLDS = ("state_dict", "epoch", "global_step")
+
+
+class WholeCheckpoints(TorchCheckpointIO):
+    """Writes a checkpoint beside the one that it replaces, brings it to the disk, and only then takes its place: Lightning's own
+    writer overwrites the last one, from a file in the system's temporary folder."""
+
+    def save_checkpoint(self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any = None) -> None:
+        """Raises: OSError, with the last checkpoint left as it is."""
+        path = Path(path)
+        if path.parent.is_dir():
+            remove_abandoned(path.parent)  # what a killed run has left
+        with written_whole(path) as file:
+            torch.save(checkpoint, file)
 
 
 def check_checkpoint(path: Path) -> None:

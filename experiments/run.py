@@ -33,7 +33,7 @@ from datamodules.benchmark import Benchmark, load_benchmark
 from datamodules.feature_data import FeatureData
 from experiments.board import describe
 from experiments.cautions import shared_by_sets, too_few_to_calibrate
-from experiments.checkpoints import check_checkpoint
+from experiments.checkpoints import WholeCheckpoints, check_checkpoint
 from experiments.extraction import load_features
 from experiments.models import build, check_detectors, check_method
 from experiments.quiet import hush
@@ -150,6 +150,7 @@ def make_trainer(config: Config, folder: Path, evaluation: OODEvaluation, trains
         "max_epochs": getattr(config.method.settings, "epochs", 1),
         "callbacks": [*([last, Throughput()] if trains else []), evaluation, *figures],
         "enable_checkpointing": trains,
+        "plugins": [WholeCheckpoints()],
         "logger": logger,
         "default_root_dir": folder,  # where Lightning looks for what it saved when SLURM ended a job
         "use_distributed_sampler": False,

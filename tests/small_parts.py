@@ -15,7 +15,8 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from clip_ood.features import entries, segment, store
+from clip_ood import files
+from clip_ood.features import entries, store
 from experiments.command_line import guarded
 
 
@@ -30,7 +31,7 @@ def kill_at(number: int) -> None:
 
         return run
 
-    segment.os.fsync = counted(os.fsync)
+    files.os.fsync = counted(os.fsync)
     Path.replace, Path.unlink = counted(Path.replace), counted(Path.unlink)
     entries.LARGE = 64
 

@@ -17,6 +17,7 @@ import pytest
 import torch
 from safetensors import safe_open
 
+from clip_ood import files
 from clip_ood.features import __main__ as command
 from clip_ood.features import entries as entries_module
 from clip_ood.features import merged
@@ -262,7 +263,7 @@ def test_what_a_killed_run_left_goes_and_what_another_one_writes_stays(tmp_path)
     fill(entries, [1], [2])
     left = tmp_path / "x.safetensors.0.tmp"
     left.write_bytes(b"half")
-    with segment_module.written_whole(tmp_path / "y.safetensors") as file:
+    with files.written_whole(tmp_path / "y.safetensors") as file:
         running = Path(file.name)
         file.write(b"half")
         entries.merge([])

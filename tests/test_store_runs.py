@@ -17,10 +17,10 @@ import torch
 from PIL import Image
 from store_lab import CLIP, Lab, draw_images, save_encoder, segments
 
+from clip_ood import files
 from clip_ood.backbones.open_clip_backbone import OpenClipBackbone
 from clip_ood.features import __main__ as store_command
 from clip_ood.features import entries as entries_module
-from clip_ood.features import segment as segment_module
 from clip_ood.features import store as store_module
 from clip_ood.features import stored_set
 from clip_ood.features.entries import Entries
@@ -266,17 +266,17 @@ def test_a_damaged_segment_costs_its_own_images_alone(lab, capsys):
 def test_what_a_file_was_wrongly_found_to_hold_is_mended(lab):
     """As after a flipped bit: the image counts as missing, is read again, and what is remembered is right from then on."""
     before, _ = lab.load()
-    files = Entries(lab.root / "features" / "files")
-    identities = files.segments[0].identities
+    known = Entries(lab.root / "features" / "files")
+    identities = known.segments[0].identities
     wrong = torch.from_numpy(np.full((len(identities), 2), 7))
-    files.remove(identities)
-    files.add(identities, {"identity": wrong}, name="0")
+    known.remove(identities)
+    known.add(identities, {"identity": wrong}, name="0")
     for _ in range(2):
         after, _ = lab.load()
         assert not lab.asked and all(torch.equal(after[name], before[name]) for name in before)
     assert (
-        not files.refresh()
-        and not (files.rows(identities, ["identity"])["identity"].take(torch.arange(len(identities))) == 7).any()
+        not known.refresh()
+        and not (known.rows(identities, ["identity"])["identity"].take(torch.arange(len(identities))) == 7).any()
     )
 
 
@@ -348,8 +348,8 @@ def test_corrupted_images_need_no_look_at_their_files_of_their_own(lab):
     count = len(first["soft"])
     assert [each for kind, each in lab.asked if kind == "encode_image"] == [11, count, count]
     assert not torch.allclose(first["soft"], first["hard"], atol=1e-4)
-    files = FeatureStore(lab.root / "features", FP32).files
-    assert sum(map(len, files.places)) == 11
+    known = FeatureStore(lab.root / "features", FP32).files
+    assert sum(map(len, known.places)) == 11
     again, _ = lab.load(blurred)
     assert not lab.asked and torch.equal(again["hard"], first["hard"])
 
@@ -429,7 +429,7 @@ def read_only(monkeypatch, root):
 
         return run
 
-    monkeypatch.setattr(segment_module, "_locked", refusing(segment_module._locked))
+    monkeypatch.setattr(files, "_locked", refusing(files._locked))
     monkeypatch.setattr(Path, "mkdir", refusing(Path.mkdir))
     monkeypatch.setattr(entries_module, "FileLock", refusing(entries_module.FileLock))
     monkeypatch.setattr(store_module.tempfile, "TemporaryFile", lambda dir: refusing(open)(dir))

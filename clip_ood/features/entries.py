@@ -29,9 +29,9 @@ from clip_ood.features.segment import (
     StoreError,
     is_whole,
     open_segment,
-    remove_abandoned,
     write_segment,
 )
+from clip_ood.files import remove_abandoned
 
 LARGE = 2**17  # entries of a segment that is merged no more: 100 million entries are 763 segments
 LOCK = ".merging"  # the name of a file that the process which merges holds

@@ -7,16 +7,12 @@ of all bytes before it.
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
 import json
-import os
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO, NamedTuple
-from uuid import uuid4
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -24,6 +20,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from clip_ood.features.identity import find
+from clip_ood.files import written_whole
 
 SUFFIX = ".safetensors"
 CHECKSUM = 16  # bytes
@@ -163,56 +160,3 @@ def _blocks(columns: Mapping[str, Sequence[Tensor]], about: Mapping[str, Any]) -
         for piece in pieces:
             if piece.numel():
                 yield memoryview(piece.reshape(-1).view(torch.uint8).numpy())
-
-
-@contextmanager
-def written_whole(path: Path) -> Iterator[BinaryIO]:
-    """A file that becomes `path` once it is whole and on the disk, and goes if it cannot be.
-
-    While it is written it is locked, which tells it from what a killed run has left (`remove_abandoned`).
-    """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    file = _locked(path)
-    temporary = Path(file.name)
-    try:
-        with file:
-            yield file
-            file.flush()
-            os.fsync(file.fileno())
-            temporary.replace(path)
-        sync_folder(path.parent)
-    except OSError as error:
-        if error.filename is None:
-            error.filename = str(path)
-        raise
-    finally:
-        temporary.unlink(missing_ok=True)
-
-
-def _locked(path: Path) -> BinaryIO:
-    """A new temporary file beside `path`, locked."""
-    while True:
-        file = path.with_name(f"{path.name}.{uuid4().hex}.tmp").open("wb")
-        with suppress(OSError):  # a file system without locks: then nobody removes it either
-            fcntl.flock(file, fcntl.LOCK_EX)
-        if os.fstat(file.fileno()).st_nlink:  # not taken for an abandoned one before it was locked
-            return file
-        file.close()
-
-
-def sync_folder(folder: Path) -> None:
-    """Brings a folder's new names to the disk."""
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        with suppress(OSError):  # file systems that sync no folders
-            os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
-def remove_abandoned(folder: Path) -> None:
-    """Removes temporary files that no process holds any more."""
-    for path in folder.glob("*.tmp"):
-        with suppress(OSError), path.open("rb+") as file:  # NFS locks what is open for writing alone
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            path.unlink()

@@ -29,8 +29,9 @@ from clip_ood.backbones.fingerprint import digest
 from clip_ood.features.entries import Entries
 from clip_ood.features.identity import identity_of, pairs
 from clip_ood.features.known_files import KnownFiles
-from clip_ood.features.segment import StoreError, written_whole
+from clip_ood.features.segment import StoreError
 from clip_ood.features.stored_set import Images, Known, StoredSet, made_with
+from clip_ood.files import written_whole
 from clip_ood.outputs import NegativeLabels
 from clip_ood.prompts import Phrases
 

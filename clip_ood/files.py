@@ -1,0 +1,64 @@
+"""Files that are whole or not there, whatever ends the process that writes them."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import BinaryIO
+from uuid import uuid4
+
+
+@contextmanager
+def written_whole(path: Path) -> Iterator[BinaryIO]:
+    """A file that becomes `path` once it is whole and on the disk, and goes if it cannot be.
+
+    While it is written it is locked, which tells it from what a killed run has left (`remove_abandoned`).
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    file = _locked(path)
+    temporary = Path(file.name)
+    try:
+        with file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+            temporary.replace(path)
+        sync_folder(path.parent)
+    except OSError as error:
+        if error.filename is None:
+            error.filename = str(path)
+        raise
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def _locked(path: Path) -> BinaryIO:
+    """A new temporary file beside `path`, locked."""
+    while True:
+        file = path.with_name(f"{path.name}.{uuid4().hex}.tmp").open("wb")
+        with suppress(OSError):  # a file system without locks: then nobody removes it either
+            fcntl.flock(file, fcntl.LOCK_EX)
+        if os.fstat(file.fileno()).st_nlink:  # not taken for an abandoned one before it was locked
+            return file
+        file.close()
+
+
+def sync_folder(folder: Path) -> None:
+    """Brings a folder's new names to the disk."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        with suppress(OSError):  # file systems that sync no folders
+            os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def remove_abandoned(folder: Path) -> None:
+    """Removes temporary files that no process holds any more."""
+    for path in folder.glob("*.tmp"):
+        with suppress(OSError), path.open("rb+") as file:  # NFS locks what is open for writing alone
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            path.unlink()
