@@ -64,6 +64,5 @@ class TimmBackbone(Backbone):
             return state
         taken = signature(convert).parameters
         given = (state, self.model)[: len(taken)]  # some ask for no model
-        return (
-            convert(*given, adapt_layer_scale=True) if "adapt_layer_scale" in taken else convert(*given)
-        )  # for DeiT III
+        more = {"adapt_layer_scale": True} if "adapt_layer_scale" in taken else {}  # as DeiT III names them
+        return convert(*given, **more)
