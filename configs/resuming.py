@@ -24,8 +24,6 @@ MACHINE = {
     "trainer.enable_model_summary",  # what Lightning shows and logs
     "trainer.enable_progress_bar",
     "trainer.log_every_n_steps",
-    "trainer.logger",
-    "trainer.profiler",
 }
 OUTPUTS = {  # what is written beside the results
     "evaluation.figures",

@@ -134,7 +134,8 @@ class Config(Section):
     evaluation: Evaluation = Evaluation()
     """What the table is made of."""
     trainer: Untyped = {}
-    """Keys of Lightning's Trainer (accelerator, devices, num_nodes, strategy, precision, …)."""
+    """Keys of Lightning's Trainer: accelerator, devices, num_nodes, strategy, precision, gradient_clip_val, deterministic, … What would
+    cut a run short (max_steps, limit_…_batches, fast_dev_run) is refused."""
 
     @model_validator(mode="after")
     def _encoder_lies_somewhere(self) -> Config:

@@ -36,6 +36,7 @@ REFUSED = {
     "enable_checkpointing": "the last step is kept",
     "callbacks": "the run sets its own",
     "plugins": "they are Python objects; set trainer.precision, trainer.strategy or trainer.num_nodes instead",
+    "profiler": "its report would be written nowhere; take a profiler of processes, such as py-spy or python -m cProfile",
     "logger": "the run logs to TensorBoard in its folder",
     "model_registry": "the run keeps its checkpoint in its folder",
     "default_root_dir": "set runs_root and name instead",
@@ -74,7 +75,6 @@ TAKEN = {
     "deterministic": Kind("true, false or warn", lambda value: isinstance(value, bool) or value == "warn"),
     "log_every_n_steps": _whole(0),
     "num_sanity_val_steps": _whole(-1),
-    "profiler": one_of("simple", "advanced", "pytorch"),
     "benchmark": TRUTH,
     "inference_mode": TRUTH,
     "detect_anomaly": TRUTH,
@@ -92,7 +92,6 @@ JUDGING = (
     "deterministic",
     "benchmark",
     "inference_mode",
-    "profiler",
     "enable_progress_bar",
 )  # what detect.py takes
 

@@ -17,10 +17,15 @@ def new_trainer(ours: dict[str, Any], keys: dict[str, Any], option: str = "train
     Raises: ConfigError for what this machine has not: devices, an accelerator, an optional library.
     """
     try:
-        return Trainer(**(ours | keys))
+        trainer = Trainer(**(ours | keys))
     except (MisconfigurationException, TypeError, ValueError, RuntimeError, ImportError) as error:
         asked = ", ".join(f"{option}{key}={value}" for key, value in keys.items()) or "no keys"
         raise ConfigError(
             f"Lightning cannot make a Trainer of {asked}: {' '.join(str(error).split())} There are {torch.cuda.device_count()} CUDA "
             f"GPUs here. Change {option}devices or {option}accelerator (auto takes what there is)"
         ) from error
+    if keys.get("sync_batchnorm") and trainer.strategy.root_device.type != "cuda":
+        raise ConfigError(
+            f"{option}sync_batchnorm needs CUDA GPUs, and this run is on {trainer.strategy.root_device}: leave it out"
+        )
+    return trainer

@@ -13,7 +13,7 @@ from pydantic import BaseModel
 
 import configs
 import train
-from configs.checks import check_folders, trainer_keys
+from configs.checks import check_folders
 from configs.errors import ConfigError
 from configs.help import explain, section_of
 from configs.loading import dump, load_config, override, read, validate
@@ -281,14 +281,6 @@ print(sorted({"torch", "torchvision", "lightning", "open_clip", "timm", "PIL"} &
     run = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, cwd=HERE.parent)
     assert run.stdout.split("\n") == ["2", "2", "2", "2", "[]", ""], run.stderr
     assert run.stderr.count("error: ") == 4 and "Traceback" not in run.stderr
-
-
-def test_the_trainers_keys_are_those_of_lightning():
-    from inspect import signature
-
-    from lightning.pytorch import Trainer
-
-    assert trainer_keys() == set(signature(Trainer.__init__).parameters) - {"self"}
 
 
 # Help

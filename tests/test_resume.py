@@ -96,7 +96,7 @@ def refuses(folder, work, *messages):
         (["--detectors=[knn]"], ['detectors: null → ["knn"]']),
         (["--evaluation.resamples=20"], ["evaluation.resamples: 0 → 20"]),
         (["--trainer.precision=bf16-mixed"], ["trainer.precision: null → bf16-mixed"]),
-        (["--trainer.max_steps=1", "--seed=7"], ["seed: 42 → 7", "trainer.max_steps: null → 1"]),
+        (["--trainer.gradient_clip_val=1", "--seed=7"], ["seed: 42 → 7", "trainer.gradient_clip_val: null → 1"]),
     ],
     ids=lambda value: value[0] if value[0].startswith("--") else "",
 )
@@ -196,11 +196,20 @@ def test_differences_count_defaults_and_name_what_is_on_one_side():
     was = validate(base | {"method": {"linear_probe": {}}, "seeds": [1, 2], "trainer": {"devices": 1}})
     method = {"linear_probe": {"epochs": 100, "sweep": {"lr": [0.1]}}}
     now = validate(
-        base | {"name": "y", "method": method, "seeds": [3, 2, 1], "trainer": {"devices": 8, "max_steps": 5}}
+        base
+        | {
+            "name": "y",
+            "method": method,
+            "seeds": [3, 2, 1],
+            "trainer": {"devices": 8, "log_every_n_steps": 5, "deterministic": True},
+        }
     )
-    assert differences(was, now) == ['method.linear_probe.sweep: null → {"lr": [0.1]}', "trainer.max_steps: null → 5"]
+    assert differences(was, now) == [
+        'method.linear_probe.sweep: null → {"lr": [0.1]}',
+        "trainer.deterministic: null → true",
+    ]
     assert differences(now, was)[0] == "seeds: [3, 2, 1] → [1, 2]"
-    assert settled(now)["trainer"] == {"max_steps": 5} and "name" not in settled(now)
+    assert settled(now)["trainer"] == {"deterministic": True} and "name" not in settled(now)
 
 
 # Seeds

@@ -52,10 +52,9 @@ class TimmBackbone(Backbone):
         if file.suffix == ".npz" and hasattr(self.model, "load_pretrained"):  # of JAX, arrays alone
             self.model.load_pretrained(str(file))
             return
-        classifier = self.model.pretrained_cfg.get("classifier") or ()
-        heads = [classifier] if isinstance(classifier, str) else classifier
-        spare = lambda name: name.rpartition(".")[0] in heads or name == "mask_token"  # noqa: E731
-        fit(self.model, read_tensors(file), lambda state: self._named_as_here(state, name), spare)
+        with torch.device("meta"):  # of the classifier only the names are of interest
+            known = timm.create_model(name, num_classes=1).state_dict().keys() | {"mask_token"}
+        fit(self.model, read_tensors(file), lambda state: self._named_as_here(state, name), known.__contains__)
 
     def _named_as_here(self, state: dict[str, Tensor], name: str) -> dict[str, Tensor]:
         """What timm itself makes of published weights of the model `name`: other names, grids of another size interpolated."""
@@ -65,6 +64,5 @@ class TimmBackbone(Backbone):
             return state
         taken = signature(convert).parameters
         given = (state, self.model)[: len(taken)]  # some ask for no model
-        return (
-            convert(*given, adapt_layer_scale=True) if "adapt_layer_scale" in taken else convert(*given)
-        )  # for DeiT III
+        more = {"adapt_layer_scale": True} if "adapt_layer_scale" in taken else {}  # as DeiT III names them
+        return convert(*given, **more)
