@@ -156,16 +156,25 @@ def test_an_attack_goes_on(root, capsys, monkeypatch):
     assert capsys.readouterr().out.splitlines()[-1].startswith("Next: ")
 
 
+def heed_ctrl_c():
+    """Shells let what they start in the background ignore Ctrl-C, and so would these tests."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
 def test_a_real_ctrl_c_leaves_no_traceback(root):
     config = tiny_clip.config(root, "real", {"linear_probe": {"epochs": 100_000, "batch_size": 16}})
     command = [sys.executable, "train.py", "--config", config]
-    with subprocess.Popen(command, cwd=PROJECT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
-        last = root / "runs" / "real" / "checkpoints" / "last.ckpt"
-        end = time.monotonic() + 120
-        while not last.is_file() and time.monotonic() < end:
-            time.sleep(0.2)
-        process.send_signal(signal.SIGINT)
-        _, said = process.communicate(timeout=60)
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    with subprocess.Popen(command, cwd=PROJECT, preexec_fn=heed_ctrl_c, **pipes) as process:
+        try:
+            last = root / "runs" / "real" / "checkpoints" / "last.ckpt"
+            end = time.monotonic() + 120
+            while not last.is_file() and time.monotonic() < end:
+                time.sleep(0.2)
+            process.send_signal(signal.SIGINT)
+            _, said = process.communicate(timeout=60)
+        finally:
+            process.kill()
     assert process.returncode == 130 and "Traceback" not in said
     assert said.splitlines()[-1] == f"Stopped. Go on with: python train.py --config {config} --resume"
 

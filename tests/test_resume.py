@@ -90,7 +90,7 @@ def refuses(folder, work, *messages):
         (["--method={finetune: {}}"], ["method: linear_probe → finetune"]),
         (["--method.linear_probe.lr=0.5"], ["method.linear_probe.lr: 0.01 → 0.5"]),
         (["--data.splits.test=0.5"], ["data.splits.test: 0.3 → 0.5"]),
-        (["--data.ood.more=id/cat"], ['data.ood.more: null → {"folder": "id/cat"}']),
+        (["--data.ood.more={corruption: gaussian_blur, severity: 1}"], ["data.ood.more: null → {"]),
         (["--data.ood={near: near}"], ['data.ood.far: {"folder": "far"} → null', 'data.ood.lone: {"folder": "lone"}']),
         (["--data.batch_size=5"], ["data.batch_size: 8 → 5"]),
         (["--detectors=[knn]"], ['detectors: null → ["knn"]']),
