@@ -185,16 +185,18 @@ def begun(root, name, variables, *options, script="train.py", method=PROBE, spli
         "batch_size": 8,
     }
     config = tiny_clip.config(root, name, method, data=data)
-    environment = {key: value for key, value in os.environ.items() if key not in launchers.RANK} | {
-        "OMP_NUM_THREADS": "1"
-    }
+    environment = {key: value for key, value in os.environ.items() if key not in (*launchers.RANK, PARENT)}
     command = [sys.executable, script, "--config", config, *options]
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
     return subprocess.Popen(command, cwd=PROJECT, env=environment | {"OMP_NUM_THREADS": "1"} | variables, **pipes)
 
 
 def ended(process, status=0):
-    out, error = process.communicate(timeout=180)
+    try:
+        out, error = process.communicate(timeout=180)
+    except subprocess.TimeoutExpired:
+        process.terminate()
+        raise AssertionError(process.communicate()) from None
     assert process.returncode == status, out + error
     return out + error
 
