@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import shutil
-from collections.abc import Iterator
+from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass
 from functools import partial
 from itertools import product
@@ -100,6 +100,10 @@ def _plan(study: Study, arguments: list[str]) -> Plan:
             if line.detector not in shown[run]:
                 shown[run].append(line.detector)
             points.append((labels, name, run, line.detector))
+    _check_starred(
+        list(contents.values()),
+        [*(key for _, labels in axes.items() for each in labels.values() for key in each), *arguments],
+    )
     for run in contents:
         check_name(run, "the folder of a run, called by the labels of axes and lines")
     columns = {run: _columns(specs) for run, specs in shown.items()}
@@ -165,9 +169,26 @@ def _starred(content: dict[str, Any], key: str) -> str:
     if not key.removeprefix("--").startswith(STAR):
         return key
     name = next(iter(content["method"]))
-    keys = section_of(Method.model_fields[name].annotation).model_fields if name in Method.model_fields else {}
-    wanted = key.split(".")[2].partition("=")[0]
-    return key.replace("*", name, 1) if wanted in keys else ""
+    return key.replace("*", name, 1) if _of_star(key) in _keys_of(name) else ""
+
+
+def _of_star(key: str) -> str:
+    """The first part of a key behind its star."""
+    return key.split(".")[2].partition("=")[0]
+
+
+def _keys_of(method: str) -> Collection[str]:
+    return section_of(Method.model_fields[method].annotation).model_fields if method in Method.model_fields else ()
+
+
+def _check_starred(contents: list[dict[str, Any]], keys: Iterable[str]) -> None:
+    """Raises ConfigError for a `method.*.key` that the method of no run has: it would change nothing."""
+    known = sorted({key for content in contents for key in _keys_of(next(iter(content["method"])))})
+    for key in keys:
+        if key.removeprefix("--").startswith(STAR) and _of_star(key) not in known:
+            raise ConfigError(
+                f"{key.removeprefix('--').partition('=')[0]}: no method of this study has a key {_of_star(key)!r}.{nearest(_of_star(key), known)}"
+            )
 
 
 def _first_with(study: Study, line: Line) -> str:

@@ -207,6 +207,13 @@ def test_a_star_stands_for_the_method_of_each_run(root, table):
     assert runs["1--probe"].method.settings.epochs == 7 and runs["1--1-nn"].method.name == "zero_shot"
 
 
+def test_a_key_of_every_method_that_no_method_has_is_named(root):
+    with pytest.raises(
+        ConfigError, match=r"method\.\*\.epohcs: no method of this study has a key 'epohcs'\. Did you mean epochs"
+    ):
+        load_study(str(root / "table.yaml"), ["--method.*.epohcs=1"])
+
+
 def test_what_a_study_varies_cannot_be_set_for_all_its_runs(root, table):
     with pytest.raises(ConfigError, match="--seed would set what the study table itself varies"):
         load_study(str(root / "table.yaml"), ["--seed=3"])
