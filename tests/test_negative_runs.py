@@ -95,7 +95,8 @@ def test_a_second_run_encodes_nothing_and_one_without_the_detectors_no_word(root
     asked.clear()
     run(root, "some", store, "--detectors=[neglabel]")
     classes, nouns = ([f"the nice {word}" for word in words] for words in (tiny_clip.CLASSES, [*NOUNS, "fox"]))
-    assert sorted(asked) == sorted(classes + nouns + [f"This is a {word} photo" for word in ADJECTIVES])
+    once = {*classes, *nouns}  # a class that is a noun as well is encoded once
+    assert sorted(asked) == sorted([*once, *(f"This is a {word} photo" for word in ADJECTIVES)])
     asked.clear()
     run(root, "same", store, "--detectors=[{name: neglabel, groups: 2}]")
     assert asked == []

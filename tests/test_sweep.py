@@ -218,7 +218,7 @@ def test_a_val_without_labels_says_what_to_change():
 @pytest.mark.parametrize(
     ("method", "message"),
     [
-        ("{plp: {sweep: {lr: []}}}", r"method\.plp\.sweep\.lr: List should have at least 1 item"),
+        ("{plp: {sweep: {lr: []}}}", r"method\.plp\.sweep\.lr: must hold at least 1 item"),
         ("{plp: {sweep: {lr: [1e-3, 0.001]}}}", r"method\.plp\.sweep: lr lists 0\.001 twice"),
         ("{plp: {sweep: {min_confidence: [0.5, 1.5]}}}", r"sweep\.min_confidence\.1: .* less than or equal to 1"),
         ("{linear_probe: {sweep: {min_confidence: [0.5]}}}", r"no config key method\.linear_probe\.sweep\.min_conf"),

@@ -359,22 +359,21 @@ def test_an_empty_method_takes_its_defaults(method, settings):
 
 
 @pytest.mark.parametrize(
-    "text, value",
+    "key, text, value",
     [
-        ("8", 8),
-        ("[0, 1]", [0, 1]),
-        ("'8'", "8"),
-        ("bf16-mixed", "bf16-mixed"),
-        ("null", None),
-        ("-1", -1),
-        ("yes", True),
+        ("devices", "8", 8),
+        ("devices", "[0, 1]", [0, 1]),
+        ("devices", "'8'", "8"),
+        ("devices", "-1", -1),
+        ("gradient_clip_val", "null", None),
+        ("benchmark", "yes", True),
     ],
 )
-def test_the_trainers_values_are_yaml(text, value):
-    assert given(f"--trainer.devices={text}").trainer["devices"] == value
-    for config in (written(f"trainer: {{devices: {text}}}"), written(f"trainer: {{}}\ntrainer.devices: {text}")):
-        assert config.trainer["devices"] == value and type(config.trainer["devices"]) is type(value)
-    assert trainer_of([f"--trainer.devices={text}"])["devices"] == value
+def test_the_trainers_values_are_yaml(key, text, value):
+    assert given(f"--trainer.{key}={text}").trainer[key] == value
+    for config in (written(f"trainer: {{{key}: {text}}}"), written(f"trainer: {{}}\ntrainer.{key}: {text}")):
+        assert config.trainer[key] == value and type(config.trainer[key]) is type(value)
+    assert trainer_of([f"--trainer.{key}={text}"])[key] == value
 
 
 def test_a_detectors_parameters_are_yaml_and_its_names_text():

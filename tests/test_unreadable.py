@@ -96,7 +96,7 @@ def test_printing_stops_as_well_and_five_may_be_broken(run, folder, capsys):
 
 def test_standard_input_is_judged_to_its_end(run, folder, monkeypatch, capsys):
     paths = "\n".join(str(each) for each in sorted(folder.iterdir()))
-    monkeypatch.setattr("sys.stdin", io.StringIO(paths))
+    monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BufferedReader(io.BytesIO(paths.encode()))))
     assert judged("--run", run, "-", "--format", "jsonl") == 0
     said = capsys.readouterr()
     assert len([json.loads(line) for line in said.out.splitlines()]) == 9 and "9 could not be judged" in said.err

@@ -68,6 +68,13 @@ def read_specs(specs: Sequence[str | Mapping[str, Any]] | None) -> list[Spec]:
     columns = [
         label or _label(name, _single(parameters) if times[name] > 1 else {}) for name, label, parameters in entries
     ]
+    plain = Counter(map(one_text, columns))
+    columns = [
+        name
+        if name.startswith(ZOO) and label is None and column != name and plain[one_text(column)] > times[name]
+        else column
+        for (name, label, _), column in zip(entries, columns, strict=True)
+    ]
     specs = [
         spec
         for (name, _, parameters), column in zip(entries, columns, strict=True)
