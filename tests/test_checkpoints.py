@@ -167,6 +167,11 @@ def test_a_repository_that_is_spelled_in_another_way_is_told(name):
         encoder(name)
 
 
+def test_openais_own_names_are_told():
+    with pytest.raises(ValueError, match=r"open_clip has no model 'ViT-B/32'\. Did you mean ViT-B-32\?"):
+        encoder("ViT-B/32")
+
+
 def test_a_folder_that_is_spelled_as_a_model_is_told(tmp_path):
     write_folder(tmp_path, clip(VIT))
     with pytest.raises(ValueError, match=f"Did you mean local-dir:{tmp_path}"):

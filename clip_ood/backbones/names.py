@@ -221,7 +221,9 @@ def _nearest(name: str, valid) -> str:
 
 
 def _place(model: str) -> str | None:
-    """How a repository on the hub, or a folder, is named that somebody spelled in another way; None for other names."""
+    """How a repository on the hub, a folder, or a model by OpenAI's name (ViT-B/32) is named here; None for other names."""
+    if (name := model.replace("/", "-")) in open_clip_models():
+        return name
     if Path(model, "open_clip_config.json").is_file():
         return f"local-dir:{model}"
     found = re.fullmatch(
