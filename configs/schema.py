@@ -47,7 +47,7 @@ class BackboneConfig(Section):
     """Architecture (ViT-bigG-14, convnext_base_w, …), hf-hub:ORG/REPO, or local-dir:FOLDER; for timm its model name."""
     pretrained: str | None = None
     """open_clip: a pretrained tag (laion2b_s39b_b160k) or a checkpoint file. timm: a file, or `default` for the
-    model's own weights. null: random weights drawn from random_seed."""
+    model's own weights. Files are read as their authors publish them, as data. null: random weights drawn from random_seed."""
     preprocess: str | None = None
     """With an open_clip checkpoint file: the pretrained tag whose mean, std, resizing and activation it was trained
     with; the file itself does not say."""

@@ -57,6 +57,9 @@ PUBLISHED = {
         "student": named(without_head(state), "module.backbone."),
         "teacher": named(without_head(state), "backbone.") | {"head.mlp.0.weight": torch.zeros(3)},
     },
+    "teacher and student by name": lambda state: {
+        "state_dict": named({n: 0 * v for n, v in state.items()}, "student.") | named(state, "teacher.")
+    },
     "momentum contrast": lambda state: {
         "state_dict": named(without_head(state), "module.base_encoder.") | {"module.predictor.0.weight": torch.zeros(3)}
     },
@@ -144,6 +147,35 @@ def test_an_open_clip_folder_around_timms_tower_of_another_input_size(tmp_path):
     torch.save(state | {"visual.trunk.pos_embed": larger}, tmp_path / "open_clip_pytorch_model.bin")
     own = encoder(f"local-dir:{tmp_path}").image_tower.trunk.pos_embed
     torch.testing.assert_close(own, timm.layers.resample_abs_pos_embed(larger, [10, 10], num_prefix_tokens=1))
+
+
+# Names of places
+
+
+@pytest.mark.parametrize("name", ["timm/", "hf-hub:timm/", "hf_hub:timm/", "https://huggingface.co/timm/"])
+def test_a_model_of_timms_is_named_without_its_repository(name):
+    with pytest.raises(ValueError, match=r"Did you mean vit_small_patch14_dinov2\.lvd142m, with pretrained: default"):
+        encoder(f"{name}vit_small_patch14_dinov2.lvd142m", "timm")
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["laion/CLIP-x.1", "hf_hub:laion/CLIP-x.1", "HF-HUB:laion/CLIP-x.1", "https://huggingface.co/laion/CLIP-x.1/", "huggingface.co/laion/CLIP-x.1"],
+)  # fmt: skip
+def test_a_repository_that_is_spelled_in_another_way_is_told(name):
+    with pytest.raises(ValueError, match=r"open_clip has no model .* Did you mean hf-hub:laion/CLIP-x\.1\?"):
+        encoder(name)
+
+
+def test_openais_own_names_are_told():
+    with pytest.raises(ValueError, match=r"open_clip has no model 'ViT-B/32'\. Did you mean ViT-B-32\?"):
+        encoder("ViT-B/32")
+
+
+def test_a_folder_that_is_spelled_as_a_model_is_told(tmp_path):
+    write_folder(tmp_path, clip(VIT))
+    with pytest.raises(ValueError, match=f"Did you mean local-dir:{tmp_path}"):
+        encoder(str(tmp_path))
 
 
 # OpenAI's TorchScript

@@ -365,7 +365,7 @@ def test_an_empty_method_takes_its_defaults(method, settings):
         ("devices", "[0, 1]", [0, 1]),
         ("devices", "'8'", "8"),
         ("devices", "-1", -1),
-        ("gradient_clip_val", "null", None),
+        ("deterministic", "null", None),
         ("benchmark", "yes", True),
     ],
 )

@@ -18,6 +18,8 @@ from clip_ood.backbones.torchscript import is_torchscript, read_torchscript
 WRAPPERS = (  # what holds the weights beside optimizers and settings; averaged ones come first
     "state_dict_ema",
     "model_ema",
+    "ema_state_dict",
+    "ema",
     "state_dict",
     "model_state_dict",
     "model",

@@ -67,7 +67,7 @@ def _compared(wanted: State, given: State, spare: Callable[[str], bool]) -> Misf
 
 
 def _prefixes(state: State) -> Iterator[str]:
-    """No prefix, then each that names begin with, the shortest first."""
+    """No prefix, then each that names begin with: the shortest first, of several as long in the order of `PREFIXES`."""
     found = {""}
     for name in state:
         prefix = ""
@@ -76,7 +76,7 @@ def _prefixes(state: State) -> Iterator[str]:
                 break
             prefix += f"{word}."
             found.add(prefix)
-    return iter(sorted(found, key=lambda prefix: (prefix.count("."), prefix)))
+    return iter(sorted(found, key=lambda prefix: (prefix.count("."), [*map(PREFIXES.index, prefix.split(".")[:-1])])))
 
 
 def _listed(names: list[str]) -> str:

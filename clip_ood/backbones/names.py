@@ -102,7 +102,9 @@ def _check_text_files(folder: Path, text: dict[str, Any]) -> None:
 
 def _check_open_clip(spec: BackboneSpec) -> None:
     if spec.model not in open_clip_models():
-        raise ValueError(f"open_clip has no model {spec.model!r}.{_nearest(spec.model, open_clip_models())}")
+        meant = _place(spec.model)
+        near = f" Did you mean {meant}?" if meant else _nearest(spec.model, open_clip_models())
+        raise ValueError(f"open_clip has no model {spec.model!r}.{near}")
     tags = open_clip_tags().get(spec.model.removesuffix("-quickgelu"), frozenset())
     if spec.pretrained and _clean(spec.pretrained) in tags:
         if spec.preprocess:
@@ -136,6 +138,11 @@ def _check_file(spec: BackboneSpec, tags: frozenset[str]) -> None:
 def _check_timm(spec: BackboneSpec) -> None:
     architecture, _, tag = spec.model.partition(".")
     models = timm_models()
+    if (name := spec.model.rpartition("/")[2]) != spec.model and name.partition(".")[0] in models:
+        raise ValueError(
+            f"timm has no model {spec.model!r}: its models are taken by their names in timm. Did you mean {name}, with pretrained: "
+            "default for the weights in that repository?"
+        )
     if ":" in spec.model:
         raise ValueError(
             f"timm has no model {spec.model!r}: its models are taken by their names in timm; folders and repositories are read as "
@@ -211,6 +218,18 @@ def _clean(tag: str) -> str:
 def _nearest(name: str, valid) -> str:
     close = difflib.get_close_matches(name, list(valid), n=3, cutoff=0.4)
     return f" Did you mean {' or '.join(close)}?" if close else ""
+
+
+def _place(model: str) -> str | None:
+    """How a repository on the hub, a folder, or a model by OpenAI's name (ViT-B/32) is named here; None for other names."""
+    if (name := model.replace("/", "-")) in open_clip_models():
+        return name
+    if Path(model, "open_clip_config.json").is_file():
+        return f"local-dir:{model}"
+    found = re.fullmatch(
+        r"(?:(?:https?://)?huggingface\.co/|hf[-_]hub:/*)?([\w-][\w.-]*/[\w-][\w.-]*?)/?", model, re.IGNORECASE
+    )
+    return f"hf-hub:{found[1]}" if found else None
 
 
 def _demo_hint(folder: Path) -> str:
