@@ -74,12 +74,20 @@ def _words(kind: Any) -> Iterable[str]:
     return [WORDS.get(kind, "keys, as {KEY: VALUE}")]
 
 
+def _one_below(place: tuple[int | str, ...], keys: Iterable[str], section: type[BaseModel]) -> str:
+    """The key of this name in one of the sections beside it, if there is one."""
+    above, name = place[:-1], str(place[-1])
+    found = next((key for key in keys if name in _keys_at((*above, key), section)), None)
+    return "" if found is None else f" Did you mean {'.'.join(map(str, (*above, found, name)))}?"
+
+
 def _explain(problem: dict[str, Any], kind: Any, section: type[BaseModel]) -> str:
     where = ".".join(str(part) for part in problem["loc"])
     if problem["type"] == "extra_forbidden":
         valid = _keys_at(problem["loc"][:-1], section)
         known = f" Known here: {', '.join(valid)}.{_dots(problem['loc'], section)}"
-        return f"There is no config key {where}.{nearest(str(problem['loc'][-1]), valid) or known}"
+        meant = _one_below(problem["loc"], valid, section) or nearest(str(problem["loc"][-1]), valid)
+        return f"There is no config key {where}.{meant or known}"
     if problem["type"] == "missing":
         return f"The config key {where} is missing."
     if problem["input"] is None:

@@ -448,6 +448,8 @@ def test_a_name_asked_for_twice_gets_columns_of_its_own():
     assert (detectors["knn_k50"].k, detectors["knn_k5_kth"].kth, detectors["mcm"].tau) == (50, True, 0.1)
     with pytest.raises(ValueError, match="column 'knn' is asked for 2 times"):
         read_specs(["knn", "knn"])
+    with pytest.raises(ValueError, match="the list is empty; name some, or leave the key out"):
+        read_specs([])
 
 
 def test_a_class_of_the_user_is_named_by_its_path():

@@ -196,3 +196,16 @@ def test_no_wrong_value_of_any_key_is_answered_in_a_librarys_internals(key):
             "list[",
         )
         assert not any(each in told for each in internals), told
+
+
+@pytest.mark.parametrize(
+    ("given", "meant"),
+    [
+        ("--data.id.shards=a.tar", "data.id.images.shards"),
+        ("--data.id.numbered=true", "data.id.images.numbered"),
+        ("--batch_size=3", "data.batch_size"),
+    ],
+)
+def test_a_key_of_a_section_below_is_named_with_it(given, meant):
+    with pytest.raises(ConfigError, match=rf"Did you mean {re.escape(meant)}\?"):
+        load_config("demo.yaml", [given])

@@ -61,8 +61,10 @@ def read_specs(specs: Sequence[str | Mapping[str, Any]] | None) -> list[Spec]:
     gets its parameters appended: knn_k50.
     Parameters with lists of values, {"name": "knn", "k": [1, 5, 10]}, give candidates for one column, all combinations.
     None asks for `DEFAULTS`. Raises ValueError for an unknown name (with the nearest), an entry
-    without a name, an empty list of values, two equal column names, and one that scores.parquet uses itself.
+    without a name, an empty list, two equal column names, and one that scores.parquet uses itself.
     """
+    if specs is not None and not specs:
+        raise ValueError("detectors: the list is empty; name some, or leave the key out for the default ones")
     entries = [_entry(spec) for spec in (DEFAULTS if specs is None else specs)]
     times = Counter(name for name, _, _ in entries)
     columns = [
