@@ -111,7 +111,7 @@ def _extract(
         trainer.strategy.barrier("merged")
         _look_again(stored, texts)
         if round(float(written)) < len(data.parts):
-            return  # cut short by a key of the Trainer: opening says so
+            return  # a process has not made all of its parts: opening says so
     _wait_until_visible(stored, texts, strings)
 
 

@@ -198,8 +198,7 @@ class StoredSet:
         if len(missing := self.missing()):
             raise FileNotFoundError(
                 f"Image set {self.name}: the features of {len(missing):,} of {len(self.images):,} images are missing in "
-                f"{self.entries.folder}, the first is {self.images.names[missing[0]]}; run again, without "
-                "trainer.limit_predict_batches and trainer.fast_dev_run"
+                f"{self.entries.folder}, the first is {self.images.names[missing[0]]}; run again"
             )
         identities, _ = self._identities
         found = self.entries.rows(identities, [*self.arrays, "valid"])
