@@ -52,9 +52,8 @@ def conduct(plan: Plan, folder: Path) -> Found | None:
     score = None if attack.score is None else fit(*known, [score_of(plan)]).suite.detectors[attack.score]
     if pairs.others and not is_follower():  # before craft's barrier: all processes read it
         targets = "\n".join(dict.fromkeys(pairs.aims)) + "\n"
-        (folder / TARGETS).write_text(
-            targets, encoding="utf-8", errors="surrogateescape"
-        )  # file names may hold any bytes
+        # file names may hold any bytes
+        (folder / TARGETS).write_text(targets, encoding="utf-8", errors="surrogateescape")
     figures = craft(plan, folder, trainer, benchmark, pairs, score)
     head = plan.source or folder / CLEAN
     runs = {"": folder / SCORED}

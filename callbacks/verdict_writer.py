@@ -18,10 +18,8 @@ from datamodules.judged_images import JudgedBatch
 from lightning_modules.judging import Finding
 
 CHANGED = "The inputs changed while they were judged: run it again, and only what changed is judged anew"
-Line = dict[
-    str, Any
-]  # the fields of a Verdict, or path, error and whether it `is_image` by its name; and `source`: inside,
-# file and member of the Source
+# the fields of a Verdict, or path, error and whether it `is_image` by its name; and `source`: inside, file and member
+Line = dict[str, Any]
 
 
 class VerdictPrinter(Callback):

@@ -17,6 +17,7 @@ from configs.misnamed import STREAM, advice
 from configs.schema import Config, ImageSet
 from configs.trainer_keys import check_trainer
 from datamodules.catalog.entries import entry
+from datamodules.hidden import is_hidden
 
 MOST_SHARDS = 1_000_000
 TORCHVISION = {  # what lies under data.root once a set is there
@@ -168,17 +169,12 @@ def check_places(config: Config) -> None:
     for inner, shown in folders.values():
         for above in Path(shown).parents:
             outer, whole = folders.get(_identity(str(above)), (inner, ""))
-            if outer == inner or may_share(inner, outer) or _is_hidden(Path(shown).relative_to(above)):
+            if outer == inner or may_share(inner, outer) or is_hidden(str(Path(shown).relative_to(above))):
                 continue
             raise ConfigError(
                 f"{option_of(inner)} ({shown}) lies in {option_of(outer)} ({whole}): an image that is scored as one must not be taken for "
                 f"the other. Move it out, or name the folders of {whole} that are meant"
             )
-
-
-def _is_hidden(path: Path) -> bool:
-    """Whether a folder is left out when those above it are listed."""
-    return any(part.startswith(".") for part in path.parts)
 
 
 def _places(spec: ImageSet, root: Path) -> list[tuple[str, Hashable]]:

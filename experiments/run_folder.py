@@ -12,6 +12,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from clip_ood.files import written_whole
 from clip_ood.naming import folder_fault, one_text
 from clip_ood.ranks import is_first
 from configs.errors import ConfigError
@@ -204,9 +205,8 @@ def read_results(folder: Path) -> dict[str, Any]:
 
 def write_whole(path: Path, text: str) -> None:
     """Writes a file that nobody ever sees half of, another process or the run after a killed one."""
-    partial = path.with_name(f".{path.name}.part")
-    partial.write_text(text, encoding="utf-8")
-    partial.replace(path)
+    with written_whole(path) as file:
+        file.write(text.encode())
 
 
 def is_follower() -> bool:

@@ -23,6 +23,7 @@ class KnownFiles:
 
     def __init__(self, root: Path) -> None:
         self.places = [Entries(folder, factor=FACTOR) for folder in (cache() / "files", root / "files")]
+        self._told = False
 
     def refresh(self) -> None:
         for place in self.places:
@@ -61,11 +62,9 @@ class KnownFiles:
             of_root.add(stamps[new], values, name=name)
         except StoreError as error:
             own.add(stamps[new], values, name=name)
-            if not self._said:
+            if not self._told:
                 print(f"{error}; what files hold is kept in {own.folder}")
-            self._said = True
-
-    _said = False
+            self._told = True
 
     def merge(self) -> None:
         for place in self.places:

@@ -107,16 +107,22 @@ class StoredSet:
         if self._in_memory is not None:
             return
         stamps, vague = self._stamps
-        contents, known = self.store.files.contents(stamps)
+        known = self._identities[1]
         sample = np.random.default_rng().permutation(np.flatnonzero(known & vague))[:SAMPLE]
-        if any(self.images.content(int(row)) != contents[row].astype("<u8").tobytes() for row in sample):
+        if len(sample) and self._differ(sample):
             self.store.files.forget(stamps[known])
             self._identities = self.images.derived(stamps), np.zeros(len(stamps), bool)
-        identities, known = self._identities
+        identities = self._identities[0]
         failures = self.entries.failures(identities)
         if outdated := [row for row, failure in failures.items() if failure.tried != decoders()]:
             with suppress(StoreError):  # a store that is only read: they stay as they are
                 self.entries.remove(identities[outdated])
+
+    def _differ(self, rows: np.ndarray) -> bool:
+        """Whether one of the files of these rows, which are read, holds something else than is remembered."""
+        contents, _ = self.store.files.contents(self._stamps[0][rows])
+        held = [content.astype("<u8").tobytes() for content in contents]
+        return any(self.images.content(int(row)) != known for row, known in zip(rows, held, strict=True))
 
     def missing(self) -> np.ndarray:
         """Rows of the set that must be read or encoded, ascending; those in `derivable` need not be."""
