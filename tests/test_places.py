@@ -109,8 +109,14 @@ def test_a_folder_within_another_one_is_refused(root, data):
 
 
 def test_what_nobody_lists_is_no_part_of_a_folder(root):
-    (root / "data" / "id" / ".kept" / "ood").mkdir(parents=True)
-    check(root, id="id", ood={"hidden": "id/.kept/ood", "all": "train", "half": "train"} | {"half": "test"})
+    for left_out in (".kept", "@eaDir"):
+        (root / "data" / "id" / left_out / "ood").mkdir(parents=True)
+    check(
+        root,
+        id="id",
+        ood={"hidden": "id/.kept/ood", "thumbnails": "id/@eaDir/ood", "all": "train", "half": "train"}
+        | {"half": "test"},
+    )
     (root / "data" / "train" / "half").mkdir()
     check(root, id="id", ood={"all": "train", "half": "train/half"})
 
