@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from adversarial.plan import check_resumed, load_attack
 from configs.errors import ConfigError
-from experiments.command_line import end_at_sigterm, guarded, parse
+from experiments.command_line import guarded, parse
 from experiments.going_on import resume_line, stoppable
 from experiments.launchers import settle
 from experiments.run_folder import choose_folder, replacing, started
@@ -36,5 +36,4 @@ def main(argv: list[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    end_at_sigterm()
     guarded(main)

@@ -12,7 +12,7 @@ import argparse
 import sys
 
 from configs.detecting import add_options, check, trainer_of
-from experiments.command_line import before_and_after_dashes, end_at_sigterm, guarded
+from experiments.command_line import before_and_after_dashes, guarded
 from experiments.going_on import again, stoppable
 from experiments.launchers import settle
 
@@ -60,5 +60,4 @@ def status(failed: int, ood: int, strict: bool, fail_on_ood: bool) -> int:
 
 
 if __name__ == "__main__":
-    end_at_sigterm()
     guarded(main)

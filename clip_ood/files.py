@@ -10,13 +10,21 @@ from pathlib import Path
 from typing import BinaryIO
 from uuid import uuid4
 
+from clip_ood.stopping import whole_first
+
 
 @contextmanager
 def written_whole(path: Path) -> Iterator[BinaryIO]:
     """A file that becomes `path` once it is whole and on the disk, and goes if it cannot be.
 
-    While it is written it is locked, which tells it from what a killed run has left (`remove_abandoned`).
+    While it is written it is locked, which tells it from what a killed run has left (`remove_abandoned`), and signals wait.
     """
+    with whole_first(), _written(path) as file:
+        yield file
+
+
+@contextmanager
+def _written(path: Path) -> Iterator[BinaryIO]:
     path.parent.mkdir(parents=True, exist_ok=True)
     file = _locked(path)
     temporary = Path(file.name)

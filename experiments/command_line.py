@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import signal
 import sys
 import traceback
 from collections.abc import Callable
@@ -11,6 +10,9 @@ from pathlib import Path
 from typing import Literal
 
 from clip_ood.streams import usable_streams
+from clip_ood.watch import watched
+from experiments.going_on import ended_early
+from experiments.launchers import started_by
 
 PROJECT = Path(__file__).parents[1]
 OUT_OF_MEMORY = (
@@ -87,17 +89,13 @@ def before_and_after_dashes(arguments: list[str]) -> tuple[list[str], list[str]]
     return arguments[:place], arguments[place + 1 :]
 
 
-def end_at_sigterm() -> None:
-    """Ends this process at once when it is asked to: Lightning only takes note of SIGTERM while it predicts."""
-    signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
-
-
 def guarded(main: Callable[[], None]) -> None:
-    """Runs a script: Ctrl-C ends it without a traceback; what this project or the file system objects to is one message and exit
-    status 2; any other error keeps its traceback."""
+    """Runs a script. What asks for its end (`clip_ood.stopping`) is one line and the exit status; what this project or the file system
+    objects to is one message and exit status 2; any other error keeps its traceback."""
     with usable_streams():
         try:
-            main()
+            with watched(started_by()) as watch, ended_early(watch):
+                main()
         except KeyboardInterrupt:
             sys.exit(INTERRUPTED)
         except BrokenPipeError:

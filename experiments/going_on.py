@@ -1,4 +1,4 @@
-"""What a script says in its last line: how to go on with what Ctrl-C has stopped, or what the next sensible step is."""
+"""What a script says in its last line: how to go on with what was stopped, or what the next sensible step is."""
 
 from __future__ import annotations
 
@@ -8,27 +8,63 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from experiments.run_folder import CONFIG, FINISHED, is_follower, seed_folder
+from clip_ood.stopping import FAILED, Stopped, ending
+from clip_ood.watch import Watch
+from experiments.lost import reason
+from experiments.run_folder import CONFIG, FINISHED, seed_folder
+
+MADE = ("checkpoints/*.ckpt", "*/checkpoints/*.ckpt")  # of a run and of its seeds
 
 
 @contextmanager
 def stoppable(way_on: Callable[[], str]) -> Iterator[None]:
-    """Around long work: Ctrl-C ends it with one line that says how to go on. Raises: KeyboardInterrupt, whatever was made of it."""
+    """Around long work: what ends it early says in its one line how to go on. Raises: KeyboardInterrupt, whatever was made of it."""
+    ending.way_on, ending.told = way_on, False
     try:
         yield
     except (KeyboardInterrupt, SystemExit) as stopped:
-        if not isinstance(stopped, KeyboardInterrupt) and not isinstance(stopped.__context__, KeyboardInterrupt):
-            raise  # Lightning makes an exit of Ctrl-C
-        if not is_follower():
-            print(f"\nStopped. {way_on()}", file=sys.stderr)
-        raise KeyboardInterrupt from None
+        if ending.status is None:
+            if not isinstance(stopped, KeyboardInterrupt) and not isinstance(stopped.__context__, KeyboardInterrupt):
+                raise  # Lightning makes an exit of Ctrl-C
+            ending.why = "Stopped."
+            ending.tell()
+            raise KeyboardInterrupt from None
+        ending.tell()
+        raise
+
+
+@contextmanager
+def ended_early(watch: Watch) -> Iterator[None]:
+    """Around a command: what asked for its end says so in one line, whatever error the end of another process looks like here.
+
+    Raises: Stopped for such an end.
+    """
+    ending.way_on = _start_again
+    try:
+        yield
+    except BaseException as error:
+        if ending.status is None and isinstance(error, Exception) and (why := reason(error, watch)):
+            ending.ask(FAILED, f"error: {why}")
+        if ending.status is None:
+            raise
+        ending.tell()
+        raise Stopped(ending.status) from None
+
+
+def _start_again() -> str:
+    """Of commands that keep nothing but what is whole."""
+    given = sys.orig_argv[1:] if sys.argv and sys.orig_argv[1:] else sys.argv
+    return f"Nothing is left half-written. Start again with: {shlex.join(['python', *given])}"
 
 
 def resume_line(script: str, argv: list[str] | None, folder: Path) -> str:
-    """How to go on with the run in `folder`, or how to begin it again where nothing of it is kept but features."""
-    if (folder / CONFIG).is_file() and not (folder / FINISHED).is_file():
-        return f"Go on with: {again(script, argv, add=['--resume'], drop=['--overwrite'])}"
-    return f"Nothing was trained yet, and features are kept. Start again with: {again(script, argv)}"
+    """What is kept of the run in `folder`, and how to go on with it, or how to begin it again where nothing but features is kept."""
+    kept = "features are kept (but for the last 1,024 images a process)"
+    if not (folder / CONFIG).is_file() or (folder / FINISHED).is_file():
+        return f"Nothing was trained yet, and {kept}. Start again with: {again(script, argv)}"
+    if any(any(folder.glob(made)) for made in MADE):
+        kept = "features and whole epochs are kept, and an epoch that was begun is trained again"
+    return f"{kept[0].upper()}{kept[1:]}. Go on with: {again(script, argv, add=['--resume'], drop=['--overwrite'])}"
 
 
 def again(script: str, argv: list[str] | None, add: Iterable[str] = (), drop: Iterable[str] = ()) -> str:

@@ -8,6 +8,7 @@ is not of a launcher which started just the processes that are asked for; Lightn
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from importlib.util import find_spec
@@ -54,6 +55,24 @@ def settle(trainer: Mapping[str, Any]) -> None:
         os.environ[PARENT] = str(os.getpid())
     elif launcher.name == "srun":
         _agree(wanted, nodes)
+
+
+def started_by() -> int | None:
+    """The process that has started this one beside itself, as one of several.
+
+    Raises: SystemExit where that one has died already, so that nobody waits for this one.
+    """
+    if os.environ.get("LOCAL_RANK", "0") in ("", "0") or not (parent := os.environ.get(PARENT, "")).isdecimal():
+        return None
+    if int(parent) == os.getppid():
+        return int(parent)
+    try:
+        os.kill(int(parent), 0)
+    except ProcessLookupError:
+        sys.exit(f"error: the first process of the run ({parent}) has died.")
+    except PermissionError:
+        pass  # of somebody else, who has its number now
+    return None
 
 
 def processes(trainer: Mapping[str, Any]) -> int:

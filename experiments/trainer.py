@@ -2,13 +2,21 @@
 
 from __future__ import annotations
 
+from datetime import timedelta
 from typing import Any
 
 import torch
+from lightning.fabric.plugins.environments import SLURMEnvironment
 from lightning.pytorch import Trainer
+from lightning.pytorch.strategies import DDPStrategy
+from lightning.pytorch.strategies.launchers import subprocess_script
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
+from clip_ood import stalls
+from clip_ood.watch import watch_ranks
 from configs.errors import ConfigError
+
+subprocess_script._launch_process_observer = watch_ranks  # Lightning's own kills this process without a word
 
 
 def new_trainer(ours: dict[str, Any], keys: dict[str, Any], option: str = "trainer.") -> Trainer:
@@ -17,15 +25,23 @@ def new_trainer(ours: dict[str, Any], keys: dict[str, Any], option: str = "train
     Raises: ConfigError for what this machine has not: devices, an accelerator, an optional library.
     """
     try:
-        trainer = Trainer(**(ours | keys))
+        trainer = Trainer(**(ours | keys | {"plugins": [*ours.get("plugins", []), *_slurm()]}))
     except (MisconfigurationException, TypeError, ValueError, RuntimeError, ImportError) as error:
         asked = ", ".join(f"{option}{key}={value}" for key, value in keys.items()) or "no keys"
         raise ConfigError(
             f"Lightning cannot make a Trainer of {asked}: {' '.join(str(error).split())} There are {torch.cuda.device_count()} CUDA "
             f"GPUs here. Change {option}devices or {option}accelerator (auto takes what there is)"
         ) from error
+    trainer._signal_connector.register_signal_handlers = lambda: None  # signals are heard by `clip_ood.watch`
+    if isinstance(trainer.strategy, DDPStrategy):
+        trainer.strategy._timeout = timedelta(seconds=stalls.limit())
     if keys.get("sync_batchnorm") and trainer.strategy.root_device.type != "cuda":
         raise ConfigError(
             f"{option}sync_batchnorm needs CUDA GPUs, and this run is on {trainer.strategy.root_device}: leave it out"
         )
     return trainer
+
+
+def _slurm() -> list[SLURMEnvironment]:
+    """Under srun: the environment as Lightning finds it, which leaves it to the job's script to queue the job again."""
+    return [SLURMEnvironment(auto_requeue=False)] if SLURMEnvironment.detect() else []

@@ -1,0 +1,47 @@
+"""How long a run waits for what may never come: an image from a disk that hangs, another process that has died."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from os import PathLike
+
+LIMIT = 1800.0  # seconds, as torch waits for another process
+
+_limit = LIMIT
+_reading: tuple[float, str | PathLike[str]] | None = None
+
+
+def wait_at_most(seconds: float) -> None:
+    """Sets how long this process, and those that it starts to decode images, wait."""
+    global _limit
+    _limit = seconds
+
+
+def limit() -> float:
+    """Seconds."""
+    return _limit
+
+
+@contextmanager
+def reading(path: str | PathLike[str]) -> Iterator[None]:
+    """Around the reading of a file or folder: where it takes longer than the limit, the watch ends the command (`clip_ood.watch`)."""
+    global _reading
+    before, _reading = _reading, (time.monotonic(), path)
+    try:
+        yield
+    finally:
+        _reading = before
+
+
+def overdue() -> str | None:
+    """What is being read for longer than the limit, as a message."""
+    if (now := _reading) is None or time.monotonic() - now[0] < _limit:
+        return None
+    return (
+        f"{now[1]} cannot be read: nothing has come for {_limit:g} s, so the disk or network behind it hangs. {LONGER}"
+    )
+
+
+LONGER = "A longer wait is set by --timeout=SECONDS."

@@ -1,0 +1,104 @@
+"""What ends a command before its time: a signal, a process of the run that died, a read that stalls.
+
+A file that is being written becomes whole first; then every process of the run ends, and one line says why and how to go on.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
+
+from clip_ood.ranks import is_first
+
+FAILED = 2  # the exit status of what a message explains
+TERMINATED = 128 + signal.SIGTERM
+
+
+class Stopped(SystemExit):
+    """Ends a command from within; its code is the exit status."""
+
+
+@dataclass
+class Ending:
+    """How this process ends before its time, if it does: the exit `status`, `why` and `since` when; `writing` counts files that must
+    be whole first, `answered` says that the main thread ends by itself, and `way_on` gives what is kept and how to go on."""
+
+    status: int | None = None
+    why: str = ""
+    since: float = 0.0
+    writing: int = 0
+    answered: bool = False
+    told: bool = False
+    way_on: Callable[[], str] = field(default=lambda: "")
+
+    def ask(self, status: int, why: str) -> None:
+        """Asks for the end; the first that asks says how."""
+        if self.status is None:
+            self.since, self.why, self.status = time.monotonic(), why, status
+
+    def answer(self) -> None:
+        """Raises: Stopped, once, where the end is asked for and no file is being written; called in the main thread."""
+        if self.status is not None and not self.answered and not self.writing:
+            self.answered = True
+            raise Stopped(self.status)
+
+    def tell(self) -> None:
+        """Says once, in a line on standard error, why the command ends and how to go on. Of several processes the first speaks, or
+        the one that knows of a failure."""
+        if self.told or not (is_first() or self.status == FAILED):
+            return
+        self.told = True
+        with suppress(OSError, ValueError):  # the terminal was closed
+            print(f"\n{self.why} {self.way_on()}".rstrip(), file=sys.stderr, flush=True)
+
+
+ending = Ending()
+
+
+def statuses() -> dict[int, int]:
+    """The signals that end a command -> its exit status. SLURM sends SIGUSR1, where it is asked to, before it ends a job."""
+    found = {signal.SIGTERM: TERMINATED, signal.SIGINT: 128 + signal.SIGINT}
+    if hasattr(signal, "SIGHUP"):  # the terminal was closed
+        found[signal.SIGHUP] = 128 + signal.SIGHUP
+    if hasattr(signal, "SIGUSR1") and "SLURM_JOB_ID" in os.environ:
+        found[signal.SIGUSR1] = TERMINATED
+    return found
+
+
+@contextmanager
+def heeded() -> Iterator[dict[int, int]]:
+    """Around a command, in the main thread: gives the signals that now end it by `Stopped`, and their statuses. Those that whoever
+    started it lets it ignore, as nohup does, stay ignored."""
+    before = {number: signal.getsignal(number) for number in statuses()}
+    taken = {number: status for number, status in statuses().items() if before[number] is not signal.SIG_IGN}
+    ending.__init__()
+
+    def end(number: int, frame: object) -> None:
+        ending.ask(taken[number], "Stopped.")
+        ending.answer()
+
+    for number in taken:
+        signal.signal(number, end)
+    try:
+        yield taken
+    finally:
+        for number in taken:
+            signal.signal(number, before[number] or signal.SIG_DFL)
+
+
+@contextmanager
+def whole_first() -> Iterator[None]:
+    """Around the writing of a file: whatever asks for the end waits until the file is whole."""
+    ending.writing += 1
+    try:
+        yield
+    finally:
+        ending.writing -= 1
+        if threading.current_thread() is threading.main_thread():
+            ending.answer()

@@ -1,0 +1,154 @@
+"""A thread that watches over a command: it hears signals while the main thread waits in a library, passes them on to the other
+processes of the run, sees those die and reads stall, and ends what does not end by itself."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import select
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
+from types import NoneType
+
+from clip_ood import stalls
+from clip_ood.stopping import FAILED, Stopped, ending, heeded
+
+GRACE = 30.0  # seconds that the file which is being written, and cleaning up, may take
+ANSWER = 5.0  # seconds for all else: what does not answer waits for a disk or for another process
+TICK = 0.5  # seconds between two looks
+
+_watches: list[Watch] = []  # of this process, one at most
+
+
+class Watch:
+    """Of one command. `taken`: signal -> exit status; `parent`: the process that has started this one as one of several."""
+
+    def __init__(self, taken: Mapping[int, int], parent: int | None) -> None:
+        self.taken, self.parent = taken, parent
+        self.ranks: list[subprocess.Popen] = []  # processes of the run that this one has started
+        self._hears, self._wakes = socket.socketpair()
+        self._wakes.setblocking(False)
+        self._done, self._passed = threading.Event(), False
+        self._thread = threading.Thread(target=self._run, name="watch", daemon=True)
+
+    def start(self) -> None:
+        self._heard_before = signal.set_wakeup_fd(self._wakes.fileno(), warn_on_full_buffer=False)
+        self._thread.start()
+
+    def end(self) -> None:
+        self._done.set()
+        self._thread.join()
+        signal.set_wakeup_fd(self._heard_before)
+        self._hears.close()
+        self._wakes.close()
+
+    def look(self) -> None:
+        """Asks for the end where another process of the run has died, or a read stalls."""
+        for number, rank in enumerate(self.ranks, start=2):
+            if status := rank.poll():
+                self._ended(f"process {number} of the run's {len(self.ranks) + 1}", status)
+        if self.parent is not None and os.getppid() != self.parent:
+            ending.ask(FAILED, "error: the first process of the run has died.")
+        if late := stalls.overdue():
+            ending.ask(FAILED, f"error: {late}")
+
+    def _ended(self, called: str, status: int) -> None:
+        if status in self.taken.values() or -status in self.taken:  # it was asked to, and so is this one
+            ending.ask(status if status > 0 else self.taken[-status], "Stopped.")
+        elif status < 0:
+            name = signal.Signals(-status).name
+            hint = " which the system sends where memory runs out" if name == "SIGKILL" else ""
+            ending.ask(FAILED, f"error: {called} was ended by {name}{',' if hint else ''}{hint}.")
+        else:
+            ending.ask(FAILED, f"error: {called} has ended with status {status}; it says why.")
+
+    def end_ranks(self, at_once: bool) -> None:
+        """Waits until the processes that this one has started end, by themselves or, `at_once`, because they are asked to; kills those
+        that outlast the grace."""
+        if at_once:
+            self._pass_on(signal.SIGTERM)
+        until = (time.monotonic() if ending.status is None else ending.since) + GRACE - 1
+        for rank in self.ranks:
+            with suppress(subprocess.TimeoutExpired):
+                rank.wait(max(0.0, until - time.monotonic()))
+        for rank in self.ranks:
+            rank.kill()
+
+    def _run(self) -> None:
+        while not self._done.is_set():
+            if select.select([self._hears], [], [], TICK)[0]:
+                for number in self._hears.recv(64):
+                    if number in self.taken and ending.status != FAILED:
+                        ending.ask(self.taken[number], "Stopped.")
+                        self._pass_on(number)
+            if ending.status is None:
+                self.look()
+            if ending.status is not None:
+                self._insist()
+
+    def _pass_on(self, number: int) -> None:
+        """To the processes that this one has started, and to the one that has started it."""
+        if self._passed:
+            return
+        self._passed = True
+        for rank in self.ranks:
+            rank.send_signal(number)
+        if ending.status != FAILED and self.parent is not None and os.getppid() == self.parent:
+            with suppress(ProcessLookupError):
+                os.kill(self.parent, number)
+
+    def _insist(self) -> None:
+        self._pass_on(signal.SIGTERM)
+        waited = time.monotonic() - ending.since
+        if waited > GRACE or (waited > ANSWER and not ending.writing and not ending.answered):
+            self._end_now()
+        if not ending.answered and not ending.writing:
+            signal.pthread_kill(threading.main_thread().ident, signal.SIGTERM)
+
+    def _end_now(self) -> None:
+        ending.tell()
+        for each in [*self.ranks, *multiprocessing.active_children()]:
+            each.kill()
+        os._exit(ending.status)
+
+
+@contextmanager
+def watched(parent: int | None) -> Iterator[Watch]:
+    """Around a command. However it ends, the processes that it has started end before it."""
+    with heeded() as taken:
+        watch = Watch(taken, parent)
+        _watches.append(watch)
+        watch.start()
+        try:
+            yield watch
+            ending.answered = True  # all is done: nothing ends it any more
+        finally:
+            error = sys.exc_info()[1]
+            watch.end_ranks(at_once=isinstance(error, Stopped) or not isinstance(error, SystemExit | NoneType))
+            watch.end()
+            _watches.remove(watch)
+
+
+def watch_ranks(processes: list[subprocess.Popen]) -> None:
+    """Lets the watch over this command, if there is one, see these processes, which it has started as parts of the run."""
+    for watch in _watches:
+        watch.ranks = processes
+
+
+def _in_forked() -> None:
+    """A process that was forked, as to decode images, is ended by the one that forked it, and hears no signal for it."""
+    for watch in _watches:
+        signal.set_wakeup_fd(-1)
+        for number in watch.taken:
+            signal.signal(number, signal.SIG_DFL if number == signal.SIGTERM else signal.SIG_IGN)
+    _watches.clear()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_in_forked)

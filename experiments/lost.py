@@ -1,0 +1,53 @@
+"""What an error of torch means where a process or a disk beside this one is lost: workers that decode images, other processes of
+the run, shared memory."""
+
+from __future__ import annotations
+
+import re
+import time
+
+from clip_ood import stalls
+from clip_ood.stopping import ending
+from clip_ood.watch import Watch
+
+SHARED = (
+    "the shared memory that passes images from the processes which decode them is full or too small: in a container start it with "
+    "--shm-size=2g (or --ipc=host); or decode in the process itself, data.num_workers=0 (detect.py: --workers 0)."
+)
+MEMORY = (
+    "Most likely memory ran out: lower data.num_workers or data.batch_size (detect.py: --workers, --batch-size), or leave the GPU's "
+    "machine more of it."
+)
+SEEN_AFTER = 3.0  # seconds until the death of another process is noticed here
+
+
+def reason(error: Exception, watch: Watch) -> str | None:
+    """Why a process beside this one made `error` be raised here, as a message; None where it is an error of another kind. Where the
+    watch comes to see what has died, that is the end's reason."""
+    text = str(error)
+    if not isinstance(error, RuntimeError):
+        return None
+    if re.search(r"shared memory|Bus error|unable to .*</?torch_", text):
+        return SHARED
+    if found := re.search(r"DataLoader worker \(pid[^)]*\).*?(killed by signal: \w+|exited unexpectedly)", text):
+        return f"a process that decodes images was {found[1].replace('exited unexpectedly', 'ended')}. {MEMORY}"
+    if "DataLoader timed out" in text:
+        return (
+            f"no image has come for {stalls.limit():g} s from the processes that decode them, so the disk or network behind them hangs. "
+            f"{stalls.LONGER}"
+        )
+    if "gloo" in text or type(error).__name__.startswith("Dist"):
+        return _of_peers(text, watch)
+    return None
+
+
+def _of_peers(text: str, watch: Watch) -> str | None:
+    until = time.monotonic() + SEEN_AFTER
+    while ending.status is None and time.monotonic() < until:
+        time.sleep(0.1)
+        watch.look()
+    if ending.status is not None:
+        return None
+    if re.search("[Tt]imed out|timeout", text):
+        return f"another process of the run has not answered for {stalls.limit():g} s. {stalls.LONGER}"
+    return "another process of the run has died, or cannot be reached any more."
