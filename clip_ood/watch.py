@@ -15,6 +15,7 @@ import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from types import NoneType
+from typing import NoReturn
 
 from clip_ood import stalls
 from clip_ood.stopping import FAILED, Stopped, ending, heeded
@@ -113,9 +114,9 @@ class Watch:
 
     def _end_now(self) -> None:
         ending.tell()
-        for each in [*self.ranks, *multiprocessing.active_children()]:
-            each.kill()
-        os._exit(ending.status)
+        for rank in self.ranks:
+            rank.kill()
+        leave(ending.status)
 
 
 @contextmanager
@@ -133,6 +134,17 @@ def watched(parent: int | None) -> Iterator[Watch]:
             watch.end_ranks(at_once=isinstance(error, Stopped) or not isinstance(error, SystemExit | NoneType))
             watch.end()
             _watches.remove(watch)
+
+
+def leave(status: int) -> NoReturn:
+    """Ends this process and those that decode images for it, without taking libraries down first, which takes seconds and may wait
+    for processes that are gone."""
+    for worker in multiprocessing.active_children():
+        worker.kill()
+    for stream in (sys.stdout, sys.stderr):
+        with suppress(OSError, ValueError):  # its reader has gone, or the terminal
+            stream.flush()
+    os._exit(status)
 
 
 def watch_ranks(processes: list[subprocess.Popen]) -> None:

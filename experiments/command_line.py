@@ -9,8 +9,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Literal
 
+from clip_ood.stopping import Stopped
 from clip_ood.streams import usable_streams
-from clip_ood.watch import watched
+from clip_ood.watch import leave, watched
 from experiments.going_on import ended_early
 from experiments.launchers import started_by
 
@@ -92,22 +93,29 @@ def before_and_after_dashes(arguments: list[str]) -> tuple[list[str], list[str]]
 def guarded(main: Callable[[], None]) -> None:
     """Runs a script. What asks for its end (`clip_ood.stopping`) is one line and the exit status; what this project or the file system
     objects to is one message and exit status 2; any other error keeps its traceback."""
-    with usable_streams():
-        try:
-            with watched(started_by()) as watch, ended_early(watch):
-                main()
-        except KeyboardInterrupt:
-            sys.exit(INTERRUPTED)
-        except BrokenPipeError:
+    try:
+        with usable_streams():
+            _run(main)
+    except Stopped as stopped:
+        leave(stopped.code)
+
+
+def _run(main: Callable[[], None]) -> None:
+    try:
+        with watched(started_by()) as watch, ended_early(watch):
+            main()
+    except KeyboardInterrupt:
+        sys.exit(INTERRUPTED)
+    except BrokenPipeError:
+        raise
+    except (ValueError, RuntimeError, OSError) as error:
+        if type(error).__name__ == "OutOfMemoryError":  # torch's, which is not imported here
+            sys.exit(f"error: {OUT_OF_MEMORY}\n({error})")
+        told = isinstance(error, OSError) or _is_ours(error) or _of_a_name(error)
+        if not (told and str(error)):  # without words the traceback tells more
             raise
-        except (ValueError, RuntimeError, OSError) as error:
-            if type(error).__name__ == "OutOfMemoryError":  # torch's, which is not imported here
-                sys.exit(f"error: {OUT_OF_MEMORY}\n({error})")
-            told = isinstance(error, OSError) or _is_ours(error) or _of_a_name(error)
-            if not (told and str(error)):  # without words the traceback tells more
-                raise
-            print(f"error: {error}{_about_names(str(error))}", file=sys.stderr)
-            sys.exit(2)
+        print(f"error: {error}{_about_names(str(error))}", file=sys.stderr)
+        sys.exit(2)
 
 
 def _of_a_name(error: Exception) -> bool:
