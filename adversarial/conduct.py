@@ -12,6 +12,7 @@ from adversarial.craft import craft, file_names, folder_of, looked_at, variants
 from adversarial.pairs import Pairs, check_size, draw_pairs
 from adversarial.plan import AFTER, APART, BEFORE, CLEAN, SCORED, Plan, image_set, score_of, transferred
 from adversarial.scoring import check_score, fit
+from clip_ood import stalls
 from configs.data_schema import ImageSet
 from configs.schema import Config
 from datamodules.benchmark import load_benchmark
@@ -39,6 +40,7 @@ class Found:
 def conduct(plan: Plan, folder: Path) -> Found | None:
     """Runs what is not there yet; None beside the first process."""
     attack, config = plan.attack, plan.config
+    stalls.wait_at_most(config.timeout)
     benchmark = load_benchmark(config)
     check_size(attack, benchmark)
     check_score(plan, benchmark)

@@ -85,6 +85,13 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         metavar="N",
         help="processes that decode images (default: up to 8 beside a GPU, none beside a CPU)",
     )
+    add(
+        "--timeout",
+        type=float,
+        default=1800,
+        metavar="SECONDS",
+        help="wait so long for an image that is being read, and for other processes, then end (default: 1800)",
+    )
     parser.epilog = (
         "Lightning's Trainer takes its keys as --trainer.KEY=VALUE: --trainer.accelerator=gpu --trainer.devices=4"
     )
@@ -109,6 +116,8 @@ def check(arguments: argparse.Namespace) -> None:
         raise ConfigError(f"--accept: {arguments.accept:g} must lie between 0 and 1, as 0.95")
     if arguments.workers is not None and arguments.workers < 0:
         raise ConfigError(f"--workers: {arguments.workers} must be 0 or more")
+    if not 0 < arguments.timeout <= 10**7:
+        raise ConfigError(f"--timeout: {arguments.timeout:g} must be a number of seconds above 0, as 1800")
     if not 0 <= arguments.max_unreadable <= 1:
         raise ConfigError(f"--max-unreadable: {arguments.max_unreadable:g} must lie between 0 and 1, as 0.01")
     _check_out(arguments)

@@ -16,6 +16,7 @@ MACHINE = {
     "name",  # the folder of the run may have been renamed
     "runs_root",  # … or moved
     "features_root",  # the store serves features of the same images under the same encoder, wherever it lies
+    "timeout",  # how long a run waits before it gives up
     "data.num_workers",  # who decodes an image changes none of its pixels
     "trainer.accelerator",  # batches are global, and every image is seen once: devices change rounding alone
     "trainer.devices",

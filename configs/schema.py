@@ -123,6 +123,9 @@ class Config(Section):
     """Several seeds: one run each, in sub-folders, and a table of their mean ± standard deviation, with 95 % intervals (on the
     command line also --seeds 42 43 44). Each redraws the split, unless train and test are as published; features come from
     the store."""
+    timeout: Annotated[float, Field(gt=0, le=10**7)] = 1800
+    """Seconds that a run waits for an image that is being read, and for its other processes, before it ends and says what it waited
+    for."""
     data: Data
     """The image sets: a block (benchmarks/…yaml) or keys."""
     backbone: BackboneConfig

@@ -14,8 +14,8 @@ from torchvision.transforms import CenterCrop, Compose, Normalize, Resize
 from torchvision.transforms.functional import center_crop, normalize, to_pil_image
 
 from clip_ood.backbones.backbone import Backbone
-from datamodules.extraction import default_workers
 from datamodules.image_list import ImageList
+from datamodules.workers import loading
 
 
 @dataclass(frozen=True)
@@ -61,9 +61,9 @@ class AttackData(LightningDataModule):
             return []
         mine = self.batches[self.trainer.global_rank :: self.trainer.world_size]
         dataset = AttackedImages(self.images, self.rows, pixels_of(self.trainer.lightning_module.backbone))
-        on_gpu = self.trainer.strategy.root_device.type == "cuda"
-        workers = self.workers if self.workers is not None else default_workers(on_gpu)
-        return DataLoader(dataset, sampler=mine, batch_size=None, num_workers=workers)
+        blank = dataset.pixels(Image.new("RGB", (256, 256)))
+        size = max((len(positions) for _, positions in self.batches), default=0) * blank.nbytes
+        return DataLoader(dataset, sampler=mine, batch_size=None, **loading(self.trainer, self.workers, size))
 
     def transfer_batch_to_device(self, batch: PairBatch, device: torch.device, dataloader_idx: int) -> PairBatch:
         return PairBatch(batch.pixels.to(device), batch.positions, batch.variant)

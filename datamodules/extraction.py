@@ -6,7 +6,6 @@ never crosses a part, so that features do not depend on how many devices there a
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from uuid import uuid4
@@ -24,6 +23,7 @@ from clip_ood.features.stored_set import StoredSet
 from clip_ood.prompts import Phrases, fill
 from clip_ood.reading import UnreadableImage
 from datamodules.image_list import ImageList, Loaded
+from datamodules.workers import loading
 
 HELD = 16  # images of a batch whose files are in memory at a time
 
@@ -221,10 +221,9 @@ class ExtractionData(LightningDataModule):
             return []
         rank, world = self.trainer.global_rank, self.trainer.world_size
         batches = [*self._batches(self.parts[rank::world]), *(self._texts() if rank == 0 else [])]
-        on_gpu = self.trainer.strategy.root_device.type == "cuda"
-        workers = self.num_workers if self.num_workers is not None else default_workers(on_gpu)
         dataset = Batches(self.images, self.words, self.stored, self.trainer.lightning_module.backbone.transform)
-        return [DataLoader(dataset, sampler=batches, batch_size=None, num_workers=workers, pin_memory=on_gpu)]
+        size = self.batch_size * dataset.blank.nbytes
+        return [DataLoader(dataset, sampler=batches, batch_size=None, **loading(self.trainer, self.num_workers, size))]
 
     def transfer_batch_to_device(self, batch: Batch, device: torch.device, dataloader_idx: int) -> Batch:
         if isinstance(batch, ImageBatch):
@@ -244,8 +243,3 @@ class ExtractionData(LightningDataModule):
             step = max(1, self.batch_size // prompts)
             for start in range(0, len(part.rows), step):
                 yield part.batch(start, step)
-
-
-def default_workers(on_gpu: bool) -> int:
-    """Decoding processes a device: none beside an encoder on the CPU, which uses every core itself."""
-    return min(8, os.cpu_count() or 1) if on_gpu else 0

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable, Iterator
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -20,9 +20,11 @@ from clip_ood.backbones.backbone import Backbone, Preprocessing
 from clip_ood.features.stored_set import Features
 from configs.schema import Data, FineTune
 from datamodules.benchmark import Benchmark
-from datamodules.extraction import default_workers
 from datamodules.feature_data import FeatureData, FeatureTable
 from datamodules.image_list import ImageList
+from datamodules.workers import loading
+
+FLOAT = 4  # bytes
 
 
 class LabelledImages(NamedTuple):
@@ -125,7 +127,8 @@ class ImageData(FeatureData):
             lambda: trainer.current_epoch,
         )
         dataset = TrainingImages(table, self.images[table.part.images], self.augmented, self.seed)
-        return DataLoader(dataset, batch_sampler=batches, **self._workers())
+        mine = -(-self.settings.batch_size // trainer.accumulate_grad_batches // trainer.world_size)
+        return DataLoader(dataset, batch_sampler=batches, **self._loading(mine))
 
     def test_dataloader(self) -> list[DataLoader]:
         return [
@@ -133,7 +136,7 @@ class ImageData(FeatureData):
                 EvaluationImages(table, self.images[table.part.images], self.transform, self.size),
                 sampler=self._batches(len(table)),
                 batch_size=None,
-                **self._workers(),
+                **self._loading(self.batch_size),
             )
             for table in self.evaluated
         ]
@@ -141,10 +144,9 @@ class ImageData(FeatureData):
     def transfer_batch_to_device(self, batch, device: torch.device, dataloader_idx: int):
         return LightningDataModule.transfer_batch_to_device(self, batch, device, dataloader_idx)
 
-    def _workers(self) -> dict[str, int | bool]:
-        on_gpu = self.trainer.strategy.root_device.type == "cuda"
-        workers = self.num_workers if self.num_workers is not None else default_workers(on_gpu)
-        return {"num_workers": workers, "pin_memory": on_gpu}
+    def _loading(self, images: int) -> dict[str, Any]:
+        height, width = self.size
+        return loading(self.trainer, self.num_workers, images * 3 * height * width * FLOAT)
 
 
 def check_batch(settings: FineTune, images: int, devices: int, accumulated: int) -> None:

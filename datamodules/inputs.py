@@ -15,6 +15,7 @@ from pathlib import Path
 from PIL import Image
 
 from clip_ood.reading import SUFFIXES, decode
+from clip_ood.stalls import reading
 from clip_ood.text_files import NotText, names_in, not_utf8
 from datamodules import shards
 from datamodules.hidden import is_hidden
@@ -91,7 +92,7 @@ def _below(folder: str, inside: str, above: frozenset[str]) -> Iterator[Source]:
         yield _file(folder, inside, f"folders nested deeper than {DEEPEST}")
         return
     try:
-        with os.scandir(folder) as entries:
+        with reading(folder), os.scandir(folder) as entries:
             names = [each.name + "/" * _is_folder(each) for each in entries if not is_hidden(each.name)]
     except OSError as error:
         yield _file(folder, inside, f"the folder cannot be read: {error.strerror}")

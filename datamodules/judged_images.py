@@ -18,8 +18,8 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from clip_ood.reading import UnreadableImage
-from datamodules.extraction import default_workers
 from datamodules.inputs import Source
+from datamodules.workers import loading
 
 MANY = 16  # times a batch's images: so many sources are a batch, if few of them are images
 
@@ -93,12 +93,11 @@ class JudgedImages(LightningDataModule):
         self.per_part, self.workers = per_part, workers
 
     def predict_dataloader(self) -> DataLoader:
-        on_gpu = self.trainer.strategy.root_device.type == "cuda"
-        workers = self.workers if self.workers is not None else default_workers(on_gpu)
         dataset = Pictures(self.trainer.lightning_module.judge.backbone.transform)
         kind = _Batches if self.per_part > 1 else _Stream
         sampler = kind(self, self.trainer.global_rank, self.trainer.world_size)
-        return DataLoader(dataset, sampler=sampler, batch_size=None, num_workers=workers, pin_memory=on_gpu)
+        size = self.batch_size * dataset.blank.nbytes
+        return DataLoader(dataset, sampler=sampler, batch_size=None, **loading(self.trainer, self.workers, size))
 
     def transfer_batch_to_device(self, batch: JudgedBatch, device: torch.device, dataloader_idx: int) -> JudgedBatch:
         if batch.images is not None:

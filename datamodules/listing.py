@@ -10,6 +10,7 @@ from pathlib import Path
 from unicodedata import normalize
 
 from clip_ood.reading import SUFFIXES
+from clip_ood.stalls import reading
 from clip_ood.text_files import not_utf8, read_names
 from configs.checks import shard_paths
 from configs.errors import ConfigError
@@ -119,7 +120,8 @@ def _walk(name: str, folder: Path, inside: str = "", above: frozenset[str] = fro
     if here in above:
         raise ConfigError(f"Image set {name}: the link {folder} leads back to {here}, which it lies in. Remove it.")
     try:
-        entries = [entry for entry in os.scandir(folder) if not is_hidden(entry.name)]
+        with reading(folder):
+            entries = [entry for entry in os.scandir(folder) if not is_hidden(entry.name)]
     except OSError as error:
         raise ConfigError(f"Image set {name}: the folder {folder} cannot be read ({error.strerror})") from error
     for entry in entries:

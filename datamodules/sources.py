@@ -10,6 +10,7 @@ from stat import S_ISREG
 import numpy as np
 
 from clip_ood.features.identity import identity_of
+from clip_ood.stalls import reading
 
 TRIES = 3  # to read a file that others write
 
@@ -44,6 +45,11 @@ def read_whole(path: Path, offset: int = 0, size: int | None = None) -> tuple[by
     Raises: OSError for a file that cannot be had, that is none (a pipe would keep us waiting), that is shorter than asked for,
     or that does not stop changing.
     """
+    with reading(path):
+        return _read(path, offset, size)
+
+
+def _read(path: Path, offset: int, size: int | None) -> tuple[bytes, os.stat_result]:
     if not S_ISREG(path.stat().st_mode):
         raise OSError(22, "no regular file", str(path))
     for _ in range(TRIES):

@@ -11,6 +11,7 @@ from typing import Any
 from lightning.pytorch import Trainer
 
 from callbacks.verdict_writer import VerdictParts, VerdictPrinter
+from clip_ood import stalls
 from clip_ood.backbones.fingerprint import digest
 from clip_ood.judging.judge import Decision, Judge
 from clip_ood.judging.saved import SavedDetector
@@ -52,6 +53,7 @@ class Request:
     allow_download: bool = False
     batch_size: int | None = None
     workers: int | None = None
+    timeout: float = stalls.LIMIT
     trainer: dict[str, Any] = field(default_factory=dict)
 
     @property
@@ -70,6 +72,7 @@ def conduct(request: Request) -> Counts | None:
 
     Raises: ValueError for a run that cannot judge, before its encoder is loaded.
     """
+    stalls.wait_at_most(request.timeout)
     saved = SavedDetector(request.run, request.trust_classes)
     columns = saved.chosen(request.detector)
     accept = saved.accept if request.accept is None else request.accept

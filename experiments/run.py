@@ -18,6 +18,7 @@ from callbacks.figures import Figures
 from callbacks.ood_evaluation import OODEvaluation
 from callbacks.results_files import write_results
 from callbacks.throughput import Throughput
+from clip_ood import stalls
 from clip_ood.backbones.fingerprint import fingerprint
 from clip_ood.calibration import summary
 from clip_ood.features.stored_set import Features
@@ -62,6 +63,7 @@ def run(config: Config, folder: Path, checkpoint: Path | None = None) -> dict[st
     """
     if checkpoint is None and not is_follower():
         check_resumed(config, folder, FREE | {"detectors"})
+    stalls.wait_at_most(config.timeout)
     with Console(quiet=is_follower()).status("Listing the images"):
         benchmark = load_benchmark(config)
     if not is_follower():
