@@ -18,6 +18,7 @@ from types import NoneType
 from typing import NoReturn
 
 from clip_ood import stalls
+from clip_ood.peers import Peers
 from clip_ood.stopping import FAILED, Stopped, ending, heeded
 
 GRACE = 30.0  # seconds that the file which is being written, and cleaning up, may take
@@ -33,9 +34,10 @@ class Watch:
     def __init__(self, taken: Mapping[int, int], parent: int | None) -> None:
         self.taken, self.parent = taken, parent
         self.ranks: list[subprocess.Popen] = []  # processes of the run that this one has started
+        self.peers: Peers | None = None  # all of the run, once they have met
         self._hears, self._wakes = socket.socketpair()
         self._wakes.setblocking(False)
-        self._done, self._passed = threading.Event(), False
+        self._leaving, self._passed, self._done = False, threading.Event(), threading.Event()
         self._thread = threading.Thread(target=self._run, name="watch", daemon=True)
 
     def start(self) -> None:
@@ -49,31 +51,14 @@ class Watch:
         self._hears.close()
         self._wakes.close()
 
-    def look(self) -> None:
-        """Asks for the end where another process of the run has died, or a read stalls."""
-        for number, rank in enumerate(self.ranks, start=2):
-            if status := rank.poll():
-                self._ended(f"process {number} of the run's {len(self.ranks) + 1}", status)
-        if self.parent is not None and os.getppid() != self.parent:
-            ending.ask(FAILED, "error: the first process of the run has died.")
-        if late := stalls.overdue():
-            ending.ask(FAILED, f"error: {late}")
-
-    def _ended(self, called: str, status: int) -> None:
-        if status in self.taken.values() or -status in self.taken:  # it was asked to, and so is this one
-            ending.ask(status if status > 0 else self.taken[-status], "Stopped.")
-        elif status < 0:
-            name = signal.Signals(-status).name
-            hint = " which the system sends where memory runs out" if name == "SIGKILL" else ""
-            ending.ask(FAILED, f"error: {called} was ended by {name}{',' if hint else ''}{hint}.")
-        else:
-            ending.ask(FAILED, f"error: {called} has ended with status {status}; it says why.")
-
     def end_ranks(self, at_once: bool) -> None:
         """Waits until the processes that this one has started end, by themselves or, `at_once`, because they are asked to; kills those
         that outlast the grace."""
         if at_once:
-            self._pass_on(signal.SIGTERM)
+            self._leaving = True
+            with suppress(BlockingIOError):  # it is awake
+                self._wakes.send(b"\0")
+            self._passed.wait(ANSWER)
         until = (time.monotonic() if ending.status is None else ending.since) + GRACE - 1
         for rank in self.ranks:
             with suppress(subprocess.TimeoutExpired):
@@ -88,24 +73,58 @@ class Watch:
                     if number in self.taken and ending.status != FAILED:
                         ending.ask(self.taken[number], "Stopped.")
                         self._pass_on(number)
+            self._meet()
             if ending.status is None:
-                self.look()
+                self._look()
+            if ending.status is not None or self._leaving:
+                self._pass_on(signal.SIGTERM)
             if ending.status is not None:
                 self._insist()
 
+    def _meet(self) -> None:
+        """Finds processes of the run that are neither started by this one nor by the one that has started it."""
+        if self.peers is None and self.parent is None:
+            self.peers = Peers.found(len(self.ranks) + 1)
+
+    def _look(self) -> None:
+        """Asks for the end where another process of the run has died, or a read stalls."""
+        for number, rank in enumerate(self.ranks, start=2):
+            if status := rank.poll():
+                self._ended(f"process {number} of the run's {len(self.ranks) + 1}", status)
+        if self.parent is not None and os.getppid() != self.parent:
+            ending.ask(FAILED, "error: the first process of the run has died.")
+        if self.peers is not None and (status := self.peers.ended()):
+            others = "error: another process of the run has ended with an error; it says why."
+            ending.ask(status, others if status == FAILED else "Stopped.")
+        if late := stalls.overdue():
+            ending.ask(FAILED, f"error: {late}")
+
+    def _ended(self, called: str, status: int) -> None:
+        if status in self.taken.values() or -status in self.taken:  # it was asked to, and so is this one
+            ending.ask(status if status > 0 else self.taken[-status], "Stopped.")
+        elif status < 0:
+            name = signal.Signals(-status).name
+            hint = " which the system sends where memory runs out" if name == "SIGKILL" else ""
+            ending.ask(FAILED, f"error: {called} was ended by {name}{',' if hint else ''}{hint}.")
+        else:
+            ending.ask(FAILED, f"error: {called} has ended with status {status}; it says why.")
+
     def _pass_on(self, number: int) -> None:
-        """To the processes that this one has started, and to the one that has started it."""
-        if self._passed:
+        """To the processes that this one has started, to the one that has started it, and to all that started otherwise."""
+        if self._passed.is_set():
             return
-        self._passed = True
         for rank in self.ranks:
             rank.send_signal(number)
+        self._meet()
+        if self.peers is not None:
+            self.peers.tell(ending.status or FAILED)
         if ending.status != FAILED and self.parent is not None and os.getppid() == self.parent:
             with suppress(ProcessLookupError):
                 os.kill(self.parent, number)
+        self._passed.set()
 
     def _insist(self) -> None:
-        self._pass_on(signal.SIGTERM)
+        """Ends this process where it does not end by itself."""
         waited = time.monotonic() - ending.since
         if waited > GRACE or (waited > ANSWER and not ending.writing and not ending.answered):
             self._end_now()

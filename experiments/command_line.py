@@ -102,7 +102,7 @@ def guarded(main: Callable[[], None]) -> None:
 
 def _run(main: Callable[[], None]) -> None:
     try:
-        with watched(started_by()) as watch, ended_early(watch):
+        with watched(started_by()), ended_early():
             main()
     except KeyboardInterrupt:
         sys.exit(INTERRUPTED)

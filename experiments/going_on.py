@@ -9,7 +9,6 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from clip_ood.stopping import FAILED, Stopped, ending
-from clip_ood.watch import Watch
 from experiments.lost import reason
 from experiments.run_folder import CONFIG, FINISHED, seed_folder
 
@@ -34,7 +33,7 @@ def stoppable(way_on: Callable[[], str]) -> Iterator[None]:
 
 
 @contextmanager
-def ended_early(watch: Watch) -> Iterator[None]:
+def ended_early() -> Iterator[None]:
     """Around a command: what asked for its end says so in one line, whatever error the end of another process looks like here.
 
     Raises: Stopped for such an end.
@@ -43,7 +42,7 @@ def ended_early(watch: Watch) -> Iterator[None]:
     try:
         yield
     except BaseException as error:
-        if ending.status is None and isinstance(error, Exception) and (why := reason(error, watch)):
+        if ending.status is None and isinstance(error, Exception) and (why := reason(error)):
             ending.ask(FAILED, f"error: {why}")
         if ending.status is None:
             raise

@@ -51,6 +51,9 @@ def settle(trainer: Mapping[str, Any]) -> None:
     for name in list(os.environ):
         if _among(name, (*RANK, *ADDRESS, *SLURM, *PREFIXES)) and not _among(name, kept):
             del os.environ[name]
+    os.environ.setdefault(
+        "TORCH_CPP_LOG_LEVEL", "ERROR"
+    )  # where another process has died, a message says so without C++ frames
     if launcher is None:
         os.environ[PARENT] = str(os.getpid())
     elif launcher.name == "srun":

@@ -8,22 +8,18 @@ import time
 
 from clip_ood import stalls
 from clip_ood.stopping import ending
-from clip_ood.watch import Watch
 
 SHARED = (
     "the shared memory that passes images from the processes which decode them is full or too small: in a container start it with "
     "--shm-size=2g (or --ipc=host); or decode in the process itself, data.num_workers=0 (detect.py: --workers 0)."
 )
-MEMORY = (
-    "Most likely memory ran out: lower data.num_workers or data.batch_size (detect.py: --workers, --batch-size), or leave the GPU's "
-    "machine more of it."
-)
+MEMORY = "Most likely memory ran out: lower data.num_workers or data.batch_size (detect.py: --workers, --batch-size)."
 SEEN_AFTER = 3.0  # seconds until the death of another process is noticed here
 
 
-def reason(error: Exception, watch: Watch) -> str | None:
+def reason(error: Exception) -> str | None:
     """Why a process beside this one made `error` be raised here, as a message; None where it is an error of another kind. Where the
-    watch comes to see what has died, that is the end's reason."""
+    watch over this one (`clip_ood.watch`) sees what has died, that says more."""
     text = str(error)
     if not isinstance(error, RuntimeError):
         return None
@@ -37,15 +33,14 @@ def reason(error: Exception, watch: Watch) -> str | None:
             f"{stalls.LONGER}"
         )
     if "gloo" in text or type(error).__name__.startswith("Dist"):
-        return _of_peers(text, watch)
+        return _of_peers(text)
     return None
 
 
-def _of_peers(text: str, watch: Watch) -> str | None:
+def _of_peers(text: str) -> str | None:
     until = time.monotonic() + SEEN_AFTER
     while ending.status is None and time.monotonic() < until:
         time.sleep(0.1)
-        watch.look()
     if ending.status is not None:
         return None
     if re.search("[Tt]imed out|timeout", text):
