@@ -11,7 +11,7 @@ from configs.errors import ConfigError
 from experiments.command_line import guarded, parse
 from experiments.going_on import resume_line, stoppable
 from experiments.launchers import settle
-from experiments.run_folder import choose_folder, replacing, started
+from experiments.run_folder import chosen_folder, replacing, started
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -23,16 +23,16 @@ def main(argv: list[str] | None = None) -> None:
         print(plan.dump(), end="")
         return
     settle(plan.config.trainer)
-    folder = choose_folder(plan.attack.runs_root, plan.attack.name, arguments.resume, arguments.overwrite)
-    if arguments.resume:
-        check_resumed(plan, folder)
-    from adversarial.conduct import conduct  # torch and Lightning
-    from adversarial.report import write
+    with chosen_folder(plan.attack.runs_root, plan.attack.name, arguments.resume, arguments.overwrite) as folder:
+        if arguments.resume:
+            check_resumed(plan, folder)
+        from adversarial.conduct import conduct  # torch and Lightning
+        from adversarial.report import write
 
-    way_on = lambda: resume_line("attack.py", argv, folder)  # noqa: E731
-    with stoppable(way_on), replacing(folder), started(folder, plan.dump()):
-        if found := conduct(plan, folder):
-            write(plan, folder, found)
+        way_on = lambda: resume_line("attack.py", argv, folder)  # noqa: E731
+        with stoppable(way_on), replacing(folder), started(folder, plan.dump()):
+            if found := conduct(plan, folder):
+                write(plan, folder, found)
 
 
 if __name__ == "__main__":

@@ -17,7 +17,7 @@ from experiments.command_line import guarded, parse
 from experiments.going_on import resume_line, stoppable
 from experiments.launchers import settle
 from experiments.resume import check_heads, check_resumed
-from experiments.run_folder import choose_folder, replacing
+from experiments.run_folder import chosen_folder, replacing
 
 
 def add_options(parser) -> None:
@@ -55,13 +55,13 @@ def main(argv: list[str] | None = None) -> None:
         check_heads(arguments.run, config)
     check_folders(config)
     settle(config.trainer)
-    folder = choose_folder(config.runs_root, config.name, arguments.resume, arguments.overwrite)
-    if arguments.resume:
-        check_resumed(config, folder)
-    from experiments.seeds import conduct
+    with chosen_folder(config.runs_root, config.name, arguments.resume, arguments.overwrite) as folder:
+        if arguments.resume:
+            check_resumed(config, folder)
+        from experiments.seeds import conduct
 
-    with stoppable(lambda: resume_line("eval.py", argv, folder)), replacing(folder):
-        conduct(config, folder, arguments.run)
+        with stoppable(lambda: resume_line("eval.py", argv, folder)), replacing(folder):
+            conduct(config, folder, arguments.run)
 
 
 def check_page(path: Path, compared: list[str] | None) -> None:

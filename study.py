@@ -10,6 +10,7 @@ from configs.errors import ConfigError
 from experiments.command_line import guarded, parse
 from experiments.going_on import again, stoppable
 from experiments.launchers import settle
+from experiments.run_folder import alone_in
 from studies.plan import load_study, remove_runs
 
 
@@ -24,16 +25,17 @@ def main(argv: list[str] | None = None) -> None:
         print("\n---\n".join(map(dump, plan.runs.values())), end="")
         return
     settle(next(iter(plan.runs.values())).trainer)
-    if arguments.overwrite:
-        remove_runs(plan)
-    from studies.conduct import conduct
-    from studies.write import write
+    with alone_in(plan.folder, "this study"):
+        if arguments.overwrite:
+            remove_runs(plan)
+        from studies.conduct import conduct
+        from studies.write import write
 
-    way_on = lambda: f"Finished runs are kept. Go on with: {again('study.py', argv, drop=['--overwrite'])}"  # noqa: E731
-    with stoppable(way_on):
-        results, failed = conduct(plan)
-        if results:
-            write(plan, results, failed)
+        way_on = lambda: f"Finished runs are kept. Go on with: {again('study.py', argv, drop=['--overwrite'])}"  # noqa: E731
+        with stoppable(way_on):
+            results, failed = conduct(plan)
+            if results:
+                write(plan, results, failed)
 
 
 if __name__ == "__main__":

@@ -13,7 +13,7 @@ from experiments.command_line import guarded, parse
 from experiments.going_on import resume_line, stoppable
 from experiments.launchers import settle
 from experiments.resume import check_resumed
-from experiments.run_folder import choose_folder, replacing
+from experiments.run_folder import chosen_folder, replacing
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -26,13 +26,13 @@ def main(argv: list[str] | None = None) -> None:
         return
     check_folders(config)
     settle(config.trainer)
-    folder = choose_folder(config.runs_root, config.name, arguments.resume, arguments.overwrite)
-    if arguments.resume:
-        check_resumed(config, folder)
-    from experiments.seeds import conduct  # torch and Lightning, only now that the config is known to be right
+    with chosen_folder(config.runs_root, config.name, arguments.resume, arguments.overwrite) as folder:
+        if arguments.resume:
+            check_resumed(config, folder)
+        from experiments.seeds import conduct  # torch and Lightning, only now that the config is known to be right
 
-    with stoppable(lambda: resume_line("train.py", argv, folder)), replacing(folder):
-        conduct(config, folder)
+        with stoppable(lambda: resume_line("train.py", argv, folder)), replacing(folder):
+            conduct(config, folder)
 
 
 if __name__ == "__main__":

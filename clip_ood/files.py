@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import fcntl
 import os
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -11,6 +11,13 @@ from typing import BinaryIO
 from uuid import uuid4
 
 from clip_ood.stopping import whole_first
+
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None
+
+ABANDONED = 86400  # seconds without a word written: without locks nothing else tells what a killed run has left
 
 
 @contextmanager
@@ -33,7 +40,11 @@ def _written(path: Path) -> Iterator[BinaryIO]:
             yield file
             file.flush()
             os.fsync(file.fileno())
-            temporary.replace(path)
+            try:
+                temporary.replace(path)
+            except PermissionError:  # Windows renames no file that is open
+                file.close()
+                temporary.replace(path)
         sync_folder(path.parent)
     except OSError as error:
         if error.filename is None:
@@ -47,7 +58,7 @@ def _locked(path: Path) -> BinaryIO:
     """A new temporary file beside `path`, locked."""
     while True:
         file = path.with_name(f"{path.name}.{uuid4().hex}.tmp").open("wb")
-        with suppress(OSError):  # a file system without locks: then nobody removes it either
+        with suppress(OSError, AttributeError):  # a file system or system without locks: then nobody removes it either
             fcntl.flock(file, fcntl.LOCK_EX)
         if os.fstat(file.fileno()).st_nlink:  # not taken for an abandoned one before it was locked
             return file
@@ -55,18 +66,23 @@ def _locked(path: Path) -> BinaryIO:
 
 
 def sync_folder(folder: Path) -> None:
-    """Brings a folder's new names to the disk."""
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        with suppress(OSError):  # file systems that sync no folders
+    """Brings a folder's new names to the disk, where the system opens folders and the file system syncs them."""
+    with suppress(OSError):
+        descriptor = os.open(folder, os.O_RDONLY)
+        try:
             os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+        finally:
+            os.close(descriptor)
 
 
 def remove_abandoned(folder: Path) -> None:
     """Removes temporary files that no process holds any more."""
     for path in folder.glob("*.tmp"):
-        with suppress(OSError), path.open("rb+") as file:  # NFS locks what is open for writing alone
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            path.unlink()
+        with suppress(OSError):
+            if fcntl is None:
+                if time.time() - path.stat().st_mtime > ABANDONED:
+                    path.unlink()
+                continue
+            with path.open("rb+") as file:  # NFS locks what is open for writing alone
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                path.unlink()

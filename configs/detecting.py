@@ -5,10 +5,14 @@ from __future__ import annotations
 import argparse
 import os
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from itertools import count
 from pathlib import Path
 from typing import Any
 
+from clip_ood.locks import alone
+from clip_ood.ranks import is_first
 from clip_ood.streams import is_closed
 from configs.errors import ConfigError
 from configs.loading import override
@@ -138,6 +142,18 @@ def check(arguments: argparse.Namespace) -> None:
                 raise ConfigError(
                     f"{option}: {place} lies in {folder}, and would be judged the next time: take another place"
                 )
+
+
+@contextmanager
+def alone_at_file(arguments: argparse.Namespace) -> Iterator[None]:
+    """Keeps other calls from the file of --out or --export. Raises: InUse; ConfigError where another call has made it meanwhile."""
+    option, path = ("--out", arguments.out) if arguments.export is None else ("--export", arguments.export)
+    if path is None or not is_first():
+        yield
+        return
+    with alone(path, f"wait until it ends, or name another file, as {option} {_free(path)}"):
+        _check_new(option, path, arguments.overwrite)
+        yield
 
 
 def beside(out: Path) -> Path:

@@ -16,6 +16,7 @@ import time
 from importlib import import_module
 from pathlib import Path
 
+from clip_ood.locks import in_turn
 from demo.folders import written_whole
 from experiments.command_line import guarded
 
@@ -188,6 +189,12 @@ def main() -> None:
     trunk, pooler = arguments.trunk, arguments.pooler
     parts = ["demo_encoder", *([trunk] if trunk != "lite0" else []), *([pooler] if pooler != "mean" else [])]
     out = arguments.out or Path("data", "_".join(parts))
+    with in_turn(out):
+        make(out, trunk, pooler, parser)
+
+
+def make(out: Path, trunk: str, pooler: str, parser: argparse.ArgumentParser) -> None:
+    """Build the encoder unless it is there."""
     config = out / "open_clip_config.json"
     if (out / WEIGHTS).is_file() and config.is_file():
         config.write_text(

@@ -19,6 +19,7 @@ from pathlib import Path
 
 from PIL import Image
 
+from clip_ood.locks import in_turn
 from demo.debian import unpacked
 from demo.folders import written_whole
 from experiments.command_line import guarded
@@ -104,6 +105,12 @@ def main() -> None:
     parser = argparse.ArgumentParser(description="Build the demo's image folders.")
     parser.add_argument("out", nargs="?", type=Path, default=Path("data/demo"), help="default: %(default)s")
     out = parser.parse_args().out
+    with in_turn(out):
+        make(out, parser)
+
+
+def make(out: Path, parser: argparse.ArgumentParser) -> None:
+    """Build the folders unless they are there."""
     if out.exists():
         try:
             check_counts(out)

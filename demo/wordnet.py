@@ -11,6 +11,7 @@ import argparse
 import shutil
 from pathlib import Path
 
+from clip_ood.locks import in_turn
 from clip_ood.wordnet import ADJECTIVES, NOUNS, PLACES, SYNSETS, read_words
 from demo.debian import unpacked
 from demo.folders import written_whole
@@ -35,10 +36,11 @@ def main() -> None:
     parser.add_argument("out", nargs="?", type=Path, default=PLACES[0], help="default: %(default)s")
     out = parser.parse_args().out
     try:
-        if (out / NOUNS).is_file() and not (out / SYNSETS).is_file():  # of an earlier version
-            shutil.rmtree(out)
-        if not out.exists():
-            build(out)
+        with in_turn(out):
+            if (out / NOUNS).is_file() and not (out / SYNSETS).is_file():  # of an earlier version
+                shutil.rmtree(out)
+            if not out.exists():
+                build(out)
         words = read_words(out)
     except (RuntimeError, FileNotFoundError, ValueError) as error:
         parser.exit(1, f"{error}\n")

@@ -10,6 +10,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from clip_ood.locks import in_turn
 from clip_ood.markdown import markdown_table
 from clip_ood.metrics.ood import MEAN
 from clip_ood.metrics.paired import Line
@@ -63,9 +64,15 @@ def print_comparison(comparison: Comparison, console: Console | None = None) -> 
 
 def write_comparison(comparison: Comparison) -> list[Path]:
     """Markdown and CSV beside the first run: compare-A-B….md, .csv."""
-    runs, lines = comparison.runs, comparison.lines
+    runs = comparison.runs
     name = short("compare-" + "-".join(run.title.replace(":", "_") for run in runs))
     stem = runs[0].folder.parent / name
+    with in_turn(stem):
+        return _write(comparison, stem)
+
+
+def _write(comparison: Comparison, stem: Path) -> list[Path]:
+    runs, lines, name = comparison.runs, comparison.lines, stem.name
     header = ["detector", "OOD set", *_titles(runs)]
     rows = [[line.detector, line.ood, *_starred(line, len(runs))] for line in lines]
     said = [_caption(comparison), *comparison.remarks]
@@ -97,7 +104,8 @@ def show(specs: list[str], page: Path | None = None) -> None:
     written = write_comparison(comparison)
     if page is not None:
         sides = [Side(run.title, run.folder, run.results) for run in comparison.runs]
-        written.append(write_compare_page(page, sides, comparison.lines, comparison.over, comparison.remarks))
+        with in_turn(page):
+            written.append(write_compare_page(page, sides, comparison.lines, comparison.over, comparison.remarks))
     print("Written: " + ", ".join(map(str, written)))
     if page is None:
         html = ["--html", str(comparison.runs[0].folder.parent / "comparison.html")]

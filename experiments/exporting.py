@@ -7,15 +7,20 @@ from pathlib import Path
 from clip_ood.calibration import needed
 from clip_ood.export import export, format_of
 from clip_ood.judging.save import add_encoder
-from clip_ood.judging.saved import SavedDetector
+from clip_ood.judging.saved import SavedDetector, find_folder
+from clip_ood.locks import alone
 from clip_ood.outputs import Reference
 from clip_ood.predictions import CALLED, HEAD, TEXT
+from experiments.run_folder import CONFIG
 
 
 def add_encoder_to(run: Path, encoder: str | None, allow_download: bool = False) -> None:
     """Lets the encoder's weights lie in the run's detector folder, and says so."""
-    saved = SavedDetector(run)
-    what = "holds its encoder now" if add_encoder(saved, encoder, allow_download) else "held its encoder already"
+    folder = find_folder(run)
+    whole = folder.parent if (folder.parent / CONFIG).is_file() else folder
+    with alone(whole, "wait until it ends"):
+        saved = SavedDetector(run)
+        what = "holds its encoder now" if add_encoder(saved, encoder, allow_download) else "held its encoder already"
     print(f"{saved.folder} {what}: it needs nothing else")
     print(
         f"Next: copy {saved.folder} to another machine, where python detect.py --run {saved.folder.name} photos/ judges by it"

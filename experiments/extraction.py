@@ -5,8 +5,11 @@ from __future__ import annotations
 import csv
 import time
 import warnings
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from lightning.pytorch import Trainer
@@ -15,20 +18,34 @@ from rich.console import Console
 from callbacks.feature_writer import FeatureWriter
 from clip_ood.backbones.create import create_backbone
 from clip_ood.backbones.fingerprint import fingerprint
-from clip_ood.features.store import FeatureStore, TextEmbeddings
+from clip_ood.features.known_files import FILES
+from clip_ood.features.store import FeatureStore, TextEmbeddings, folder_of
 from clip_ood.features.stored_set import Features, StoredSet
+from clip_ood.locks import sharing
 from clip_ood.prompts import Phrases, fill
 from clip_ood.unreadable import Tolerance, TooManyUnreadable, first_of
 from configs.schema import BackboneConfig, Config
 from datamodules.benchmark import Benchmark
 from datamodules.extraction import ExtractionData
 from experiments.negatives import choose, pools, word_sets
-from experiments.run_folder import UNREADABLE
+from experiments.run_folder import UNREADABLE, is_follower
 from lightning_modules.feature_extractor import FeatureExtractor
 
 VISIBLE_AFTER = 60  # seconds, on any file system that is used for runs of several nodes
 
 warnings.filterwarnings("ignore", message="Total length of .* across ranks is zero")  # nothing is missing
+
+
+@contextmanager
+def using_features(config: Config) -> Iterator[None]:
+    """Meanwhile nobody removes what is stored of the config's encoders (`python -m clip_ood.features remove`)."""
+    encoders = [each for each in (config.backbone, config.backbone.text_spec) if each is not None]
+    root = config.features_root
+    with ExitStack() as using:
+        if not is_follower():
+            for place in {root / FILES, *(folder_of(root, _fingerprint(config, each)) for each in encoders)}:
+                using.enter_context(sharing(place))
+        yield
 
 
 def load_features(
@@ -80,7 +97,11 @@ def load_features(
 
 
 def _store(config: Config, encoder: BackboneConfig) -> FeatureStore:
-    return FeatureStore(config.features_root, fingerprint(encoder, config.features_root / "hashes.json"))
+    return FeatureStore(config.features_root, _fingerprint(config, encoder))
+
+
+def _fingerprint(config: Config, encoder: BackboneConfig) -> dict[str, Any]:
+    return fingerprint(encoder, config.features_root / "hashes.json")
 
 
 def _extract(

@@ -35,7 +35,7 @@ from datamodules.feature_data import FeatureData
 from experiments.board import describe
 from experiments.cautions import shared_by_sets, too_few_to_calibrate
 from experiments.checkpoints import WholeCheckpoints, check_checkpoint
-from experiments.extraction import load_features
+from experiments.extraction import load_features, using_features
 from experiments.models import build, check_detectors, check_method
 from experiments.quiet import hush
 from experiments.resume import (
@@ -77,7 +77,8 @@ def run(config: Config, folder: Path, checkpoint: Path | None = None) -> dict[st
     with started(folder, dump(config)):
         if not is_follower():
             record_images(folder, benchmark)
-        return _run(config, folder, checkpoint, benchmark)
+        with using_features(config):
+            return _run(config, folder, checkpoint, benchmark)
 
 
 def _run(config: Config, folder: Path, checkpoint: Path | None, benchmark: Benchmark) -> dict[str, Any]:

@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import fcntl
 import json
-import os
 import shutil
-import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
 from clip_ood.files import written_whole
+from clip_ood.locks import alone
 from clip_ood.naming import folder_fault, one_text
 from clip_ood.ranks import is_first
 from configs.errors import ConfigError
@@ -22,11 +20,22 @@ IMAGES = "images.json"  # the images that it trains on and scores
 CONTENTS = "contents.json"  # what stands for their contents, and for the encoder
 FINISHED = "results.json"
 UNREADABLE = "unreadable.csv"  # the images that were left out
-PATIENCE = 8.0  # seconds that the workers of a killed process may take to end
 
 
-class InUse(ConfigError):
-    """A run's folder that another process is writing to."""
+@contextmanager
+def chosen_folder(root: Path, name: str, resume: bool = False, overwrite: bool = False) -> Iterator[Path]:
+    """As `choose_folder`, with all other runs kept out of the folder from before it is chosen. Raises: InUse."""
+    if is_follower():
+        yield choose_folder(root, name, resume, overwrite)
+        return
+    _check_choice(root, name, resume, overwrite)
+    folder = root / name
+    while True:
+        with alone_in(folder):
+            if (free := _free(root, name, overwrite)) == folder:
+                yield choose_folder(root, name, resume, overwrite)
+                return
+        folder = free
 
 
 def choose_folder(root: Path, name: str, resume: bool = False, overwrite: bool = False) -> Path:
@@ -36,13 +45,7 @@ def choose_folder(root: Path, name: str, resume: bool = False, overwrite: bool =
     it is to be resumed or overwritten, for `resume` without one, for both at once, and for a name that some systems take for
     another one's.
     """
-    check_name(name)
-    check_twin(root / name)
-    if resume and overwrite:
-        raise ConfigError("--resume goes on with a run and --overwrite starts it anew: give one of them")
-    if not is_follower() and (root / name / CONFIG).is_file():
-        with alone_in(root / name):
-            pass
+    _check_choice(root, name, resume, overwrite)
     if overwrite and not is_follower() and (root / name / CONFIG).is_file():
         aside = _aside(root / name)
         if aside.is_dir() and not (root / name / FINISHED).is_file():  # one that was killed while it replaced another
@@ -50,10 +53,7 @@ def choose_folder(root: Path, name: str, resume: bool = False, overwrite: bool =
         else:
             shutil.rmtree(aside, ignore_errors=True)
             (root / name).rename(aside)
-    folder, number = root / name, 1
-    while not overwrite and (folder / FINISHED).is_file():
-        number += 1
-        folder = root / f"{name}-{number}"
+    folder = _free(root, name, overwrite)
     check_twin(folder)
     if is_follower():
         return folder  # as the first process chooses, which alone writes
@@ -63,13 +63,35 @@ def choose_folder(root: Path, name: str, resume: bool = False, overwrite: bool =
                 f"{folder} holds an unfinished run. Add --resume to go on with it, or --overwrite to start anew."
             )
     elif resume:
-        raise ConfigError(f"There is no unfinished run {root / name} to resume. Leave --resume out to start one.")
-    if number > 1:
+        raise _nothing_to_resume(root / name)
+    if folder != root / name:
         print(
             f"{root / name} holds a finished run, which is kept: this one goes to {folder}. (--overwrite replaces it.)"
         )
     folder.mkdir(parents=True, exist_ok=True)
     return folder
+
+
+def _check_choice(root: Path, name: str, resume: bool, overwrite: bool) -> None:
+    check_name(name)
+    check_twin(root / name)
+    if resume and overwrite:
+        raise ConfigError("--resume goes on with a run and --overwrite starts it anew: give one of them")
+    if resume and not root.is_dir():
+        raise _nothing_to_resume(root / name)
+
+
+def _free(root: Path, name: str, overwrite: bool) -> Path:
+    """The folder of that name, or the first with a number, that holds no finished run."""
+    folder, number = root / name, 1
+    while not overwrite and (folder / FINISHED).is_file():
+        number += 1
+        folder = root / f"{name}-{number}"
+    return folder
+
+
+def _nothing_to_resume(folder: Path) -> ConfigError:
+    return ConfigError(f"There is no unfinished run {folder} to resume. Leave --resume out to start one.")
 
 
 def check_name(name: str, key: str = "name") -> None:
@@ -97,8 +119,6 @@ def replacing(folder: Path) -> Iterator[None]:
     aside = _aside(folder)
     try:
         yield
-    except InUse:
-        raise  # what lies there is of the other process
     except BaseException:
         if aside.is_dir() and not is_follower():
             if not _worth_keeping(folder):
@@ -160,31 +180,16 @@ def started(folder: Path, config: str) -> Iterator[None]:
             raise
 
 
-@contextmanager
-def alone_in(folder: Path) -> Iterator[None]:
-    """Keeps other processes out of a run's folder, where the file system has locks. Raises: InUse where one is at it."""
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        _lock(descriptor, folder)
-        yield
-    finally:
-        os.close(descriptor)
-
-
-def _lock(descriptor: int, folder: Path) -> None:
-    until = time.monotonic() + PATIENCE
-    while True:
-        try:
-            return fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            if time.monotonic() > until:
-                raise InUse(
-                    f"{folder} is being written by another process: wait until it ends, or give this run another --name. If a launcher "
-                    "has started several processes for one run, let trainer.devices be their number"
-                ) from None
-        except OSError:  # a file system without locks
-            return None
-        time.sleep(0.2)
+def alone_in(folder: Path, what: str = "this run") -> AbstractContextManager[None]:
+    """Keeps other processes out of a folder that is written by the first of those of one run, or study. Raises: InUse where one is at
+    it."""
+    if is_follower():
+        return nullcontext()
+    return alone(
+        folder,
+        f"wait until it ends, or give {what} another --name. If a launcher has started several processes for one run, let "
+        "trainer.devices be their number",
+    )
 
 
 def read_results(folder: Path) -> dict[str, Any]:

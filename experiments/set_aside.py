@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import filecmp
 import shutil
+import sys
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
+from clip_ood.locks import in_turn
 from datamodules.inputs import Source
 from datamodules.shards import Member
 
@@ -21,10 +23,14 @@ class Aside:
     def take(self, inside: str, file: str, member: list | None) -> None:
         """Copies an image (or links it, unless it lies in a shard) to `folder`/`inside`; another image of that name gets a number.
 
-        Raises: OSError where it cannot be read or written.
+        Other calls may put theirs into the same folder. Raises: OSError where it cannot be read or written.
         """
         parts = [part for part in PurePosixPath(inside).parts if part not in ("/", "..", ".")]
         source = Source("", inside, Path(file), None if member is None else Member(*member))
+        with in_turn(self.folder, lambda line: print(line, file=sys.stderr)):
+            self._put(source, parts)
+
+    def _put(self, source: Source, parts: list[str]) -> None:
         target, number = self.folder.joinpath(*parts), 1
         while target.is_symlink() or target.exists():
             if _is_it(target, source):
@@ -32,14 +38,15 @@ class Aside:
             number += 1
             target = self.folder.joinpath(*parts[:-1], f"{Path(parts[-1]).stem}-{number}{Path(parts[-1]).suffix}")
         target.parent.mkdir(parents=True, exist_ok=True)
-        if source.member is not None:
-            target.write_bytes(source.content())
-        elif self.link:
+        if self.link and source.member is None:
             target.symlink_to(source.file.resolve())
-        else:
-            partial = target.with_name(f".{target.name}.part")
+            return
+        partial = target.with_name(f".{target.name}.part")
+        if source.member is None:
             shutil.copyfile(source.file, partial)
-            partial.replace(target)
+        else:
+            partial.write_bytes(source.content())
+        partial.replace(target)
 
 
 def _is_it(target: Path, source: Source) -> bool:

@@ -123,4 +123,7 @@ def _link(page: Path, folder: Path) -> str | None:
     report = folder / REPORT
     if not report.is_file():
         return None
-    return quote(Path(os.path.relpath(report.resolve(), page.resolve().parent)).as_posix())
+    try:
+        return quote(Path(os.path.relpath(report.resolve(), page.resolve().parent)).as_posix())
+    except ValueError:  # on another drive
+        return report.resolve().as_uri()

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from clip_ood.backbones.names import BackboneSpec
+from clip_ood.locks import in_turn
 from clip_ood.ranks import is_first
 
 CONFIG = "open_clip_config.json"
@@ -48,7 +49,8 @@ class Remote:
         if self.url and download:  # what is there already is compared with the hash in its address
             from open_clip.pretrained import download_pretrained_from_url
 
-            return Path(download_pretrained_from_url(self.url, str(self.cache)))
+            with in_turn(self.cache / self.url.rpartition("/")[2]):  # the hub's client has locks of its own
+                return Path(download_pretrained_from_url(self.url, str(self.cache)))
         if cached := self.cached():
             return cached
         if not download:

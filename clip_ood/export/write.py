@@ -74,12 +74,13 @@ def export(
         kept = {name: detectors[name] for name in scores}
         differences = compare(run, ScoringGraph(backbone, reference, scores), kept)
         files = [each.replace(path.parent / each.name) for each in sorted(written.parent.glob(f"{path.name}*"))]
-    if resize_of(backbone.transform, backbone.preprocessing) is None:
-        notes.append(
-            f"its encoder resizes in a way that no {PIXELS} does: see `transform` in what the file says of itself"
-        )
-    else:
-        files.append(Path(copyfile(reading.__file__, path.parent / PIXELS)))
+        if resize_of(backbone.transform, backbone.preprocessing) is None:
+            notes.append(
+                f"its encoder resizes in a way that no {PIXELS} does: see `transform` in what the file says of itself"
+            )
+        else:
+            copy = Path(copyfile(reading.__file__, written.with_name(PIXELS)))
+            files.append(copy.replace(path.parent / PIXELS))
     return Exported(tuple(files), tuple(scores), (*omitted, *faults), differences, tuple(notes))
 
 

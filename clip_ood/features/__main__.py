@@ -15,7 +15,7 @@ import json
 import shutil
 import sys
 import time
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,6 +24,7 @@ from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 
+from clip_ood.locks import InUse, alone
 from clip_ood.streams import usable_streams
 
 DAY = 86400  # seconds
@@ -118,23 +119,32 @@ def check(root: Path, repair: bool) -> int:
 
 
 def remove(root: Path, chosen: list[Stored], dry: bool) -> None:
-    """Removes the folders of encoders, or says which they would be."""
+    """Removes the folders of encoders, or says which they would be. Raises: InUse for those that runs work with, once all others are
+    gone."""
+    used = []
     for each in chosen:
-        print(f"{'would remove' if dry else 'removing'} {each.folder} ({each.title}, {readable(each.size)})")
-        if not dry:
-            shutil.rmtree(each.folder)
+        try:
+            with nullcontext() if dry else alone(each.folder, "wait until it ends; its features are kept"):
+                print(f"{'would remove' if dry else 'removing'} {each.folder} ({each.title}, {readable(each.size)})")
+                if not dry and each.folder.is_dir():  # else another call was faster
+                    shutil.rmtree(each.folder)
+        except InUse as error:
+            used.append(str(error))
+    if used:
+        raise InUse("\n".join(used))
     if not chosen:
         print(f"There are no such encoders in {root}.")
 
 
 def remove_files(root: Path, dry: bool) -> None:
-    """Removes what files were found to hold, or says how much that is; no features go."""
-    print(
-        f"{'would remove' if dry else 'removing'} {root / FILES} ({readable(size_of(root / FILES))}): the next run reads its files once"
-    )
-    if not dry:
-        shutil.rmtree(root / FILES, ignore_errors=True)
-        (root / "hashes.json").unlink(missing_ok=True)
+    """Removes what files were found to hold, or says how much that is; no features go. Raises: InUse where a run works with it."""
+    with nullcontext() if dry else alone(root / FILES, "wait until it ends"):
+        print(
+            f"{'would remove' if dry else 'removing'} {root / FILES} ({readable(size_of(root / FILES))}): the next run reads its files once"
+        )
+        if not dry:
+            shutil.rmtree(root / FILES, ignore_errors=True)
+            (root / "hashes.json").unlink(missing_ok=True)
 
 
 def choose(known: list[Stored], numbers: list[str], old: bool, unused_for: float | None) -> list[Stored]:
@@ -205,15 +215,14 @@ def main(argv: list[str] | None = None) -> None:
         by_encoder = given.numbers or given.old or given.unused_for is not None
         if not (by_encoder or given.files):
             removing.error("name encoders by their number (see list), or --old, --unused-for DAYS or --files")
-        if given.files:
-            remove_files(given.root, given.dry_run)
-        if not by_encoder:
-            return
         try:
-            chosen = choose(encoders(given.root), given.numbers, given.old, given.unused_for)
+            if given.files:
+                remove_files(given.root, given.dry_run)
+            if by_encoder:
+                chosen = choose(encoders(given.root), given.numbers, given.old, given.unused_for)
+                remove(given.root, chosen, given.dry_run)
         except ValueError as error:
             sys.exit(f"error: {error}")
-        remove(given.root, chosen, given.dry_run)
 
 
 if __name__ == "__main__":

@@ -12,6 +12,7 @@ from clip_ood.cache import cache
 from clip_ood.features.entries import Entries
 from clip_ood.features.segment import StoreError
 
+FILES = "files"  # the folder under a root
 FACTOR = 8  # times the entries of a large segment: an entry has 40 bytes
 
 
@@ -22,7 +23,7 @@ class KnownFiles:
     """
 
     def __init__(self, root: Path) -> None:
-        self.places = [Entries(folder, factor=FACTOR) for folder in (cache() / "files", root / "files")]
+        self.places = [Entries(folder, factor=FACTOR) for folder in (cache() / FILES, root / FILES)]
         self._told = False
 
     def refresh(self) -> None:

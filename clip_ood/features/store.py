@@ -49,6 +49,11 @@ class TextEmbeddings:
     negatives: dict[str, NegativeLabels] = field(default_factory=dict)
 
 
+def folder_of(root: Path, fingerprint: dict[str, Any]) -> Path:
+    """Where all that is stored of an encoder lies."""
+    return root / digest([FORMAT, fingerprint])
+
+
 class FeatureStore:
     """All that is stored of one encoder under a root folder.
 
@@ -57,7 +62,7 @@ class FeatureStore:
 
     def __init__(self, root: Path, fingerprint: dict[str, Any]) -> None:
         self.root, self.fingerprint = Path(root), fingerprint
-        self.folder = self.root / digest([FORMAT, fingerprint])
+        self.folder = folder_of(self.root, fingerprint)
         self.dtype = torch.float32 if fingerprint["precision"] == "fp32" else torch.float16
         self.images, self.texts = Entries(self.folder / "images"), Entries(self.folder / "texts")
 

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from filelock import FileLock
 from rich.filesize import decimal
 from rich.progress import BarColumn, DownloadColumn, Progress, TimeRemainingColumn, TransferSpeedColumn
 
+from clip_ood.locks import in_turn
 from configs.errors import ConfigError
 from datamodules.catalog.download import download
 from datamodules.catalog.entries import Entry, File
@@ -25,10 +25,9 @@ def get(entry: Entry, root: Path) -> None:
         raise ConfigError(f"{entry.name} is not downloaded from here ({entry.licence}; {entry.source}). {entry.how}")
     print(f"{entry.name}: {entry.about}. Licence: {entry.licence}. {entry.source}")
     root.mkdir(parents=True, exist_ok=True)
-    for file in entry.files:
-        with FileLock(root / f"{file.name}.lock"):  # two calls would write the same file
+    with in_turn(root / entry.name):
+        for file in entry.files:
             _get_file(file, root)
-        (root / f"{file.name}.lock").unlink(missing_ok=True)
     found = [look(entry, split, root) for split in entry.splits]
     if wrong := next((state for state in found if state.found is not None and not state.whole), None):
         raise ConfigError(
