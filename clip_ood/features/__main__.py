@@ -25,6 +25,7 @@ from rich.console import Console
 from rich.table import Table
 
 from clip_ood.streams import usable_streams
+from clip_ood.watch import watched
 
 DAY = 86400  # seconds
 KINDS = {"images": ["valid"], "texts": ["embeddings", "valid"]}  # of an encoder's entries: arrays of which each has one
@@ -217,5 +218,5 @@ def main(argv: list[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    with usable_streams():
+    with usable_streams(), watched(None):
         main()
