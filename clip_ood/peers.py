@@ -27,8 +27,8 @@ class Peers:
     def found(cls, here: int) -> Peers | None:
         """None before torch.distributed has found them, and in a run of no more processes than the `here` that know of each other."""
         dist = sys.modules.get("torch.distributed")
-        met = dist is not None and dist.is_available() and dist.is_initialized() and dist.get_world_size() > here
-        return cls() if met else None
+        met = getattr(dist, "is_initialized", None)  # absent while it is being imported
+        return cls() if met is not None and met() and dist.get_world_size() > here else None
 
     def ended(self) -> int | None:
         """The exit status with which another process ends before its time, once it says so."""

@@ -6,6 +6,7 @@ A file that is being written becomes whole first; then every process of the run 
 from __future__ import annotations
 
 import os
+import shlex
 import signal
 import sys
 import threading
@@ -35,7 +36,7 @@ class Ending:
     writing: int = 0
     answered: bool = False
     told: bool = False
-    way_on: Callable[[], str] = field(default=lambda: "")
+    way_on: Callable[[], str] = field(default=lambda: _start_again())
 
     def ask(self, status: int, why: str) -> None:
         """Asks for the end; the first that asks says how."""
@@ -56,6 +57,11 @@ class Ending:
         self.told = True
         with suppress(OSError, ValueError):  # the terminal was closed
             print(f"\n{self.why} {self.way_on()}".rstrip(), file=sys.stderr, flush=True)
+
+
+def _start_again() -> str:
+    """The way on of commands that keep what is whole, and nothing else."""
+    return f"Nothing is left half-written. Start again with: {shlex.join(['python', *sys.orig_argv[1:]])}"
 
 
 ending = Ending()

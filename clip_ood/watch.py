@@ -140,7 +140,7 @@ class Watch:
 
 @contextmanager
 def watched(parent: int | None) -> Iterator[Watch]:
-    """Around a command. However it ends, the processes that it has started end before it."""
+    """Around a command: says why it is stopped, if it is; however it ends, the processes that it has started end before it."""
     with heeded() as taken:
         watch = Watch(taken, parent)
         _watches.append(watch)
@@ -150,6 +150,8 @@ def watched(parent: int | None) -> Iterator[Watch]:
             ending.answered = True  # all is done: nothing ends it any more
         finally:
             error = sys.exc_info()[1]
+            if isinstance(error, Stopped):
+                ending.tell()
             watch.end_ranks(at_once=isinstance(error, Stopped) or not isinstance(error, SystemExit | NoneType))
             watch.end()
             _watches.remove(watch)

@@ -34,11 +34,7 @@ def stoppable(way_on: Callable[[], str]) -> Iterator[None]:
 
 @contextmanager
 def ended_early() -> Iterator[None]:
-    """Around a command: what asked for its end says so in one line, whatever error the end of another process looks like here.
-
-    Raises: Stopped for such an end.
-    """
-    ending.way_on = _start_again
+    """Around a command. Raises: Stopped where something asked for its end, whatever error that looks like here."""
     try:
         yield
     except BaseException as error:
@@ -46,14 +42,7 @@ def ended_early() -> Iterator[None]:
             ending.ask(FAILED, f"error: {why}")
         if ending.status is None:
             raise
-        ending.tell()
         raise Stopped(ending.status) from None
-
-
-def _start_again() -> str:
-    """Of commands that keep nothing but what is whole."""
-    given = sys.orig_argv[1:] if sys.argv and sys.orig_argv[1:] else sys.argv
-    return f"Nothing is left half-written. Start again with: {shlex.join(['python', *given])}"
 
 
 def resume_line(script: str, argv: list[str] | None, folder: Path) -> str:
@@ -73,7 +62,7 @@ def again(script: str, argv: list[str] | None, add: Iterable[str] = (), drop: It
     "python train.py --config 'a b.yaml' --resume"
     """
     given = [each for each in (sys.argv[1:] if argv is None else argv) if each not in drop]
-    return shlex.join(["python", script, *given, *(each for each in add if each not in given)])
+    return shlex.join(["python", *script.split(), *given, *(each for each in add if each not in given)])
 
 
 def next_step(command: Iterable[str], what: str) -> str:

@@ -176,7 +176,8 @@ def test_a_real_ctrl_c_leaves_no_traceback(root):
         finally:
             process.kill()
     assert process.returncode == 130 and "Traceback" not in said
-    assert said.splitlines()[-1] == f"Stopped. Go on with: python train.py --config {config} --resume"
+    kept = "Features and whole epochs are kept, and an epoch that was begun is trained again."
+    assert said.splitlines()[-1] == f"Stopped. {kept} Go on with: python train.py --config {config} --resume"
 
 
 def test_runs_and_comparisons_name_what_can_be_done_next(root, capsys):

@@ -26,6 +26,7 @@ from rich.table import Table
 
 from clip_ood.locks import InUse, alone
 from clip_ood.streams import usable_streams
+from clip_ood.watch import watched
 
 DAY = 86400  # seconds
 KINDS = {"images": ["valid"], "texts": ["embeddings", "valid"]}  # of an encoder's entries: arrays of which each has one
@@ -226,5 +227,5 @@ def main(argv: list[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    with usable_streams():
+    with usable_streams(), watched(None):
         main()

@@ -15,6 +15,7 @@ from datamodules.catalog.entries import entry
 from datamodules.catalog.get import get
 from datamodules.catalog.state import advice, states, table
 from experiments.command_line import guarded
+from experiments.going_on import again, stoppable
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -27,8 +28,10 @@ def main(argv: list[str] | None = None) -> None:
     arguments = parser.parse_args(argv)
     root = arguments.root.expanduser()
     if arguments.command == "get":
-        for wanted in [entry(name) for name in arguments.names]:
-            get(wanted, root)
+        chosen = [entry(name) for name in arguments.names]
+        with stoppable(lambda: f"What was downloaded is kept. Go on with: {again('-m datamodules.catalog', argv)}"):
+            for wanted in chosen:
+                get(wanted, root)
         print(f"Next: name a set in a config, as --data.ood='{{mine: {{catalog: {wanted.name}}}}}' --data.root={root}")
         return
     console = Console()
