@@ -11,16 +11,18 @@ from __future__ import annotations
 import multiprocessing
 import os
 import shlex
+import shutil
 import signal
 import sys
+import tempfile
 from importlib import import_module
 from pathlib import Path
 
 PROJECT = Path(__file__).parents[1]
 MODULES = ("fcntl", "resource", "pwd", "grp", "termios", "posix_ipc")
-CALLS = "fork forkpty getuid geteuid getgid getpgid setsid killpg mkfifo statvfs sched_getaffinity getloadavg uname posix_fadvise"
+CALLS = "fork forkpty getuid geteuid getgid getpgid setsid killpg mkfifo statvfs sched_getaffinity posix_fadvise"
 FLAGS = "O_DIRECTORY O_NOFOLLOW O_SYNC O_DIRECT O_TMPFILE"
-SIGNALS = "SIGUSR1 SIGUSR2 SIGHUP SIGKILL SIGQUIT SIGALRM SIGCHLD SIGPIPE SIGCONT SIGSTOP SIGTSTP"
+SIGNALS = "SIGUSR1 SIGUSR2 SIGHUP SIGKILL SIGQUIT SIGALRM SIGPIPE SIGCONT SIGSTOP SIGTSTP"
 
 
 def take_away(folder: str) -> None:
@@ -29,6 +31,9 @@ def take_away(folder: str) -> None:
         for name in names.split():
             if hasattr(module, name):
                 delattr(module, name)
+
+    windows = {signal.SIGINT, signal.SIGTERM, signal.SIGABRT, signal.SIGFPE, signal.SIGILL, signal.SIGSEGV}
+    signal.valid_signals = lambda: windows
 
     def refused(call, *positions):
         """`call`, which fails where one of the arguments at these positions is open in this process."""
@@ -50,6 +55,7 @@ def take_away(folder: str) -> None:
     def linked(*arguments, **more):
         raise OSError(1314, "A required privilege is not held by the client")
 
+    tempfile.TemporaryFile, shutil._use_fd_functions = tempfile.NamedTemporaryFile, False  # as there
     os.open, os.symlink, os.link = opened, linked, linked
     os.replace, os.rename = refused(os.replace, 0, 1), refused(os.rename, 0, 1)
     os.unlink, os.remove = refused(os.unlink, 0), refused(os.remove, 0)
@@ -73,6 +79,8 @@ take_away(FOLDER)  # in processes that are spawned, too
 if __name__ == "__main__":
     sys.path[:0] = [str(PROJECT), str(PROJECT / "tests")]
     multiprocessing.set_start_method("spawn")
+    signals = import_module("lightning.pytorch.trainer.connectors.signal_connector")
+    signals._IS_WINDOWS = True  # as it finds out by itself there
     for line in sys.stdin:
         script, *arguments = shlex.split(line)
         print(f"{script}: ", end="", flush=True)
