@@ -1,5 +1,6 @@
 # make demo   photographs to an OOD table, and a folder of new ones judged, set-up included
 # make test   all tests, set-up included
+# make faults   kills, full disks, signals, damaged files: everything that is tried, with counts
 # make demo-studies   the six studies on the demo, tables and figures in runs/studies
 PYTHON ?= python3
 PY := .venv/bin/python
@@ -7,7 +8,7 @@ INSTALLED := .venv/.installed
 
 STUDIES := main_table accuracy prompts shift confidence few_shot
 
-.PHONY: demo test browser lint bench demo-studies
+.PHONY: demo test faults browser lint bench demo-studies
 
 demo: $(INSTALLED) data/demo/.made data/demo_encoder/.made data/wordnet/.made
 	$(PY) train.py --config demo.yaml $(DEMO_FLAGS)
@@ -17,6 +18,10 @@ demo: $(INSTALLED) data/demo/.made data/demo_encoder/.made data/wordnet/.made
 
 test: $(INSTALLED) data/demo_encoder/.made browser
 	OMP_NUM_THREADS=1 $(PY) -m pytest -n 2
+
+# `make faults FAULTS="kills signals"` tries some kinds alone.
+faults: $(INSTALLED)
+	PYTHONPATH=.:tests $(PY) -m faults $(FAULTS)
 
 # Opens reports in tests, which are skipped where it cannot be had.
 browser:
