@@ -6,8 +6,9 @@ import os
 import tarfile
 from collections.abc import Iterator
 from pathlib import Path
-from stat import S_ISREG
 from typing import BinaryIO
+
+from clip_ood.regular_file import special
 
 BLOCK = tarfile.BLOCKSIZE
 LONGEST_READ = (
@@ -42,9 +43,9 @@ class Bounded:
 
 
 def opened(path: Path) -> BinaryIO:
-    """A tar file to read. Raises: DamagedArchive for what is no regular file (a pipe would keep us waiting), OSError."""
-    if not S_ISREG(path.stat().st_mode):
-        raise DamagedArchive("it is no regular file")
+    """A tar file to read. Raises: DamagedArchive for what is no file (a pipe would keep us waiting), OSError."""
+    if (kind := special(path)) is not None:
+        raise DamagedArchive(f"it is {kind}, and no file")
     return path.open("rb")
 
 
