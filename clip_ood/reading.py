@@ -71,7 +71,7 @@ def read_image(path: Path) -> Image.Image:
     Raises: UnreadableImage for what is not a whole image, OSError for a file that cannot be had (gone, not permitted) or that is
     none (a pipe would keep us waiting).
     """
-    if not S_ISREG(path.stat().st_mode):
+    if not path.is_dir() and not S_ISREG(path.stat().st_mode):
         raise OSError(EINVAL, "it is no file that can be read to its end", str(path))
     with path.open("rb") as file:
         return decode(file)

@@ -124,6 +124,8 @@ def _between_nuls(file: io.BufferedReader) -> Iterator[str]:
         *names, rest = (rest + block).split(b"\0")
         if len(rest) > LONGEST_NAME:
             raise NotText(TOO_LONG)
+        if len(block) > 1 and not any(names):  # as of a file with holes; find gives no empty name
+            raise NotText("nothing but NUL bytes stands where names were expected")
         yield from map(_decoded, names)
     if rest:
         yield _decoded(rest)

@@ -12,7 +12,6 @@ from pydantic import Field, model_validator
 from configs.section import Decay, Fraction, Positive, Rate, Section
 from configs.yaml_text import says_none
 
-
 MOST_HEADS = 10_000  # of a sweep
 
 
