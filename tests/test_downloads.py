@@ -33,8 +33,6 @@ MD5 = hashlib.md5(CONTENT).hexdigest()
 PUBLISHED = Checksum("md5", MD5)
 
 
-
-
 @pytest.fixture
 def server(monkeypatch):
     monkeypatch.setattr(downloads, "BLOCK", 1000)

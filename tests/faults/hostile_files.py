@@ -94,7 +94,11 @@ def _stranger(make: Callable[[Path], None], folder: Path) -> list[str]:
     """A sealed detector folder whose encoder is no file."""
     shutil.copytree(lab.shared() / "runs" / "finished" / "detector", folder / "detector")
     manifest = json.loads((folder / "detector" / "detector.json").read_text())
-    manifest["encoder"]["spec"] |= {"library": "timm", "model": "vit_tiny_patch16_224", "pretrained": str(folder / "x.pt")}
+    manifest["encoder"]["spec"] |= {
+        "library": "timm",
+        "model": "vit_tiny_patch16_224",
+        "pretrained": str(folder / "x.pt"),
+    }
     (folder / "detector" / "detector.json").write_text(json.dumps(sealed(manifest)))
     _put(make, folder / "x.pt")
     return ["detect.py", "--run", f"{folder}/detector", f"{lab.shared()}/data/near"]
