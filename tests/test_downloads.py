@@ -411,3 +411,20 @@ def test_a_page_never_becomes_the_weights(checkpoint, tmp_path):
     with pytest.raises(DownloadError, match="it is a web page, and no checkpoint of torch"):
         weights(checkpoint, tmp_path / "cache", "vit.pt").fetch(True)
     assert list((tmp_path / "cache").iterdir()) == []
+
+
+def test_a_damaged_archive_does_not_stand_in_the_way_of_a_whole_one(unpublished, photos, tmp_path):
+    whole, photos.content = photos.content, photos.content[:-10]
+    with pytest.raises(ValueError, match=r"set\.bin\.tar\.gz is damaged .*It was removed: get it again"):
+        get(unpublished, tmp_path / "data")
+    photos.content = whole
+    get(unpublished, tmp_path / "data")
+    assert len(list((tmp_path / "data" / "photos").iterdir())) == 3
+
+
+def test_a_damaged_archive_of_ones_own_is_left_as_it_is(unpublished, photos, tmp_path):
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data" / "set.bin.tar.gz").write_bytes(photos.content[:-10])
+    with pytest.raises(ValueError, match="Remove it, and get it again"):
+        get(unpublished, tmp_path / "data")
+    assert (tmp_path / "data" / "set.bin.tar.gz").is_file()

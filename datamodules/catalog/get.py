@@ -15,14 +15,14 @@ from clip_ood.unreadable import printable
 from configs.errors import ConfigError
 from datamodules.catalog.entries import Entry, File
 from datamodules.catalog.state import look
-from datamodules.catalog.unpack import UnsafeArchive, unpack
+from datamodules.catalog.unpack import Damaged, UnsafeArchive, unpack
 
 
 def get(entry: Entry, root: Path) -> None:
     """Brings a set under `root`; files that are there are left as they are.
 
     Raises: ConfigError for a set that is not downloaded from here, with what to do instead, and for one whose number of
-    images is not the published one; DownloadError, UnsafeArchive.
+    images is not the published one; DownloadError, UnsafeArchive, Damaged.
     """
     if not entry.files:
         raise ConfigError(f"{entry.name} is not downloaded from here ({entry.licence}; {entry.source}). {entry.how}")
@@ -50,12 +50,17 @@ def _get_file(file: File, root: Path) -> None:
         return
     published = None if file.md5 is None else Checksum("md5", file.md5)
     known = published or recorded(archive)
-    if archive.is_file():
-        _check_archive(archive, known)  # of somebody else, or of a call that was killed
+    own = archive.is_file()  # of somebody's, or of a call that was killed
+    if own:
+        _check_archive(archive, known)
     else:
         _download(file, archive, known)
     try:
         passed_over = unpack(archive, target)
+    except Damaged as error:
+        if not own:
+            archive.unlink()
+        raise Damaged(f"{error}. {'Remove it, and get it' if own else 'It was removed: get it'} again") from error
     except UnsafeArchive as error:
         raise UnsafeArchive(f"{archive}: {error}") from None
     if passed_over:

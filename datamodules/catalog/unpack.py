@@ -23,12 +23,16 @@ class UnsafeArchive(ValueError):
     """An archive with a member that would be written outside its folder, or that unpacks to more than it may."""
 
 
+class Damaged(ValueError):
+    """An archive that is cut off or changed."""
+
+
 def unpack(archive: Path, target: Path) -> list[str]:
     """Puts what `archive` holds under the name of `target` there: a member of a tar or zip file, a .gz file's content, or
     a file of another kind as it is, by its name. Links and special members (devices, pipes) are passed over: what they are.
 
     Raises: UnsafeArchive for absolute paths, paths with .., and for more bytes or members than an archive of its size or this
-    disk may take; ValueError for a damaged archive, and one that holds no such member; FileExistsError for a target that is there.
+    disk may take; Damaged for one that is not whole; ValueError for one that holds no such member; FileExistsError for a target that is there.
     """
     if target.exists():
         raise FileExistsError(17, "already there; move it away", str(target))
@@ -40,9 +44,7 @@ def unpack(archive: Path, target: Path) -> list[str]:
         try:
             passed_over = _extract(archive, aside, target.name)
         except DAMAGED as error:
-            raise ValueError(
-                f"{archive} is damaged ({type(error).__name__}: {error}); remove it and get it again"
-            ) from error
+            raise Damaged(f"{archive} is damaged ({type(error).__name__}: {error})") from error
         except (FileExistsError, IsADirectoryError, NotADirectoryError) as error:
             raise ValueError(f"{archive} holds a file and a folder of one name, {error.filename}") from error
         if not (aside / target.name).exists():

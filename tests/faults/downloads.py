@@ -45,6 +45,7 @@ FAULTS: dict[str, Callable[[Server], None]] = {
     "says no length, and breaks off": _has(announces=-1, breaks_after=70_000),
     "says length 0": _has(announces=0),
     "says too short a length": _has(announces=100_000),
+    "sends it cut off as if it were whole": lambda server: setattr(server, "content", server.content[:-100_000]),
     "says too long a length": _has(announces=300_000),
     "knows no ranges": _has(ranges=False),
     "begins ranges elsewhere": _has(shift=7, breaks_after=70_000),
