@@ -118,8 +118,8 @@ def check(arguments: argparse.Namespace) -> None:
         raise ConfigError("Standard output is closed, so no verdicts can be printed: write them to a file, --out FILE")
     if arguments.accept is not None and not 0 < arguments.accept < 1:
         raise ConfigError(f"--accept: {arguments.accept:g} must lie between 0 and 1, as 0.95")
-    if arguments.workers is not None and arguments.workers < 0:
-        raise ConfigError(f"--workers: {arguments.workers} must be 0 or more")
+    if arguments.workers is not None and not 0 <= arguments.workers <= 1024:
+        raise ConfigError(f"--workers: {arguments.workers} must be a number from 0 to 1024")
     if not 0 < arguments.timeout <= 10**7:
         raise ConfigError(f"--timeout: {arguments.timeout:g} must be a number of seconds above 0, as 1800")
     if not 0 <= arguments.max_unreadable <= 1:

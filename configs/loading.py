@@ -12,13 +12,14 @@ from typing import Any
 import yaml
 from pydantic import BaseModel, ValidationError
 
-from clip_ood.text_files import NotText, read_text
+from clip_ood.regular_file import no_file, special
+from clip_ood.text_files import NotText, check_size, read_text
 from configs.checks import check_names
 from configs.errors import ConfigError, nearest
 from configs.explaining import explain
 from configs.schema import Config
 from configs.values import locate, takes, typed
-from configs.yaml_text import parse, reason
+from configs.yaml_text import LARGEST, parse, reason
 
 HERE = Path(__file__).parent
 STANDS_FOR = {  # a key that is added to a bare path -> the key that the path stands for
@@ -39,6 +40,9 @@ def find_config(name: str, beside: Path | None = None) -> Path:
     for folder in [Path(), *([beside] if beside else []), HERE]:
         if (path := folder / name).is_file():
             return path
+    for folder in [Path(), *([beside] if beside else [])]:
+        if special(path := folder / name):
+            raise ConfigError(f"The config {path} is no file{no_file(path)}")
     shipped = sorted(str(path.relative_to(HERE)) for path in HERE.rglob("*.yaml"))
     raise ConfigError(f"There is no config {name!r}, neither here nor in configs/.{nearest(name, shipped)}")
 
@@ -64,6 +68,10 @@ def read(path: Path, section: Any = Config, within: tuple[Path, ...] = ()) -> di
 
 def _mapping(path: Path) -> dict[str, Any]:
     """The keys and values that a YAML file holds, none for an empty one."""
+    try:
+        check_size(path, LARGEST)
+    except NotText as error:
+        raise ConfigError(f"The config {error}") from None
     try:
         content = parse(read_text(path))
     except (yaml.YAMLError, NotText) as error:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -76,7 +77,7 @@ class Evaluation(Section):
     """Fit detectors on a seeded draw of this many training images a class (default: all; the results say so)."""
     bank_without: Place | None = None
     """A text file of ID training images that detectors are not fitted on, a path a line as in scores.parquet (default: none)."""
-    resamples: int = Field(default=500, ge=0)
+    resamples: int = Field(default=500, ge=0, le=100_000)
     """Bootstrap resamples for the intervals, shared by all detectors (0: no intervals)."""
     every_n_epochs: int = Field(default=0, ge=0)
     """Evaluate while training as well, every n epochs (0: only at the end). Training may be steered by val/accuracy and by
@@ -119,7 +120,7 @@ class Config(Section):
     """The feature store, shared by all runs."""
     seed: int = 42
     """Seeds splits, draws, heads and resamples."""
-    seeds: list[int] = []
+    seeds: list[int] = Field(default=[], max_length=1000)
     """Several seeds: one run each, in sub-folders, and a table of their mean ± standard deviation, with 95 % intervals (on the
     command line also --seeds 42 43 44). Each redraws the split, unless train and test are as published; features come from
     the store."""
@@ -148,6 +149,6 @@ class Config(Section):
 
     @model_validator(mode="after")
     def _seeds_differ(self) -> Config:
-        if twice := sorted({seed for seed in self.seeds if self.seeds.count(seed) > 1}):
+        if twice := sorted(seed for seed, times in Counter(self.seeds).items() if times > 1):
             raise ValueError(f"seeds: {twice[0]} stands there twice; each must be another draw")
         return self

@@ -47,8 +47,14 @@ PRECISIONS = ("32-true", "16-mixed", "bf16-mixed", "32", "16", "bf16")
 ENVIRONMENT = "PL_TRAINER_"  # Lightning takes keys from there that nobody sees in a config
 
 
-def _whole(least: int) -> Kind:
-    return Kind(f"a whole number, {least} or more", lambda value: type(value) is int and value >= least)
+MOST_PROCESSES = 10_000  # on a node, and nodes
+
+
+def _whole(least: int, most: int = 2**63 - 1) -> Kind:
+    words = f"a whole number, {least} or more"
+    if most <= MOST_PROCESSES:
+        words += f" and at most {most:,}"
+    return Kind(words, lambda value: type(value) is int and least <= value <= most)
 
 
 def _are_devices(value: Any) -> bool:
@@ -56,15 +62,17 @@ def _are_devices(value: Any) -> bool:
         numbers = all(type(each) is int and each >= 0 for each in value)
         return numbers and 0 < len(value) == len(set(value))
     if isinstance(value, str):
-        numbers = [int(each) for each in value.strip(",").split(",")] if re.fullmatch(r"\d+(,\d+)*,?", value) else []
+        numbers = (
+            [int(each) for each in value.strip(",").split(",")] if re.fullmatch(r"\d{1,5}(,\d{1,5})*,?", value) else []
+        )
         return value in ("auto", "-1") or (value != "0" and 0 < len(numbers) == len(set(numbers)))
-    return type(value) is int and (value >= 1 or value == -1)
+    return type(value) is int and (1 <= value <= MOST_PROCESSES or value == -1)
 
 
 TAKEN = {
     "accelerator": one_of("auto", "cpu", "gpu", "cuda", "mps"),
     "devices": Kind("how many (2), which GPUs ([0, 1]), all of them (-1), or auto", _are_devices),
-    "num_nodes": _whole(1),
+    "num_nodes": _whole(1, MOST_PROCESSES),
     "strategy": Kind(f"one of {', '.join(STRATEGIES)}", lambda value: str(value).lower() in STRATEGIES),
     "precision": Kind(f"one of {', '.join(PRECISIONS[:3])}", lambda value: str(value) in PRECISIONS),
     "accumulate_grad_batches": _whole(1),

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from clip_ood.regular_file import no_file
 from clip_ood.text_files import not_utf8, read_names
 from configs.checks import called as name_of
 from configs.checks import check_folders, image_sets, key_of
@@ -130,7 +131,7 @@ def _without(path: Path | None, images: ImageList, rows: list[int]) -> list[int]
     if path is None:
         return rows
     if not path.is_file():
-        raise ConfigError(f"evaluation.bank_without: there is no file {path}")
+        raise ConfigError(f"evaluation.bank_without: there is no file {path}{no_file(path)}")
     left_out = {line for line in read_names(path) if line.strip()}
     if unknown := left_out.difference(images.names[row] for row in rows):
         encoding = ". The name is not UTF-8: save the file as UTF-8" if not_utf8(min(unknown)) else ""

@@ -6,6 +6,7 @@ import csv
 from pathlib import Path
 from typing import NamedTuple
 
+from clip_ood.regular_file import check_regular
 from clip_ood.text_files import read_lines
 from configs.errors import ConfigError
 
@@ -27,7 +28,10 @@ def read_labels(set_name: str, path: Path) -> tuple[Path, dict[str, Label]]:
     if path.is_dir():
         path, rows = path / "data" / "ILSVRC2012_validation_ground_truth.txt", _devkit(set_name, path)
     elif path.suffix == ".csv":
-        rows = _kaggle(set_name, path)
+        try:
+            rows = _kaggle(set_name, path)
+        except csv.Error as error:
+            raise ConfigError(f"Image set {set_name}: {path} is no table of labels ({error})") from None
     else:
         rows = _tab_separated(set_name, path)
     labels: dict[str, Label] = {}
@@ -89,6 +93,7 @@ def _wnids(set_name: str, path: Path) -> dict[int, str]:
     except ImportError as error:
         raise ConfigError(f"Image set {set_name}: {path} is read with scipy: pip install scipy") from error
     try:
+        check_regular(path)
         synsets = loadmat(path, squeeze_me=True)["synsets"]
         leaves = synsets[synsets["num_children"].astype(int) == 0]
         return {int(number): str(wnid) for number, wnid in zip(leaves["ILSVRC2012_ID"], leaves["WNID"], strict=True)}

@@ -19,7 +19,7 @@ from clip_ood.unreadable import SHARE, Tolerance, printable
 from clip_ood.versions import versions
 from configs.detecting import beside
 from configs.errors import ConfigError
-from datamodules.inputs import STDIN, sources
+from datamodules.inputs import is_stream, sources
 from datamodules.judged_images import JudgedImages
 from experiments.going_on import next_step
 from experiments.quiet import hush
@@ -132,7 +132,7 @@ def _trainer(request: Request) -> Trainer:
     }
     ours["enable_progress_bar"] = request.out is not None and sys.stderr.isatty()
     trainer = new_trainer({"devices": 1} | ours, request.trainer, "--trainer.")
-    if trainer.world_size > 1 and (request.out is None or STDIN in request.paths):
+    if trainer.world_size > 1 and (request.out is None or any(map(is_stream, request.paths))):
         raise ConfigError(
             f"{trainer.world_size} devices need inputs that each can read, and a file to write to: give --out FILE, and a list "
             "in a file instead of standard input"

@@ -53,6 +53,8 @@ def _is_it(target: Path, source: Source) -> bool:
     """Whether an earlier run has put the image there."""
     if target.is_symlink():
         return target.resolve() == source.file.resolve()
+    if not target.is_file():  # a folder, a pipe
+        return False
     if source.member is not None:
         return target.read_bytes() == source.content()
     return filecmp.cmp(target, source.file, shallow=False)

@@ -8,7 +8,7 @@ from pathlib import Path
 from callbacks.verdict_files import TEXT
 from callbacks.verdict_writer import Line
 from clip_ood.unreadable import LEAST, Tolerance, TooManyUnreadable
-from datamodules.inputs import STDIN, sources
+from datamodules.inputs import is_stream, sources
 
 
 class Tolerated:
@@ -26,7 +26,7 @@ class Tolerated:
 
     def take(self, line: Line) -> None:
         """A line of the judging; what is no image by its name does not count."""
-        if "error" not in line or not line["is_image"] or STDIN in self.paths:
+        if "error" not in line or not line["is_image"] or any(map(is_stream, self.paths)):
             return
         self.found.append((line["path"], line["error"]))
         if len(self.found) <= LEAST:

@@ -8,6 +8,7 @@ from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass
 from functools import partial
 from itertools import product
+from math import prod
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,7 @@ from configs.yaml_text import says_none
 from experiments.run_folder import CONFIG, check_name, check_twin
 
 STAR = "method.*."
+MOST_POINTS = 10_000  # of one line
 
 
 @dataclass(frozen=True)
@@ -148,6 +150,11 @@ def _combinations(name: str, line: Line, axes: dict[str, dict[str, Changes]]) ->
         if unknown := [label for label in labels if label not in axes[axis]]:
             raise ConfigError(f"lines.{name}.only.{axis}: there is no {unknown[0]!r}.{nearest(unknown[0], axes[axis])}")
     choices = [[label for label in axes[axis] if label in line.only.get(axis, axes[axis])] for axis in varied]
+    if (points := prod(map(len, choices))) > MOST_POINTS:
+        raise ConfigError(
+            f"lines.{name}: the axes {', '.join(varied)} make {points:,} combinations, and at most {MOST_POINTS:,} are run: leave labels "
+            "out (lines.….only), or axes (lines.….axes)"
+        )
     return (dict(zip(varied, combination, strict=True)) for combination in product(*choices))
 
 

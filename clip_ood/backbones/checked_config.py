@@ -14,6 +14,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from clip_ood.json_files import read_json
+
 
 @dataclass(frozen=True)
 class Kind:
@@ -36,7 +38,7 @@ def read_checked(path: Path, keys: Keys) -> dict[str, Any]:
     Raises: FileNotFoundError, ValueError for what is no JSON, NotAllowed as `checked`.
     """
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = read_json(path)
     except ValueError as error:
         raise ValueError(f"{path} is damaged: it is no JSON ({error})") from error
     return checked(content, keys, str(path))

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from pathlib import Path
 
 from clip_ood.backbones.names import BackboneSpec
+from clip_ood.checksum import Checksum, record, recorded
+from clip_ood.download import download
+from clip_ood.file_types import check_type
 from clip_ood.locks import in_turn
 from clip_ood.ranks import is_first
 
@@ -41,19 +45,17 @@ class Remote:
         """Where it is, for people."""
         return self.url or f"https://huggingface.co/{self.repository}"
 
-    def fetch(self, download: bool) -> Path:
-        """The file: out of the cache, else downloaded, if `download` allows that.
+    def fetch(self, allowed: bool) -> Path:
+        """The file: out of the cache, else downloaded, if that is allowed.
 
         Raises: ConnectionError where it does not, and where the hub does not give it.
         """
-        if self.url and download:  # what is there already is compared with the hash in its address
-            from open_clip.pretrained import download_pretrained_from_url
-
+        if self.url and allowed:
             with in_turn(self.cache / self.url.rpartition("/")[2]):  # the hub's client has locks of its own
-                return Path(download_pretrained_from_url(self.url, str(self.cache)))
+                return self._from_url()
         if cached := self.cached():
             return cached
-        if not download:
+        if not allowed:
             raise ConnectionError(f"{self.address} is not in the local cache {self.cache}")
         from huggingface_hub import hf_hub_download
         from huggingface_hub.utils import EntryNotFoundError
@@ -64,6 +66,24 @@ class Remote:
             except EntryNotFoundError:  # no such file there, or no answer and none in the cache
                 continue
         raise ConnectionError(f"{self.address} has or gives no {' or '.join(self.files)}")
+
+    def _from_url(self) -> Path:
+        """The file at `url`: what is there already is held against its checksum, as what is downloaded: that in its address, else that
+        of the first download, which is kept beside it."""
+        file = self.cache / self.url.rpartition("/")[2]
+        known = _in_address(self.url) or recorded(file)
+        if file.is_file():
+            try:
+                check_type(file)
+                if known is not None:
+                    known.check(file)
+                return file
+            except ValueError as error:
+                print(f"{file}: {error}: it is downloaded again", flush=True)
+        download(self.url, file, known)
+        if known is None:
+            print(f"No checksum of {file.name} was published. That of this first download is kept in {record(file)}")
+        return file
 
     def revision(self) -> str:
         """`repository@commit`: of the copy in the cache if there is one, else of the hub's newest; a URL as it is.
@@ -133,6 +153,12 @@ def weights_file(spec: BackboneSpec, download: bool) -> Path | None:
     """The file of the weights, downloaded where need be; None for random ones. Raises as `Remote.fetch`."""
     remote = remote_weights(spec)
     return local_weights(spec) if remote is None else remote.fetch(download)
+
+
+def _in_address(url: str) -> Checksum | None:
+    """The checksum in an address of weights: OpenAI's folders are called by it, open_clip's own files end with its first digits."""
+    found = re.search(r"openaipublic.*/([0-9a-f]{64})/|mlfoundations.*-([0-9a-f]{8,64})\.\w+$", url)
+    return None if found is None else Checksum("sha256", found[1] or found[2], "and by its address begins with")
 
 
 def _timm_default(model: str, hub: Path) -> Remote:

@@ -21,6 +21,7 @@ from torch import Tensor
 
 from clip_ood.features.identity import find
 from clip_ood.files import written_whole
+from clip_ood.regular_file import check_regular
 
 SUFFIX = ".safetensors"
 CHECKSUM = 16  # bytes
@@ -88,6 +89,7 @@ def open_segment(path: Path) -> Segment:
     Raises: StoreError for one that is damaged so that it cannot be mapped, FileNotFoundError.
     """
     try:
+        check_regular(path)
         path.open("rb").close()  # safetensors calls a file that may not be read one that is not there
     except FileNotFoundError:
         raise

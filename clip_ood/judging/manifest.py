@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path, PurePath
 from typing import Any
 
 from clip_ood.backbones.fingerprint import digest
+from clip_ood.json_files import read_json
 
 FOLDER, MANIFEST, STATE, ENCODER = "detector", "detector.json", "state.safetensors", "encoder"
 FORMAT = 2
@@ -43,10 +43,10 @@ def sealed(manifest: dict[str, Any]) -> dict[str, Any]:
 
 def read_manifest(path: Path) -> dict[str, Any]:
     try:
-        manifest = json.loads(path.read_text(encoding="utf-8"))
+        manifest = read_json(path)
         if not isinstance(manifest, dict) or "format" not in manifest:
             raise ValueError("no format")
-    except (ValueError, UnicodeDecodeError) as error:
+    except ValueError as error:
         raise DetectorFolderError(f"{path} is damaged ({error}); copy the folder again") from error
     if manifest["format"] not in READ:
         made = manifest.get("versions", {}).get("clip-ood", "another version")

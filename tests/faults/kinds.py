@@ -9,7 +9,7 @@ from pathlib import Path
 
 from faults.trial import Trial
 
-KINDS: tuple[str, ...] = ("two_at_once",)
+KINDS: tuple[str, ...] = ("two_at_once", "downloads", "hostile_files")
 
 
 def trials(kind: str) -> list[Trial]:
