@@ -8,9 +8,9 @@ python detect.py --run runs/demo --export model.onnx
 
 from __future__ import annotations
 
-import argparse
 import sys
 
+from clip_ood.streams import Parser
 from configs.detecting import add_options, check, trainer_of
 from experiments.command_line import before_and_after_dashes, end_at_sigterm, guarded
 from experiments.going_on import again, stoppable
@@ -18,7 +18,7 @@ from experiments.launchers import settle
 
 
 def main(argv: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0], allow_abbrev=False)
+    parser = Parser(description=__doc__.splitlines()[0], allow_abbrev=False)
     add_options(parser)
     options, paths = before_and_after_dashes(sys.argv[1:] if argv is None else argv)
     arguments, overrides = parser.parse_known_intermixed_args(options)

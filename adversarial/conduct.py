@@ -12,6 +12,7 @@ from adversarial.craft import craft, file_names, folder_of, looked_at, variants
 from adversarial.pairs import Pairs, check_size, draw_pairs
 from adversarial.plan import AFTER, APART, BEFORE, CLEAN, SCORED, Plan, image_set, score_of, transferred
 from adversarial.scoring import check_score, fit
+from clip_ood.shown import say
 from configs.data_schema import ImageSet
 from configs.schema import Config
 from datamodules.benchmark import load_benchmark
@@ -77,7 +78,7 @@ def _once(config: Config, folder: Path, source: Path | None) -> None:
         return
     if not is_follower():
         folder.mkdir(parents=True, exist_ok=True)
-        print(f"{folder}", flush=True)
+        say(f"{folder}", flush=True)
     experiment(config, folder, source)
 
 

@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from clip_ood.shown import say
 from experiments.run_folder import CONFIG, FINISHED, is_follower, seed_folder
 
 
@@ -20,7 +21,7 @@ def stoppable(way_on: Callable[[], str]) -> Iterator[None]:
         if not isinstance(stopped, KeyboardInterrupt) and not isinstance(stopped.__context__, KeyboardInterrupt):
             raise  # Lightning makes an exit of Ctrl-C
         if not is_follower():
-            print(f"\nStopped. {way_on()}", file=sys.stderr)
+            say(f"\nStopped. {way_on()}", file=sys.stderr)
         raise KeyboardInterrupt from None
 
 

@@ -7,6 +7,7 @@ import shutil
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
+from clip_ood.naming import short
 from datamodules.inputs import Source
 from datamodules.shards import Member
 
@@ -30,16 +31,21 @@ class Aside:
             if _is_it(target, source):
                 return
             number += 1
-            target = self.folder.joinpath(*parts[:-1], f"{Path(parts[-1]).stem}-{number}{Path(parts[-1]).suffix}")
+            target = self.folder.joinpath(*parts[:-1], _numbered(parts[-1], number))
         target.parent.mkdir(parents=True, exist_ok=True)
         if source.member is not None:
             target.write_bytes(source.content())
         elif self.link:
             target.symlink_to(source.file.resolve())
         else:
-            partial = target.with_name(f".{target.name}.part")
+            partial = target.with_name(f".{short(target.name)}.part")
             shutil.copyfile(source.file, partial)
             partial.replace(target)
+
+
+def _numbered(name: str, number: int) -> str:
+    path = Path(name)
+    return f"{short(path.stem)}-{number}{path.suffix}"
 
 
 def _is_it(target: Path, source: Source) -> bool:

@@ -123,4 +123,4 @@ def _link(page: Path, folder: Path) -> str | None:
     report = folder / REPORT
     if not report.is_file():
         return None
-    return quote(Path(os.path.relpath(report.resolve(), page.resolve().parent)).as_posix())
+    return quote(os.fsencode(Path(os.path.relpath(report.resolve(), page.resolve().parent)).as_posix()))

@@ -11,6 +11,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from clip_ood.detectors.names import ABOUT
+from clip_ood.written_names import paths_of
 
 ACCEPT = 0.95  # of the ID test images, where a run is not calibrated
 
@@ -50,7 +51,7 @@ def read_scores(path: Path) -> list[ScoredSet]:
     for name in table["set"].unique().to_pylist():
         rows = table.filter(pc.equal(table["set"], name))
         scores = {detector: rows[detector].to_numpy().astype(np.float64) for detector in detectors}
-        about = (rows[column].to_pylist() for column in ("path", "label", "prediction"))
+        about = (paths_of(rows), *(rows[column].to_pylist() for column in ("label", "prediction")))
         sets.append(ScoredSet(name, rows["role"][0].as_py(), *about, scores))
     return [each for each in sets if each.role in ("id", "csid", "ood")]
 

@@ -15,6 +15,7 @@ import rich.progress
 from clip_ood.backbones.names import BackboneSpec
 from clip_ood.backbones.weights import local_weights, remote_weights
 from clip_ood.cache import cache
+from clip_ood.console import Terminal
 
 TEXT_FILES = ("config.json", "tokenizer*", "special_tokens_map.json", "vocab*", "merges.txt", "*.model")
 
@@ -121,7 +122,9 @@ def sha256(path: Path) -> str:
     """The SHA-256 of a file, 64 hex digits."""
     content = hashlib.sha256()
     small = path.stat().st_size < 2**28  # read within a second
-    with rich.progress.open(path, "rb", description=f"Hashing {path.name}", transient=True, disable=small) as file:
+    with rich.progress.open(
+        path, "rb", description=f"Hashing {path.name}", console=Terminal(), transient=True, disable=small
+    ) as file:
         while block := file.read(1 << 20):
             content.update(block)
     return content.hexdigest()

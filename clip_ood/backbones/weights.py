@@ -7,6 +7,7 @@ from pathlib import Path
 
 from clip_ood.backbones.names import BackboneSpec
 from clip_ood.ranks import is_first
+from clip_ood.shown import say
 
 CONFIG = "open_clip_config.json"
 OPEN_CLIP_FILES = ("open_clip_model.safetensors", "open_clip_pytorch_model.bin")
@@ -163,13 +164,11 @@ def announce(spec: BackboneSpec) -> None:
         return
     if (remote := remote_weights(spec)) is None:
         if not local_weights(spec):
-            print(f"{spec.model} comes without weights: random ones are drawn from seed {spec.random_seed}", flush=True)
+            say(f"{spec.model} comes without weights: random ones are drawn from seed {spec.random_seed}", flush=True)
     elif not remote.cached():
         remote.revision()  # raises
         weights = "" if spec.pretrained in (None, "default") else f" {spec.pretrained}"
-        print(
-            f"Downloading {spec.model}{weights} ({remote.size()}) from {remote.address} to {remote.cache}", flush=True
-        )
+        say(f"Downloading {spec.model}{weights} ({remote.size()}) from {remote.address} to {remote.cache}", flush=True)
 
 
 def local_weights(spec: BackboneSpec) -> Path | None:

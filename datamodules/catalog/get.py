@@ -8,6 +8,7 @@ from filelock import FileLock
 from rich.filesize import decimal
 from rich.progress import BarColumn, DownloadColumn, Progress, TimeRemainingColumn, TransferSpeedColumn
 
+from clip_ood.shown import say
 from configs.errors import ConfigError
 from datamodules.catalog.download import download
 from datamodules.catalog.entries import Entry, File
@@ -23,7 +24,7 @@ def get(entry: Entry, root: Path) -> None:
     """
     if not entry.files:
         raise ConfigError(f"{entry.name} is not downloaded from here ({entry.licence}; {entry.source}). {entry.how}")
-    print(f"{entry.name}: {entry.about}. Licence: {entry.licence}. {entry.source}")
+    say(f"{entry.name}: {entry.about}. Licence: {entry.licence}. {entry.source}")
     root.mkdir(parents=True, exist_ok=True)
     for file in entry.files:
         with FileLock(root / f"{file.name}.lock"):  # two calls would write the same file
@@ -36,13 +37,13 @@ def get(entry: Entry, root: Path) -> None:
         )
     for state in found:
         there = f"{state.found:,} images" if state.found is not None else f"not in these files. {entry.how}"
-        print(f"{entry.name} {state.split}: {there}")
+        say(f"{entry.name} {state.split}: {there}")
 
 
 def _get_file(file: File, root: Path) -> None:
     target = root / file.gives
     if target.exists():
-        print(f"{target} is there already")
+        say(f"{target} is there already")
         return
     archive = root / file.name
     if not archive.is_file():
@@ -59,7 +60,7 @@ def _download(file: File, archive: Path) -> None:
     task = bars.add_task(file.name)
 
     def announce(total: int | None) -> None:
-        print(
+        say(
             f"{file.name}: {decimal(total) if total else file.size or 'unknown size'} from {file.url} to {archive.parent}"
         )
         bars.start()
