@@ -66,7 +66,8 @@ class Parquet(VerdictFile):
         types = dict(zip(COLUMNS, (text, pa.bool_(), pa.float32(), number, text, number, text), strict=True))
         types |= {BYTES: pa.binary()} if exact else {}
         self.exact, self.schema, self.rows = exact, pa.schema(types), []
-        self.writer = pq.ParquetWriter(path, self.schema, compression="zstd")
+        self.file = path.open("wb")  # pyarrow opens no path that is not UTF-8
+        self.writer = pq.ParquetWriter(self.file, self.schema, compression="zstd")
 
     def write(self, verdict: Mapping[str, Any]) -> None:
         self.rows.append({name: verdict[name] for name in COLUMNS})
@@ -76,6 +77,7 @@ class Parquet(VerdictFile):
     def close(self) -> None:
         self._flush()
         self.writer.close()
+        self.file.close()
 
     def _flush(self) -> None:
         import pyarrow as pa

@@ -92,11 +92,13 @@ def path_columns(paths: Sequence[str], exact: bool | None = None) -> dict[str, p
 
 
 def with_paths(path: Path, *columns: str) -> pa.Table:
-    """The `columns` of a parquet file and those that hold its paths."""
+    """The `columns` of a parquet file and those that hold its paths; all columns where none is named."""
     import pyarrow.parquet as pq
 
-    there = pq.read_schema(path).names
-    return pq.read_table(path, columns=[*columns, *(name for name in ("path", BYTES) if name in there)])
+    with path.open("rb") as file:  # pyarrow opens no path that is not UTF-8
+        found = pq.ParquetFile(file)
+        paths = [name for name in ("path", BYTES) if name in found.schema_arrow.names]
+        return found.read([*columns, *paths] if columns else None)
 
 
 def paths_of(table: pa.Table) -> list[str]:
