@@ -7,6 +7,7 @@ python attack.py --config adversarial_vitg_cifar100.yaml --data.root=/data --tra
 from __future__ import annotations
 
 from adversarial.plan import check_resumed, load_attack
+from clip_ood.shown import say
 from configs.errors import ConfigError
 from experiments.command_line import guarded, parse
 from experiments.going_on import resume_line, stoppable
@@ -20,7 +21,7 @@ def main(argv: list[str] | None = None) -> None:
         raise ConfigError("Which attack? Name one: --config adversarial_demo.yaml (see configs/attacks/), or --help")
     plan = load_attack(arguments.config, overrides)
     if arguments.print_config:
-        print(plan.dump(), end="")
+        say(plan.dump(), end="")
         return
     settle(plan.config.trainer)
     with chosen_folder(plan.attack.runs_root, plan.attack.name, arguments.resume, arguments.overwrite) as folder:

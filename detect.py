@@ -12,6 +12,7 @@ import argparse
 import sys
 from typing import TYPE_CHECKING, Any
 
+from clip_ood.streams import Parser
 from configs.detecting import add_options, alone_at_file, check, trainer_of
 from experiments.command_line import before_and_after_dashes, guarded
 from experiments.going_on import again, stoppable
@@ -22,7 +23,7 @@ if TYPE_CHECKING:
 
 
 def main(argv: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0], allow_abbrev=False)
+    parser = Parser(description=__doc__.splitlines()[0], allow_abbrev=False)
     add_options(parser)
     options, paths = before_and_after_dashes(sys.argv[1:] if argv is None else argv)
     arguments, overrides = parser.parse_known_intermixed_args(options)

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from clip_ood.shown import say
 from configs.checks import check_folders
 from configs.errors import ConfigError
 from configs.loading import dump, load_config
@@ -47,7 +48,7 @@ def main(argv: list[str] | None = None) -> None:
         overrides = [f"--name={arguments.run.resolve().name}-eval", *overrides]
     config = load_config(arguments.config or str(arguments.run / "config.yaml"), overrides)
     if arguments.print_config:
-        print(dump(config), end="")
+        say(dump(config), end="")
         return
     if arguments.run is None and config.method.name != "zero_shot":
         raise ConfigError(f"method.{config.method.name} is trained: python train.py --config {arguments.config}")

@@ -6,6 +6,7 @@ python study.py --config main_table.yaml --data.root=/data --trainer.devices=8
 
 from __future__ import annotations
 
+from clip_ood.shown import say
 from configs.errors import ConfigError
 from experiments.command_line import guarded, parse
 from experiments.going_on import again, stoppable
@@ -22,7 +23,7 @@ def main(argv: list[str] | None = None) -> None:
     if arguments.print_config:
         from configs.loading import dump
 
-        print("\n---\n".join(map(dump, plan.runs.values())), end="")
+        say("\n---\n".join(map(dump, plan.runs.values())), end="")
         return
     settle(next(iter(plan.runs.values())).trainer)
     with alone_in(plan.folder, "this study"):

@@ -6,6 +6,7 @@ python train.py --config plp_vitg.yaml --trainer.devices=8 --data.root=/data
 
 from __future__ import annotations
 
+from clip_ood.shown import say
 from configs.checks import check_folders
 from configs.errors import ConfigError
 from configs.loading import dump, load_config
@@ -22,7 +23,7 @@ def main(argv: list[str] | None = None) -> None:
         raise ConfigError("Which experiment? Name one: --config demo.yaml (see configs/), or --help")
     config = load_config(arguments.config, overrides)
     if arguments.print_config:
-        print(dump(config), end="")
+        say(dump(config), end="")
         return
     check_folders(config)
     settle(config.trainer)

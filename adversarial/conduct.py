@@ -15,6 +15,8 @@ from adversarial.plan import AFTER, APART, BEFORE, CLEAN, SCORED, Plan, image_se
 from adversarial.scoring import check_score, fit
 from clip_ood import stalls
 from clip_ood.locks import alone
+from clip_ood.shown import say
+from clip_ood.text_files import names_as_bytes
 from configs.data_schema import ImageSet
 from configs.schema import Config
 from datamodules.benchmark import load_benchmark
@@ -64,9 +66,7 @@ def _conduct(plan: Plan, folder: Path) -> Found | None:
     known = plan, folder, benchmark, features, text
     score = None if attack.score is None else fit(*known, [score_of(plan)]).suite.detectors[attack.score]
     if pairs.others and not is_follower():  # before craft's barrier: all processes read it
-        targets = "\n".join(dict.fromkeys(pairs.aims)) + "\n"
-        # file names may hold any bytes
-        (folder / TARGETS).write_text(targets, encoding="utf-8", errors="surrogateescape")
+        (folder / TARGETS).write_bytes(names_as_bytes(dict.fromkeys(pairs.aims)))
     figures = craft(plan, folder, trainer, benchmark, pairs, score)
     head = plan.source or folder / CLEAN
     runs = {"": folder / SCORED}
@@ -90,7 +90,7 @@ def _once(config: Config, folder: Path, source: Path | None) -> None:
         return
     if not is_follower():
         folder.mkdir(parents=True, exist_ok=True)
-        print(f"{folder}", flush=True)
+        say(f"{folder}", flush=True)
     experiment(config, folder, source)
 
 

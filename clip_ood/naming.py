@@ -77,7 +77,8 @@ def folder_fault(name: str) -> str | None:
 
 def short(name: str) -> str:
     """The name, or its beginning and a hash of it where it is too long for a file."""
-    if len(name.encode()) <= LONGEST:
+    content = name.encode("utf-8", "surrogateescape")
+    if len(content) <= LONGEST:
         return name
-    beginning = name.encode()[: LONGEST // 2].decode(errors="ignore")
-    return f"{beginning}-{blake2b(name.encode(), digest_size=4).hexdigest()}"
+    beginning = content[: LONGEST // 2].decode(errors="ignore")
+    return f"{beginning}-{blake2b(content, digest_size=4).hexdigest()}"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import codecs
 import io
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from clip_ood.regular_file import check_regular, no_file, special
@@ -14,6 +14,10 @@ MARKS = (
     (codecs.BOM_UTF32_BE, "utf-32"),
     (codecs.BOM_UTF16_LE, "utf-16"),
     (codecs.BOM_UTF16_BE, "utf-16"),
+)
+OTHER_BYTES = (
+    "{} holds bytes that are not UTF-8, which the libraries that write and read there cannot take: rename it (images may have "
+    "any names)"
 )
 START = 8192  # bytes that tell the encoding
 LONGEST = 1 << 28  # bytes of a text that is read as a whole
@@ -74,6 +78,13 @@ def _names_of(path: Path) -> Iterator[str]:
             yield from names_in(file)
         except NotText as error:
             raise NotText(f"{path}: {error}") from None
+
+
+def names_as_bytes(names: Iterable[str]) -> bytes:
+    """A list of file names that `read_names` gives back: one a line, or, where one holds the end of a line, each ended by NUL."""
+    names = list(names)
+    lines = not any({"\n", "\r"} & set(name) for name in names) and not "".join(names[:1]).startswith("\ufeff")
+    return "".join(name + ("\n" if lines else "\0") for name in names).encode("utf-8", "surrogateescape")
 
 
 def names_in(file: io.BufferedReader) -> Iterator[str]:

@@ -24,6 +24,8 @@ FILES = (".csv", ".jsonl", ".parquet")
 GRAPHS = (".onnx", ".pt2")
 STDIN = "-"
 
+LONGEST_NAME = 255  # bytes of a file's name, on most systems
+
 
 def add_options(parser: argparse.ArgumentParser) -> None:
     """Everything that detect.py takes."""
@@ -168,6 +170,11 @@ def _check_out(arguments: argparse.Namespace) -> None:
     _check_suffix("--out", out, FILES)
     if not out.parent.is_dir():
         raise ConfigError(f"--out: there is no folder {out.parent}")
+    if (size := len(os.fsencode(f"{beside(out).name}.tmp"))) > LONGEST_NAME:
+        raise ConfigError(
+            f"--out: the name of {out.name} is too long by {size - LONGEST_NAME} bytes for the files that are written beside it "
+            f"({beside(out).name}): take a shorter one"
+        )
     _check_new("--out", out, arguments.overwrite)
 
 

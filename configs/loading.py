@@ -13,6 +13,7 @@ import yaml
 from pydantic import BaseModel, ValidationError
 
 from clip_ood.regular_file import no_file, special
+from clip_ood.shown import TURNED
 from clip_ood.text_files import NotText, check_size, read_text
 from configs.checks import check_names
 from configs.errors import ConfigError, nearest
@@ -204,16 +205,17 @@ def contents(config: Config) -> dict[str, Any]:
 
 def dump(config: Config) -> str:
     """`contents` as YAML that is read back as it is."""
-    return yaml.dump(contents(config), Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=120)
+    text = yaml.dump(contents(config), Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=120)
+    return text.translate({ord(mark): f"\\u{ord(mark):04x}" for mark in TURNED})
 
 
 class _Dumper(yaml.SafeDumper):
-    """Quotes texts with a character that YAML takes for the end of a line."""
+    """Quotes texts with a character that YAML takes for the end of a line, or that turns the direction of what is shown."""
 
 
 _Dumper.add_representer(
     str,
     lambda dumper, text: dumper.represent_scalar(
-        "tag:yaml.org,2002:str", text, style='"' if {"\x85", "\u2028", "\u2029"} & set(text) else None
+        "tag:yaml.org,2002:str", text, style='"' if ({"\x85", "\u2028", "\u2029"} | TURNED) & set(text) else None
     ),
 )

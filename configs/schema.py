@@ -10,7 +10,7 @@ from pydantic import BeforeValidator, Field, model_validator
 
 from configs.data_schema import Data, IDSet, ImageSet, Splits
 from configs.method_schema import PLP, FineTune, LinearProbe, Method, ZeroShot
-from configs.section import Place, Positive, Section, Untyped
+from configs.section import Place, Positive, Root, Section, Untyped
 from configs.yaml_text import as_yaml, says_none
 
 __all__ = [
@@ -114,9 +114,9 @@ class Config(Section):
 
     name: str
     """The run's folder under runs_root (default: the config's file name): a name that a folder may have on any system."""
-    runs_root: Place = Path("runs")
+    runs_root: Root = Path("runs")
     """Folder of all runs."""
-    features_root: Place = Path("features")
+    features_root: Root = Path("features")
     """The feature store, shared by all runs."""
     seed: int = 42
     """Seeds splits, draws, heads and resamples."""

@@ -8,6 +8,7 @@ from typing import Annotated, Any, ClassVar
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
+from clip_ood.text_files import OTHER_BYTES, not_utf8
 from configs.values import settled
 from configs.yaml_text import as_yaml
 
@@ -28,6 +29,15 @@ Place = Annotated[
     BeforeValidator(_named),
     AfterValidator(lambda path: Path(expanduser(path))),  # the shell leaves --key=~/… as it is
 ]
+
+
+def _in_utf8(place: Path) -> Path:
+    if not_utf8(str(place)):
+        raise ValueError(OTHER_BYTES.format("the name of this folder"))
+    return place
+
+
+Root = Annotated[Place, AfterValidator(_in_utf8)]  # where libraries write that take names in UTF-8 alone
 Untyped = Annotated[dict[str, Any], BeforeValidator(as_yaml)]  # keys that no schema of ours knows: values are YAML
 
 

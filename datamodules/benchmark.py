@@ -6,6 +6,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from clip_ood.regular_file import no_file
+from clip_ood.shown import say
 from clip_ood.text_files import not_utf8, read_names
 from configs.checks import called as name_of
 from configs.checks import check_folders, image_sets, key_of
@@ -180,6 +181,6 @@ def _say_partial(images: dict[str, ImageList], specs: dict[str, ImageSet]) -> No
 
     for key, spec in specs.items():
         if spec.count is not None and spec.per_class is None and len(images[key]) != spec.count:
-            rank_zero_only(print)(
+            rank_zero_only(say)(
                 f"Image set {name_of(key)}: {len(images[key]):,} of {spec.count:,} images (data.allow_partial)"
             )

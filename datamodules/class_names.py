@@ -10,6 +10,7 @@ from pathlib import Path
 
 from clip_ood.naming import fault, matches, one_text, twins
 from clip_ood.regular_file import no_file
+from clip_ood.shown import say
 from clip_ood.text_files import read_lines
 from clip_ood.wordnet import find_synsets, lemmas
 from configs.errors import ConfigError
@@ -167,7 +168,7 @@ def _check_texts(config: Config, classes: Classes, train: ImageList) -> None:
 def _say(text: str) -> None:
     from lightning.pytorch.utilities import rank_zero_only
 
-    rank_zero_only(print)(text)
+    rank_zero_only(say)(text)
 
 
 def called(config: Config, classes: Classes | None) -> tuple[tuple[str, ...], ...] | None:

@@ -10,6 +10,7 @@ from pathlib import Path
 from unicodedata import normalize
 
 from clip_ood.reading import SUFFIXES
+from clip_ood.shown import say
 from clip_ood.stalls import reading
 from clip_ood.text_files import not_utf8, read_names
 from configs.checks import shard_paths
@@ -135,9 +136,7 @@ def _say_passed_over(name: str, files: list[str]) -> None:
     from lightning.pytorch.utilities import rank_zero_only
 
     are = "files are" if len(files) > 1 else "file is"
-    rank_zero_only(print)(
-        f"Image set {name}: {len(files)} {are} passed over for want of an image extension ({files[0]})"
-    )
+    rank_zero_only(say)(f"Image set {name}: {len(files)} {are} passed over for want of an image extension ({files[0]})")
 
 
 def _by_number(images: ImageList) -> ImageList:

@@ -9,6 +9,7 @@ from lightning.pytorch.loggers import TensorBoardLogger
 from torch.utils.tensorboard import SummaryWriter
 from torch.utils.tensorboard.summary import hparams
 
+from clip_ood.shown import shown
 from configs.loading import dump
 from configs.schema import Config
 
@@ -22,6 +23,7 @@ def describe(logger: TensorBoardLogger, config: Config, results: dict[str, Any])
     settings |= next((head for head in results["sweep"] or [] if head["chosen"]), {})
     rows = [row for row in results["rows"] if row["setting"] == "standard"]
     means = {f"ood/mean/{row['detector']}/auroc": row["auroc"] for row in rows if row["ood"] == "mean"}
+    settings = {name: shown(value) if isinstance(value, str) else value for name, value in settings.items()}
     for summary in hparams(settings, means):  # the means are logged already; this names them as the run's metrics
         board.file_writer.add_summary(summary)
     board.add_custom_scalars(charts(rows))

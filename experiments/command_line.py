@@ -9,8 +9,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Literal
 
+from clip_ood.shown import say
 from clip_ood.stopping import Stopped
-from clip_ood.streams import usable_streams
+from clip_ood.streams import Parser, usable_streams
 from clip_ood.watch import leave, watched
 from experiments.going_on import ended_early
 from experiments.launchers import started_by
@@ -34,7 +35,7 @@ def parse(
     of: Literal["study", "attack"] | None = None,
 ):
     """Known options, and the `--key=value` overrides that are left; --help explains the keys of what it is `of` as well."""
-    parser = argparse.ArgumentParser(description=about, add_help=False, allow_abbrev=False)
+    parser = Parser(description=about, add_help=False, allow_abbrev=False)
     parser.add_argument(
         "--config", metavar="NAME.yaml", help="a config: a path, or a name that is looked up in configs/"
     )
@@ -58,9 +59,9 @@ def parse(
             from configs.study_schema import Study
 
             section = {"study": Study, "attack": AttackConfig}[of]
-            print(f"\nKeys of {_A[of]}:\n" + "\n".join(explain(section)) + "\n\nand of its runs:")
-        print("\nKeys of a config; each can be set on the command line:\n" + "\n".join(explain()))
-        print(f"\nWhat a value is:\n{VALUES}")
+            say(f"\nKeys of {_A[of]}:\n" + "\n".join(explain(section)) + "\n\nand of its runs:")
+        say("\nKeys of a config; each can be set on the command line:\n" + "\n".join(explain()))
+        say(f"\nWhat a value is:\n{VALUES}")
         sys.exit(0)
     if arguments.seeds:
         several = len(arguments.seeds) > 1
@@ -114,7 +115,7 @@ def _run(main: Callable[[], None]) -> None:
         told = isinstance(error, OSError) or _is_ours(error) or _of_a_name(error)
         if not (told and str(error)):  # without words the traceback tells more
             raise
-        print(f"error: {error}{_about_names(str(error))}", file=sys.stderr)
+        say(f"error: {error}{_about_names(str(error))}", file=sys.stderr)
         sys.exit(2)
 
 

@@ -6,15 +6,17 @@ import csv
 from pathlib import Path
 
 from rich.box import SIMPLE_HEAD
-from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from clip_ood.console import Terminal
 from clip_ood.locks import in_turn
 from clip_ood.markdown import markdown_table
 from clip_ood.metrics.ood import MEAN
 from clip_ood.metrics.paired import Line
 from clip_ood.naming import short
+from clip_ood.shown import say, shown
+from clip_ood.written_names import TEXT, text_cell
 from experiments.comparison import Comparison, Finished, compare, open_run
 from experiments.going_on import next_step
 from reports.compare_page import Side, write_compare_page
@@ -41,10 +43,10 @@ def _caption(comparison: Comparison) -> str:
     )
 
 
-def print_comparison(comparison: Comparison, console: Console | None = None) -> None:
+def print_comparison(comparison: Comparison, console: Terminal | None = None) -> None:
     """The lines in the terminal; differences whose interval excludes 0 are bold and starred."""
     runs = comparison.runs
-    console = console or Console()
+    console = console or Terminal()
     if not console.is_terminal:
         console.width = max(console.width, 200)
     table = Table(box=SIMPLE_HEAD, title="Comparison", caption=_caption(comparison))
@@ -76,16 +78,16 @@ def _write(comparison: Comparison, stem: Path) -> list[Path]:
     header = ["detector", "OOD set", *_titles(runs)]
     rows = [[line.detector, line.ood, *_starred(line, len(runs))] for line in lines]
     said = [_caption(comparison), *comparison.remarks]
-    text = markdown_table(header, rows, names=2) + "".join(f"\n\n{each}." for each in said) + "\n"
+    text = markdown_table(header, rows, names=2) + "".join(f"\n\n{shown(each)}." for each in said) + "\n"
     stem.with_name(name + ".md").write_text(text, encoding="utf-8")
-    with stem.with_name(name + ".csv").open("w", newline="", encoding="utf-8") as file:
+    with stem.with_name(name + ".csv").open("w", **TEXT) as file:
         writer = csv.writer(file)
         writer.writerow(["detector", "ood", "run", "auroc", "difference", "low", "high", "std", "seeds"])
         for line in lines:
             for run, auroc, change in zip(runs, line.aurocs, [None, *line.differences], strict=True):
                 told = [None] * 4 if change is None else [change.value, change.low, change.high, change.std]
                 numbers = ["" if each is None else f"{100 * each:.2f}" for each in (auroc, *told)]
-                writer.writerow([line.detector, line.ood, run.title, *numbers, line.seeds])
+                writer.writerow([*map(text_cell, (line.detector, line.ood, run.title)), *numbers, line.seeds])
     return [stem.with_name(name + suffix) for suffix in (".md", ".csv")]
 
 
@@ -106,9 +108,9 @@ def show(specs: list[str], page: Path | None = None) -> None:
         sides = [Side(run.title, run.folder, run.results) for run in comparison.runs]
         with in_turn(page):
             written.append(write_compare_page(page, sides, comparison.lines, comparison.over, comparison.remarks))
-    print("Written: " + ", ".join(map(str, written)))
+    say("Written: " + ", ".join(map(str, written)))
     if page is None:
         html = ["--html", str(comparison.runs[0].folder.parent / "comparison.html")]
-        print(next_step(["python", "eval.py", "--compare", *specs, *html], "show it as a page"))
+        say(next_step(["python", "eval.py", "--compare", *specs, *html], "show it as a page"))
     else:
-        print(f"Next: open {page} in a browser")
+        say(f"Next: open {page} in a browser")

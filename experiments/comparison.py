@@ -10,11 +10,11 @@ from statistics import fmean
 from typing import Any
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from callbacks.results_table import over_seeds
 from clip_ood.metrics.ood import MEAN
 from clip_ood.metrics.paired import Difference, Line, auroc_difference, seed_difference
+from clip_ood.written_names import with_paths
 from configs.errors import ConfigError, nearest
 from experiments.run_folder import FINISHED, of_seed, read_results
 from experiments.seed_scores import Numbers, SeedScores
@@ -211,4 +211,4 @@ def _check_images(runs: list[Finished], seed: int) -> None:
 
 
 def _images(run: Finished, seed: int) -> pa.Table:
-    return pq.read_table(run.place(seed) / "scores.parquet", columns=["set", "path"])
+    return with_paths(run.place(seed) / "scores.parquet", "set")

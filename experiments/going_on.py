@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from clip_ood.shown import one_line
 from clip_ood.stopping import FAILED, Stopped, ending
 from experiments.lost import reason
 from experiments.run_folder import CONFIG, FINISHED, seed_folder
@@ -62,7 +63,25 @@ def again(script: str, argv: list[str] | None, add: Iterable[str] = (), drop: It
     "python train.py --config 'a b.yaml' --resume"
     """
     given = [each for each in (sys.argv[1:] if argv is None else argv) if each not in drop]
-    return shlex.join(["python", *script.split(), *given, *(each for each in add if each not in given)])
+    return as_typed(["python", *script.split(), *given, *(each for each in add if each not in given)])
+
+
+def as_typed(command: Iterable[str]) -> str:
+    """A command line for a shell, of characters that may be shown: others stand as escapes that Bash and Zsh take.
+
+    >>> print(as_typed(["rm", "a b", "caf\\udce9's"]))
+    rm 'a b' $'caf\\xe9\\'s'
+    """
+    return " ".join(shlex.quote(word) if one_line(word) == word else _escaped(word) for word in command)
+
+
+def _escaped(word: str) -> str:
+    plain = word.replace("\\", "\\\\").replace("'", "\\'")
+    return "$'" + "".join(each if one_line(each) == each else _bytes(each) for each in plain) + "'"
+
+
+def _bytes(character: str) -> str:
+    return "".join(f"\\x{byte:02x}" for byte in character.encode("utf-8", "surrogateescape"))
 
 
 def next_step(command: Iterable[str], what: str) -> str:
@@ -71,7 +90,7 @@ def next_step(command: Iterable[str], what: str) -> str:
     >>> next_step(["python", "detect.py", "--run", "runs/a b", "photos/"], "judge new images")
     "Next: to judge new images, python detect.py --run 'runs/a b' photos/"
     """
-    return f"Next: to {what}, {shlex.join(command)}"
+    return f"Next: to {what}, {as_typed(command)}"
 
 
 def after_run(folder: Path, seeds: list[int], judges: bool, tested: bool) -> str:

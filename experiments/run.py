@@ -10,7 +10,6 @@ from typing import Any
 from lightning.pytorch import Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.loggers import TensorBoardLogger
-from rich.console import Console
 
 from callbacks.averaging import MovingAverage
 from callbacks.detector_writer import DetectorWriter
@@ -21,11 +20,13 @@ from callbacks.throughput import Throughput
 from clip_ood import stalls
 from clip_ood.backbones.fingerprint import fingerprint
 from clip_ood.calibration import summary
+from clip_ood.console import Terminal
 from clip_ood.features.stored_set import Features
 from clip_ood.judging.manifest import FOLDER
 from clip_ood.judging.save import described
 from clip_ood.judging.saved import Encoder
 from clip_ood.leaks import told
+from clip_ood.shown import say
 from clip_ood.versions import versions
 from configs.loading import dump
 from configs.resuming import FREE
@@ -64,7 +65,7 @@ def run(config: Config, folder: Path, checkpoint: Path | None = None) -> dict[st
     if checkpoint is None and not is_follower():
         check_resumed(config, folder, FREE | {"detectors"})
     stalls.wait_at_most(config.timeout)
-    with Console(quiet=is_follower()).status("Listing the images"):
+    with Terminal(quiet=is_follower()).status("Listing the images"):
         benchmark = load_benchmark(config)
     if not is_follower():
         check_images(folder, benchmark)
@@ -73,7 +74,7 @@ def run(config: Config, folder: Path, checkpoint: Path | None = None) -> dict[st
         if checkpoint is not None:
             check_head_images(checkpoint, config, benchmark)
         if caution := too_few_to_calibrate(config, benchmark):
-            print(caution, flush=True)
+            say(caution, flush=True)
     with started(folder, dump(config)):
         if not is_follower():
             record_images(folder, benchmark)
@@ -99,7 +100,7 @@ def _run(config: Config, folder: Path, checkpoint: Path | None, benchmark: Bench
     if trainer.is_global_zero:
         record_contents(folder, now)
         if shared := shared_by_sets(benchmark, features):
-            print(told(shared), flush=True)
+            say(told(shared), flush=True)
     check_detectors(config, benchmark, features)
     module, data = build(config, benchmark, features, text)
     if config.evaluation.save_detector:

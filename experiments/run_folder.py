@@ -13,6 +13,7 @@ from clip_ood.files import written_whole
 from clip_ood.locks import alone
 from clip_ood.naming import folder_fault, one_text
 from clip_ood.ranks import is_first
+from clip_ood.shown import say
 from configs.errors import ConfigError
 
 CONFIG = "config.yaml"  # there: a run was started
@@ -65,9 +66,7 @@ def choose_folder(root: Path, name: str, resume: bool = False, overwrite: bool =
     elif resume:
         raise _nothing_to_resume(root / name)
     if folder != root / name:
-        print(
-            f"{root / name} holds a finished run, which is kept: this one goes to {folder}. (--overwrite replaces it.)"
-        )
+        say(f"{root / name} holds a finished run, which is kept: this one goes to {folder}. (--overwrite replaces it.)")
     folder.mkdir(parents=True, exist_ok=True)
     return folder
 
@@ -124,11 +123,11 @@ def replacing(folder: Path) -> Iterator[None]:
             if not _worth_keeping(folder):
                 for listed in folder.rglob(UNREADABLE):
                     kept = listed.replace(folder.with_name(f"{folder.name}.{UNREADABLE}"))
-                    print(f"The list of the images that could not be read is kept in {kept}")
+                    say(f"The list of the images that could not be read is kept in {kept}")
                 shutil.rmtree(folder, ignore_errors=True)
                 aside.rename(folder)
             else:
-                print(f"The run that was to be replaced is kept in {aside}")
+                say(f"The run that was to be replaced is kept in {aside}")
         raise
     if not is_follower():
         shutil.rmtree(aside, ignore_errors=True)

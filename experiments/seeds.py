@@ -7,6 +7,7 @@ from typing import Any
 
 from callbacks.results_files import write_json, write_mean_table
 from callbacks.results_table import print_table
+from clip_ood.shown import say
 from configs.loading import dump
 from configs.resuming import MACHINE, differences
 from configs.schema import Config
@@ -25,10 +26,10 @@ def conduct(config: Config, folder: Path, source: Path | None = None) -> None:
     """As `experiment`, and prints the table."""
     if results := experiment(config, folder, source):
         print_table(results)
-        print(f"Results: {folder}")
+        say(f"Results: {folder}")
         if config.evaluation.report:
-            print(f"Report: {folder / REPORT}")
-        print(after_run(folder, config.seeds, _judges(config, results), bool(results["rows"])))
+            say(f"Report: {folder / REPORT}")
+        say(after_run(folder, config.seeds, _judges(config, results), bool(results["rows"])))
 
 
 def _judges(config: Config, results: dict[str, Any]) -> bool:
@@ -67,7 +68,7 @@ def _run_seed(config: Config, seed: int, folder: Path, head: Path | None) -> Non
     if not is_follower():
         place.mkdir(exist_ok=True)
         (place / FINISHED).unlink(missing_ok=True)  # with other detectors or files beside the results
-        print(f"seed {seed}", flush=True)
+        say(f"seed {seed}", flush=True)
     run(config, place, head)
 
 

@@ -9,6 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
 from clip_ood.locks import in_turn
+from clip_ood.naming import short
+from clip_ood.shown import say
 from datamodules.inputs import Source
 from datamodules.shards import Member
 
@@ -27,7 +29,7 @@ class Aside:
         """
         parts = [part for part in PurePosixPath(inside).parts if part not in ("/", "..", ".")]
         source = Source("", inside, Path(file), None if member is None else Member(*member))
-        with in_turn(self.folder, lambda line: print(line, file=sys.stderr)):
+        with in_turn(self.folder, lambda line: say(line, file=sys.stderr)):
             self._put(source, parts)
 
     def _put(self, source: Source, parts: list[str]) -> None:
@@ -36,17 +38,22 @@ class Aside:
             if _is_it(target, source):
                 return
             number += 1
-            target = self.folder.joinpath(*parts[:-1], f"{Path(parts[-1]).stem}-{number}{Path(parts[-1]).suffix}")
+            target = self.folder.joinpath(*parts[:-1], _numbered(parts[-1], number))
         target.parent.mkdir(parents=True, exist_ok=True)
         if self.link and source.member is None:
             target.symlink_to(source.file.resolve())
             return
-        partial = target.with_name(f".{target.name}.part")
+        partial = target.with_name(f".{short(target.name)}.part")
         if source.member is None:
             shutil.copyfile(source.file, partial)
         else:
             partial.write_bytes(source.content())
         partial.replace(target)
+
+
+def _numbered(name: str, number: int) -> str:
+    path = Path(name)
+    return f"{short(path.stem)}-{number}{path.suffix}"
 
 
 def _is_it(target: Path, source: Source) -> bool:

@@ -5,9 +5,9 @@ from __future__ import annotations
 import csv
 from pathlib import Path
 
-from callbacks.verdict_files import TEXT
 from callbacks.verdict_writer import Line
 from clip_ood.unreadable import LEAST, Tolerance, TooManyUnreadable
+from clip_ood.written_names import TEXT, path_cell, text_cell
 from datamodules.inputs import is_stream, sources
 
 
@@ -44,4 +44,4 @@ class Tolerated:
 def write_failures(path: Path, found: list[tuple[str, str]]) -> None:
     """Writes path and reason of what could not be judged."""
     with path.open("w", **TEXT) as file:
-        csv.writer(file).writerows([("path", "reason"), *found])
+        csv.writer(file).writerows([("path", "reason"), *((path_cell(path), text_cell(why)) for path, why in found)])

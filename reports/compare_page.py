@@ -124,6 +124,6 @@ def _link(page: Path, folder: Path) -> str | None:
     if not report.is_file():
         return None
     try:
-        return quote(Path(os.path.relpath(report.resolve(), page.resolve().parent)).as_posix())
+        return quote(os.fsencode(Path(os.path.relpath(report.resolve(), page.resolve().parent)).as_posix()))
     except ValueError:  # on another drive
         return report.resolve().as_uri()

@@ -7,6 +7,9 @@ from pathlib import Path
 from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
+from markupsafe import Markup
+
+from clip_ood.shown import shown
 
 REPORT = "report.html"
 
@@ -33,6 +36,11 @@ def number(value: float) -> str:
     return (f"{value:,.0f}" if 1e4 <= abs(value) < 1e9 else f"{value:#.4g}").replace("-", "−")
 
 
+def _for_people(value: Any) -> Any:
+    """Text as it may be shown; what is HTML already was made so piece by piece."""
+    return shown(value) if isinstance(value, str) and not isinstance(value, Markup) else value
+
+
 @cache
 def _environment() -> Environment:
     environment = Environment(
@@ -42,5 +50,6 @@ def _environment() -> Environment:
         trim_blocks=True,
         lstrip_blocks=True,
     )
+    environment.finalize = _for_people
     environment.filters |= {"percent": percent, "number": number}
     return environment

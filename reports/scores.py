@@ -8,9 +8,9 @@ from typing import Any
 
 import numpy as np
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 
 from clip_ood.detectors.names import ABOUT
+from clip_ood.written_names import paths_of, with_paths
 
 ACCEPT = 0.95  # of the ID test images, where a run is not calibrated
 
@@ -44,13 +44,13 @@ class Thresholds:
 
 def read_scores(path: Path) -> list[ScoredSet]:
     """The sets of a scores.parquet that results are reported on, in its order; detectors are named by its columns."""
-    table = pq.read_table(path)
+    table = with_paths(path)
     detectors = [name for name in table.column_names if name not in ABOUT]
     sets = []
     for name in table["set"].unique().to_pylist():
         rows = table.filter(pc.equal(table["set"], name))
         scores = {detector: rows[detector].to_numpy().astype(np.float64) for detector in detectors}
-        about = (rows[column].to_pylist() for column in ("path", "label", "prediction"))
+        about = (paths_of(rows), *(rows[column].to_pylist() for column in ("label", "prediction")))
         sets.append(ScoredSet(name, rows["role"][0].as_py(), *about, scores))
     return [each for each in sets if each.role in ("id", "csid", "ood")]
 

@@ -15,6 +15,7 @@ import rich.progress
 from clip_ood.backbones.names import BackboneSpec
 from clip_ood.backbones.weights import local_weights, remote_weights
 from clip_ood.cache import cache
+from clip_ood.console import Terminal
 from clip_ood.json_files import read_json
 from clip_ood.regular_file import check_regular
 
@@ -123,7 +124,9 @@ def sha256(path: Path) -> str:
     """The SHA-256 of a file, 64 hex digits. Raises: OSError for what is no file (a device may never end)."""
     content = hashlib.sha256()
     small = check_regular(path) < 2**28  # read within a second
-    with rich.progress.open(path, "rb", description=f"Hashing {path.name}", transient=True, disable=small) as file:
+    with rich.progress.open(
+        path, "rb", description=f"Hashing {path.name}", console=Terminal(), transient=True, disable=small
+    ) as file:
         while block := file.read(1 << 20):
             content.update(block)
     return content.hexdigest()

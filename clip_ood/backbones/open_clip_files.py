@@ -33,6 +33,7 @@ from clip_ood.backbones.checked_config import (
 from clip_ood.backbones.names import REPOSITORY, BackboneSpec
 from clip_ood.backbones.weights import CONFIG, Remote, remote_config
 from clip_ood.json_files import read_json
+from clip_ood.shown import say
 
 NO_TEXT = {"context_length": 1, "vocab_size": 1, "width": 8, "heads": 1, "layers": 1}
 OF_TEXT = ("text_cfg", "multimodal_cfg", "custom_text")
@@ -148,7 +149,7 @@ def _files(name: str, wanted: list[str], spec: BackboneSpec, what: str, download
         elif known is None and download and not constants.HF_HUB_OFFLINE:  # else it is known not to be there
             if not said:
                 about = f"the {what} of {spec.model} from {remote.address} to {remote.cache}"
-                print(f"Downloading what the cache lacks of {about} (size not known)", flush=True)
+                say(f"Downloading what the cache lacks of {about} (size not known)", flush=True)
                 said = True
             try:
                 found[file] = remote.fetch(download)

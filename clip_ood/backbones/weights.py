@@ -12,6 +12,7 @@ from clip_ood.download import download
 from clip_ood.file_types import check_type
 from clip_ood.locks import in_turn
 from clip_ood.ranks import is_first
+from clip_ood.shown import say
 
 CONFIG = "open_clip_config.json"
 OPEN_CLIP_FILES = ("open_clip_model.safetensors", "open_clip_pytorch_model.bin")
@@ -79,10 +80,10 @@ class Remote:
                     known.check(file)
                 return file
             except ValueError as error:
-                print(f"{file}: {error}: it is downloaded again", flush=True)
+                say(f"{file}: {error}: it is downloaded again", flush=True)
         download(self.url, file, known)
         if known is None:
-            print(f"No checksum of {file.name} was published. That of this first download is kept in {record(file)}")
+            say(f"No checksum of {file.name} was published. That of this first download is kept in {record(file)}")
         return file
 
     def revision(self) -> str:
@@ -191,13 +192,11 @@ def announce(spec: BackboneSpec) -> None:
         return
     if (remote := remote_weights(spec)) is None:
         if not local_weights(spec):
-            print(f"{spec.model} comes without weights: random ones are drawn from seed {spec.random_seed}", flush=True)
+            say(f"{spec.model} comes without weights: random ones are drawn from seed {spec.random_seed}", flush=True)
     elif not remote.cached():
         remote.revision()  # raises
         weights = "" if spec.pretrained in (None, "default") else f" {spec.pretrained}"
-        print(
-            f"Downloading {spec.model}{weights} ({remote.size()}) from {remote.address} to {remote.cache}", flush=True
-        )
+        say(f"Downloading {spec.model}{weights} ({remote.size()}) from {remote.address} to {remote.cache}", flush=True)
 
 
 def local_weights(spec: BackboneSpec) -> Path | None:

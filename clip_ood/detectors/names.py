@@ -34,7 +34,7 @@ DETECTORS: dict[str, str] = {  # name -> "module:Class"
     "she": "clip_ood.detectors.she:SHE",
 }
 
-ABOUT = ("set", "role", "path", "label", "prediction")  # columns of scores.parquet that are no detector's
+ABOUT = ("set", "role", "path", "path_bytes", "label", "prediction")  # columns of scores.parquet that are no detector's
 ZOO = "pytorch_ood."  # what begins so is a detector of the package pytorch-ood
 MAHALANOBIS_PP = {"name": "mahalanobis", "normalize": True, "as": "mahalanobis_pp"}  # Mahalanobis++
 DEFAULTS = [each for name in DETECTORS for each in ([name, MAHALANOBIS_PP] if name == "mahalanobis" else [name])]

@@ -21,11 +21,12 @@ from pathlib import Path
 from typing import Any
 
 from rich.box import SIMPLE_HEAD
-from rich.console import Console
 from rich.table import Table
 
+from clip_ood.console import Terminal
 from clip_ood.locks import InUse, alone
-from clip_ood.streams import usable_streams
+from clip_ood.shown import say, shown
+from clip_ood.streams import Parser, usable_streams
 from clip_ood.watch import watched
 
 DAY = 86400  # seconds
@@ -82,9 +83,9 @@ def show(root: Path) -> None:
         )
         day = time.strftime("%Y-%m-%d", time.localtime(each.last_used))
         table.add_row(each.folder.name, each.title, *counts, readable(each.size), day)
-    Console().print(table)
+    Terminal().print(table)
     known = Entries(root / FILES).count(["identity"])
-    print(
+    say(
         f"{FILES}: what {known:,} files, some of them gone by now, were found to hold ({readable(size_of(root / FILES))})"
     )
 
@@ -97,7 +98,7 @@ def check(root: Path, repair: bool) -> int:
     places = [root / FILES, *(each.folder / kind for each in encoders(root) if each.about for kind in KINDS)]
     damaged = [path for place in places for path in place.glob(f"*{SUFFIX}{DAMAGED}")]
     for path in damaged:
-        print(f"{path} was found to be damaged and set aside")
+        say(f"{path} was found to be damaged and set aside")
     count = 0
     for path in sorted(path for place in places for path in place.glob(f"*{SUFFIX}")):
         try:
@@ -105,17 +106,17 @@ def check(root: Path, repair: bool) -> int:
             if not is_whole(path):
                 damaged.append(path)
                 entries = f"{len(open_segment(path)):,} entries"
-                print(f"{path} is damaged ({entries})")
+                say(f"{path} is damaged ({entries})")
         except StoreError:
-            print(f"{path} is damaged (its number of entries cannot be read)")
+            say(f"{path} is damaged (its number of entries cannot be read)")
         except FileNotFoundError:
             count -= 1  # merged meanwhile by a run
-    print(f"{count} segments, {len(damaged)} damaged")
+    say(f"{count} segments, {len(damaged)} damaged")
     for path in damaged if repair else []:
         path.unlink(missing_ok=True)
     if damaged:
         way_out = f"python -m clip_ood.features check --repair --root {root} removes what is damaged"
-        print("removed: the next run makes these entries again" if repair else way_out)
+        say("removed: the next run makes these entries again" if repair else way_out)
     return 0 if repair else len(damaged)
 
 
@@ -126,7 +127,7 @@ def remove(root: Path, chosen: list[Stored], dry: bool) -> None:
     for each in chosen:
         try:
             with nullcontext() if dry else alone(each.folder, "wait until it ends; its features are kept"):
-                print(f"{'would remove' if dry else 'removing'} {each.folder} ({each.title}, {readable(each.size)})")
+                say(f"{'would remove' if dry else 'removing'} {each.folder} ({each.title}, {readable(each.size)})")
                 if not dry and each.folder.is_dir():  # else another call was faster
                     shutil.rmtree(each.folder)
         except InUse as error:
@@ -134,13 +135,13 @@ def remove(root: Path, chosen: list[Stored], dry: bool) -> None:
     if used:
         raise InUse("\n".join(used))
     if not chosen:
-        print(f"There are no such encoders in {root}.")
+        say(f"There are no such encoders in {root}.")
 
 
 def remove_files(root: Path, dry: bool) -> None:
     """Removes what files were found to hold, or says how much that is; no features go. Raises: InUse where a run works with it."""
     with nullcontext() if dry else alone(root / FILES, "wait until it ends"):
-        print(
+        say(
             f"{'would remove' if dry else 'removing'} {root / FILES} ({readable(size_of(root / FILES))}): the next run reads its files once"
         )
         if not dry:
@@ -185,7 +186,7 @@ def readable(size: int) -> str:
 
 
 def main(argv: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="python -m clip_ood.features", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--root", type=Path, default=Path("features"), help="the store [features]")
@@ -205,9 +206,9 @@ def main(argv: list[str] | None = None) -> None:
         each.add_argument("--root", type=Path, default=argparse.SUPPRESS, help="the store [features]")
     given = parser.parse_args(argv)
     if not given.root.is_dir():
-        sys.exit(f"error: there is no folder {given.root}; name the store with --root")
+        sys.exit(shown(f"error: there is no folder {given.root}; name the store with --root"))
     if not (given.root / FILES).is_dir() and not encoders(given.root):
-        sys.exit(f"error: {given.root} is no feature store; name one with --root")
+        sys.exit(shown(f"error: {given.root} is no feature store; name one with --root"))
     if given.action == "list":
         show(given.root)
     elif given.action == "check":
@@ -223,7 +224,7 @@ def main(argv: list[str] | None = None) -> None:
                 chosen = choose(encoders(given.root), given.numbers, given.old, given.unused_for)
                 remove(given.root, chosen, given.dry_run)
         except ValueError as error:
-            sys.exit(f"error: {error}")
+            sys.exit(shown(f"error: {error}"))
 
 
 if __name__ == "__main__":

@@ -11,6 +11,7 @@ import torch
 from clip_ood.cache import cache
 from clip_ood.features.entries import Entries
 from clip_ood.features.segment import StoreError
+from clip_ood.shown import say
 
 FILES = "files"  # the folder under a root
 FACTOR = 8  # times the entries of a large segment: an entry has 40 bytes
@@ -64,7 +65,7 @@ class KnownFiles:
         except StoreError as error:
             own.add(stamps[new], values, name=name)
             if not self._told:
-                print(f"{error}; what files hold is kept in {own.folder}")
+                say(f"{error}; what files hold is kept in {own.folder}")
             self._told = True
 
     def merge(self) -> None:

@@ -28,6 +28,7 @@ from clip_ood.outputs import Reference
 from clip_ood.predictions import KNN, Predictor
 from clip_ood.tensor_files import save_tensors
 from clip_ood.versions import versions
+from clip_ood.written_names import json_bytes
 
 
 def described(spec: BackboneSpec) -> ImageSpec:
@@ -127,7 +128,7 @@ def _seal(folder: Path, manifest: dict[str, Any]) -> None:
     temporary = folder / f"{MANIFEST}.tmp"
     temporary.unlink(missing_ok=True)
     content = sealed(json.loads(json.dumps(manifest, default=str)))
-    temporary.write_text(json.dumps(content, indent=1, ensure_ascii=False), encoding="utf-8")
+    temporary.write_bytes(json_bytes(content))
     temporary.replace(folder / MANIFEST)
 
 

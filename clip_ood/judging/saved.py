@@ -38,6 +38,7 @@ from clip_ood.detectors.statistic import statistics_of
 from clip_ood.judging.manifest import ENCODER, MANIFEST, STATE, DetectorFolderError, find_folder, read_manifest
 from clip_ood.outputs import NegativeLabels, Outputs, Reference
 from clip_ood.predictions import Predictor
+from clip_ood.text_files import OTHER_BYTES, not_utf8
 
 ALL = "all"  # every detector of a run
 
@@ -65,6 +66,8 @@ class SavedDetector:
 
     def __init__(self, place: Path, trust_classes: bool = False) -> None:
         self.folder, self.trust_classes = find_folder(Path(place)), trust_classes
+        if not_utf8(str(self.folder)):
+            raise DetectorFolderError(OTHER_BYTES.format(self.folder))
         self.manifest = read_manifest(self.folder / MANIFEST)
         self._checked: set[str] = set()
         if not self.columns:

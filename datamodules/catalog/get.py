@@ -11,6 +11,7 @@ from clip_ood.checksum import Checksum, record, recorded
 from clip_ood.download import download
 from clip_ood.file_types import WrongType, check_type
 from clip_ood.locks import in_turn
+from clip_ood.shown import say
 from clip_ood.unreadable import printable
 from configs.errors import ConfigError
 from datamodules.catalog.entries import Entry, File
@@ -26,7 +27,7 @@ def get(entry: Entry, root: Path) -> None:
     """
     if not entry.files:
         raise ConfigError(f"{entry.name} is not downloaded from here ({entry.licence}; {entry.source}). {entry.how}")
-    print(f"{entry.name}: {entry.about}. Licence: {entry.licence}. {entry.source}")
+    say(f"{entry.name}: {entry.about}. Licence: {entry.licence}. {entry.source}")
     root.mkdir(parents=True, exist_ok=True)
     with in_turn(root / entry.name):
         for file in entry.files:
@@ -38,14 +39,14 @@ def get(entry: Entry, root: Path) -> None:
         )
     for state in found:
         there = f"{state.found:,} images" if state.found is not None else f"not in these files. {entry.how}"
-        print(f"{entry.name} {state.split}: {there}")
+        say(f"{entry.name} {state.split}: {there}")
 
 
 def _get_file(file: File, root: Path) -> None:
     target, archive = root / file.gives, root / file.name
     if target.exists():
         _check_there(target)
-        print(f"{target} is there already")
+        say(f"{target} is there already")
         return
     published = None if file.md5 is None else Checksum("md5", file.md5)
     known = published or recorded(archive)
@@ -63,9 +64,9 @@ def _get_file(file: File, root: Path) -> None:
     except UnsafeArchive as error:
         raise UnsafeArchive(f"{archive}: {error}") from None
     if passed_over:
-        print(f"{archive.name}: {_listed(passed_over)}")
+        say(f"{archive.name}: {_listed(passed_over)}")
     if known is None:
-        print(f"No checksum of {file.name} was published. That of this first download is kept in {record(archive)}")
+        say(f"No checksum of {file.name} was published. That of this first download is kept in {record(archive)}")
     archive.unlink(missing_ok=True)
 
 
@@ -98,7 +99,7 @@ def _download(file: File, archive: Path, known: Checksum | None) -> None:
     task = bars.add_task(file.name)
 
     def announce(total: int | None) -> None:
-        print(
+        say(
             f"{file.name}: {decimal(total) if total else file.size or 'unknown size'} from {file.url} to {archive.parent}"
         )
         bars.start()

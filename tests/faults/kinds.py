@@ -9,7 +9,7 @@ from pathlib import Path
 
 from faults.trial import Trial
 
-KINDS: tuple[str, ...] = ("two_at_once", "downloads", "hostile_files")
+KINDS: tuple[str, ...] = ("two_at_once", "downloads", "hostile_files", "odd_names")
 
 
 def trials(kind: str) -> list[Trial]:
