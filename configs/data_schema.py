@@ -9,7 +9,7 @@ from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 
 from clip_ood.naming import fault, twins
 from configs.prompt_sets import with_sets
-from configs.section import Fraction, Place, Positive, Section
+from configs.section import Count, Fraction, Place, Positive, Section
 
 TAKEN = ("bank", "id_test", "mean", "ood_val", "val")  # in results: the project's own sets, and the mean over OOD sets
 PLACES = ("catalog", "folder", "list", "shards", "torchvision", "corruption")
@@ -50,7 +50,7 @@ class ImageSet(Section):
     dot, and it has one image); {000..009} counts through them. Relative to data.root."""
     torchvision: Literal["CIFAR10", "CIFAR100", "SVHN", "MNIST"] | None = None
     """A data set that torchvision downloads into data.root."""
-    corruption: CorruptionName | None = None
+    corruption: Corruptionstr | None = None
     """Under data.ood alone: the ID test images corrupted so, made while they are read (datamodules/corruptions.py)."""
     severity: Annotated[int, Field(ge=1, le=5)] | None = None
     """With `corruption`: how strong it is, 1 to 5."""
@@ -202,7 +202,7 @@ class Data(Section):
     """Take a fixed draw of this many of these words (default: all; WordNet's 136,000 are a million prompts for CSP)."""
     batch_size: Positive = 256
     """Images a forward pass and device in feature extraction."""
-    num_workers: int | None = Field(default=None, ge=0)
+    num_workers: Count | None = None
     """Processes that decode images, a device (default: 8 at most with a GPU, none without)."""
     max_unreadable: Fraction = 0.01
     """Largest share of a set's images that may be unreadable before the run stops; 5 may be in any set. They are left out, and

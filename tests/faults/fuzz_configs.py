@@ -69,7 +69,10 @@ def _all() -> list[tuple[str, Any]]:
     found = []
     for script, base in (("train", _probe()), ("train", _published()), ("attack", _attacked()), ("study", _studied())):
         found += [(f"{script}: {what}", partial(_of_file, script, content)) for what, content in mutations(base)]
-        found += [(f"{script}: {key}={value}", partial(_of_line, script, base, f"--{key}={value}")) for key, value in _typed(base)]
+        found += [
+            (f"{script}: {key}={value}", partial(_of_line, script, base, f"--{key}={value}"))
+            for key, value in _typed(base)
+        ]
     numbers, whole = random.Random(SEED), json.dumps(_published()).encode()
     return found + [(f"train: {what}", partial(_of_bytes, content)) for what, content in bytes_of(whole, numbers)]
 
@@ -84,7 +87,12 @@ def _typed(base: Any) -> Iterator[tuple[str, str]]:
 
 def _probe() -> dict[str, Any]:
     data = {"root": "data", "id": "id", "ood": {"near": "near", "far": {"folder": "far"}}, "splits": lab.SPLITS}
-    return {"data": data, "backbone": {"model": "local-dir:clip", "label": "tiny"}, "method": lab.SWEEP, "trainer": TRAINER} | {
+    return {
+        "data": data,
+        "backbone": {"model": "local-dir:clip", "label": "tiny"},
+        "method": lab.SWEEP,
+        "trainer": TRAINER,
+    } | {
         "name": "run",
         "runs_root": "runs",
         "features_root": "features",
@@ -95,21 +103,49 @@ def _probe() -> dict[str, Any]:
 
 
 def _published() -> dict[str, Any]:
-    encoder = {"library": "open_clip", "model": "ViT-B-32", "pretrained": "openai", "preprocess": None, "precision": "bf16"}
+    encoder = {
+        "library": "open_clip",
+        "model": "ViT-B-32",
+        "pretrained": "openai",
+        "preprocess": None,
+        "precision": "bf16",
+    }
     encoder |= {"random_seed": 1, "text": {"model": "ViT-B-32", "pretrained": None}}
     return {"data": PARTS | {"root": "data"}, "backbone": encoder, "method": PLP, "detectors": DETECTORS}
 
 
 def _attacked() -> dict[str, Any]:
-    keys = {"config": "base.yaml", "changes": {"data.splits": {"val": 0.3}, "seed": 3}, "ood": "near", "pairs": 4, "score": "knn"}
+    keys = {
+        "config": "base.yaml",
+        "changes": {"data.splits": {"val": 0.3}, "seed": 3},
+        "ood": "near",
+        "pairs": 4,
+        "score": "knn",
+    }
     keys |= {"runs_root": "runs", "images": "pictures", "defences": {"jpeg": 1}, "transfer": {"other": "other.yaml"}}
-    return keys | {"name": "attack", "steps": 3, "lr": 0.1, "noise": 0.1, "sign": True, "budget": BUDGET, "curve": {"pairs": 2}}
+    return keys | {
+        "name": "attack",
+        "steps": 3,
+        "lr": 0.1,
+        "noise": 0.1,
+        "sign": True,
+        "budget": BUDGET,
+        "curve": {"pairs": 2},
+    }
 
 
 def _studied() -> dict[str, Any]:
-    axes = {"shots": {"method.*.per_class": [1, 2]}, "encoder": {"small": {"backbone": {"model": "local-dir:clip"}}, "same": {}}}
+    axes = {
+        "shots": {"method.*.per_class": [1, 2]},
+        "encoder": {"small": {"backbone": {"model": "local-dir:clip"}}, "same": {}},
+    }
     lines = {
-        "PLP": {"detector": {"name": "knn", "k": 2}, "changes": {"method": {"plp": {}}}, "axes": ["shots"], "only": {"shots": ["1"]}},
+        "PLP": {
+            "detector": {"name": "knn", "k": 2},
+            "changes": {"method": {"plp": {}}},
+            "axes": ["shots"],
+            "only": {"shots": ["1"]},
+        },
         "MCM": {"detector": "mcm", "changes": {"method": {"zero_shot": {}}}, "axes": []},
     }
     return {"config": "base.yaml", "changes": {"seed": 2}, "shows": "table", "title": "T", "axes": axes, "lines": lines}
@@ -136,7 +172,9 @@ def _conducted(script: str, config: bytes, options: list[str], folder: Path) -> 
         Path("base.yaml").write_text(json.dumps(_probe() | {"method": {"zero_shot": {}}, "seeds": []}))
         stack.enter_context(patch.dict(os.environ))
         stack.enter_context(patch("experiments.seeds.conduct", _accepted))
-        stack.enter_context(patch("studies.conduct.conduct", lambda plan: [[*map(_accepted, plan.runs.values())], ({}, {})][1]))
+        stack.enter_context(
+            patch("studies.conduct.conduct", lambda plan: [[*map(_accepted, plan.runs.values())], ({}, {})][1])
+        )
         stack.enter_context(patch("adversarial.conduct.conduct", lambda plan, folder: _accepted(plan.config)))
         main = {"train": train, "attack": attack, "study": study}[script].main
         answered(lambda: main(["--config", "tried.yaml", *options]))
@@ -161,7 +199,7 @@ def _furnish() -> None:
 
 def _accepted(config: Config, folder: Path = Path("runs"), source: Path | None = None) -> None:
     """What must hold of a config that was taken: it is read back as it was, its images are listed, and Lightning takes its keys."""
-    again = validate(parse(dump(config)))
+    again = validate(parse(dump(config).encode(errors="surrogateescape").decode(errors="surrogateescape")))
     assert contents(again) == contents(config), "its config.yaml is read back as another config"
     load_benchmark(config)
     evaluation = OODEvaluation(config.detectors, config.evaluation.resamples, config.seed)

@@ -8,6 +8,8 @@ import re
 import signal
 from collections.abc import Callable, Iterator
 from copy import deepcopy
+from functools import reduce
+from operator import getitem
 from typing import Any
 
 from experiments.command_line import guarded
@@ -48,7 +50,9 @@ def places(content: Any, path: tuple = ()) -> Iterator[tuple]:
     """The place of every value in nested mappings and lists, as keys and numbers from the top; of a list only its first."""
     if path:
         yield path
-    inside = content.items() if isinstance(content, dict) else enumerate(content[:1]) if isinstance(content, list) else ()
+    inside = (
+        content.items() if isinstance(content, dict) else enumerate(content[:1]) if isinstance(content, list) else ()
+    )
     for key, value in inside:
         yield from places(value, (*path, key))
 
@@ -80,6 +84,12 @@ def mutations(content: Any) -> Iterator[tuple[str, Any]]:
         yield f"{shown} left out", without(content, path)
         for name, value in WRONG.items():
             yield f"{shown} is {name}", changed(content, path, value)
+        if isinstance(path[-1], str):
+            above = reduce(getitem, path[:-1], content)
+            for name, key in WRONG.items():
+                if isinstance(key, str):
+                    renamed = {key if each == path[-1] else each: value for each, value in above.items()}
+                    yield f"the key {shown} is {name}", changed(content, path[:-1], renamed) if path[:-1] else renamed
     for name, value in WRONG.items():
         yield f"{name} in place of all", value
 
@@ -92,7 +102,10 @@ def bytes_of(content: bytes, numbers: Any) -> Iterator[tuple[str, bytes]]:
     yield "its last byte cut off", content[:-1]
     for _ in range(8):
         place = numbers.randrange(len(content))
-        yield f"byte {place} flipped", content[:place] + bytes([content[place] ^ 1 << numbers.randrange(8)]) + content[place + 1 :]
+        yield (
+            f"byte {place} flipped",
+            content[:place] + bytes([content[place] ^ 1 << numbers.randrange(8)]) + content[place + 1 :],
+        )
     yield "zeros", bytes(len(content))
     yield "noise", numbers.randbytes(max(len(content), 100))
 
