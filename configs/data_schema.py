@@ -50,7 +50,7 @@ class ImageSet(Section):
     dot, and it has one image); {000..009} counts through them. Relative to data.root."""
     torchvision: Literal["CIFAR10", "CIFAR100", "SVHN", "MNIST"] | None = None
     """A data set that torchvision downloads into data.root."""
-    corruption: Corruptionstr | None = None
+    corruption: CorruptionName | None = None
     """Under data.ood alone: the ID test images corrupted so, made while they are read (datamodules/corruptions.py)."""
     severity: Annotated[int, Field(ge=1, le=5)] | None = None
     """With `corruption`: how strong it is, 1 to 5."""

@@ -13,10 +13,6 @@ from pathlib import Path
 from typing import Any
 from unittest.mock import patch
 
-from faults import lab
-from faults.mutated import WRONG, answered, bytes_of, mutations, places
-from faults.trial import Trial
-
 import attack
 import study
 import train
@@ -26,6 +22,9 @@ from configs.schema import Config
 from configs.yaml_text import parse
 from datamodules.benchmark import load_benchmark
 from experiments.run import make_trainer
+from faults import lab
+from faults.mutated import WRONG, answered, bytes_of, mutations, places
+from faults.trial import Trial
 
 SEED = 20
 SAMPLE = 60  # one trial of so many is in the sample
