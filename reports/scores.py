@@ -8,8 +8,8 @@ from typing import Any
 
 import numpy as np
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 
+from clip_ood import run_files
 from clip_ood.detectors.names import ABOUT
 
 ACCEPT = 0.95  # of the ID test images, where a run is not calibrated
@@ -44,7 +44,7 @@ class Thresholds:
 
 def read_scores(path: Path) -> list[ScoredSet]:
     """The sets of a scores.parquet that results are reported on, in its order; detectors are named by its columns."""
-    table = pq.read_table(path)
+    table = run_files.read_scores(path)
     detectors = [name for name in table.column_names if name not in ABOUT]
     sets = []
     for name in table["set"].unique().to_pylist():

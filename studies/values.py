@@ -9,12 +9,11 @@ from statistics import fmean
 from typing import Any
 
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 
 from callbacks.results_table import intervals_told, missing_seeds, told
 from clip_ood.metrics.curves import METRICS
 from clip_ood.metrics.ood import MEAN
-from experiments.run_folder import of_seed
+from experiments.run_folder import of_seed, read_scores
 from studies.plan import Plan
 
 Results = Mapping[str, dict[str, Any]]  # run -> content of its results.json
@@ -106,9 +105,7 @@ def _accuracies(plan: Plan, run: str, found: dict[str, Any]) -> dict[str, float]
     """Share of right predictions on each corrupted set, whose images have the paths of the ID test images that they show."""
     of_set: dict[str, list[float]] = {}
     for seed in found["seeds"]:
-        table = pq.read_table(
-            of_seed(plan.folder / run, seed) / "scores.parquet", columns=["set", "path", "label", "prediction"]
-        )
+        table = read_scores(of_seed(plan.folder / run, seed), ["set", "path", "label", "prediction"])
         clean = table.filter(pc.equal(table["set"], "id_test"))
         if not clean["prediction"].drop_null():
             return {}
