@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
 from typing import Annotated, Any
@@ -35,9 +37,23 @@ Share = Annotated[float, Field(ge=0, le=1)]
 Count = Annotated[int, Field(ge=0, lt=2**63)]
 
 
+class Damaged(Unfit):
+    """A file that is not as it was written; the message names it too."""
+
+
+@contextmanager
+def undamaged(path: Path) -> Iterator[None]:
+    """Around the reading of a file. Raises: Damaged for what is unfit there."""
+    try:
+        yield
+    except Unfit as error:
+        raise Damaged(f"{path} is damaged ({error})") from error
+
+
 def read_record(path: Path, declared: Any) -> Any:
-    """The content of a JSON file, if it is as `declared`. Raises: Unfit for anything else, OSError."""
-    return fitting(read_json(path), declared)
+    """The content of a JSON file, if it is as `declared`. Raises: Damaged for anything else, OSError."""
+    with undamaged(path):
+        return fitting(read_json(path), declared)
 
 
 def read_json(path: Path) -> Any:
@@ -66,7 +82,7 @@ def _adapter(declared: Any) -> TypeAdapter:
 
 
 def _told(problem: dict[str, Any]) -> str:
-    key = ".".join(map(str, problem["loc"])) or "all of it"
+    key = ".".join(map(str, problem["loc"])) or "it"
     match problem["type"]:
         case "missing":
             return f"the key {key} is missing"

@@ -14,7 +14,7 @@ from pydantic import Field, create_model, model_validator
 
 from clip_ood.metrics.curves import METRICS
 from clip_ood.metrics.ood import MEAN
-from clip_ood.records import Count, Record, Share, Text, Unfit, fitting, read_json, read_record
+from clip_ood.records import Count, Record, Share, Text, Unfit, fitting, read_json, read_record, undamaged
 
 Number = Annotated[float, Field(ge=0)]  # of images or classes; a mean over seeds need not be whole
 Seeds = list[int]
@@ -163,10 +163,11 @@ class Part(Record):
 
 
 def read_results(path: Path) -> dict[str, Any]:
-    """The content of a results.json. Raises: Unfit for what no run writes, OSError."""
-    content = read_json(path)
-    several = isinstance(content, dict) and "accuracy_seeds" in content
-    return fitting(content, OverSeeds if several else OfSeed)
+    """The content of a results.json. Raises: Damaged for what no run writes, OSError."""
+    with undamaged(path):
+        content = read_json(path)
+        several = isinstance(content, dict) and "accuracy_seeds" in content
+        return fitting(content, OverSeeds if several else OfSeed)
 
 
 def read_images(path: Path) -> dict[str, dict[str, Any]]:
@@ -184,18 +185,19 @@ ABOUT = {"set": pa.string(), "role": pa.string(), "path": pa.string(), "label": 
 
 def read_scores(path: Path, columns: Sequence[str] | None = None) -> pa.Table:
     """A scores.parquet, or some columns of what says which image a row is of. Raises as `read_results`."""
-    try:
-        table = pq.read_table(path, columns=columns)
-    except (pa.ArrowException, ValueError) as error:
-        raise Unfit(" ".join(str(error).split())[:120]) from error
-    for name, kind in ABOUT.items():
-        if columns is None or name in columns:
-            _check_column(table, name, kind)
-    for name in (each for each in table.column_names if each not in ABOUT):
-        values = table[name]
-        if not pa.types.is_floating(values.type) or values.null_count or not pc.all(pc.is_finite(values)).as_py():
-            raise Unfit(f"its column {name!r} holds other things than finite scores")
-    return table
+    with undamaged(path):
+        try:
+            table = pq.read_table(path, columns=columns)
+        except (pa.ArrowException, ValueError) as error:
+            raise Unfit(" ".join(str(error).split())[:120]) from error
+        for name, kind in ABOUT.items():
+            if columns is None or name in columns:
+                _check_column(table, name, kind)
+        for name in (each for each in table.column_names if each not in ABOUT):
+            values = table[name]
+            if not pa.types.is_floating(values.type) or values.null_count or not pc.all(pc.is_finite(values)).as_py():
+                raise Unfit(f"its column {name!r} holds other things than finite scores")
+        return table
 
 
 def _check_column(table: pa.Table, name: str, kind: pa.DataType) -> None:

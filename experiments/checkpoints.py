@@ -5,15 +5,34 @@ from __future__ import annotations
 import pickle
 import zipfile
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import torch
 from lightning.fabric.plugins import TorchCheckpointIO
+from pydantic import ConfigDict, Field
+from torch import Tensor
 
 from clip_ood.files import remove_abandoned, written_whole
+from clip_ood.records import Count, Record, Text, fitting
+from clip_ood.shapes import HEAD, check_shapes
 from configs.errors import ConfigError
 
-HOLDS = ("state_dict", "epoch", "global_step")
+
+class Checkpoint(Record):
+    """What Lightning and our modules need of one."""
+
+    model_config = ConfigDict(arbitrary_types_allowed=True)
+
+    epoch: Count
+    global_step: Count
+    state_dict: dict[Text, Tensor]
+    loops: dict[Text, dict[str, Any]]
+    callbacks: dict[Text, dict[str, Any]]
+    optimizer_states: list[dict[str, Any]]
+    lr_schedulers: list[dict[str, Any]]
+    class_names: Annotated[list[Text], Field(min_length=1)] | None = None
+    sweep: list[dict[str, Any]] | None = None
+    heads: dict[Text, Tensor] | None = None
 
 
 class WholeCheckpoints(TorchCheckpointIO):
@@ -36,8 +55,9 @@ def check_checkpoint(path: Path) -> None:
             if broken := parts.testzip():  # reads all of it once: torch.load would meet it after the extraction
                 raise ValueError(f"its part {broken} was changed")
         content = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
-        if not isinstance(content, dict) or not all(name in content for name in HOLDS):
-            raise ValueError("it is no checkpoint of a run")
+        fitting(content, Checkpoint)
+        head = {name: tensor for name, tensor in content["state_dict"].items() if name.startswith("head.")}
+        check_shapes(head, HEAD, {"C": len(content["class_names"])} if "class_names" in content else {})
     except pickle.UnpicklingError as error:
         raise _damaged(path, "it holds more than tensors and plain values, which is never loaded") from error
     except (zipfile.BadZipFile, ValueError, RuntimeError, EOFError) as error:

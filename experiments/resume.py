@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from clip_ood.backbones.fingerprint import digest, fingerprint
-from clip_ood.records import Unfit
+from clip_ood.records import Damaged
 from configs.errors import ConfigError
 from configs.loading import load_config
 from configs.resuming import FREE, differences
@@ -69,7 +69,7 @@ def check_images(folder: Path, benchmark: Benchmark, parts: Collection[str] | No
         return  # no run, or one of a version that did not record them
     from clip_ood.run_files import read_images
 
-    with _undamaged(folder / IMAGES):
+    with _undamaged():
         was = read_images(folder / IMAGES)
     now = _described(benchmark)
     changed = [name for name in was.keys() | now.keys() if was.get(name) != now.get(name)]
@@ -100,7 +100,7 @@ def check_contents(folder: Path, now: dict[str, str], parts: Collection[str] | N
         return  # it got no further, or is of a version that did not record them
     from clip_ood.run_files import read_contents
 
-    with _undamaged(folder / CONTENTS):
+    with _undamaged():
         was = read_contents(folder / CONTENTS)
     changed = [key for key in now if was.get(key, now[key]) != now[key] and (parts is None or key in parts)]
     if changed:
@@ -117,12 +117,12 @@ def record_contents(folder: Path, now: dict[str, str]) -> None:
 
 
 @contextmanager
-def _undamaged(path: Path) -> Iterator[None]:
+def _undamaged() -> Iterator[None]:
     """Around the reading of what a run has recorded. Raises: ConfigError for a damaged file."""
     try:
         yield
-    except Unfit as error:
-        raise ConfigError(f"{path} is damaged ({error}). Start the run anew: with --overwrite") from error
+    except Damaged as error:
+        raise ConfigError(f"{error}. Start the run anew: with --overwrite") from error
 
 
 def check_heads(run: Path, config: Config) -> None:

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from clip_ood.files import written_whole
 from clip_ood.naming import folder_fault, one_text
 from clip_ood.ranks import is_first
-from clip_ood.records import Unfit
+from clip_ood.records import Damaged
 from configs.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -195,7 +195,7 @@ def read_results(folder: Path) -> dict[str, Any]:
     """The content of a finished run's results.json. Raises: ConfigError for a damaged one."""
     from clip_ood.run_files import read_results as read  # with torch and pyarrow, which nobody needs before
 
-    with undamaged(folder / FINISHED):
+    with scored_again():
         return read(folder / FINISHED)
 
 
@@ -203,18 +203,18 @@ def read_scores(folder: Path, columns: Sequence[str] | None = None) -> pa.Table:
     """The scores.parquet of a single run or seed, or some of its columns. Raises: ConfigError for a damaged one."""
     from clip_ood.run_files import read_scores as read
 
-    with undamaged(folder / SCORES):
+    with scored_again():
         return read(folder / SCORES, columns)
 
 
 @contextmanager
-def undamaged(path: Path) -> Iterator[None]:
-    """Around the reading of a file of a finished run. Raises: ConfigError for what no run writes."""
+def scored_again() -> Iterator[None]:
+    """Around the reading of a finished run's files. Raises: ConfigError, with the way out, for one that is damaged."""
     try:
         yield
-    except Unfit as error:
+    except Damaged as error:
         raise ConfigError(
-            f"{path} is damaged ({error}). Remove it, and of a run over several seeds the results.json of the whole too: the command "
+            f"{error}. Remove it, and of a run over several seeds the results.json of the whole too: the command "
             "that made the run, with --resume, then scores what was trained there again"
         ) from error
 

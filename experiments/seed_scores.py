@@ -10,7 +10,7 @@ import torch
 from clip_ood.metrics.placements import Placed, place
 from clip_ood.table import settings_of
 from configs.errors import ConfigError
-from experiments.run_folder import SCORES, undamaged
+from experiments.run_folder import SCORES, scored_again
 from reports.scores import read_scores
 
 Numbers = dict[tuple[str, str], int]  # set, path -> the number that an image has in every seed
@@ -22,7 +22,7 @@ class SeedScores:
 
     def __init__(self, folder: Path, numbers: Numbers) -> None:
         self.path = folder / SCORES
-        with undamaged(self.path):
+        with scored_again():
             self.sets = {each.name: each for each in read_scores(self.path)}
         self.settings = settings_of({name: each.role for name, each in self.sets.items()})
         self.images = {

@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal
 from pydantic import AfterValidator, ConfigDict, Field, model_validator
 
 from clip_ood.backbones.fingerprint import digest
-from clip_ood.records import Count, Record, Share, Text, Unfit, fitting, read_record
+from clip_ood.records import Count, Damaged, Record, Share, Text, Unfit, fitting, read_record
 
 FOLDER, MANIFEST, STATE, ENCODER = "detector", "detector.json", "state.safetensors", "encoder"
 FORMAT = 2
@@ -147,8 +147,8 @@ def read_manifest(path: Path) -> dict[str, Any]:
     """What a manifest says. Raises: DetectorFolderError for one that is damaged, changed, of another version or no `Manifest`."""
     try:
         manifest = read_record(path, Formatted)
-    except Unfit as error:
-        raise DetectorFolderError(f"{path} is damaged ({error}); copy the folder again") from error
+    except Damaged as error:
+        raise DetectorFolderError(f"{error}; copy the folder again") from error
     if manifest["format"] not in READ:
         made = manifest.get("versions", {}).get("clip-ood", "another version")
         raise DetectorFolderError(

@@ -35,10 +35,10 @@ from clip_ood.detectors.detector import Detector
 from clip_ood.detectors.names import DETECTORS
 from clip_ood.detectors.statistic import statistics_of
 from clip_ood.judging.manifest import ENCODER, MANIFEST, STATE, DetectorFolderError, find_folder, read_manifest
-from clip_ood.judging.shapes import REFERENCE, check_shapes
 from clip_ood.outputs import NegativeLabels, Outputs, Reference
 from clip_ood.predictions import Predictor
 from clip_ood.records import Unfit
+from clip_ood.shapes import REFERENCE, check_finite, check_shapes
 
 ALL = "all"  # every detector of a run
 
@@ -93,6 +93,7 @@ class SavedDetector:
         """Classes, text embeddings, head, negative labels."""
         own, names = self._tensors(STATE, "reference."), self.manifest["class_names"]
         with self._fitting(STATE):
+            check_finite(own)
             check_shapes(own, REFERENCE, {} if names is None else {"C": len(names)})
             values: dict[str, Any] = {name: value for name, value in own.items() if "." not in name}
             for name in ("neglabel", "csp"):
@@ -118,6 +119,7 @@ class SavedDetector:
         with self._fitting(STATE):
             if found is None:
                 raise Unfit("it has no bank_labels, by which k-NN predicts")
+            check_finite({"bank_labels": found})
             check_shapes({"bank_labels": found}, {"bank_labels": "n"}, {})
             if len(found) and not -1 <= found.min() <= found.max() < len(self.manifest["class_names"] or ()):
                 raise Unfit("bank_labels names classes that there are not")
@@ -195,6 +197,7 @@ class SavedDetector:
                 "(data.splits.val above 0, or data.id.val), and run it again"
             )
         with self._fitting(STATE):
+            check_finite({column: scores})
             check_shapes({column: scores}, {column: "n"}, {})
         return Calibration(scores)
 
@@ -257,6 +260,7 @@ class SavedDetector:
                     number = key.removeprefix("features.")
                     chunk = {"features": part[key], "indices": part.get(f"indices.{number}", part[key])}
                     sizes.pop("n", None)
+                    check_finite(chunk)
                     check_shapes(chunk, {"features": "nD", "indices": "n"}, sizes)
             parts.append(part)
         return Bank.restored(parts)
