@@ -15,6 +15,11 @@ from torch import Tensor
 from clip_ood.files import remove_abandoned, written_whole
 from clip_ood.records import Count, Record, Text, fitting
 from clip_ood.shapes import HEAD, check_shapes
+
+HEADS = (  # on standardised features; on those of an encoder that is tuned
+    {"head.mean", "head.std", "head.linear.weight", "head.linear.bias"},
+    {"head.weight", "head.bias"},
+)
 from configs.errors import ConfigError
 
 
@@ -57,6 +62,8 @@ def check_checkpoint(path: Path) -> None:
         content = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
         fitting(content, Checkpoint)
         head = {name: tensor for name, tensor in content["state_dict"].items() if name.startswith("head.")}
+        if head and head.keys() not in HEADS:
+            raise ValueError("the head in it is not whole")
         check_shapes(head, HEAD, {"C": len(content["class_names"])} if "class_names" in content else {})
     except pickle.UnpicklingError as error:
         raise _damaged(path, "it holds more than tensors and plain values, which is never loaded") from error

@@ -23,7 +23,7 @@ from faults.mutated import answered, bytes_of, mutations
 from faults.trial import Trial
 
 SEED = 20
-SAMPLE = 80  # one trial of so many is in the sample
+SAMPLE = 400  # one trial of so many is in the sample
 MANIFEST = "detector.json"
 TENSORS = ("state.safetensors", "bank-00000.safetensors")
 WRONG: dict[str, Callable[[Tensor], Tensor]] = {
@@ -34,7 +34,7 @@ WRONG: dict[str, Callable[[Tensor], Tensor]] = {
     "infinite": lambda tensor: torch.full_like(tensor.float(), torch.inf),
     "huge": lambda tensor: tensor * 10**15,
     "negative": lambda tensor: -tensor - 1,
-    "empty": lambda tensor: tensor[:0],
+    "empty": lambda tensor: tensor[:0] if tensor.ndim else tensor[None][:0],
     "one row short": lambda tensor: tensor[:-1] if tensor.ndim else tensor[None],
     "a row longer": lambda tensor: torch.cat([tensor, tensor[:1]]) if tensor.ndim else tensor[None],
     "a column short": lambda tensor: tensor[..., :-1] if tensor.ndim > 1 else tensor[None],

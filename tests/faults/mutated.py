@@ -47,13 +47,19 @@ WRONG = {
 
 
 def places(content: Any, path: tuple = ()) -> Iterator[tuple]:
-    """The place of every value in nested mappings and lists, as keys and numbers from the top; of a list only its first."""
+    """The place of every value in nested mappings and lists, as keys and numbers from the top; of a list only its first, of several
+    plain values of one type under names of their own only two."""
     if path:
         yield path
     inside = (
-        content.items() if isinstance(content, dict) else enumerate(content[:1]) if isinstance(content, list) else ()
+        list(content.items())
+        if isinstance(content, dict)
+        else list(enumerate(content[:1]) if isinstance(content, list) else ())
     )
-    for key, value in inside:
+    alike = (
+        len(inside) > 4 and len({type(value) for _, value in inside}) == 1 and not isinstance(inside[0][1], dict | list)
+    )
+    for key, value in inside[:2] if alike else inside:
         yield from places(value, (*path, key))
 
 
