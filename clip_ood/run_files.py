@@ -12,6 +12,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from pydantic import Field, create_model, model_validator
 
+from clip_ood.judging.manifest import Predicts
 from clip_ood.metrics.curves import METRICS
 from clip_ood.metrics.ood import MEAN
 from clip_ood.records import Count, Record, Share, Text, Unfit, fitting, read_json, read_record, undamaged
@@ -93,12 +94,6 @@ class Shared(Record):
     total: Count
 
 
-class Predictor(Record):
-    by: Text
-    accuracy: dict[Literal["head", "text", "knn"], Share]
-    images: Count
-
-
 class Calibration(Record):
     n: Count
     accept: Share
@@ -118,7 +113,7 @@ class Finished(Record):
     split: Split | None = None
     bank: Bank
     pseudo_labels: PseudoLabels | None
-    trained_on: Trained | None = None
+    trained_on: Trained | None
     sweep: list[Head] | None
     shared_images: list[Shared] = []
     versions: dict[Text, Text] | None = None
@@ -138,18 +133,27 @@ class Finished(Record):
                 raise ValueError("holds no whole table: a row is missing in it, or stands there twice")
         return self
 
+    @model_validator(mode="after")
+    def _compares_plp(self) -> Finished:
+        """Of pseudo-label probing, the head is compared to the texts."""
+        told = getattr(self, "predictor", None)
+        told = told if isinstance(told, list) else [told] if told else []
+        if self.method == "plp" and not all({"head", "text"} <= each.accuracy.keys() for each in told):
+            raise ValueError("does not say how often the head and the texts are right")
+        return self
+
 
 class OfSeed(Finished):
     """results.json of one seed."""
 
-    predictor: Predictor | None = None
+    predictor: Predicts | None = None
     calibration: Calibration | None = None
 
 
 class OverSeeds(Finished):
     """results.json of a run over several seeds."""
 
-    predictor: list[Predictor] | None = None
+    predictor: list[Predicts] | None = None
     calibration: list[Calibration] | None = None
     accuracy_seeds: Count
     knn_accuracy_seeds: Count
@@ -197,6 +201,10 @@ def read_scores(path: Path, columns: Sequence[str] | None = None) -> pa.Table:
             values = table[name]
             if not pa.types.is_floating(values.type) or values.null_count or not pc.all(pc.is_finite(values)).as_py():
                 raise Unfit(f"its column {name!r} holds other things than finite scores")
+        if columns is None:
+            pairs = set(zip(table["set"].to_pylist(), table["role"].to_pylist(), strict=True))
+            if len(pairs) != len({name for name, _ in pairs}) or [role for _, role in pairs].count("id") != 1:
+                raise Unfit("its sets have no one role each, or none is the ID test set")
         return table
 
 

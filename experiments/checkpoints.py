@@ -5,22 +5,22 @@ from __future__ import annotations
 import pickle
 import zipfile
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 
 import torch
 from lightning.fabric.plugins import TorchCheckpointIO
-from pydantic import ConfigDict, Field
+from pydantic import ConfigDict
 from torch import Tensor
 
 from clip_ood.files import remove_abandoned, written_whole
 from clip_ood.records import Count, Record, Text, fitting
 from clip_ood.shapes import HEAD, check_shapes
+from configs.errors import ConfigError
 
 HEADS = (  # on standardised features; on those of an encoder that is tuned
     {"head.mean", "head.std", "head.linear.weight", "head.linear.bias"},
     {"head.weight", "head.bias"},
 )
-from configs.errors import ConfigError
 
 
 class Checkpoint(Record):
@@ -35,7 +35,7 @@ class Checkpoint(Record):
     callbacks: dict[Text, dict[str, Any]]
     optimizer_states: list[dict[str, Any]]
     lr_schedulers: list[dict[str, Any]]
-    class_names: Annotated[list[Text], Field(min_length=1)] | None = None
+    class_names: list[Text] = []  # noqa: RUF012
     sweep: list[dict[str, Any]] | None = None
     heads: dict[Text, Tensor] | None = None
 
@@ -64,7 +64,7 @@ def check_checkpoint(path: Path) -> None:
         head = {name: tensor for name, tensor in content["state_dict"].items() if name.startswith("head.")}
         if head and head.keys() not in HEADS:
             raise ValueError("the head in it is not whole")
-        check_shapes(head, HEAD, {"C": len(content["class_names"])} if "class_names" in content else {})
+        check_shapes(head, HEAD, {"C": len(content["class_names"])} if content.get("class_names") else {})
     except pickle.UnpicklingError as error:
         raise _damaged(path, "it holds more than tensors and plain values, which is never loaded") from error
     except (zipfile.BadZipFile, ValueError, RuntimeError, EOFError) as error:

@@ -56,13 +56,19 @@ def read_scores(path: Path) -> list[ScoredSet]:
 
 
 def thresholds(calibration: dict[str, Any] | None, id_test: ScoredSet) -> Thresholds:
-    """Those of a run's calibration; without one, those that accept 95 % of the ID test images."""
+    """Those of a run's calibration; without one, those that accept 95 % of the ID test images. Raises: ValueError where the
+    calibration lacks a detector."""
     if calibration and calibration["thresholds"]:
         expected = (
             f", where {100 * calibration['expected']:.1f}\N{NO-BREAK SPACE}% are expected to pass"
             if calibration["expected"]
             else ""
         )
+        if missing := sorted(id_test.scores.keys() - calibration["thresholds"].keys()):
+            raise ValueError(
+                f"results.json states no threshold of {missing[0]}, and scores.parquet has its scores: score the run again, python "
+                "eval.py --run RUN"
+            )
         accept, n = calibration["accept"], calibration["n"]
         how = f"is calibrated to accept {100 * accept:g}\N{NO-BREAK SPACE}% of new ID images or more, on {n} ID val images{expected}"
         return Thresholds(calibration["thresholds"], how)

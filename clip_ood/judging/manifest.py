@@ -88,6 +88,12 @@ class Predicts(Record):
     accuracy: dict[By, Share]
     images: Count
 
+    @model_validator(mode="after")
+    def _says_how_good(self) -> Predicts:
+        if self.by not in self.accuracy:
+            raise ValueError(f"does not say how often {self.by} is right")
+        return self
+
 
 class Calibrated(Record):
     n: Count
@@ -114,8 +120,6 @@ class Manifest(Formatted):
             raise ValueError(f"names the detector {twice[0]!r} twice")
         if any(not isinstance(each.spec.get("name"), str) for each in self.detectors):
             raise ValueError("names no kind of a detector")
-        if self.predictor is not None and self.predictor.by not in self.predictor.accuracy:
-            raise ValueError(f"does not say how often {self.predictor.by} is right")
         return self
 
 

@@ -27,7 +27,7 @@ from faults.mutated import WRONG, answered, bytes_of, mutations, places
 from faults.trial import Trial
 
 SEED = 20
-SAMPLE = 100  # one trial of so many is in the sample
+SAMPLE = 250  # one trial of so many is in the sample
 CLASSES = ("cat", "dog", "fox")
 PARTS = {  # an ID set that was published in parts, with keys that a folder alone has not
     "id": {

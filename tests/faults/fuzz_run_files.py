@@ -31,7 +31,8 @@ from faults.trial import Trial
 from reports.run_page import write_report
 
 SEED = 20
-SAMPLE = 400  # one trial of so many is in the sample
+PARTS = 400  # trials, of as many wrong values each: which there are, only a run tells
+SAMPLE = 100  # one trial of so many is in the sample
 COLUMNS: dict[str, Callable[[pa.ChunkedArray], pa.Array]] = {
     "of numbers": lambda column: pa.array([1.5] * len(column)),
     "of whole numbers": lambda column: pa.array([3] * len(column)),
@@ -45,7 +46,23 @@ COLUMNS: dict[str, Callable[[pa.ChunkedArray], pa.Array]] = {
 
 
 def trials() -> list[Trial]:
-    return [Trial(name, run, number % SAMPLE == 0) for number, (name, run) in enumerate(_all())]
+    return [
+        Trial(
+            f"wrong values in a run's files, every {PARTS}th from {first} on",
+            partial(_part, first),
+            first % SAMPLE == 0,
+        )
+        for first in range(PARTS)
+    ]
+
+
+def _part(first: int, folder: Path) -> None:
+    for number, (what, run) in enumerate(_all()[first::PARTS]):
+        (place := folder / str(number)).mkdir()
+        try:
+            run(place)
+        except Exception as error:
+            raise AssertionError(f"{what}: {error}") from error
 
 
 @cache
