@@ -1,4 +1,4 @@
-"""Tries every fault, or those of some kinds: python -m faults ["full disks" kills …]; --list names them.
+"""Tries every fault, or those of some kinds: python -m faults [kills full_disk …]; --list names them.
 
 Prints for each kind how many were tried and survived, and a line for each that did not. The exit status is 1 where one did not.
 """
