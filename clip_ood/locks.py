@@ -23,7 +23,7 @@ from pathlib import Path
 from uuid import uuid4
 
 from clip_ood.naming import short
-from clip_ood.unreadable import printable
+from clip_ood.shown import one_line
 
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")  # a system without locks: filelock then goes by the file being there
@@ -153,7 +153,7 @@ def _holder(lock: Path) -> str:
         told = "process {process} on {host} since {since} ({command})".format(**about)
     except (OSError, ValueError, TypeError, LookupError, AttributeError):  # not written yet, or not by this project
         return "another process"
-    return printable(told)
+    return one_line(told)
 
 
 def _in_use(place: Path, lock: Path, way_out: str) -> InUse:

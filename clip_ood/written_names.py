@@ -13,7 +13,6 @@ import json
 import os
 import re
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
 
 from clip_ood.text_files import not_utf8
@@ -89,16 +88,6 @@ def path_columns(paths: Sequence[str], exact: bool | None = None) -> dict[str, p
     odd = [os.fsencode(path) if not_utf8(path) else None for path in paths]
     columns = {"path": pa.array(map(in_utf8, paths), pa.string())}
     return columns | ({BYTES: pa.array(odd, pa.binary())} if exact or any(odd) else {})
-
-
-def with_paths(path: Path, *columns: str) -> pa.Table:
-    """The `columns` of a parquet file and those that hold its paths; all columns where none is named."""
-    import pyarrow.parquet as pq
-
-    with path.open("rb") as file:  # pyarrow opens no path that is not UTF-8
-        found = pq.ParquetFile(file)
-        paths = [name for name in ("path", BYTES) if name in found.schema_arrow.names]
-        return found.read([*columns, *paths] if columns else None)
 
 
 def paths_of(table: pa.Table) -> list[str]:

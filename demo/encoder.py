@@ -194,7 +194,7 @@ def main() -> None:
         make(out, trunk, pooler, parser)
 
 
-def make(out: Path, trunk: str, pooler: str, parser: argparse.ArgumentParser) -> None:
+def make(out: Path, trunk: str, pooler: str, parser: Parser) -> None:
     """Build the encoder unless it is there."""
     config = out / "open_clip_config.json"
     if (out / WEIGHTS).is_file() and config.is_file():

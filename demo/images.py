@@ -110,7 +110,7 @@ def main() -> None:
         make(out, parser)
 
 
-def make(out: Path, parser: argparse.ArgumentParser) -> None:
+def make(out: Path, parser: Parser) -> None:
     """Build the folders unless they are there."""
     if out.exists():
         try:

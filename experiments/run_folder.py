@@ -2,24 +2,28 @@
 
 from __future__ import annotations
 
-import json
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from clip_ood.files import written_whole
 from clip_ood.locks import alone
 from clip_ood.naming import folder_fault, one_text
 from clip_ood.ranks import is_first
+from clip_ood.records import Damaged
 from clip_ood.shown import say
 from configs.errors import ConfigError
+
+if TYPE_CHECKING:
+    import pyarrow as pa
 
 CONFIG = "config.yaml"  # there: a run was started
 IMAGES = "images.json"  # the images that it trains on and scores
 CONTENTS = "contents.json"  # what stands for their contents, and for the encoder
 FINISHED = "results.json"
+SCORES = "scores.parquet"
 UNREADABLE = "unreadable.csv"  # the images that were left out
 
 
@@ -193,18 +197,30 @@ def alone_in(folder: Path, what: str = "this run") -> AbstractContextManager[Non
 
 def read_results(folder: Path) -> dict[str, Any]:
     """The content of a finished run's results.json. Raises: ConfigError for a damaged one."""
-    path = folder / FINISHED
+    from clip_ood.run_files import read_results as read  # with torch and pyarrow, which nobody needs before
+
+    with scored_again():
+        return read(folder / FINISHED)
+
+
+def read_scores(folder: Path, columns: Sequence[str] | None = None) -> pa.Table:
+    """The scores.parquet of a single run or seed, or some of its columns. Raises: ConfigError for a damaged one."""
+    from clip_ood.run_files import read_scores as read
+
+    with scored_again():
+        return read(folder / SCORES, columns)
+
+
+@contextmanager
+def scored_again() -> Iterator[None]:
+    """Around the reading of a finished run's files. Raises: ConfigError, with the way out, for one that is damaged."""
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-        if not isinstance(content.get("rows"), list):
-            raise ValueError("it holds no rows of a table")
-    except (ValueError, AttributeError) as error:
-        reason = str(error) if isinstance(error, ValueError) else "it holds no keys"
+        yield
+    except Damaged as error:
         raise ConfigError(
-            f"{path} is damaged ({reason}). Remove it, and of a run over several seeds the results.json of the whole too: the command "
+            f"{error}. Remove it, and of a run over several seeds the results.json of the whole too: the command "
             "that made the run, with --resume, then scores what was trained there again"
         ) from error
-    return content
 
 
 def write_whole(path: Path, text: str) -> None:

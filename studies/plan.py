@@ -175,8 +175,14 @@ def _starred(content: dict[str, Any], key: str) -> str:
     """A key, or `--key=value`, with the method's name for its star; empty where the method has no such key."""
     if not key.removeprefix("--").startswith(STAR):
         return key
-    name = next(iter(content["method"]))
+    name = _method(content)
     return key.replace("*", name, 1) if _of_star(key) in _keys_of(name) else ""
+
+
+def _method(content: dict[str, Any]) -> str:
+    """The name of a run's method; empty where none is named, which the schema then says."""
+    given = content.get("method")
+    return next(iter(given), "") if isinstance(given, dict) else ""
 
 
 def _of_star(key: str) -> str:
@@ -190,7 +196,7 @@ def _keys_of(method: str) -> Collection[str]:
 
 def _check_starred(contents: list[dict[str, Any]], keys: Iterable[str]) -> None:
     """Raises ConfigError for a `method.*.key` that the method of no run has: it would change nothing."""
-    known = sorted({key for content in contents for key in _keys_of(next(iter(content["method"])))})
+    known = sorted({key for content in contents for key in _keys_of(_method(content))})
     for key in keys:
         if key.removeprefix("--").startswith(STAR) and _of_star(key) not in known:
             raise ConfigError(

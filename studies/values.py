@@ -13,8 +13,8 @@ import pyarrow.compute as pc
 from callbacks.results_table import intervals_told, missing_seeds, told
 from clip_ood.metrics.curves import METRICS
 from clip_ood.metrics.ood import MEAN
-from clip_ood.written_names import TEXT, cells, paths_of, with_paths
-from experiments.run_folder import of_seed
+from clip_ood.written_names import TEXT, cells, paths_of
+from experiments.run_folder import of_seed, read_scores
 from studies.plan import Plan
 
 Results = Mapping[str, dict[str, Any]]  # run -> content of its results.json
@@ -109,7 +109,7 @@ def _accuracies(plan: Plan, run: str, found: dict[str, Any]) -> dict[str, float]
     """Share of right predictions on each corrupted set, whose images have the paths of the ID test images that they show."""
     of_set: dict[str, list[float]] = {}
     for seed in found["seeds"]:
-        table = with_paths(of_seed(plan.folder / run, seed) / "scores.parquet", "set", "label", "prediction")
+        table = read_scores(of_seed(plan.folder / run, seed), ["set", "path", "label", "prediction"])
         clean = table.filter(pc.equal(table["set"], "id_test"))
         if not clean["prediction"].drop_null():
             return {}

@@ -253,17 +253,3 @@ TOKENIZER_FILES: dict[str, Kind | Keys | None] = {  # None: what holds data what
     **dict.fromkeys(("tokenizer.json", "vocab.txt", "vocab.json", "merges.txt")),
     **dict.fromkeys(("sentencepiece.bpe.model", "spiece.model", "tokenizer.model")),
 }
-
-# the encoder that a detector's folder names
-
-ENCODER = {
-    "spec": {
-        "library": one_of("open_clip", "timm"),
-        **_each(TEXT, "model pretrained preprocess"),
-        "random_seed": WHOLE,
-        "precision": one_of("fp32", "bf16", "fp16"),
-    },
-    "fingerprint": Kind("a mapping", lambda value: isinstance(value, dict)),
-    **_each(DTYPE, "features autocast"),
-    "in_folder": TRUTH,
-}

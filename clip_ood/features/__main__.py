@@ -11,7 +11,6 @@ python -m clip_ood.features remove --files                what files were found 
 from __future__ import annotations
 
 import argparse
-import json
 import shutil
 import sys
 import time
@@ -25,6 +24,7 @@ from rich.table import Table
 
 from clip_ood.console import Terminal
 from clip_ood.locks import InUse, alone
+from clip_ood.records import Damaged, Record, Text, read_record
 from clip_ood.shown import say, shown
 from clip_ood.streams import Parser, usable_streams
 from clip_ood.watch import watched
@@ -36,7 +36,7 @@ FILES = "files"  # the folder of what files were found to hold
 
 @dataclass(frozen=True)
 class Stored:
-    """The folder of one encoder; `about` is its fingerprint, None where an older version wrote it."""
+    """The folder of one encoder; `about` is its fingerprint, None where an older version wrote it, empty where it is damaged."""
 
     folder: Path
     about: dict[str, Any] | None
@@ -46,8 +46,9 @@ class Stored:
         """What the encoder is, in a few words."""
         if self.about is None:
             return "of an older version"
-        weights = str(self.about.get("weights", ""))
-        return f"{self.about['library']} {self.about['model']}, {weights[:20]}, {self.about['precision']}"
+        if not self.about:
+            return "encoder.json is damaged: remove it, and the next run writes it again"
+        return f"{self.about['library']} {self.about['model']}, {self.about['weights'][:20]}, {self.about['precision']}"
 
     @property
     def size(self) -> int:
@@ -66,8 +67,24 @@ def encoders(root: Path) -> list[Stored]:
     found = []
     for path in sorted(root.glob("*/encoder.json")):
         old = any(path.parent.glob("*/manifest.json"))
-        found.append(Stored(path.parent, None if old else json.loads(path.read_text(encoding="utf-8"))))
+        found.append(Stored(path.parent, None if old else _about(path)))
     return found
+
+
+class About(Record):
+    """What an encoder.json says of an encoder."""
+
+    library: Text
+    model: Text
+    precision: Text
+    weights: Text
+
+
+def _about(path: Path) -> dict[str, Any]:
+    try:
+        return read_record(path, About)
+    except Damaged:
+        return {}
 
 
 def show(root: Path) -> None:
@@ -79,7 +96,9 @@ def show(root: Path) -> None:
         table.add_column(title, justify="left" if title in ("number", "encoder") else "right")
     for each in encoders(root):
         counts = (
-            [f"{Entries(each.folder / kind).count(of):,}" for kind, of in KINDS.items()] if each.about else ["", ""]
+            [f"{Entries(each.folder / kind).count(of):,}" for kind, of in KINDS.items()]
+            if each.about is not None
+            else ["", ""]
         )
         day = time.strftime("%Y-%m-%d", time.localtime(each.last_used))
         table.add_row(each.folder.name, each.title, *counts, readable(each.size), day)
@@ -95,7 +114,10 @@ def check(root: Path, repair: bool) -> int:
     from clip_ood.features.entries import DAMAGED
     from clip_ood.features.segment import SUFFIX, StoreError, is_whole, open_segment
 
-    places = [root / FILES, *(each.folder / kind for each in encoders(root) if each.about for kind in KINDS)]
+    places = [
+        root / FILES,
+        *(each.folder / kind for each in encoders(root) if each.about is not None for kind in KINDS),
+    ]
     damaged = [path for place in places for path in place.glob(f"*{SUFFIX}{DAMAGED}")]
     for path in damaged:
         say(f"{path} was found to be damaged and set aside")

@@ -12,7 +12,6 @@ from clip_ood.download import download
 from clip_ood.file_types import WrongType, check_type
 from clip_ood.locks import in_turn
 from clip_ood.shown import say
-from clip_ood.unreadable import printable
 from configs.errors import ConfigError
 from datamodules.catalog.entries import Entry, File
 from datamodules.catalog.state import look
@@ -91,7 +90,7 @@ def _check_archive(archive: Path, known: Checksum | None) -> None:
 def _listed(passed_over: list[str], most: int = 3) -> str:
     more = f" and {len(passed_over) - most:,} more" if len(passed_over) > most else ""
     count = "1 member is" if len(passed_over) == 1 else f"{len(passed_over):,} members are"
-    return f"{count} passed over, being no files: {printable(', '.join(passed_over[:most]))}{more}"
+    return f"{count} passed over, being no files: {', '.join(passed_over[:most])}{more}"
 
 
 def _download(file: File, archive: Path, known: Checksum | None) -> None:

@@ -9,7 +9,15 @@ from pathlib import Path
 
 from faults.trial import Trial
 
-KINDS: tuple[str, ...] = ("two_at_once", "downloads", "hostile_files", "odd_names")
+KINDS: tuple[str, ...] = (
+    "two_at_once",
+    "downloads",
+    "hostile_files",
+    "odd_names",
+    "wrong_configs",
+    "wrong_detector_folders",
+    "wrong_run_files",
+)
 
 
 def trials(kind: str) -> list[Trial]:

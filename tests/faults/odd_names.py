@@ -13,8 +13,9 @@ from pathlib import Path
 import pyarrow.parquet as pq
 import yaml
 
+from clip_ood.run_files import read_scores
 from clip_ood.text_files import not_utf8
-from clip_ood.written_names import TEXT, csv_rows, paths_of, with_paths
+from clip_ood.written_names import TEXT, csv_rows, paths_of
 from faults import lab
 from faults.process import run
 from faults.trial import Trial
@@ -113,7 +114,7 @@ def _data(folder: Path) -> dict[str, object]:
 
 
 def _scored(run_folder: Path) -> None:
-    table = with_paths(run_folder / "scores.parquet", "set")
+    table = read_scores(run_folder / "scores.parquet", ["set", "path"])
     paths = [path for path, place in zip(paths_of(table), table["set"].to_pylist(), strict=True) if place == "odd"]
     assert sorted(paths) == sorted(f"{name}.png" for name in ODD.values())
 
