@@ -12,6 +12,7 @@ from adversarial.craft import craft, file_names, folder_of, looked_at, variants
 from adversarial.pairs import Pairs, check_size, draw_pairs
 from adversarial.plan import AFTER, APART, BEFORE, CLEAN, SCORED, Plan, image_set, score_of, transferred
 from adversarial.scoring import check_score, fit
+from clip_ood.files import write_text
 from configs.data_schema import ImageSet
 from configs.schema import Config
 from datamodules.benchmark import load_benchmark
@@ -52,8 +53,7 @@ def conduct(plan: Plan, folder: Path) -> Found | None:
     score = None if attack.score is None else fit(*known, [score_of(plan)]).suite.detectors[attack.score]
     if pairs.others and not is_follower():  # before craft's barrier: all processes read it
         targets = "\n".join(dict.fromkeys(pairs.aims)) + "\n"
-        # file names may hold any bytes
-        (folder / TARGETS).write_text(targets, encoding="utf-8", errors="surrogateescape")
+        write_text(folder / TARGETS, targets, "surrogateescape")  # file names may hold any bytes
     figures = craft(plan, folder, trainer, benchmark, pairs, score)
     head = plan.source or folder / CLEAN
     runs = {"": folder / SCORED}

@@ -6,8 +6,7 @@ import csv
 import json
 from abc import abstractmethod
 from collections.abc import Mapping
-from pathlib import Path
-from typing import Any, TextIO
+from typing import Any, BinaryIO, TextIO
 
 COLUMNS = ("path", "is_ood", "score", "p_value", "predicted_class", "confidence", "detector")
 ROW_GROUP = 65_536  # lines of a parquet file in memory
@@ -56,14 +55,14 @@ class JSONLines(VerdictFile):
 class Parquet(VerdictFile):
     """A row a verdict; bytes of names that are no UTF-8 as \\x escapes."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, file: BinaryIO) -> None:
         import pyarrow as pa
         import pyarrow.parquet as pq
 
         text, number = pa.string(), pa.float64()
         types = dict(zip(COLUMNS, (text, pa.bool_(), pa.float32(), number, text, number, text), strict=True))
         self.schema, self.rows = pa.schema(types), []
-        self.writer = pq.ParquetWriter(path, self.schema, compression="zstd")
+        self.writer = pq.ParquetWriter(file, self.schema, compression="zstd")
 
     def write(self, verdict: Mapping[str, Any]) -> None:
         path = verdict["path"].encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")

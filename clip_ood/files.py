@@ -3,36 +3,66 @@
 from __future__ import annotations
 
 import fcntl
+import io
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import BinaryIO
+from stat import S_IMODE
+from typing import BinaryIO, TextIO
 from uuid import uuid4
 
 
 @contextmanager
 def written_whole(path: Path) -> Iterator[BinaryIO]:
-    """A file that becomes `path` once it is whole and on the disk, and goes if it cannot be.
+    """A file that becomes `path` once it is whole and on the disk, and goes if it cannot be; a file that it replaces gives its mode.
 
     While it is written it is locked, which tells it from what a killed run has left (`remove_abandoned`).
+    Raises: OSError, which names `path`.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    file = _locked(path)
-    temporary = Path(file.name)
+    with naming(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        file = _locked(path)
+        temporary = Path(file.name)
+        try:
+            with file:
+                yield file
+                file.flush()
+                os.fsync(file.fileno())
+                with suppress(OSError):
+                    temporary.chmod(S_IMODE(path.stat().st_mode))
+                temporary.replace(path)
+            sync_folder(path.parent)
+        finally:
+            temporary.unlink(missing_ok=True)
+
+
+@contextmanager
+def written_text(path: Path, errors: str = "strict") -> Iterator[TextIO]:
+    """As `written_whole`: UTF-8, with the line ends that are written."""
+    with written_whole(path) as file:
+        text = io.TextIOWrapper(file, encoding="utf-8", errors=errors, newline="")
+        try:
+            yield text
+        finally:
+            text.detach()  # what it holds is written first
+
+
+def write_text(path: Path, text: str, errors: str = "strict") -> None:
+    """A whole text as `written_whole`."""
+    with written_whole(path) as file:
+        file.write(text.encode("utf-8", errors))
+
+
+@contextmanager
+def naming(path: Path) -> Iterator[None]:
+    """Lets an OSError of what is done to a file name it: an error while bytes are written names none."""
     try:
-        with file:
-            yield file
-            file.flush()
-            os.fsync(file.fileno())
-            temporary.replace(path)
-        sync_folder(path.parent)
+        yield
     except OSError as error:
-        if error.filename is None:
+        if error.filename is None or str(error.filename).startswith(f"{path}."):  # or the file that was to become it
             error.filename = str(path)
         raise
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def _locked(path: Path) -> BinaryIO:

@@ -17,6 +17,7 @@ from clip_ood.backbones.create import create_backbone
 from clip_ood.backbones.fingerprint import fingerprint
 from clip_ood.features.store import FeatureStore, TextEmbeddings
 from clip_ood.features.stored_set import Features, StoredSet
+from clip_ood.files import written_text
 from clip_ood.prompts import Phrases, fill
 from clip_ood.unreadable import Tolerance, TooManyUnreadable, first_of
 from configs.schema import BackboneConfig, Config
@@ -156,7 +157,7 @@ def write_unreadable(path: Path, stored: dict[str, StoredSet]) -> list[tuple[str
     lines = [(each.name, *found) for each in stored.values() for found in each.unreadable()]
     path.unlink(missing_ok=True)
     if lines:
-        with path.open("w", newline="", encoding="utf-8", errors="surrogateescape") as file:
+        with written_text(path, "surrogateescape") as file:
             csv.writer(file).writerows([("set", "path", "reason"), *lines])
     return lines
 

@@ -8,12 +8,16 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from experiments.run_folder import CONFIG, FINISHED, is_follower, seed_folder
+from experiments.run_folder import CONFIG, FINISHED, is_follower, seed_folder, unreported
+from experiments.shortages import Shortage, lack
 
 
 @contextmanager
 def stoppable(way_on: Callable[[], str]) -> Iterator[None]:
-    """Around long work: Ctrl-C ends it with one line that says how to go on. Raises: KeyboardInterrupt, whatever was made of it."""
+    """Around long work: Ctrl-C ends it with one line that says how to go on, and what the machine lacks is told with that line.
+
+    Raises: KeyboardInterrupt, whatever was made of it; Shortage.
+    """
     try:
         yield
     except (KeyboardInterrupt, SystemExit) as stopped:
@@ -22,11 +26,18 @@ def stoppable(way_on: Callable[[], str]) -> Iterator[None]:
         if not is_follower():
             print(f"\nStopped. {way_on()}", file=sys.stderr)
         raise KeyboardInterrupt from None
+    except Exception as error:
+        if (told := lack(error)) is None or is_follower():
+            raise
+        raise Shortage(f"{told}. {way_on()}") from error
 
 
 def resume_line(script: str, argv: list[str] | None, folder: Path) -> str:
     """How to go on with the run in `folder`, or how to begin it again where nothing of it is kept but features."""
-    if (folder / CONFIG).is_file() and not (folder / FINISHED).is_file():
+    if (folder / FINISHED).is_file():
+        there = unreported(folder)
+        return f"{folder} is finished, and kept.{there and f' {there}'}"
+    if (folder / CONFIG).is_file():
         return f"Go on with: {again(script, argv, add=['--resume'], drop=['--overwrite'])}"
     return f"Nothing was trained yet, and features are kept. Start again with: {again(script, argv)}"
 

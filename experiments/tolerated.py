@@ -5,8 +5,8 @@ from __future__ import annotations
 import csv
 from pathlib import Path
 
-from callbacks.verdict_files import TEXT
 from callbacks.verdict_writer import Line
+from clip_ood.files import written_text
 from clip_ood.unreadable import LEAST, Tolerance, TooManyUnreadable
 from datamodules.inputs import STDIN, sources
 
@@ -43,5 +43,5 @@ class Tolerated:
 
 def write_failures(path: Path, found: list[tuple[str, str]]) -> None:
     """Writes path and reason of what could not be judged."""
-    with path.open("w", **TEXT) as file:
+    with written_text(path, "surrogateescape") as file:
         csv.writer(file).writerows([("path", "reason"), *found])

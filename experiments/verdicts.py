@@ -11,6 +11,7 @@ from pathlib import Path
 
 from callbacks.verdict_files import TEXT, CSVFile, JSONLines, Parquet, VerdictFile
 from callbacks.verdict_writer import Line
+from clip_ood.files import written_text, written_whole
 from clip_ood.unreadable import SHOWN
 from configs.detecting import beside
 from experiments.set_aside import Aside
@@ -84,22 +85,14 @@ def printed(format: str, tolerated: Tolerated, detectors: list[str], aside: Asid
 def written(out: Path, tolerated: Tolerated, detectors: list[str], aside: Aside | None) -> Iterator[Verdicts]:
     """To `out` (.csv, .jsonl or .parquet), whole or not at all; what could not be judged to `out`.unreadable.csv."""
     unreadable = beside(out)
-    temporary, listed = (path.with_name(f"{path.name}.tmp") for path in (out, unreadable))
-    with temporary.open("w", **TEXT) as text, listed.open("w", **TEXT) as others:
+    kind = {".csv": CSVFile, ".jsonl": JSONLines, ".parquet": Parquet}[out.suffix.lower()]
+    opened = written_whole(out) if kind is Parquet else written_text(out, "surrogateescape")
+    with opened as whole, written_text(unreadable, "surrogateescape") as others:
         failures = csv.writer(others)
         failures.writerow(("path", "reason"))
-        kinds = {
-            ".csv": lambda: CSVFile(text),
-            ".jsonl": lambda: JSONLines(text),
-            ".parquet": lambda: Parquet(temporary),
-        }
-        file = kinds[out.suffix.lower()]()
+        file = kind(whole)
         verdicts = Verdicts(file, failures, tolerated, detectors, aside)
         yield verdicts
         file.close()
-    temporary.replace(out)
-    if verdicts.counts.failed:
-        listed.replace(unreadable)
-    else:
-        listed.unlink()
-        unreadable.unlink(missing_ok=True)
+    if not verdicts.counts.failed:
+        unreadable.unlink()

@@ -12,6 +12,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from callbacks.results_table import intervals_told, missing_seeds, told
+from clip_ood.files import written_text
 from clip_ood.metrics.curves import METRICS
 from clip_ood.metrics.ood import MEAN
 from experiments.run_folder import of_seed
@@ -73,7 +74,7 @@ def over_seeds(results: Results) -> dict[int, str]:
 
 def write_values(path: Path, rows: list[dict[str, Any]]) -> None:
     """The rows as CSV; fractions in percent with 2 decimals."""
-    with path.open("w", newline="", encoding="utf-8") as file:
+    with written_text(path) as file:
         writer = csv.DictWriter(file, rows[0])
         writer.writeheader()
         for row in rows:
