@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from clip_ood.files import check_writable
 from configs.checks import check_folders
 from configs.errors import ConfigError
 from configs.loading import dump, load_config
@@ -92,6 +93,7 @@ def check_page(path: Path, compared: list[str] | None) -> None:
     if path.is_dir() or not path.parent.is_dir():
         there = "is a folder" if path.is_dir() else f"would lie in {path.parent}, which is no folder"
         raise ConfigError(f"--html: {path} {there}; name a file in a folder that there is")
+    check_writable(path.parent)
 
 
 if __name__ == "__main__":

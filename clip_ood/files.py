@@ -5,6 +5,7 @@ from __future__ import annotations
 import fcntl
 import io
 import os
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -60,7 +61,9 @@ def naming(path: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        if error.filename is None or str(error.filename).startswith(f"{path}."):  # or the file that was to become it
+        if (
+            error.filename is None or path.name in Path(error.filename).name
+        ):  # or that of the file that was to become it
             error.filename = str(path)
         raise
 
@@ -74,6 +77,16 @@ def _locked(path: Path) -> BinaryIO:
         if os.fstat(file.fileno()).st_nlink:  # not taken for an abandoned one before it was locked
             return file
         file.close()
+
+
+def check_writable(folder: Path) -> None:
+    """Raises: OSError, which names `folder`, where no file can be written there; of a folder that is not there yet, where it would
+    be made."""
+    place = next(each for each in (folder, *folder.absolute().parents) if each.exists())
+    try:
+        tempfile.TemporaryFile(dir=place).close()
+    except OSError as error:
+        raise OSError(error.errno, f"{error.strerror}, so no file can be written there", str(place)) from None
 
 
 def sync_folder(folder: Path) -> None:

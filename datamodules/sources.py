@@ -42,7 +42,7 @@ def read_whole(path: Path, offset: int = 0, size: int | None = None) -> tuple[by
     """Bytes of a file and its state when they were read; a file that changed meanwhile is read again.
 
     Raises: OSError for a file that cannot be had, that is none (a pipe would keep us waiting), that is shorter than asked for,
-    or that does not stop changing.
+    or that does not stop changing; MemoryError, which names the file.
     """
     if not S_ISREG(path.stat().st_mode):
         raise OSError(22, "no regular file", str(path))
@@ -50,7 +50,10 @@ def read_whole(path: Path, offset: int = 0, size: int | None = None) -> tuple[by
         with path.open("rb") as file:
             before = os.fstat(file.fileno())
             file.seek(offset)
-            content = file.read() if size is None else file.read(size)
+            try:
+                content = file.read() if size is None else file.read(size)
+            except MemoryError:
+                raise MemoryError(f"{path} has {before.st_size if size is None else size:,} bytes") from None
             after = os.fstat(file.fileno())
         if size is not None and len(content) < size:
             raise OSError(5, "the shard has become shorter", str(path))

@@ -8,6 +8,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
+from lightning.fabric.loggers.logger import rank_zero_experiment
 from lightning.pytorch.loggers import TensorBoardLogger
 from torch.utils.tensorboard import SummaryWriter
 from torch.utils.tensorboard.summary import hparams
@@ -22,6 +23,12 @@ class Board(TensorBoardLogger):
 
     def __init__(self, folder: Path) -> None:
         super().__init__(folder.parent, name=folder.name, version="", default_hp_metric=False)
+
+    @property
+    @rank_zero_experiment
+    def experiment(self) -> SummaryWriter:
+        with self.named():
+            return super().experiment
 
     def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
         with self.named():

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import signal
 import sys
+import threading
 import traceback
 from collections.abc import Callable
 from contextlib import suppress
@@ -91,6 +92,7 @@ def end_at_sigterm() -> None:
 def guarded(main: Callable[[], None]) -> None:
     """Runs a script: Ctrl-C ends it without a traceback; what this project or the file system objects to is one message and exit
     status 2; any other error keeps its traceback."""
+    threading.excepthook = _of_thread
     with usable_streams():
         try:
             main()
@@ -112,6 +114,12 @@ def answer(error: Exception) -> str | None:
     if told is None and isinstance(error, ValueError | RuntimeError | OSError):
         told = str(error) if isinstance(error, OSError) or _is_ours(error) or _of_a_name(error) else None
     return f"{told}{_about_names(told)}" if told else None
+
+
+def _of_thread(ended: threading.ExceptHookArgs) -> None:
+    """What the machine lacks is told by the main thread, where TensorBoard's writer raises it again."""
+    if ended.exc_value is None or lack(ended.exc_value) is None:
+        threading.__excepthook__(ended)
 
 
 def _of_a_name(error: Exception) -> bool:

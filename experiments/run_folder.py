@@ -15,7 +15,7 @@ from typing import Any
 
 import yaml
 
-from clip_ood.files import write_text
+from clip_ood.files import check_writable, write_text
 from clip_ood.naming import folder_fault, one_text
 from clip_ood.ranks import is_first
 from configs.errors import ConfigError
@@ -78,6 +78,7 @@ def choose_folder(root: Path, name: str, resume: bool = False, overwrite: bool =
         if there := unreported(root / name):
             print(there)
     folder.mkdir(parents=True, exist_ok=True)
+    check_writable(folder)
     return folder
 
 

@@ -32,14 +32,18 @@ class Aside:
             number += 1
             target = self.folder.joinpath(*parts[:-1], f"{Path(parts[-1]).stem}-{number}{Path(parts[-1]).suffix}")
         target.parent.mkdir(parents=True, exist_ok=True)
-        if source.member is not None:
-            target.write_bytes(source.content())
-        elif self.link:
+        if self.link and source.member is None:
             target.symlink_to(source.file.resolve())
-        else:
-            partial = target.with_name(f".{target.name}.part")
-            shutil.copyfile(source.file, partial)
+            return
+        partial = target.with_name(f".{target.name}.part")
+        try:
+            if source.member is None:
+                shutil.copyfile(source.file, partial)
+            else:
+                partial.write_bytes(source.content())
             partial.replace(target)
+        finally:
+            partial.unlink(missing_ok=True)
 
 
 def _is_it(target: Path, source: Source) -> bool:

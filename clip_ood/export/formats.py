@@ -63,8 +63,8 @@ class TorchExport:
         """The graph in `path`."""
         import torch
 
-        with _quiet():
-            torch.export.save(program, path, extra_files={ABOUT: json.dumps(about)})
+        with _quiet(), path.open("wb") as file:  # the disk's errors are OSErrors then
+            torch.export.save(program, file, extra_files={ABOUT: json.dumps(about)})
 
     @staticmethod
     def load(path: Path) -> tuple[Run, dict[str, Any]]:

@@ -7,7 +7,6 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from shutil import copyfile
 from tempfile import TemporaryDirectory
 from typing import Any
 
@@ -22,6 +21,7 @@ from clip_ood.export.formats import Format, Run, format_of
 from clip_ood.export.graph import ScoringGraph, StandIn
 from clip_ood.export.preparation import resize_of
 from clip_ood.export.verify import compare, images
+from clip_ood.files import naming, write_text
 from clip_ood.outputs import Outputs, Reference
 from clip_ood.versions import versions
 
@@ -64,6 +64,7 @@ def export(
     _check(backbone, detectors)
     scores, omitted = _traceable(detectors)
     with (
+        naming(path),
         exact(Outputs(features=torch.empty(0))),
         _in_float32(backbone) as notes,
         TemporaryDirectory(prefix=f".{path.name}.", dir=path.parent) as folder,
@@ -79,7 +80,8 @@ def export(
             f"its encoder resizes in a way that no {PIXELS} does: see `transform` in what the file says of itself"
         )
     else:
-        files.append(Path(copyfile(reading.__file__, path.parent / PIXELS)))
+        files.append(path.parent / PIXELS)
+        write_text(files[-1], Path(reading.__file__).read_text(encoding="utf-8"))
     return Exported(tuple(files), tuple(scores), (*omitted, *faults), differences, tuple(notes))
 
 
@@ -131,6 +133,8 @@ def _write_what_can_be(
     """Writes all scores, or those that can be written: the written graph, what is in it, and what is not with the reasons."""
     try:
         return write(path, backbone, scores), scores, []
+    except OSError:
+        raise  # of the disk
     except Exception as error:  # exporters raise anything
         faults = _faults(write, path.with_stem("alone"), backbone, scores)
         if not faults:

@@ -22,6 +22,7 @@ from torch import Tensor
 from clip_ood.features.identity import find
 from clip_ood.files import written_whole
 from clip_ood.tensor_files import blocks
+from clip_ood.unreadable import check_of_file
 
 SUFFIX = ".safetensors"
 CHECKSUM = 16  # bytes
@@ -77,13 +78,15 @@ class Segment:
 def open_segment(path: Path) -> Segment:
     """Maps a file.
 
-    Raises: StoreError for one that is damaged so that it cannot be mapped, FileNotFoundError.
+    Raises: StoreError for one that is damaged so that it cannot be mapped, FileNotFoundError, OSError where no more files can be
+    opened.
     """
     try:
         path.open("rb").close()  # safetensors calls a file that may not be read one that is not there
     except FileNotFoundError:
         raise
     except OSError as error:
+        check_of_file(error)
         raise StoreError(f"{path} cannot be read ({error.strerror})") from error
     try:
         with safe_open(path, "pt") as file:

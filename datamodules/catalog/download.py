@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import re
@@ -15,6 +16,7 @@ from pathlib import Path
 
 TRIES = 5  # in a row that bring nothing new
 BLOCK = 1 << 20  # bytes read at a time
+NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 TIMEOUT = 60  # seconds without a byte
 
 
@@ -59,6 +61,11 @@ def download(
         except (OSError, HTTPException) as error:
             if isinstance(error, urllib.error.HTTPError) and 400 <= error.code < 500 and error.code not in (408, 429):
                 raise DownloadError(f"{url}: the server answers {error.code} {error.reason}") from error
+            if getattr(error, "errno", None) in NO_ROOM:
+                raise DownloadError(
+                    f"{part} cannot be written ({error.strerror}); {_size(part):,} bytes are kept: free some room, and run again to "
+                    "go on from there"
+                ) from error
             fails = 0 if _size(part) > farthest else fails + 1
             farthest = max(farthest, _size(part))
             if fails == TRIES:

@@ -10,6 +10,8 @@ import zipfile
 import zlib
 from pathlib import Path, PurePosixPath
 
+from clip_ood.files import naming
+
 DAMAGED = (tarfile.TarError, zipfile.BadZipFile, EOFError, zlib.error, gzip.BadGzipFile)
 
 
@@ -32,7 +34,8 @@ def unpack(archive: Path, target: Path) -> None:
     aside.mkdir()
     try:
         try:
-            _extract(archive, aside, target.name)
+            with naming(target):
+                _extract(archive, aside, target.name)
         except DAMAGED as error:
             raise ValueError(
                 f"{archive} is damaged ({type(error).__name__}: {error}); remove it and get it again"

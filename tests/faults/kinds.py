@@ -6,7 +6,7 @@ from importlib import import_module
 
 from faults.trial import Trial
 
-KINDS: tuple[str, ...] = ()
+KINDS: tuple[str, ...] = ("kills", "full_disk")
 
 
 def trials(kind: str) -> list[Trial]:
