@@ -31,7 +31,9 @@ def _full(name: str, part: int, folder: Path) -> None:
     status, said = _said(command(name, folder), folder / "said.fifo", partial(at_step, f"{folder}/", number, "full"))
     assert "Traceback" not in said and "Exception ignored" not in said, said
     if status:
-        errors = [line for line in said.splitlines() if line.startswith("error: ") or "report could not be written: " in line]
+        errors = [
+            line for line in said.splitlines() if line.startswith("error: ") or "report could not be written: " in line
+        ]
         assert status == 2 and errors, f"{status}: {said}"
         assert any(f"{folder}/" in line and "File too large" in line for line in errors), said
     again = go_on(name, folder) if status else ""

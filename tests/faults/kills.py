@@ -15,7 +15,11 @@ PARTS = {"train": 20, "sweep": 10, "fine-tune": 14, "seeds": 10, "eval": 12, "de
 
 def trials() -> list[Trial]:
     return [
-        Trial(f"{name}, killed at {part + 1} of {PARTS[name]} of its steps", partial(_killed, name, part), part == 3 and name == "train")
+        Trial(
+            f"{name}, killed at {part + 1} of {PARTS[name]} of its steps",
+            partial(_killed, name, part),
+            part == 3 and name == "train",
+        )
         for name in commands()
         for part in range(PARTS[name])
     ]

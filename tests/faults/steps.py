@@ -16,12 +16,15 @@ from itertools import count
 from pathlib import Path
 from typing import Any
 
-from faults import lab, process
 from filelock import FileLock
+
+from faults import lab, process
 
 REPORTED = {"resamples": 0, "figures": False, "report": True}
 WATCHED = {"os.rename": 1, "os.remove": 0}  # audit events, and which argument names the file
-NAMES_APART = re.compile(r"[0-9a-f]{32}|[0-9a-f]{8}-\d{7}-|tfevents\.[\w.-]+|/tmp[\w]{8}$")  # what differs from run to run
+NAMES_APART = re.compile(
+    r"[0-9a-f]{32}|[0-9a-f]{8}-\d{7}-|tfevents\.[\w.-]+|/tmp[\w]{8}$"
+)  # what differs from run to run
 LOOSE = re.compile(r"tfevents|\.ckpt$|/features/|\.lock$|\.log$|hparams\.yaml$")  # files that are not compared
 
 
@@ -57,8 +60,8 @@ def at_step(folder: str, number: int, act: str, record: str = "") -> None:
 
 
 def fill() -> None:
-    """From here on no file of this process can grow, whatever writes it: as on a full disk, and no rights are needed."""
-    signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    """From here on no file of this process can grow, whatever writes it: as on a full disk, and no rights are needed (Python ignores the
+    signal that the system then sends)."""
     resource.setrlimit(resource.RLIMIT_FSIZE, (0, resource.RLIM_INFINITY))
 
 
@@ -97,7 +100,11 @@ def made(folder: Path) -> dict[str, bytes]:
     found = {}
     for path in folder.rglob("*"):
         name = path.relative_to(folder).as_posix()
-        if path.is_file() and "/" in name.removesuffix(path.name) + "." * (path.suffix == ".csv") and not LOOSE.search(f"/{name}"):
+        if (
+            path.is_file()
+            and "/" in name.removesuffix(path.name) + "." * (path.suffix == ".csv")
+            and not LOOSE.search(f"/{name}")
+        ):
             found[name] = path.read_bytes().replace(os.fsencode(folder), b"FOLDER")
     return found
 
