@@ -8,6 +8,7 @@ import os
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from glob import escape
 from pathlib import Path
 from stat import S_IMODE
 from typing import BinaryIO, TextIO
@@ -23,6 +24,7 @@ def written_whole(path: Path) -> Iterator[BinaryIO]:
     """
     with naming(path):
         path.parent.mkdir(parents=True, exist_ok=True)
+        remove_abandoned(path.parent, f"{escape(path.name)}.*.tmp")  # what a killed process has left of it
         file = _locked(path)
         temporary = Path(file.name)
         try:
@@ -99,9 +101,33 @@ def sync_folder(folder: Path) -> None:
         os.close(descriptor)
 
 
-def remove_abandoned(folder: Path) -> None:
+class LateErrors(io.BufferedIOBase):
+    """What is written goes to `file`; the first error of the disk is kept for `check`: torch's zip writer ends the whole process
+    where it meets one."""
+
+    def __init__(self, file: BinaryIO) -> None:
+        self.file, self.error = file, None
+
+    def writable(self) -> bool:
+        return True
+
+    def write(self, data: bytes | memoryview) -> int:
+        try:
+            if self.error is None:
+                self.file.write(data)
+        except OSError as error:
+            self.error = error
+        return len(data)
+
+    def check(self) -> None:
+        """Raises: OSError, where not all could be written."""
+        if self.error is not None:
+            raise self.error
+
+
+def remove_abandoned(folder: Path, pattern: str = "*.tmp") -> None:
     """Removes temporary files that no process holds any more."""
-    for path in folder.glob("*.tmp"):
+    for path in folder.glob(pattern):
         with suppress(OSError), path.open("rb+") as file:  # NFS locks what is open for writing alone
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             path.unlink()

@@ -47,7 +47,8 @@ def lack(error: BaseException) -> str | None:
         if _no_memory(each):
             return f"{OUT_OF_MEMORY} ({_last_line(each)})"
         if isinstance(each, OSError) and (told := _of_file(each)):
-            return str(error) if type(error).__module__.startswith(OURS) else told
+            own = type(error).__module__.startswith(OURS)
+            return str(error) if own or (each is not error and each.filename is None) else told
     return None
 
 

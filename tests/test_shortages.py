@@ -7,16 +7,21 @@ import os
 import shutil
 from pathlib import Path
 
+import judged_run
 import numpy as np
 import pytest
 import tiny_clip
 import torch
+from PIL import Image
 from shortage_lab import bound_by_rights, full_disk
 from torch.utils.data import DataLoader, Dataset
 
+import detect
+import eval as evaluation
 from callbacks.image_writer import Parts
 from callbacks.results_files import write_json, write_table
 from clip_ood.cache import NOWHERE, cache
+from clip_ood.export.formats import FORMATS
 from clip_ood.features.entries import Entries
 from clip_ood.features.known_files import KnownFiles
 from clip_ood.features.segment import StoreError
@@ -25,7 +30,7 @@ from clip_ood.files import check_writable, write_text, written_text
 from clip_ood.tensor_files import save_tensors
 from datamodules.catalog import download
 from datamodules.inputs import sources
-from experiments import set_aside
+from experiments import extraction, set_aside
 from experiments.command_line import answer
 from experiments.going_on import stoppable
 from experiments.run_folder import choose_folder
@@ -234,3 +239,57 @@ def test_too_many_open_files_say_nothing_of_a_segment(tmp_path, monkeypatch):
 @pytest.fixture(scope="module")
 def root(tmp_path_factory):
     return tiny_clip.make(tmp_path_factory.mktemp("shortages"))
+
+
+class Hungry:
+    """Turns images into pixels, but for those of one colour, for which there is no memory."""
+
+    def __init__(self, transform, work):
+        self.transform, self.work = transform, work
+
+    def __call__(self, image):
+        return self.work() if image.size == (7, 7) else self.transform(image)
+
+
+@pytest.mark.parametrize("work", [lambda: np.empty(2**50), lambda: torch.empty(2**55)], ids=["numpy", "torch"])
+def test_an_image_without_memory_is_one_that_cannot_be_read_this_time(root, monkeypatch, work):
+    folder = root / "data" / "big"
+    if not folder.exists():
+        shutil.copytree(root / "data" / "far", folder)
+        Image.new("RGB", (7, 7)).save(folder / "big.png")
+    config = tiny_clip.config(root, "big", {"zero_shot": {}}, **_with("big", root))
+    run = root / "runs" / "big"
+    created = extraction.create_backbone
+
+    def hungry(spec):
+        backbone = created(spec)
+        backbone.transform = Hungry(backbone.transform, work)
+        return backbone
+
+    with monkeypatch.context() as patch:
+        patch.setattr(extraction, "create_backbone", hungry)
+        evaluation.main(["--config", config, "--overwrite"])
+    assert "big.png,there was not enough memory for it" in (run / "unreadable.csv").read_text()
+    evaluation.main(["--config", config, "--overwrite"])
+    assert not (run / "unreadable.csv").exists()
+    shutil.rmtree(root / "features")
+
+
+def _with(ood, root):
+    return {"data": {"root": f"{root}/data", "id": "id", "ood": {"big": ood}, "batch_size": 8}, "detectors": ["knn"]}
+
+
+@pytest.mark.parametrize("suffix", [".pt2", ".onnx"])
+def test_a_graph_that_cannot_be_written_is_not_there(root, suffix, monkeypatch):
+    run = judged_run.make(root, f"graph{suffix[1:]}", detectors=["knn"])
+    out = root / f"model{suffix}"
+    kind = FORMATS[suffix]
+    write = kind.write
+
+    def on_full_disk(*arguments):
+        with full_disk():
+            write(*arguments)
+
+    monkeypatch.setattr(kind, "write", staticmethod(on_full_disk))
+    error = raised(lambda: detect.main(["--run", str(run), "--export", str(out)]))
+    assert lack(error).startswith(f"{out}: File too large") and not list(root.glob(f"*model{suffix}*"))

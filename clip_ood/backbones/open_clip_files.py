@@ -32,6 +32,7 @@ from clip_ood.backbones.checked_config import (
 )
 from clip_ood.backbones.names import REPOSITORY, BackboneSpec
 from clip_ood.backbones.weights import CONFIG, Remote, remote_config
+from clip_ood.files import write_text
 
 NO_TEXT = {"context_length": 1, "vocab_size": 1, "width": 8, "heads": 1, "layers": 1}
 OF_TEXT = ("text_cfg", "multimodal_cfg", "custom_text")
@@ -162,7 +163,7 @@ def _files(name: str, wanted: list[str], spec: BackboneSpec, what: str, download
 
 
 def _write(path: Path, content: Any) -> None:
-    path.write_text(json.dumps(content, default=list), encoding="utf-8")
+    write_text(path, json.dumps(content, default=list))
 
 
 @contextmanager

@@ -25,7 +25,7 @@ WATCHED = {"os.rename": 1, "os.remove": 0}  # audit events, and which argument n
 NAMES_APART = re.compile(
     r"[0-9a-f]{32}|[0-9a-f]{8}-\d{7}-|tfevents\.[\w.-]+|/tmp[\w]{8}$"
 )  # what differs from run to run
-LOOSE = re.compile(r"tfevents|\.ckpt$|/features/|\.lock$|\.log$|hparams\.yaml$")  # files that are not compared
+LOOSE = re.compile(r"tfevents|\.ckpt$|/features/|\.lock$|\.log$|hparams\.yaml$|parts/")  # files that are not compared
 
 
 def at_step(folder: str, number: int, act: str, record: str = "") -> None:
@@ -112,26 +112,32 @@ def made(folder: Path) -> dict[str, bytes]:
 def go_on(name: str, folder: Path) -> str:
     """Goes on with what was stopped, as its messages say: all that was printed."""
     line, said = command(name, folder), ""
-    for more in ([], ["--resume"]):
-        finished = [run for run in folder.glob("runs/*") if (run / "results.json").is_file()]
-        if finished and name != "attack" and not more:
-            return said + _report(finished[0], folder)
-        ended = process.run([*line, *more], folder / "again.log")
+    unfinished = (
+        name != "study" and not any(folder.glob("runs/*/results.json")) and any(folder.glob("runs/*/config.yaml"))
+    )
+    finished = any(folder.glob("runs/*/results.json"))
+    if (folder / "verdicts.csv").exists():
+        return ""
+    if unfinished:
+        said = _answered(line, folder, "Add --resume to go on with it")
+    if finished and name != "study":
+        if any(folder.glob("runs/*/report.html")) or name == "attack":
+            return ""
+        said = _answered([*line, "--resume"], folder, "eval.py --report ")
+    else:
+        ended = process.run([*line, *(["--resume"] if unfinished else [])], folder / "again.log")
         said += ended.said
-        assert not ended.traceback, ended.said
         if ended.status == 0:
             return said
-        assert ended.status == 2 and "Add --resume to go on with it" in ended.said, ended.said
-    raise AssertionError(said)
+        assert ended.status == 2 and not ended.traceback, said
+    for run in re.findall(r"eval\.py --report (\S+) writes it", said):
+        ended = process.run(["eval.py", "--report", run], folder / "again.log")
+        assert ended.status == 0, ended.said
+    return said
 
 
-def _report(run: Path, folder: Path) -> str:
-    """Of a run that was stopped behind its results: the next command tells of a report that is missing, and how to get it."""
-    if (run / "report.html").is_file():
-        return ""
-    line = ["train.py", "--config", f"{run}/config.yaml", "--resume"]
+def _answered(line: list[str], folder: Path, told: str) -> str:
+    """What a command says that ends with an error at once."""
     ended = process.run(line, folder / "again.log")
-    assert ended.status == 2 and f"eval.py --report {run} writes it" in ended.said, ended.said
-    again = process.run(["eval.py", "--report", str(run)], folder / "again.log")
-    assert again.status == 0, again.said
-    return again.said
+    assert ended.status == 2 and told in ended.said and not ended.traceback, ended.said
+    return ended.said
