@@ -9,7 +9,7 @@ from pathlib import Path
 
 from faults.trial import Trial
 
-KINDS: tuple[str, ...] = ("kills", "full_disk")
+KINDS: tuple[str, ...] = ("kills", "full_disk", "rights")
 
 
 def trials(kind: str) -> list[Trial]:
