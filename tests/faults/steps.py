@@ -121,7 +121,7 @@ def go_on(name: str, folder: Path) -> str:
     if unfinished:
         said = _answered(line, folder, "Add --resume to go on with it")
     if finished and name != "study":
-        if any(folder.glob("runs/*/report.html")) or name == "attack":
+        if name == "attack" or any(folder.glob("runs/*/report.html")):
             return ""
         said = _answered([*line, "--resume"], folder, "eval.py --report ")
     else:
