@@ -12,7 +12,7 @@ from configs.errors import ConfigError
 from experiments.command_line import guarded, parse
 from experiments.going_on import resume_line, stoppable
 from experiments.launchers import settle
-from experiments.run_folder import chosen_folder, replacing, started
+from experiments.run_folder import FINISHED, check_report, chosen_folder, replacing, started
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -34,6 +34,8 @@ def main(argv: list[str] | None = None) -> None:
         with stoppable(way_on), replacing(folder), started(folder, plan.dump()):
             if found := conduct(plan, folder):
                 write(plan, folder, found)
+    for run in sorted(folder.glob(f"*/{FINISHED}")):
+        check_report(run.parent)
 
 
 if __name__ == "__main__":

@@ -11,7 +11,7 @@ from configs.errors import ConfigError
 from experiments.command_line import guarded, parse
 from experiments.going_on import again, stoppable
 from experiments.launchers import settle
-from experiments.run_folder import alone_in
+from experiments.run_folder import alone_in, check_report
 from studies.plan import load_study, remove_runs
 
 
@@ -37,6 +37,8 @@ def main(argv: list[str] | None = None) -> None:
             results, failed = conduct(plan)
             if results:
                 write(plan, results, failed)
+    for run in plan.runs:
+        check_report(plan.folder / run)
 
 
 if __name__ == "__main__":

@@ -14,7 +14,7 @@ from experiments.command_line import guarded, parse
 from experiments.going_on import resume_line, stoppable
 from experiments.launchers import settle
 from experiments.resume import check_resumed
-from experiments.run_folder import chosen_folder, replacing
+from experiments.run_folder import check_report, chosen_folder, replacing
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -34,6 +34,7 @@ def main(argv: list[str] | None = None) -> None:
 
         with stoppable(lambda: resume_line("train.py", argv, folder)), replacing(folder):
             conduct(config, folder)
+    check_report(folder)
 
 
 if __name__ == "__main__":

@@ -14,6 +14,7 @@ from adversarial.pairs import Pairs, check_size, draw_pairs
 from adversarial.plan import AFTER, APART, BEFORE, CLEAN, SCORED, Plan, image_set, score_of, transferred
 from adversarial.scoring import check_score, fit
 from clip_ood import stalls
+from clip_ood.files import written_whole
 from clip_ood.locks import alone
 from clip_ood.shown import say
 from clip_ood.text_files import names_as_bytes
@@ -66,7 +67,8 @@ def _conduct(plan: Plan, folder: Path) -> Found | None:
     known = plan, folder, benchmark, features, text
     score = None if attack.score is None else fit(*known, [score_of(plan)]).suite.detectors[attack.score]
     if pairs.others and not is_follower():  # before craft's barrier: all processes read it
-        (folder / TARGETS).write_bytes(names_as_bytes(dict.fromkeys(pairs.aims)))
+        with written_whole(folder / TARGETS) as file:
+            file.write(names_as_bytes(dict.fromkeys(pairs.aims)))
     figures = craft(plan, folder, trainer, benchmark, pairs, score)
     head = plan.source or folder / CLEAN
     runs = {"": folder / SCORED}

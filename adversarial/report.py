@@ -15,9 +15,10 @@ from adversarial.figures import curves, gallery
 from adversarial.plan import AFTER, BEFORE, Plan
 from adversarial.values import PLAIN, Row, Scores, as_dicts, curve_of, rows_of
 from callbacks.results_files import write_json
+from clip_ood.files import write_text, written_text, written_whole
 from clip_ood.markdown import markdown_table
 from clip_ood.shown import say, shown
-from clip_ood.written_names import TEXT, cells, path_cell, text_cell
+from clip_ood.written_names import cells, path_cell, text_cell
 from datamodules.benchmark import load_benchmark
 from experiments.going_on import next_step
 from experiments.run import encoder_name
@@ -34,13 +35,13 @@ def write(plan: Plan, folder: Path, found: Found) -> None:
     """Writes everything, results.json last, and prints the table."""
     rows = rows_of(found.runs, list(plan.attack.defences), found.exact)
     told = about(plan, found)
-    with (folder / "attack.csv").open("w", **TEXT) as file:
+    with written_text(folder / "attack.csv") as file:
         writer = csv.DictWriter(file, as_dicts(rows)[0])
         writer.writeheader()
         writer.writerows(cells(row, ("condition", "detector")) for row in as_dicts(rows))
     _write_pairs(folder / "pairs.csv", found)
     text = markdown(plan, rows, told)
-    (folder / "attack.md").write_text(shown(text), encoding="utf-8")
+    write_text(folder / "attack.md", shown(text))
     board = SummaryWriter(str(folder))
     for row in rows:
         where = row.condition.replace(" ", "_") or "plain"
@@ -132,7 +133,7 @@ def _write_pairs(path: Path, found: Found) -> None:
     aims = found.pairs.aims or [""] * len(found.pairs)
     figures = {name: values.tolist() for name, values in found.figures.items() if values.ndim == 1}
     names = (map(path_cell, found.files), map(path_cell, found.pairs.names), map(text_cell, aims))
-    with path.open("w", **TEXT) as file:
+    with written_text(path) as file:
         writer = csv.writer(file)
         writer.writerow(["file", "ood_image", "target", *figures])
         writer.writerows(zip(*names, *figures.values(), strict=True))
@@ -146,7 +147,8 @@ def _draw(plan: Plan, folder: Path, found: Found, board: SummaryWriter) -> None:
             for step, value in points:
                 board.add_scalar(f"attack/steps/{detector}/auroc", value, int(step))
     for name, figure in pictures.items():
-        figure.savefig(folder / f"{name}.png")
+        with written_whole(folder / f"{name}.png") as file:
+            figure.savefig(file)
         board.add_figure(f"attack/{name}", figure)
 
 

@@ -12,10 +12,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from callbacks.ood_evaluation import Results
+from clip_ood.files import written_text, written_whole
 from clip_ood.metrics.curves import METRICS
 from clip_ood.table import Row
 from clip_ood.text_files import not_utf8
-from clip_ood.written_names import TEXT, cells, json_bytes, path_columns
+from clip_ood.written_names import cells, json_bytes, path_columns
 from datamodules.benchmark import Benchmark
 
 COLUMNS = ("detector", "setting", "ood", "group", *METRICS, "n_id", "n_ood")
@@ -48,9 +49,8 @@ def write_results(folder: Path, results: Results, about: dict[str, Any], benchma
 
 def write_json(path: Path, content: dict[str, Any]) -> None:
     """Whole or not at all."""
-    temporary = path.with_name(path.name + ".tmp")
-    temporary.write_bytes(json_bytes(content))
-    temporary.replace(path)
+    with written_whole(path) as file:
+        file.write(json_bytes(content))
 
 
 def write_table(path: Path, rows: list[dict[str, Any]]) -> None:
@@ -70,7 +70,7 @@ def write_mean_table(path: Path, rows: list[dict[str, Any]]) -> None:
 
 
 def _write_csv(path: Path, columns: Iterable[str], lines: list[dict[str, Any]]) -> None:
-    with path.open("w", **TEXT) as file:
+    with written_text(path) as file:
         writer = csv.DictWriter(file, columns, extrasaction="ignore")
         writer.writeheader()
         writer.writerows(cells(line, NAMES) for line in lines)
@@ -82,7 +82,7 @@ def _percent(values: dict[str, Any], names: Iterable[str]) -> dict[str, str]:
 
 def write_sweep(path: Path, heads: list[dict[str, Any]]) -> None:
     """A line a head of a probe sweep: its settings, val_accuracy (a fraction), val_nll (empty: not finite), chosen."""
-    with path.open("w", newline="", encoding="utf-8") as file:
+    with written_text(path) as file:
         writer = csv.DictWriter(file, heads[0])
         writer.writeheader()
         writer.writerows(heads)
@@ -113,7 +113,8 @@ def write_scores(path: Path, results: Results, benchmark: Benchmark) -> None:
             "prediction": pa.array(named(predictions), pa.string()),
         }
         tables.append(pa.table(columns | {key: pa.array(score.numpy()) for key, score in scored.scores.items()}))
-    pq.write_table(pa.concat_tables(tables), path, compression="zstd")
+    with written_whole(path) as file:
+        pq.write_table(pa.concat_tables(tables), file, compression="zstd")
 
 
 def _json_row(row: Row) -> dict[str, Any]:

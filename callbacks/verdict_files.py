@@ -6,8 +6,7 @@ import csv
 import json
 from abc import abstractmethod
 from collections.abc import Mapping
-from pathlib import Path
-from typing import Any, TextIO
+from typing import Any, BinaryIO, TextIO
 
 from clip_ood.written_names import BYTES, cells, path_columns
 
@@ -58,7 +57,7 @@ class JSONLines(VerdictFile):
 class Parquet(VerdictFile):
     """A row a verdict; with `exact`, the bytes of paths that are no UTF-8 in a further column (see `path_columns`)."""
 
-    def __init__(self, path: Path, exact: bool = False) -> None:
+    def __init__(self, file: BinaryIO, exact: bool = False) -> None:
         import pyarrow as pa
         import pyarrow.parquet as pq
 
@@ -66,8 +65,7 @@ class Parquet(VerdictFile):
         types = dict(zip(COLUMNS, (text, pa.bool_(), pa.float32(), number, text, number, text), strict=True))
         types |= {BYTES: pa.binary()} if exact else {}
         self.exact, self.schema, self.rows = exact, pa.schema(types), []
-        self.file = path.open("wb")  # pyarrow opens no path that is not UTF-8
-        self.writer = pq.ParquetWriter(self.file, self.schema, compression="zstd")
+        self.writer = pq.ParquetWriter(file, self.schema, compression="zstd")
 
     def write(self, verdict: Mapping[str, Any]) -> None:
         self.rows.append({name: verdict[name] for name in COLUMNS})

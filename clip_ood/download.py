@@ -3,6 +3,7 @@ checksum where one is known."""
 
 from __future__ import annotations
 
+import errno
 import json
 import re
 import shutil
@@ -18,6 +19,7 @@ from clip_ood.https import UnsafeRedirect, opened
 
 TRIES = 5  # in a row that bring nothing new
 BLOCK = 1 << 20  # bytes read at a time
+NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 class DownloadError(ValueError):
@@ -63,6 +65,11 @@ def download(
         except (OSError, HTTPException) as error:
             if isinstance(error, urllib.error.HTTPError) and 400 <= error.code < 500 and error.code not in (408, 429):
                 raise DownloadError(f"{url}: the server answers {error.code} {error.reason}") from error
+            if getattr(error, "errno", None) in NO_ROOM:
+                raise DownloadError(
+                    f"{part} cannot be written ({error.strerror}); {_size(part):,} bytes are kept: free some room, and run again to "
+                    "go on from there"
+                ) from error
             fails = 0 if _size(part) > farthest else fails + 1
             farthest = max(farthest, _size(part))
             if fails == TRIES:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 from collections.abc import Sequence
 from dataclasses import dataclass
 from fractions import Fraction
@@ -12,6 +13,21 @@ from clip_ood.shown import one_line
 LEAST = 5  # images that may be unreadable in any set, however small
 SHARE = 0.01
 SHOWN = 10  # reasons in the terminal
+
+
+NO_MEMORY = "there was not enough memory for it"  # why an image could not be read, this time
+OPEN_FILES = (errno.EMFILE, errno.ENFILE)
+
+
+def check_of_file(error: OSError) -> None:
+    """Raises an error anew that says nothing of the file, but of this process: too many files are open."""
+    if error.errno in OPEN_FILES:
+        raise error
+
+
+def is_no_memory(error: Exception) -> bool:
+    """Whether there was no memory for what was read: NumPy and Pillow say so by MemoryError, torch by its words alone."""
+    return isinstance(error, MemoryError) or (isinstance(error, RuntimeError) and "allocate memory" in str(error))
 
 
 class TooManyUnreadable(ValueError):

@@ -11,6 +11,7 @@ from itertools import count
 from pathlib import Path
 from typing import Any
 
+from clip_ood.files import check_writable
 from clip_ood.locks import alone
 from clip_ood.ranks import is_first
 from clip_ood.streams import is_closed
@@ -127,6 +128,9 @@ def check(arguments: argparse.Namespace) -> None:
     if not 0 <= arguments.max_unreadable <= 1:
         raise ConfigError(f"--max-unreadable: {arguments.max_unreadable:g} must lie between 0 and 1, as 0.01")
     _check_out(arguments)
+    for place in (arguments.out, arguments.copy_ood, arguments.export):
+        if place is not None:
+            check_writable(place if place == arguments.copy_ood else place.parent)
     if arguments.link and arguments.copy_ood is None:
         raise ConfigError("--link goes with --copy-ood DIR")
     if arguments.export is not None:

@@ -19,6 +19,7 @@ from clip_ood.reading import SUFFIXES, decode
 from clip_ood.regular_file import special
 from clip_ood.stalls import reading
 from clip_ood.text_files import NotText, names_in, not_utf8
+from clip_ood.unreadable import check_of_file
 from datamodules import shards
 from datamodules.hidden import is_hidden
 from datamodules.sources import read_whole
@@ -113,6 +114,7 @@ def _below(folder: str, inside: str, above: frozenset[str]) -> Iterator[Source]:
         with reading(folder), os.scandir(folder) as entries:
             names = [each.name + "/" * _is_folder(each) for each in entries if not is_hidden(each.name)]
     except OSError as error:
+        check_of_file(error)
         yield _file(folder, inside, f"the folder cannot be read: {error.strerror}")
         return
     for name in sorted(names):  # folders with their slash: as paths are sorted
@@ -145,6 +147,8 @@ def _members(path: Path) -> Iterator[Source]:
                 member = shards.Member(path.name, info.offset_data, info.size)
                 yield Source(f"{path}/{info.name}", f"{path.name}/{info.name}", path, member, reason)
     except (DamagedArchive, OSError) as error:
+        if isinstance(error, OSError):
+            check_of_file(error)
         reason = f"no whole, uncompressed tar file: {getattr(error, 'strerror', None) or error}"
     else:
         reason = None if images else "it holds no images"

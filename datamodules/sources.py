@@ -45,7 +45,7 @@ def read_whole(path: Path, offset: int = 0, size: int | None = None) -> tuple[by
     """Bytes of a file and its state when they were read; a file that changed meanwhile is read again.
 
     Raises: OSError for a file that cannot be had, that is none (a pipe would keep us waiting), that is shorter than asked for,
-    larger than any image, or that does not stop changing.
+    larger than any image, or that does not stop changing; MemoryError, which names the file.
     """
     with reading(path):
         return _read(path, offset, size)
@@ -58,7 +58,10 @@ def _read(path: Path, offset: int, size: int | None) -> tuple[bytes, os.stat_res
         with path.open("rb") as file:
             before = os.fstat(file.fileno())
             file.seek(offset)
-            content = file.read(before.st_size if size is None else size)
+            try:
+                content = file.read(before.st_size if size is None else size)
+            except MemoryError:
+                raise MemoryError(f"{path} has {before.st_size if size is None else size:,} bytes") from None
             after = os.fstat(file.fileno())
         if size is not None and len(content) < size:
             raise OSError(5, "the shard has become shorter", str(path))

@@ -12,7 +12,7 @@ from lightning.fabric.plugins import TorchCheckpointIO
 from pydantic import ConfigDict
 from torch import Tensor
 
-from clip_ood.files import remove_abandoned, written_whole
+from clip_ood.files import LateErrors, written_whole
 from clip_ood.records import Count, Record, Text, fitting
 from clip_ood.shapes import HEAD, check_shapes
 from configs.errors import ConfigError
@@ -46,11 +46,10 @@ class WholeCheckpoints(TorchCheckpointIO):
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any = None) -> None:
         """Raises: OSError, with the last checkpoint left as it is."""
-        path = Path(path)
-        if path.parent.is_dir():
-            remove_abandoned(path.parent)  # what a killed run has left
-        with written_whole(path) as file:
-            torch.save(checkpoint, file)
+        with written_whole(Path(path)) as file:
+            late = LateErrors(file)
+            torch.save(checkpoint, late)
+            late.check()
 
 
 def check_checkpoint(path: Path) -> None:

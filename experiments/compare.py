@@ -10,15 +10,17 @@ from rich.markup import escape
 from rich.table import Table
 
 from clip_ood.console import Terminal
+from clip_ood.files import write_text, written_text
 from clip_ood.locks import in_turn
 from clip_ood.markdown import markdown_table
 from clip_ood.metrics.ood import MEAN
 from clip_ood.metrics.paired import Line
 from clip_ood.naming import short
 from clip_ood.shown import say, shown
-from clip_ood.written_names import TEXT, text_cell
+from clip_ood.written_names import text_cell
 from experiments.comparison import Comparison, Finished, compare, open_run
 from experiments.going_on import next_step
+from experiments.run_folder import unreported
 from reports.compare_page import Side, write_compare_page
 
 
@@ -79,8 +81,8 @@ def _write(comparison: Comparison, stem: Path) -> list[Path]:
     rows = [[line.detector, line.ood, *_starred(line, len(runs))] for line in lines]
     said = [_caption(comparison), *comparison.remarks]
     text = markdown_table(header, rows, names=2) + "".join(f"\n\n{shown(each)}." for each in said) + "\n"
-    stem.with_name(name + ".md").write_text(text, encoding="utf-8")
-    with stem.with_name(name + ".csv").open("w", **TEXT) as file:
+    write_text(stem.with_name(name + ".md"), text)
+    with written_text(stem.with_name(name + ".csv")) as file:
         writer = csv.writer(file)
         writer.writerow(["detector", "ood", "run", "auroc", "difference", "low", "high", "std", "seeds"])
         for line in lines:
@@ -109,6 +111,8 @@ def show(specs: list[str], page: Path | None = None) -> None:
         with in_turn(page):
             written.append(write_compare_page(page, sides, comparison.lines, comparison.over, comparison.remarks))
     say("Written: " + ", ".join(map(str, written)))
+    for there in filter(None, (unreported(run.folder) for run in comparison.runs)):
+        say(there)
     if page is None:
         html = ["--html", str(comparison.runs[0].folder.parent / "comparison.html")]
         say(next_step(["python", "eval.py", "--compare", *specs, *html], "show it as a page"))

@@ -21,11 +21,12 @@ from clip_ood.console import Terminal
 from clip_ood.features.known_files import FILES
 from clip_ood.features.store import FeatureStore, TextEmbeddings, folder_of
 from clip_ood.features.stored_set import Features, StoredSet
+from clip_ood.files import written_text
 from clip_ood.locks import sharing
 from clip_ood.prompts import Phrases, fill
 from clip_ood.shown import say
 from clip_ood.unreadable import Tolerance, TooManyUnreadable, first_of
-from clip_ood.written_names import TEXT, path_cell, text_cell
+from clip_ood.written_names import path_cell, text_cell
 from configs.schema import BackboneConfig, Config
 from datamodules.benchmark import Benchmark
 from datamodules.extraction import ExtractionData
@@ -179,7 +180,7 @@ def write_unreadable(path: Path, stored: dict[str, StoredSet]) -> list[tuple[str
     lines = [(each.name, *found) for each in stored.values() for found in each.unreadable()]
     path.unlink(missing_ok=True)
     if lines:
-        with path.open("w", **TEXT) as file:
+        with written_text(path) as file:
             found = ((text_cell(name), path_cell(place), text_cell(reason)) for name, place, reason in lines)
             csv.writer(file).writerows([("set", "path", "reason"), *found])
     return lines

@@ -11,14 +11,18 @@ from pathlib import Path
 from clip_ood.shown import one_line
 from clip_ood.stopping import FAILED, Stopped, ending
 from experiments.lost import reason
-from experiments.run_folder import CONFIG, FINISHED, seed_folder
+from experiments.run_folder import CONFIG, FINISHED, is_follower, seed_folder, unreported
+from experiments.shortages import Shortage, lack
 
 MADE = ("checkpoints/*.ckpt", "*/checkpoints/*.ckpt")  # of a run and of its seeds
 
 
 @contextmanager
 def stoppable(way_on: Callable[[], str]) -> Iterator[None]:
-    """Around long work: what ends it early says in its one line how to go on. Raises: KeyboardInterrupt, whatever was made of it."""
+    """Around long work: what ends it early says in its one line how to go on. What the machine lacks is told with that line.
+
+    Raises: KeyboardInterrupt, whatever was made of it; Shortage.
+    """
     ending.way_on, ending.told = way_on, False
     try:
         yield
@@ -31,6 +35,10 @@ def stoppable(way_on: Callable[[], str]) -> Iterator[None]:
             raise KeyboardInterrupt from None
         ending.tell()
         raise
+    except Exception as error:
+        if (told := lack(error)) is None or is_follower():
+            raise
+        raise Shortage(f"{told}. {way_on()}") from error
 
 
 @contextmanager
@@ -49,7 +57,10 @@ def ended_early() -> Iterator[None]:
 def resume_line(script: str, argv: list[str] | None, folder: Path) -> str:
     """What is kept of the run in `folder`, and how to go on with it, or how to begin it again where nothing but features is kept."""
     kept = "features are kept (but for the last 1,024 images a process)"
-    if not (folder / CONFIG).is_file() or (folder / FINISHED).is_file():
+    if (folder / FINISHED).is_file():
+        there = unreported(folder)
+        return f"{folder} is finished, and kept.{there and f' {there}'}"
+    if not (folder / CONFIG).is_file():
         return f"Nothing was trained yet, and {kept}. Start again with: {again(script, argv)}"
     if any(any(folder.glob(made)) for made in MADE):
         kept = "features and whole epochs are kept, and an epoch that was begun is trained again"

@@ -9,12 +9,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from clip_ood.backbones.fingerprint import digest, fingerprint
+from clip_ood.files import write_text
 from clip_ood.records import Damaged
 from configs.errors import ConfigError
 from configs.loading import load_config
 from configs.resuming import FREE, differences
 from configs.schema import Config
-from experiments.run_folder import CONFIG, CONTENTS, IMAGES, head_of, seed_folder, write_whole
+from experiments.run_folder import CONFIG, CONTENTS, IMAGES, head_of, seed_folder
 
 if TYPE_CHECKING:
     from clip_ood.features.stored_set import Features
@@ -59,7 +60,7 @@ def check_same(folder: Path, found: list[str]) -> None:
 
 def record_images(folder: Path, benchmark: Benchmark) -> None:
     """Writes which images the run in `folder` trains on and scores."""
-    write_whole(folder / IMAGES, json.dumps(_described(benchmark), indent=1))
+    write_text(folder / IMAGES, json.dumps(_described(benchmark), indent=1))
 
 
 def check_images(folder: Path, benchmark: Benchmark, parts: Collection[str] | None = None) -> None:
@@ -113,7 +114,7 @@ def check_contents(folder: Path, now: dict[str, str], parts: Collection[str] | N
 
 def record_contents(folder: Path, now: dict[str, str]) -> None:
     """Writes what `contents_of` has found."""
-    write_whole(folder / CONTENTS, json.dumps(now, indent=1))
+    write_text(folder / CONTENTS, json.dumps(now, indent=1))
 
 
 @contextmanager

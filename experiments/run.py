@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from lightning.pytorch import Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
-from lightning.pytorch.loggers import TensorBoardLogger
 
 from callbacks.averaging import MovingAverage
 from callbacks.detector_writer import DetectorWriter
-from callbacks.figures import Figures
 from callbacks.ood_evaluation import OODEvaluation
 from callbacks.results_files import write_results
 from callbacks.throughput import Throughput
@@ -33,12 +30,13 @@ from configs.resuming import FREE
 from configs.schema import Config, FineTune, Method
 from datamodules.benchmark import Benchmark, load_benchmark
 from datamodules.feature_data import FeatureData
-from experiments.board import describe
+from experiments.board import Board
 from experiments.cautions import shared_by_sets, too_few_to_calibrate
 from experiments.checkpoints import WholeCheckpoints, check_checkpoint
 from experiments.extraction import load_features, using_features
 from experiments.models import build, check_detectors, check_method
 from experiments.quiet import hush
+from experiments.reporting import draw
 from experiments.resume import (
     check_contents,
     check_head_contents,
@@ -49,9 +47,9 @@ from experiments.resume import (
     record_contents,
     record_images,
 )
-from experiments.run_folder import head_of, is_follower, started
+from experiments.run_folder import head_of, is_follower, read_results, started
 from experiments.trainer import new_trainer
-from reports.run_page import write_report
+from reports import REPORT
 
 hush()
 
@@ -126,11 +124,10 @@ def _run(config: Config, folder: Path, checkpoint: Path | None, benchmark: Bench
         "predictor": (best := evaluation.results.predictor) and asdict(best),
         "versions": versions("lightning"),
     }
+    (folder / REPORT).unlink(missing_ok=True)  # of earlier results
     write_results(folder, evaluation.results, about | {"calibration": calibration(config, evaluation)}, benchmark)
-    results = json.loads((folder / "results.json").read_text(encoding="utf-8"))
-    describe(trainer.logger, config, results)
-    if config.evaluation.report:
-        write_report(folder, benchmark)
+    results = read_results(folder)
+    draw(folder, config, benchmark, trainer.logger)
     return results
 
 
@@ -145,17 +142,15 @@ def split_of(config: Config, data: FeatureData) -> dict[str, Any]:
 def make_trainer(config: Config, folder: Path, evaluation: OODEvaluation, trains: bool) -> Trainer:
     """The one Trainer that extracts, trains (then it keeps the last step) and evaluates."""
     every = config.evaluation.every_n_epochs
-    figures = [Figures(evaluation)] if config.evaluation.figures else []
     last = ModelCheckpoint(
         folder / "checkpoints", filename="last", enable_version_counter=False, save_on_train_epoch_end=True
     )  # save_last would keep nothing before the end
-    logger = TensorBoardLogger(folder.parent, name=folder.name, version="", default_hp_metric=False)
     ours = {
         "max_epochs": getattr(config.method.settings, "epochs", 1),
-        "callbacks": [*([last, Throughput()] if trains else []), evaluation, *figures],
+        "callbacks": [*([last, Throughput()] if trains else []), evaluation],
         "enable_checkpointing": trains,
         "plugins": [WholeCheckpoints()],
-        "logger": logger,
+        "logger": Board(folder),
         "default_root_dir": folder,  # where Lightning looks for what it saved when SLURM ended a job
         "use_distributed_sampler": False,
         "num_sanity_val_steps": 0,

@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
+import shlex
 import shutil
 from collections.abc import Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from clip_ood.files import written_whole
+import yaml
+
+from clip_ood.files import check_writable, write_text
 from clip_ood.locks import alone
 from clip_ood.naming import folder_fault, one_text
 from clip_ood.ranks import is_first
 from clip_ood.records import Damaged
 from clip_ood.shown import say
 from configs.errors import ConfigError
+from reports import REPORT
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -71,7 +75,10 @@ def choose_folder(root: Path, name: str, resume: bool = False, overwrite: bool =
         raise _nothing_to_resume(root / name)
     if folder != root / name:
         say(f"{root / name} holds a finished run, which is kept: this one goes to {folder}. (--overwrite replaces it.)")
+        if there := unreported(root / name):
+            say(there)
     folder.mkdir(parents=True, exist_ok=True)
+    check_writable(folder)
     return folder
 
 
@@ -123,7 +130,9 @@ def replacing(folder: Path) -> Iterator[None]:
     try:
         yield
     except BaseException:
-        if aside.is_dir() and not is_follower():
+        if (folder / FINISHED).is_file() and not is_follower():
+            shutil.rmtree(aside, ignore_errors=True)  # what failed came after the results
+        elif aside.is_dir() and not is_follower():
             if not _worth_keeping(folder):
                 for listed in folder.rglob(UNREADABLE):
                     kept = listed.replace(folder.with_name(f"{folder.name}.{UNREADABLE}"))
@@ -163,19 +172,22 @@ def head_of(run: Path) -> Path:
 
 @contextmanager
 def started(folder: Path, config: str) -> Iterator[None]:
-    """Marks `folder` as a run by its config. An error leaves a run that is resumed as it was begun, and unmarks a new one where
-    nothing was trained in it or in a run within it, and no run within it finished."""
+    """Marks `folder` as a run by its config. An error leaves a finished run alone and one that is resumed as it was begun, and
+    unmarks a new one where nothing was trained in it or in a run within it, and no run within it finished."""
     if is_follower():
         yield
         return
     with alone_in(folder):
         begun = (folder / CONFIG).read_text(encoding="utf-8") if (folder / CONFIG).is_file() else None
-        write_whole(folder / CONFIG, config)
+        write_text(folder / CONFIG, config)
         try:
             yield
         except Exception as error:
-            if begun is not None:
-                write_whole(folder / CONFIG, begun)
+            if (folder / FINISHED).is_file():
+                pass  # what failed came after the results
+            elif begun is not None:
+                with suppress(OSError):  # the disk is full: that error is told
+                    write_text(folder / CONFIG, begun)
             elif isinstance(error, ValueError | OSError) and not _worth_keeping(folder):
                 (folder / CONFIG).unlink()
                 for about in (IMAGES, CONTENTS):
@@ -223,10 +235,30 @@ def scored_again() -> Iterator[None]:
         ) from error
 
 
-def write_whole(path: Path, text: str) -> None:
-    """Writes a file that nobody ever sees half of, another process or the run after a killed one."""
-    with written_whole(path) as file:
-        file.write(text.encode())
+def unreported(run: Path) -> str:
+    """What to say of a finished run that was to have a report and has none, itself or one of its seeds: it was killed, or its report
+    could not be written. Else the empty string."""
+    lacking = [each for each in (run, *run.glob("seed-*")) if _lacks_report(each)]
+    return (
+        f"{lacking[0]} has no report yet: {shlex.join(['python', 'eval.py', '--report', str(run)])} writes it"
+        if lacking
+        else ""
+    )
+
+
+def check_report(run: Path) -> None:
+    """Raises: ConfigError where a finished run lacks the report that it was to have."""
+    if not is_follower() and (there := unreported(run)):
+        raise ConfigError(there)
+
+
+def _lacks_report(run: Path) -> bool:
+    if not (run / FINISHED).is_file() or (run / REPORT).is_file():
+        return False
+    try:
+        return yaml.safe_load((run / CONFIG).read_text(encoding="utf-8"))["evaluation"]["report"]
+    except (OSError, ValueError, KeyError, TypeError, yaml.YAMLError):  # of another version, or damaged
+        return False
 
 
 def is_follower() -> bool:

@@ -44,11 +44,14 @@ class Aside:
             target.symlink_to(source.file.resolve())
             return
         partial = target.with_name(f".{short(target.name)}.part")
-        if source.member is None:
-            shutil.copyfile(source.file, partial)
-        else:
-            partial.write_bytes(source.content())
-        partial.replace(target)
+        try:
+            if source.member is None:
+                shutil.copyfile(source.file, partial)
+            else:
+                partial.write_bytes(source.content())
+            partial.replace(target)
+        finally:
+            partial.unlink(missing_ok=True)
 
 
 def _numbered(name: str, number: int) -> str:

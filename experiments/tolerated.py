@@ -6,8 +6,9 @@ import csv
 from pathlib import Path
 
 from callbacks.verdict_writer import Line
+from clip_ood.files import written_text
 from clip_ood.unreadable import LEAST, Tolerance, TooManyUnreadable
-from clip_ood.written_names import TEXT, path_cell, text_cell
+from clip_ood.written_names import path_cell, text_cell
 from datamodules.inputs import is_stream, sources
 
 
@@ -43,5 +44,5 @@ class Tolerated:
 
 def write_failures(path: Path, found: list[tuple[str, str]]) -> None:
     """Writes path and reason of what could not be judged."""
-    with path.open("w", **TEXT) as file:
+    with written_text(path) as file:
         csv.writer(file).writerows([("path", "reason"), *((path_cell(path), text_cell(why)) for path, why in found)])

@@ -14,6 +14,7 @@ from typing import TextIO
 
 from callbacks.verdict_files import CSVFile, JSONLines, Parquet, VerdictFile
 from callbacks.verdict_writer import Line
+from clip_ood.files import written_text, written_whole
 from clip_ood.shown import shown
 from clip_ood.unreadable import SHOWN
 from clip_ood.written_names import TEXT, path_cell, text_cell
@@ -115,22 +116,14 @@ def written(
     """To `out` (.csv, .jsonl or .parquet, there with a column for `exact` paths), whole or not at all; what could not be judged to
     `out`.unreadable.csv."""
     unreadable = beside(out)
-    temporary, listed = (path.with_name(f"{path.name}.tmp") for path in (out, unreadable))
-    with temporary.open("w", **TEXT) as text, listed.open("w", **TEXT) as others:
+    kind = {".csv": CSVFile, ".jsonl": JSONLines, ".parquet": Parquet}[out.suffix.lower()]
+    opened = written_whole(out) if kind is Parquet else written_text(out)
+    with opened as whole, written_text(unreadable) as others:
         failures = csv.writer(others)
         failures.writerow(("path", "reason"))
-        kinds = {
-            ".csv": lambda: CSVFile(text),
-            ".jsonl": lambda: JSONLines(text),
-            ".parquet": lambda: Parquet(temporary, exact),
-        }
-        file = kinds[out.suffix.lower()]()
+        file = kind(whole, exact) if kind is Parquet else kind(whole)
         verdicts = Verdicts(file, failures, tolerated, detectors, aside)
         yield verdicts
         file.close()
-    temporary.replace(out)
-    if verdicts.counts.failed:
-        listed.replace(unreadable)
-    else:
-        listed.unlink()
-        unreadable.unlink(missing_ok=True)
+    if not verdicts.counts.failed:
+        unreadable.unlink()

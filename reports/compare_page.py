@@ -12,8 +12,9 @@ from urllib.parse import quote
 
 from clip_ood.metrics.ood import MEAN
 from clip_ood.metrics.paired import Difference, Line
+from reports import REPORT
 from reports.charts import colour_of
-from reports.page import REPORT, percent, write_page
+from reports.page import percent, write_page
 from reports.results import Results
 
 

@@ -9,17 +9,13 @@ from typing import Any
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
+from clip_ood.files import write_text
 from clip_ood.shown import shown
-
-REPORT = "report.html"
 
 
 def write_page(path: Path, template: str, **values: Any) -> None:
     """Fills a template of `templates/`, every value escaped, into the file `path`: whole or not at all."""
-    text = _environment().get_template(template).render(values)
-    temporary = path.with_name(path.name + ".tmp")
-    temporary.write_text(text, encoding="utf-8")
-    temporary.replace(path)
+    write_text(path, _environment().get_template(template).render(values))
 
 
 def percent(value: float | None, digits: int = 1) -> str:

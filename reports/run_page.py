@@ -13,9 +13,10 @@ from callbacks.results_table import intervals_told, left_out, missing_seeds, rem
 from clip_ood.metrics.curves import METRICS
 from clip_ood.run_files import read_results
 from datamodules.benchmark import Benchmark
+from reports import REPORT
 from reports.charts import colour_of, histogram, precision_recall, roc
 from reports.galleries import accepted_ood, rejected_id
-from reports.page import REPORT, write_page
+from reports.page import write_page
 from reports.results import Results, Value, all_metrics, mean_row, tables, value
 from reports.scores import ScoredSet, read_scores, thresholds
 

@@ -11,9 +11,10 @@ from typing import Any
 import pyarrow.compute as pc
 
 from callbacks.results_table import intervals_told, missing_seeds, told
+from clip_ood.files import written_text
 from clip_ood.metrics.curves import METRICS
 from clip_ood.metrics.ood import MEAN
-from clip_ood.written_names import TEXT, cells, paths_of
+from clip_ood.written_names import cells, paths_of
 from experiments.run_folder import of_seed, read_scores
 from studies.plan import Plan
 
@@ -75,7 +76,7 @@ def over_seeds(results: Results) -> dict[int, str]:
 def write_values(path: Path, rows: list[dict[str, Any]]) -> None:
     """The rows as CSV; fractions in percent with 2 decimals."""
     texts = rows[0].keys() - NUMBERS
-    with path.open("w", **TEXT) as file:
+    with written_text(path) as file:
         writer = csv.DictWriter(file, cells(rows[0], texts))
         writer.writeheader()
         for row in rows:

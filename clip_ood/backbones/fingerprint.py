@@ -8,7 +8,6 @@ import os
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
-from uuid import uuid4
 
 import rich.progress
 
@@ -16,6 +15,7 @@ from clip_ood.backbones.names import BackboneSpec
 from clip_ood.backbones.weights import local_weights, remote_weights
 from clip_ood.cache import cache
 from clip_ood.console import Terminal
+from clip_ood.files import write_text
 from clip_ood.json_files import read_json
 from clip_ood.regular_file import check_regular
 
@@ -105,10 +105,7 @@ def file_hash(path: Path, remembered: Path) -> str:
 
 
 def _remember(path: Path, known: dict[str, str]) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f"{path.name}.{uuid4().hex}.tmp")
-    temporary.write_text(json.dumps(known, indent=1))
-    temporary.replace(path)
+    write_text(path, json.dumps(known, indent=1))
 
 
 def _remembered(path: Path) -> dict[str, str]:

@@ -32,6 +32,7 @@ from clip_ood.backbones.checked_config import (
 )
 from clip_ood.backbones.names import REPOSITORY, BackboneSpec
 from clip_ood.backbones.weights import CONFIG, Remote, remote_config
+from clip_ood.files import write_text
 from clip_ood.json_files import read_json
 from clip_ood.shown import say
 
@@ -164,7 +165,7 @@ def _files(name: str, wanted: list[str], spec: BackboneSpec, what: str, download
 
 
 def _write(path: Path, content: Any) -> None:
-    path.write_text(json.dumps(content, default=list), encoding="utf-8")
+    write_text(path, json.dumps(content, default=list))
 
 
 @contextmanager

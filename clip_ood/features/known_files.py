@@ -50,7 +50,8 @@ class KnownFiles:
                 place.remove(stamps)
 
     def remember(self, stamps: np.ndarray, contents: np.ndarray, name: str = "") -> None:
-        """Keeps what the files with these stamps (n, 2) hold. Raises: StoreError where not even the cache can be written."""
+        """Keeps what the files with these stamps (n, 2) hold; where not even the cache can be written, they are read again by the
+        next run."""
         was, known = self.contents(stamps)
         new = ~known
         if len(stale := np.flatnonzero(known & (was != contents).any(axis=1))):
@@ -63,9 +64,13 @@ class KnownFiles:
         try:
             of_root.add(stamps[new], values, name=name)
         except StoreError as error:
-            own.add(stamps[new], values, name=name)
+            try:
+                own.add(stamps[new], values, name=name)
+                where = f"what files hold is kept in {own.folder}"
+            except StoreError:
+                where = "the next run reads the files again"
             if not self._told:
-                say(f"{error}; what files hold is kept in {own.folder}")
+                say(f"{error}; {where}")
             self._told = True
 
     def merge(self) -> None:

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import json
 import os
-import tempfile
+import shutil
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -23,6 +23,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from rich.filesize import decimal
 from torch import Tensor
 
 from clip_ood.backbones.fingerprint import digest
@@ -31,7 +32,7 @@ from clip_ood.features.identity import identity_of, pairs
 from clip_ood.features.known_files import KnownFiles
 from clip_ood.features.segment import StoreError
 from clip_ood.features.stored_set import Images, Known, StoredSet, made_with
-from clip_ood.files import written_whole
+from clip_ood.files import check_writable, written_whole
 from clip_ood.outputs import NegativeLabels
 from clip_ood.prompts import Phrases
 
@@ -115,13 +116,18 @@ class FeatureStore:
         except OSError as error:
             raise StoreError(self._not_writable(error)) from error
 
-    def check_writable(self) -> None:
-        """Raises: StoreError where nothing can be kept, before anything is made."""
+    def check_writable(self, size: int = 0) -> None:
+        """Raises: StoreError where nothing can be kept, or there is no room for `size` bytes, before anything is made."""
         self.describe()
         try:
-            tempfile.TemporaryFile(dir=self.folder).close()
+            check_writable(self.folder)
         except OSError as error:
             raise StoreError(self._not_writable(error)) from error
+        if size > (free := shutil.disk_usage(self.folder).free):
+            raise StoreError(
+                f"{self.root} has room for {decimal(free)}, and the features that are to come take {decimal(size)}: free some room "
+                "there, or name another folder with --features_root"
+            )
 
     def _not_writable(self, error: OSError) -> str:
         return (

@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
 from typing import BinaryIO
 
+from clip_ood.files import naming
 from datamodules.catalog.archives import BLOCK, Member, in_tar, in_zip
 
 DAMAGED = (tarfile.TarError, zipfile.BadZipFile, EOFError, zlib.error, gzip.BadGzipFile, NotImplementedError)
@@ -42,7 +43,8 @@ def unpack(archive: Path, target: Path) -> list[str]:
     aside.mkdir()
     try:
         try:
-            passed_over = _extract(archive, aside, target.name)
+            with naming(target):
+                passed_over = _extract(archive, aside, target.name)
         except DAMAGED as error:
             raise Damaged(f"{archive} is damaged ({type(error).__name__}: {error})") from error
         except (FileExistsError, IsADirectoryError, NotADirectoryError) as error:

@@ -10,6 +10,9 @@ from pathlib import Path
 from faults.trial import Trial
 
 KINDS: tuple[str, ...] = (
+    "kills",
+    "full_disk",
+    "rights",
     "two_at_once",
     "downloads",
     "hostile_files",
