@@ -6,7 +6,7 @@ from importlib import import_module
 
 from faults.trial import Trial
 
-KINDS: tuple[str, ...] = ()
+KINDS: tuple[str, ...] = ("signals",)
 
 
 def trials(kind: str) -> list[Trial]:
