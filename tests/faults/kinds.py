@@ -6,7 +6,7 @@ from importlib import import_module
 
 from faults.trial import Trial
 
-KINDS: tuple[str, ...] = ("signals",)
+KINDS: tuple[str, ...] = ("signals", "the_dead")
 
 
 def trials(kind: str) -> list[Trial]:

@@ -10,10 +10,11 @@ import signal
 from functools import partial
 from pathlib import Path
 
+from filelock import FileLock
+
 from faults import lab, moments
 from faults.process import Ended, run
 from faults.trial import Trial
-from filelock import FileLock
 
 STAGES = 6  # of each command, equally far apart
 ENDS = {signal.SIGTERM: 143, signal.SIGINT: 130, signal.SIGHUP: 129, signal.SIGUSR1: 143}
