@@ -7,11 +7,12 @@ python attack.py --config adversarial_vitg_cifar100.yaml --data.root=/data --tra
 from __future__ import annotations
 
 from adversarial.plan import check_resumed, load_attack
+from clip_ood.shown import say
 from configs.errors import ConfigError
 from experiments.command_line import guarded, parse
 from experiments.going_on import resume_line, stoppable
 from experiments.launchers import settle
-from experiments.run_folder import choose_folder, replacing, started
+from experiments.run_folder import FINISHED, check_report, chosen_folder, replacing, started
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -20,19 +21,21 @@ def main(argv: list[str] | None = None) -> None:
         raise ConfigError("Which attack? Name one: --config adversarial_demo.yaml (see configs/attacks/), or --help")
     plan = load_attack(arguments.config, overrides)
     if arguments.print_config:
-        print(plan.dump(), end="")
+        say(plan.dump(), end="")
         return
     settle(plan.config.trainer)
-    folder = choose_folder(plan.attack.runs_root, plan.attack.name, arguments.resume, arguments.overwrite)
-    if arguments.resume:
-        check_resumed(plan, folder)
-    from adversarial.conduct import conduct  # torch and Lightning
-    from adversarial.report import write
+    with chosen_folder(plan.attack.runs_root, plan.attack.name, arguments.resume, arguments.overwrite) as folder:
+        if arguments.resume:
+            check_resumed(plan, folder)
+        from adversarial.conduct import conduct  # torch and Lightning
+        from adversarial.report import write
 
-    way_on = lambda: resume_line("attack.py", argv, folder)  # noqa: E731
-    with stoppable(way_on), replacing(folder), started(folder, plan.dump()):
-        if found := conduct(plan, folder):
-            write(plan, folder, found)
+        way_on = lambda: resume_line("attack.py", argv, folder)  # noqa: E731
+        with stoppable(way_on), replacing(folder), started(folder, plan.dump()):
+            if found := conduct(plan, folder):
+                write(plan, folder, found)
+    for run in sorted(folder.glob(f"*/{FINISHED}")):
+        check_report(run.parent)
 
 
 if __name__ == "__main__":

@@ -10,15 +10,20 @@ from __future__ import annotations
 
 import argparse
 import sys
+from typing import TYPE_CHECKING, Any
 
-from configs.detecting import add_options, check, trainer_of
+from clip_ood.streams import Parser
+from configs.detecting import add_options, alone_at_file, check, trainer_of
 from experiments.command_line import before_and_after_dashes, guarded
 from experiments.going_on import again, stoppable
 from experiments.launchers import settle
 
+if TYPE_CHECKING:
+    from experiments.verdicts import Counts
+
 
 def main(argv: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0], allow_abbrev=False)
+    parser = Parser(description=__doc__.splitlines()[0], allow_abbrev=False)
     add_options(parser)
     options, paths = before_and_after_dashes(sys.argv[1:] if argv is None else argv)
     arguments, overrides = parser.parse_known_intermixed_args(options)
@@ -26,6 +31,18 @@ def main(argv: list[str] | None = None) -> None:
     trainer = trainer_of(overrides)
     check(arguments)
     settle({"devices": 1} | trainer)
+    with alone_at_file(arguments):
+        counts = answer(arguments, trainer, argv)
+    if counts is not None:
+        sys.exit(
+            status(
+                counts.failed + counts.left, next(iter(counts.ood.values())), arguments.strict, arguments.fail_on_ood
+            )
+        )
+
+
+def answer(arguments: argparse.Namespace, trainer: dict[str, Any], argv: list[str] | None) -> Counts | None:
+    """Judges, and counts; or writes what --export and --with-encoder ask for: then None."""
     if arguments.export is not None:
         from clip_ood.judging.saved import SavedDetector
         from experiments.exporting import export_run
@@ -33,25 +50,19 @@ def main(argv: list[str] | None = None) -> None:
         saved = SavedDetector(arguments.run, arguments.trust_classes)
         own = (arguments.detector, arguments.accept, arguments.encoder, arguments.allow_download)
         export_run(saved, arguments.export, *own)
-        return
+        return None
     if arguments.with_encoder:
         from experiments.exporting import add_encoder_to
 
         add_encoder_to(arguments.run, arguments.encoder, arguments.allow_download)
-        return
+        return None
     from experiments.detect import Request, conduct  # torch and Lightning
 
     asked = {name: value for name, value in vars(arguments).items() if name in Request.__dataclass_fields__}
     kept = f"What was judged is kept. Go on with: {again('detect.py', argv)}"
     lost = "Printed verdicts are not kept: with --out FILE, a stopped call goes on where it was"
     with stoppable(lambda: lost if arguments.out is None else kept):
-        counts = conduct(Request(**asked, trainer=trainer))
-    if counts is not None:
-        sys.exit(
-            status(
-                counts.failed + counts.left, next(iter(counts.ood.values())), arguments.strict, arguments.fail_on_ood
-            )
-        )
+        return conduct(Request(**asked, trainer=trainer))
 
 
 def status(failed: int, ood: int, strict: bool, fail_on_ood: bool) -> int:

@@ -4,12 +4,15 @@ python eval.py --config zero_shot_demo.yaml
 python eval.py --run runs/demo --detectors='[knn, {name: knn, k: 10}, msp]'
 python eval.py --compare runs/demo runs/linear_probe_demo          (or one detector of each: runs/demo:msp)
 python eval.py --compare runs/demo runs/linear_probe_demo --html comparison.html
+python eval.py --report runs/demo
 """
 
 from __future__ import annotations
 
 from pathlib import Path
 
+from clip_ood.files import check_writable
+from clip_ood.shown import say
 from configs.checks import check_folders
 from configs.errors import ConfigError
 from configs.loading import dump, load_config
@@ -17,7 +20,7 @@ from experiments.command_line import guarded, parse
 from experiments.going_on import resume_line, stoppable
 from experiments.launchers import settle
 from experiments.resume import check_heads, check_resumed
-from experiments.run_folder import choose_folder, replacing
+from experiments.run_folder import CONFIG, FINISHED, check_report, chosen_folder, read_results, replacing
 
 
 def add_options(parser) -> None:
@@ -25,6 +28,7 @@ def add_options(parser) -> None:
     parser.add_argument(
         "--compare", metavar="DIR", nargs="+", help="finished runs side by side, with paired differences to the first"
     )
+    parser.add_argument("--report", metavar="DIR", type=Path, help="write report.html of this finished run anew")
     parser.add_argument("--html", metavar="FILE", type=Path, help="with --compare: write it as a page, too")
 
 
@@ -37,9 +41,12 @@ def main(argv: list[str] | None = None) -> None:
 
         show(arguments.compare, arguments.html)
         return
+    if arguments.report is not None:
+        write_report(arguments.report)
+        return
     if (arguments.config is None) == (arguments.run is None):
         raise ConfigError(
-            "Evaluate what? --config zero_shot_demo.yaml, or --run runs/demo, or --compare runs/a runs/b; or --help"
+            "Evaluate what? --config zero_shot_demo.yaml, or --run runs/demo, or --compare runs/a runs/b, or --report runs/demo; or --help"
         )
     if arguments.run is not None:
         if not (arguments.run / "config.yaml").is_file():
@@ -47,7 +54,7 @@ def main(argv: list[str] | None = None) -> None:
         overrides = [f"--name={arguments.run.resolve().name}-eval", *overrides]
     config = load_config(arguments.config or str(arguments.run / "config.yaml"), overrides)
     if arguments.print_config:
-        print(dump(config), end="")
+        say(dump(config), end="")
         return
     if arguments.run is None and config.method.name != "zero_shot":
         raise ConfigError(f"method.{config.method.name} is trained: python train.py --config {arguments.config}")
@@ -55,13 +62,27 @@ def main(argv: list[str] | None = None) -> None:
         check_heads(arguments.run, config)
     check_folders(config)
     settle(config.trainer)
-    folder = choose_folder(config.runs_root, config.name, arguments.resume, arguments.overwrite)
-    if arguments.resume:
-        check_resumed(config, folder)
-    from experiments.seeds import conduct
+    with chosen_folder(config.runs_root, config.name, arguments.resume, arguments.overwrite) as folder:
+        if arguments.resume:
+            check_resumed(config, folder)
+        from experiments.seeds import conduct
 
-    with stoppable(lambda: resume_line("eval.py", argv, folder)), replacing(folder):
-        conduct(config, folder, arguments.run)
+        with stoppable(lambda: resume_line("eval.py", argv, folder)), replacing(folder):
+            conduct(config, folder, arguments.run)
+    check_report(folder)
+
+
+def write_report(run: Path) -> None:
+    """The report of a finished run, out of its own files and pictures. Raises: ConfigError for what is none."""
+    if not all((run / name).is_file() for name in (CONFIG, FINISHED)):
+        raise ConfigError(f"--report: {run} is no finished run: it lacks {CONFIG} or {FINISHED}")
+    if read_results(run).get("kind") == "attack":
+        raise ConfigError(
+            f"--report: {run} is an attack, whose pictures and tables lie beside its {FINISHED}: it has no other report"
+        )
+    from experiments.reporting import draw_again
+
+    say(f"Report: {draw_again(run)}")
 
 
 def check_page(path: Path, compared: list[str] | None) -> None:
@@ -73,6 +94,7 @@ def check_page(path: Path, compared: list[str] | None) -> None:
     if path.is_dir() or not path.parent.is_dir():
         there = "is a folder" if path.is_dir() else f"would lie in {path.parent}, which is no folder"
         raise ConfigError(f"--html: {path} {there}; name a file in a folder that there is")
+    check_writable(path.parent)
 
 
 if __name__ == "__main__":

@@ -6,10 +6,12 @@ python study.py --config main_table.yaml --data.root=/data --trainer.devices=8
 
 from __future__ import annotations
 
+from clip_ood.shown import say
 from configs.errors import ConfigError
 from experiments.command_line import guarded, parse
 from experiments.going_on import again, stoppable
 from experiments.launchers import settle
+from experiments.run_folder import alone_in, check_report
 from studies.plan import load_study, remove_runs
 
 
@@ -21,19 +23,22 @@ def main(argv: list[str] | None = None) -> None:
     if arguments.print_config:
         from configs.loading import dump
 
-        print("\n---\n".join(map(dump, plan.runs.values())), end="")
+        say("\n---\n".join(map(dump, plan.runs.values())), end="")
         return
     settle(next(iter(plan.runs.values())).trainer)
-    if arguments.overwrite:
-        remove_runs(plan)
-    from studies.conduct import conduct
-    from studies.write import write
+    with alone_in(plan.folder, "this study"):
+        if arguments.overwrite:
+            remove_runs(plan)
+        from studies.conduct import conduct
+        from studies.write import write
 
-    way_on = lambda: f"Finished runs are kept. Go on with: {again('study.py', argv, drop=['--overwrite'])}"  # noqa: E731
-    with stoppable(way_on):
-        results, failed = conduct(plan)
-        if results:
-            write(plan, results, failed)
+        way_on = lambda: f"Finished runs are kept. Go on with: {again('study.py', argv, drop=['--overwrite'])}"  # noqa: E731
+        with stoppable(way_on):
+            results, failed = conduct(plan)
+            if results:
+                write(plan, results, failed)
+    for run in plan.runs:
+        check_report(plan.folder / run)
 
 
 if __name__ == "__main__":

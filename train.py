@@ -6,6 +6,7 @@ python train.py --config plp_vitg.yaml --trainer.devices=8 --data.root=/data
 
 from __future__ import annotations
 
+from clip_ood.shown import say
 from configs.checks import check_folders
 from configs.errors import ConfigError
 from configs.loading import dump, load_config
@@ -13,7 +14,7 @@ from experiments.command_line import guarded, parse
 from experiments.going_on import resume_line, stoppable
 from experiments.launchers import settle
 from experiments.resume import check_resumed
-from experiments.run_folder import choose_folder, replacing
+from experiments.run_folder import check_report, chosen_folder, replacing
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -22,17 +23,18 @@ def main(argv: list[str] | None = None) -> None:
         raise ConfigError("Which experiment? Name one: --config demo.yaml (see configs/), or --help")
     config = load_config(arguments.config, overrides)
     if arguments.print_config:
-        print(dump(config), end="")
+        say(dump(config), end="")
         return
     check_folders(config)
     settle(config.trainer)
-    folder = choose_folder(config.runs_root, config.name, arguments.resume, arguments.overwrite)
-    if arguments.resume:
-        check_resumed(config, folder)
-    from experiments.seeds import conduct  # torch and Lightning, only now that the config is known to be right
+    with chosen_folder(config.runs_root, config.name, arguments.resume, arguments.overwrite) as folder:
+        if arguments.resume:
+            check_resumed(config, folder)
+        from experiments.seeds import conduct  # torch and Lightning, only now that the config is known to be right
 
-    with stoppable(lambda: resume_line("train.py", argv, folder)), replacing(folder):
-        conduct(config, folder)
+        with stoppable(lambda: resume_line("train.py", argv, folder)), replacing(folder):
+            conduct(config, folder)
+    check_report(folder)
 
 
 if __name__ == "__main__":

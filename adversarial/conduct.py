@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,10 +14,14 @@ from adversarial.pairs import Pairs, check_size, draw_pairs
 from adversarial.plan import AFTER, APART, BEFORE, CLEAN, SCORED, Plan, image_set, score_of, transferred
 from adversarial.scoring import check_score, fit
 from clip_ood import stalls
+from clip_ood.files import written_whole
+from clip_ood.locks import alone
+from clip_ood.shown import say
+from clip_ood.text_files import names_as_bytes
 from configs.data_schema import ImageSet
 from configs.schema import Config
 from datamodules.benchmark import load_benchmark
-from experiments.extraction import load_features
+from experiments.extraction import load_features, using_features
 from experiments.resume import check_images
 from experiments.run_folder import FINISHED, is_follower
 from experiments.seeds import experiment
@@ -38,7 +43,16 @@ class Found:
 
 
 def conduct(plan: Plan, folder: Path) -> Found | None:
-    """Runs what is not there yet; None beside the first process."""
+    """Runs what is not there yet; None beside the first process. Raises: InUse where another attack saves its images at the same
+    place."""
+    with ExitStack() as held:
+        if (images := plan.attack.images) is not None and not is_follower():
+            held.enter_context(alone(images, "wait until it ends, or name another folder with --images"))
+        held.enter_context(using_features(plan.config))
+        return _conduct(plan, folder)
+
+
+def _conduct(plan: Plan, folder: Path) -> Found | None:
     attack, config = plan.attack, plan.config
     stalls.wait_at_most(config.timeout)
     benchmark = load_benchmark(config)
@@ -53,9 +67,8 @@ def conduct(plan: Plan, folder: Path) -> Found | None:
     known = plan, folder, benchmark, features, text
     score = None if attack.score is None else fit(*known, [score_of(plan)]).suite.detectors[attack.score]
     if pairs.others and not is_follower():  # before craft's barrier: all processes read it
-        targets = "\n".join(dict.fromkeys(pairs.aims)) + "\n"
-        # file names may hold any bytes
-        (folder / TARGETS).write_text(targets, encoding="utf-8", errors="surrogateescape")
+        with written_whole(folder / TARGETS) as file:
+            file.write(names_as_bytes(dict.fromkeys(pairs.aims)))
     figures = craft(plan, folder, trainer, benchmark, pairs, score)
     head = plan.source or folder / CLEAN
     runs = {"": folder / SCORED}
@@ -79,7 +92,7 @@ def _once(config: Config, folder: Path, source: Path | None) -> None:
         return
     if not is_follower():
         folder.mkdir(parents=True, exist_ok=True)
-        print(f"{folder}", flush=True)
+        say(f"{folder}", flush=True)
     experiment(config, folder, source)
 
 

@@ -14,6 +14,7 @@ from clip_ood.adversarial import Attack, Budget
 from clip_ood.backbones.create import create_backbone
 from clip_ood.backbones.fingerprint import digest, fingerprint
 from clip_ood.detectors.detector import Detector
+from clip_ood.naming import short
 from configs.attack_schema import AttackConfig
 from configs.checks import key_of
 from datamodules.attacked_images import AttackData
@@ -59,7 +60,7 @@ def batches(pairs: int, size: int) -> list[range]:
 
 def file_names(pairs: Pairs) -> list[str]:
     """The names of the saved images, by position."""
-    return [f"{position:04d}-{Path(name).stem}.png" for position, name in enumerate(pairs.names)]
+    return [f"{position:04d}-{short(Path(name).stem)}.png" for position, name in enumerate(pairs.names)]
 
 
 def craft(

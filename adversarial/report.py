@@ -15,7 +15,10 @@ from adversarial.figures import curves, gallery
 from adversarial.plan import AFTER, BEFORE, Plan
 from adversarial.values import PLAIN, Row, Scores, as_dicts, curve_of, rows_of
 from callbacks.results_files import write_json
+from clip_ood.files import write_text, written_text, written_whole
 from clip_ood.markdown import markdown_table
+from clip_ood.shown import say, shown
+from clip_ood.written_names import cells, path_cell, text_cell
 from datamodules.benchmark import load_benchmark
 from experiments.going_on import next_step
 from experiments.run import encoder_name
@@ -32,13 +35,13 @@ def write(plan: Plan, folder: Path, found: Found) -> None:
     """Writes everything, results.json last, and prints the table."""
     rows = rows_of(found.runs, list(plan.attack.defences), found.exact)
     told = about(plan, found)
-    with (folder / "attack.csv").open("w", newline="", encoding="utf-8") as file:
+    with written_text(folder / "attack.csv") as file:
         writer = csv.DictWriter(file, as_dicts(rows)[0])
         writer.writeheader()
-        writer.writerows(as_dicts(rows))
+        writer.writerows(cells(row, ("condition", "detector")) for row in as_dicts(rows))
     _write_pairs(folder / "pairs.csv", found)
     text = markdown(plan, rows, told)
-    (folder / "attack.md").write_text(text, encoding="utf-8")
+    write_text(folder / "attack.md", shown(text))
     board = SummaryWriter(str(folder))
     for row in rows:
         where = row.condition.replace(" ", "_") or "plain"
@@ -49,10 +52,10 @@ def write(plan: Plan, folder: Path, found: Found) -> None:
     board.close()
     content = {"run": folder.name, "kind": "attack", "method": plan.config.method.name, **told, "rows": as_dicts(rows)}
     write_json(folder / FINISHED, content)
-    print(text)
-    print(f"Results: {folder}")
+    say(text)
+    say(f"Results: {folder}")
     attacked = f"--data.ood.attacked={folder_of(plan, folder, AFTER).resolve()}"
-    print(
+    say(
         next_step(
             ["python", "eval.py", "--run", "RUN", attacked], "score the images, an ordinary set, with another run"
         )
@@ -129,10 +132,11 @@ def _moved(row: Row) -> str:
 def _write_pairs(path: Path, found: Found) -> None:
     aims = found.pairs.aims or [""] * len(found.pairs)
     figures = {name: values.tolist() for name, values in found.figures.items() if values.ndim == 1}
-    with path.open("w", newline="", encoding="utf-8") as file:
+    names = (map(path_cell, found.files), map(path_cell, found.pairs.names), map(text_cell, aims))
+    with written_text(path) as file:
         writer = csv.writer(file)
         writer.writerow(["file", "ood_image", "target", *figures])
-        writer.writerows(zip(found.files, found.pairs.names, aims, *figures.values(), strict=True))
+        writer.writerows(zip(*names, *figures.values(), strict=True))
 
 
 def _draw(plan: Plan, folder: Path, found: Found, board: SummaryWriter) -> None:
@@ -143,7 +147,8 @@ def _draw(plan: Plan, folder: Path, found: Found, board: SummaryWriter) -> None:
             for step, value in points:
                 board.add_scalar(f"attack/steps/{detector}/auroc", value, int(step))
     for name, figure in pictures.items():
-        figure.savefig(folder / f"{name}.png")
+        with written_whole(folder / f"{name}.png") as file:
+            figure.savefig(file)
         board.add_figure(f"attack/{name}", figure)
 
 

@@ -6,13 +6,13 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import numpy as np
-import pyarrow.parquet as pq
 import torch
 from torch import Tensor
 
 from adversarial.plan import AFTER, BEFORE
 from clip_ood.detectors.names import ABOUT
 from clip_ood.metrics.ood import ood_metrics
+from experiments.run_folder import read_scores
 
 PLAIN = ""  # the condition of images as they were saved, scored by the run itself
 
@@ -38,7 +38,7 @@ class Scores:
     """scores.parquet of a run, by set."""
 
     def __init__(self, run: Path) -> None:
-        table = pq.read_table(run / "scores.parquet")
+        table = read_scores(run)
         self.detectors = [name for name in table.column_names if name not in ABOUT]
         self._columns = {name: table[name].to_numpy() for name in table.column_names}
 

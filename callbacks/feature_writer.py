@@ -17,7 +17,7 @@ class FeatureWriter(Callback):
     """Collects the batches of a part on the device and writes the part when it is whole; prompts go to the store `texts`.
 
     `written` counts the parts that this process has finished. Raises: StoreError, with the first batch, where the store cannot be
-    written; TooManyUnreadable, with what is there written, as soon as this process has met more unreadable images of a set than
+    written or is too small; TooManyUnreadable, with what is there written, as soon as this process has met more unreadable images of a set than
     `tolerance` allows.
     """
 
@@ -45,7 +45,7 @@ class FeatureWriter(Callback):
         dataloader_idx: int = 0,
     ) -> None:
         if outputs:
-            self._check(self.texts if isinstance(batch, TextBatch) else self.stored[batch.part.source].store)
+            self._check(batch, outputs)
         if isinstance(batch, TextBatch):
             self._texts.append(outputs["embeddings"])
             if batch.last:
@@ -74,10 +74,19 @@ class FeatureWriter(Callback):
             self._write()
             raise
 
-    def _check(self, store: FeatureStore) -> None:
-        if store not in self._checked:
-            store.check_writable()
-            self._checked.add(store)
+    def _check(self, batch: Batch, outputs: dict[str, Tensor]) -> None:
+        """Before a store's first part is made: whether it can be written, and has room for all that is missing in it."""
+        store = self.texts if isinstance(batch, TextBatch) else self.stored[batch.part.source].store
+        if store in self._checked:
+            return
+        row = sum(values[0].numel() for values in outputs.values() if len(values)) * store.dtype.itemsize
+        missing = (
+            0
+            if isinstance(batch, TextBatch)
+            else sum(len(each.missing()) for each in self.stored.values() if each.store is store)
+        )
+        store.check_writable(missing * row)
+        self._checked.add(store)
 
     def _write(self) -> None:
         """Writes the part whose batches are all there: first what was encoded, then what its files were found to hold."""

@@ -11,6 +11,7 @@ from PIL import Image
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
+from clip_ood.files import naming
 from clip_ood.tensor_files import save_tensors
 from datamodules.attacked_images import PairBatch
 from datamodules.corruptions import Corruption
@@ -36,15 +37,7 @@ class Parts:
 
     def write(self, variant: str, positions: range, tensors: dict[str, Tensor]) -> None:
         """Writes a part, whole or not at all."""
-        path = self.path(variant, positions)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = path.with_suffix(".tmp")
-        save_tensors(
-            {name: value.contiguous().cpu() for name, value in tensors.items()},
-            temporary,
-            {"about": json.dumps(self._about(positions))},
-        )
-        temporary.replace(path)
+        save_tensors(tensors, self.path(variant, positions), {"about": json.dumps(self._about(positions))})
 
     def read(self, variant: str, batches: list[range]) -> dict[str, Tensor]:
         """The tensors of some batches, one after the other."""
@@ -98,4 +91,5 @@ class ImageWriter(Callback):
     def _write(self, name: str, position: int, image: Image.Image) -> None:
         path = self.folder(name) / self.names[position]
         path.parent.mkdir(parents=True, exist_ok=True)
-        image.save(path)
+        with naming(path):
+            image.save(path)

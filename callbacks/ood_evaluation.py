@@ -14,6 +14,7 @@ from torchmetrics.classification import MulticlassAccuracy
 
 from callbacks.distributed import exchange
 from callbacks.monitors import check_monitors
+from clip_ood.console import Terminal
 from clip_ood.detectors.build import Omitted
 from clip_ood.evaluation import DetectorSuite
 from clip_ood.metrics.curves import METRICS
@@ -242,4 +243,4 @@ def _assert_complete(name: str, indices: Tensor, rows: Tensor) -> None:
 
 
 def _watch(steps: list) -> Any:
-    return track(steps, "Metrics and intervals", transient=True)
+    return track(steps, "Metrics and intervals", console=Terminal(), transient=True)

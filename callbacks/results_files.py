@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import json
 from collections.abc import Iterable
 from dataclasses import asdict
 from pathlib import Path
@@ -13,11 +12,15 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from callbacks.ood_evaluation import Results
+from clip_ood.files import written_text, written_whole
 from clip_ood.metrics.curves import METRICS
 from clip_ood.table import Row
+from clip_ood.text_files import not_utf8
+from clip_ood.written_names import cells, json_bytes, path_columns
 from datamodules.benchmark import Benchmark
 
 COLUMNS = ("detector", "setting", "ood", "group", *METRICS, "n_id", "n_ood")
+NAMES = ("detector", "setting", "ood", "group")
 OVER_SEEDS = ("seeds", "auroc_std", "auroc_low", "auroc_high")  # further columns of a run over several seeds
 
 
@@ -46,9 +49,8 @@ def write_results(folder: Path, results: Results, about: dict[str, Any], benchma
 
 def write_json(path: Path, content: dict[str, Any]) -> None:
     """Whole or not at all."""
-    temporary = path.with_name(path.name + ".tmp")
-    temporary.write_text(json.dumps(content, indent=1, ensure_ascii=False), encoding="utf-8")
-    temporary.replace(path)
+    with written_whole(path) as file:
+        file.write(json_bytes(content))
 
 
 def write_table(path: Path, rows: list[dict[str, Any]]) -> None:
@@ -68,10 +70,10 @@ def write_mean_table(path: Path, rows: list[dict[str, Any]]) -> None:
 
 
 def _write_csv(path: Path, columns: Iterable[str], lines: list[dict[str, Any]]) -> None:
-    with path.open("w", newline="", encoding="utf-8") as file:
+    with written_text(path) as file:
         writer = csv.DictWriter(file, columns, extrasaction="ignore")
         writer.writeheader()
-        writer.writerows(lines)
+        writer.writerows(cells(line, NAMES) for line in lines)
 
 
 def _percent(values: dict[str, Any], names: Iterable[str]) -> dict[str, str]:
@@ -80,19 +82,20 @@ def _percent(values: dict[str, Any], names: Iterable[str]) -> dict[str, str]:
 
 def write_sweep(path: Path, heads: list[dict[str, Any]]) -> None:
     """A line a head of a probe sweep: its settings, val_accuracy (a fraction), val_nll (empty: not finite), chosen."""
-    with path.open("w", newline="", encoding="utf-8") as file:
+    with written_text(path) as file:
         writer = csv.DictWriter(file, heads[0])
         writer.writeheader()
         writer.writerows(heads)
 
 
 def write_scores(path: Path, results: Results, benchmark: Benchmark) -> None:
-    """A row an image: set, role, path, label and prediction (class names), then a column a detector."""
+    """A row an image: set, role, path (see `path_columns`), label and prediction (class names), then a column a detector."""
     names = benchmark.class_names
 
     def named(classes: list[int]) -> list[str | None]:
         return [None if label < 0 else names[label] if names else str(label) for label in classes]
 
+    exact = any(not_utf8(name) for part in benchmark.reported.values() for name in benchmark.images[part.images].names)
     tables = []
     for name, scored in results.scored.items():
         part = benchmark.reported[name]
@@ -105,12 +108,13 @@ def write_scores(path: Path, results: Results, benchmark: Benchmark) -> None:
         columns = {
             "set": pa.array([name] * len(rows)),
             "role": pa.array([part.role] * len(rows)),
-            "path": pa.array([_readable(images.names[row]) for row in rows]),
+            **path_columns([images.names[row] for row in rows], exact),
             "label": pa.array(named(labels), pa.string()),
             "prediction": pa.array(named(predictions), pa.string()),
         }
         tables.append(pa.table(columns | {key: pa.array(score.numpy()) for key, score in scored.scores.items()}))
-    pq.write_table(pa.concat_tables(tables), path, compression="zstd")
+    with written_whole(path) as file:
+        pq.write_table(pa.concat_tables(tables), file, compression="zstd")
 
 
 def _json_row(row: Row) -> dict[str, Any]:
@@ -118,8 +122,3 @@ def _json_row(row: Row) -> dict[str, Any]:
     intervals = {name: [e.low, e.high] for name, e in row.metrics.items() if e.low is not None}
     about = {"detector": row.detector, "setting": row.setting, "ood": row.ood, "group": row.group}
     return about | values | {"n_id": row.n_id, "n_ood": row.n_ood, "intervals": intervals}
-
-
-def _readable(name: str) -> str:
-    """A file's name; bytes of it that are no UTF-8 as \\x escapes, as in detect.py's tables."""
-    return name.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")

@@ -7,10 +7,10 @@ from statistics import mean
 from typing import Any
 
 from rich.box import SIMPLE_HEAD
-from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from clip_ood.console import Terminal
 from clip_ood.predictions import HEAD, TEXT, Predictor
 
 MEAN = "mean"
@@ -20,12 +20,12 @@ PLP_WAYS = (
 USELESS = 0.2  # width of an interval above which an AUROC tells little
 
 
-def print_table(results: dict[str, Any], console: Console | None = None) -> None:
+def print_table(results: dict[str, Any], console: Terminal | None = None) -> None:
     """AUROC / FPR95 in percent: a line a detector, a column an OOD set, the best AUROC of a column in bold.
 
     `results` is the content of results.json.
     """
-    console = console or Console()
+    console = console or Terminal()
     if not console.is_terminal:
         console.width = max(console.width, 160)  # a file or a pipe takes long lines
     for setting in dict.fromkeys(row["setting"] for row in results["rows"]):

@@ -6,12 +6,13 @@ import csv
 import json
 from abc import abstractmethod
 from collections.abc import Mapping
-from pathlib import Path
-from typing import Any, TextIO
+from typing import Any, BinaryIO, TextIO
+
+from clip_ood.written_names import BYTES, cells, path_columns
 
 COLUMNS = ("path", "is_ood", "score", "p_value", "predicted_class", "confidence", "detector")
 ROW_GROUP = 65_536  # lines of a parquet file in memory
-TEXT = {"encoding": "utf-8", "errors": "surrogateescape", "newline": ""}  # names are written as the bytes that they are
+NAMES = ("predicted_class", "detector")
 
 
 class VerdictFile:
@@ -33,8 +34,8 @@ class CSVFile(VerdictFile):
         self.writer.writerow(COLUMNS)
 
     def write(self, verdict: Mapping[str, Any]) -> None:
-        values = verdict | {"is_ood": str(verdict["is_ood"]).lower()}
-        self.writer.writerow([values[name] for name in COLUMNS])
+        values = {name: verdict[name] for name in COLUMNS} | {"is_ood": str(verdict["is_ood"]).lower()}
+        self.writer.writerow(cells(values, NAMES).values())
 
     def close(self) -> None:
         self.file.flush()
@@ -47,36 +48,39 @@ class JSONLines(VerdictFile):
         self.file = file
 
     def write(self, verdict: Mapping[str, Any]) -> None:
-        self.file.write(json.dumps({name: verdict[name] for name in COLUMNS}) + "\n")
+        self.file.write(json.dumps({name: verdict[name] for name in COLUMNS}).replace("\x7f", "\\u007f") + "\n")
 
     def close(self) -> None:
         self.file.flush()
 
 
 class Parquet(VerdictFile):
-    """A row a verdict; bytes of names that are no UTF-8 as \\x escapes."""
+    """A row a verdict; with `exact`, the bytes of paths that are no UTF-8 in a further column (see `path_columns`)."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, file: BinaryIO, exact: bool = False) -> None:
         import pyarrow as pa
         import pyarrow.parquet as pq
 
         text, number = pa.string(), pa.float64()
         types = dict(zip(COLUMNS, (text, pa.bool_(), pa.float32(), number, text, number, text), strict=True))
-        self.schema, self.rows = pa.schema(types), []
-        self.writer = pq.ParquetWriter(path, self.schema, compression="zstd")
+        types |= {BYTES: pa.binary()} if exact else {}
+        self.exact, self.schema, self.rows = exact, pa.schema(types), []
+        self.writer = pq.ParquetWriter(file, self.schema, compression="zstd")
 
     def write(self, verdict: Mapping[str, Any]) -> None:
-        path = verdict["path"].encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
-        self.rows.append({name: verdict[name] for name in COLUMNS} | {"path": path})
+        self.rows.append({name: verdict[name] for name in COLUMNS})
         if len(self.rows) == ROW_GROUP:
             self._flush()
 
     def close(self) -> None:
         self._flush()
         self.writer.close()
+        self.file.close()
 
     def _flush(self) -> None:
         import pyarrow as pa
 
-        self.writer.write_table(pa.Table.from_pylist(self.rows, self.schema))
+        given = path_columns([row["path"] for row in self.rows], self.exact)
+        others = {name: [row[name] for row in self.rows] for name in COLUMNS if name != "path"}
+        self.writer.write_table(pa.table(given | others, self.schema))
         self.rows = []

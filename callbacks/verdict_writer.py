@@ -13,6 +13,7 @@ from typing import Any
 from lightning.pytorch import Callback, LightningModule, Trainer
 
 from clip_ood.backbones.fingerprint import digest
+from clip_ood.files import written_text
 from datamodules.inputs import Source
 from datamodules.judged_images import JudgedBatch
 from lightning_modules.judging import Finding
@@ -102,12 +103,9 @@ class VerdictParts(Callback):
             self._lines, self._sources = [], []
 
     def _write(self, part: int) -> None:
-        self.folder.mkdir(parents=True, exist_ok=True)
-        temporary = self.path(part).with_suffix(".tmp")
-        with temporary.open("w", encoding="utf-8") as file:
+        with written_text(self.path(part)) as file:
             for line in [self._about(self._sources), *self._lines]:
                 file.write(json.dumps(line) + "\n")
-        temporary.replace(self.path(part))
 
     def _about(self, sources: Sequence[Source]) -> dict[str, str]:
         described = [[each.path, str(each.file), each.member, *_size_and_time(each.file)] for each in sources]

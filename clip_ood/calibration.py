@@ -84,7 +84,6 @@ def summary(scores: Mapping[str, Tensor], accept: float) -> dict[str, Any]:
 
 def _alpha(accept: float) -> Fraction:
     """1 − accept as it is written: 1 − 0.9 is not a tenth in floating point."""
-    alpha = 1 - Fraction(str(accept))
-    if not 0 < alpha < 1:
-        raise ValueError(f"accept = {accept:g} must lie between 0 and 1")
-    return alpha
+    if not (isinstance(accept, int | float) and 0 < accept < 1):  # a text such as 1e400000000 would fill the memory
+        raise ValueError(f"accept = {str(accept)[:20]} must lie between 0 and 1")
+    return 1 - Fraction(str(accept))

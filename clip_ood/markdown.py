@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 
+from clip_ood.shown import one_line
+
 
 def markdown_table(header: Sequence[str], rows: Iterable[Sequence[str]], names: int) -> str:
     """A table whose first `names` columns are text and the others numbers; a | in a cell divides no columns.
@@ -18,4 +20,4 @@ def markdown_table(header: Sequence[str], rows: Iterable[Sequence[str]], names: 
 
 
 def _line(cells: Sequence[str]) -> str:
-    return "| " + " | ".join(cell.replace("|", r"\|") for cell in cells) + " |"
+    return "| " + " | ".join(one_line(cell).replace("|", r"\|") for cell in cells) + " |"

@@ -6,6 +6,7 @@ import re
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from hashlib import blake2b
+from pathlib import Path
 from unicodedata import category, normalize
 
 LONGEST = 200  # bytes; a file's name has 255 at most, of which the project adds some
@@ -39,6 +40,19 @@ def matches(keys: Sequence[str], names: Sequence[str]) -> dict[str, str]:
     by_text = {one_text(name): name for name in names if texts[one_text(name)] == 1}
     by_text |= {name: name for name in names}
     return {key: found for key in keys if (found := by_text.get(key, by_text.get(one_text(key)))) is not None}
+
+
+def text_fault(text: str | Path) -> str | None:
+    """Why no file can hold this text, or no system this path, in words; None where one can. A path may hold any bytes but NUL."""
+    if "\0" in str(text):
+        return "holds a NUL character"
+    if isinstance(text, Path):
+        return None
+    if any(category(each) == "Cs" for each in text):
+        return "holds bytes that are no UTF-8"
+    if any(category(each) == "Cc" and each not in "\n\t" for each in text):
+        return "holds a control character"
+    return None
 
 
 def fault(name: str, longest: int = LONGEST) -> str | None:
@@ -77,7 +91,8 @@ def folder_fault(name: str) -> str | None:
 
 def short(name: str) -> str:
     """The name, or its beginning and a hash of it where it is too long for a file."""
-    if len(name.encode()) <= LONGEST:
+    content = name.encode("utf-8", "surrogateescape")
+    if len(content) <= LONGEST:
         return name
-    beginning = name.encode()[: LONGEST // 2].decode(errors="ignore")
-    return f"{beginning}-{blake2b(name.encode(), digest_size=4).hexdigest()}"
+    beginning = content[: LONGEST // 2].decode(errors="ignore")
+    return f"{beginning}-{blake2b(content, digest_size=4).hexdigest()}"

@@ -12,6 +12,7 @@ from contextlib import contextmanager
 from errno import EINVAL
 from functools import cache
 from pathlib import Path
+from stat import S_ISREG
 from typing import Any, BinaryIO
 
 import numpy as np
@@ -67,8 +68,11 @@ class UnreadableImage(ValueError):
 def read_image(path: Path) -> Image.Image:
     """The picture in a file: see `decode`.
 
-    Raises: UnreadableImage for what is not a whole image, OSError for a file that cannot be had (gone, not permitted).
+    Raises: UnreadableImage for what is not a whole image, OSError for a file that cannot be had (gone, not permitted) or that is
+    none (a pipe would keep us waiting).
     """
+    if not path.is_dir() and not S_ISREG(path.stat().st_mode):
+        raise OSError(EINVAL, "it is no file that can be read to its end", str(path))
     with path.open("rb") as file:
         return decode(file)
 

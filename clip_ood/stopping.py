@@ -16,6 +16,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 
 from clip_ood.ranks import is_first
+from clip_ood.shown import say
 
 FAILED = 2  # the exit status of what a message explains
 TERMINATED = 128 + signal.SIGTERM
@@ -56,7 +57,7 @@ class Ending:
             return
         self.told = True
         with suppress(OSError, ValueError):  # the terminal was closed
-            print(f"\n{self.why} {self.way_on()}".rstrip(), file=sys.stderr, flush=True)
+            say(f"\n{self.why} {self.way_on()}".rstrip(), file=sys.stderr, flush=True)
 
 
 def _start_again() -> str:

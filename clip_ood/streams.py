@@ -1,13 +1,22 @@
-"""The standard streams of a command: open, able to take any text, and given up quietly when their reader has gone."""
+"""The standard streams of a command: open, able to take any text, given up quietly when their reader has gone, and sent nothing that
+steers a terminal by whatever reports errors, warnings and logs."""
 
 from __future__ import annotations
 
+import argparse
 import codecs
 import io
+import logging
 import os
 import sys
+import traceback
+import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from types import TracebackType
+from typing import TextIO
+
+from clip_ood.shown import one_line, say, shown
 
 READER_GONE = 141  # the status of a program that SIGPIPE ends
 SPELT_OUT = "spelt_out"
@@ -28,6 +37,13 @@ PLAIN |= {"“": '"', "”": '"', "’": "'", "√": "sqrt ", "‖": "||", "α":
 PLAIN |= dict.fromkeys("─━╸╺", "-") | dict.fromkeys("⠋⠙⠹⠸⠼⠴⠦⠧⠇⠏", ".")  # rich's progress bars and spinner
 
 
+class Parser(argparse.ArgumentParser):
+    """An argument parser whose messages may repeat any argument."""
+
+    def _print_message(self, message: str, file: TextIO | None = None) -> None:
+        super()._print_message(message and shown(message), file)
+
+
 @contextmanager
 def usable_streams() -> Iterator[None]:
     """Runs a command with standard streams that are open, and whose encoding takes any text (see `spelt_out`).
@@ -36,6 +52,7 @@ def usable_streams() -> Iterator[None]:
     stdout has gone (as `head -1` does), and with 2 when stdout cannot take all output.
     """
     _open_what_is_closed()
+    _show_what_is_reported()
     codecs.register_error(SPELT_OUT, spelt_out)
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
@@ -59,7 +76,7 @@ def usable_streams() -> Iterator[None]:
         _discard_output()
         if isinstance(error.__context__, SystemExit) and error.__context__.code:
             raise error.__context__ from None
-        print(f"error: not all output could be written to standard output: {error.strerror}", file=sys.stderr)
+        say(f"error: not all output could be written to standard output: {error.strerror}", file=sys.stderr)
         sys.exit(2)
 
 
@@ -80,9 +97,28 @@ def spelt_out(error: UnicodeError) -> tuple[str, int]:
 
 
 def _spelt(character: str) -> str:
-    if "\udc80" <= character <= "\udcff":  # a byte of a file name that is not UTF-8
-        return f"\\x{ord(character) - 0xDC00:02x}"
-    return PLAIN.get(character) or character.encode("ascii", "backslashreplace").decode()
+    return PLAIN.get(character) or one_line(character).encode("ascii", "backslashreplace").decode()
+
+
+def _show_what_is_reported() -> None:
+    """Lets the interpreter, `warnings` and `logging` say what may be shown: names of files stand in what they report."""
+    sys.excepthook = _show_traceback
+    warnings.showwarning = _show_warning
+    logging.setLogRecordFactory(_Shown)
+
+
+def _show_traceback(kind: type[BaseException], error: BaseException, place: TracebackType | None) -> None:
+    say("".join(traceback.format_exception(kind, error, place)), end="", file=sys.stderr)
+
+
+def _show_warning(message, category, filename, lineno, file=None, line=None) -> None:
+    with suppress(OSError):  # as Python's own
+        say(warnings.formatwarning(message, category, filename, lineno, line), end="", file=file or sys.stderr)
+
+
+class _Shown(logging.LogRecord):
+    def getMessage(self) -> str:
+        return shown(super().getMessage())
 
 
 def _open_what_is_closed() -> None:

@@ -1,18 +1,65 @@
-"""Tensors in files that whoever may read other new files of the folder may read too."""
+"""Safetensors files, written in pieces to a file that is open: what the disk objects to is an OSError, as of any other file.
+
+safetensors' own writer has an error of its own for a full disk, and lets nobody but its user read what it writes.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import json
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from stat import S_IMODE
 
-from safetensors.torch import save_file
+import torch
 from torch import Tensor
+
+from clip_ood.files import written_whole
+
+DTYPES = {
+    torch.float64: "F64",
+    torch.float32: "F32",
+    torch.float16: "F16",
+    torch.bfloat16: "BF16",
+    torch.int64: "I64",
+    torch.int32: "I32",
+    torch.int16: "I16",
+    torch.int8: "I8",
+    torch.uint8: "U8",
+    torch.bool: "BOOL",
+}
 
 
 def save_tensors(tensors: Mapping[str, Tensor], path: Path, metadata: Mapping[str, str] | None = None) -> None:
-    """Writes a safetensors file with the mode that the umask gives; safetensors alone lets nobody but its owner read it."""
-    path.touch()
-    mode = S_IMODE(path.stat().st_mode)
-    save_file(dict(tensors), path, None if metadata is None else dict(metadata))
-    path.chmod(mode)
+    """Writes a safetensors file, whole or not at all; it has the mode that the umask gives, or that of the file it replaces.
+
+    Raises: OSError, which names the file.
+    """
+    ordered = sorted(
+        tensors, key=lambda name: (-tensors[name].element_size(), name)
+    )  # each begins at a multiple of its size
+    with written_whole(path) as file:
+        for block in blocks({name: [tensors[name]] for name in ordered}, metadata):
+            file.write(block)
+
+
+def blocks(
+    columns: Mapping[str, Sequence[Tensor]], metadata: Mapping[str, str] | None = None, checksum: int = 0
+) -> Iterator[bytes | memoryview]:
+    """A safetensors file: the length of its header, its header, its arrays, whose pieces lie one after another.
+
+    With `checksum`, so many bytes of that name are still to be written behind.
+    """
+    header: dict[str, object] = {} if metadata is None else {"__metadata__": dict(metadata)}
+    end = 0
+    for name, pieces in columns.items():
+        shape = [sum(map(len, pieces)), *pieces[0].shape[1:]] if pieces[0].ndim else []
+        start, end = end, end + sum(piece.numel() * piece.element_size() for piece in pieces)
+        header[name] = {"dtype": DTYPES[pieces[0].dtype], "shape": shape, "data_offsets": [start, end]}
+    if checksum:
+        header["checksum"] = {"dtype": "U8", "shape": [checksum], "data_offsets": [end, end + checksum]}
+    encoded = json.dumps(header).encode()
+    encoded += b" " * (-len(encoded) % 8)  # arrays begin at multiples of 8 bytes
+    yield len(encoded).to_bytes(8, "little") + encoded
+    for pieces in columns.values():
+        for piece in pieces:
+            if piece.numel():
+                yield memoryview(piece.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())

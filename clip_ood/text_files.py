@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import codecs
 import io
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
+
+from clip_ood.regular_file import check_regular, no_file, special
 
 MARKS = (
     (codecs.BOM_UTF32_LE, "utf-32"),  # begins with the mark of UTF-16
@@ -13,19 +15,40 @@ MARKS = (
     (codecs.BOM_UTF16_LE, "utf-16"),
     (codecs.BOM_UTF16_BE, "utf-16"),
 )
+OTHER_BYTES = (
+    "{} holds bytes that are not UTF-8, which the libraries that write and read there cannot take: rename it (images may have "
+    "any names)"
+)
 START = 8192  # bytes that tell the encoding
+LONGEST = 1 << 28  # bytes of a text that is read as a whole
+LONGEST_LIST = 1 << 31  # bytes of a list that is kept: twenty million names
+LONGEST_NAME = 1 << 15  # characters of a path on any system
+TOO_LONG = f"a name in it has over {LONGEST_NAME:,} characters: it is no list of file names"
 
 
 class NotText(ValueError):
-    """A file that is no text in UTF-8 or UTF-16; the message names file, line and encoding."""
+    """A file that is no text in UTF-8 or UTF-16, or larger than any; the message names file, line and encoding."""
 
 
-def read_text(path: Path) -> str:
+def check_size(path: Path, most: int = LONGEST) -> int:
+    """The size of a file in bytes; nothing of it is read. Raises: NotText for a pipe or a device, and for a file of more than `most` bytes; OSError without
+    a file."""
+    if special(path) is not None:
+        raise NotText(f"{path} is no text file{no_file(path)}")
+    if (size := check_regular(path)) > most:
+        raise NotText(f"{path} has {size:,} bytes, more than any text that is read here ({most:,}): name another file")
+    return size
+
+
+def read_text(path: Path, most: int = LONGEST) -> str:
     """The text of a file, with "\\n" at the ends of lines.
 
-    Raises: NotText for what is neither UTF-8 nor UTF-16, and for NUL characters; OSError for a file that cannot be read.
+    Raises: NotText as `check_size`, for what is neither UTF-8 nor UTF-16, and for NUL characters; OSError for a file that cannot
+    be read.
     """
-    content = path.read_bytes().removeprefix(codecs.BOM_UTF8)
+    size = check_size(path, most)
+    with path.open("rb") as file:
+        content = file.read(size).removeprefix(codecs.BOM_UTF8)  # not what is added meanwhile
     encoding = encoding_of(content[:START])
     if b"\0" in content and encoding == "utf-8":  # before a picture is called Latin-1
         raise _holds_nul(path, content[: content.index(0)].decode(encoding, "replace"))
@@ -43,13 +66,25 @@ def read_lines(path: Path) -> list[str]:
     return read_text(path).removesuffix("\n").split("\n")
 
 
-def read_names(path: Path) -> list[str]:
-    """All of `names_in` of a file."""
+def read_names(path: Path) -> Iterator[str]:
+    """All of `names_in` of a file, as they are asked for. Raises: NotText as `check_size` too, at once."""
+    check_size(path, LONGEST_LIST)
+    return _names_of(path)
+
+
+def _names_of(path: Path) -> Iterator[str]:
     with path.open("rb") as file:
         try:
-            return list(names_in(file))
+            yield from names_in(file)
         except NotText as error:
             raise NotText(f"{path}: {error}") from None
+
+
+def names_as_bytes(names: Iterable[str]) -> bytes:
+    """A list of file names that `read_names` gives back: one a line, or, where one holds the end of a line, each ended by NUL."""
+    names = list(names)
+    lines = not any({"\n", "\r"} & set(name) for name in names) and not "".join(names[:1]).startswith("\ufeff")
+    return "".join(name + ("\n" if lines else "\0") for name in names).encode("utf-8", "surrogateescape")
 
 
 def names_in(file: io.BufferedReader) -> Iterator[str]:
@@ -57,7 +92,7 @@ def names_in(file: io.BufferedReader) -> Iterator[str]:
     as those of `find -print0` do, what stands between these.
 
     Bytes that are not UTF-8 stay in the names (as `os.fsdecode` keeps them), since file names may hold any.
-    Raises: NotText for UTF-16 that cannot be decoded.
+    Raises: NotText for UTF-16 that cannot be decoded, and for a name that is longer than any may be.
     """
     start = file.peek(START)[:START]
     encoding = encoding_of(start)
@@ -67,7 +102,9 @@ def names_in(file: io.BufferedReader) -> Iterator[str]:
     kept = ("utf-8-sig", "surrogateescape") if encoding == "utf-8" else (encoding, "strict")
     lines = io.TextIOWrapper(file, *kept)
     try:
-        for line in lines:
+        while line := lines.readline(LONGEST_NAME + 1):
+            if len(line) > LONGEST_NAME:
+                raise NotText(TOO_LONG)
             yield line.removesuffix("\n")
     except UnicodeDecodeError as error:
         raise NotText(f"its first bytes are {encoding.upper()}, and others are not ({error.reason})") from None
@@ -96,6 +133,10 @@ def _between_nuls(file: io.BufferedReader) -> Iterator[str]:
     rest = b""
     while block := file.read1():
         *names, rest = (rest + block).split(b"\0")
+        if len(rest) > LONGEST_NAME:
+            raise NotText(TOO_LONG)
+        if len(block) > 1 and not any(names):  # as of a file with holes; find gives no empty name
+            raise NotText("nothing but NUL bytes stands where names were expected")
         yield from map(_decoded, names)
     if rest:
         yield _decoded(rest)

@@ -2,14 +2,32 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+import errno
+from collections.abc import Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from math import floor
 
+from clip_ood.shown import one_line
+
 LEAST = 5  # images that may be unreadable in any set, however small
 SHARE = 0.01
 SHOWN = 10  # reasons in the terminal
+
+
+NO_MEMORY = "there was not enough memory for it"  # why an image could not be read, this time
+OPEN_FILES = (errno.EMFILE, errno.ENFILE)
+
+
+def check_of_file(error: OSError) -> None:
+    """Raises an error anew that says nothing of the file, but of this process: too many files are open."""
+    if error.errno in OPEN_FILES:
+        raise error
+
+
+def is_no_memory(error: Exception) -> bool:
+    """Whether there was no memory for what was read: NumPy and Pillow say so by MemoryError, torch by its words alone."""
+    return isinstance(error, MemoryError) or (isinstance(error, RuntimeError) and "allocate memory" in str(error))
 
 
 class TooManyUnreadable(ValueError):
@@ -47,10 +65,5 @@ class Tolerance:
 
 def first_of(found: Sequence[tuple[str, str]]) -> list[str]:
     """The first ten paths and reasons as lines for a terminal, and how many more there are."""
-    lines = [f"  {printable(path)}: {printable(reason)}" for path, reason in found[:SHOWN]]
+    lines = [f"  {one_line(path)}: {one_line(reason)}" for path, reason in found[:SHOWN]]
     return lines + ([f"  and {len(found) - SHOWN:,} more"] if len(found) > SHOWN else [])
-
-
-def printable(text: Iterable[str]) -> str:
-    """A text as it may be printed: a file's name can hold what steers a terminal, or bytes that are no text."""
-    return "".join(each if each.isprintable() else each.encode("unicode_escape").decode() for each in text)

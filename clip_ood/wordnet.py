@@ -14,7 +14,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
 
-from clip_ood.text_files import read_lines
+from clip_ood.regular_file import no_file, special
+from clip_ood.text_files import read_lines, read_text
 
 PLACES = (Path("data/wordnet"), Path("/usr/share/wordnet"))  # of demo.wordnet, of Debian's package
 NOUNS, ADJECTIVES, SYNSETS = "index.noun", "index.adj", "data.noun"
@@ -52,6 +53,8 @@ def find_words(source: str | Path) -> Path:
         return found
     if str(source) != "wordnet" and Path(source).is_file():
         return Path(source)
+    if special(source) is not None:
+        raise FileNotFoundError(f"{source} is no text file{no_file(source)}")
     looked = " or ".join(map(str, folders))
     raise FileNotFoundError(
         f"There is no WordNet ({NOUNS} and {ADJECTIVES}) in {looked}. Get it: python -m demo.wordnet (Debian or Ubuntu, "
@@ -111,7 +114,7 @@ def lemmas(folder: Path, keys: Sequence[str], names: Sequence[str]) -> list[tupl
 def _first_senses(index: Path, wanted: set[str]) -> dict[str, int]:
     """Byte in data.noun of the first sense: a line ends with the offsets of all `count` senses."""
     found = {}
-    for line in index.read_text(encoding="utf-8").splitlines():
+    for line in read_text(index).splitlines():
         entry, _, rest = line.partition(" ")
         if entry in wanted:
             fields = rest.split()
@@ -142,7 +145,7 @@ def plain(word: str) -> str:
 
 
 def _entries(path: Path) -> Iterator[str]:
-    for line in path.read_text(encoding="utf-8").splitlines():
+    for line in read_text(path).splitlines():
         if line and not line.startswith("  "):
             yield line.split(" ", 1)[0]
 

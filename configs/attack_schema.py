@@ -9,7 +9,7 @@ from pydantic import Field, model_validator
 
 from configs.data_schema import CorruptionName
 from configs.schema import Config
-from configs.section import Decay, Place, Positive, Rate, Section
+from configs.section import Decay, Place, Positive, Rate, Root, Section
 from configs.values import KeysOf
 
 Severity = Annotated[int, Field(ge=1, le=5)]
@@ -38,7 +38,7 @@ class AttackConfig(Section):
 
     name: str
     """The folder under runs_root (default: the file's name)."""
-    runs_root: Place = Path("runs")
+    runs_root: Root = Path("runs")
     """Folder of all runs."""
     config: str
     """The experiment whose encoder and detectors are attacked (a config's name or path), or the folder of a finished run,

@@ -10,16 +10,18 @@ from pathlib import Path
 
 from clip_ood.backbones.names import check_model
 from clip_ood.detectors.names import read_specs
-from clip_ood.text_files import NotText, read_text
+from clip_ood.regular_file import no_file, special
+from clip_ood.text_files import LONGEST_LIST, NotText, check_size, read_text
 from clip_ood.wordnet import find_words
-from configs.errors import ConfigError
+from configs.errors import ConfigError, shortened
 from configs.misnamed import STREAM, advice
 from configs.schema import Config, ImageSet
 from configs.trainer_keys import check_trainer
 from datamodules.catalog.entries import entry
 from datamodules.hidden import is_hidden
 
-MOST_SHARDS = 1_000_000
+LONGEST_NUMBER = 18  # digits of a shard's number
+MOST_SHARDS = 100_000
 TORCHVISION = {  # what lies under data.root once a set is there
     "CIFAR10": "cifar-10-batches-py",
     "CIFAR100": "cifar-100-python",
@@ -117,7 +119,7 @@ def missing_places(spec: ImageSet, root: Path) -> list[str]:
     missing = []
     if spec.folder is not None and not (root / spec.folder).is_dir():
         missing.append(f"folder {root / spec.folder}")
-    if spec.labels is not None and not (root / spec.labels).exists():
+    if spec.labels is not None and (special(root / spec.labels) or not (root / spec.labels).exists()):
         missing.append(f"label file {root / spec.labels}")
     if spec.list is not None and not (root / spec.list).is_file():
         missing.append(f"image list {root / spec.list}")
@@ -134,6 +136,8 @@ def shard_paths(pattern: Path) -> list[Path]:
     if found is None:
         return [pattern]
     before, first, last, after = found.groups()
+    if max(len(first), len(last)) > LONGEST_NUMBER:
+        raise ConfigError(f"shards: the numbers in {shortened(str(pattern))} have over {LONGEST_NUMBER} digits")
     if int(first) > int(last):
         raise ConfigError(f"shards: {pattern} counts down from {first} to {last}; write the smaller number first")
     if int(last) - int(first) >= MOST_SHARDS:
@@ -217,6 +221,8 @@ def check_folders(config: Config) -> None:
 
 def _advice(key: str, spec: ImageSet, root: Path) -> str:
     option = "data." + ("id.images" if key == "id" else key.replace("/", "."))
+    if spec.labels is not None and (root / spec.folder).is_dir():
+        return no_file(root / spec.labels).replace(": it", " It", 1)
     kind = next(kind for kind in ("folder", "list", "shards") if getattr(spec, kind) is not None)
     place = getattr(spec, kind)
     told = advice(option, kind, place if STREAM.match(str(place)) else root / place)
@@ -224,8 +230,18 @@ def _advice(key: str, spec: ImageSet, root: Path) -> str:
 
 
 def _check_texts(config: Config) -> None:
-    """Raises ConfigError for class names or words that are not there or are not text."""
+    """Raises ConfigError for class names or words that are not there or are not text, and for lists that are too large."""
     found, names = {}, config.data.id.class_names
+    lists = {option_of(key): config.data.root / spec.list for key, spec in image_sets(config).items() if spec.list}
+    if config.evaluation.bank_without is not None:
+        lists["evaluation.bank_without"] = config.evaluation.bank_without
+    for key, path in lists.items():
+        if not path.is_file():
+            raise ConfigError(f"{key}: there is no file {path}{no_file(path)}")
+        try:
+            check_size(path, LONGEST_LIST)
+        except NotText as error:
+            raise ConfigError(f"{key}: {error}") from None
     if isinstance(names, Path):
         found["data.id.class_names"] = config.data.root / names
     if config.data.negative_words is not None:
@@ -234,8 +250,8 @@ def _check_texts(config: Config) -> None:
         except FileNotFoundError as error:
             raise ConfigError(f"data.negative_words: {error}") from None
     for key, path in found.items():
-        if not path.exists():
-            raise ConfigError(f"{key}: there is no file {path}")
+        if special(path) is not None or not path.exists():
+            raise ConfigError(f"{key}: there is no file {path}{no_file(path)}")
         try:
             if path.is_file():  # words may be a folder of WordNet's
                 read_text(path)

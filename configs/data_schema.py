@@ -202,7 +202,7 @@ class Data(Section):
     """Take a fixed draw of this many of these words (default: all; WordNet's 136,000 are a million prompts for CSP)."""
     batch_size: Positive = 256
     """Images a forward pass and device in feature extraction."""
-    num_workers: int | None = Field(default=None, ge=0)
+    num_workers: int | None = Field(default=None, ge=0, le=1024)
     """Processes that decode images, a device (default: 8 at most with a GPU, none without)."""
     max_unreadable: Fraction = 0.01
     """Largest share of a set's images that may be unreadable before the run stops; 5 may be in any set. They are left out, and

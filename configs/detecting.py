@@ -5,10 +5,15 @@ from __future__ import annotations
 import argparse
 import os
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from itertools import count
 from pathlib import Path
 from typing import Any
 
+from clip_ood.files import check_writable
+from clip_ood.locks import alone
+from clip_ood.ranks import is_first
 from clip_ood.streams import is_closed
 from configs.errors import ConfigError
 from configs.loading import override
@@ -19,6 +24,8 @@ from configs.yaml_text import as_yaml
 FILES = (".csv", ".jsonl", ".parquet")
 GRAPHS = (".onnx", ".pt2")
 STDIN = "-"
+
+LONGEST_NAME = 255  # bytes of a file's name, on most systems
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
@@ -114,13 +121,16 @@ def check(arguments: argparse.Namespace) -> None:
         raise ConfigError("Standard output is closed, so no verdicts can be printed: write them to a file, --out FILE")
     if arguments.accept is not None and not 0 < arguments.accept < 1:
         raise ConfigError(f"--accept: {arguments.accept:g} must lie between 0 and 1, as 0.95")
-    if arguments.workers is not None and arguments.workers < 0:
-        raise ConfigError(f"--workers: {arguments.workers} must be 0 or more")
+    if arguments.workers is not None and not 0 <= arguments.workers <= 1024:
+        raise ConfigError(f"--workers: {arguments.workers} must be a number from 0 to 1024")
     if not 0 < arguments.timeout <= 10**7:
         raise ConfigError(f"--timeout: {arguments.timeout:g} must be a number of seconds above 0, as 1800")
     if not 0 <= arguments.max_unreadable <= 1:
         raise ConfigError(f"--max-unreadable: {arguments.max_unreadable:g} must lie between 0 and 1, as 0.01")
     _check_out(arguments)
+    for place in (arguments.out, arguments.copy_ood, arguments.export):
+        if place is not None:
+            check_writable(place if place == arguments.copy_ood else place.parent)
     if arguments.link and arguments.copy_ood is None:
         raise ConfigError("--link goes with --copy-ood DIR")
     if arguments.export is not None:
@@ -140,6 +150,18 @@ def check(arguments: argparse.Namespace) -> None:
                 )
 
 
+@contextmanager
+def alone_at_file(arguments: argparse.Namespace) -> Iterator[None]:
+    """Keeps other calls from the file of --out or --export. Raises: InUse; ConfigError where another call has made it meanwhile."""
+    option, path = ("--out", arguments.out) if arguments.export is None else ("--export", arguments.export)
+    if path is None or not is_first():
+        yield
+        return
+    with alone(path, f"wait until it ends, or name another file, as {option} {_free(path)}"):
+        _check_new(option, path, arguments.overwrite)
+        yield
+
+
 def beside(out: Path) -> Path:
     """The list of what could not be judged, beside the file of verdicts."""
     return out.with_name(f"{out.name}.unreadable.csv")
@@ -152,6 +174,11 @@ def _check_out(arguments: argparse.Namespace) -> None:
     _check_suffix("--out", out, FILES)
     if not out.parent.is_dir():
         raise ConfigError(f"--out: there is no folder {out.parent}")
+    if (size := len(os.fsencode(f"{beside(out).name}.tmp"))) > LONGEST_NAME:
+        raise ConfigError(
+            f"--out: the name of {out.name} is too long by {size - LONGEST_NAME} bytes for the files that are written beside it "
+            f"({beside(out).name}): take a shorter one"
+        )
     _check_new("--out", out, arguments.overwrite)
 
 

@@ -10,6 +10,11 @@ class ConfigError(ValueError):
     """A config that cannot run: the message names the key, what was expected and the way out."""
 
 
+def shortened(text: str, most: int = 60) -> str:
+    """The beginning of a text, with its length where it is longer than `most` characters."""
+    return text if len(text) <= most else f"{text[:most]}… ({len(text):,} characters)"
+
+
 def nearest(name: str, valid: Iterable[str], most: int = 3) -> str:
     """ " Did you mean …?" for the valid names closest to `name`; the empty string when none is close."""
     close = difflib.get_close_matches(name, list(valid), n=most, cutoff=0.5)

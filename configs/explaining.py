@@ -10,7 +10,7 @@ from typing import Any
 from pydantic import BaseModel, ValidationError
 from pydantic_core import PydanticUndefined
 
-from configs.errors import nearest
+from configs.errors import nearest, shortened
 from configs.values import below, kinds_of, locate, takes
 
 WORDS = {bool: "true or false", int: "a whole number", float: "a number", str: "text", Path: "a path"}
@@ -93,7 +93,7 @@ def _explain(problem: dict[str, Any], kind: Any, section: type[BaseModel]) -> st
     if problem["input"] is None:
         return f"{where} has no value.{_default(problem['loc'], section)}"
     if problem["type"] in ("model_type", "dict_type"):
-        expected = f"{where} takes keys, as --{where}='{{KEY: VALUE}}', or a YAML file; got {problem['input']!r}."
+        expected = f"{where} takes keys, as --{where}='{{KEY: VALUE}}', or a YAML file; got {shortened(repr(problem['input']), 200)}."
         known = ", ".join(_keys_at(problem["loc"], section)) if problem["type"] == "model_type" else ""
         return f"{expected} Known here: {known}." if known else expected
     if problem["type"] == "literal_error":
@@ -115,13 +115,17 @@ def _message(problem: dict[str, Any]) -> str:
             return "must be text"
         case "path_type":
             return "must be a path"
+        case "too_long":
+            return f"must hold at most {problem['ctx']['max_length']:,} items"
+        case "int_parsing_size":
+            return "is a larger number than any key takes"
         case "too_short":
             return f"must hold at least {problem['ctx']['min_length']} item"
     return problem["msg"].removeprefix("Value error, ").replace("Input should be", "must be")
 
 
 def _got(given: Any) -> str:
-    return "" if isinstance(given, dict | BaseModel) else f" (got {given!r})"
+    return "" if isinstance(given, dict | BaseModel) else f" (got {shortened(repr(given), 200)})"
 
 
 def _default(location: tuple, section: type[BaseModel]) -> str:

@@ -12,13 +12,15 @@ from typing import Any
 import yaml
 from pydantic import BaseModel, ValidationError
 
-from clip_ood.text_files import NotText, read_text
+from clip_ood.regular_file import no_file, special
+from clip_ood.shown import TURNED
+from clip_ood.text_files import NotText, check_size, read_text
 from configs.checks import check_names
 from configs.errors import ConfigError, nearest
 from configs.explaining import explain
 from configs.schema import Config
 from configs.values import locate, takes, typed
-from configs.yaml_text import parse, reason
+from configs.yaml_text import LARGEST, parse, reason
 
 HERE = Path(__file__).parent
 STANDS_FOR = {  # a key that is added to a bare path -> the key that the path stands for
@@ -39,6 +41,9 @@ def find_config(name: str, beside: Path | None = None) -> Path:
     for folder in [Path(), *([beside] if beside else []), HERE]:
         if (path := folder / name).is_file():
             return path
+    for folder in [Path(), *([beside] if beside else [])]:
+        if special(path := folder / name):
+            raise ConfigError(f"The config {path} is no file{no_file(path)}")
     shipped = sorted(str(path.relative_to(HERE)) for path in HERE.rglob("*.yaml"))
     raise ConfigError(f"There is no config {name!r}, neither here nor in configs/.{nearest(name, shipped)}")
 
@@ -64,6 +69,10 @@ def read(path: Path, section: Any = Config, within: tuple[Path, ...] = ()) -> di
 
 def _mapping(path: Path) -> dict[str, Any]:
     """The keys and values that a YAML file holds, none for an empty one."""
+    try:
+        check_size(path, LARGEST)
+    except NotText as error:
+        raise ConfigError(f"The config {error}") from None
     try:
         content = parse(read_text(path))
     except (yaml.YAMLError, NotText) as error:
@@ -196,16 +205,17 @@ def contents(config: Config) -> dict[str, Any]:
 
 def dump(config: Config) -> str:
     """`contents` as YAML that is read back as it is."""
-    return yaml.dump(contents(config), Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=120)
+    text = yaml.dump(contents(config), Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=120)
+    return text.translate({ord(mark): f"\\u{ord(mark):04x}" for mark in TURNED})
 
 
 class _Dumper(yaml.SafeDumper):
-    """Quotes texts with a character that YAML takes for the end of a line."""
+    """Quotes texts with a character that YAML takes for the end of a line, or that turns the direction of what is shown."""
 
 
 _Dumper.add_representer(
     str,
     lambda dumper, text: dumper.represent_scalar(
-        "tag:yaml.org,2002:str", text, style='"' if {"\x85", "\u2028", "\u2029"} & set(text) else None
+        "tag:yaml.org,2002:str", text, style='"' if ({"\x85", "\u2028", "\u2029"} | TURNED) & set(text) else None
     ),
 )

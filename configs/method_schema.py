@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from itertools import product
+from math import prod
 from typing import Any, Literal
 
 from pydantic import Field, model_validator
 
 from configs.section import Decay, Fraction, Positive, Rate, Section
 from configs.yaml_text import says_none
+
+MOST_HEADS = 10_000  # of a sweep
 
 
 class ZeroShot(Section):
@@ -26,8 +30,11 @@ class ProbeGrid(Section):
 
     @model_validator(mode="after")
     def _values_differ(self) -> ProbeGrid:
-        for key, values in self.listed().items():
-            if twice := [value for number, value in enumerate(values) if value in values[:number]]:
+        listed = self.listed()
+        if (heads := prod(map(len, listed.values()))) > MOST_HEADS:
+            raise ValueError(f"its values make {heads:,} heads, and at most {MOST_HEADS:,} are trained in one pass")
+        for key, values in listed.items():
+            if twice := [value for value, times in Counter(values).items() if times > 1]:
                 raise ValueError(f"{key} lists {twice[0]:g} twice; each value must be another head")
         return self
 

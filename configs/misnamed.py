@@ -6,6 +6,8 @@ import os
 import re
 from pathlib import Path
 
+from clip_ood.regular_file import special
+
 ARCHIVES = (".tar.gz", ".tgz", ".tar.bz2", ".tbz2", ".tar.xz", ".txz", ".tar.zst", ".zip", ".7z", ".rar", ".gz")
 LISTS = (".txt", ".lst", ".list", ".csv")
 STREAM = re.compile(r"pipe:|[a-z][a-z0-9]+:/")  # pipe:curl …, https://…, s3://…; a drive of Windows has one letter
@@ -17,6 +19,8 @@ def advice(option: str, kind: str, place: Path) -> str:
     """How the set under `option` is named where its `kind` (folder, list or shards) is not at `place`; empty without an idea."""
     if STREAM.match(str(place)):
         return "Images are read from files of this machine: download them first."
+    if (other := special(place)) is not None:
+        return f"This is {other}: images are read more than once, so save what it gives in a file, and name that."
     if place.is_dir():
         return f"This is a folder: name it as --{option}='{{folder: {place}}}'.{tars_in(place)}"
     if place.is_file():

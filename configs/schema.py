@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -9,7 +10,7 @@ from pydantic import BeforeValidator, Field, model_validator
 
 from configs.data_schema import Data, IDSet, ImageSet, Splits
 from configs.method_schema import PLP, FineTune, LinearProbe, Method, ZeroShot
-from configs.section import Place, Positive, Section, Untyped
+from configs.section import Count, Place, Positive, Root, Section, Seed, Untyped
 from configs.yaml_text import as_yaml, says_none
 
 __all__ = [
@@ -51,7 +52,7 @@ class BackboneConfig(Section):
     preprocess: str | None = None
     """With an open_clip checkpoint file: the pretrained tag whose mean, std, resizing and activation it was trained
     with; the file itself does not say."""
-    random_seed: int = 0
+    random_seed: Seed = 0
     """Seed of random weights (pretrained: null)."""
     label: str | None = None
     """What tables call the encoder (default: its model and weights)."""
@@ -76,9 +77,9 @@ class Evaluation(Section):
     """Fit detectors on a seeded draw of this many training images a class (default: all; the results say so)."""
     bank_without: Place | None = None
     """A text file of ID training images that detectors are not fitted on, a path a line as in scores.parquet (default: none)."""
-    resamples: int = Field(default=500, ge=0)
+    resamples: int = Field(default=500, ge=0, le=100_000)
     """Bootstrap resamples for the intervals, shared by all detectors (0: no intervals)."""
-    every_n_epochs: int = Field(default=0, ge=0)
+    every_n_epochs: Count = 0
     """Evaluate while training as well, every n epochs (0: only at the end). Training may be steered by val/accuracy and by
     ood_val/<detector>/<metric> (data.ood_val); what is measured on test sets, ood/… and id/…, is for looking only."""
     figures: bool = True
@@ -113,13 +114,13 @@ class Config(Section):
 
     name: str
     """The run's folder under runs_root (default: the config's file name): a name that a folder may have on any system."""
-    runs_root: Place = Path("runs")
+    runs_root: Root = Path("runs")
     """Folder of all runs."""
-    features_root: Place = Path("features")
+    features_root: Root = Path("features")
     """The feature store, shared by all runs."""
-    seed: int = 42
+    seed: Seed = 42
     """Seeds splits, draws, heads and resamples."""
-    seeds: list[int] = []
+    seeds: list[Seed] = Field(default=[], max_length=1000)
     """Several seeds: one run each, in sub-folders, and a table of their mean ± standard deviation, with 95 % intervals (on the
     command line also --seeds 42 43 44). Each redraws the split, unless train and test are as published; features come from
     the store."""
@@ -148,6 +149,6 @@ class Config(Section):
 
     @model_validator(mode="after")
     def _seeds_differ(self) -> Config:
-        if twice := sorted({seed for seed in self.seeds if self.seeds.count(seed) > 1}):
+        if twice := sorted(seed for seed, times in Counter(self.seeds).items() if times > 1):
             raise ValueError(f"seeds: {twice[0]} stands there twice; each must be another draw")
         return self

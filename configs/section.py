@@ -6,13 +6,27 @@ from os.path import expanduser
 from pathlib import Path
 from typing import Annotated, Any, ClassVar
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    ValidationInfo,
+    field_validator,
+    model_validator,
+)
 
+from clip_ood.naming import text_fault
+from clip_ood.text_files import OTHER_BYTES, not_utf8
 from configs.values import settled
 from configs.yaml_text import as_yaml
 
 Fraction = Annotated[float, Field(ge=0, le=1)]
-Positive = Annotated[int, Field(ge=1)]
+MOST = 2**31 - 1  # what every library takes for a whole number
+Positive = Annotated[int, Field(ge=1, le=MOST)]
+Count = Annotated[int, Field(ge=0, le=MOST)]
+Seed = Annotated[int, Field(ge=-(2**31), lt=2**32)]
 Rate = Annotated[float, Field(gt=0)]
 Decay = Annotated[float, Field(ge=0)]
 
@@ -28,6 +42,15 @@ Place = Annotated[
     BeforeValidator(_named),
     AfterValidator(lambda path: Path(expanduser(path))),  # the shell leaves --key=~/… as it is
 ]
+
+
+def _in_utf8(place: Path) -> Path:
+    if not_utf8(str(place)):
+        raise ValueError(OTHER_BYTES.format("the name of this folder"))
+    return place
+
+
+Root = Annotated[Place, AfterValidator(_in_utf8)]  # where libraries write that take names in UTF-8 alone
 Untyped = Annotated[dict[str, Any], BeforeValidator(as_yaml)]  # keys that no schema of ours knows: values are YAML
 
 
@@ -57,3 +80,17 @@ class Section(BaseModel):
         }
         off = {key for key, value in found.items() if value is None and key in fields and fields[key].default is False}
         return {key: value for key, value in found.items() if key not in off}  # nothing is no, where no is the default
+
+    @field_validator("*")
+    @classmethod
+    def _legible(cls, value: Any, info: ValidationInfo) -> Any:
+        """Refuses texts that no file can hold, and empty ones where none is the default."""
+        for name in value if isinstance(value, dict) else ():
+            if reason := text_fault(name):
+                raise ValueError(f"the name {name!r} {reason}: call it otherwise")
+        for text in value if isinstance(value, list) else [value]:
+            if isinstance(text, str | Path) and (reason := text_fault(text)):
+                raise ValueError(reason)
+            if isinstance(text, str) and not text.strip() and cls.model_fields[info.field_name].default != "":
+                raise ValueError("is empty; leave the key out, or give a text")
+        return value

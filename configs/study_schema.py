@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, model_validator
 
 from configs.schema import Config, Detector
-from configs.section import Place, Section
+from configs.section import Root, Section
 from configs.values import KeysOf
 
 Changes = Annotated[dict[str, Any], KeysOf(Config)]
@@ -34,7 +34,7 @@ class Study(Section):
     """The folder under studies_root (default: the study's file name)."""
     title: str = ""
     """What stands above the table and the figure."""
-    studies_root: Place = Path("runs/studies")
+    studies_root: Root = Path("runs/studies")
     """Folder of all studies; each holds its runs."""
     config: str
     """The experiment that is varied: a config's name or path."""

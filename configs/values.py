@@ -12,8 +12,8 @@ from typing import Any
 import yaml
 from pydantic import BaseModel
 
-from configs.errors import ConfigError
-from configs.yaml_text import Plain, parse, parse_flow, reason, says_none
+from configs.errors import ConfigError, shortened
+from configs.yaml_text import LONGEST, Plain, parse, parse_flow, reason, says_none
 
 
 @dataclass(frozen=True)
@@ -74,13 +74,15 @@ def typed(text: str, annotation: Any) -> Any:
     Raises: ConfigError for braces and brackets that cannot be read, where text is not meant.
     """
     takes_ = takes(annotation)
+    if len(text) > LONGEST and not text.startswith(("[", "{")):
+        raise ConfigError(f"the value has {len(text):,} characters, and at most {LONGEST:,} are read")
     if text == "null" and (takes_.none or takes_.keys_alone):
         return None
     if takes_.anything:
         try:
             return parse(text)
         except yaml.YAMLError as error:
-            raise ConfigError(f"{text!r} is no valid YAML value ({reason(error)})") from None
+            raise ConfigError(f"{shortened(text)!r} is no valid YAML value ({reason(error)})") from None
     if takes_.items is not None:
         if text.startswith("["):
             return _flow(text, or_text=takes_.text or not text.endswith("]"))
@@ -112,7 +114,7 @@ def _flow(text: str, or_text: bool) -> Any:
         if or_text:
             return text
         raise ConfigError(
-            f"{text!r} is no valid YAML ({reason(error)}); put text that YAML cannot read in quotes"
+            f"{shortened(text)!r} is no valid YAML ({reason(error)}); put text that YAML cannot read in quotes"
         ) from None
 
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from clip_ood.regular_file import no_file
+from clip_ood.shown import say
 from clip_ood.text_files import not_utf8, read_names
 from configs.checks import called as name_of
 from configs.checks import check_folders, image_sets, key_of
@@ -130,7 +132,7 @@ def _without(path: Path | None, images: ImageList, rows: list[int]) -> list[int]
     if path is None:
         return rows
     if not path.is_file():
-        raise ConfigError(f"evaluation.bank_without: there is no file {path}")
+        raise ConfigError(f"evaluation.bank_without: there is no file {path}{no_file(path)}")
     left_out = {line for line in read_names(path) if line.strip()}
     if unknown := left_out.difference(images.names[row] for row in rows):
         encoding = ". The name is not UTF-8: save the file as UTF-8" if not_utf8(min(unknown)) else ""
@@ -179,6 +181,6 @@ def _say_partial(images: dict[str, ImageList], specs: dict[str, ImageSet]) -> No
 
     for key, spec in specs.items():
         if spec.count is not None and spec.per_class is None and len(images[key]) != spec.count:
-            rank_zero_only(print)(
+            rank_zero_only(say)(
                 f"Image set {name_of(key)}: {len(images[key]):,} of {spec.count:,} images (data.allow_partial)"
             )

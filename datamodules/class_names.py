@@ -9,6 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from clip_ood.naming import fault, matches, one_text, twins
+from clip_ood.regular_file import no_file
+from clip_ood.shown import say
 from clip_ood.text_files import read_lines
 from clip_ood.wordnet import find_synsets, lemmas
 from configs.errors import ConfigError
@@ -84,7 +86,7 @@ def find_classes(config: Config, train: ImageList) -> Classes | None:
 
 def _from_file(path: Path, train: ImageList) -> Classes:
     if not path.is_file():
-        raise ConfigError(f"data.id.class_names: there is no file {path}")
+        raise ConfigError(f"data.id.class_names: there is no file {path}{no_file(path)}")
     lines = [line.rstrip() for line in read_lines(path) if line.strip()]
     own, tabs = train.class_names, ["\t" in line for line in lines]
     if own is None or not any(tabs):
@@ -166,7 +168,7 @@ def _check_texts(config: Config, classes: Classes, train: ImageList) -> None:
 def _say(text: str) -> None:
     from lightning.pytorch.utilities import rank_zero_only
 
-    rank_zero_only(print)(text)
+    rank_zero_only(say)(text)
 
 
 def called(config: Config, classes: Classes | None) -> tuple[tuple[str, ...], ...] | None:

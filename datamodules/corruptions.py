@@ -55,7 +55,9 @@ class Corruption:
         Noise is drawn by corruption, severity and the image's `name` alone: the same in any order and process.
         """
         corrupt, figures = CORRUPTIONS[self.name]
-        seed = hashlib.blake2b(f"{self.name}:{self.severity}:{name}".encode(), digest_size=8).digest()
+        seed = hashlib.blake2b(
+            f"{self.name}:{self.severity}:{name}".encode("utf-8", "surrogateescape"), digest_size=8
+        ).digest()
         noise = np.random.default_rng(int.from_bytes(seed, "big"))
         return corrupt(ImageOps.cover(image, (SIDE, SIDE)), figures[self.severity - 1], noise)
 

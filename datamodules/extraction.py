@@ -22,6 +22,7 @@ from clip_ood.features.identity import firsts, pairs
 from clip_ood.features.stored_set import StoredSet
 from clip_ood.prompts import Phrases, fill
 from clip_ood.reading import UnreadableImage
+from clip_ood.unreadable import NO_MEMORY, is_no_memory
 from datamodules.image_list import ImageList, Loaded
 from datamodules.workers import loading
 
@@ -160,7 +161,11 @@ class Batches(Dataset):
             return self.transform(loaded.picture())
         except UnreadableImage as error:
             errors[place] = str(error)
-            return self.blank
+        except (MemoryError, RuntimeError) as error:
+            if not is_no_memory(error):
+                raise
+            errors[place] = NO_MEMORY
+        return self.blank
 
 
 class ExtractionData(LightningDataModule):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -39,18 +40,19 @@ class TrainingImages(Dataset):
     """(position, epoch) -> one augmented image; the augmentation depends on seed, epoch and position alone."""
 
     def __init__(self, table: FeatureTable, images: ImageList, transform: Callable[[Image.Image], Tensor], seed: int):
-        self.table, self.images, self.transform, self.seed = table, images, transform, seed
+        self.rows, self.labels = table.rows, table.labels  # not its features, which would go to every worker
+        self.images, self.transform, self.seed = images, transform, seed
 
     def __getitem__(self, item: tuple[int, int]) -> LabelledImages:
         position, epoch = item
-        row = self.table.rows[position]
+        row = self.rows[position]
         image = self.images.read(int(row))
         with isolate_rng(include_cuda=False):
             draw = np.random.SeedSequence([self.seed, epoch, position]).generate_state(3)
             random.seed(int(draw[0]))
             np.random.seed(draw[1])
             torch.manual_seed(int(draw[2]))
-            return LabelledImages(self.transform(image), self.table.labels[position], row)
+            return LabelledImages(self.transform(image), self.labels[position], row)
 
 
 class EvaluationImages(Dataset):
@@ -63,13 +65,14 @@ class EvaluationImages(Dataset):
         transform: Callable[[Image.Image], Tensor],
         size: tuple[int, int],
     ) -> None:
-        self.table, self.images, self.transform, self.size = table, images, transform, size
+        self.rows, self.labels = table.rows, table.labels
+        self.images, self.transform, self.size = images, transform, size
 
     def __getitem__(self, positions: Tensor) -> LabelledImages:
-        rows = self.table.rows[positions]
+        rows = self.rows[positions]
         images = [self.transform(self.images.read(row)) for row in rows.tolist()]
         batch = torch.stack(images) if images else torch.empty(0, 3, *self.size)  # fewer rows than devices
-        return LabelledImages(batch, self.table.labels[positions], rows)
+        return LabelledImages(batch, self.labels[positions], rows)
 
 
 class EpochBatches(Sampler[list[tuple[int, int]]]):
@@ -185,12 +188,12 @@ def augmentation(settings: FineTune, preprocessing: Preprocessing) -> Callable[[
     for step in transform.transforms:
         for op in getattr(step, "ops", []):
             if op.name == "PosterizeIncreasing":  # timm's strongest level keeps 0 bits, which Pillow refuses
-                op.level_fn = _at_least_one_bit(op.level_fn)
+                op.level_fn = partial(_at_least_one_bit, op.level_fn)
     return transform
 
 
-def _at_least_one_bit(level_fn: Callable) -> Callable:
-    return lambda level, settings: (max(1, level_fn(level, settings)[0]),)
+def _at_least_one_bit(level_fn: Callable, level: float, settings: dict) -> tuple[int]:
+    return (max(1, level_fn(level, settings)[0]),)
 
 
 def plain(settings: FineTune, backbone: Backbone) -> Callable[[Image.Image], Tensor]:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import io
 import os
+import re
 import sys
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -15,14 +16,19 @@ from pathlib import Path
 from PIL import Image
 
 from clip_ood.reading import SUFFIXES, decode
+from clip_ood.regular_file import special
 from clip_ood.stalls import reading
 from clip_ood.text_files import NotText, names_in, not_utf8
+from clip_ood.unreadable import check_of_file
 from datamodules import shards
 from datamodules.hidden import is_hidden
 from datamodules.sources import read_whole
 from datamodules.tar_members import DamagedArchive, members, opened
 
 STDIN = "-"
+OPEN = re.compile(
+    r"/dev/stdin|(/dev|/proc/self)/fd/\d+"
+)  # what this process already has open: <(find …) of a shell, too
 LISTS = (".txt", ".lst", ".list")
 BESIDE = (".cls", ".json", ".txt")  # webdataset's labels, notes and captions, passed over in shards
 DEEPEST = 200  # folders in folders
@@ -54,19 +60,32 @@ class Source:
 
 def sources(paths: Iterable[str]) -> Iterator[Source]:
     """Every image that some paths name, and with a reason what is none: a folder with all below it, hidden ones and thumbnails left out; an
-    uncompressed tar file; a text file with a path a line, as standard input ("-"); else an image file."""
+    uncompressed tar file; a text file with a path a line, as standard input ("-") and pipes of the shell; else an image file."""
     for path in paths:
         if path == STDIN:
             yield from _listed("standard input", sys.stdin.buffer)
+        elif is_stream(path):
+            with open(path, "rb") as file:
+                yield from _listed(path, file)
         elif os.path.isdir(path):
             yield from _below(path, "", frozenset())
         elif path.lower().endswith(".tar"):
             yield from _members(Path(path))
         elif path.lower().endswith(LISTS):
+            if (kind := special(path)) is not None:
+                yield _file(
+                    path, os.path.basename(path), f"it is {kind}, and no list: give its paths on standard input (-)"
+                )
+                continue
             with open(path, "rb") as file:
                 yield from _listed(path, file)
         else:
             yield _file(path, os.path.basename(path))
+
+
+def is_stream(path: str) -> bool:
+    """Whether paths are read as they come, and once alone: from standard input, or from a pipe that the shell has opened."""
+    return path == STDIN or (OPEN.fullmatch(path) is not None and special(path) is not None)
 
 
 def _listed(called: str, file: io.BufferedReader) -> Iterator[Source]:
@@ -95,6 +114,7 @@ def _below(folder: str, inside: str, above: frozenset[str]) -> Iterator[Source]:
         with reading(folder), os.scandir(folder) as entries:
             names = [each.name + "/" * _is_folder(each) for each in entries if not is_hidden(each.name)]
     except OSError as error:
+        check_of_file(error)
         yield _file(folder, inside, f"the folder cannot be read: {error.strerror}")
         return
     for name in sorted(names):  # folders with their slash: as paths are sorted
@@ -127,6 +147,8 @@ def _members(path: Path) -> Iterator[Source]:
                 member = shards.Member(path.name, info.offset_data, info.size)
                 yield Source(f"{path}/{info.name}", f"{path.name}/{info.name}", path, member, reason)
     except (DamagedArchive, OSError) as error:
+        if isinstance(error, OSError):
+            check_of_file(error)
         reason = f"no whole, uncompressed tar file: {getattr(error, 'strerror', None) or error}"
     else:
         reason = None if images else "it holds no images"

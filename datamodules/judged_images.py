@@ -18,6 +18,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from clip_ood.reading import UnreadableImage
+from clip_ood.unreadable import NO_MEMORY, check_of_file, is_no_memory
 from datamodules.inputs import Source
 from datamodules.workers import loading
 
@@ -65,9 +66,14 @@ class Pictures(Dataset):
         except UnreadableImage as error:
             errors[place] = str(error)
         except OSError as error:
+            check_of_file(error)
             errors[place] = error.strerror or str(error)
-        except (MemoryError, ValueError) as error:  # of the transform
+        except ValueError as error:  # of the transform
             errors[place] = f"{type(error).__name__}: {error}"
+        except (MemoryError, RuntimeError) as error:
+            if not is_no_memory(error):
+                raise
+            errors[place] = NO_MEMORY
         return self.blank
 
 

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import csv
+import io
 from pathlib import Path
 from typing import NamedTuple
 
-from clip_ood.text_files import read_lines
+from clip_ood.regular_file import check_regular
+from clip_ood.text_files import read_lines, read_text
+from clip_ood.written_names import path_of
 from configs.errors import ConfigError
 
 
@@ -27,7 +30,10 @@ def read_labels(set_name: str, path: Path) -> tuple[Path, dict[str, Label]]:
     if path.is_dir():
         path, rows = path / "data" / "ILSVRC2012_validation_ground_truth.txt", _devkit(set_name, path)
     elif path.suffix == ".csv":
-        rows = _kaggle(set_name, path)
+        try:
+            rows = _kaggle(set_name, path)
+        except csv.Error as error:
+            raise ConfigError(f"Image set {set_name}: {path} is no table of labels ({error})") from None
     else:
         rows = _tab_separated(set_name, path)
     labels: dict[str, Label] = {}
@@ -55,14 +61,14 @@ def _tab_separated(set_name: str, path: Path) -> list[tuple[str, Label]]:
 
 def _kaggle(set_name: str, path: Path) -> list[tuple[str, Label]]:
     rows = []
-    reader = csv.DictReader(read_lines(path))
+    reader = csv.DictReader(io.StringIO(read_text(path)))
     if not {"ImageId", "PredictionString"} <= set(reader.fieldnames or ()):
         raise _wrong(set_name, path, 1, "columns ImageId and PredictionString", ",".join(reader.fieldnames or ()))
     for row in reader:
         words = (row["PredictionString"] or "").split()  # wnid and box, for each object
         if not row["ImageId"] or not words:
             raise _wrong(set_name, path, reader.line_num, '"image,wnid box …"', ",".join(filter(None, row.values())))
-        rows.append((row["ImageId"], Label(words[0], reader.line_num)))
+        rows.append((path_of(row["ImageId"]), Label(words[0], reader.line_num)))
     return rows
 
 
@@ -89,6 +95,7 @@ def _wnids(set_name: str, path: Path) -> dict[int, str]:
     except ImportError as error:
         raise ConfigError(f"Image set {set_name}: {path} is read with scipy: pip install scipy") from error
     try:
+        check_regular(path)
         synsets = loadmat(path, squeeze_me=True)["synsets"]
         leaves = synsets[synsets["num_children"].astype(int) == 0]
         return {int(number): str(wnid) for number, wnid in zip(leaves["ILSVRC2012_ID"], leaves["WNID"], strict=True)}

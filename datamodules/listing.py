@@ -10,10 +10,11 @@ from pathlib import Path
 from unicodedata import normalize
 
 from clip_ood.reading import SUFFIXES
+from clip_ood.shown import say
 from clip_ood.stalls import reading
 from clip_ood.text_files import not_utf8, read_names
 from configs.checks import shard_paths
-from configs.errors import ConfigError
+from configs.errors import ConfigError, shortened
 from configs.misnamed import tars_in
 from configs.schema import ImageSet
 from datamodules import shards, torchvision_sets
@@ -135,9 +136,7 @@ def _say_passed_over(name: str, files: list[str]) -> None:
     from lightning.pytorch.utilities import rank_zero_only
 
     are = "files are" if len(files) > 1 else "file is"
-    rank_zero_only(print)(
-        f"Image set {name}: {len(files)} {are} passed over for want of an image extension ({files[0]})"
-    )
+    rank_zero_only(say)(f"Image set {name}: {len(files)} {are} passed over for want of an image extension ({files[0]})")
 
 
 def _by_number(images: ImageList) -> ImageList:
@@ -173,24 +172,27 @@ def _from_list(name: str, path: Path, root: Path, partial: bool) -> ImageList:
     for number, line in enumerate(read_names(path), start=1):
         if not line.strip():
             continue
-        found = re.fullmatch(r"\s*(\S.*?)\s+(-?\d+)\s*", line)
-        if found is None:
-            raise ConfigError(f'Image set {name}: {path}, line {number}: expected "relative/path label", got {line!r}')
-        if found[1] in lines:
+        found = line.rsplit(maxsplit=1)
+        if len(found) < 2 or re.fullmatch(r"-?\d{1,18}", found[1]) is None:
             raise ConfigError(
-                f"Image set {name}: {path}, line {number}: lists {found[1]} more than once (first in line {lines[found[1]]})"
+                f'Image set {name}: {path}, line {number}: expected "relative/path label", got {shortened(repr(line), 200)}'
             )
-        lines[found[1]] = number
-        if (image := _as_it_is_written(root, found[1])) is None:
+        found[0] = found[0].strip()
+        if found[0] in lines:
+            raise ConfigError(
+                f"Image set {name}: {path}, line {number}: lists {found[0]} more than once (first in line {lines[found[0]]})"
+            )
+        lines[found[0]] = number
+        if (image := _as_it_is_written(root, found[0])) is None:
             if partial:
                 continue
-            way_out = "; write / between folders, not \\" if "\\" in found[1] else " (key images_root)"
-            encoding = ". The name is not UTF-8: save the list as UTF-8" if not_utf8(found[1]) else ""
+            way_out = "; write / between folders, not \\" if "\\" in found[0] else " (key images_root)"
+            encoding = ". The name is not UTF-8: save the list as UTF-8" if not_utf8(found[0]) else ""
             raise ConfigError(
-                f"Image set {name}: {path}, line {number}: lists {found[1]}, which is not under {root}{way_out}{encoding}"
+                f"Image set {name}: {path}, line {number}: lists {found[0]}, which is not under {root}{way_out}{encoding}"
             )
         names.append(image)
-        labels.append(max(int(found[2]), -1))
+        labels.append(max(int(found[1]), -1))
     return ImageList(name, root, tuple(names), tuple(labels) if any(label >= 0 for label in labels) else None)
 
 

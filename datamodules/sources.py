@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import os
+from errno import EFBIG
 from functools import cache
 from pathlib import Path
-from stat import S_ISREG
 
 import numpy as np
 
 from clip_ood.features.identity import identity_of
+from clip_ood.regular_file import check_regular
 from clip_ood.stalls import reading
 
+LARGEST = 1 << 30  # bytes of an image; one of that many pixels would be refused anyway
 TRIES = 3  # to read a file that others write
 
 
@@ -43,20 +45,23 @@ def read_whole(path: Path, offset: int = 0, size: int | None = None) -> tuple[by
     """Bytes of a file and its state when they were read; a file that changed meanwhile is read again.
 
     Raises: OSError for a file that cannot be had, that is none (a pipe would keep us waiting), that is shorter than asked for,
-    or that does not stop changing.
+    larger than any image, or that does not stop changing; MemoryError, which names the file.
     """
     with reading(path):
         return _read(path, offset, size)
 
 
 def _read(path: Path, offset: int, size: int | None) -> tuple[bytes, os.stat_result]:
-    if not S_ISREG(path.stat().st_mode):
-        raise OSError(22, "no regular file", str(path))
+    if (check_regular(path) if size is None else size) > LARGEST:
+        raise OSError(EFBIG, f"over {LARGEST:,} bytes, more than any picture that is read", str(path))
     for _ in range(TRIES):
         with path.open("rb") as file:
             before = os.fstat(file.fileno())
             file.seek(offset)
-            content = file.read() if size is None else file.read(size)
+            try:
+                content = file.read(before.st_size if size is None else size)
+            except MemoryError:
+                raise MemoryError(f"{path} has {before.st_size if size is None else size:,} bytes") from None
             after = os.fstat(file.fileno())
         if size is not None and len(content) < size:
             raise OSError(5, "the shard has become shorter", str(path))

@@ -6,10 +6,14 @@ import os
 import tarfile
 from collections.abc import Iterator
 from pathlib import Path
-from stat import S_ISREG
 from typing import BinaryIO
 
+from clip_ood.regular_file import special
+
 BLOCK = tarfile.BLOCKSIZE
+LONGEST_READ = (
+    1 << 24
+)  # bytes: tarfile reads long names and extended headers in one piece, of any size that they declare
 LONGEST_END = tarfile.RECORDSIZE + 2 * BLOCK  # zero bytes that may end an archive: two blocks, and what fills a record
 COMPRESSED = {
     b"\x1f\x8b": ("gzip", "gunzip"),
@@ -26,10 +30,22 @@ class DamagedArchive(ValueError):
     """What is no whole, uncompressed tar file; the message says behind which member, at which byte, and why."""
 
 
+class Bounded:
+    """An open file for tarfile, which gives no header the memory that it asks for."""
+
+    def __init__(self, file: BinaryIO) -> None:
+        self.file, self.seek, self.tell = file, file.seek, file.tell
+
+    def read(self, size: int = -1) -> bytes:
+        if not 0 <= size <= LONGEST_READ:
+            raise tarfile.ReadError(f"a header of {size:,} bytes")
+        return self.file.read(size)
+
+
 def opened(path: Path) -> BinaryIO:
-    """A tar file to read. Raises: DamagedArchive for what is no regular file (a pipe would keep us waiting), OSError."""
-    if not S_ISREG(path.stat().st_mode):
-        raise DamagedArchive("it is no regular file")
+    """A tar file to read. Raises: DamagedArchive for what is no file (a pipe would keep us waiting), OSError."""
+    if (kind := special(path)) is not None:
+        raise DamagedArchive(f"it is {kind}, and no file")
     return path.open("rb")
 
 
@@ -42,7 +58,7 @@ def members(file: BinaryIO) -> Iterator[tarfile.TarInfo]:
     _check_start(file)
     end, last = 0, None
     try:
-        with tarfile.open(fileobj=file, mode="r:", encoding="utf-8") as tar:
+        with tarfile.open(fileobj=Bounded(file), mode="r:", encoding="utf-8") as tar:
             while (info := tar.next()) is not None:
                 tar.members = []  # it would keep every header
                 if tar.offset < info.offset_data:

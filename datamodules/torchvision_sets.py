@@ -7,6 +7,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from clip_ood.locks import in_turn
 from configs.errors import ConfigError
 
 
@@ -23,13 +24,12 @@ def load(set_name: str, kind: str, split: str, root: Path, download: bool) -> Ar
 
     Raises: ConfigError for files that are missing or damaged and cannot be downloaded.
     """
-    from filelock import FileLock
     from torchvision import datasets
 
     part = {"split": split} if kind == "SVHN" else {"train": split == "train"}
     try:
         root.mkdir(parents=True, exist_ok=True)
-        with FileLock(root / f"{kind}.lock"):  # processes of one run would all download
+        with in_turn(root / kind):  # processes of one run would all download
             data = getattr(datasets, kind)(root, **part, download=download)
     except Exception as error:
         tried = "download" if download else "read"

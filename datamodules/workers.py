@@ -13,6 +13,7 @@ from rich.filesize import decimal
 
 from clip_ood import stalls
 from clip_ood.ranks import is_first
+from clip_ood.shown import say
 
 SHARED = Path("/dev/shm")  # where Linux keeps the memory through which batches come
 AHEAD = 2  # batches that each process has ready
@@ -50,5 +51,5 @@ def _that_fit(workers: int, batch: int, devices: int) -> int:
         )
         if text not in _told:
             _told.add(text)
-            print(text, file=sys.stderr, flush=True)
+            say(text, file=sys.stderr, flush=True)
     return fit

@@ -7,6 +7,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from clip_ood.shown import say
+
 
 @contextmanager
 def unpacked(package: str, size: str, elsewhere: str) -> Iterator[Path]:
@@ -19,7 +21,7 @@ def unpacked(package: str, size: str, elsewhere: str) -> Iterator[Path]:
         if shutil.which(tool) is None:
             raise RuntimeError(f"there is no {tool} here, which brings the Debian package {package}. {elsewhere}")
     with tempfile.TemporaryDirectory() as temporary:
-        print(f"downloading {package} (Debian package, {size}) to a temporary folder ...", flush=True)
+        say(f"downloading {package} (Debian package, {size}) to a temporary folder ...", flush=True)
         _download(package, temporary)
         (file,) = Path(temporary).glob("*.deb")
         subprocess.run(["dpkg", "-x", file.name, "unpacked"], cwd=temporary, check=True)

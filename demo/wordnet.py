@@ -7,10 +7,12 @@ OUT/data.noun                   the lemmas of each noun's senses
 OUT/LICENSE                     Princeton's licence and Debian's notes
 """
 
-import argparse
 import shutil
 from pathlib import Path
 
+from clip_ood.locks import in_turn
+from clip_ood.shown import say
+from clip_ood.streams import Parser
 from clip_ood.wordnet import ADJECTIVES, NOUNS, PLACES, SYNSETS, read_words
 from demo.debian import unpacked
 from demo.folders import written_whole
@@ -31,19 +33,20 @@ def build(out: Path) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description="Fetch WordNet's nouns and adjectives.")
+    parser = Parser(description="Fetch WordNet's nouns and adjectives.")
     parser.add_argument("out", nargs="?", type=Path, default=PLACES[0], help="default: %(default)s")
     out = parser.parse_args().out
     try:
-        if (out / NOUNS).is_file() and not (out / SYNSETS).is_file():  # of an earlier version
-            shutil.rmtree(out)
-        if not out.exists():
-            build(out)
+        with in_turn(out):
+            if (out / NOUNS).is_file() and not (out / SYNSETS).is_file():  # of an earlier version
+                shutil.rmtree(out)
+            if not out.exists():
+                build(out)
         words = read_words(out)
     except (RuntimeError, FileNotFoundError, ValueError) as error:
         parser.exit(1, f"{error}\n")
-    print(f"{out}: {len(words.nouns):,} nouns and {len(words.adjectives):,} adjectives")
-    print("Next: --data.negative_words=wordnet lets NegLabel and CSP choose among them")
+    say(f"{out}: {len(words.nouns):,} nouns and {len(words.adjectives):,} adjectives")
+    say("Next: --data.negative_words=wordnet lets NegLabel and CSP choose among them")
 
 
 if __name__ == "__main__":

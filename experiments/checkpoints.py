@@ -9,11 +9,35 @@ from typing import Any
 
 import torch
 from lightning.fabric.plugins import TorchCheckpointIO
+from pydantic import ConfigDict
+from torch import Tensor
 
-from clip_ood.files import remove_abandoned, written_whole
+from clip_ood.files import LateErrors, written_whole
+from clip_ood.records import Count, Record, Text, fitting
+from clip_ood.shapes import HEAD, check_shapes
 from configs.errors import ConfigError
 
-HOLDS = ("state_dict", "epoch", "global_step")
+HEADS = (  # on standardised features; on those of an encoder that is tuned
+    {"head.mean", "head.std", "head.linear.weight", "head.linear.bias"},
+    {"head.weight", "head.bias"},
+)
+
+
+class Checkpoint(Record):
+    """What Lightning and our modules need of one."""
+
+    model_config = ConfigDict(arbitrary_types_allowed=True)
+
+    epoch: Count
+    global_step: Count
+    state_dict: dict[Text, Tensor]
+    loops: dict[Text, dict[str, Any]]
+    callbacks: dict[Text, dict[str, Any]]
+    optimizer_states: list[dict[str, Any]]
+    lr_schedulers: list[dict[str, Any]]
+    class_names: list[Text] = []  # noqa: RUF012
+    sweep: list[dict[str, Any]] | None = None
+    heads: dict[Text, Tensor] | None = None
 
 
 class WholeCheckpoints(TorchCheckpointIO):
@@ -22,11 +46,10 @@ class WholeCheckpoints(TorchCheckpointIO):
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any = None) -> None:
         """Raises: OSError, with the last checkpoint left as it is."""
-        path = Path(path)
-        if path.parent.is_dir():
-            remove_abandoned(path.parent)  # what a killed run has left
-        with written_whole(path) as file:
-            torch.save(checkpoint, file)
+        with written_whole(Path(path)) as file:
+            late = LateErrors(file)
+            torch.save(checkpoint, late)
+            late.check()
 
 
 def check_checkpoint(path: Path) -> None:
@@ -36,8 +59,11 @@ def check_checkpoint(path: Path) -> None:
             if broken := parts.testzip():  # reads all of it once: torch.load would meet it after the extraction
                 raise ValueError(f"its part {broken} was changed")
         content = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
-        if not isinstance(content, dict) or not all(name in content for name in HOLDS):
-            raise ValueError("it is no checkpoint of a run")
+        fitting(content, Checkpoint)
+        head = {name: tensor for name, tensor in content["state_dict"].items() if name.startswith("head.")}
+        if head and head.keys() not in HEADS:
+            raise ValueError("the head in it is not whole")
+        check_shapes(head, HEAD, {"C": len(content["class_names"])} if content.get("class_names") else {})
     except pickle.UnpicklingError as error:
         raise _damaged(path, "it holds more than tensors and plain values, which is never loaded") from error
     except (zipfile.BadZipFile, ValueError, RuntimeError, EOFError) as error:

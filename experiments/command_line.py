@@ -4,24 +4,22 @@ from __future__ import annotations
 
 import argparse
 import sys
+import threading
 import traceback
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Literal
 
+from clip_ood.shown import say
 from clip_ood.stopping import Stopped
-from clip_ood.streams import usable_streams
+from clip_ood.streams import Parser, usable_streams
 from clip_ood.watch import leave, watched
 from experiments.going_on import ended_early
 from experiments.launchers import started_by
+from experiments.shortages import lack
 
 PROJECT = Path(__file__).parents[1]
-OUT_OF_MEMORY = (
-    "the GPU's memory is full. Extraction and evaluation: lower data.batch_size, or backbone.precision=bf16. Fine-tuning: "
-    "method.finetune.gradient_checkpointing=true, trainer.accumulate_grad_batches=2 (or more; the global batch stays), "
-    "trainer.precision=bf16-mixed, or a smaller method.finetune.batch_size. Sweeps: fewer heads, or a smaller batch_size"
-)
-
 INTERRUPTED = 130  # the exit status of what SIGINT ends
 
 _A = {"study": "a study", "attack": "an attack"}
@@ -34,7 +32,7 @@ def parse(
     of: Literal["study", "attack"] | None = None,
 ):
     """Known options, and the `--key=value` overrides that are left; --help explains the keys of what it is `of` as well."""
-    parser = argparse.ArgumentParser(description=about, add_help=False, allow_abbrev=False)
+    parser = Parser(description=about, add_help=False, allow_abbrev=False)
     parser.add_argument(
         "--config", metavar="NAME.yaml", help="a config: a path, or a name that is looked up in configs/"
     )
@@ -58,9 +56,9 @@ def parse(
             from configs.study_schema import Study
 
             section = {"study": Study, "attack": AttackConfig}[of]
-            print(f"\nKeys of {_A[of]}:\n" + "\n".join(explain(section)) + "\n\nand of its runs:")
-        print("\nKeys of a config; each can be set on the command line:\n" + "\n".join(explain()))
-        print(f"\nWhat a value is:\n{VALUES}")
+            say(f"\nKeys of {_A[of]}:\n" + "\n".join(explain(section)) + "\n\nand of its runs:")
+        say("\nKeys of a config; each can be set on the command line:\n" + "\n".join(explain()))
+        say(f"\nWhat a value is:\n{VALUES}")
         sys.exit(0)
     if arguments.seeds:
         several = len(arguments.seeds) > 1
@@ -93,6 +91,7 @@ def before_and_after_dashes(arguments: list[str]) -> tuple[list[str], list[str]]
 def guarded(main: Callable[[], None]) -> None:
     """Runs a script. What asks for its end (`clip_ood.stopping`) is one line and the exit status; what this project or the file system
     objects to is one message and exit status 2; any other error keeps its traceback."""
+    threading.excepthook = _of_thread
     try:
         with usable_streams():
             _run(main)
@@ -108,14 +107,26 @@ def _run(main: Callable[[], None]) -> None:
         sys.exit(INTERRUPTED)
     except BrokenPipeError:
         raise
-    except (ValueError, RuntimeError, OSError) as error:
-        if type(error).__name__ == "OutOfMemoryError":  # torch's, which is not imported here
-            sys.exit(f"error: {OUT_OF_MEMORY}\n({error})")
-        told = isinstance(error, OSError) or _is_ours(error) or _of_a_name(error)
-        if not (told and str(error)):  # without words the traceback tells more
+    except Exception as error:
+        if (told := answer(error)) is None:
             raise
-        print(f"error: {error}{_about_names(str(error))}", file=sys.stderr)
+        with suppress(OSError):  # standard error goes to a file on a full disk
+            say(f"error: {told}", file=sys.stderr)
         sys.exit(2)
+
+
+def answer(error: Exception) -> str | None:
+    """What a user is told of an error; None for a fault of this project's own, whose traceback tells more."""
+    told = lack(error)
+    if told is None and isinstance(error, ValueError | RuntimeError | OSError):
+        told = str(error) if isinstance(error, OSError) or _is_ours(error) or _of_a_name(error) else None
+    return f"{told}{_about_names(told)}" if told else None
+
+
+def _of_thread(ended: threading.ExceptHookArgs) -> None:
+    """What the machine lacks is told by the main thread, where TensorBoard's writer raises it again."""
+    if ended.exc_value is None or lack(ended.exc_value) is None:
+        threading.__excepthook__(ended)
 
 
 def _of_a_name(error: Exception) -> bool:

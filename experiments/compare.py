@@ -6,16 +6,21 @@ import csv
 from pathlib import Path
 
 from rich.box import SIMPLE_HEAD
-from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from clip_ood.console import Terminal
+from clip_ood.files import write_text, written_text
+from clip_ood.locks import in_turn
 from clip_ood.markdown import markdown_table
 from clip_ood.metrics.ood import MEAN
 from clip_ood.metrics.paired import Line
 from clip_ood.naming import short
+from clip_ood.shown import say, shown
+from clip_ood.written_names import text_cell
 from experiments.comparison import Comparison, Finished, compare, open_run
 from experiments.going_on import next_step
+from experiments.run_folder import unreported
 from reports.compare_page import Side, write_compare_page
 
 
@@ -40,10 +45,10 @@ def _caption(comparison: Comparison) -> str:
     )
 
 
-def print_comparison(comparison: Comparison, console: Console | None = None) -> None:
+def print_comparison(comparison: Comparison, console: Terminal | None = None) -> None:
     """The lines in the terminal; differences whose interval excludes 0 are bold and starred."""
     runs = comparison.runs
-    console = console or Console()
+    console = console or Terminal()
     if not console.is_terminal:
         console.width = max(console.width, 200)
     table = Table(box=SIMPLE_HEAD, title="Comparison", caption=_caption(comparison))
@@ -63,22 +68,28 @@ def print_comparison(comparison: Comparison, console: Console | None = None) -> 
 
 def write_comparison(comparison: Comparison) -> list[Path]:
     """Markdown and CSV beside the first run: compare-A-B….md, .csv."""
-    runs, lines = comparison.runs, comparison.lines
+    runs = comparison.runs
     name = short("compare-" + "-".join(run.title.replace(":", "_") for run in runs))
     stem = runs[0].folder.parent / name
+    with in_turn(stem):
+        return _write(comparison, stem)
+
+
+def _write(comparison: Comparison, stem: Path) -> list[Path]:
+    runs, lines, name = comparison.runs, comparison.lines, stem.name
     header = ["detector", "OOD set", *_titles(runs)]
     rows = [[line.detector, line.ood, *_starred(line, len(runs))] for line in lines]
     said = [_caption(comparison), *comparison.remarks]
-    text = markdown_table(header, rows, names=2) + "".join(f"\n\n{each}." for each in said) + "\n"
-    stem.with_name(name + ".md").write_text(text, encoding="utf-8")
-    with stem.with_name(name + ".csv").open("w", newline="", encoding="utf-8") as file:
+    text = markdown_table(header, rows, names=2) + "".join(f"\n\n{shown(each)}." for each in said) + "\n"
+    write_text(stem.with_name(name + ".md"), text)
+    with written_text(stem.with_name(name + ".csv")) as file:
         writer = csv.writer(file)
         writer.writerow(["detector", "ood", "run", "auroc", "difference", "low", "high", "std", "seeds"])
         for line in lines:
             for run, auroc, change in zip(runs, line.aurocs, [None, *line.differences], strict=True):
                 told = [None] * 4 if change is None else [change.value, change.low, change.high, change.std]
                 numbers = ["" if each is None else f"{100 * each:.2f}" for each in (auroc, *told)]
-                writer.writerow([line.detector, line.ood, run.title, *numbers, line.seeds])
+                writer.writerow([*map(text_cell, (line.detector, line.ood, run.title)), *numbers, line.seeds])
     return [stem.with_name(name + suffix) for suffix in (".md", ".csv")]
 
 
@@ -97,10 +108,13 @@ def show(specs: list[str], page: Path | None = None) -> None:
     written = write_comparison(comparison)
     if page is not None:
         sides = [Side(run.title, run.folder, run.results) for run in comparison.runs]
-        written.append(write_compare_page(page, sides, comparison.lines, comparison.over, comparison.remarks))
-    print("Written: " + ", ".join(map(str, written)))
+        with in_turn(page):
+            written.append(write_compare_page(page, sides, comparison.lines, comparison.over, comparison.remarks))
+    say("Written: " + ", ".join(map(str, written)))
+    for there in filter(None, (unreported(run.folder) for run in comparison.runs)):
+        say(there)
     if page is None:
         html = ["--html", str(comparison.runs[0].folder.parent / "comparison.html")]
-        print(next_step(["python", "eval.py", "--compare", *specs, *html], "show it as a page"))
+        say(next_step(["python", "eval.py", "--compare", *specs, *html], "show it as a page"))
     else:
-        print(f"Next: open {page} in a browser")
+        say(f"Next: open {page} in a browser")

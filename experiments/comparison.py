@@ -10,13 +10,12 @@ from statistics import fmean
 from typing import Any
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from callbacks.results_table import over_seeds
 from clip_ood.metrics.ood import MEAN
 from clip_ood.metrics.paired import Difference, Line, auroc_difference, seed_difference
 from configs.errors import ConfigError, nearest
-from experiments.run_folder import FINISHED, of_seed, read_results
+from experiments.run_folder import FINISHED, of_seed, read_results, read_scores
 from experiments.seed_scores import Numbers, SeedScores
 from experiments.summary import joined_split
 
@@ -211,4 +210,4 @@ def _check_images(runs: list[Finished], seed: int) -> None:
 
 
 def _images(run: Finished, seed: int) -> pa.Table:
-    return pq.read_table(run.place(seed) / "scores.parquet", columns=["set", "path"])
+    return read_scores(run.place(seed), ["set", "path"])

@@ -15,11 +15,13 @@ from clip_ood import stalls
 from clip_ood.backbones.fingerprint import digest
 from clip_ood.judging.judge import Decision, Judge
 from clip_ood.judging.saved import SavedDetector
-from clip_ood.unreadable import SHARE, Tolerance, printable
+from clip_ood.shown import one_line, say
+from clip_ood.text_files import not_utf8
+from clip_ood.unreadable import SHARE, Tolerance
 from clip_ood.versions import versions
 from configs.detecting import beside
 from configs.errors import ConfigError
-from datamodules.inputs import STDIN, sources
+from datamodules.inputs import is_stream, sources
 from datamodules.judged_images import JudgedImages
 from experiments.going_on import next_step
 from experiments.quiet import hush
@@ -106,7 +108,8 @@ def _write(request: Request, saved: SavedDetector, judge: Judge, trainer: Traine
     trainer.strategy.barrier("judged")
     if not trainer.is_global_zero:
         return None
-    with written(request.out, request.tolerated(), judge.columns, request.aside) as verdicts:
+    exact = request.out.suffix.lower() == ".parquet" and any(not_utf8(line["path"]) for line in parts.read(count))
+    with written(request.out, request.tolerated(), judge.columns, request.aside, exact) as verdicts:
         for line in parts.read(count):
             verdicts.take(line)
     parts.remove()
@@ -132,7 +135,7 @@ def _trainer(request: Request) -> Trainer:
     }
     ours["enable_progress_bar"] = request.out is not None and sys.stderr.isatty()
     trainer = new_trainer({"devices": 1} | ours, request.trainer, "--trainer.")
-    if trainer.world_size > 1 and (request.out is None or STDIN in request.paths):
+    if trainer.world_size > 1 and (request.out is None or any(map(is_stream, request.paths))):
         raise ConfigError(
             f"{trainer.world_size} devices need inputs that each can read, and a file to write to: give --out FILE, and a list "
             "in a file instead of standard input"
@@ -143,34 +146,34 @@ def _trainer(request: Request) -> Trainer:
 def _tell(counts: Counts, judge: Judge, request: Request) -> None:
     """The summary, on standard error: standard output may be read by a program."""
 
-    def say(line: str) -> None:
-        print(printable(line), file=sys.stderr)
+    def tell(line: str) -> None:
+        say(one_line(line), file=sys.stderr)
 
     for path, reason in counts.shown:
-        say(f"not judged: {path}: {reason}")
+        tell(f"not judged: {path}: {reason}")
     if counts.failed > len(counts.shown):
         where = f"see {beside(request.out)}" if request.out else "with --out FILE all of them are listed"
-        say(f"not judged: {counts.failed - len(counts.shown):,} more: {where}")
+        tell(f"not judged: {counts.failed - len(counts.shown):,} more: {where}")
     for each in judge.decisions:
         ood = counts.ood[each.column]
         share = f" ({100 * ood / counts.judged:.1f} %)" if counts.judged else ""
-        say(
+        tell(
             f"{counts.judged:,} images judged, {ood:,} of them OOD{share}: {each.column} below {each.threshold:.6g}, which "
             f"accepts {100 * each.expected:.1f} % of new ID images (calibrated on {len(each.calibration):,})"
             + (f"; {counts.failed:,} could not be judged" if counts.failed else "")
         )
     if judge.predictor is not None:
-        say(f"predicted_class is by {judge.predictor.told()}")
+        tell(f"predicted_class is by {judge.predictor.told()}")
     for path, reason in counts.left_shown:
-        say(f"judged, but not set aside: {path}: {reason}")
+        tell(f"judged, but not set aside: {path}: {reason}")
     if counts.left > len(counts.left_shown):
-        say(f"judged, but not set aside: {counts.left - len(counts.left_shown):,} more")
+        tell(f"judged, but not set aside: {counts.left - len(counts.left_shown):,} more")
     if request.out is not None:
-        say(f"Verdicts: {request.out}")
+        tell(f"Verdicts: {request.out}")
     if request.copy_ood is not None and counts.ood[judge.column]:
         how = "linked" if request.link else "copied"
-        say(f"OOD images: {how} to {request.copy_ood}; they stay where they are, too")
-    say(_next(counts, judge, request))
+        tell(f"OOD images: {how} to {request.copy_ood}; they stay where they are, too")
+    tell(_next(counts, judge, request))
 
 
 def _next(counts: Counts, judge: Judge, request: Request) -> str:

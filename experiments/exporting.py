@@ -7,17 +7,23 @@ from pathlib import Path
 from clip_ood.calibration import needed
 from clip_ood.export import export, format_of
 from clip_ood.judging.save import add_encoder
-from clip_ood.judging.saved import SavedDetector
+from clip_ood.judging.saved import SavedDetector, find_folder
+from clip_ood.locks import alone
 from clip_ood.outputs import Reference
 from clip_ood.predictions import CALLED, HEAD, TEXT
+from clip_ood.shown import say
+from experiments.run_folder import CONFIG
 
 
 def add_encoder_to(run: Path, encoder: str | None, allow_download: bool = False) -> None:
     """Lets the encoder's weights lie in the run's detector folder, and says so."""
-    saved = SavedDetector(run)
-    what = "holds its encoder now" if add_encoder(saved, encoder, allow_download) else "held its encoder already"
-    print(f"{saved.folder} {what}: it needs nothing else")
-    print(
+    folder = find_folder(run)
+    whole = folder.parent if (folder.parent / CONFIG).is_file() else folder
+    with alone(whole, "wait until it ends"):
+        saved = SavedDetector(run)
+        what = "holds its encoder now" if add_encoder(saved, encoder, allow_download) else "held its encoder already"
+    say(f"{saved.folder} {what}: it needs nothing else")
+    say(
         f"Next: copy {saved.folder} to another machine, where python detect.py --run {saved.folder.name} photos/ judges by it"
     )
 
@@ -47,15 +53,15 @@ def export_run(
     thresholds = {name: saved.calibration(name).threshold(share) for name in columns} if enough else {}
     done = export(path, saved.backbone(encoder, allow_download), saved.reference, detectors, thresholds)
     for each in done.omitted:
-        print(f"Left out: {each.detector} ({each.reason})")
+        say(f"Left out: {each.detector} ({each.reason})")
     for note in done.notes:
-        print(note)
+        say(note)
     if (predictor := saved.predictor) is not None and predictor.by != (own := predicts_by(saved.reference)):
-        print(f"predicted is by {CALLED.get(own, 'nothing')} in it, where detect.py takes {predictor.told()}")
+        say(f"predicted is by {CALLED.get(own, 'nothing')} in it, where detect.py takes {predictor.told()}")
     if not enough:
-        print("It holds no thresholds: the run has too few ID val images")
-    print(
+        say("It holds no thresholds: the run has too few ID val images")
+    say(
         f"{', '.join(map(str, done.files))}: pixels to scores of {', '.join(done.detectors)}; the same as the run's on trial images"
     )
     run_by = "onnxruntime, as the README shows" if path.suffix.lower() == ".onnx" else "torch.export.load"
-    print(f"Next: run {path} on images by {run_by}")
+    say(f"Next: run {path} on images by {run_by}")

@@ -5,30 +5,50 @@ from __future__ import annotations
 import csv
 import time
 import warnings
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from lightning.pytorch import Trainer
-from rich.console import Console
 
 from callbacks.feature_writer import FeatureWriter
 from clip_ood.backbones.create import create_backbone
 from clip_ood.backbones.fingerprint import fingerprint
-from clip_ood.features.store import FeatureStore, TextEmbeddings
+from clip_ood.console import Terminal
+from clip_ood.features.known_files import FILES
+from clip_ood.features.store import FeatureStore, TextEmbeddings, folder_of
 from clip_ood.features.stored_set import Features, StoredSet
+from clip_ood.files import written_text
+from clip_ood.locks import sharing
 from clip_ood.prompts import Phrases, fill
+from clip_ood.shown import say
 from clip_ood.unreadable import Tolerance, TooManyUnreadable, first_of
+from clip_ood.written_names import path_cell, text_cell
 from configs.schema import BackboneConfig, Config
 from datamodules.benchmark import Benchmark
 from datamodules.extraction import ExtractionData
 from experiments.negatives import choose, pools, word_sets
-from experiments.run_folder import UNREADABLE
+from experiments.run_folder import UNREADABLE, is_follower
 from lightning_modules.feature_extractor import FeatureExtractor
 
 VISIBLE_AFTER = 60  # seconds, on any file system that is used for runs of several nodes
 
 warnings.filterwarnings("ignore", message="Total length of .* across ranks is zero")  # nothing is missing
+
+
+@contextmanager
+def using_features(config: Config) -> Iterator[None]:
+    """Meanwhile nobody removes what is stored of the config's encoders (`python -m clip_ood.features remove`)."""
+    encoders = [each for each in (config.backbone, config.backbone.text_spec) if each is not None]
+    root = config.features_root
+    with ExitStack() as using:
+        if not is_follower():
+            for place in {root / FILES, *(folder_of(root, _fingerprint(config, each)) for each in encoders)}:
+                using.enter_context(sharing(place))
+        yield
 
 
 def load_features(
@@ -50,7 +70,7 @@ def load_features(
     chosen_from = pools(config, benchmark) if with_text else {}
     words = word_sets(chosen_from)
     stored_words = {name: texts.word_set(name, phrases) for name, phrases in words.items()}
-    with Console(quiet=not trainer.is_global_zero).status("Looking up the images in the feature store"):
+    with Terminal(quiet=not trainer.is_global_zero).status("Looking up the images in the feature store"):
         if trainer.is_global_zero:
             store.merge()  # what a killed run has left
         for each in stored.values():
@@ -80,7 +100,11 @@ def load_features(
 
 
 def _store(config: Config, encoder: BackboneConfig) -> FeatureStore:
-    return FeatureStore(config.features_root, fingerprint(encoder, config.features_root / "hashes.json"))
+    return FeatureStore(config.features_root, _fingerprint(config, encoder))
+
+
+def _fingerprint(config: Config, encoder: BackboneConfig) -> dict[str, Any]:
+    return fingerprint(encoder, config.features_root / "hashes.json")
 
 
 def _extract(
@@ -145,7 +169,7 @@ def _wait_until_visible(stored: dict[str, StoredSet], texts: FeatureStore, strin
 def _say_old(root: Path) -> None:
     """Says once a run that an older version's features are not read, and what to do with them."""
     if old := {path.parents[1] for path in root.glob("*/*/manifest.json")}:
-        print(
+        say(
             f"{root} holds features in the format of an older version ({len(old)} encoders), which are not read: "
             f"python -m clip_ood.features remove --old --root {root} removes them (--dry-run shows them)"
         )
@@ -156,15 +180,16 @@ def write_unreadable(path: Path, stored: dict[str, StoredSet]) -> list[tuple[str
     lines = [(each.name, *found) for each in stored.values() for found in each.unreadable()]
     path.unlink(missing_ok=True)
     if lines:
-        with path.open("w", newline="", encoding="utf-8", errors="surrogateescape") as file:
-            csv.writer(file).writerows([("set", "path", "reason"), *lines])
+        with written_text(path) as file:
+            found = ((text_cell(name), path_cell(place), text_cell(reason)) for name, place, reason in lines)
+            csv.writer(file).writerows([("set", "path", "reason"), *found])
     return lines
 
 
 def _tell_unreadable(path: Path, lines: list[tuple[str, str, str]]) -> None:
     images = "image could not be read and is" if len(lines) == 1 else "images could not be read and are"
     told = first_of([(f"{name}: {place}", reason) for name, place, reason in lines])
-    print("\n".join([f"{len(lines):,} {images} left out:", *told, f"All of them: {path}"]), flush=True)
+    say("\n".join([f"{len(lines):,} {images} left out:", *told, f"All of them: {path}"]), flush=True)
 
 
 def _check_readable(stored: dict[str, StoredSet], tolerance: Tolerance) -> None:

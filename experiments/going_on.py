@@ -8,16 +8,21 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from clip_ood.shown import one_line
 from clip_ood.stopping import FAILED, Stopped, ending
 from experiments.lost import reason
-from experiments.run_folder import CONFIG, FINISHED, seed_folder
+from experiments.run_folder import CONFIG, FINISHED, is_follower, seed_folder, unreported
+from experiments.shortages import Shortage, lack
 
 MADE = ("checkpoints/*.ckpt", "*/checkpoints/*.ckpt")  # of a run and of its seeds
 
 
 @contextmanager
 def stoppable(way_on: Callable[[], str]) -> Iterator[None]:
-    """Around long work: what ends it early says in its one line how to go on. Raises: KeyboardInterrupt, whatever was made of it."""
+    """Around long work: what ends it early says in its one line how to go on. What the machine lacks is told with that line.
+
+    Raises: KeyboardInterrupt, whatever was made of it; Shortage.
+    """
     ending.way_on, ending.told = way_on, False
     try:
         yield
@@ -30,6 +35,10 @@ def stoppable(way_on: Callable[[], str]) -> Iterator[None]:
             raise KeyboardInterrupt from None
         ending.tell()
         raise
+    except Exception as error:
+        if (told := lack(error)) is None or is_follower():
+            raise
+        raise Shortage(f"{told}. {way_on()}") from error
 
 
 @contextmanager
@@ -48,7 +57,10 @@ def ended_early() -> Iterator[None]:
 def resume_line(script: str, argv: list[str] | None, folder: Path) -> str:
     """What is kept of the run in `folder`, and how to go on with it, or how to begin it again where nothing but features is kept."""
     kept = "features are kept (but for the last 1,024 images a process)"
-    if not (folder / CONFIG).is_file() or (folder / FINISHED).is_file():
+    if (folder / FINISHED).is_file():
+        there = unreported(folder)
+        return f"{folder} is finished, and kept.{there and f' {there}'}"
+    if not (folder / CONFIG).is_file():
         return f"Nothing was trained yet, and {kept}. Start again with: {again(script, argv)}"
     if any(any(folder.glob(made)) for made in MADE):
         kept = "features and whole epochs are kept, and an epoch that was begun is trained again"
@@ -62,7 +74,25 @@ def again(script: str, argv: list[str] | None, add: Iterable[str] = (), drop: It
     "python train.py --config 'a b.yaml' --resume"
     """
     given = [each for each in (sys.argv[1:] if argv is None else argv) if each not in drop]
-    return shlex.join(["python", *script.split(), *given, *(each for each in add if each not in given)])
+    return as_typed(["python", *script.split(), *given, *(each for each in add if each not in given)])
+
+
+def as_typed(command: Iterable[str]) -> str:
+    """A command line for a shell, of characters that may be shown: others stand as escapes that Bash and Zsh take.
+
+    >>> print(as_typed(["rm", "a b", "caf\\udce9's"]))
+    rm 'a b' $'caf\\xe9\\'s'
+    """
+    return " ".join(shlex.quote(word) if one_line(word) == word else _escaped(word) for word in command)
+
+
+def _escaped(word: str) -> str:
+    plain = word.replace("\\", "\\\\").replace("'", "\\'")
+    return "$'" + "".join(each if one_line(each) == each else _bytes(each) for each in plain) + "'"
+
+
+def _bytes(character: str) -> str:
+    return "".join(f"\\x{byte:02x}" for byte in character.encode("utf-8", "surrogateescape"))
 
 
 def next_step(command: Iterable[str], what: str) -> str:
@@ -71,7 +101,7 @@ def next_step(command: Iterable[str], what: str) -> str:
     >>> next_step(["python", "detect.py", "--run", "runs/a b", "photos/"], "judge new images")
     "Next: to judge new images, python detect.py --run 'runs/a b' photos/"
     """
-    return f"Next: to {what}, {shlex.join(command)}"
+    return f"Next: to {what}, {as_typed(command)}"
 
 
 def after_run(folder: Path, seeds: list[int], judges: bool, tested: bool) -> str:

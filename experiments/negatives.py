@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import torch
 from lightning.pytorch import Trainer
-from rich.console import Console
 
+from clip_ood.console import Terminal
 from clip_ood.detectors.build import required
 from clip_ood.features.rows import Rows
 from clip_ood.negative_words import POOLS, Pool, are_classes, negative_labels, select
@@ -48,7 +48,7 @@ def _choose(name: str, pool: Pool, embeddings: dict[str, Rows], trainer: Trainer
     if trainer.is_global_zero:
         on_device = classes.to(trainer.strategy.root_device)
         dropped = [are_classes(getattr(pool, part).words, pool.classes.words) for part in parts]
-        with Console().status(f"Choosing the negative labels of {name}"):
+        with Terminal().status(f"Choosing the negative labels of {name}"):
             chosen = [
                 select(rows.blocks(), on_device, without, pool.same)
                 for rows, without in zip(candidates, dropped, strict=True)

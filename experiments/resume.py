@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Collection
+from collections.abc import Collection, Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from clip_ood.backbones.fingerprint import digest, fingerprint
+from clip_ood.files import write_text
+from clip_ood.records import Damaged
 from configs.errors import ConfigError
 from configs.loading import load_config
 from configs.resuming import FREE, differences
 from configs.schema import Config
-from experiments.run_folder import CONFIG, CONTENTS, IMAGES, head_of, seed_folder, write_whole
+from experiments.run_folder import CONFIG, CONTENTS, IMAGES, head_of, seed_folder
 
 if TYPE_CHECKING:
     from clip_ood.features.stored_set import Features
@@ -57,7 +60,7 @@ def check_same(folder: Path, found: list[str]) -> None:
 
 def record_images(folder: Path, benchmark: Benchmark) -> None:
     """Writes which images the run in `folder` trains on and scores."""
-    write_whole(folder / IMAGES, json.dumps(_described(benchmark), indent=1))
+    write_text(folder / IMAGES, json.dumps(_described(benchmark), indent=1))
 
 
 def check_images(folder: Path, benchmark: Benchmark, parts: Collection[str] | None = None) -> None:
@@ -65,7 +68,11 @@ def check_images(folder: Path, benchmark: Benchmark, parts: Collection[str] | No
     all)."""
     if not all((folder / name).is_file() for name in (CONFIG, IMAGES)):
         return  # no run, or one of a version that did not record them
-    was, now = _read(folder / IMAGES), _described(benchmark)
+    from clip_ood.run_files import read_images
+
+    with _undamaged():
+        was = read_images(folder / IMAGES)
+    now = _described(benchmark)
     changed = [name for name in was.keys() | now.keys() if was.get(name) != now.get(name)]
     if changed := sorted(name for name in changed if parts is None or name in parts):
         told = ", ".join(f"{name} had {_count(was, name)} images and has {_count(now, name)}" for name in changed)
@@ -92,7 +99,10 @@ def check_contents(folder: Path, now: dict[str, str], parts: Collection[str] | N
     of these parts (None: all)."""
     if not (folder / CONTENTS).is_file():
         return  # it got no further, or is of a version that did not record them
-    was = _read(folder / CONTENTS)
+    from clip_ood.run_files import read_contents
+
+    with _undamaged():
+        was = read_contents(folder / CONTENTS)
     changed = [key for key in now if was.get(key, now[key]) != now[key] and (parts is None or key in parts)]
     if changed:
         told = ", ".join("the encoder's weights" if key == "encoder" else f"the images of {key}" for key in changed)
@@ -104,18 +114,16 @@ def check_contents(folder: Path, now: dict[str, str], parts: Collection[str] | N
 
 def record_contents(folder: Path, now: dict[str, str]) -> None:
     """Writes what `contents_of` has found."""
-    write_whole(folder / CONTENTS, json.dumps(now, indent=1))
+    write_text(folder / CONTENTS, json.dumps(now, indent=1))
 
 
-def _read(path: Path) -> dict[str, Any]:
-    """What a run has recorded. Raises: ConfigError for a damaged file."""
+@contextmanager
+def _undamaged() -> Iterator[None]:
+    """Around the reading of what a run has recorded. Raises: ConfigError for a damaged file."""
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ConfigError(f"{path} is damaged ({error}). Start the run anew: with --overwrite") from error
-    if not isinstance(content, dict):
-        raise ConfigError(f"{path} is damaged: it holds no keys. Start the run anew: with --overwrite")
-    return content
+        yield
+    except Damaged as error:
+        raise ConfigError(f"{error}. Start the run anew: with --overwrite") from error
 
 
 def check_heads(run: Path, config: Config) -> None:

@@ -2,42 +2,41 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from lightning.pytorch import Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
-from lightning.pytorch.loggers import TensorBoardLogger
-from rich.console import Console
 
 from callbacks.averaging import MovingAverage
 from callbacks.detector_writer import DetectorWriter
-from callbacks.figures import Figures
 from callbacks.ood_evaluation import OODEvaluation
 from callbacks.results_files import write_results
 from callbacks.throughput import Throughput
 from clip_ood import stalls
 from clip_ood.backbones.fingerprint import fingerprint
 from clip_ood.calibration import summary
+from clip_ood.console import Terminal
 from clip_ood.features.stored_set import Features
 from clip_ood.judging.manifest import FOLDER
 from clip_ood.judging.save import described
 from clip_ood.judging.saved import Encoder
 from clip_ood.leaks import told
+from clip_ood.shown import say
 from clip_ood.versions import versions
 from configs.loading import dump
 from configs.resuming import FREE
 from configs.schema import Config, FineTune, Method
 from datamodules.benchmark import Benchmark, load_benchmark
 from datamodules.feature_data import FeatureData
-from experiments.board import describe
+from experiments.board import Board
 from experiments.cautions import shared_by_sets, too_few_to_calibrate
 from experiments.checkpoints import WholeCheckpoints, check_checkpoint
-from experiments.extraction import load_features
+from experiments.extraction import load_features, using_features
 from experiments.models import build, check_detectors, check_method
 from experiments.quiet import hush
+from experiments.reporting import draw
 from experiments.resume import (
     check_contents,
     check_head_contents,
@@ -48,9 +47,9 @@ from experiments.resume import (
     record_contents,
     record_images,
 )
-from experiments.run_folder import head_of, is_follower, started
+from experiments.run_folder import head_of, is_follower, read_results, started
 from experiments.trainer import new_trainer
-from reports.run_page import write_report
+from reports import REPORT
 
 hush()
 
@@ -64,7 +63,7 @@ def run(config: Config, folder: Path, checkpoint: Path | None = None) -> dict[st
     if checkpoint is None and not is_follower():
         check_resumed(config, folder, FREE | {"detectors"})
     stalls.wait_at_most(config.timeout)
-    with Console(quiet=is_follower()).status("Listing the images"):
+    with Terminal(quiet=is_follower()).status("Listing the images"):
         benchmark = load_benchmark(config)
     if not is_follower():
         check_images(folder, benchmark)
@@ -73,11 +72,12 @@ def run(config: Config, folder: Path, checkpoint: Path | None = None) -> dict[st
         if checkpoint is not None:
             check_head_images(checkpoint, config, benchmark)
         if caution := too_few_to_calibrate(config, benchmark):
-            print(caution, flush=True)
+            say(caution, flush=True)
     with started(folder, dump(config)):
         if not is_follower():
             record_images(folder, benchmark)
-        return _run(config, folder, checkpoint, benchmark)
+        with using_features(config):
+            return _run(config, folder, checkpoint, benchmark)
 
 
 def _run(config: Config, folder: Path, checkpoint: Path | None, benchmark: Benchmark) -> dict[str, Any]:
@@ -98,7 +98,7 @@ def _run(config: Config, folder: Path, checkpoint: Path | None, benchmark: Bench
     if trainer.is_global_zero:
         record_contents(folder, now)
         if shared := shared_by_sets(benchmark, features):
-            print(told(shared), flush=True)
+            say(told(shared), flush=True)
     check_detectors(config, benchmark, features)
     module, data = build(config, benchmark, features, text)
     if config.evaluation.save_detector:
@@ -124,11 +124,10 @@ def _run(config: Config, folder: Path, checkpoint: Path | None, benchmark: Bench
         "predictor": (best := evaluation.results.predictor) and asdict(best),
         "versions": versions("lightning"),
     }
+    (folder / REPORT).unlink(missing_ok=True)  # of earlier results
     write_results(folder, evaluation.results, about | {"calibration": calibration(config, evaluation)}, benchmark)
-    results = json.loads((folder / "results.json").read_text(encoding="utf-8"))
-    describe(trainer.logger, config, results)
-    if config.evaluation.report:
-        write_report(folder, benchmark)
+    results = read_results(folder)
+    draw(folder, config, benchmark, trainer.logger)
     return results
 
 
@@ -143,17 +142,15 @@ def split_of(config: Config, data: FeatureData) -> dict[str, Any]:
 def make_trainer(config: Config, folder: Path, evaluation: OODEvaluation, trains: bool) -> Trainer:
     """The one Trainer that extracts, trains (then it keeps the last step) and evaluates."""
     every = config.evaluation.every_n_epochs
-    figures = [Figures(evaluation)] if config.evaluation.figures else []
     last = ModelCheckpoint(
         folder / "checkpoints", filename="last", enable_version_counter=False, save_on_train_epoch_end=True
     )  # save_last would keep nothing before the end
-    logger = TensorBoardLogger(folder.parent, name=folder.name, version="", default_hp_metric=False)
     ours = {
         "max_epochs": getattr(config.method.settings, "epochs", 1),
-        "callbacks": [*([last, Throughput()] if trains else []), evaluation, *figures],
+        "callbacks": [*([last, Throughput()] if trains else []), evaluation],
         "enable_checkpointing": trains,
         "plugins": [WholeCheckpoints()],
-        "logger": logger,
+        "logger": Board(folder),
         "default_root_dir": folder,  # where Lightning looks for what it saved when SLURM ended a job
         "use_distributed_sampler": False,
         "num_sanity_val_steps": 0,

@@ -2,31 +2,49 @@
 
 from __future__ import annotations
 
-import fcntl
-import json
-import os
+import shlex
 import shutil
-import time
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from clip_ood.files import written_whole
+import yaml
+
+from clip_ood.files import check_writable, write_text
+from clip_ood.locks import alone
 from clip_ood.naming import folder_fault, one_text
 from clip_ood.ranks import is_first
+from clip_ood.records import Damaged
+from clip_ood.shown import say
 from configs.errors import ConfigError
+from reports import REPORT
+
+if TYPE_CHECKING:
+    import pyarrow as pa
 
 CONFIG = "config.yaml"  # there: a run was started
 IMAGES = "images.json"  # the images that it trains on and scores
 CONTENTS = "contents.json"  # what stands for their contents, and for the encoder
 FINISHED = "results.json"
+SCORES = "scores.parquet"
 UNREADABLE = "unreadable.csv"  # the images that were left out
-PATIENCE = 8.0  # seconds that the workers of a killed process may take to end
 
 
-class InUse(ConfigError):
-    """A run's folder that another process is writing to."""
+@contextmanager
+def chosen_folder(root: Path, name: str, resume: bool = False, overwrite: bool = False) -> Iterator[Path]:
+    """As `choose_folder`, with all other runs kept out of the folder from before it is chosen. Raises: InUse."""
+    if is_follower():
+        yield choose_folder(root, name, resume, overwrite)
+        return
+    _check_choice(root, name, resume, overwrite)
+    folder = root / name
+    while True:
+        with alone_in(folder):
+            if (free := _free(root, name, overwrite)) == folder:
+                yield choose_folder(root, name, resume, overwrite)
+                return
+        folder = free
 
 
 def choose_folder(root: Path, name: str, resume: bool = False, overwrite: bool = False) -> Path:
@@ -36,13 +54,7 @@ def choose_folder(root: Path, name: str, resume: bool = False, overwrite: bool =
     it is to be resumed or overwritten, for `resume` without one, for both at once, and for a name that some systems take for
     another one's.
     """
-    check_name(name)
-    check_twin(root / name)
-    if resume and overwrite:
-        raise ConfigError("--resume goes on with a run and --overwrite starts it anew: give one of them")
-    if not is_follower() and (root / name / CONFIG).is_file():
-        with alone_in(root / name):
-            pass
+    _check_choice(root, name, resume, overwrite)
     if overwrite and not is_follower() and (root / name / CONFIG).is_file():
         aside = _aside(root / name)
         if aside.is_dir() and not (root / name / FINISHED).is_file():  # one that was killed while it replaced another
@@ -50,10 +62,7 @@ def choose_folder(root: Path, name: str, resume: bool = False, overwrite: bool =
         else:
             shutil.rmtree(aside, ignore_errors=True)
             (root / name).rename(aside)
-    folder, number = root / name, 1
-    while not overwrite and (folder / FINISHED).is_file():
-        number += 1
-        folder = root / f"{name}-{number}"
+    folder = _free(root, name, overwrite)
     check_twin(folder)
     if is_follower():
         return folder  # as the first process chooses, which alone writes
@@ -63,13 +72,36 @@ def choose_folder(root: Path, name: str, resume: bool = False, overwrite: bool =
                 f"{folder} holds an unfinished run. Add --resume to go on with it, or --overwrite to start anew."
             )
     elif resume:
-        raise ConfigError(f"There is no unfinished run {root / name} to resume. Leave --resume out to start one.")
-    if number > 1:
-        print(
-            f"{root / name} holds a finished run, which is kept: this one goes to {folder}. (--overwrite replaces it.)"
-        )
+        raise _nothing_to_resume(root / name)
+    if folder != root / name:
+        say(f"{root / name} holds a finished run, which is kept: this one goes to {folder}. (--overwrite replaces it.)")
+        if there := unreported(root / name):
+            say(there)
     folder.mkdir(parents=True, exist_ok=True)
+    check_writable(folder)
     return folder
+
+
+def _check_choice(root: Path, name: str, resume: bool, overwrite: bool) -> None:
+    check_name(name)
+    check_twin(root / name)
+    if resume and overwrite:
+        raise ConfigError("--resume goes on with a run and --overwrite starts it anew: give one of them")
+    if resume and not root.is_dir():
+        raise _nothing_to_resume(root / name)
+
+
+def _free(root: Path, name: str, overwrite: bool) -> Path:
+    """The folder of that name, or the first with a number, that holds no finished run."""
+    folder, number = root / name, 1
+    while not overwrite and (folder / FINISHED).is_file():
+        number += 1
+        folder = root / f"{name}-{number}"
+    return folder
+
+
+def _nothing_to_resume(folder: Path) -> ConfigError:
+    return ConfigError(f"There is no unfinished run {folder} to resume. Leave --resume out to start one.")
 
 
 def check_name(name: str, key: str = "name") -> None:
@@ -97,18 +129,18 @@ def replacing(folder: Path) -> Iterator[None]:
     aside = _aside(folder)
     try:
         yield
-    except InUse:
-        raise  # what lies there is of the other process
     except BaseException:
-        if aside.is_dir() and not is_follower():
+        if (folder / FINISHED).is_file() and not is_follower():
+            shutil.rmtree(aside, ignore_errors=True)  # what failed came after the results
+        elif aside.is_dir() and not is_follower():
             if not _worth_keeping(folder):
                 for listed in folder.rglob(UNREADABLE):
                     kept = listed.replace(folder.with_name(f"{folder.name}.{UNREADABLE}"))
-                    print(f"The list of the images that could not be read is kept in {kept}")
+                    say(f"The list of the images that could not be read is kept in {kept}")
                 shutil.rmtree(folder, ignore_errors=True)
                 aside.rename(folder)
             else:
-                print(f"The run that was to be replaced is kept in {aside}")
+                say(f"The run that was to be replaced is kept in {aside}")
         raise
     if not is_follower():
         shutil.rmtree(aside, ignore_errors=True)
@@ -140,19 +172,22 @@ def head_of(run: Path) -> Path:
 
 @contextmanager
 def started(folder: Path, config: str) -> Iterator[None]:
-    """Marks `folder` as a run by its config. An error leaves a run that is resumed as it was begun, and unmarks a new one where
-    nothing was trained in it or in a run within it, and no run within it finished."""
+    """Marks `folder` as a run by its config. An error leaves a finished run alone and one that is resumed as it was begun, and
+    unmarks a new one where nothing was trained in it or in a run within it, and no run within it finished."""
     if is_follower():
         yield
         return
     with alone_in(folder):
         begun = (folder / CONFIG).read_text(encoding="utf-8") if (folder / CONFIG).is_file() else None
-        write_whole(folder / CONFIG, config)
+        write_text(folder / CONFIG, config)
         try:
             yield
         except Exception as error:
-            if begun is not None:
-                write_whole(folder / CONFIG, begun)
+            if (folder / FINISHED).is_file():
+                pass  # what failed came after the results
+            elif begun is not None:
+                with suppress(OSError):  # the disk is full: that error is told
+                    write_text(folder / CONFIG, begun)
             elif isinstance(error, ValueError | OSError) and not _worth_keeping(folder):
                 (folder / CONFIG).unlink()
                 for about in (IMAGES, CONTENTS):
@@ -160,53 +195,70 @@ def started(folder: Path, config: str) -> Iterator[None]:
             raise
 
 
-@contextmanager
-def alone_in(folder: Path) -> Iterator[None]:
-    """Keeps other processes out of a run's folder, where the file system has locks. Raises: InUse where one is at it."""
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        _lock(descriptor, folder)
-        yield
-    finally:
-        os.close(descriptor)
-
-
-def _lock(descriptor: int, folder: Path) -> None:
-    until = time.monotonic() + PATIENCE
-    while True:
-        try:
-            return fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            if time.monotonic() > until:
-                raise InUse(
-                    f"{folder} is being written by another process: wait until it ends, or give this run another --name. If a launcher "
-                    "has started several processes for one run, let trainer.devices be their number"
-                ) from None
-        except OSError:  # a file system without locks
-            return None
-        time.sleep(0.2)
+def alone_in(folder: Path, what: str = "this run") -> AbstractContextManager[None]:
+    """Keeps other processes out of a folder that is written by the first of those of one run, or study. Raises: InUse where one is at
+    it."""
+    if is_follower():
+        return nullcontext()
+    return alone(
+        folder,
+        f"wait until it ends, or give {what} another --name. If a launcher has started several processes for one run, let "
+        "trainer.devices be their number",
+    )
 
 
 def read_results(folder: Path) -> dict[str, Any]:
     """The content of a finished run's results.json. Raises: ConfigError for a damaged one."""
-    path = folder / FINISHED
+    from clip_ood.run_files import read_results as read  # with torch and pyarrow, which nobody needs before
+
+    with scored_again():
+        return read(folder / FINISHED)
+
+
+def read_scores(folder: Path, columns: Sequence[str] | None = None) -> pa.Table:
+    """The scores.parquet of a single run or seed, or some of its columns. Raises: ConfigError for a damaged one."""
+    from clip_ood.run_files import read_scores as read
+
+    with scored_again():
+        return read(folder / SCORES, columns)
+
+
+@contextmanager
+def scored_again() -> Iterator[None]:
+    """Around the reading of a finished run's files. Raises: ConfigError, with the way out, for one that is damaged."""
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-        if not isinstance(content.get("rows"), list):
-            raise ValueError("it holds no rows of a table")
-    except (ValueError, AttributeError) as error:
-        reason = str(error) if isinstance(error, ValueError) else "it holds no keys"
+        yield
+    except Damaged as error:
         raise ConfigError(
-            f"{path} is damaged ({reason}). Remove it, and of a run over several seeds the results.json of the whole too: the command "
+            f"{error}. Remove it, and of a run over several seeds the results.json of the whole too: the command "
             "that made the run, with --resume, then scores what was trained there again"
         ) from error
-    return content
 
 
-def write_whole(path: Path, text: str) -> None:
-    """Writes a file that nobody ever sees half of, another process or the run after a killed one."""
-    with written_whole(path) as file:
-        file.write(text.encode())
+def unreported(run: Path) -> str:
+    """What to say of a finished run that was to have a report and has none, itself or one of its seeds: it was killed, or its report
+    could not be written. Else the empty string."""
+    lacking = [each for each in (run, *run.glob("seed-*")) if _lacks_report(each)]
+    return (
+        f"{lacking[0]} has no report yet: {shlex.join(['python', 'eval.py', '--report', str(run)])} writes it"
+        if lacking
+        else ""
+    )
+
+
+def check_report(run: Path) -> None:
+    """Raises: ConfigError where a finished run lacks the report that it was to have."""
+    if not is_follower() and (there := unreported(run)):
+        raise ConfigError(there)
+
+
+def _lacks_report(run: Path) -> bool:
+    if not (run / FINISHED).is_file() or (run / REPORT).is_file():
+        return False
+    try:
+        return yaml.safe_load((run / CONFIG).read_text(encoding="utf-8"))["evaluation"]["report"]
+    except (OSError, ValueError, KeyError, TypeError, yaml.YAMLError):  # of another version, or damaged
+        return False
 
 
 def is_follower() -> bool:

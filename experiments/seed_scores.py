@@ -9,6 +9,8 @@ import torch
 
 from clip_ood.metrics.placements import Placed, place
 from clip_ood.table import settings_of
+from configs.errors import ConfigError
+from experiments.run_folder import SCORES, scored_again
 from reports.scores import read_scores
 
 Numbers = dict[tuple[str, str], int]  # set, path -> the number that an image has in every seed
@@ -19,7 +21,9 @@ class SeedScores:
     same ones."""
 
     def __init__(self, folder: Path, numbers: Numbers) -> None:
-        self.sets = {each.name: each for each in read_scores(folder / "scores.parquet")}
+        self.path = folder / SCORES
+        with scored_again():
+            self.sets = {each.name: each for each in read_scores(self.path)}
         self.settings = settings_of({name: each.role for name, each in self.sets.items()})
         self.images = {
             name: torch.tensor([numbers.setdefault((name, path), len(numbers)) for path in each.paths])
@@ -28,6 +32,11 @@ class SeedScores:
 
     def placed(self, detector: str, ood: Sequence[str], setting: str = "standard") -> Placed:
         """What each image contributes to a detector's AUROC, averaged over OOD sets."""
+        for name in {*self.settings.get(setting, ["standard"]), *ood}:
+            if name not in self.sets or detector not in self.sets[name].scores:
+                raise ConfigError(
+                    f"{self.path} holds no scores of {detector} on {name}, and results.json says that there are some: score the run again, python eval.py --run RUN"
+                )
         positives = self.settings[setting]
         inside = torch.cat([self._scores(name, detector) for name in positives])
         return place(

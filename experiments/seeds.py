@@ -7,28 +7,29 @@ from typing import Any
 
 from callbacks.results_files import write_json, write_mean_table
 from callbacks.results_table import print_table
+from clip_ood.shown import say
 from configs.loading import dump
 from configs.resuming import MACHINE, differences
 from configs.schema import Config
 from datamodules.benchmark import load_benchmark
 from experiments.checkpoints import check_checkpoint
 from experiments.going_on import after_run
+from experiments.reporting import draw_seeds
 from experiments.resume import begun_with, check_images
 from experiments.run import run
 from experiments.run_folder import CONFIG, FINISHED, head_of, is_follower, read_results, seed_folder, started
 from experiments.summary import summarise
-from reports.page import REPORT
-from reports.run_page import write_seeds_report
+from reports import REPORT
 
 
 def conduct(config: Config, folder: Path, source: Path | None = None) -> None:
     """As `experiment`, and prints the table."""
     if results := experiment(config, folder, source):
         print_table(results)
-        print(f"Results: {folder}")
-        if config.evaluation.report:
-            print(f"Report: {folder / REPORT}")
-        print(after_run(folder, config.seeds, _judges(config, results), bool(results["rows"])))
+        say(f"Results: {folder}")
+        if (folder / REPORT).is_file():
+            say(f"Report: {folder / REPORT}")
+        say(after_run(folder, config.seeds, _judges(config, results), bool(results["rows"])))
 
 
 def _judges(config: Config, results: dict[str, Any]) -> bool:
@@ -67,7 +68,7 @@ def _run_seed(config: Config, seed: int, folder: Path, head: Path | None) -> Non
     if not is_follower():
         place.mkdir(exist_ok=True)
         (place / FINISHED).unlink(missing_ok=True)  # with other detectors or files beside the results
-        print(f"seed {seed}", flush=True)
+        say(f"seed {seed}", flush=True)
     run(config, place, head)
 
 
@@ -77,8 +78,9 @@ def _of_seed(config: Config, seed: int) -> Config:
 
 def _summarise(config: Config, folder: Path) -> dict[str, Any]:
     content = summarise(folder, config.seeds)
+    (folder / REPORT).unlink(missing_ok=True)  # of earlier results
     write_mean_table(folder / "results.csv", content["rows"])
     write_json(folder / FINISHED, content)
     if config.evaluation.report:
-        write_seeds_report(folder)
+        draw_seeds(folder)
     return content

@@ -5,10 +5,11 @@ from __future__ import annotations
 import csv
 from pathlib import Path
 
-from callbacks.verdict_files import TEXT
 from callbacks.verdict_writer import Line
+from clip_ood.files import written_text
 from clip_ood.unreadable import LEAST, Tolerance, TooManyUnreadable
-from datamodules.inputs import STDIN, sources
+from clip_ood.written_names import path_cell, text_cell
+from datamodules.inputs import is_stream, sources
 
 
 class Tolerated:
@@ -26,7 +27,7 @@ class Tolerated:
 
     def take(self, line: Line) -> None:
         """A line of the judging; what is no image by its name does not count."""
-        if "error" not in line or not line["is_image"] or STDIN in self.paths:
+        if "error" not in line or not line["is_image"] or any(map(is_stream, self.paths)):
             return
         self.found.append((line["path"], line["error"]))
         if len(self.found) <= LEAST:
@@ -43,5 +44,5 @@ class Tolerated:
 
 def write_failures(path: Path, found: list[tuple[str, str]]) -> None:
     """Writes path and reason of what could not be judged."""
-    with path.open("w", **TEXT) as file:
-        csv.writer(file).writerows([("path", "reason"), *found])
+    with written_text(path) as file:
+        csv.writer(file).writerows([("path", "reason"), *((path_cell(path), text_cell(why)) for path, why in found)])

@@ -3,18 +3,27 @@
 from __future__ import annotations
 
 import csv
+import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
+from stat import S_ISREG
+from typing import TextIO
 
-from callbacks.verdict_files import TEXT, CSVFile, JSONLines, Parquet, VerdictFile
+from callbacks.verdict_files import CSVFile, JSONLines, Parquet, VerdictFile
 from callbacks.verdict_writer import Line
+from clip_ood.files import written_text, written_whole
+from clip_ood.shown import shown
 from clip_ood.unreadable import SHOWN
+from clip_ood.written_names import TEXT, path_cell, text_cell
 from configs.detecting import beside
 from experiments.set_aside import Aside
 from experiments.tolerated import Tolerated
+
+END = "\r\n"  # of a line of CSV
+BYTES = "".join(map(chr, range(0xDC80, 0xDD00)))  # of names that are no UTF-8
 
 
 @dataclass
@@ -55,7 +64,7 @@ class Verdicts:
             if len(counts.shown) < SHOWN:
                 counts.shown.append((line["path"], line["error"]))
             if self.failures is not None:
-                self.failures.writerow([line["path"], line["error"]])
+                self.failures.writerow([path_cell(line["path"]), text_cell(line["error"])])
             self.tolerated.take(line)
             return
         counts.judged += line["detector"] == self.first
@@ -70,36 +79,51 @@ class Verdicts:
                     counts.left_shown.append((line["path"], error.strerror or str(error)))
 
 
+class Printed:
+    """Takes lines of CSV for a stream. In a file names are exact; a terminal is shown them, and a pipe, which may lead to one, gets
+    them without what steers one."""
+
+    def __init__(self, stream: TextIO) -> None:
+        self.stream, self.flush = stream, stream.flush
+        self.is_file, self.keep = _is_file(stream), "\t" if stream.isatty() else "\n\t\r" + BYTES
+
+    def write(self, line: str) -> None:
+        """A whole line."""
+        self.stream.write(line if self.is_file else shown(line.removesuffix(END), self.keep) + END)
+
+
+def _is_file(stream: TextIO) -> bool:
+    try:
+        return S_ISREG(os.fstat(stream.fileno()).st_mode)
+    except (OSError, ValueError):  # not a stream of the system
+        return False
+
+
 @contextmanager
 def printed(format: str, tolerated: Tolerated, detectors: list[str], aside: Aside | None) -> Iterator[Verdicts]:
     """To standard output, as they come."""
     with suppress(AttributeError):  # not a stream of the system
         sys.stdout.reconfigure(**TEXT, line_buffering=True)  # whoever reads it need not wait
-    file = JSONLines(sys.stdout) if format == "jsonl" else CSVFile(sys.stdout)
+    file = JSONLines(sys.stdout) if format == "jsonl" else CSVFile(Printed(sys.stdout))
     yield Verdicts(file, None, tolerated, detectors, aside)
     file.close()
 
 
 @contextmanager
-def written(out: Path, tolerated: Tolerated, detectors: list[str], aside: Aside | None) -> Iterator[Verdicts]:
-    """To `out` (.csv, .jsonl or .parquet), whole or not at all; what could not be judged to `out`.unreadable.csv."""
+def written(
+    out: Path, tolerated: Tolerated, detectors: list[str], aside: Aside | None, exact: bool = False
+) -> Iterator[Verdicts]:
+    """To `out` (.csv, .jsonl or .parquet, there with a column for `exact` paths), whole or not at all; what could not be judged to
+    `out`.unreadable.csv."""
     unreadable = beside(out)
-    temporary, listed = (path.with_name(f"{path.name}.tmp") for path in (out, unreadable))
-    with temporary.open("w", **TEXT) as text, listed.open("w", **TEXT) as others:
+    kind = {".csv": CSVFile, ".jsonl": JSONLines, ".parquet": Parquet}[out.suffix.lower()]
+    opened = written_whole(out) if kind is Parquet else written_text(out)
+    with opened as whole, written_text(unreadable) as others:
         failures = csv.writer(others)
         failures.writerow(("path", "reason"))
-        kinds = {
-            ".csv": lambda: CSVFile(text),
-            ".jsonl": lambda: JSONLines(text),
-            ".parquet": lambda: Parquet(temporary),
-        }
-        file = kinds[out.suffix.lower()]()
+        file = kind(whole, exact) if kind is Parquet else kind(whole)
         verdicts = Verdicts(file, failures, tolerated, detectors, aside)
         yield verdicts
         file.close()
-    temporary.replace(out)
-    if verdicts.counts.failed:
-        listed.replace(unreadable)
-    else:
-        listed.unlink()
-        unreadable.unlink(missing_ok=True)
+    if not verdicts.counts.failed:
+        unreadable.unlink()

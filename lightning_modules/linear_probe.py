@@ -7,10 +7,10 @@ from collections.abc import Iterable
 from typing import Any
 
 import torch
-from rich.console import Console
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
+from clip_ood.console import Terminal
 from clip_ood.head import StandardisedLinear, head_logits, mean_and_std
 from clip_ood.outputs import Outputs, Reference
 from configs.schema import LinearProbe as Settings
@@ -47,7 +47,7 @@ class LinearProbe(ZeroShot):
     def setup(self, stage: str) -> None:
         if stage != "fit":
             return
-        with Console(quiet=not self.trainer.is_global_zero).status("Standardising the training features"):
+        with Terminal(quiet=not self.trainer.is_global_zero).status("Standardising the training features"):
             self._prepare(self.trainer.datamodule.train)
 
     def _prepare(self, table: FeatureTable) -> None:

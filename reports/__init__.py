@@ -1,1 +1,3 @@
 """Pages about runs: report.html of a run, and of several side by side."""
+
+REPORT = "report.html"

@@ -12,8 +12,9 @@ from urllib.parse import quote
 
 from clip_ood.metrics.ood import MEAN
 from clip_ood.metrics.paired import Difference, Line
+from reports import REPORT
 from reports.charts import colour_of
-from reports.page import REPORT, percent, write_page
+from reports.page import percent, write_page
 from reports.results import Results
 
 
@@ -123,4 +124,7 @@ def _link(page: Path, folder: Path) -> str | None:
     report = folder / REPORT
     if not report.is_file():
         return None
-    return quote(Path(os.path.relpath(report.resolve(), page.resolve().parent)).as_posix())
+    try:
+        return quote(os.fsencode(Path(os.path.relpath(report.resolve(), page.resolve().parent)).as_posix()))
+    except ValueError:  # on another drive
+        return report.resolve().as_uri()

@@ -7,16 +7,15 @@ from pathlib import Path
 from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
+from markupsafe import Markup
 
-REPORT = "report.html"
+from clip_ood.files import write_text
+from clip_ood.shown import shown
 
 
 def write_page(path: Path, template: str, **values: Any) -> None:
     """Fills a template of `templates/`, every value escaped, into the file `path`: whole or not at all."""
-    text = _environment().get_template(template).render(values)
-    temporary = path.with_name(path.name + ".tmp")
-    temporary.write_text(text, encoding="utf-8")
-    temporary.replace(path)
+    write_text(path, _environment().get_template(template).render(values))
 
 
 def percent(value: float | None, digits: int = 1) -> str:
@@ -33,6 +32,11 @@ def number(value: float) -> str:
     return (f"{value:,.0f}" if 1e4 <= abs(value) < 1e9 else f"{value:#.4g}").replace("-", "−")
 
 
+def _for_people(value: Any) -> Any:
+    """Text as it may be shown; what is HTML already was made so piece by piece."""
+    return shown(value) if isinstance(value, str) and not isinstance(value, Markup) else value
+
+
 @cache
 def _environment() -> Environment:
     environment = Environment(
@@ -42,5 +46,6 @@ def _environment() -> Environment:
         trim_blocks=True,
         lstrip_blocks=True,
     )
+    environment.finalize = _for_people
     environment.filters |= {"percent": percent, "number": number}
     return environment

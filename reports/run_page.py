@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections import defaultdict
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,10 +11,12 @@ from markupsafe import Markup
 
 from callbacks.results_table import intervals_told, left_out, missing_seeds, remarks, told
 from clip_ood.metrics.curves import METRICS
+from clip_ood.run_files import read_results
 from datamodules.benchmark import Benchmark
+from reports import REPORT
 from reports.charts import colour_of, histogram, precision_recall, roc
 from reports.galleries import accepted_ood, rejected_id
-from reports.page import REPORT, write_page
+from reports.page import write_page
 from reports.results import Results, Value, all_metrics, mean_row, tables, value
 from reports.scores import ScoredSet, read_scores, thresholds
 
@@ -73,7 +74,7 @@ def default_detector(calibrations: list[dict[str, Any]], detectors: list[str]) -
 
 
 def _read(folder: Path) -> Results:
-    return json.loads((folder / "results.json").read_text(encoding="utf-8"))
+    return read_results(folder / "results.json")
 
 
 def _write(folder: Path, results: Results, default: str | None, **found: Any) -> Path:

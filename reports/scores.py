@@ -8,9 +8,10 @@ from typing import Any
 
 import numpy as np
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 
+from clip_ood import run_files
 from clip_ood.detectors.names import ABOUT
+from clip_ood.written_names import paths_of
 
 ACCEPT = 0.95  # of the ID test images, where a run is not calibrated
 
@@ -44,25 +45,31 @@ class Thresholds:
 
 def read_scores(path: Path) -> list[ScoredSet]:
     """The sets of a scores.parquet that results are reported on, in its order; detectors are named by its columns."""
-    table = pq.read_table(path)
+    table = run_files.read_scores(path)
     detectors = [name for name in table.column_names if name not in ABOUT]
     sets = []
     for name in table["set"].unique().to_pylist():
         rows = table.filter(pc.equal(table["set"], name))
         scores = {detector: rows[detector].to_numpy().astype(np.float64) for detector in detectors}
-        about = (rows[column].to_pylist() for column in ("path", "label", "prediction"))
+        about = (paths_of(rows), *(rows[column].to_pylist() for column in ("label", "prediction")))
         sets.append(ScoredSet(name, rows["role"][0].as_py(), *about, scores))
     return [each for each in sets if each.role in ("id", "csid", "ood")]
 
 
 def thresholds(calibration: dict[str, Any] | None, id_test: ScoredSet) -> Thresholds:
-    """Those of a run's calibration; without one, those that accept 95 % of the ID test images."""
+    """Those of a run's calibration; without one, those that accept 95 % of the ID test images. Raises: ValueError where the
+    calibration lacks a detector."""
     if calibration and calibration["thresholds"]:
         expected = (
             f", where {100 * calibration['expected']:.1f}\N{NO-BREAK SPACE}% are expected to pass"
             if calibration["expected"]
             else ""
         )
+        if missing := sorted(id_test.scores.keys() - calibration["thresholds"].keys()):
+            raise ValueError(
+                f"results.json states no threshold of {missing[0]}, and scores.parquet has its scores: score the run again, python "
+                "eval.py --run RUN"
+            )
         accept, n = calibration["accept"], calibration["n"]
         how = f"is calibrated to accept {100 * accept:g}\N{NO-BREAK SPACE}% of new ID images or more, on {n} ID val images{expected}"
         return Thresholds(calibration["thresholds"], how)

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from callbacks.results_files import write_json
+from clip_ood.shown import say
 from configs.resuming import FREE, MACHINE, differences
 from configs.schema import Config
 from experiments.resume import begun_with, check_resumed
@@ -49,7 +50,7 @@ def conduct(plan: Plan) -> tuple[dict[str, dict[str, Any]], dict[str, str]]:
     failed: dict[str, str] = {}
     for number, run in enumerate(missing, start=1):
         if not is_follower():
-            print(f"[{number}/{len(missing)}] {run}", flush=True)
+            say(f"[{number}/{len(missing)}] {run}", flush=True)
         try:
             (_score if states[run] is State.UNSCORED else _run)(plan.runs[run], plan.folder / run)
         except ValueError as error:
@@ -57,7 +58,7 @@ def conduct(plan: Plan) -> tuple[dict[str, dict[str, Any]], dict[str, str]]:
                 raise
             failed[run] = str(error)
             if not is_follower():
-                print(f"left out: {error}", flush=True)
+                say(f"left out: {error}", flush=True)
     if is_follower():
         return {}, failed
     done = [run for run in plan.runs if run not in failed]

@@ -11,6 +11,7 @@ import matplotlib
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from clip_ood.files import written_whole
 from clip_ood.metrics.ood import MEAN
 from studies.fit import least_squares
 from studies.plan import Plan
@@ -26,7 +27,8 @@ def write_figure(path: Path, plan: Plan, rows: list[Row]) -> None:
     with matplotlib.rc_context({"font.size": 9, "axes.spines.top": False, "axes.spines.right": False}):
         figure = DRAW[plan.study.shows](plan, rows)
         figure.suptitle(plan.study.title or plan.study.name, fontsize=10)
-        figure.savefig(path, dpi=160)
+        with written_whole(path) as file:
+            figure.savefig(file, dpi=160)
 
 
 def _results(plan: Plan, rows: list[Row]) -> Figure:

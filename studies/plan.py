@@ -8,6 +8,7 @@ from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass
 from functools import partial
 from itertools import product
+from math import prod
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,7 @@ from configs.yaml_text import says_none
 from experiments.run_folder import CONFIG, check_name, check_twin
 
 STAR = "method.*."
+MOST_POINTS = 10_000  # of one line
 
 
 @dataclass(frozen=True)
@@ -148,6 +150,11 @@ def _combinations(name: str, line: Line, axes: dict[str, dict[str, Changes]]) ->
         if unknown := [label for label in labels if label not in axes[axis]]:
             raise ConfigError(f"lines.{name}.only.{axis}: there is no {unknown[0]!r}.{nearest(unknown[0], axes[axis])}")
     choices = [[label for label in axes[axis] if label in line.only.get(axis, axes[axis])] for axis in varied]
+    if (points := prod(map(len, choices))) > MOST_POINTS:
+        raise ConfigError(
+            f"lines.{name}: the axes {', '.join(varied)} make {points:,} combinations, and at most {MOST_POINTS:,} are run: leave labels "
+            "out (lines.….only), or axes (lines.….axes)"
+        )
     return (dict(zip(varied, combination, strict=True)) for combination in product(*choices))
 
 
@@ -168,8 +175,14 @@ def _starred(content: dict[str, Any], key: str) -> str:
     """A key, or `--key=value`, with the method's name for its star; empty where the method has no such key."""
     if not key.removeprefix("--").startswith(STAR):
         return key
-    name = next(iter(content["method"]))
+    name = _method(content)
     return key.replace("*", name, 1) if _of_star(key) in _keys_of(name) else ""
+
+
+def _method(content: dict[str, Any]) -> str:
+    """The name of a run's method; empty where none is named, which the schema then says."""
+    given = content.get("method")
+    return next(iter(given), "") if isinstance(given, dict) else ""
 
 
 def _of_star(key: str) -> str:
@@ -183,7 +196,7 @@ def _keys_of(method: str) -> Collection[str]:
 
 def _check_starred(contents: list[dict[str, Any]], keys: Iterable[str]) -> None:
     """Raises ConfigError for a `method.*.key` that the method of no run has: it would change nothing."""
-    known = sorted({key for content in contents for key in _keys_of(next(iter(content["method"])))})
+    known = sorted({key for content in contents for key in _keys_of(_method(content))})
     for key in keys:
         if key.removeprefix("--").startswith(STAR) and _of_star(key) not in known:
             raise ConfigError(

@@ -9,17 +9,19 @@ from statistics import fmean
 from typing import Any
 
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 
 from callbacks.results_table import intervals_told, missing_seeds, told
+from clip_ood.files import written_text
 from clip_ood.metrics.curves import METRICS
 from clip_ood.metrics.ood import MEAN
-from experiments.run_folder import of_seed
+from clip_ood.written_names import cells, paths_of
+from experiments.run_folder import of_seed, read_scores
 from studies.plan import Plan
 
 Results = Mapping[str, dict[str, Any]]  # run -> content of its results.json
 SPREAD = ("auroc_std", "auroc_low", "auroc_high")
 PERCENT = (*METRICS, *SPREAD, "accuracy", "knn_accuracy", "labels_passed", "labels_right")
+NUMBERS = {*PERCENT, "seeds", "n_id", "n_ood", "fewest_labels", "most_labels"}
 
 
 def values(plan: Plan, results: Results) -> list[dict[str, Any]]:
@@ -73,11 +75,13 @@ def over_seeds(results: Results) -> dict[int, str]:
 
 def write_values(path: Path, rows: list[dict[str, Any]]) -> None:
     """The rows as CSV; fractions in percent with 2 decimals."""
-    with path.open("w", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, rows[0])
+    texts = rows[0].keys() - NUMBERS
+    with written_text(path) as file:
+        writer = csv.DictWriter(file, cells(rows[0], texts))
         writer.writeheader()
         for row in rows:
-            writer.writerow(row | {key: f"{100 * row[key]:.2f}" for key in PERCENT if row[key] is not None})
+            percent = {key: f"{100 * row[key]:.2f}" for key in PERCENT if row[key] is not None}
+            writer.writerow(cells(row | percent, texts))
 
 
 def means(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
@@ -106,17 +110,15 @@ def _accuracies(plan: Plan, run: str, found: dict[str, Any]) -> dict[str, float]
     """Share of right predictions on each corrupted set, whose images have the paths of the ID test images that they show."""
     of_set: dict[str, list[float]] = {}
     for seed in found["seeds"]:
-        table = pq.read_table(
-            of_seed(plan.folder / run, seed) / "scores.parquet", columns=["set", "path", "label", "prediction"]
-        )
+        table = read_scores(of_seed(plan.folder / run, seed), ["set", "path", "label", "prediction"])
         clean = table.filter(pc.equal(table["set"], "id_test"))
         if not clean["prediction"].drop_null():
             return {}
-        label = dict(zip(clean["path"].to_pylist(), clean["label"].to_pylist(), strict=True))
+        label = dict(zip(paths_of(clean), clean["label"].to_pylist(), strict=True))
         for name in pc.unique(table["set"]).to_pylist():
             if name == "id_test" or name in plan.runs[run].data.ood:
                 part = table.filter(pc.equal(table["set"], name))
-                pairs = zip(part["path"].to_pylist(), part["prediction"].to_pylist(), strict=True)
+                pairs = zip(paths_of(part), part["prediction"].to_pylist(), strict=True)
                 right = [label[path] == prediction for path, prediction in pairs]
                 of_set.setdefault(name, []).append(fmean(right))
     return {name: fmean(shares) for name, shares in of_set.items()}

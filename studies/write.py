@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from clip_ood.files import write_text
+from clip_ood.shown import say, shown
 from studies.figures import write_figure
 from studies.plan import Plan
 from studies.report import markdown
@@ -16,7 +18,7 @@ def write(plan: Plan, results: Results, failed: dict[str, str]) -> None:
     write_figure(figure, plan, rows)
     left_out = [f"Left out: {run} ({reason})" for run, reason in failed.items()]
     text = markdown(plan, rows, over_seeds(results), [*missing(plan, results), *left_out])
-    table.write_text(text, encoding="utf-8")
-    print(text)
-    print("Written: " + ", ".join(map(str, (table, csv, figure))))
-    print(f"Next: look at {figure}, or add lines or axes and run it again: what is finished is kept")
+    write_text(table, shown(text))
+    say(text)
+    say("Written: " + ", ".join(map(str, (table, csv, figure))))
+    say(f"Next: look at {figure}, or add lines or axes and run it again: what is finished is kept")

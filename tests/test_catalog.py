@@ -98,7 +98,7 @@ def test_listing_downloads_nothing(tmp_path, capsys, monkeypatch):
     def no(*_, **__):
         raise AssertionError("a download")
 
-    monkeypatch.setattr("urllib.request.urlopen", no)
+    monkeypatch.setattr("urllib.request.OpenerDirector.open", no)
     (tmp_path / "cifar-10-batches-py").mkdir()  # of a download that was killed
     out = table(tmp_path, capsys, monkeypatch)
     assert "CIFAR10 test: " in out and "could not read CIFAR10" in out

@@ -1,6 +1,9 @@
 """The demo's parts, without its download: names, closed forms, pictures, folders."""
 
 import json
+import shutil
+import subprocess
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -11,6 +14,8 @@ from demo.encoder import open_clip_config, set_head, timm_names
 from demo.folders import written_whole
 from demo.images import check_counts, squared_on_white, stamps, write_digits
 from demo.projection import clipped_gaussian_mean, ridge, smallest_sure_scale, unit_rows
+
+PROJECT = Path(__file__).parents[1]
 
 
 def test_efficientnet_loads_strictly_under_timm_names():
@@ -147,3 +152,28 @@ def test_open_clip_builds_the_described_model(tmp_path):
         assert model.encode_image(torch.zeros(1, 3, 64, 64)).shape == (1, 384)
         assert model.encode_text(torch.tensor([[1, 2, 0, 0]])).shape == (1, 384)
     assert open_clip.get_model_preprocess_cfg(model)["size"] == (224, 224)
+
+
+def test_without_apt_get_make_names_a_command_that_is_ready(tmp_path):
+    """A Makefile of its own, with a python that writes down what it is asked for, and a PATH without apt-get."""
+    for name in ("Makefile", "pyproject.toml"):
+        shutil.copy(PROJECT / name, tmp_path)
+    for folder in ("demo", "tools", ".venv/bin", "data/demo_encoder", "data/demo"):
+        (tmp_path / folder).mkdir(parents=True)
+    for path in (PROJECT / "demo").glob("*.py"):
+        shutil.copy(path, tmp_path / "demo")
+    python = tmp_path / ".venv/bin/python"
+    python.write_text('#!/bin/sh\necho "$@" >> asked\n')
+    python.chmod(0o755)
+    (tmp_path / ".venv/.installed").touch()
+    for tool in ("sh", "touch", "make"):
+        (tmp_path / "tools" / tool).symlink_to(shutil.which(tool))
+    make = lambda target: subprocess.run(  # noqa: E731
+        ["make", target], cwd=tmp_path, env={"PATH": str(tmp_path / "tools")}, capture_output=True, text=True
+    )
+    asked = lambda: (tmp_path / "asked").read_text().splitlines()  # noqa: E731
+    done = make("demo")
+    assert done.returncode and "there is no apt-get here" in done.stdout
+    assert done.stdout.splitlines()[-1] == ".venv/bin/python train.py --config demo_cifar.yaml"
+    assert asked() == ["-m demo.encoder data/demo_encoder"]  # what that command needs
+    assert not make("demo-cifar").returncode and asked()[1:] == ["train.py --config demo_cifar.yaml"]

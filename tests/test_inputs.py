@@ -48,7 +48,11 @@ def test_what_is_no_image_is_listed_with_its_reason(tmp_path):
     assert set(found) == {"good.png", "notes.txt", "loop", "self.png", "gone.png", "pipe.png"}
     assert found["notes.txt"].reason == "no image by its name"
     assert found["loop"].reason.startswith("a link back to")
-    for name, reason in (("self.png", "symbolic links"), ("gone.png", "No such file"), ("pipe.png", "no regular file")):
+    for name, reason in (
+        ("self.png", "symbolic links"),
+        ("gone.png", "No such file"),
+        ("pipe.png", "it is a pipe, and no file"),
+    ):
         with pytest.raises(OSError, match=reason):
             found[name].read()
     assert found["good.png"].read().size == (4, 4)

@@ -13,9 +13,8 @@ import tiny_clip
 
 from clip_ood.ranks import is_first
 from configs.errors import ConfigError
-from experiments import launchers, run_folder
+from experiments import launchers
 from experiments.launchers import PARENT, settle
-from experiments.run_folder import InUse, alone_in, replacing, started
 
 PROJECT = Path(__file__).parents[1]
 SALLOC = {"SLURM_JOB_ID": "7", "SLURM_NTASKS": "4", "SLURM_JOB_NAME": "train", "SLURM_NNODES": "1"}
@@ -255,43 +254,3 @@ def test_two_tasks_with_a_run_each(root, alone):
     for process in [begun(root, f"each_{number}", task, splits=0.4) for number, task in enumerate(tasks)]:
         ended(process)
     assert rows(root, "each_0") == rows(root, "each_1") == alone
-
-
-# One writer
-
-
-def test_a_folder_has_one_writer(tmp_path, monkeypatch):
-    monkeypatch.setattr(run_folder, "PATIENCE", 0.3)
-    (tmp_path / "run").mkdir()
-    (tmp_path / ".run.replaced").mkdir()
-    with started(tmp_path / "run", "first"):
-        with pytest.raises(InUse, match=r"is being written by another process.*--name.*trainer\.devices"):  # noqa: SIM117
-            with replacing(tmp_path / "run"), started(tmp_path / "run", "second"):
-                raise AssertionError("two are at it")
-        assert (tmp_path / "run" / "config.yaml").read_text() == "first"
-        for options in ({}, {"resume": True}, {"overwrite": True}):
-            with pytest.raises(InUse):
-                run_folder.choose_folder(tmp_path, "run", **options)
-    assert (tmp_path / "run" / "config.yaml").read_text() == "first"
-    assert run_folder.choose_folder(tmp_path, "run", resume=True) == tmp_path / "run"
-
-
-def test_a_file_system_without_locks_is_no_hindrance(tmp_path, monkeypatch):
-    def refuse(*_):
-        raise OSError(95, "Operation not supported")
-
-    monkeypatch.setattr(run_folder.fcntl, "flock", refuse)
-    with alone_in(tmp_path), alone_in(tmp_path):
-        pass
-
-
-def test_whoever_comes_while_a_killed_ones_workers_end_waits(tmp_path):
-    import threading
-
-    with alone_in(tmp_path):
-        waiting = threading.Thread(target=lambda: alone_in(tmp_path).__enter__(), daemon=True)
-        waiting.start()
-        waiting.join(0.5)
-        assert waiting.is_alive()
-    waiting.join(5)
-    assert not waiting.is_alive()

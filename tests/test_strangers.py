@@ -253,11 +253,11 @@ def test_an_encoder_inside_the_folder_is_all_that_is_read(asking, root, run, tmp
     "change, message",
     [
         ({"trust_remote_code": True}, "key 'encoder.trust_remote_code'"),
-        ({"features": "load"}, "encoder.features is \"load\", and must be one of float32"),
+        ({"features": "load"}, "encoder.features is \"load\", and must be 'float32', 'float16'"),
         ({"autocast": ["float16"]}, "encoder.autocast is"),
-        ({"spec": {"library": "os", "model": "system"}}, "encoder.spec.library is \"os\", and must be one of open_clip, timm"),
+        ({"spec": {"library": "os", "model": "system"}}, "encoder.spec.library is \"os\", and must be 'open_clip' or 'timm'"),
         ({"spec": {"library": "timm", "model": ["a"]}}, "encoder.spec.model is"),
-        ({"spec": {"library": "timm"}}, "does not say what its encoder is"),
+        ({"spec": {"library": "timm"}}, "the key encoder.spec.model is missing"),
     ],
 )  # fmt: skip
 def test_a_manifest_names_an_encoder_and_nothing_else(change, message, run, tmp_path, watch):

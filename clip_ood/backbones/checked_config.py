@@ -14,6 +14,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from clip_ood.json_files import read_json
+
 
 @dataclass(frozen=True)
 class Kind:
@@ -36,7 +38,7 @@ def read_checked(path: Path, keys: Keys) -> dict[str, Any]:
     Raises: FileNotFoundError, ValueError for what is no JSON, NotAllowed as `checked`.
     """
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = read_json(path)
     except ValueError as error:
         raise ValueError(f"{path} is damaged: it is no JSON ({error})") from error
     return checked(content, keys, str(path))
@@ -250,18 +252,4 @@ TOKENIZER_FILES: dict[str, Kind | Keys | None] = {  # None: what holds data what
     "added_tokens.json": ADDED_TOKENS,
     **dict.fromkeys(("tokenizer.json", "vocab.txt", "vocab.json", "merges.txt")),
     **dict.fromkeys(("sentencepiece.bpe.model", "spiece.model", "tokenizer.model")),
-}
-
-# the encoder that a detector's folder names
-
-ENCODER = {
-    "spec": {
-        "library": one_of("open_clip", "timm"),
-        **_each(TEXT, "model pretrained preprocess"),
-        "random_seed": WHOLE,
-        "precision": one_of("fp32", "bf16", "fp16"),
-    },
-    "fingerprint": Kind("a mapping", lambda value: isinstance(value, dict)),
-    **_each(DTYPE, "features autocast"),
-    "in_folder": TRUTH,
 }

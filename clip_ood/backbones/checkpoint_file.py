@@ -14,6 +14,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from clip_ood.backbones.torchscript import is_torchscript, read_torchscript
+from clip_ood.regular_file import check_regular
 
 WRAPPERS = (  # what holds the weights beside optimizers and settings; averaged ones come first
     "state_dict_ema",
@@ -61,6 +62,7 @@ def unwrapped(content: Any) -> dict[str, Tensor]:
 
 
 def _content(path: Path) -> Any:
+    check_regular(path)
     if is_zipfile(path):
         with ZipFile(path) as archive:
             program = is_torchscript(archive)

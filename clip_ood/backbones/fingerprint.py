@@ -8,13 +8,16 @@ import os
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
-from uuid import uuid4
 
 import rich.progress
 
 from clip_ood.backbones.names import BackboneSpec
 from clip_ood.backbones.weights import local_weights, remote_weights
 from clip_ood.cache import cache
+from clip_ood.console import Terminal
+from clip_ood.files import write_text
+from clip_ood.json_files import read_json
+from clip_ood.regular_file import check_regular
 
 TEXT_FILES = ("config.json", "tokenizer*", "special_tokens_map.json", "vocab*", "merges.txt", "*.model")
 
@@ -54,7 +57,7 @@ def _open_clip(spec: BackboneSpec, hashes: Path) -> dict[str, Any]:
 
 def _folder(folder: Path, spec: BackboneSpec, hashes: Path) -> dict[str, Any]:
     """The folder may move: its files are what counts."""
-    config = json.loads((folder / "open_clip_config.json").read_text(encoding="utf-8"))
+    config = read_json(folder / "open_clip_config.json")
     text_files = sorted({path for pattern in TEXT_FILES for path in folder.glob(pattern)})
     return {
         "model": "local-dir",
@@ -102,10 +105,7 @@ def file_hash(path: Path, remembered: Path) -> str:
 
 
 def _remember(path: Path, known: dict[str, str]) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f"{path.name}.{uuid4().hex}.tmp")
-    temporary.write_text(json.dumps(known, indent=1))
-    temporary.replace(path)
+    write_text(path, json.dumps(known, indent=1))
 
 
 def _remembered(path: Path) -> dict[str, str]:
@@ -118,10 +118,12 @@ def _remembered(path: Path) -> dict[str, str]:
 
 
 def sha256(path: Path) -> str:
-    """The SHA-256 of a file, 64 hex digits."""
+    """The SHA-256 of a file, 64 hex digits. Raises: OSError for what is no file (a device may never end)."""
     content = hashlib.sha256()
-    small = path.stat().st_size < 2**28  # read within a second
-    with rich.progress.open(path, "rb", description=f"Hashing {path.name}", transient=True, disable=small) as file:
+    small = check_regular(path) < 2**28  # read within a second
+    with rich.progress.open(
+        path, "rb", description=f"Hashing {path.name}", console=Terminal(), transient=True, disable=small
+    ) as file:
         while block := file.read(1 << 20):
             content.update(block)
     return content.hexdigest()

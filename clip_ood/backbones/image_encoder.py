@@ -17,6 +17,7 @@ from clip_ood.backbones.backbone import Backbone
 from clip_ood.backbones.names import BackboneSpec, check_model
 from clip_ood.backbones.open_clip_files import read_images_alone, without_text
 from clip_ood.backbones.spec import ImageSpec
+from clip_ood.files import write_text
 from clip_ood.tensor_files import save_tensors
 
 WEIGHTS = "image_encoder.safetensors"
@@ -25,13 +26,11 @@ CONFIG = Path("architecture", "open_clip_config.json")  # beside weights, open_c
 
 def save_image_encoder(folder: Path, backbone: Backbone, spec: BackboneSpec) -> list[Path]:
     """Writes what turns images into g and h; the files. `backbone` is the one of `spec`, its weights trained on or not."""
-    folder.mkdir(parents=True, exist_ok=True)
     files = [folder / WEIGHTS]
     if spec.library == "open_clip":
         described = without_text(backbone.described) | {"preprocess_cfg": backbone.image_tower.preprocess_cfg}
         files.append(folder / CONFIG)
-        files[-1].parent.mkdir(exist_ok=True)
-        files[-1].write_text(json.dumps(described, indent=1, default=list), encoding="utf-8")
+        write_text(files[-1], json.dumps(described, indent=1, default=list))
     save_tensors(_weights(backbone), files[0])
     return files
 

@@ -32,6 +32,9 @@ from clip_ood.backbones.checked_config import (
 )
 from clip_ood.backbones.names import REPOSITORY, BackboneSpec
 from clip_ood.backbones.weights import CONFIG, Remote, remote_config
+from clip_ood.files import write_text
+from clip_ood.json_files import read_json
+from clip_ood.shown import say
 
 NO_TEXT = {"context_length": 1, "vocab_size": 1, "width": 8, "heads": 1, "layers": 1}
 OF_TEXT = ("text_cfg", "multimodal_cfg", "custom_text")
@@ -70,7 +73,7 @@ def read_description(path: Path) -> dict[str, Any]:
 def read_images_alone(path: Path) -> dict[str, Any]:
     """The same without its text tower, whatever that is. Raises as `read_description`."""
     try:
-        described = without_text(json.loads(path.read_text(encoding="utf-8")))
+        described = without_text(read_json(path))
     except (ValueError, TypeError, LookupError, AttributeError) as error:
         raise ValueError(f"{path} describes no model of open_clip ({error})") from error
     return checked(described, OPEN_CLIP, str(path))
@@ -121,7 +124,7 @@ def _write_tokenizer(folder: Path, name: str, spec: BackboneSpec, download: bool
     if not found.keys() & TOKENIZER_FILES.keys():
         raise ValueError(f"text_cfg.hf_tokenizer_name: {name}: there are no files of a tokenizer (tokenizer.json, …)")
     if model := found.pop("config.json", None):  # what kind of model it was made for helps to find its class
-        content = json.loads(model.read_text(encoding="utf-8"))
+        content = read_json(model)
         if isinstance(content, dict) and (kind := content.get("model_type")):
             _write(folder / "config.json", checked({"model_type": kind}, MODEL_TYPE, str(model)))
     for each, path in found.items():
@@ -147,7 +150,7 @@ def _files(name: str, wanted: list[str], spec: BackboneSpec, what: str, download
         elif known is None and download and not constants.HF_HUB_OFFLINE:  # else it is known not to be there
             if not said:
                 about = f"the {what} of {spec.model} from {remote.address} to {remote.cache}"
-                print(f"Downloading what the cache lacks of {about} (size not known)", flush=True)
+                say(f"Downloading what the cache lacks of {about} (size not known)", flush=True)
                 said = True
             try:
                 found[file] = remote.fetch(download)
@@ -162,7 +165,7 @@ def _files(name: str, wanted: list[str], spec: BackboneSpec, what: str, download
 
 
 def _write(path: Path, content: Any) -> None:
-    path.write_text(json.dumps(content, default=list), encoding="utf-8")
+    write_text(path, json.dumps(content, default=list))
 
 
 @contextmanager

@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from pathlib import Path
 
 from clip_ood.backbones.names import BackboneSpec
+from clip_ood.checksum import Checksum, record, recorded
+from clip_ood.download import download
+from clip_ood.file_types import check_type
+from clip_ood.locks import in_turn
 from clip_ood.ranks import is_first
+from clip_ood.shown import say
 
 CONFIG = "open_clip_config.json"
 OPEN_CLIP_FILES = ("open_clip_model.safetensors", "open_clip_pytorch_model.bin")
@@ -40,18 +46,17 @@ class Remote:
         """Where it is, for people."""
         return self.url or f"https://huggingface.co/{self.repository}"
 
-    def fetch(self, download: bool) -> Path:
-        """The file: out of the cache, else downloaded, if `download` allows that.
+    def fetch(self, allowed: bool) -> Path:
+        """The file: out of the cache, else downloaded, if that is allowed.
 
         Raises: ConnectionError where it does not, and where the hub does not give it.
         """
-        if self.url and download:  # what is there already is compared with the hash in its address
-            from open_clip.pretrained import download_pretrained_from_url
-
-            return Path(download_pretrained_from_url(self.url, str(self.cache)))
+        if self.url and allowed:
+            with in_turn(self.cache / self.url.rpartition("/")[2]):  # the hub's client has locks of its own
+                return self._from_url()
         if cached := self.cached():
             return cached
-        if not download:
+        if not allowed:
             raise ConnectionError(f"{self.address} is not in the local cache {self.cache}")
         from huggingface_hub import hf_hub_download
         from huggingface_hub.utils import EntryNotFoundError
@@ -62,6 +67,24 @@ class Remote:
             except EntryNotFoundError:  # no such file there, or no answer and none in the cache
                 continue
         raise ConnectionError(f"{self.address} has or gives no {' or '.join(self.files)}")
+
+    def _from_url(self) -> Path:
+        """The file at `url`: what is there already is held against its checksum, as what is downloaded: that in its address, else that
+        of the first download, which is kept beside it."""
+        file = self.cache / self.url.rpartition("/")[2]
+        known = _in_address(self.url) or recorded(file)
+        if file.is_file():
+            try:
+                check_type(file)
+                if known is not None:
+                    known.check(file)
+                return file
+            except ValueError as error:
+                say(f"{file}: {error}: it is downloaded again", flush=True)
+        download(self.url, file, known)
+        if known is None:
+            say(f"No checksum of {file.name} was published. That of this first download is kept in {record(file)}")
+        return file
 
     def revision(self) -> str:
         """`repository@commit`: of the copy in the cache if there is one, else of the hub's newest; a URL as it is.
@@ -133,6 +156,12 @@ def weights_file(spec: BackboneSpec, download: bool) -> Path | None:
     return local_weights(spec) if remote is None else remote.fetch(download)
 
 
+def _in_address(url: str) -> Checksum | None:
+    """The checksum in an address of weights: OpenAI's folders are called by it, open_clip's own files end with its first digits."""
+    found = re.search(r"openaipublic.*/([0-9a-f]{64})/|mlfoundations.*-([0-9a-f]{8,64})\.\w+$", url)
+    return None if found is None else Checksum("sha256", found[1] or found[2], "and by its address begins with")
+
+
 def _timm_default(model: str, hub: Path) -> Remote:
     import torch
     from timm.models import get_pretrained_cfg
@@ -163,13 +192,11 @@ def announce(spec: BackboneSpec) -> None:
         return
     if (remote := remote_weights(spec)) is None:
         if not local_weights(spec):
-            print(f"{spec.model} comes without weights: random ones are drawn from seed {spec.random_seed}", flush=True)
+            say(f"{spec.model} comes without weights: random ones are drawn from seed {spec.random_seed}", flush=True)
     elif not remote.cached():
         remote.revision()  # raises
         weights = "" if spec.pretrained in (None, "default") else f" {spec.pretrained}"
-        print(
-            f"Downloading {spec.model}{weights} ({remote.size()}) from {remote.address} to {remote.cache}", flush=True
-        )
+        say(f"Downloading {spec.model}{weights} ({remote.size()}) from {remote.address} to {remote.cache}", flush=True)
 
 
 def local_weights(spec: BackboneSpec) -> Path | None:

@@ -18,7 +18,7 @@ class FDBD(Detector):
     """Distances to decision boundaries over that to the mean: Σ_{c ≠ y} |z_y − z_c| / ‖w_y − w_c‖ / ‖f − μ‖.
 
     f: features (N, D); z = W f + b: head logits (N, C); y = argmax_c z_c; w_c: rows of the reference's weight (C, D);
-    μ: mean feature of all ID training images. Two classes of equal weights have no boundary: their term is left out.
+    μ: mean feature of all ID training images. Two classes of equal weights, up to rounding, have no boundary: their term is left out.
     ‖f − μ‖ counts as at least 1e-9 ‖μ‖, so that an image at the mean has a finite score.
     Raises ValueError at `fit` without ID training images.
     Liu and Qin, 2024 (arXiv 2312.11536; their code takes the mean over c where this takes the sum: the same order).
@@ -39,8 +39,11 @@ class FDBD(Detector):
             raise self._error("no ID training image was taken in; expected at least one")
         self.mean = self.overall.means()[0]
         weight = self.reference.weight.to(self.mean)
-        gaps = torch.cdist(weight, weight, compute_mode="donot_use_mm_for_euclid_dist")  # (C, C), 0 for equal rows
-        self.inverse_gaps = torch.where(gaps > 0, gaps.reciprocal(), 0)
+        gaps = torch.cdist(
+            weight, weight, compute_mode="donot_use_mm_for_euclid_dist"
+        )  # (C, C), of rounding for equal rows
+        rounding = torch.finfo(self.reference.weight.dtype).eps * weight.norm(dim=1).max()
+        self.inverse_gaps = torch.where(gaps > rounding, gaps.reciprocal(), 0)
 
     def _score(self, rows: Outputs) -> Tensor:
         z = rows.logits.to(self.mean)

@@ -3,17 +3,64 @@
 from __future__ import annotations
 
 from collections.abc import Hashable
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 from torch.nn.functional import normalize
 
 from clip_ood.detectors.class_sums import ClassSums
+from clip_ood.detectors.exchange import Exchange
 from clip_ood.outputs import Outputs
 
 TOLERANCE = 1e-10  # eigenvalues below this share of the largest are zero
 SHRINKAGE = 0.01
-NOISE = 1e-12  # a variance below this share of the mean square is what float64 sums leave of rows that are equal
+DOUBLE = torch.finfo(torch.float64).eps
+BATCHES = 8  # machine epsilons by which an encoder's outputs differ between batches: 1e-6 in float32
+
+
+@dataclass(frozen=True)
+class Rounding:
+    """The variance that rounding alone can give rows: in any `direction`, and in `all` D of them together."""
+
+    direction: float
+    all: float
+
+    def rank(self, values: Tensor) -> int:
+        """How many of the ascending eigenvalues (D,) of a covariance are not of rounding."""
+        return int((values > max(TOLERANCE * values[-1].item(), self.direction)).sum())
+
+
+@dataclass(frozen=True)
+class Spectrum:
+    """A covariance as its eigenvalues (D,), ascending, and eigenvectors (D, D): the last `rank` are not of rounding."""
+
+    values: Tensor
+    vectors: Tensor
+    rank: int
+
+    @classmethod
+    def of(cls, covariance: Tensor, rounding: Rounding) -> Spectrum:
+        """That of Σ (D, D). Raises ValueError where Σ is zero, or nothing but rounding."""
+        values, vectors = torch.linalg.eigh(covariance)
+        rank = rounding.rank(values)
+        if not rank or values[-rank:].sum() <= rounding.all:
+            raise ValueError("the covariance is zero")
+        return cls(values, vectors, rank)
+
+    @property
+    def is_full(self) -> bool:
+        """Whether the rank is D."""
+        return self.rank == len(self.values)
+
+    def inverted(self) -> Tensor:
+        """A (D, rank) with A Aᵀ = Σ⁺, so that squared distances are ‖Aᵀ(x − μ)‖²."""
+        return self.vectors[:, -self.rank :] / self.values[-self.rank :].sqrt()
+
+    def shrunk(self) -> Tensor:
+        """A (D, D) with A Aᵀ the inverse of (1 − ε) Σ + ε (tr Σ / D) I, ε = 0.01."""
+        values = (1 - SHRINKAGE) * self.values.clamp_min(0) + SHRINKAGE * self.values.mean()
+        return self.vectors / values.sqrt()
 
 
 class Moments(ClassSums):
@@ -21,7 +68,8 @@ class Moments(ClassSums):
 
     x: `space` ("features" or "logits") of an image, put on the unit sphere first with `unit`. Shapes: counts (1 + C,)
     and sums (1 + C, D), where place 0 is for rows without a label (-1, or no labels at all); second (2, D, D), of rows
-    without and of rows with a label.
+    without and of rows with a label; epsilon (), the machine epsilon of the coarsest dtype that rows or what they were made of
+    came in.
     """
 
     def __init__(self, space: str, *, unit: bool = False) -> None:
@@ -29,6 +77,7 @@ class Moments(ClassSums):
         self.space, self.unit = space, unit
         with torch.inference_mode(False):
             self.register_buffer("second", torch.zeros(2, 0, 0, dtype=torch.float64))
+            self.register_buffer("epsilon", torch.tensor(DOUBLE, dtype=torch.float64))
 
     def key(self) -> Hashable:
         return type(self), self.space, self.unit
@@ -56,9 +105,17 @@ class Moments(ClassSums):
         """Covariance (1 / N) Σ_i (x_i − μ)(x_i − μ)ᵀ of rows with a label, (D, D)."""
         return self.second[1] / self.labelled().sum() - torch.outer(self.mean(), self.mean())
 
-    def mean_square(self) -> float:
-        """Mean of ‖x‖² of rows with a label."""
-        return (self.second[1].trace() / self.labelled().sum()).item()
+    def rounding(self, u: Tensor | None = None) -> Rounding:
+        """What rounding may leave of `within` and `total` or, with u (D,), of `around(u)` where no row differs from another.
+
+        Of N rows with mean square s, float64 sums are right to max(N, D) ε₆₄ s, as in numpy's `matrix_rank`; the rows themselves,
+        of a dtype with ε, to (8 ε)² s, on average the D-th part of it in a direction.
+        """
+        rows, width = self.counts[1:] if u is None else self.counts, self.second.shape[-1]
+        second = self.second[1] if u is None else self.second.sum(dim=0)
+        square = (second.trace() / rows.sum() + (0 if u is None else u.square().sum())).item()
+        sums, dtype = max(int(rows.sum()), width) * DOUBLE * square, (BATCHES * self.epsilon.item()) ** 2 * square
+        return Rounding(sums + dtype / width, sums + dtype)
 
     def around(self, u: Tensor) -> Tensor:
         """Second moment (1 / N) Σ_i (x_i − u)(x_i − u)ᵀ of all rows around u (D,), (D, D)."""
@@ -69,6 +126,16 @@ class Moments(ClassSums):
         if not self.second.numel():
             self.second = self.second.new_zeros(2, width, width, device=device)
         super()._allocate(max(classes, 1), width, device)
+
+    def _join(self, exchange: Exchange) -> None:
+        super()._join(exchange)
+        self.epsilon = exchange.largest(self.epsilon)
+
+    def _update(self, rows: Outputs) -> None:
+        given = (rows.features, rows.embeddings, rows.logits)
+        coarsest = max(torch.finfo(value.dtype).eps for value in given if value is not None)
+        self.epsilon = self.epsilon.clamp_min(coarsest)
+        super()._update(rows)
 
     def _values(self, rows: Outputs) -> Tensor:
         return in_space(rows, self.space, unit=self.unit)
@@ -90,22 +157,3 @@ def in_space(rows: Outputs, space: str, *, unit: bool) -> Tensor:
     """The features or logits of some images (n, D), in float64 on the unit sphere with `unit`."""
     values = getattr(rows, space)
     return normalize(values.double(), dim=1) if unit else values
-
-
-def whitening(covariance: Tensor, *, shrink: bool, mean_square: float = 0.0) -> tuple[Tensor, str | None]:
-    """A (D, r) with A Aᵀ = Σ⁻¹, so that squared distances are ‖Aᵀ(x − μ)‖², and a note where Σ was changed.
-
-    Where the rank of Σ is below D: the pseudo-inverse, or, with `shrink`, the inverse of
-    (1 − ε) Σ + ε (tr Σ / D) I, ε = 0.01. Raises ValueError for a covariance of zero, or of rounding noise beside the
-    `mean_square` of the rows.
-    """
-    values, vectors = torch.linalg.eigh(covariance)  # ascending
-    keep = values > TOLERANCE * values[-1]
-    if not (keep.any() and values[-1] > max(1e-300, NOISE * mean_square)):
-        raise ValueError("the covariance is zero")
-    rank, width = int(keep.sum()), len(values)
-    if rank < width and shrink:
-        values = (1 - SHRINKAGE) * values.clamp_min(0) + SHRINKAGE * values.mean()
-        note = f"covariance of rank {rank} < {width}, shrunk: {1 - SHRINKAGE} Σ + {SHRINKAGE} (tr Σ / D) I"
-        return vectors / values.sqrt(), note
-    return vectors[:, keep] / values[keep].sqrt(), None

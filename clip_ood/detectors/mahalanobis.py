@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import ClassVar
 
 import torch
 from torch import Tensor
 
 from clip_ood.detectors.detector import Detector
-from clip_ood.detectors.gaussian import Moments, in_space, whitening
+from clip_ood.detectors.gaussian import SHRINKAGE, Moments, Spectrum, in_space
 from clip_ood.outputs import Outputs, Reference
+
+WITHIN, OVERALL = "within-class", "overall"
 
 
 class Mahalanobis(Detector):
@@ -18,8 +19,8 @@ class Mahalanobis(Detector):
 
     v: features (N, D). One whitening A with A Aᵀ = Σ⁻¹ turns all classes into one product: a = Aᵀ(v − μ),
     m_c = Aᵀ(μ_c − μ), MD_c = ‖a‖² − 2⟨a, m_c⟩ + ‖m_c‖². Rows with label −1 are skipped; a class without rows is at
-    distance +inf. A feature covariance below full rank is shrunk, which `notes` tells; for logits the
-    pseudo-inverse serves. `normalize` puts rows on the unit sphere first (Mahalanobis++, Müller and Hein, 2025).
+    distance +inf. A feature covariance below full rank is shrunk, which `notes` tells, unless the features themselves have that
+    rank: then, and for logits, the pseudo-inverse serves. `normalize` puts rows on the unit sphere first (Mahalanobis++, Müller and Hein, 2025).
     Raises ValueError for a label beyond the reference's class names, and at `fit` where no row has a label or rows do
     not vary within classes. Lee et al., 2018 (arXiv 1807.03888).
     """
@@ -45,7 +46,7 @@ class Mahalanobis(Detector):
         if not self.moments.labelled().sum() > 0:
             raise self._error("no ID training image has a class label; expected at least two in one class")
         self.center = self.moments.mean()
-        self.within = self._whitening("within-class", self.moments.within)
+        self.within = self._whitening(WITHIN)
         self.means = (self.moments.means() - self.center) @ self.within  # (C, D) @ (D, r) -> (C, r)
         self.norms = self.means.square().sum(dim=1).masked_fill(self.moments.labelled() == 0, torch.inf)
 
@@ -55,15 +56,29 @@ class Mahalanobis(Detector):
     def _centred(self, rows: Outputs) -> Tensor:
         return in_space(rows, self.space, unit=self.normalize).to(self.center) - self.center
 
-    def _whitening(self, which: str, covariance: Callable[[], Tensor]) -> Tensor:
+    def _spectrum(self, which: str) -> Spectrum:
+        covariance = {WITHIN: self.moments.within, OVERALL: self.moments.total}[which]
         try:
-            shrink, square = self.space == "features", self.moments.mean_square()
-            matrix, note = self.moments.once(which, lambda: whitening(covariance(), shrink=shrink, mean_square=square))
+            return self.moments.once(which, lambda: Spectrum.of(covariance(), self.moments.rounding()))
         except ValueError as error:
             raise self._error(f"{which} {self.space}: {error}; expected rows that differ") from error
-        if note:
-            self.notes.append(f"{which} {note}")
-        return matrix
+
+    def _whitening(self, which: str) -> Tensor:
+        """A (D, r) with A Aᵀ = Σ⁻¹ or what stands for it."""
+        found = self._spectrum(which)
+        if found.is_full or self.space == "logits" or self._fill_their_space():
+            return found.inverted()
+        width = len(found.values)
+        self.notes.append(
+            f"{which} covariance of rank {found.rank} < {width}, shrunk: {1 - SHRINKAGE} Σ + {SHRINKAGE} (tr Σ / D) I"
+        )
+        return found.shrunk()
+
+    def _fill_their_space(self) -> bool:
+        """Whether rows vary within classes wherever features can lie: there are enough of them, and class means vary nowhere else."""
+        counts = self.moments.labelled()
+        enough = counts.sum() - (counts > 0).sum() >= self.moments.sums.shape[1]
+        return bool(enough) and self._spectrum(WITHIN).rank == self._spectrum(OVERALL).rank
 
 
 class RMD(Mahalanobis):
@@ -72,8 +87,8 @@ class RMD(Mahalanobis):
     With a whitening B Bᵀ = Σ_0⁻¹ and w = Bᵀ(v − μ): MD_c − MD_0 = wᵀ K w − 2⟨v − μ, A m_c⟩ + ‖m_c‖², where
     K = B⁺ A (B⁺ A)ᵀ − I = U diag(q) Uᵀ has the rank of the class means: the two distances, D columns each, become one
     product with at most 2 C columns, and large equal terms cancel before any image is seen.
-    Parameters, shapes and errors as for `Mahalanobis`; at `fit` also where a single class has rows, whose Gaussian is that of
-    all. Ren et al., 2021 (arXiv 2106.09022).
+    Parameters, shapes and errors as for `Mahalanobis`; at `fit` also where a single class has rows, or all classes have one
+    mean, so that their Gaussians are that of all. Ren et al., 2021 (arXiv 2106.09022).
     """
 
     name: ClassVar[str] = "rmd"
@@ -87,7 +102,11 @@ class RMD(Mahalanobis):
         super()._fit()
         if (self.moments.labelled() > 0).sum() < 2:
             raise self._error("needs images of two classes or more: with one, MD_c and MD_0 are the same distance")
-        total = self._whitening("overall", self.moments.total)  # B (D, r)
+        if (self.moments.total() - self.moments.within()).trace() <= self.moments.rounding().all:
+            raise self._error(
+                "all classes have the same mean, so MD_c and MD_0 are the same distance; look at the labels"
+            )
+        total = self._whitening(OVERALL)  # B (D, r)
         h = (total / total.square().sum(dim=0)).T @ self.within  # B⁺ A
         q, u = torch.linalg.eigh(h @ h.T - torch.eye(len(h)).to(h))
         keep = q.abs() > torch.finfo(q.dtype).eps * len(q) * q.abs().max()

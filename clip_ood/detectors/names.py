@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
 from itertools import product
+from math import prod
 from typing import Any
 
 from clip_ood.naming import fault, one_text, twins
@@ -33,10 +34,12 @@ DETECTORS: dict[str, str] = {  # name -> "module:Class"
     "she": "clip_ood.detectors.she:SHE",
 }
 
-ABOUT = ("set", "role", "path", "label", "prediction")  # columns of scores.parquet that are no detector's
+ABOUT = ("set", "role", "path", "path_bytes", "label", "prediction")  # columns of scores.parquet that are no detector's
 ZOO = "pytorch_ood."  # what begins so is a detector of the package pytorch-ood
 MAHALANOBIS_PP = {"name": "mahalanobis", "normalize": True, "as": "mahalanobis_pp"}  # Mahalanobis++
 DEFAULTS = [each for name in DETECTORS for each in ([name, MAHALANOBIS_PP] if name == "mahalanobis" else [name])]
+
+MOST_CANDIDATES = 1000  # of one detector
 
 
 @dataclass(frozen=True)
@@ -103,6 +106,11 @@ def _candidates(name: str, column: str, parameters: Mapping[str, Any]) -> list[S
         return [Spec(name, column, _target(name), parameters)]
     if empty := [key for key, values in several.items() if not values]:
         raise ValueError(f"detectors: {name}: {empty[0]} is an empty list; give values to choose from")
+    if (count := prod(map(len, several.values()))) > MOST_CANDIDATES:
+        raise ValueError(
+            f"detectors: {name}: its lists make {count:,} candidates ({', '.join(map(str, several))}), and at most {MOST_CANDIDATES:,} "
+            "are tried: list fewer values"
+        )
     combinations = [dict(zip(several, values, strict=True)) for values in product(*several.values())]
     return [
         Spec(name, _label(column, each), _target(name), {**parameters, **each}, chosen_as=column)

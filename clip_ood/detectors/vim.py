@@ -9,7 +9,7 @@ from torch import Tensor
 
 from clip_ood.detectors.bank import Bank
 from clip_ood.detectors.detector import ROWS, Detector
-from clip_ood.detectors.gaussian import TOLERANCE, Moments
+from clip_ood.detectors.gaussian import Moments
 from clip_ood.outputs import Outputs, Reference
 
 
@@ -20,7 +20,7 @@ class Residual(Detector):
     reference; N (D, D − d): eigenvectors of E[(f − u)(f − u)ᵀ] over ID training images beyond the d = `dim` largest.
     By default d is the published one: 1000 for D ≥ 2048, 512 for D ≥ 768, else D / 2. Where there are no more images
     than D, or their rank is not above that d, it is half the rank, which `notes` tells. Raises ValueError at `fit` for a
-    `dim` outside 1 … rank − 1, where nothing would be left, and without ID training images.
+    `dim` outside 1 … rank − 1, where nothing would be left, and without ID training images. The rank counts no rounding.
     Wang et al., 2022 (arXiv 2203.10807).
     """
 
@@ -44,7 +44,7 @@ class Residual(Detector):
         values, vectors = self.moments.once(
             "around the origin", lambda: torch.linalg.eigh(self.moments.around(self.origin))
         )  # ascending
-        rank = int((values > TOLERANCE * values[-1]).sum()) if values[-1] > 0 else 0
+        rank = self.moments.rounding(self.origin).rank(values)
         if self.dim is not None and self.dim >= rank:
             raise self._error(f"dim = {self.dim}, expected less than {rank}, the rank of the ID training features")
         dim = self._usual(len(values), rank) if self.dim is None else self.dim
@@ -94,8 +94,9 @@ class ViM(Residual):
                 largest = torch.addmm(bias, features.to(weight), weight.T).amax(dim=1)
                 sums += torch.stack([largest.sum(), self._lengths(features).sum()])
         largest, length = self.bank.exchange.sum(sums)
-        if not length > 0:
-            raise self._error("all ID training features are in one point, the head's origin")
+        noise = (self.outside.shape[1] * self.moments.rounding(self.origin).direction) ** 0.5
+        if length <= noise * len(self.bank):
+            raise self._error("nothing but rounding lies outside the principal space of the ID training features")
         self.alpha = largest / length
 
     def _score(self, rows: Outputs) -> Tensor:

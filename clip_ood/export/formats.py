@@ -10,6 +10,8 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from clip_ood.files import LateErrors
+
 if TYPE_CHECKING:
     from torch import Tensor
     from torch.export import ExportedProgram
@@ -63,8 +65,10 @@ class TorchExport:
         """The graph in `path`."""
         import torch
 
-        with _quiet():
-            torch.export.save(program, path, extra_files={ABOUT: json.dumps(about)})
+        with _quiet(), path.open("wb") as file:
+            late = LateErrors(file)
+            torch.export.save(program, late, extra_files={ABOUT: json.dumps(about)})
+            late.check()
 
     @staticmethod
     def load(path: Path) -> tuple[Run, dict[str, Any]]:

@@ -22,6 +22,7 @@ from clip_ood.export.formats import Format, Run, format_of
 from clip_ood.export.graph import ScoringGraph, StandIn
 from clip_ood.export.preparation import resize_of
 from clip_ood.export.verify import compare, images
+from clip_ood.files import naming
 from clip_ood.outputs import Outputs, Reference
 from clip_ood.versions import versions
 
@@ -64,6 +65,7 @@ def export(
     _check(backbone, detectors)
     scores, omitted = _traceable(detectors)
     with (
+        naming(path),
         exact(Outputs(features=torch.empty(0))),
         _in_float32(backbone) as notes,
         TemporaryDirectory(prefix=f".{path.name}.", dir=path.parent) as folder,
@@ -74,12 +76,13 @@ def export(
         kept = {name: detectors[name] for name in scores}
         differences = compare(run, ScoringGraph(backbone, reference, scores), kept)
         files = [each.replace(path.parent / each.name) for each in sorted(written.parent.glob(f"{path.name}*"))]
-    if resize_of(backbone.transform, backbone.preprocessing) is None:
-        notes.append(
-            f"its encoder resizes in a way that no {PIXELS} does: see `transform` in what the file says of itself"
-        )
-    else:
-        files.append(Path(copyfile(reading.__file__, path.parent / PIXELS)))
+        if resize_of(backbone.transform, backbone.preprocessing) is None:
+            notes.append(
+                f"its encoder resizes in a way that no {PIXELS} does: see `transform` in what the file says of itself"
+            )
+        else:
+            copy = Path(copyfile(reading.__file__, written.with_name(PIXELS)))
+            files.append(copy.replace(path.parent / PIXELS))
     return Exported(tuple(files), tuple(scores), (*omitted, *faults), differences, tuple(notes))
 
 
@@ -131,6 +134,8 @@ def _write_what_can_be(
     """Writes all scores, or those that can be written: the written graph, what is in it, and what is not with the reasons."""
     try:
         return write(path, backbone, scores), scores, []
+    except OSError:
+        raise  # of the disk
     except Exception as error:  # exporters raise anything
         faults = _faults(write, path.with_stem("alone"), backbone, scores)
         if not faults:

@@ -11,20 +11,22 @@ python -m clip_ood.features remove --files                what files were found 
 from __future__ import annotations
 
 import argparse
-import json
 import shutil
 import sys
 import time
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from rich.box import SIMPLE_HEAD
-from rich.console import Console
 from rich.table import Table
 
-from clip_ood.streams import usable_streams
+from clip_ood.console import Terminal
+from clip_ood.locks import InUse, alone
+from clip_ood.records import Damaged, Record, Text, read_record
+from clip_ood.shown import say, shown
+from clip_ood.streams import Parser, usable_streams
 from clip_ood.watch import watched
 
 DAY = 86400  # seconds
@@ -34,7 +36,7 @@ FILES = "files"  # the folder of what files were found to hold
 
 @dataclass(frozen=True)
 class Stored:
-    """The folder of one encoder; `about` is its fingerprint, None where an older version wrote it."""
+    """The folder of one encoder; `about` is its fingerprint, None where an older version wrote it, empty where it is damaged."""
 
     folder: Path
     about: dict[str, Any] | None
@@ -44,8 +46,9 @@ class Stored:
         """What the encoder is, in a few words."""
         if self.about is None:
             return "of an older version"
-        weights = str(self.about.get("weights", ""))
-        return f"{self.about['library']} {self.about['model']}, {weights[:20]}, {self.about['precision']}"
+        if not self.about:
+            return "encoder.json is damaged: remove it, and the next run writes it again"
+        return f"{self.about['library']} {self.about['model']}, {self.about['weights'][:20]}, {self.about['precision']}"
 
     @property
     def size(self) -> int:
@@ -64,8 +67,24 @@ def encoders(root: Path) -> list[Stored]:
     found = []
     for path in sorted(root.glob("*/encoder.json")):
         old = any(path.parent.glob("*/manifest.json"))
-        found.append(Stored(path.parent, None if old else json.loads(path.read_text(encoding="utf-8"))))
+        found.append(Stored(path.parent, None if old else _about(path)))
     return found
+
+
+class About(Record):
+    """What an encoder.json says of an encoder."""
+
+    library: Text
+    model: Text
+    precision: Text
+    weights: Text
+
+
+def _about(path: Path) -> dict[str, Any]:
+    try:
+        return read_record(path, About)
+    except Damaged:
+        return {}
 
 
 def show(root: Path) -> None:
@@ -77,13 +96,15 @@ def show(root: Path) -> None:
         table.add_column(title, justify="left" if title in ("number", "encoder") else "right")
     for each in encoders(root):
         counts = (
-            [f"{Entries(each.folder / kind).count(of):,}" for kind, of in KINDS.items()] if each.about else ["", ""]
+            [f"{Entries(each.folder / kind).count(of):,}" for kind, of in KINDS.items()]
+            if each.about is not None
+            else ["", ""]
         )
         day = time.strftime("%Y-%m-%d", time.localtime(each.last_used))
         table.add_row(each.folder.name, each.title, *counts, readable(each.size), day)
-    Console().print(table)
+    Terminal().print(table)
     known = Entries(root / FILES).count(["identity"])
-    print(
+    say(
         f"{FILES}: what {known:,} files, some of them gone by now, were found to hold ({readable(size_of(root / FILES))})"
     )
 
@@ -93,10 +114,13 @@ def check(root: Path, repair: bool) -> int:
     from clip_ood.features.entries import DAMAGED
     from clip_ood.features.segment import SUFFIX, StoreError, is_whole, open_segment
 
-    places = [root / FILES, *(each.folder / kind for each in encoders(root) if each.about for kind in KINDS)]
+    places = [
+        root / FILES,
+        *(each.folder / kind for each in encoders(root) if each.about is not None for kind in KINDS),
+    ]
     damaged = [path for place in places for path in place.glob(f"*{SUFFIX}{DAMAGED}")]
     for path in damaged:
-        print(f"{path} was found to be damaged and set aside")
+        say(f"{path} was found to be damaged and set aside")
     count = 0
     for path in sorted(path for place in places for path in place.glob(f"*{SUFFIX}")):
         try:
@@ -104,38 +128,47 @@ def check(root: Path, repair: bool) -> int:
             if not is_whole(path):
                 damaged.append(path)
                 entries = f"{len(open_segment(path)):,} entries"
-                print(f"{path} is damaged ({entries})")
+                say(f"{path} is damaged ({entries})")
         except StoreError:
-            print(f"{path} is damaged (its number of entries cannot be read)")
+            say(f"{path} is damaged (its number of entries cannot be read)")
         except FileNotFoundError:
             count -= 1  # merged meanwhile by a run
-    print(f"{count} segments, {len(damaged)} damaged")
+    say(f"{count} segments, {len(damaged)} damaged")
     for path in damaged if repair else []:
         path.unlink(missing_ok=True)
     if damaged:
         way_out = f"python -m clip_ood.features check --repair --root {root} removes what is damaged"
-        print("removed: the next run makes these entries again" if repair else way_out)
+        say("removed: the next run makes these entries again" if repair else way_out)
     return 0 if repair else len(damaged)
 
 
 def remove(root: Path, chosen: list[Stored], dry: bool) -> None:
-    """Removes the folders of encoders, or says which they would be."""
+    """Removes the folders of encoders, or says which they would be. Raises: InUse for those that runs work with, once all others are
+    gone."""
+    used = []
     for each in chosen:
-        print(f"{'would remove' if dry else 'removing'} {each.folder} ({each.title}, {readable(each.size)})")
-        if not dry:
-            shutil.rmtree(each.folder)
+        try:
+            with nullcontext() if dry else alone(each.folder, "wait until it ends; its features are kept"):
+                say(f"{'would remove' if dry else 'removing'} {each.folder} ({each.title}, {readable(each.size)})")
+                if not dry and each.folder.is_dir():  # else another call was faster
+                    shutil.rmtree(each.folder)
+        except InUse as error:
+            used.append(str(error))
+    if used:
+        raise InUse("\n".join(used))
     if not chosen:
-        print(f"There are no such encoders in {root}.")
+        say(f"There are no such encoders in {root}.")
 
 
 def remove_files(root: Path, dry: bool) -> None:
-    """Removes what files were found to hold, or says how much that is; no features go."""
-    print(
-        f"{'would remove' if dry else 'removing'} {root / FILES} ({readable(size_of(root / FILES))}): the next run reads its files once"
-    )
-    if not dry:
-        shutil.rmtree(root / FILES, ignore_errors=True)
-        (root / "hashes.json").unlink(missing_ok=True)
+    """Removes what files were found to hold, or says how much that is; no features go. Raises: InUse where a run works with it."""
+    with nullcontext() if dry else alone(root / FILES, "wait until it ends"):
+        say(
+            f"{'would remove' if dry else 'removing'} {root / FILES} ({readable(size_of(root / FILES))}): the next run reads its files once"
+        )
+        if not dry:
+            shutil.rmtree(root / FILES, ignore_errors=True)
+            (root / "hashes.json").unlink(missing_ok=True)
 
 
 def choose(known: list[Stored], numbers: list[str], old: bool, unused_for: float | None) -> list[Stored]:
@@ -175,7 +208,7 @@ def readable(size: int) -> str:
 
 
 def main(argv: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="python -m clip_ood.features", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--root", type=Path, default=Path("features"), help="the store [features]")
@@ -195,9 +228,9 @@ def main(argv: list[str] | None = None) -> None:
         each.add_argument("--root", type=Path, default=argparse.SUPPRESS, help="the store [features]")
     given = parser.parse_args(argv)
     if not given.root.is_dir():
-        sys.exit(f"error: there is no folder {given.root}; name the store with --root")
+        sys.exit(shown(f"error: there is no folder {given.root}; name the store with --root"))
     if not (given.root / FILES).is_dir() and not encoders(given.root):
-        sys.exit(f"error: {given.root} is no feature store; name one with --root")
+        sys.exit(shown(f"error: {given.root} is no feature store; name one with --root"))
     if given.action == "list":
         show(given.root)
     elif given.action == "check":
@@ -206,15 +239,14 @@ def main(argv: list[str] | None = None) -> None:
         by_encoder = given.numbers or given.old or given.unused_for is not None
         if not (by_encoder or given.files):
             removing.error("name encoders by their number (see list), or --old, --unused-for DAYS or --files")
-        if given.files:
-            remove_files(given.root, given.dry_run)
-        if not by_encoder:
-            return
         try:
-            chosen = choose(encoders(given.root), given.numbers, given.old, given.unused_for)
+            if given.files:
+                remove_files(given.root, given.dry_run)
+            if by_encoder:
+                chosen = choose(encoders(given.root), given.numbers, given.old, given.unused_for)
+                remove(given.root, chosen, given.dry_run)
         except ValueError as error:
-            sys.exit(f"error: {error}")
-        remove(given.root, chosen, given.dry_run)
+            sys.exit(shown(f"error: {error}"))
 
 
 if __name__ == "__main__":

@@ -11,7 +11,9 @@ import torch
 from clip_ood.cache import cache
 from clip_ood.features.entries import Entries
 from clip_ood.features.segment import StoreError
+from clip_ood.shown import say
 
+FILES = "files"  # the folder under a root
 FACTOR = 8  # times the entries of a large segment: an entry has 40 bytes
 
 
@@ -22,7 +24,7 @@ class KnownFiles:
     """
 
     def __init__(self, root: Path) -> None:
-        self.places = [Entries(folder, factor=FACTOR) for folder in (cache() / "files", root / "files")]
+        self.places = [Entries(folder, factor=FACTOR) for folder in (cache() / FILES, root / FILES)]
         self._told = False
 
     def refresh(self) -> None:
@@ -48,7 +50,8 @@ class KnownFiles:
                 place.remove(stamps)
 
     def remember(self, stamps: np.ndarray, contents: np.ndarray, name: str = "") -> None:
-        """Keeps what the files with these stamps (n, 2) hold. Raises: StoreError where not even the cache can be written."""
+        """Keeps what the files with these stamps (n, 2) hold; where not even the cache can be written, they are read again by the
+        next run."""
         was, known = self.contents(stamps)
         new = ~known
         if len(stale := np.flatnonzero(known & (was != contents).any(axis=1))):
@@ -61,9 +64,13 @@ class KnownFiles:
         try:
             of_root.add(stamps[new], values, name=name)
         except StoreError as error:
-            own.add(stamps[new], values, name=name)
+            try:
+                own.add(stamps[new], values, name=name)
+                where = f"what files hold is kept in {own.folder}"
+            except StoreError:
+                where = "the next run reads the files again"
             if not self._told:
-                print(f"{error}; what files hold is kept in {own.folder}")
+                say(f"{error}; {where}")
             self._told = True
 
     def merge(self) -> None:

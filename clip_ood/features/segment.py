@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -21,18 +21,12 @@ from torch import Tensor
 
 from clip_ood.features.identity import find
 from clip_ood.files import written_whole
+from clip_ood.regular_file import check_regular
+from clip_ood.tensor_files import blocks
+from clip_ood.unreadable import check_of_file
 
 SUFFIX = ".safetensors"
 CHECKSUM = 16  # bytes
-DTYPES = {
-    torch.float32: "F32",
-    torch.float16: "F16",
-    torch.float64: "F64",
-    torch.bfloat16: "BF16",
-    torch.int64: "I64",
-    torch.bool: "BOOL",
-    torch.uint8: "U8",
-}
 
 
 class StoreError(ValueError):
@@ -85,13 +79,16 @@ class Segment:
 def open_segment(path: Path) -> Segment:
     """Maps a file.
 
-    Raises: StoreError for one that is damaged so that it cannot be mapped, FileNotFoundError.
+    Raises: StoreError for one that is damaged so that it cannot be mapped, FileNotFoundError, OSError where no more files can be
+    opened.
     """
     try:
+        check_regular(path)
         path.open("rb").close()  # safetensors calls a file that may not be read one that is not there
     except FileNotFoundError:
         raise
     except OSError as error:
+        check_of_file(error)
         raise StoreError(f"{path} cannot be read ({error.strerror})") from error
     try:
         with safe_open(path, "pt") as file:
@@ -135,28 +132,9 @@ def write_segment(
         "second": [torch.from_numpy(identities[order, 1].copy().view(np.int64))],
         "order": [torch.from_numpy(order.astype(np.int64))],
     }
-    columns = {name: [piece.cpu().contiguous() for piece in pieces] for name, pieces in (ours | dict(arrays)).items()}
     with written_whole(path) as file:
         digest = hashlib.blake2b(digest_size=CHECKSUM)
-        for block in _blocks(columns, about):
+        for block in blocks(ours | dict(arrays), {"about": json.dumps(about)}, CHECKSUM):
             file.write(block)
             digest.update(block)
         file.write(digest.digest())
-
-
-def _blocks(columns: Mapping[str, Sequence[Tensor]], about: Mapping[str, Any]) -> Iterator[bytes | memoryview]:
-    """A safetensors file up to its checksum: length of the header, header, arrays."""
-    header: dict[str, Any] = {"__metadata__": {"about": json.dumps(about)}}
-    end = 0
-    for name, pieces in columns.items():
-        shape = [sum(map(len, pieces)), *pieces[0].shape[1:]]
-        start, end = end, end + sum(piece.numel() * piece.element_size() for piece in pieces)
-        header[name] = {"dtype": DTYPES[pieces[0].dtype], "shape": shape, "data_offsets": [start, end]}
-    header["checksum"] = {"dtype": "U8", "shape": [CHECKSUM], "data_offsets": [end, end + CHECKSUM]}
-    encoded = json.dumps(header).encode()
-    encoded += b" " * (-len(encoded) % 8)  # arrays begin at multiples of 8 bytes
-    yield len(encoded).to_bytes(8, "little") + encoded
-    for pieces in columns.values():
-        for piece in pieces:
-            if piece.numel():
-                yield memoryview(piece.reshape(-1).view(torch.uint8).numpy())

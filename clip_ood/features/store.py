@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import json
 import os
-import tempfile
+import shutil
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -23,6 +23,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from rich.filesize import decimal
 from torch import Tensor
 
 from clip_ood.backbones.fingerprint import digest
@@ -31,7 +32,7 @@ from clip_ood.features.identity import identity_of, pairs
 from clip_ood.features.known_files import KnownFiles
 from clip_ood.features.segment import StoreError
 from clip_ood.features.stored_set import Images, Known, StoredSet, made_with
-from clip_ood.files import written_whole
+from clip_ood.files import check_writable, written_whole
 from clip_ood.outputs import NegativeLabels
 from clip_ood.prompts import Phrases
 
@@ -49,6 +50,11 @@ class TextEmbeddings:
     negatives: dict[str, NegativeLabels] = field(default_factory=dict)
 
 
+def folder_of(root: Path, fingerprint: dict[str, Any]) -> Path:
+    """Where all that is stored of an encoder lies."""
+    return root / digest([FORMAT, fingerprint])
+
+
 class FeatureStore:
     """All that is stored of one encoder under a root folder.
 
@@ -57,7 +63,7 @@ class FeatureStore:
 
     def __init__(self, root: Path, fingerprint: dict[str, Any]) -> None:
         self.root, self.fingerprint = Path(root), fingerprint
-        self.folder = self.root / digest([FORMAT, fingerprint])
+        self.folder = folder_of(self.root, fingerprint)
         self.dtype = torch.float32 if fingerprint["precision"] == "fp32" else torch.float16
         self.images, self.texts = Entries(self.folder / "images"), Entries(self.folder / "texts")
 
@@ -110,13 +116,18 @@ class FeatureStore:
         except OSError as error:
             raise StoreError(self._not_writable(error)) from error
 
-    def check_writable(self) -> None:
-        """Raises: StoreError where nothing can be kept, before anything is made."""
+    def check_writable(self, size: int = 0) -> None:
+        """Raises: StoreError where nothing can be kept, or there is no room for `size` bytes, before anything is made."""
         self.describe()
         try:
-            tempfile.TemporaryFile(dir=self.folder).close()
+            check_writable(self.folder)
         except OSError as error:
             raise StoreError(self._not_writable(error)) from error
+        if size > (free := shutil.disk_usage(self.folder).free):
+            raise StoreError(
+                f"{self.root} has room for {decimal(free)}, and the features that are to come take {decimal(size)}: free some room "
+                "there, or name another folder with --features_root"
+            )
 
     def _not_writable(self, error: OSError) -> str:
         return (

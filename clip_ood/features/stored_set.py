@@ -17,6 +17,7 @@ from clip_ood.features.entries import Entries
 from clip_ood.features.rows import Rows
 from clip_ood.features.segment import Failure, StoreError
 from clip_ood.reading import decoders
+from clip_ood.unreadable import NO_MEMORY
 
 if TYPE_CHECKING:
     from clip_ood.features.store import FeatureStore
@@ -177,7 +178,10 @@ class StoredSet:
                     f"{str(self.store.dtype).removeprefix('torch.')}. Try backbone.precision=fp32, and check the weights."
                 )
         self.store.describe()
-        failures = {row: Failure(reason, decoders()) for row, reason in (errors or {}).items()}
+        tried = decoders()
+        failures = {
+            row: Failure(reason, "" if reason == NO_MEMORY else tried) for row, reason in (errors or {}).items()
+        }  # what lacked memory is tried again by the next run
         self._add_missing(identities, kept | {"valid": valid}, failures, made_with(batch_size), name)
 
     def _add_missing(

@@ -6,6 +6,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from io import BytesIO, IOBase
 from itertools import islice, product
+from math import isnan
 from pathlib import Path
 from typing import BinaryIO
 
@@ -19,6 +20,7 @@ from clip_ood.detectors.bank import Bank
 from clip_ood.detectors.detector import Detector, score_together
 from clip_ood.detectors.statistic import statistics_of
 from clip_ood.head import head_logits
+from clip_ood.judging.manifest import DetectorFolderError
 from clip_ood.judging.saved import SavedDetector
 from clip_ood.outputs import Outputs
 from clip_ood.predictions import HEAD, KNN, predict, voted
@@ -120,6 +122,22 @@ class Judge(nn.Module):
         self.register_buffer("bank_labels", bank_labels, persistent=False)
         for name in ("weight", "bias", "text_embeddings"):
             self.register_buffer(name, getattr(saved.reference, name), persistent=False)
+        self._try(saved)
+
+    @torch.inference_mode()
+    def _try(self, saved: SavedDetector) -> None:
+        """Judges a made-up picture. Raises: DetectorFolderError where what the folder holds gives no scores of it."""
+        pixels = self.backbone.transform(Image.new("RGB", (8, 8)))[None]
+        outputs = self.outputs(pixels.to(self.device))
+        try:
+            verdicts = self.verdicts(self.judged(outputs), [None])
+        except Exception as error:  # of tensors that anybody may have written: anything
+            raise DetectorFolderError(
+                f"{saved.folder} does not fit its encoder or this version of clip-ood ({type(error).__name__}: "
+                f"{' '.join(str(error).split())[:200]})"
+            ) from error
+        if wrong := next((each.detector for each in verdicts if isnan(each.score)), None):
+            raise DetectorFolderError(f"{saved.folder}: what {wrong} learnt gives no score (NaN): do not use it")
 
     @property
     def column(self) -> str:

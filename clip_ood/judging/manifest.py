@@ -2,19 +2,125 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path, PurePath
-from typing import Any
+from typing import Annotated, Any, Literal
+
+from pydantic import AfterValidator, ConfigDict, Field, model_validator
 
 from clip_ood.backbones.fingerprint import digest
+from clip_ood.records import Count, Damaged, Record, Share, Text, Unfit, fitting, read_record
 
 FOLDER, MANIFEST, STATE, ENCODER = "detector", "detector.json", "state.safetensors", "encoder"
 FORMAT = 2
+Dtype = Literal["float32", "float16", "bfloat16"]
+By = Literal["head", "text", "knn"]
 READ = (1, 2)  # format 1 does not say what predicts classes: the head, else the texts
 
 
 class DetectorFolderError(ValueError):
     """A detector's folder that is missing, damaged, changed, or of another version."""
+
+
+def _inside(name: str) -> str:
+    if not name or PurePath(name).is_absolute() or ".." in PurePath(name).parts or "\0" in name:
+        raise ValueError(f"names a file outside its folder, {name!r}, which no run does")
+    return name
+
+
+Inside = Annotated[str, AfterValidator(_inside)]
+
+
+class Versions(Record):
+    clip_ood: Text = Field("another version", alias="clip-ood")
+
+
+class Formatted(Record):
+    """What every version's manifest says."""
+
+    format: int
+    versions: Versions = Versions()
+
+
+class Closed(Record):
+    """What no version adds keys to: a stranger might."""
+
+    model_config = ConfigDict(extra="forbid")
+
+
+class Spec(Closed):
+    """As `clip_ood.backbones.spec.ImageSpec`."""
+
+    library: Literal["open_clip", "timm"]
+    model: Text
+    pretrained: Text | None = None
+    preprocess: Text | None = None
+    random_seed: int = 0
+    precision: Literal["fp32", "bf16", "fp16"] = "fp32"
+
+
+class Encoder(Closed):
+    """As `clip_ood.judging.saved.Encoder`."""
+
+    spec: Spec
+    fingerprint: dict[str, Any]
+    features: Dtype
+    autocast: Dtype | None = None
+    in_folder: bool = False
+
+
+class Kept(Record):
+    """A detector."""
+
+    column: Text
+    spec: dict[str, Any]
+    notes: list[Text]
+
+
+class LeftOut(Record):
+    detector: Text
+    reason: Text
+
+
+class Predicts(Record):
+    """As `clip_ood.predictions.Predictor`."""
+
+    by: By
+    accuracy: dict[By, Share]
+    images: Count
+
+    @model_validator(mode="after")
+    def _says_how_good(self) -> Predicts:
+        if self.by not in self.accuracy:
+            raise ValueError(f"does not say how often {self.by} is right")
+        return self
+
+
+class Calibrated(Record):
+    n: Count
+
+
+class Manifest(Formatted):
+    """What one of this version says."""
+
+    batch_size: Annotated[int, Field(ge=1, lt=2**31)]
+    encoder: Encoder
+    class_names: list[Text] | None
+    logit_scale: float | None
+    detectors: list[Kept]
+    omitted: list[LeftOut]
+    predictor: Predicts | None = None
+    accept: Annotated[float, Field(gt=0, lt=1)]
+    calibration: Calibrated | None
+    files: dict[Inside, str]
+
+    @model_validator(mode="after")
+    def _agrees(self) -> Manifest:
+        columns = [each.column for each in self.detectors]
+        if twice := sorted({name for name in columns if columns.count(name) > 1}):
+            raise ValueError(f"names the detector {twice[0]!r} twice")
+        if any(not isinstance(each.spec.get("name"), str) for each in self.detectors):
+            raise ValueError("names no kind of a detector")
+        return self
 
 
 def find_folder(place: Path) -> Path:
@@ -42,12 +148,11 @@ def sealed(manifest: dict[str, Any]) -> dict[str, Any]:
 
 
 def read_manifest(path: Path) -> dict[str, Any]:
+    """What a manifest says. Raises: DetectorFolderError for one that is damaged, changed, of another version or no `Manifest`."""
     try:
-        manifest = json.loads(path.read_text(encoding="utf-8"))
-        if not isinstance(manifest, dict) or "format" not in manifest:
-            raise ValueError("no format")
-    except (ValueError, UnicodeDecodeError) as error:
-        raise DetectorFolderError(f"{path} is damaged ({error}); copy the folder again") from error
+        manifest = read_record(path, Formatted)
+    except Damaged as error:
+        raise DetectorFolderError(f"{error}; copy the folder again") from error
     if manifest["format"] not in READ:
         made = manifest.get("versions", {}).get("clip-ood", "another version")
         raise DetectorFolderError(
@@ -56,8 +161,7 @@ def read_manifest(path: Path) -> dict[str, Any]:
         )
     if sealed(manifest)["digest"] != manifest.get("digest"):
         raise DetectorFolderError(f"{path} was changed after it was saved; copy the folder again")
-    if outside := [name for name in manifest["files"] if PurePath(name).is_absolute() or ".." in PurePath(name).parts]:
-        raise DetectorFolderError(
-            f"{path} names a file outside its folder, {outside[0]!r}, which no run does: do not use it"
-        )
-    return manifest
+    try:
+        return fitting(manifest, Manifest)
+    except Unfit as error:
+        raise DetectorFolderError(f"{path} is none that a run writes: {error}. Do not use it") from error

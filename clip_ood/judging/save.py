@@ -22,12 +22,14 @@ from clip_ood.detectors.bank import Bank
 from clip_ood.detectors.build import Omitted
 from clip_ood.detectors.detector import Detector
 from clip_ood.detectors.statistic import statistics_of
+from clip_ood.files import written_whole
 from clip_ood.judging.manifest import ENCODER, FORMAT, MANIFEST, STATE, sealed
 from clip_ood.judging.saved import Encoder, SavedDetector
 from clip_ood.outputs import Reference
 from clip_ood.predictions import KNN, Predictor
 from clip_ood.tensor_files import save_tensors
 from clip_ood.versions import versions
+from clip_ood.written_names import json_bytes
 
 
 def described(spec: BackboneSpec) -> ImageSpec:
@@ -44,9 +46,7 @@ def save_bank(folder: Path, detectors: Mapping[str, Detector], rank: int = 0) ->
     """Writes this process's part of the bank, if a detector searches one when it scores."""
     bank = next((bank for each in detectors.values() if each.portable for bank in _searched(each)), None)
     if bank is not None:
-        folder.mkdir(parents=True, exist_ok=True)
-        tensors = {name: value.cpu().contiguous() for name, value in bank.state().items()}
-        save_tensors(tensors, folder / f"bank-{rank:05d}.safetensors")
+        save_tensors(bank.state(), folder / f"bank-{rank:05d}.safetensors")
 
 
 def save_detector(
@@ -124,11 +124,9 @@ def _hashes(folder: Path, paths: Iterable[Path]) -> dict[str, str]:
 
 
 def _seal(folder: Path, manifest: dict[str, Any]) -> None:
-    temporary = folder / f"{MANIFEST}.tmp"
-    temporary.unlink(missing_ok=True)
     content = sealed(json.loads(json.dumps(manifest, default=str)))
-    temporary.write_text(json.dumps(content, indent=1, ensure_ascii=False), encoding="utf-8")
-    temporary.replace(folder / MANIFEST)
+    with written_whole(folder / MANIFEST) as file:
+        file.write(json_bytes(content))
 
 
 def _state(

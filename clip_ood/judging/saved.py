@@ -9,8 +9,8 @@ encoder/                  the image encoder's weights, where they are to travel 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Sequence
-from contextlib import nullcontext
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, fields
 from functools import cached_property
 from pathlib import Path
@@ -19,9 +19,8 @@ from typing import Any
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from clip_ood.backbones import checked_config
 from clip_ood.backbones.backbone import Backbone
-from clip_ood.backbones.checked_config import NotAllowed, checked
+from clip_ood.backbones.checked_config import NotAllowed
 from clip_ood.backbones.create import create_backbone
 from clip_ood.backbones.downloads import WouldDownload, offline, require_here
 from clip_ood.backbones.fingerprint import fingerprint, sha256
@@ -38,6 +37,9 @@ from clip_ood.detectors.statistic import statistics_of
 from clip_ood.judging.manifest import ENCODER, MANIFEST, STATE, DetectorFolderError, find_folder, read_manifest
 from clip_ood.outputs import NegativeLabels, Outputs, Reference
 from clip_ood.predictions import Predictor
+from clip_ood.records import Unfit
+from clip_ood.shapes import REFERENCE, check_finite, check_shapes
+from clip_ood.text_files import OTHER_BYTES, not_utf8
 
 ALL = "all"  # every detector of a run
 
@@ -65,6 +67,8 @@ class SavedDetector:
 
     def __init__(self, place: Path, trust_classes: bool = False) -> None:
         self.folder, self.trust_classes = find_folder(Path(place)), trust_classes
+        if not_utf8(str(self.folder)):
+            raise DetectorFolderError(OTHER_BYTES.format(self.folder))
         self.manifest = read_manifest(self.folder / MANIFEST)
         self._checked: set[str] = set()
         if not self.columns:
@@ -83,22 +87,26 @@ class SavedDetector:
 
     @cached_property
     def encoder(self) -> Encoder:
-        """What gives its features. Raises: DetectorFolderError for what no run writes."""
-        try:
-            described = checked(self.manifest["encoder"], checked_config.ENCODER, MANIFEST, "encoder")
-            return Encoder(**(described | {"spec": ImageSpec(**described["spec"])}))
-        except (NotAllowed, KeyError, TypeError) as error:
-            raise DetectorFolderError(f"{self.folder} does not say what its encoder is ({error})") from error
+        """What gives its features."""
+        described = self.manifest["encoder"]
+        return Encoder(**(described | {"spec": ImageSpec(**described["spec"])}))
 
     @cached_property
     def reference(self) -> Reference:
         """Classes, text embeddings, head, negative labels."""
-        own = self._tensors(STATE, "reference.")
-        values: dict[str, Any] = {name: value for name, value in own.items() if "." not in name}
-        for name in ("neglabel", "csp"):
-            if f"{name}.classes" in own:
-                values[name] = NegativeLabels(own[f"{name}.classes"], own[f"{name}.negatives"])
-        names = self.manifest["class_names"]
+        own, names = self._tensors(STATE, "reference."), self.manifest["class_names"]
+        with self._fitting(STATE):
+            check_finite(own)
+            check_shapes(own, REFERENCE, {} if names is None else {"C": len(names)})
+            values: dict[str, Any] = {name: value for name, value in own.items() if "." not in name}
+            for name in ("neglabel", "csp"):
+                if (
+                    parts := {key.removeprefix(f"{name}."): own[key] for key in own if key.startswith(f"{name}.")}
+                ) and len(parts) < 2:
+                    raise Unfit(f"{name} is not whole")
+                values |= {name: NegativeLabels(**parts)} if parts else {}
+            if ("weight" in own) != ("bias" in own):
+                raise Unfit("the head is not whole")
         values["class_names"] = None if names is None else tuple(names)
         return Reference(logit_scale=self.manifest["logit_scale"], **values)
 
@@ -110,7 +118,17 @@ class SavedDetector:
 
     def bank_labels(self) -> Tensor:
         """The classes of the bank's images by their index, where k-NN predicts."""
-        return self._tensors(STATE, "bank_labels")[""]
+        found = self._tensors(STATE, "bank_labels").get("")
+        with self._fitting(STATE):
+            if found is None:
+                raise Unfit("it has no bank_labels, by which k-NN predicts")
+            check_finite({"bank_labels": found})
+            check_shapes({"bank_labels": found}, {"bank_labels": "n"}, {})
+            if len(found) and not -1 <= found.min() <= found.max() < len(self.manifest["class_names"] or ()):
+                raise Unfit("bank_labels names classes that there are not")
+            if any(not 0 <= each.min() <= each.max() < len(found) for each in self.bank().indices if len(each)):
+                raise Unfit("bank_labels lacks images of the bank")
+        return found
 
     def check_column(self, column: str) -> None:
         """Raises ValueError for a detector that is not there, with the reason where the run left it out."""
@@ -181,6 +199,9 @@ class SavedDetector:
                 f"{self.folder} has no threshold: its run had no ID val images to calibrate on. Hold some out "
                 "(data.splits.val above 0, or data.id.val), and run it again"
             )
+        with self._fitting(STATE):
+            check_finite({column: scores})
+            check_shapes({column: scores}, {column: "n"}, {})
         return Calibration(scores)
 
     def backbone(self, encoder: str | None = None, allow_download: bool = False) -> Backbone:
@@ -232,8 +253,30 @@ class SavedDetector:
 
     def bank(self) -> Bank:
         """The features of the ID training images."""
-        parts = [self._tensors(name, "") for name in sorted(self.manifest["files"]) if name.startswith("bank-")]
+        parts, sizes = [], {}
+        for name in sorted(each for each in self.manifest["files"] if each.startswith("bank-")):
+            part = self._tensors(name, "")
+            with self._fitting(name):
+                if not {key.partition(".")[0] for key in part} <= {"features", "indices"}:
+                    raise Unfit("it holds other tensors than features and indices")
+                for key in (each for each in part if each.startswith("features.")):
+                    number = key.removeprefix("features.")
+                    chunk = {"features": part[key], "indices": part.get(f"indices.{number}", part[key])}
+                    sizes.pop("n", None)
+                    check_finite(chunk)
+                    check_shapes(chunk, {"features": "nD", "indices": "n"}, sizes)
+            parts.append(part)
         return Bank.restored(parts)
+
+    @contextmanager
+    def _fitting(self, name: str) -> Iterator[None]:
+        """Around the check of a file's tensors. Raises: DetectorFolderError for what is unfit."""
+        try:
+            yield
+        except Unfit as error:
+            raise DetectorFolderError(
+                f"{self.folder / name} is none that a run writes: {error}. Do not use it"
+            ) from error
 
     def _tensors(self, name: str, prefix: str, but: tuple[str, ...] = ()) -> dict[str, Tensor]:
         """The tensors of a file whose names begin with `prefix` and not with one of `but`, mapped, by the rest of their names."""

@@ -9,8 +9,9 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from rich.console import Console
-
+from clip_ood.console import Terminal
+from clip_ood.shown import say
+from clip_ood.streams import Parser
 from datamodules.catalog.entries import entry
 from datamodules.catalog.get import get
 from datamodules.catalog.state import advice, states, table
@@ -19,7 +20,7 @@ from experiments.going_on import again, stoppable
 
 
 def main(argv: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(prog="python -m datamodules.catalog", description=__doc__.splitlines()[0])
+    parser = Parser(prog="python -m datamodules.catalog", description=__doc__.splitlines()[0])
     parser.add_argument("--root", type=Path, default=Path("data"), help="the folder data.root (default: data)")
     commands = parser.add_subparsers(dest="command", metavar="get NAME …")
     getting = commands.add_parser("get", help="download sets")
@@ -32,9 +33,9 @@ def main(argv: list[str] | None = None) -> None:
         with stoppable(lambda: f"What was downloaded is kept. Go on with: {again('-m datamodules.catalog', argv)}"):
             for wanted in chosen:
                 get(wanted, root)
-        print(f"Next: name a set in a config, as --data.ood='{{mine: {{catalog: {wanted.name}}}}}' --data.root={root}")
+        say(f"Next: name a set in a config, as --data.ood='{{mine: {{catalog: {wanted.name}}}}}' --data.root={root}")
         return
-    console = Console()
+    console = Terminal()
     with console.status("Counting images"):
         found = states(root)
     console.print(table(found, root))

@@ -98,6 +98,7 @@ def _run(command: list[str], log: str, before: Callable[[], None] | None, enviro
     descriptor = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_APPEND)
     os.dup2(descriptor, 1)
     os.dup2(descriptor, 2)
+    sys.stdout, sys.stderr = (open(stream, "w", 1, errors="backslashreplace", closefd=False) for stream in (1, 2))  # noqa: SIM115
     os.environ.update(environment)
     if before is not None:
         before()

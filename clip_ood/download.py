@@ -1,21 +1,25 @@
-"""One file over HTTP: resumed where it broke off, whole or not there at all, checked against a published checksum."""
+"""One file over HTTP: resumed where it broke off, whole or not there at all, of the type that its name says, checked against a
+checksum where one is known."""
 
 from __future__ import annotations
 
-import hashlib
+import errno
 import json
 import re
 import shutil
 import time
 import urllib.error
-import urllib.request
 from collections.abc import Callable
 from http.client import HTTPException, HTTPResponse
 from pathlib import Path
 
+from clip_ood.checksum import Checksum
+from clip_ood.file_types import START, WrongType, check_start, check_type
+from clip_ood.https import UnsafeRedirect, opened
+
 TRIES = 5  # in a row that bring nothing new
 BLOCK = 1 << 20  # bytes read at a time
-TIMEOUT = 60  # seconds without a byte
+NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 class DownloadError(ValueError):
@@ -29,7 +33,7 @@ class _Again(OSError):
 def download(
     url: str,
     path: Path,
-    md5: str | None = None,
+    checksum: Checksum | None = None,
     announce: Callable[[int | None], None] = lambda total: None,
     progress: Callable[[int, int | None], None] = lambda done, total: None,
     pause: float = 1.0,
@@ -38,8 +42,8 @@ def download(
 
     `announce` is told the size in bytes (None where the server does not say) before anything is written, `progress` how
     much is there; `pause` seconds, doubled each time, lie between tries.
-    Raises: DownloadError for a file that the server does not have, does not send whole, or that has another checksum,
-    and for a disk without room.
+    Raises: DownloadError for a file that the server does not have, does not send whole, that is empty, of another type or has
+    another checksum, for an answer in its place (a login page), for a redirect away from HTTPS, and for a disk without room.
     """
     part = path.with_name(path.name + ".part")
     part.parent.mkdir(parents=True, exist_ok=True)
@@ -54,11 +58,18 @@ def download(
 
     while True:
         try:
-            _go_on(url, part, md5 is not None, begin, progress)
+            _go_on(url, part, path.name, checksum is not None, begin, progress)
             break
+        except UnsafeRedirect as error:
+            raise DownloadError(f"{url}: {error}: nothing was taken from there") from error
         except (OSError, HTTPException) as error:
             if isinstance(error, urllib.error.HTTPError) and 400 <= error.code < 500 and error.code not in (408, 429):
                 raise DownloadError(f"{url}: the server answers {error.code} {error.reason}") from error
+            if getattr(error, "errno", None) in NO_ROOM:
+                raise DownloadError(
+                    f"{part} cannot be written ({error.strerror}); {_size(part):,} bytes are kept: free some room, and run again to "
+                    "go on from there"
+                ) from error
             fails = 0 if _size(part) > farthest else fails + 1
             farthest = max(farthest, _size(part))
             if fails == TRIES:
@@ -67,11 +78,13 @@ def download(
                     f"{part}: run again to go on from there"
                 ) from error
             time.sleep(min(pause * 2**fails, 60))
-    if md5 is not None and (found := _md5(part)) != md5:
+    try:
+        check_type(part, path.name)
+        if checksum is not None:
+            checksum.check(part)
+    except ValueError as error:
         _forget(part)
-        raise DownloadError(
-            f"{url}: the file has the MD5 checksum {found}, published is {md5}. It was removed; try again"
-        )
+        raise DownloadError(f"{url}: {error}. It was removed; try again") from error
     part.replace(path)
     _forget(part)
 
@@ -79,20 +92,23 @@ def download(
 def _go_on(
     url: str,
     part: Path,
+    name: str,
     checked: bool,
     begin: Callable[[int | None], None],
     progress: Callable[[int, int | None], None],
 ) -> None:
     """One connection: appends to `part` what it lacks, or writes it anew where the server sends the whole file."""
     known = _remembered(part)
-    have = _size(part) if known else 0
+    have = (
+        _size(part) if known and (checked or known["version"]) else 0
+    )  # without a version, it may be another file now
     headers = {"User-Agent": "clip-ood", "Accept-Encoding": "identity"}
     if have:
         headers["Range"] = f"bytes={have}-"
-        if known["version"]:
+        if _is_strong(known["version"]):
             headers["If-Range"] = known["version"]  # another version is sent from its start
     try:
-        answer = urllib.request.urlopen(urllib.request.Request(url, headers=headers), timeout=TIMEOUT)
+        answer = opened(url, headers)
     except urllib.error.HTTPError as error:
         if error.code != 416:
             raise
@@ -102,21 +118,22 @@ def _go_on(
         raise _Again(f"the server has fewer than the {have:,} bytes that are here") from error
     with answer:
         start, total = _span(answer, have)
-        if start and total != known["total"]:
+        version = answer.headers.get("ETag") or answer.headers.get("Last-Modified")
+        if start and (total, version) != (known["total"], known["version"]):
             _forget(part)
-            raise _Again(f"the file has {total} bytes now, it had {known['total']}")
-        if total is None and not checked:
-            raise DownloadError(
-                f"{url}: the server does not say how large the file is, so a broken one would pass for whole"
-            )
+            raise _Again("the file has changed at the server")
+        first = answer.read(BLOCK)
+        if not start:
+            _check_answer(url, answer, first, total, name, checked)
         begin(total)
-        _remember(part, total, answer.headers.get("ETag") or answer.headers.get("Last-Modified"))
+        _remember(part, total, version)
         with part.open("r+b" if start else "wb") as file:
             file.seek(start)
             progress(start, total)
-            while block := answer.read(BLOCK):
-                file.write(block)
+            while first:
+                file.write(first)
                 progress(file.tell(), total)
+                first = answer.read(BLOCK)
     if total is not None and _size(part) < total:
         raise _Again(f"the connection broke off at {_size(part):,} of {total:,} bytes")
     if total is not None and _size(part) > total:
@@ -124,12 +141,31 @@ def _go_on(
         raise _Again(f"the server sent more than the {total:,} bytes it had announced")
 
 
+def _check_answer(url: str, answer: HTTPResponse, first: bytes, total: int | None, name: str, checked: bool) -> None:
+    """Raises DownloadError for what is sent in place of the file, before anything that is kept of it is written over."""
+    if answer.headers.get("Content-Encoding", "identity") != "identity":
+        raise DownloadError(f"{url}: the server sends the file in another encoding than it was asked for")
+    if total is not None and len(first) < min(START, total):
+        return  # it broke off: not to be told from its first bytes
+    try:
+        check_start(first[:START], name)
+    except WrongType as error:
+        raise DownloadError(
+            f"{url}: what the server sent is not the file: {error}. A login, a used-up quota or a network's own page answers so: "
+            "open the address in a browser, and try again later"
+        ) from error
+    if total is None and not checked:
+        raise DownloadError(
+            f"{url}: the server does not say how large the file is, so a broken one would pass for whole"
+        )
+
+
 def _span(answer: HTTPResponse, have: int) -> tuple[int, int | None]:
     """The first byte that an answer holds, and the size of the whole file if the server tells it."""
     length = answer.headers.get("Content-Length")
     if answer.status != 206:
         return 0, int(length) if length and length.isdigit() else None
-    span = re.fullmatch(r"bytes (\d+)-\d+/(\d+)", answer.headers.get("Content-Range", ""))
+    span = re.fullmatch(r"bytes (\d{1,18})-\d+/(\d{1,18})", answer.headers.get("Content-Range", ""))
     if span is None or int(span[1]) != have:
         raise DownloadError(
             f"{answer.url}: asked for the bytes from {have} on, the server sends "
@@ -149,28 +185,24 @@ def _size(path: Path) -> int:
 
 
 def _remembered(part: Path) -> dict | None:
-    """What the server said of the file that `part` is the beginning of."""
+    """What the server said of the file that `part` is the beginning of: its size and version."""
     notes = part.with_name(part.name + ".json")
     try:
-        return json.loads(notes.read_text(encoding="utf-8"))
-    except (FileNotFoundError, json.JSONDecodeError):  # killed while it was written
+        found = json.loads(notes.read_text(encoding="utf-8"))
+    except (FileNotFoundError, ValueError):  # killed while it was written
         return None
+    return found if isinstance(found, dict) and found.keys() >= {"total", "version"} else None
 
 
 def _remember(part: Path, total: int | None, version: str | None) -> None:
-    strong = None if version is None or version.startswith("W/") else version  # If-Range takes no weak ones
-    notes = {"total": total, "version": strong}
+    notes = {"total": total, "version": version}
     part.with_name(part.name + ".json").write_text(json.dumps(notes), encoding="utf-8")
+
+
+def _is_strong(version: str | None) -> bool:
+    return version is not None and not version.startswith("W/")  # If-Range takes no weak ones
 
 
 def _forget(part: Path) -> None:
     part.unlink(missing_ok=True)
     part.with_name(part.name + ".json").unlink(missing_ok=True)
-
-
-def _md5(path: Path) -> str:
-    digest = hashlib.md5(usedforsecurity=False)
-    with path.open("rb") as file:
-        while block := file.read(BLOCK):
-            digest.update(block)
-    return digest.hexdigest()

@@ -2,38 +2,32 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
+
 import matplotlib
 import numpy as np
-from lightning.pytorch import Callback, LightningModule, Trainer
+import torch
 from matplotlib.figure import Figure
 from torch import Tensor
+from torch.utils.tensorboard import SummaryWriter
 
-from callbacks.ood_evaluation import OODEvaluation
 from clip_ood.metrics.curves import pr_curve, roc_curve
+from reports.scores import ScoredSet
 
 POINTS = 500  # of a drawn curve
 ID_COLOUR, OOD_COLOUR = "#0072B2", "#D55E00"  # told apart by colour-blind readers too
 
 
-class Figures(Callback):
-    """After the test, a histogram figure and a curve figure for each OOD set, from what `evaluation` found."""
-
-    def __init__(self, evaluation: OODEvaluation) -> None:
-        self.evaluation = evaluation
-
-    def on_test_end(self, trainer: Trainer, module: LightningModule) -> None:
-        if not trainer.is_global_zero or trainer.logger is None:
-            return
-        results = self.evaluation.results
-        id_scores = results.of_role("id").scores
-        for name in (name for name, role in results.roles.items() if role == "ood"):
-            ood_scores = results.scored[name].scores
-            add = trainer.logger.experiment.add_figure
-            add(f"ood/{name}/histograms", histograms(id_scores, ood_scores, name), trainer.global_step)
-            add(f"ood/{name}/curves", curves(id_scores, ood_scores, name), trainer.global_step)
+def add_figures(board: SummaryWriter, sets: Sequence[ScoredSet], step: int) -> None:
+    """A histogram figure and a curve figure for each OOD set among those that a run was scored on."""
+    id_scores = next(each.scores for each in sets if each.role == "id")
+    for each in sets:
+        if each.role == "ood":
+            board.add_figure(f"ood/{each.name}/histograms", histograms(id_scores, each.scores, each.name), step)
+            board.add_figure(f"ood/{each.name}/curves", curves(id_scores, each.scores, each.name), step)
 
 
-def histograms(id_scores: dict[str, Tensor], ood_scores: dict[str, Tensor], name: str) -> Figure:
+def histograms(id_scores: Mapping[str, np.ndarray], ood_scores: Mapping[str, np.ndarray], name: str) -> Figure:
     """One panel a detector: densities of ID and OOD scores."""
     columns = min(3, len(id_scores))
     rows = -(-len(id_scores) // columns)
@@ -42,7 +36,7 @@ def histograms(id_scores: dict[str, Tensor], ood_scores: dict[str, Tensor], name
     for axis in axes[len(id_scores) :]:
         axis.set_visible(False)
     for axis, detector in zip(axes, id_scores, strict=False):
-        inside, outside = id_scores[detector].numpy(), ood_scores[detector].numpy()
+        inside, outside = id_scores[detector], ood_scores[detector]
         bins = bin_edges([inside, outside])
         axis.hist(inside, bins, density=True, alpha=0.6, color=ID_COLOUR, label="ID test")
         axis.hist(outside, bins, density=True, alpha=0.6, color=OOD_COLOUR, label=name)
@@ -53,13 +47,13 @@ def histograms(id_scores: dict[str, Tensor], ood_scores: dict[str, Tensor], name
     return figure
 
 
-def curves(id_scores: dict[str, Tensor], ood_scores: dict[str, Tensor], name: str) -> Figure:
+def curves(id_scores: Mapping[str, np.ndarray], ood_scores: Mapping[str, np.ndarray], name: str) -> Figure:
     """ROC and precision-recall of all detectors; ID is positive."""
     figure = _figure((10, 4.6))
     roc, pr = figure.subplots(1, 2)
     colours = matplotlib.colormaps["tab10"].colors
     for number, detector in enumerate(id_scores):
-        inside, outside = id_scores[detector], ood_scores[detector]
+        inside, outside = (torch.from_numpy(scores[detector]) for scores in (id_scores, ood_scores))
         line = {"color": colours[number % 10], "linewidth": 1.4, "linestyle": "-" if number < 10 else "--"}
         roc.plot(*thin(*roc_curve(inside, outside), POINTS), label=detector, **line)
         pr.plot(*thin(*pr_curve(inside, outside), POINTS), **line)

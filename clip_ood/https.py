@@ -1,0 +1,34 @@
+"""Requests that never leave HTTPS once they are on it."""
+
+from __future__ import annotations
+
+import urllib.error
+import urllib.request
+from http.client import HTTPMessage, HTTPResponse
+from typing import IO
+from urllib.parse import urlsplit
+
+TIMEOUT = 60  # seconds without a byte
+
+
+class UnsafeRedirect(ValueError):
+    """A server that sends whoever asks it by HTTPS on to an address without."""
+
+
+class _Redirects(urllib.request.HTTPRedirectHandler):
+    def redirect_request(
+        self, request: urllib.request.Request, answer: IO[bytes], code: int, reason: str, headers: HTTPMessage, url: str
+    ) -> urllib.request.Request | None:
+        allowed = ("https",) if urlsplit(request.full_url).scheme == "https" else ("https", "http")
+        if urlsplit(url).scheme not in allowed:
+            raise UnsafeRedirect(f"the server sends on to {url}, which is no https address")
+        return super().redirect_request(request, answer, code, reason, headers, url)
+
+
+def opened(url: str, headers: dict[str, str]) -> HTTPResponse:
+    """The answer to a GET of an http or https address, redirects followed.
+
+    Raises: UnsafeRedirect, urllib.error.HTTPError, OSError.
+    """
+    opener = urllib.request.build_opener(_Redirects)
+    return opener.open(urllib.request.Request(url, headers=headers), timeout=TIMEOUT)

@@ -1,0 +1,112 @@
+"""Files of JSON that the project writes and reads again: what each holds is declared, and what does not fit is named."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import cache
+from pathlib import Path
+from typing import Annotated, Any
+
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
+
+from clip_ood.naming import text_fault
+
+SHOWN = 60  # characters of a value
+
+
+class Record(BaseModel):
+    """Keys of such a file. Their values are of their types as they stand; a key that is not declared may be another version's."""
+
+    model_config = ConfigDict(strict=True, allow_inf_nan=False)
+
+
+class Unfit(ValueError):
+    """What a file holds, and what it should; the message names the key."""
+
+
+def _writable(text: str) -> str:
+    if reason := text_fault(text):
+        raise ValueError(reason)
+    return text
+
+
+Text = Annotated[str, AfterValidator(_writable)]
+Share = Annotated[float, Field(ge=0, le=1)]
+Count = Annotated[int, Field(ge=0, lt=2**63)]
+
+
+class Damaged(Unfit):
+    """A file that is not as it was written; the message names it too."""
+
+
+@contextmanager
+def undamaged(path: Path) -> Iterator[None]:
+    """Around the reading of a file. Raises: Damaged for what is unfit there."""
+    try:
+        yield
+    except Unfit as error:
+        raise Damaged(f"{path} is damaged ({error})") from error
+
+
+def read_record(path: Path, declared: Any) -> Any:
+    """The content of a JSON file, if it is as `declared`. Raises: Damaged for anything else, OSError."""
+    with undamaged(path):
+        return fitting(read_json(path), declared)
+
+
+def read_json(path: Path) -> Any:
+    """The content of a JSON file. Raises: Unfit for what is none, or has a key twice, OSError."""
+    try:
+        return json.loads(path.read_bytes().decode(), object_pairs_hook=_once)
+    except RecursionError:
+        raise Unfit("its lists and mappings lie too deep in each other") from None
+    except ValueError as error:
+        raise Unfit(str(error)) from None
+
+
+def fitting(content: Any, declared: Any) -> Any:
+    """`content` as it is, if it is as `declared`, a `Record` or what holds some. Raises: Unfit, which names the first key that is
+    not."""
+    try:
+        _adapter(declared).validate_python(content, strict=True)
+    except ValidationError as error:
+        raise Unfit(_told(error.errors()[0])) from None
+    return content
+
+
+@cache
+def _adapter(declared: Any) -> TypeAdapter:
+    return TypeAdapter(declared)
+
+
+def _told(problem: dict[str, Any]) -> str:
+    key = ".".join(map(str, problem["loc"])) or "it"
+    match problem["type"]:
+        case "missing":
+            return f"the key {key} is missing"
+        case "extra_forbidden":
+            return f"the key {key!r} is none that clip-ood writes there"
+        case "value_error":
+            return f"{key} {problem['ctx']['error']}"
+    return f"{key} is {_shown(problem['input'])}, and must be {_words(problem)}"
+
+
+def _words(problem: dict[str, Any]) -> str:
+    named = {"int_type": "a whole number", "string_type": "a text", "dict_type": "a mapping", "model_type": "a mapping"}
+    said = problem["msg"].removeprefix("Input should be ").removeprefix("Input should ")
+    return named.get(problem["type"], said.replace("a valid ", "a "))
+
+
+def _shown(value: Any) -> str:
+    text = json.dumps(value, default=str)
+    return text if len(text) <= SHOWN else f"{text[:SHOWN]}…"
+
+
+def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    content = dict(pairs)
+    if len(content) < len(pairs):
+        names = [name for name, _ in pairs]
+        raise ValueError(f"the key {next(name for name in names if names.count(name) > 1)!r} stands twice")
+    return content

@@ -1,0 +1,223 @@
+"""What the files of a finished run hold, as every reader of them relies on it: results.json, images.json, contents.json,
+scores.parquet."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+from pydantic import Field, create_model, model_validator
+
+from clip_ood.judging.manifest import Predicts
+from clip_ood.metrics.curves import METRICS
+from clip_ood.metrics.ood import MEAN
+from clip_ood.records import Count, Record, Share, Text, Unfit, fitting, read_json, read_record, undamaged
+from clip_ood.written_names import BYTES
+
+Number = Annotated[float, Field(ge=0)]  # of images or classes; a mean over seeds need not be whole
+Seeds = list[int]
+Interval = Annotated[list[Share], Field(min_length=2, max_length=2)]
+Metrics = create_model("Metrics", __base__=Record, **{name: (Share, ...) for name in METRICS})
+
+
+class Row(Metrics):
+    """A detector against an OOD set, or the mean over them."""
+
+    detector: Text
+    setting: Literal["standard", "full_spectrum"]
+    ood: Text
+    group: Text
+    n_id: Number
+    n_ood: Number
+    intervals: dict[Text, Interval]
+    std: dict[Text, float | None] = {}
+    seeds: Count = 1
+
+
+class Said(Record):
+    """Why a detector is left out, or what is noted of it; `seeds`, where not all say so."""
+
+    detector: Text
+    seeds: Seeds = []
+
+
+class Omitted(Said):
+    reason: Text
+
+
+class Note(Said):
+    note: Text
+
+
+class Bank(Record):
+    images: Number
+    per_class: Number | None
+
+
+class Trained(Record):
+    images: Number
+    classes: Number
+    fewest: Number
+    most: Number
+
+
+class PseudoLabels(Record):
+    images: Annotated[float, Field(gt=0)]
+    passed: Number
+    accuracy: Share | None
+    starved: Number = 0
+
+
+class Head(Record):
+    chosen: bool
+    val_accuracy: Share
+    val_nll: float | None
+    lr: float
+    weight_decay: float
+    min_confidence: float = 0
+
+
+class Split(Record):
+    redrawn: bool
+    train: Annotated[float, Field(gt=0)]
+    val: Number
+    test: Number
+
+
+class Shared(Record):
+    earlier: Text
+    later: Text
+    images: Count
+    total: Count
+
+
+class Calibration(Record):
+    n: Count
+    accept: Share
+    needed: Count
+    default: Text
+    expected: Share | None
+    thresholds: dict[Text, float] | None
+
+
+class Finished(Record):
+    """results.json but for what is told differently of one seed and of several; keys with a default are not in all versions."""
+
+    run: Text
+    method: Literal["zero_shot", "linear_probe", "plp", "finetune"]
+    encoder: Text
+    seeds: Annotated[Seeds, Field(min_length=1)]
+    split: Split | None = None
+    bank: Bank
+    pseudo_labels: PseudoLabels | None
+    trained_on: Trained | None
+    sweep: list[Head] | None
+    shared_images: list[Shared] = []
+    versions: dict[Text, Text] | None = None
+    accuracy: Share | None
+    knn_accuracy: Share | None
+    omitted: list[Omitted]
+    notes: list[Note]
+    rows: list[Row]
+
+    @model_validator(mode="after")
+    def _is_a_table(self) -> Finished:
+        """Each setting has a row for each detector and OOD set, and for their mean."""
+        for setting in {row.setting for row in self.rows}:
+            cells = [(row.detector, row.ood) for row in self.rows if row.setting == setting]
+            detectors, sets = ({cell[place] for cell in cells} for place in (0, 1))
+            if MEAN not in sets or len(cells) != len(set(cells)) or len(cells) != len(detectors) * len(sets):
+                raise ValueError("holds no whole table: a row is missing in it, or stands there twice")
+        return self
+
+    @model_validator(mode="after")
+    def _compares_plp(self) -> Finished:
+        """Of pseudo-label probing, the head is compared to the texts."""
+        told = getattr(self, "predictor", None)
+        told = told if isinstance(told, list) else [told] if told else []
+        if self.method == "plp" and not all({"head", "text"} <= each.accuracy.keys() for each in told):
+            raise ValueError("does not say how often the head and the texts are right")
+        return self
+
+
+class OfSeed(Finished):
+    """results.json of one seed."""
+
+    predictor: Predicts | None = None
+    calibration: Calibration | None = None
+
+
+class OverSeeds(Finished):
+    """results.json of a run over several seeds."""
+
+    predictor: list[Predicts] | None = None
+    calibration: list[Calibration] | None = None
+    accuracy_seeds: Count
+    knn_accuracy_seeds: Count
+
+
+class Part(Record):
+    """The images of one part of a run."""
+
+    images: Count
+    digest: Text
+
+
+def read_results(path: Path) -> dict[str, Any]:
+    """The content of a results.json. Raises: Damaged for what no run writes, OSError."""
+    with undamaged(path):
+        content = read_json(path)
+        several = isinstance(content, dict) and "accuracy_seeds" in content
+        return fitting(content, OverSeeds if several else OfSeed)
+
+
+def read_images(path: Path) -> dict[str, dict[str, Any]]:
+    """The content of an images.json, by part. Raises as `read_results`."""
+    return read_record(path, dict[Text, Part])
+
+
+def read_contents(path: Path) -> dict[str, str]:
+    """The content of a contents.json, by part. Raises as `read_results`."""
+    return read_record(path, dict[Text, Text])
+
+
+ABOUT = {"set": pa.string(), "role": pa.string(), "path": pa.string(), "label": pa.string(), "prediction": pa.string()}
+
+
+def read_scores(path: Path, columns: Sequence[str] | None = None) -> pa.Table:
+    """A scores.parquet, or some columns of what says which image a row is of. Raises as `read_results`."""
+    with undamaged(path):
+        try:
+            with path.open("rb") as file:  # pyarrow opens no path that is not UTF-8
+                found = pq.ParquetFile(file)
+                odd = [BYTES] if BYTES in found.schema_arrow.names and "path" in (columns or ()) else []
+                table = found.read(None if columns is None else [*columns, *odd])
+        except (pa.ArrowException, ValueError) as error:
+            raise Unfit(" ".join(str(error).split())[:120]) from error
+        for name, kind in ABOUT.items():
+            if columns is None or name in columns:
+                _check_column(table, name, kind)
+        if BYTES in table.column_names:
+            _check_column(table, BYTES, pa.binary())
+        for name in (each for each in table.column_names if each not in (*ABOUT, BYTES)):
+            values = table[name]
+            if not pa.types.is_floating(values.type) or values.null_count or not pc.all(pc.is_finite(values)).as_py():
+                raise Unfit(f"its column {name!r} holds other things than finite scores")
+        if columns is None:
+            pairs = set(zip(table["set"].to_pylist(), table["role"].to_pylist(), strict=True))
+            if len(pairs) != len({name for name, _ in pairs}) or [role for _, role in pairs].count("id") != 1:
+                raise Unfit("its sets have no one role each, or none is the ID test set")
+        return table
+
+
+def _check_column(table: pa.Table, name: str, kind: pa.DataType) -> None:
+    if table.column_names.count(name) != 1:
+        raise Unfit(f"it has no column {name!r}, or several")
+    if table[name].type != kind:
+        raise Unfit(f"its column {name!r} is of the type {table[name].type}, and must be {kind}")
+    if name in ("set", "role", "path") and table[name].null_count:
+        raise Unfit(f"its column {name!r} has rows without a value")

@@ -1,0 +1,61 @@
+"""What the tensors of a file must be: their kind, and their shapes by letters, each of which stands for one size."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor
+
+from clip_ood.records import Unfit
+
+# C classes, D features, E embeddings, M and W negative words, n images
+HEAD = {  # of a checkpoint
+    "head.mean": "D",
+    "head.std": "D",
+    "head.linear.weight": "CD",
+    "head.linear.bias": "C",
+    "head.weight": "CD",
+    "head.bias": "C",
+}
+REFERENCE = {  # of a detector's folder
+    "text_embeddings": "CE",
+    "weight": "CD",
+    "bias": "C",
+    "neglabel.classes": "CE",
+    "neglabel.negatives": "ME",
+    "csp.classes": "CE",
+    "csp.negatives": "WE",
+}
+WHOLE = ("indices", "bank_labels")  # all others are finite numbers of floating point
+
+
+def check_finite(tensors: Mapping[str, Tensor]) -> None:
+    """Raises Unfit for a tensor of another kind than its name says, and for numbers that are none."""
+    for name, tensor in tensors.items():
+        if name in WHOLE:
+            if tensor.dtype != torch.int64:
+                raise Unfit(f"{name} holds {_kind(tensor)}, and must hold int64")
+        elif not tensor.is_floating_point():
+            raise Unfit(f"{name} holds {_kind(tensor)}, and must hold numbers of floating point")
+        elif not tensor.isfinite().all():
+            raise Unfit(f"{name} holds numbers that are not finite")
+
+
+def check_shapes(tensors: Mapping[str, Tensor], shapes: Mapping[str, str], sizes: dict[str, int]) -> None:
+    """Raises Unfit for a tensor that `shapes` does not name, and for one whose shape fits neither its letters nor the `sizes` that
+    are known of them, to which those found are added."""
+    for name, tensor in tensors.items():
+        if name not in shapes:
+            raise Unfit(f"{name} is no tensor that a run writes there")
+        expected = {letter: sizes.get(letter) for letter in shapes[name]}
+        if tensor.ndim != len(expected) or any(
+            want not in (None, size) for want, size in zip(expected.values(), tensor.shape, strict=True)
+        ):
+            known = ", ".join(letter if size is None else str(size) for letter, size in expected.items())
+            raise Unfit(f"{name} has the shape {tuple(tensor.shape)}, and must have ({known})")
+        sizes |= dict(zip(expected, tensor.shape, strict=True))
+
+
+def _kind(tensor: Tensor) -> str:
+    return str(tensor.dtype).removeprefix("torch.")

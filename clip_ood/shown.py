@@ -1,0 +1,45 @@
+"""Text that a person is shown: names of files and what libraries say may hold what steers a terminal, reorders a line or is no text."""
+
+from __future__ import annotations
+
+import sys
+from typing import Any, TextIO
+from unicodedata import category
+
+LAID_OUT = "\n\t"  # of a text of several lines
+TURNED = frozenset("\u061c\u200e\u200f\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069")  # marks of direction
+
+
+def shown(text: str, keep: str = LAID_OUT) -> str:
+    """The text with its lines and tabs (`keep`); other control characters (C0, DEL, C1), marks of direction, ends of lines and bytes
+    that are no UTF-8 are spelt out.
+
+    >>> print(shown("a\\x1b[2Jb\\x9bc \\u202egpj.exe\\ntwo"))
+    a\\x1b[2Jb\\x9bc \\u202egpj.exe
+    two
+    """
+    if text.isprintable():  # most are, and this takes no time
+        return text
+    return "".join(each if each in keep else _told(each) for each in text)
+
+
+def one_line(text: str) -> str:
+    """As `shown`, with the ends of lines and tabs of a single name spelt out, too.
+
+    >>> print(one_line("a\\nb\\udce9.png"))
+    a\\nb\\xe9.png
+    """
+    return text if text.isprintable() else "".join(map(_told, text))
+
+
+def say(*values: Any, sep: str = " ", end: str = "\n", file: TextIO | None = None, flush: bool = False) -> None:
+    """As `print`, of what may be shown."""
+    print(shown(sep.join(map(str, values))), end=end, file=sys.stdout if file is None else file, flush=flush)
+
+
+def _told(character: str) -> str:
+    if "\udc80" <= character <= "\udcff":  # a byte of a file name that is not UTF-8
+        return f"\\x{ord(character) - 0xDC00:02x}"
+    if character in TURNED or category(character) in ("Cc", "Cs", "Zl", "Zp"):
+        return character.encode("unicode_escape").decode()
+    return character

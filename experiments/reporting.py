@@ -1,0 +1,83 @@
+"""What is drawn of a finished run, from its own files: TensorBoard's pages and report.html. Whatever fails there, the run stands."""
+
+from __future__ import annotations
+
+import sys
+import traceback
+from pathlib import Path
+
+import torch
+
+from configs.schema import Config
+from datamodules.benchmark import Benchmark, load_benchmark
+from experiments.board import Board, describe
+from experiments.command_line import answer
+from experiments.resume import begun_with, check_images
+from experiments.run_folder import alone_in, head_of, read_results, seed_folder
+from reports.figures import add_figures
+from reports.run_page import write_report, write_seeds_report
+from reports.scores import read_scores
+
+
+def draw(folder: Path, config: Config, benchmark: Benchmark, board: Board) -> None:
+    """Adds figures and pages to the events of the run in `folder`, then writes its report, as far as its config asks for them.
+
+    Where the report cannot be had, that is told, and its absence tells it later on (`run_folder.unreported`).
+    Raises: what is raised where no report is asked for.
+    """
+    try:
+        _draw(folder, config, board)
+        if config.evaluation.report:
+            write_report(folder, benchmark)
+    except Exception as error:
+        if not config.evaluation.report:
+            raise
+        _tell(folder, error)
+
+
+def draw_seeds(folder: Path) -> None:
+    """Writes the report of a run over several seeds; as `draw` where that cannot be."""
+    try:
+        write_seeds_report(folder)
+    except Exception as error:
+        _tell(folder, error)
+
+
+def draw_again(folder: Path) -> Path:
+    """Draws what `draw` does of a finished run, and of each of its seeds: the path of its report.
+
+    Raises: ConfigError for what is no finished run, and for one whose images are others now.
+    """
+    read_results(folder)
+    config = begun_with(folder)
+    with alone_in(folder):
+        if not config.seeds:
+            return _again(folder, config)
+        for seed in config.seeds:
+            _again(seed_folder(folder, seed), config.model_copy(update={"seed": seed, "seeds": []}))
+        return write_seeds_report(folder)
+
+
+def _again(folder: Path, config: Config) -> Path:
+    benchmark = load_benchmark(config)
+    check_images(folder, benchmark)
+    _draw(folder, config, Board(folder))
+    return write_report(folder, benchmark)
+
+
+def _draw(folder: Path, config: Config, board: Board) -> None:
+    with board.named():
+        if config.evaluation.figures:
+            add_figures(board.experiment, read_scores(folder / "scores.parquet"), _steps(folder))
+        describe(board, config, read_results(folder))
+
+
+def _steps(folder: Path) -> int:
+    """How many steps a run has trained its head for."""
+    head = head_of(folder)
+    return torch.load(head, map_location="cpu", weights_only=True, mmap=True)["global_step"] if head.is_file() else 0
+
+
+def _tell(folder: Path, error: Exception) -> None:
+    told = answer(error) or "".join(traceback.format_exception(error))
+    print(f"{folder} is finished, but its report could not be written: {told}", file=sys.stderr, flush=True)
