@@ -19,7 +19,7 @@ from faults.trial import Trial
 STAGES = 6  # of each command, equally far apart
 ENDS = {signal.SIGTERM: 143, signal.SIGINT: 130, signal.SIGHUP: 129, signal.SIGUSR1: 143}
 SLURM = {"SLURM_JOB_ID": "7"}
-LINE = re.compile(r"^Stopped\. .*(?:Go on|Start again) with: python (.*)$", re.MULTILINE)
+LINE = re.compile(r"^Stopped\. (?:.*(?:Go on|Start again) with: python (.*)|.* is finished, and kept\..*)$", re.MULTILINE)
 
 
 def trials() -> list[Trial]:
@@ -42,13 +42,14 @@ def _stop(command: str, number: signal.Signals, stage: int, folder: Path) -> Non
     words = stopped(ended, ENDS[number])
     left = [path for path in folder.rglob("*") if ".tmp" in path.suffixes]
     assert not left, left
-    ended = run(words, folder / "log")
-    assert ended.status == 0, ended.said
+    if words:
+        ended = run(words, folder / "log")
+        assert ended.status == 0, ended.said
     assert results(folder) == whole
 
 
 def stopped(ended: Ended, status: int) -> list[str]:
-    """The command that the one line of a stopped command names."""
+    """The command that the one line of a stopped command names, nothing where all was done."""
     assert ended.status == status and not ended.traceback, f"status {ended.status}:\n{ended.said}"
     lines = LINE.findall(ended.said)
     assert len(lines) == 1, ended.said
