@@ -13,8 +13,8 @@ from markupsafe import Markup
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from callbacks.figures import bin_edges, thin
 from clip_ood.metrics.curves import pr_curve, roc_curve
+from reports.figures import bin_edges, thin
 from reports.scores import ScoredSet
 
 COLOURS = 7  # --c0 (ID) … --c6 of the style sheet; OOD sets take 1 … 6, then again with another dash

@@ -11,6 +11,8 @@ from faults.trial import Trial
 
 KINDS: tuple[str, ...] = (
     "kills",
+    "signals",
+    "the_dead",
     "full_disk",
     "rights",
     "two_at_once",
