@@ -14,7 +14,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from clip_ood.backbones.torchscript import is_torchscript, read_torchscript
-from clip_ood.regular_file import check_regular
+from clip_ood.regular_file import no_file, special
 
 WRAPPERS = (  # what holds the weights beside optimizers and settings; averaged ones come first
     "state_dict_ema",
@@ -40,6 +40,8 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
     Raises: pickle.UnpicklingError for a file that holds more than data, or that is none of these; ValueError for one that is cut off or
     holds no tensors.
     """
+    if special(path) is not None:
+        raise ValueError(f"{path} is no checkpoint{no_file(path)}")
     try:
         found = unwrapped(_content(path))
     except pickle.UnpicklingError:
@@ -62,7 +64,6 @@ def unwrapped(content: Any) -> dict[str, Tensor]:
 
 
 def _content(path: Path) -> Any:
-    check_regular(path)
     if is_zipfile(path):
         with ZipFile(path) as archive:
             program = is_torchscript(archive)
