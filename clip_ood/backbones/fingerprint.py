@@ -15,6 +15,7 @@ import rich.progress
 from clip_ood.backbones.names import BackboneSpec
 from clip_ood.backbones.weights import local_weights, remote_weights
 from clip_ood.cache import cache
+from clip_ood.records import Unfit, read_json, undamaged
 
 TEXT_FILES = ("config.json", "tokenizer*", "special_tokens_map.json", "vocab*", "merges.txt", "*.model")
 
@@ -54,7 +55,8 @@ def _open_clip(spec: BackboneSpec, hashes: Path) -> dict[str, Any]:
 
 def _folder(folder: Path, spec: BackboneSpec, hashes: Path) -> dict[str, Any]:
     """The folder may move: its files are what counts."""
-    config = json.loads((folder / "open_clip_config.json").read_text(encoding="utf-8"))
+    with undamaged(folder / "open_clip_config.json"):
+        config = read_json(folder / "open_clip_config.json")
     text_files = sorted({path for pattern in TEXT_FILES for path in folder.glob(pattern)})
     return {
         "model": "local-dir",
@@ -111,10 +113,10 @@ def _remember(path: Path, known: dict[str, str]) -> None:
 def _remembered(path: Path) -> dict[str, str]:
     """Hashes written before; none if the file is missing or damaged, for they can be computed again."""
     try:
-        known = json.loads(path.read_text())
-    except (OSError, ValueError):
+        known = read_json(path)
+    except (OSError, Unfit):
         return {}
-    return known if isinstance(known, dict) else {}
+    return {key: value for key, value in known.items() if isinstance(value, str)} if isinstance(known, dict) else {}
 
 
 def sha256(path: Path) -> str:

@@ -13,6 +13,8 @@ from collections.abc import Callable
 from http.client import HTTPException, HTTPResponse
 from pathlib import Path
 
+from clip_ood.records import Count, Damaged, Record, Text, read_record
+
 TRIES = 5  # in a row that bring nothing new
 BLOCK = 1 << 20  # bytes read at a time
 TIMEOUT = 60  # seconds without a byte
@@ -148,12 +150,18 @@ def _size(path: Path) -> int:
     return path.stat().st_size if path.is_file() else 0
 
 
+class Notes(Record):
+    """What is kept of a server's answer beside the beginning of a file."""
+
+    total: Count | None
+    version: Text | None
+
+
 def _remembered(part: Path) -> dict | None:
     """What the server said of the file that `part` is the beginning of."""
-    notes = part.with_name(part.name + ".json")
     try:
-        return json.loads(notes.read_text(encoding="utf-8"))
-    except (FileNotFoundError, json.JSONDecodeError):  # killed while it was written
+        return read_record(part.with_name(part.name + ".json"), Notes)
+    except (FileNotFoundError, Damaged):  # killed while it was written
         return None
 
 
