@@ -6,27 +6,14 @@ Prints for each kind how many were tried and survived, and a line for each that 
 from __future__ import annotations
 
 import sys
-import tempfile
 import time
-import traceback
 from concurrent.futures import ProcessPoolExecutor
-from pathlib import Path
 
 from faults import lab
-from faults.kinds import KINDS, trials
+from faults.kinds import KINDS, attempt, trials
 from faults.process import CONTEXT
 
 AT_ONCE = 2
-
-
-def attempt(kind: str, number: int) -> str:
-    """Why the trial failed, or nothing."""
-    with tempfile.TemporaryDirectory(prefix="fault-", ignore_cleanup_errors=True) as folder:
-        try:
-            trials(kind)[number].run(Path(folder))
-        except Exception:
-            return traceback.format_exc(limit=-3)
-    return ""
 
 
 def main(chosen: list[str]) -> int:

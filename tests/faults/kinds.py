@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import tempfile
+import traceback
 from importlib import import_module
+from pathlib import Path
 
 from faults.trial import Trial
 
@@ -15,3 +18,13 @@ KINDS: tuple[str, ...] = (
 
 def trials(kind: str) -> list[Trial]:
     return import_module(f"faults.{kind}").trials()
+
+
+def attempt(kind: str, number: int) -> str:
+    """Why the trial failed, or nothing."""
+    with tempfile.TemporaryDirectory(prefix="fault-", ignore_cleanup_errors=True) as folder:
+        try:
+            trials(kind)[number].run(Path(folder))
+        except Exception:
+            return traceback.format_exc(limit=-3)
+    return ""
