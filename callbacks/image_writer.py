@@ -32,7 +32,7 @@ class Parts:
         try:
             with safe_open(self.path(variant, positions), "pt") as file:
                 return json.loads(file.metadata()["about"]) == self._about(positions)
-        except (FileNotFoundError, SafetensorError):
+        except (FileNotFoundError, SafetensorError, LookupError, TypeError, ValueError):  # damaged: it is made again
             return False
 
     def write(self, variant: str, positions: range, tensors: dict[str, Tensor]) -> None:

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import asdict
+from hashlib import blake2b
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,7 @@ from typing import Any
 from lightning.pytorch import Callback, LightningModule, Trainer
 
 from clip_ood.backbones.fingerprint import digest
-from clip_ood.files import written_text
+from clip_ood.files import written_whole
 from datamodules.inputs import Source
 from datamodules.judged_images import JudgedBatch
 from lightning_modules.judging import Finding
@@ -59,9 +60,9 @@ class VerdictParts(Callback):
         """Whether the part is there, of these sources as they are now and with these settings."""
         self._expected[part] = self._about(sources)
         try:
-            with self.path(part).open(encoding="utf-8") as file:
-                return json.loads(file.readline()) == self._expected[part]
-        except (FileNotFoundError, ValueError):
+            with self.path(part).open("rb") as file:
+                return json.loads(file.readline()) == self._expected[part] | {"lines": _digest(file)}
+        except (FileNotFoundError, ValueError, RecursionError):
             return False
 
     def read(self, count: int) -> Iterator[Line]:
@@ -73,7 +74,8 @@ class VerdictParts(Callback):
             if not self.path(part).is_file():
                 raise ValueError(f"{CHANGED} ({self.path(part)} is missing)")
             with self.path(part).open(encoding="utf-8") as file:
-                if json.loads(file.readline()) != self._expected[part]:
+                about = json.loads(file.readline())
+                if {key: about.get(key) for key in self._expected[part]} != self._expected[part]:
                     raise ValueError(f"{CHANGED} ({self.path(part)} is of others)")
                 yield from map(json.loads, file)
 
@@ -103,13 +105,22 @@ class VerdictParts(Callback):
             self._lines, self._sources = [], []
 
     def _write(self, part: int) -> None:
-        with written_text(self.path(part)) as file:
-            for line in [self._about(self._sources), *self._lines]:
-                file.write(json.dumps(line) + "\n")
+        found = [json.dumps(line).encode() + b"\n" for line in self._lines]
+        about = self._about(self._sources) | {"lines": _digest(found)}
+        with written_whole(self.path(part)) as file:
+            file.writelines([json.dumps(about).encode() + b"\n", *found])
 
     def _about(self, sources: Sequence[Source]) -> dict[str, str]:
         described = [[each.path, str(each.file), each.member, *_size_and_time(each.file)] for each in sources]
         return {"key": self.key, "sources": digest(described)}
+
+
+def _digest(lines: Iterable[bytes]) -> str:
+    """What tells a part's lines from damaged ones."""
+    content = blake2b(digest_size=8)
+    for line in lines:
+        content.update(line)
+    return content.hexdigest()
 
 
 def _size_and_time(path: Path) -> tuple[int, int] | tuple[()]:

@@ -16,6 +16,7 @@ from pathlib import Path
 from clip_ood.checksum import Checksum
 from clip_ood.file_types import START, WrongType, check_start, check_type
 from clip_ood.https import UnsafeRedirect, opened
+from clip_ood.records import Count, Damaged, Record, Text, read_record
 
 TRIES = 5  # in a row that bring nothing new
 BLOCK = 1 << 20  # bytes read at a time
@@ -184,14 +185,19 @@ def _size(path: Path) -> int:
     return path.stat().st_size if path.is_file() else 0
 
 
+class Notes(Record):
+    """What is kept of a server's answer beside the beginning of a file."""
+
+    total: Count | None
+    version: Text | None
+
+
 def _remembered(part: Path) -> dict | None:
-    """What the server said of the file that `part` is the beginning of: its size and version."""
-    notes = part.with_name(part.name + ".json")
+    """What the server said of the file that `part` is the beginning of."""
     try:
-        found = json.loads(notes.read_text(encoding="utf-8"))
-    except (FileNotFoundError, ValueError):  # killed while it was written
+        return read_record(part.with_name(part.name + ".json"), Notes)
+    except (FileNotFoundError, Damaged):  # killed while it was written
         return None
-    return found if isinstance(found, dict) and found.keys() >= {"total", "version"} else None
 
 
 def _remember(part: Path, total: int | None, version: str | None) -> None:

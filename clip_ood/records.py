@@ -12,7 +12,9 @@ from typing import Annotated, Any
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 
 from clip_ood.naming import text_fault
+from clip_ood.text_files import read_text
 
+LARGEST = 1 << 26  # bytes of a file
 SHOWN = 60  # characters of a value
 
 
@@ -59,7 +61,7 @@ def read_record(path: Path, declared: Any) -> Any:
 def read_json(path: Path) -> Any:
     """The content of a JSON file. Raises: Unfit for what is none, or has a key twice, OSError."""
     try:
-        return json.loads(path.read_bytes().decode(), object_pairs_hook=_once)
+        return json.loads(read_text(path, LARGEST), object_pairs_hook=_once)
     except RecursionError:
         raise Unfit("its lists and mappings lie too deep in each other") from None
     except ValueError as error:

@@ -16,7 +16,7 @@ from clip_ood.backbones.weights import local_weights, remote_weights
 from clip_ood.cache import cache
 from clip_ood.console import Terminal
 from clip_ood.files import write_text
-from clip_ood.json_files import read_json
+from clip_ood.records import Unfit, read_json, undamaged
 from clip_ood.regular_file import check_regular
 
 TEXT_FILES = ("config.json", "tokenizer*", "special_tokens_map.json", "vocab*", "merges.txt", "*.model")
@@ -57,7 +57,8 @@ def _open_clip(spec: BackboneSpec, hashes: Path) -> dict[str, Any]:
 
 def _folder(folder: Path, spec: BackboneSpec, hashes: Path) -> dict[str, Any]:
     """The folder may move: its files are what counts."""
-    config = read_json(folder / "open_clip_config.json")
+    with undamaged(folder / "open_clip_config.json"):
+        config = read_json(folder / "open_clip_config.json")
     text_files = sorted({path for pattern in TEXT_FILES for path in folder.glob(pattern)})
     return {
         "model": "local-dir",
@@ -111,10 +112,10 @@ def _remember(path: Path, known: dict[str, str]) -> None:
 def _remembered(path: Path) -> dict[str, str]:
     """Hashes written before; none if the file is missing or damaged, for they can be computed again."""
     try:
-        known = json.loads(path.read_text())
-    except (OSError, ValueError):
+        known = read_json(path)
+    except (OSError, Unfit):
         return {}
-    return known if isinstance(known, dict) else {}
+    return {key: value for key, value in known.items() if isinstance(value, str)} if isinstance(known, dict) else {}
 
 
 def sha256(path: Path) -> str:

@@ -33,7 +33,7 @@ from clip_ood.backbones.checked_config import (
 from clip_ood.backbones.names import REPOSITORY, BackboneSpec
 from clip_ood.backbones.weights import CONFIG, Remote, remote_config
 from clip_ood.files import write_text
-from clip_ood.json_files import read_json
+from clip_ood.records import read_json, undamaged
 from clip_ood.shown import say
 
 NO_TEXT = {"context_length": 1, "vocab_size": 1, "width": 8, "heads": 1, "layers": 1}
@@ -124,7 +124,8 @@ def _write_tokenizer(folder: Path, name: str, spec: BackboneSpec, download: bool
     if not found.keys() & TOKENIZER_FILES.keys():
         raise ValueError(f"text_cfg.hf_tokenizer_name: {name}: there are no files of a tokenizer (tokenizer.json, …)")
     if model := found.pop("config.json", None):  # what kind of model it was made for helps to find its class
-        content = read_json(model)
+        with undamaged(model):
+            content = read_json(model)
         if isinstance(content, dict) and (kind := content.get("model_type")):
             _write(folder / "config.json", checked({"model_type": kind}, MODEL_TYPE, str(model)))
     for each, path in found.items():

@@ -12,15 +12,17 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Annotated, Any, NamedTuple
 
 import numpy as np
 import torch
+from pydantic import Field
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from clip_ood.features.identity import find
 from clip_ood.files import written_whole
+from clip_ood.records import Record, Unfit, fitting
 from clip_ood.regular_file import check_regular
 from clip_ood.tensor_files import blocks
 from clip_ood.unreadable import check_of_file
@@ -76,6 +78,13 @@ class Segment:
         return np.where(places < 0, -1, self.order[places] if len(self) else -1)
 
 
+class About(Record):
+    """What stands in a segment beside its arrays: why entries could not be made, by row, and what made the others."""
+
+    errors: dict[Annotated[str, Field(pattern=r"^\d{1,18}$")], str | list[str]]
+    made_with: list[dict[str, Any]]
+
+
 def open_segment(path: Path) -> Segment:
     """Maps a file.
 
@@ -92,10 +101,15 @@ def open_segment(path: Path) -> Segment:
         raise StoreError(f"{path} cannot be read ({error.strerror})") from error
     try:
         with safe_open(path, "pt") as file:
-            about = json.loads(file.metadata()["about"])
+            about = fitting(json.loads(file.metadata()["about"]), About)
             about["errors"] = {row: _failure(written) for row, written in about["errors"].items()}
             tensors = {key: file.get_tensor(key) for key in file.keys() if key != "checksum"}  # noqa: SIM118
-        halves = [tensors.pop(key).numpy() for key in ("first", "second", "order")]
+        halves = [tensors.pop(key) for key in ("first", "second", "order")]
+        if any(half.dtype != torch.int64 or half.ndim != 1 for half in halves):
+            raise Unfit("its identities are none")
+        if any(not array.ndim or len(array) != len(halves[0]) for array in [*halves, *tensors.values()]):
+            raise Unfit("its arrays have not one row an entry")
+        halves = [half.numpy() for half in halves]
     except (SafetensorError, KeyError, TypeError, ValueError) as error:
         if not path.is_file():  # gone in between
             raise FileNotFoundError(f"There is no segment {path} any more") from error

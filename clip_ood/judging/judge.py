@@ -126,11 +126,11 @@ class Judge(nn.Module):
 
     @torch.inference_mode()
     def _try(self, saved: SavedDetector) -> None:
-        """Judges a made-up picture. Raises: DetectorFolderError where what the folder holds gives no scores of it."""
-        pixels = self.backbone.transform(Image.new("RGB", (8, 8)))[None]
-        outputs = self.outputs(pixels.to(self.device))
+        """Judges two made-up pictures. Raises: DetectorFolderError where what the folder holds gives no scores of them."""
+        pixels = torch.stack([self.backbone.transform(Image.new("RGB", (8, 8)))] * 2)
+        outputs = self.outputs(pixels.to(self.device)).map(torch.nan_to_num)  # what is tried is not the encoder
         try:
-            verdicts = self.verdicts(self.judged(outputs), [None])
+            verdicts = self.verdicts(self.judged(outputs), [None, None])
         except Exception as error:  # of tensors that anybody may have written: anything
             raise DetectorFolderError(
                 f"{saved.folder} does not fit its encoder or this version of clip-ood ({type(error).__name__}: "
