@@ -73,8 +73,8 @@ def is_open(path: str) -> bool:
         return any(line.rstrip("\n").endswith(f" {path}") for line in maps)
 
 
-FOLDER = os.environ.setdefault("PORTABLE", os.path.realpath(sys.argv[1]))
-take_away(FOLDER)  # in processes that are spawned, too
+if __name__ in ("__main__", "__mp_main__"):  # in processes that are spawned, too
+    take_away(os.environ.setdefault("PORTABLE", os.path.realpath(sys.argv[1])))
 
 if __name__ == "__main__":
     sys.path[:0] = [str(PROJECT), str(PROJECT / "tests")]

@@ -5,12 +5,13 @@ from __future__ import annotations
 import errno
 import json
 import os
+import shutil
 import signal
 import socket
 import subprocess
 import sys
 import threading
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import pytest
@@ -18,8 +19,9 @@ import pytest
 from clip_ood import locks
 from clip_ood.locks import InUse, alone, in_turn, sharing
 from configs.errors import ConfigError
-from experiments import run_folder
+from experiments import run_folder, set_aside
 from experiments.run_folder import chosen_folder, replacing, started
+from experiments.set_aside import Aside
 
 PROJECT = Path(__file__).parents[1]
 HOLD = """
@@ -234,3 +236,27 @@ def test_whoever_comes_while_a_killed_ones_workers_end_waits(tmp_path, monkeypat
         threading.Timer(1, process.stdin.close).start()
         with chosen_folder(tmp_path, "run") as folder:
             assert process.wait(20) == 0 and folder.is_dir()
+
+
+def test_two_calls_put_their_flagged_images_into_one_folder(tmp_path, monkeypatch):
+    """The second comes while the first copies an image of the same name: both are there in the end."""
+    for name in ("a", "b"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "1.png").write_text(name)
+    code = "import sys; from pathlib import Path; from experiments.set_aside import Aside; Aside(Path(sys.argv[1])).take('1.png', sys.argv[2], None)"
+    other, copy = [], shutil.copyfile
+
+    def slow(source, target):
+        copied = copy(source, target)
+        command = [sys.executable, "-c", code, tmp_path / "odd", tmp_path / "b" / "1.png"]
+        other.append(subprocess.Popen(command, cwd=PROJECT, stderr=subprocess.PIPE, text=True))
+        with suppress(subprocess.TimeoutExpired):
+            other[0].wait(6)
+        return copied
+
+    monkeypatch.setattr(set_aside.shutil, "copyfile", slow)
+    Aside(tmp_path / "odd").take("1.png", str(tmp_path / "a" / "1.png"), None)
+    error = other[0].communicate(timeout=20)[1]
+    assert other[0].returncode == 0, error
+    assert sorted(path.read_text() for path in (tmp_path / "odd").iterdir()) == ["a", "b"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["a", "b", "odd"]
