@@ -20,8 +20,8 @@ from PIL import Image
 from clip_ood.backbones.checkpoint_file import read_tensors
 from clip_ood.backbones.fingerprint import sha256
 from clip_ood.features.segment import open_segment
-from clip_ood.records import read_json
 from clip_ood.reading import UnreadableImage, read_image
+from clip_ood.records import read_json
 from clip_ood.text_files import read_names, read_text
 from clip_ood.wordnet import read_words
 from configs.checks import check_folders
