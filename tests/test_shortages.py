@@ -20,6 +20,7 @@ import detect
 import eval as evaluation
 from callbacks.image_writer import Parts
 from callbacks.results_files import write_json, write_table
+from clip_ood import download
 from clip_ood.cache import NOWHERE, cache
 from clip_ood.export.formats import FORMATS
 from clip_ood.features.entries import Entries
@@ -28,7 +29,6 @@ from clip_ood.features.segment import StoreError
 from clip_ood.features.store import FeatureStore
 from clip_ood.files import check_writable, write_text, written_text
 from clip_ood.tensor_files import save_tensors
-from datamodules.catalog import download
 from datamodules.inputs import sources
 from experiments import extraction, set_aside
 from experiments.command_line import answer
