@@ -6,6 +6,7 @@ import json
 import shutil
 
 import judged_run
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -13,12 +14,16 @@ import tiny_clip
 import torch
 from safetensors.torch import load_file, save_file
 
+from callbacks.verdict_writer import VerdictParts
 from clip_ood import load
+from clip_ood.backbones import fingerprint
 from clip_ood.backbones.fingerprint import sha256
 from clip_ood.features.__main__ import encoders
+from clip_ood.features.segment import StoreError, open_segment, write_segment
 from clip_ood.judging.manifest import DetectorFolderError, sealed
 from clip_ood.records import Count, Damaged, Record, Text, read_record
 from configs.errors import ConfigError
+from datamodules.catalog import download
 from experiments.checkpoints import check_checkpoint
 from experiments.compare import show
 from experiments.resume import check_contents, check_images
@@ -221,3 +226,66 @@ def test_wrong_tensors(name, run):
     with pytest.raises(DetectorFolderError) as error:
         load(run, detector="all")
     assert str(run / "detector") in str(error.value) and "\n" not in str(error.value)
+
+
+# Caches, stores and parts
+
+
+@pytest.mark.parametrize("content", ["[1]", "{", '{"a": 3}', "[" * 100_000, "3", "\udc80"])
+def test_a_cache_of_hashes_that_nobody_can_read_is_made_again(content, tmp_path):
+    (tmp_path / "hashes.json").write_text(content, errors="surrogateescape")
+    assert fingerprint._remembered(tmp_path / "hashes.json") == {}
+
+
+@pytest.mark.parametrize("content", ["[1]", "{", '{"total": "a", "version": null}', '{"total": -1}', "3", "\udc80"])
+def test_notes_of_a_download_that_nobody_can_read_are_none(content, tmp_path):
+    (tmp_path / "a.part.json").write_text(content, errors="surrogateescape")
+    assert download._remembered(tmp_path / "a.part") is None
+
+
+@pytest.mark.parametrize(
+    "about",
+    [
+        {},
+        {"errors": []},
+        {"errors": {}, "made_with": 3},
+        {"errors": {"a": "b"}, "made_with": []},
+        {"errors": {"0": 3}, "made_with": []},
+    ],
+)
+def test_a_segment_that_does_not_say_what_it_is(about, tmp_path):
+    write_segment(tmp_path / "a.safetensors", np.zeros((1, 2), np.uint64), {"valid": [torch.ones(1)]}, about)
+    with pytest.raises(StoreError, match="is damaged"):
+        open_segment(tmp_path / "a.safetensors")
+
+
+@pytest.mark.parametrize("name", ["first", "second", "order", "valid"])
+@pytest.mark.parametrize("wrong", [torch.zeros(2), torch.zeros(3, dtype=torch.int64), torch.zeros(())])
+def test_a_segment_with_arrays_of_other_shapes(name, wrong, tmp_path):
+    arrays = {key: torch.zeros(2, dtype=torch.int64) for key in ("first", "second", "order", "valid")} | {name: wrong}
+    about = {"about": json.dumps({"errors": {}, "made_with": []})}
+    save_file(arrays, tmp_path / "a.safetensors", about)
+    if name == "valid" and len(wrong.shape) and len(wrong) == 2:
+        assert len(open_segment(tmp_path / "a.safetensors")) == 2
+        return
+    with pytest.raises(StoreError, match="is damaged"):
+        open_segment(tmp_path / "a.safetensors")
+
+
+def test_a_changed_part_of_verdicts_is_judged_again(tmp_path):
+    parts = VerdictParts(tmp_path / "parts", "key")
+    parts._lines = [{"path": "a.png", "score": 1.25}, {"path": "b.png", "score": 2.5}]
+    parts._write(0)
+    path = parts.path(0)
+    assert parts.is_whole(0, []) and list(parts.read(1)) == parts._lines
+    whole = path.read_bytes()
+    for content in (
+        whole.replace(b"1.25", b"1.26"),
+        whole[:-5],
+        whole.splitlines()[0],
+        b"[" * 100_000,
+        b"\xff",
+        b"3\n",
+    ):
+        path.write_bytes(content)
+        assert not parts.is_whole(0, [])

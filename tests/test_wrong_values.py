@@ -6,9 +6,11 @@ import json
 
 import pytest
 import tiny_clip
+from detector_data import ALL, REFERENCE
 from pydantic import BaseModel
 
 import study
+from clip_ood.detectors.build import build_detectors
 from configs.errors import ConfigError
 from configs.explaining import explain
 from configs.loading import load_config
@@ -74,3 +76,24 @@ def test_a_study_whose_method_is_none(method, tmp_path):
     (tmp_path / "study.yaml").write_text(json.dumps(keys | {"axes": {"shots": {"method.*.per_class": [1, 2]}}}))
     with pytest.raises(ConfigError, match="method"):
         study.main(["--config", str(tmp_path / "study.yaml")])
+
+
+@pytest.mark.parametrize(
+    "parameters",
+    [
+        {"name": "gen", "gamma": "a"},
+        {"name": "gen", "gamma": float("inf")},
+        {"name": "gen", "gamma": True},
+        {"name": "gen", "gamma": 10**400},
+        {"name": "knn", "kth": 3},
+        {"name": "mahalanobis", "normalize": "no"},
+        {"name": "nnguide", "seed": "a"},
+        {"name": "neglabel", "seed": None},
+        {"name": "energy", "temperature": [[1]]},
+        {"name": "vim", "dim": {"a": 1}},
+    ],
+)
+def test_a_detectors_parameter_is_of_the_type_that_it_declares(parameters):
+    key = list(parameters)[1]
+    with pytest.raises(ValueError, match=rf"{parameters['name']}: {key} = .*, expected (a|true)"):
+        build_detectors([parameters], REFERENCE, ALL)

@@ -7,10 +7,11 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, fields
 from difflib import get_close_matches
 from importlib import import_module
-from typing import Any
+from math import isfinite
+from typing import Any, get_args, get_type_hints
 
 from clip_ood.detectors.detector import ONE_EACH, Detector
-from clip_ood.detectors.names import ZOO, Spec, read_specs
+from clip_ood.detectors.names import DETECTORS, ZOO, Spec, read_specs
 from clip_ood.outputs import Outputs, Reference
 
 NEGATIVES = "needs negative labels: set data.negative_words (wordnet), with an encoder of texts and named classes"
@@ -27,6 +28,7 @@ REASONS = {
     "neglabel": NEGATIVES,
     "csp": NEGATIVES,
 }
+WORDS = {int: "a whole number", float: "a number", bool: "true or false"}
 ONE_CLASS = "needs two classes or more: with one, its score is the same for every image"
 
 
@@ -129,3 +131,15 @@ def _check_parameters(spec: Spec, cls: type[Detector]) -> None:
             nearest = get_close_matches(str(key), valid, n=1)
             hint = f"; nearest: {nearest[0]}" if nearest else ""
             raise ValueError(f"{spec.name}: unknown parameter {key!r}, expected {', '.join(valid) or 'none'}{hint}")
+    if spec.name in DETECTORS:
+        _check_types(spec, cls)
+
+
+def _check_types(spec: Spec, cls: type[Detector]) -> None:
+    """Raises ValueError for a value that is of another type than the detector declares."""
+    declared = get_type_hints(cls.__init__)
+    for key, value in spec.parameters.items():
+        kinds = get_args(declared[key]) or (declared[key],)
+        fits = type(value) in kinds or (float in kinds and type(value) is int and value < 2**53)
+        if not fits or (isinstance(value, float) and not isfinite(value)):
+            raise ValueError(f"{spec.name}: {key} = {value}, expected {WORDS[kinds[0]]}")
