@@ -12,7 +12,7 @@ TURNED = frozenset("\u061c\u200e\u200f\u202a\u202b\u202c\u202d\u202e\u2066\u2067
 
 def shown(text: str, keep: str = LAID_OUT) -> str:
     """The text with its lines and tabs (`keep`); other control characters (C0, DEL, C1), marks of direction, ends of lines and bytes
-    that are no UTF-8 are spelt out.
+    that are no UTF-8 (as Python keeps them) are spelt out.
 
     >>> print(shown("a\\x1b[2Jb\\x9bc \\u202egpj.exe\\ntwo"))
     a\\x1b[2Jb\\x9bc \\u202egpj.exe
@@ -27,7 +27,7 @@ def one_line(text: str) -> str:
     """As `shown`, with the ends of lines and tabs of a single name spelt out, too.
 
     >>> print(one_line("a\\nb\\udce9.png"))
-    a\\nb\\xe9.png
+    a\\nb\\udce9.png
     """
     return text if text.isprintable() else "".join(map(_told, text))
 
@@ -38,8 +38,6 @@ def say(*values: Any, sep: str = " ", end: str = "\n", file: TextIO | None = Non
 
 
 def _told(character: str) -> str:
-    if "\udc80" <= character <= "\udcff":  # a byte of a file name that is not UTF-8
-        return f"\\x{ord(character) - 0xDC00:02x}"
     if character in TURNED or category(character) in ("Cc", "Cs", "Zl", "Zp"):
         return character.encode("unicode_escape").decode()
     return character

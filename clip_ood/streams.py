@@ -16,7 +16,7 @@ from contextlib import contextmanager, suppress
 from types import TracebackType
 from typing import TextIO
 
-from clip_ood.shown import one_line, say, shown
+from clip_ood.shown import say, shown
 
 READER_GONE = 141  # the status of a program that SIGPIPE ends
 SPELT_OUT = "spelt_out"
@@ -97,7 +97,9 @@ def spelt_out(error: UnicodeError) -> tuple[str, int]:
 
 
 def _spelt(character: str) -> str:
-    return PLAIN.get(character) or one_line(character).encode("ascii", "backslashreplace").decode()
+    if "\udc80" <= character <= "\udcff":  # a byte of a file name that is not UTF-8
+        return f"\\x{ord(character) - 0xDC00:02x}"
+    return PLAIN.get(character) or character.encode("ascii", "backslashreplace").decode()
 
 
 def _show_what_is_reported() -> None:

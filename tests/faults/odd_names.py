@@ -48,10 +48,29 @@ ODD = {
     "what HTML takes for markup": "<img src=x onerror=alert(1)>&amp;",
     "what Python takes for a field": "%s{0}{path}",
     "what a byte looks like": "\\xe9",
-    "what a shell expands": "$(x)`y`*?~#",
+    "what shells expand": "$(x)`y`*?~#",
     "many bytes": "x" * 250,
     "many characters of two bytes": "é" * 125,
 }
+ELSEWHERE = [  # where a trial takes a name alone
+    "not UTF-8",
+    "a byte that begins a sequence of escape",
+    "an end of a line",
+    "a carriage return",
+    "a separator of lines",
+    "an escape sequence",
+    "one of C1",
+    "a mark of direction",
+    "what cannot be seen",
+    "quotes",
+    "a formula",
+    "a formula behind a tab",
+    "a dash",
+    "blanks around it",
+    "what Rich takes for markup",
+    "what shells expand",
+    "many bytes",
+]
 STEER = [bytes([code]) for code in range(32) if code not in (9, 10)] + [b"\x7f"]
 STEER += [chr(code).encode() for code in (*range(0x80, 0xA0), 0x202E, 0x2066, 0x2028)]
 
@@ -72,8 +91,8 @@ def trials() -> list[Trial]:
     whole |= {f"verdicts on odd names as {suffix}": partial(_judged, suffix) for suffix in ("csv", "jsonl", "parquet")}
     samples = {"images of odd names are trained on, scored and shown", "verdicts on odd names as csv"}
     found = [Trial(name, each, sample=name in samples) for name, each in whole.items()]
-    for (kind, name), (place, put) in itertools.product(ODD.items(), PLACES.items()):
-        found.append(Trial(f"{place}: {kind}", partial(put, name)))
+    for kind, (place, put) in itertools.product(ELSEWHERE, PLACES.items()):
+        found.append(Trial(f"{place}: {kind}", partial(put, ODD[kind])))
     return found
 
 
