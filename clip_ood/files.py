@@ -129,6 +129,12 @@ class LateErrors(io.BufferedIOBase):
     def writable(self) -> bool:
         return True
 
+    def seekable(self) -> bool:
+        return True
+
+    def seek(self, offset: int, whence: int = 0) -> int:
+        return offset if self.error else self.file.seek(offset, whence)
+
     def write(self, data: bytes | memoryview) -> int:
         try:
             if self.error is None:

@@ -7,7 +7,6 @@ import sys
 import threading
 import traceback
 from collections.abc import Callable
-from contextlib import suppress
 from pathlib import Path
 from typing import Literal
 
@@ -110,8 +109,12 @@ def _run(main: Callable[[], None]) -> None:
     except Exception as error:
         if (told := answer(error)) is None:
             raise
-        with suppress(OSError):  # standard error goes to a file on a full disk
+        try:
             say(f"error: {told}", file=sys.stderr)
+        except BrokenPipeError:
+            raise
+        except OSError:  # standard error goes to a file on a full disk
+            pass
         sys.exit(2)
 
 

@@ -10,7 +10,7 @@ from faults import process
 from faults.steps import at_step, command, commands, go_on, made, undisturbed
 from faults.trial import Trial
 
-PARTS = {"train": 20, "sweep": 10, "fine-tune": 14, "seeds": 10, "eval": 12, "detect": 10, "attack": 16, "study": 12}
+PARTS = {"train": 20, "sweep": 8, "fine-tune": 12, "seeds": 8, "eval": 12, "detect": 10, "attack": 12, "study": 10}
 
 
 def trials() -> list[Trial]:
