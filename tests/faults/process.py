@@ -77,6 +77,8 @@ class Started:
 
     def kill(self) -> None:
         """Ends the command and all that it has started, at once."""
+        if self.process.exitcode is not None and Path(f"/proc/{self.process.pid}").exists():
+            return  # its number is another process's by now
         with suppress(ProcessLookupError):
             os.killpg(self.process.pid, signal.SIGKILL)
 

@@ -9,7 +9,7 @@ import sys
 import time
 from collections.abc import Callable
 from functools import partial
-from itertools import count
+from itertools import count, product
 from pathlib import Path
 
 from faults import lab
@@ -17,30 +17,27 @@ from faults.process import Ended, Started, run
 from faults.trial import Trial
 
 STAGES = (1, 2, 4, 7, 12, 20, 33)
-KEPT = ("is in use by process", "is there already, and is kept")  # what the second one may say
+KEPT = ("is in use by ", "is there already, and is kept")  # what the second one may say
+
+
+SAMPLES = {
+    "detect and detect together",
+    "train, and train while the first is at its file 12",
+    "train is killed at its file 7, and goes on",
+    "different images to one file",
+    "features are removed under a run",
+    "a set is fetched twice",
+}
 
 
 def trials() -> list[Trial]:
-    sampled = ("train", "detect")
-    found = [Trial(f"{name} and {name} together", partial(_together, name), name in sampled) for name in lab.COMMANDS]
-    found += [
-        Trial(f"{name}, and {name} while the first is at its file {stage}", partial(_one_at, name, stage))
-        for name in lab.COMMANDS
-        for stage in STAGES
-    ]
-    found += [
-        Trial(
-            f"{name} is killed at its file {stage}, and goes on",
-            partial(_killed_at, name, stage),
-            stage == 7 and name == "train",
-        )
-        for name in ("train", "detect", "study")
-        for stage in (2, 7, 20)
-    ]
-    return found + [
-        Trial(name.strip("_").replace("_", " "), each, name == "_different_images_to_one_file")
-        for name, each in PAIRS.items()
-    ]
+    found = {f"{name} and {name} together": partial(_together, name) for name in lab.COMMANDS}
+    for name, stage in product(lab.COMMANDS, STAGES):
+        found[f"{name}, and {name} while the first is at its file {stage}"] = partial(_one_at, name, stage)
+    for name, stage in product(("train", "detect", "study"), (2, 7, 20)):
+        found[f"{name} is killed at its file {stage}, and goes on"] = partial(_killed_at, name, stage)
+    found |= {each.__name__.strip("_").replace("_", " "): each for each in PAIRS}
+    return [Trial(name, run, name in SAMPLES) for name, run in found.items()]
 
 
 def _together(name: str, folder: Path) -> None:
@@ -61,6 +58,8 @@ def _killed_at(name: str, stage: int, folder: Path) -> None:
     command = lab.COMMANDS[name](folder)
     first = Started(command, folder / "log-1", partial(pause_at, str(folder), stage))
     _wait_for(folder / "paused", first)
+    if not (folder / "paused").exists():
+        return _as_alone(name, folder, [first.finish()])
     first.kill()
     again = [*command, "--resume"] if name == "train" and (folder / "runs/train/config.yaml").is_file() else command
     _as_alone(name, folder, [run(again, folder / "log-2", impatient)])
@@ -76,8 +75,8 @@ def _as_alone(name: str, folder: Path, ended: list[Ended]) -> None:
     alone = run(lab.COMMANDS[name](folder / "alone"), folder / "log-alone")
     assert alone.status == 0, alone.said
     expected, found = content(folder / "alone"), content(folder)
-    for place in [each for each in found if "-2/" in each]:  # the next name
-        assert found.pop(place) == expected[place.replace("-2/", "/")], place
+    for place in [each for each in found if each.startswith(f"runs/{name}-2/")]:  # the next name
+        assert found.pop(place) == expected[place.replace(f"{name}-2/", f"{name}/", 1)], place
     assert found == expected, [each for each in {*found, *expected} if found.get(each) != expected.get(each)]
 
 
@@ -318,19 +317,16 @@ def _names(folder: Path) -> set[str]:
     return {path.name for path in folder.iterdir() if not path.name.startswith("log")}
 
 
-PAIRS: dict[str, Callable[[Path], None]] = {
-    each.__name__: each
-    for each in (
-        _different_images_to_one_file,
-        _files_of_each_format_beside_each_other,
-        _flagged_images_to_one_folder,
-        _one_graph_is_written_twice,
-        _one_detector_gets_its_encoder_twice,
-        _train_and_eval_of_one_name,
-        _several_processes_twice,
-        _replaced_while_it_is_trained,
-        _features_are_removed_under_a_run,
-        _runs_are_compared_twice,
-        _a_set_is_fetched_twice,
-    )
-}
+PAIRS: tuple[Callable[[Path], None], ...] = (
+    _different_images_to_one_file,
+    _files_of_each_format_beside_each_other,
+    _flagged_images_to_one_folder,
+    _one_graph_is_written_twice,
+    _one_detector_gets_its_encoder_twice,
+    _train_and_eval_of_one_name,
+    _several_processes_twice,
+    _replaced_while_it_is_trained,
+    _features_are_removed_under_a_run,
+    _runs_are_compared_twice,
+    _a_set_is_fetched_twice,
+)
