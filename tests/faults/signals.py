@@ -19,7 +19,9 @@ from faults.trial import Trial
 STAGES = 6  # of each command, equally far apart
 ENDS = {signal.SIGTERM: 143, signal.SIGINT: 130, signal.SIGHUP: 129, signal.SIGUSR1: 143}
 SLURM = {"SLURM_JOB_ID": "7"}
-LINE = re.compile(r"^Stopped\. (?:.*(?:Go on|Start again) with: python (.*)|.* is finished, and kept\..*)$", re.MULTILINE)
+LINE = re.compile(
+    r"^Stopped\. (?:.*(?:Go on|Start again) with: python (.*)|.* is finished, and kept\..*)$", re.MULTILINE
+)
 
 
 def trials() -> list[Trial]:
