@@ -25,8 +25,8 @@ def reason(error: Exception) -> str | None:
         return None
     if re.search(r"shared memory|Bus error|unable to .*</?torch_", text):
         return SHARED
-    if found := re.search(r"DataLoader worker \(pid[^)]*\).*?(killed by signal: \w+|exited unexpectedly)", text):
-        return f"a process that decodes images was {found[1].replace('exited unexpectedly', 'ended')}. {MEMORY}"
+    if re.search(r"DataLoader worker \(pid.*(killed by signal|exited unexpectedly)", text):
+        return f"a process that decodes images has died. {MEMORY}"
     if "DataLoader timed out" in text:
         return (
             f"no image has come for {stalls.limit():g} s from the processes that decode them, so the disk or network behind them hangs. "

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import atexit
 import os
+import signal
 from collections.abc import Callable
 from pathlib import Path
 
@@ -51,5 +52,6 @@ def count(into: Path) -> None:
 
 
 def send(number: int, moment: int) -> None:
-    """Sends a signal to the command itself before a moment."""
+    """Sends a signal to the command itself before a moment, whatever those that have started it let it ignore."""
+    signal.signal(number, signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL)
     _at_each(lambda passed: os.kill(os.getpid(), number) if passed == moment else None)

@@ -3,6 +3,7 @@ command ends with the reason, nothing of it stays behind, and it goes on to the 
 
 from __future__ import annotations
 
+import multiprocessing
 import os
 import re
 import shlex
@@ -60,7 +61,7 @@ def _worker_killed(folder: Path) -> None:
     started.process.join(60)
     _gone(started)
     ended = started.finish(1)
-    assert ended.status == 2 and not ended.traceback and "decodes images was killed" in ended.said, ended.said
+    assert ended.status == 2 and not ended.traceback and "decodes images has died" in ended.said, ended.said
     _goes_on(ended.said, folder)
 
 
@@ -133,7 +134,8 @@ def _slow_encoder(seconds: float) -> None:
 
 
 def _never_read() -> None:
-    """Lets a file be opened for ever."""
+    """Lets a file be opened for ever, by this process and by those that it forks."""
+    multiprocessing.set_start_method("fork", force=True)
     real = Path.open
 
     def hangs(path, *arguments, **keywords):
