@@ -57,5 +57,31 @@ def check_shapes(tensors: Mapping[str, Tensor], shapes: Mapping[str, str], sizes
         sizes |= dict(zip(expected, tensor.shape, strict=True))
 
 
+def check_reference(tensors: Mapping[str, Tensor], classes: int | None) -> None:
+    """Raises Unfit for what is no head, no text embeddings and no negative labels of so many classes (None: of any), or half of one."""
+    check_finite(tensors)
+    check_shapes(tensors, REFERENCE, {} if classes is None else {"C": classes})
+    for one, other in (
+        ("weight", "bias"),
+        ("neglabel.classes", "neglabel.negatives"),
+        ("csp.classes", "csp.negatives"),
+    ):
+        if (one in tensors) != (other in tensors):
+            raise Unfit(f"it holds one of {one} and {other} alone")
+
+
+def check_bank(tensors: Mapping[str, Tensor], sizes: dict[str, int]) -> None:
+    """Raises Unfit for what is no part of a bank: chunks of features, each with the indices of its images. `sizes` as in
+    `check_shapes`."""
+    numbers = {name.removeprefix("features.") for name in tensors if name.startswith("features.")}
+    if tensors.keys() != {f"{name}.{number}" for name in ("features", "indices") for number in numbers}:
+        raise Unfit("it holds other tensors than features and the indices of each")
+    for number in numbers:
+        chunk = {name: tensors[f"{name}.{number}"] for name in ("features", "indices")}
+        sizes.pop("n", None)
+        check_finite(chunk)
+        check_shapes(chunk, {"features": "nD", "indices": "n"}, sizes)
+
+
 def _kind(tensor: Tensor) -> str:
     return str(tensor.dtype).removeprefix("torch.")

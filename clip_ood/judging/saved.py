@@ -38,7 +38,7 @@ from clip_ood.judging.manifest import ENCODER, MANIFEST, STATE, DetectorFolderEr
 from clip_ood.outputs import NegativeLabels, Outputs, Reference
 from clip_ood.predictions import Predictor
 from clip_ood.records import Unfit
-from clip_ood.shapes import REFERENCE, check_finite, check_shapes
+from clip_ood.shapes import check_bank, check_finite, check_reference, check_shapes
 from clip_ood.text_files import OTHER_BYTES, not_utf8
 
 ALL = "all"  # every detector of a run
@@ -96,17 +96,11 @@ class SavedDetector:
         """Classes, text embeddings, head, negative labels."""
         own, names = self._tensors(STATE, "reference."), self.manifest["class_names"]
         with self._fitting(STATE):
-            check_finite(own)
-            check_shapes(own, REFERENCE, {} if names is None else {"C": len(names)})
-            values: dict[str, Any] = {name: value for name, value in own.items() if "." not in name}
-            for name in ("neglabel", "csp"):
-                if (
-                    parts := {key.removeprefix(f"{name}."): own[key] for key in own if key.startswith(f"{name}.")}
-                ) and len(parts) < 2:
-                    raise Unfit(f"{name} is not whole")
-                values |= {name: NegativeLabels(**parts)} if parts else {}
-            if ("weight" in own) != ("bias" in own):
-                raise Unfit("the head is not whole")
+            check_reference(own, None if names is None else len(names))
+        values: dict[str, Any] = {name: value for name, value in own.items() if "." not in name}
+        for name in ("neglabel", "csp"):
+            if f"{name}.classes" in own:
+                values[name] = NegativeLabels(own[f"{name}.classes"], own[f"{name}.negatives"])
         values["class_names"] = None if names is None else tuple(names)
         return Reference(logit_scale=self.manifest["logit_scale"], **values)
 
@@ -255,17 +249,9 @@ class SavedDetector:
         """The features of the ID training images."""
         parts, sizes = [], {}
         for name in sorted(each for each in self.manifest["files"] if each.startswith("bank-")):
-            part = self._tensors(name, "")
+            parts.append(self._tensors(name, ""))
             with self._fitting(name):
-                if not {key.partition(".")[0] for key in part} <= {"features", "indices"}:
-                    raise Unfit("it holds other tensors than features and indices")
-                for key in (each for each in part if each.startswith("features.")):
-                    number = key.removeprefix("features.")
-                    chunk = {"features": part[key], "indices": part.get(f"indices.{number}", part[key])}
-                    sizes.pop("n", None)
-                    check_finite(chunk)
-                    check_shapes(chunk, {"features": "nD", "indices": "n"}, sizes)
-            parts.append(part)
+                check_bank(parts[-1], sizes)
         return Bank.restored(parts)
 
     @contextmanager

@@ -6,10 +6,11 @@ import json
 import os
 import random
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, chdir
 from functools import cache, partial
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 from unittest.mock import patch
 
@@ -56,6 +57,12 @@ TRAINER = {
     "log_every_n_steps": 1,
     "enable_progress_bar": False,
 }
+LISTS = {
+    "data/val.txt": "".join(f"{number}.png {number}\n" for number in range(3)),
+    "data/labels.txt": "".join(f"{number}.png\t{CLASSES[number % 3]}\n" for number in range(9)),
+    "data/names.txt": "a cat\na dog\na fox\n",
+    "words.txt": "stone\nriver\n",
+}
 BUDGET = {"norm": "linf", "epsilon": 0.1}
 
 
@@ -73,7 +80,15 @@ def _all() -> list[tuple[str, Any]]:
             for key, value in _typed(base)
         ]
     numbers, whole = random.Random(SEED), json.dumps(_published()).encode()
-    return found + [(f"train: {what}", partial(_of_bytes, content)) for what, content in bytes_of(whole, numbers)]
+    found += [(f"train: {what}", partial(_of_bytes, content)) for what, content in bytes_of(whole, numbers)]
+    for name, text in LISTS.items():
+        for what, content in bytes_of(text.encode(), numbers):
+            found.append((f"{name}: {what}", partial(_of_list, name, content)))
+        for what, value in WRONG.items():
+            if isinstance(value, str):
+                content = text.replace("fox", value).encode(errors="surrogateescape")
+                found.append((f"{name}: a name is {what}", partial(_of_list, name, content)))
+    return found
 
 
 def _typed(base: Any) -> Iterator[tuple[str, str]]:
@@ -162,11 +177,21 @@ def _of_bytes(content: bytes, folder: Path) -> None:
     _conducted("train", content, [], folder)
 
 
-def _conducted(script: str, config: bytes, options: list[str], folder: Path) -> None:
-    """A script with a config up to where it would encode images."""
+def _of_list(name: str, content: bytes, folder: Path) -> None:
+    base = _published() | {"data": _published()["data"] | {"root": "data"}}
+    base["data"]["id"] = base["data"]["id"] | {"class_names": "names.txt"}
+    _conducted("train", json.dumps(base).encode(), [], folder, {name: content})
+
+
+def _conducted(
+    script: str, config: bytes, options: list[str], folder: Path, files: Mapping[str, bytes] = MappingProxyType({})
+) -> None:
+    """A script with a config up to where it would encode images; `files` stand in place of those that it names."""
     (folder / "here").mkdir()
     with chdir(folder / "here"), ExitStack() as stack:
         _furnish()
+        for name, content in files.items():
+            Path(name).write_bytes(content)
         Path("tried.yaml").write_bytes(config)
         Path("base.yaml").write_text(json.dumps(_probe() | {"method": {"zero_shot": {}}, "seeds": []}))
         stack.enter_context(patch.dict(os.environ))
@@ -186,10 +211,8 @@ def _furnish() -> None:
     for name in ("id", "near", "far", "lone"):
         Path("data", name).symlink_to(root / "data" / name)
     Path("clip").symlink_to(root / "clip")
-    Path("data/val.txt").write_text("".join(f"{label}.png {label}\n" for label in range(len(CLASSES))))
-    labels = [f"{path.name}\t{CLASSES[number % 3]}" for number, path in enumerate(sorted(Path("data/near").iterdir()))]
-    Path("data/labels.txt").write_text("\n".join(labels))
-    Path("words.txt").write_text("stone\nriver\n")
+    for name, text in LISTS.items():
+        Path(name).write_text(text)
     Path("other.yaml").write_text(json.dumps({"model": "local-dir:clip"}))
     for label, name in enumerate(CLASSES):
         Path("data/more", str(label)).mkdir(parents=True)
