@@ -66,6 +66,7 @@ LISTS = {
 BUDGET = {"norm": "linf", "epsilon": 0.1}
 
 
+@cache
 def trials() -> list[Trial]:
     return [Trial(name, run, number % SAMPLE == 0) for number, (name, run) in enumerate(_all())]
 

@@ -45,6 +45,7 @@ WRONG: dict[str, Callable[[Tensor], Tensor]] = {
 }
 
 
+@cache
 def trials() -> list[Trial]:
     return [
         Trial(

@@ -45,6 +45,7 @@ COLUMNS: dict[str, Callable[[pa.ChunkedArray], pa.Array]] = {
 }
 
 
+@cache
 def trials() -> list[Trial]:
     return [
         Trial(
