@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import re
 import time
+import traceback
 
 from clip_ood import stalls
 from clip_ood.stopping import ending
@@ -21,6 +22,8 @@ def reason(error: Exception) -> str | None:
     """Why a process beside this one made `error` be raised here, as a message; None where it is an error of another kind. Where the
     watch over this one (`clip_ood.watch`) sees what has died, that says more."""
     text = str(error)
+    if isinstance(error, ConnectionError | EOFError) and _of_multiprocessing(error):
+        return f"a process that decodes images has died. {MEMORY}"
     if not isinstance(error, RuntimeError):
         return None
     if re.search(r"shared memory|Bus error|unable to .*</?torch_", text):
@@ -35,6 +38,11 @@ def reason(error: Exception) -> str | None:
     if "gloo" in text or type(error).__name__.startswith("Dist"):
         return _of_peers(text)
     return None
+
+
+def _of_multiprocessing(error: Exception) -> bool:
+    """Whether the connection to a process that was started for this one broke."""
+    return any("multiprocessing" in frame.filename for frame in traceback.extract_tb(error.__traceback__))
 
 
 def _of_peers(text: str) -> str | None:

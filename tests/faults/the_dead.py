@@ -37,7 +37,7 @@ def trials() -> list[Trial]:
 
 def _one_of_two(begun: str, place: int, number: signal.Signals, folder: Path) -> None:
     asked = [*lab.train(folder, "two", LONG), *TWO]
-    started = Started(asked, folder / "log", partial(_slow_encoder, 0.3), {"FAULTS_SLOW": "0.3"})
+    started = Started(asked, folder / "log", partial(_slow_encoder, 0.3))
     _wait_for(folder, begun, started)
     processes = _group(started.process.pid)
     second = next(pid for pid, variables in processes.items() if "LOCAL_RANK=1" in variables)
@@ -121,7 +121,8 @@ def _gone(started: Started, seconds: float = 20) -> None:
 
 
 def _slow_encoder(seconds: float) -> None:
-    """Lets every batch of an extraction take so long."""
+    """Lets every batch of an extraction take so long. Images are decoded by forked processes."""
+    multiprocessing.set_start_method("fork", force=True)
     from lightning_modules.feature_extractor import FeatureExtractor
 
     real: Callable = FeatureExtractor.predict_step
