@@ -20,7 +20,7 @@ from experiments.command_line import guarded, parse
 from experiments.going_on import resume_line, stoppable
 from experiments.launchers import settle
 from experiments.resume import check_heads, check_resumed
-from experiments.run_folder import CONFIG, FINISHED, check_report, chosen_folder, read_results, replacing
+from experiments.run_folder import CONFIG, FINISHED, check_report, chosen_folder, replacing
 
 
 def add_options(parser) -> None:
@@ -76,13 +76,23 @@ def write_report(run: Path) -> None:
     """The report of a finished run, out of its own files and pictures. Raises: ConfigError for what is none."""
     if not all((run / name).is_file() for name in (CONFIG, FINISHED)):
         raise ConfigError(f"--report: {run} is no finished run: it lacks {CONFIG} or {FINISHED}")
-    if read_results(run).get("kind") == "attack":
+    if _is_attack(run):
         raise ConfigError(
             f"--report: {run} is an attack, whose pictures and tables lie beside its {FINISHED}: it has no other report"
         )
     from experiments.reporting import draw_again
 
     say(f"Report: {draw_again(run)}")
+
+
+def _is_attack(run: Path) -> bool:
+    from clip_ood.records import read_json
+
+    try:
+        content = read_json(run / FINISHED)
+    except ValueError:  # damaged, which is told where it is read
+        return False
+    return isinstance(content, dict) and content.get("kind") == "attack"
 
 
 def check_page(path: Path, compared: list[str] | None) -> None:

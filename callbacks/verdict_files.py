@@ -75,7 +75,6 @@ class Parquet(VerdictFile):
     def close(self) -> None:
         self._flush()
         self.writer.close()
-        self.file.close()
 
     def _flush(self) -> None:
         import pyarrow as pa

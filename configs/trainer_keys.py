@@ -46,15 +46,13 @@ REFUSED = {
 STRATEGIES = ("auto", "ddp", "ddp_find_unused_parameters_true", "ddp_find_unused_parameters_false")
 PRECISIONS = ("32-true", "16-mixed", "bf16-mixed", "32", "16", "bf16")
 MOST_DEVICES = 4096  # of a machine
+MOST_NODES = 10_000
 ENVIRONMENT = "PL_TRAINER_"  # Lightning takes keys from there that nobody sees in a config
-
-
-MOST_PROCESSES = 10_000  # on a node, and nodes
 
 
 def _whole(least: int, most: int = MOST) -> Kind:
     words = f"a whole number, {least} or more"
-    if most <= MOST_PROCESSES:
+    if most < MOST:
         words += f" and at most {most:,}"
     return Kind(words, lambda value: type(value) is int and least <= value <= most)
 
@@ -68,17 +66,14 @@ def _are_devices(value: Any) -> bool:
         numbers = all(type(each) is int and each >= 0 for each in value)
         return numbers and 0 < len(value) == len(set(value))
     if isinstance(value, str):
-        numbers = (
-            [int(each) for each in value.strip(",").split(",")] if re.fullmatch(r"\d{1,5}(,\d{1,5})*,?", value) else []
-        )
-        return value in ("auto", "-1") or (value != "0" and 0 < len(numbers) == len(set(numbers)))
-    return type(value) is int and (1 <= value <= MOST_PROCESSES or value == -1)
+        return value in ("auto", "-1")
+    return type(value) is int and (1 <= value <= MOST_DEVICES or value == -1)
 
 
 TAKEN = {
     "accelerator": one_of("auto", "cpu", "gpu", "cuda", "mps"),
     "devices": Kind("how many (2), which GPUs ([0, 1]), all of them (-1), or auto", _are_devices),
-    "num_nodes": _whole(1, MOST_PROCESSES),
+    "num_nodes": _whole(1, MOST_NODES),
     "strategy": Kind(f"one of {', '.join(STRATEGIES)}", lambda value: str(value).lower() in STRATEGIES),
     "precision": Kind(f"one of {', '.join(PRECISIONS[:3])}", lambda value: str(value) in PRECISIONS),
     "accumulate_grad_batches": _whole(1),

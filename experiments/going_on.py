@@ -57,10 +57,10 @@ def ended_early() -> Iterator[None]:
 def resume_line(script: str, argv: list[str] | None, folder: Path) -> str:
     """What is kept of the run in `folder`, and how to go on with it, or how to begin it again where nothing but features is kept."""
     kept = "features are kept (but for the last 1,024 images a process)"
-    if (folder / FINISHED).is_file():
-        there = unreported(folder)
+    there = unreported(folder) if (folder / FINISHED).is_file() else ""
+    if there or ((folder / FINISHED).is_file() and "--overwrite" not in (sys.argv if argv is None else argv)):
         return f"{folder} is finished, and kept.{there and f' {there}'}"
-    if not (folder / CONFIG).is_file():
+    if not (folder / CONFIG).is_file() or (folder / FINISHED).is_file():
         return f"Nothing was trained yet, and {kept}. Start again with: {again(script, argv)}"
     if any(any(folder.glob(made)) for made in MADE):
         kept = "features and whole epochs are kept, and an epoch that was begun is trained again"

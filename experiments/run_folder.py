@@ -101,7 +101,10 @@ def _free(root: Path, name: str, overwrite: bool) -> Path:
 
 
 def _nothing_to_resume(folder: Path) -> ConfigError:
-    return ConfigError(f"There is no unfinished run {folder} to resume. Leave --resume out to start one.")
+    there = unreported(folder) if (folder / FINISHED).is_file() else ""
+    return ConfigError(
+        f"There is no unfinished run {folder} to resume. Leave --resume out to start one.{there and f' {there}'}"
+    )
 
 
 def check_name(name: str, key: str = "name") -> None:

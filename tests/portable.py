@@ -26,6 +26,8 @@ SIGNALS = "SIGUSR1 SIGUSR2 SIGHUP SIGKILL SIGQUIT SIGALRM SIGPIPE SIGCONT SIGSTO
 
 
 def take_away(folder: str) -> None:
+    free = shutil.disk_usage(folder)  # which Windows tells in another way
+    shutil.disk_usage = lambda path: free
     sys.modules |= dict.fromkeys(MODULES)  # None: an import raises
     for module, names in ((os, CALLS), (os, FLAGS), (signal, SIGNALS)):
         for name in names.split():

@@ -184,7 +184,8 @@ def test_two_classes_that_are_one_text_are_refused_where_texts_are_read(folders,
 def test_an_empty_name_is_refused(name, tmp_path):
     fill(tmp_path, "id/a", "id/b")
     with pytest.raises(
-        ConfigError, match=r"name of the class 'b' (is empty|holds the end of a line).*call it otherwise"
+        ConfigError,
+        match=r"name of the class 'b' (is empty|holds the end of a line).*call it otherwise|class_names: is empty",
     ):
         benchmark(tmp_path, id={"images": "id", "class_names": ["ant", name]})
 

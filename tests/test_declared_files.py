@@ -15,7 +15,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from callbacks.verdict_writer import VerdictParts
-from clip_ood import load
+from clip_ood import download, load
 from clip_ood.backbones import fingerprint
 from clip_ood.backbones.fingerprint import sha256
 from clip_ood.features.__main__ import encoders
@@ -23,7 +23,6 @@ from clip_ood.features.segment import StoreError, open_segment, write_segment
 from clip_ood.judging.manifest import DetectorFolderError, sealed
 from clip_ood.records import Count, Damaged, Record, Text, read_record
 from configs.errors import ConfigError
-from datamodules.catalog import download
 from experiments.checkpoints import check_checkpoint
 from experiments.compare import show
 from experiments.resume import check_contents, check_images

@@ -208,8 +208,11 @@ def test_flagged_images_are_set_aside_once(root, run, tmp_path, link):
 
 
 def test_what_cannot_be_set_aside_is_told_and_the_verdicts_stand(root, run, tmp_path, capsys):
-    (tmp_path / "odd").write_text("a file where the folder should be")
-    arguments = ["--run", run, root / "data" / "near", "--accept", "0.05", "--move-ood", tmp_path / "odd"]
+    (tmp_path / "new").mkdir()
+    shutil.copytree(root / "data" / "near", tmp_path / "new" / "inside")
+    (tmp_path / "odd").mkdir()
+    (tmp_path / "odd" / "inside").write_text("a file where the folder should be")
+    arguments = ["--run", run, tmp_path / "new", "--accept", "0.05", "--move-ood", tmp_path / "odd"]
     judged(*arguments, "--out", tmp_path / "out.csv")
     assert len(read(tmp_path / "out.csv")) == 9
     assert "judged, but not set aside" in capsys.readouterr().err

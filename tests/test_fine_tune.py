@@ -288,6 +288,7 @@ def image_data(root, settings, workers=0, epoch=0, **keys):
         global_rank=0,
         accumulate_grad_batches=1,
         current_epoch=epoch,
+        num_nodes=1,
         strategy=SimpleNamespace(root_device=torch.device("cpu")),
     )
     return data

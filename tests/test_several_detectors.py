@@ -52,7 +52,7 @@ def test_each_gives_the_verdicts_that_it_gives_alone_and_images_are_encoded_once
     folder, out = root / "data" / "near", tmp_path / f"out{ending}"
     (tmp_path / "bad.png").touch()
     judged("--run", run, folder, tmp_path / "bad.png", "--detector", "msp, knn,msp", "--accept", "0.6", "--out", out)
-    assert sum(seen) == 10  # nine images, and zeros for the one that cannot be read
+    assert sum(seen) == 2 + 10  # two made-up ones at first, nine images, zeros for the one that cannot be read
     said, rows = capsys.readouterr().err, rows_of(out)
     assert "9 images judged" in said and "msp below" in said and "knn below" in said
     assert [row["detector"] for row in rows] == ["msp", "knn"] * 9
@@ -67,7 +67,7 @@ def test_each_gives_the_verdicts_that_it_gives_alone_and_images_are_encoded_once
     assert len((tmp_path / f"out{ending}.unreadable.csv").read_text().splitlines()) == 2
 
 
-def test_all_are_asked_in_the_runs_order_and_the_bank_is_searched_once(root, run, monkeypatch, capsys):
+def test_all_are_asked_in_the_runs_order_and_the_bank_is_searched_once_for_them(root, run, monkeypatch, capsys):
     from clip_ood.detectors.bank import Bank
 
     searches, real = [], Bank._search
@@ -75,7 +75,8 @@ def test_all_are_asked_in_the_runs_order_and_the_bank_is_searched_once(root, run
     assert judged("--run", run, root / "data" / "near" / "0.png", "--detector", "all") == 0
     rows = list(csv.DictReader(io.StringIO(capsys.readouterr().out)))
     assert [row["detector"] for row in rows] == SavedDetector(run).columns and len(rows) > 10
-    assert len(searches) == 1 and {"knn", "nnguide"} <= {row["detector"] for row in rows}
+    assert len(searches) == 1 + 1  # the made-up pictures
+    assert {"knn", "nnguide"} <= {row["detector"] for row in rows}
 
 
 def test_the_first_says_what_is_copied_and_the_status(root, run, tmp_path):

@@ -20,6 +20,7 @@ from torch.nn.functional import normalize
 from torchvision import datasets
 
 import configs
+import experiments.extraction
 import experiments.models
 import experiments.resume
 import experiments.run
@@ -191,7 +192,7 @@ def test_trainer_method_and_detectors_are_made_and_take_a_batch(config, backbone
     monkeypatch.setattr(Trainer, "test", reached)
     monkeypatch.setattr(experiments.models, "create_backbone", lambda spec: deepcopy(backbone))
     monkeypatch.setattr(experiments.models, "initial_head", lambda *_: None)  # needs weights
-    for module in (experiments.run, experiments.resume):
+    for module in (experiments.run, experiments.resume, experiments.extraction):
         monkeypatch.setattr(module, "fingerprint", lambda *_: {})  # would ask the hub
     monkeypatch.setattr(experiments.run, "load_features", lambda config, benchmark, *_: faked(config, benchmark))
     with pytest.raises(Reached) as stop:

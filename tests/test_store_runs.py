@@ -21,7 +21,6 @@ from clip_ood import files
 from clip_ood.backbones.open_clip_backbone import OpenClipBackbone
 from clip_ood.features import __main__ as store_command
 from clip_ood.features import entries as entries_module
-from clip_ood.features import store as store_module
 from clip_ood.features import stored_set
 from clip_ood.features.entries import Entries
 from clip_ood.features.identity import identity_of
@@ -432,7 +431,7 @@ def read_only(monkeypatch, root):
     monkeypatch.setattr(files, "_locked", refusing(files._locked))
     monkeypatch.setattr(Path, "mkdir", refusing(Path.mkdir))
     monkeypatch.setattr(entries_module, "FileLock", refusing(entries_module.FileLock))
-    monkeypatch.setattr(store_module.tempfile, "TemporaryFile", lambda dir: refusing(open)(dir))
+    monkeypatch.setattr(files.tempfile, "TemporaryFile", lambda dir: refusing(open)(dir))
     monkeypatch.setattr(os, "utime", refusing(os.utime))
 
 

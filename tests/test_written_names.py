@@ -26,6 +26,7 @@ from callbacks.verdict_files import COLUMNS, CSVFile, JSONLines, Parquet
 from clip_ood.console import Terminal
 from clip_ood.detectors.names import ABOUT, read_specs
 from clip_ood.markdown import markdown_table
+from clip_ood.run_files import read_scores
 from clip_ood.shown import TURNED, one_line, say, shown
 from clip_ood.text_files import names_as_bytes, read_names
 from clip_ood.written_names import (
@@ -39,7 +40,6 @@ from clip_ood.written_names import (
     paths_of,
     text_cell,
     text_of,
-    with_paths,
 )
 from configs.loading import dump, validate
 from experiments.command_line import PROJECT
@@ -91,7 +91,7 @@ def test_numbers_stay_numbers():
 
 def test_verdicts_hold_exact_paths_in_every_format(tmp_path):
     names = [*ODD.values(), "\x7f"]
-    text, lines, table = io.StringIO(newline=""), io.StringIO(), tmp_path / "v.parquet"
+    text, lines, table = io.StringIO(newline=""), io.StringIO(), io.BytesIO()
     files = [CSVFile(text), JSONLines(lines), Parquet(table, exact=True)]
     for name in names:
         for file in files:
@@ -104,14 +104,16 @@ def test_verdicts_hold_exact_paths_in_every_format(tmp_path):
     assert {(row["predicted_class"], row["score"], row["is_ood"]) for row in rows} == {("-x", "-0.5", "true")}
     assert [json.loads(line)["path"] for line in lines.getvalue().splitlines()] == names
     assert lines.getvalue().replace("\n", "").isprintable()
+    table.seek(0)
     found = pq.read_table(table)
     assert paths_of(found) == names and found.column_names == [*COLUMNS, "path_bytes"]
     odd = {name: os.fsencode(name) for name in names if "\udc80" <= max(name) <= "\udcff"}
     assert [value for value in found["path_bytes"].to_pylist() if value] == list(odd.values()) != []
     plain = tmp_path / "plain.parquet"
-    file = Parquet(plain)
-    file.write({"path": "=1.png"} | VERDICT)
-    file.close()
+    with plain.open("wb") as out:
+        file = Parquet(out)
+        file.write({"path": "=1.png"} | VERDICT)
+        file.close()
     assert pq.read_table(plain).column_names == list(COLUMNS) and pq.read_table(plain)["path"][0].as_py() == "=1.png"
 
 
@@ -121,7 +123,8 @@ def test_two_names_that_look_alike_are_two(tmp_path):
     with path.open("wb") as file:
         pq.write_table(pa.table(path_columns(names) | {"set": ["a", "b"]}), file)
     assert (
-        paths_of(with_paths(path, "set")) == names and len(set(pq.read_table(path.open("rb"))["path"].to_pylist())) == 1
+        paths_of(read_scores(path, ["set", "path"])) == names
+        and len(set(pq.read_table(path.open("rb"))["path"].to_pylist())) == 1
     )
     assert list(path_columns(["é"])) == ["path"]
 
@@ -141,7 +144,7 @@ def test_json_and_yaml_give_a_name_back_and_hold_nothing_that_steers(name, tmp_p
 def test_a_list_of_names_gives_them_back(tmp_path):
     for names in ([*ODD.values()], [name for name in ODD.values() if not {"\n", "\r"} & set(name)], ["\ufeffa", "b"]):
         (tmp_path / "list.txt").write_bytes(names_as_bytes(names))
-        assert read_names(tmp_path / "list.txt") == names
+        assert list(read_names(tmp_path / "list.txt")) == names
 
 
 def test_csv_of_another_program_is_read_as_it_is(tmp_path):
