@@ -36,7 +36,10 @@ def resume_line(script: str, argv: list[str] | None, folder: Path) -> str:
     """How to go on with the run in `folder`, or how to begin it again where nothing of it is kept but features."""
     if (folder / FINISHED).is_file():
         there = unreported(folder)
-        return f"{folder} is finished, and kept.{there and f' {there}'}"
+        anew = (
+            f"Start anew with: {again(script, argv)}" if "--overwrite" in (sys.argv if argv is None else argv) else ""
+        )
+        return " ".join(filter(None, [f"{folder} holds a finished run, which is kept.", there, anew]))
     if (folder / CONFIG).is_file():
         return f"Go on with: {again(script, argv, add=['--resume'], drop=['--overwrite'])}"
     return f"Nothing was trained yet, and features are kept. Start again with: {again(script, argv)}"
