@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Literal
 
 from clip_ood.shown import say
-from clip_ood.stopping import Stopped
+from clip_ood.stopping import Stopped, ending
 from clip_ood.streams import Parser, usable_streams
 from clip_ood.watch import leave, watched
 from experiments.going_on import ended_early
@@ -95,6 +95,7 @@ def guarded(main: Callable[[], None]) -> None:
         with usable_streams():
             _run(main)
     except Stopped as stopped:
+        ending.tell()  # where the end was asked for before the watch had begun
         leave(stopped.code)
 
 
