@@ -109,7 +109,7 @@ def _held(path: Path, seconds: float) -> Iterator[bool]:
     finally:
         for each in (_note(path), path):  # while it is locked: then nobody else relies on it
             with suppress(OSError):
-                each.unlink()
+                os.unlink(each)
         lock.release()
 
 
