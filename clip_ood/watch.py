@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import multiprocessing
 import os
-import select
 import signal
 import socket
 import subprocess
@@ -36,6 +35,7 @@ class Watch:
         self.ranks: list[subprocess.Popen] = []  # processes of the run that this one has started
         self.peers: Peers | None = None  # all of the run, once they have met
         self._hears, self._wakes = socket.socketpair()
+        self._hears.settimeout(TICK)
         self._wakes.setblocking(False)
         self._leaving, self._passed, self._done = False, threading.Event(), threading.Event()
         self._thread = threading.Thread(target=self._run, name="watch", daemon=True)
@@ -68,11 +68,10 @@ class Watch:
 
     def _run(self) -> None:
         while not self._done.is_set():
-            if select.select([self._hears], [], [], TICK)[0]:
-                for number in self._hears.recv(64):
-                    if number in self.taken and ending.status != FAILED:
-                        ending.ask(self.taken[number], "Stopped.")
-                        self._pass_on(number)
+            for number in self._heard():
+                if number in self.taken and ending.status != FAILED:
+                    ending.ask(self.taken[number], "Stopped.")
+                    self._pass_on(number)
             self._meet()
             if ending.status is None:
                 self._look()
@@ -80,6 +79,13 @@ class Watch:
                 self._pass_on(signal.SIGTERM)
             if ending.status is not None:
                 self._insist()
+
+    def _heard(self) -> bytes:
+        """The signals that came, or none after a tick. (select() takes no descriptor above 1,023, and a run may have many open.)"""
+        try:
+            return self._hears.recv(64)
+        except TimeoutError:
+            return b""
 
     def _meet(self) -> None:
         """Finds processes of the run that are neither started by this one nor by the one that has started it."""

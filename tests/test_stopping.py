@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import os
 import re
+import resource
 import signal
 import subprocess
 import sys
 import time
+from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
@@ -62,10 +64,20 @@ def test_what_is_ignored_stays_ignored_and_sigusr1_ends_jobs_of_slurm_alone(monk
     assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
 
 
-def test_a_read_that_stalls_ends_the_command_and_names_the_file(capfd):
-    stalls.wait_at_most(0.2)
-    with pytest.raises(Stopped) as stopped, watched(None), stalls.reading("photos/a.jpg"):
-        time.sleep(20)
+@pytest.mark.parametrize("files", [0, 1100])
+def test_a_read_that_stalls_ends_the_command_and_names_the_file(files, capfd, monkeypatch):
+    """However many files are open."""
+    monkeypatch.setattr(stalls, "_limit", 0.2)
+    limits = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if limits[1] < 2048:
+        pytest.skip("no process may have so many files open here")
+    resource.setrlimit(resource.RLIMIT_NOFILE, (max(2048, limits[0]), limits[1]))
+    with ExitStack() as held:
+        held.callback(resource.setrlimit, resource.RLIMIT_NOFILE, limits)
+        for _ in range(files):
+            held.enter_context(open(os.devnull, "rb"))
+        with pytest.raises(Stopped) as stopped, watched(None), stalls.reading("photos/a.jpg"):
+            time.sleep(8)
     told = capfd.readouterr().err
     assert stopped.value.code == 2 and "photos/a.jpg cannot be read: nothing has come for 0.2 s" in told
 
