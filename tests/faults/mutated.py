@@ -8,12 +8,16 @@ import re
 import signal
 from collections.abc import Callable, Iterator
 from copy import deepcopy
-from functools import reduce
+from functools import partial, reduce
 from operator import getitem
+from pathlib import Path
 from typing import Any
 
 from experiments.command_line import guarded
+from faults.trial import Trial
 
+PARTS = 400  # trials of so many wrong values each as that makes: which there are, only a run tells
+SAMPLE = 100  # one trial of so many is in the sample
 SECONDS = 20  # that an answer may take
 WRONG = {
     "null": None,
@@ -140,3 +144,22 @@ def answered(work: Callable[[], Any], told: str = "") -> int:
         signal.alarm(0)
         signal.signal(signal.SIGALRM, before)
     return 0
+
+
+def in_parts(of: str, found: Callable[[], list[tuple[str, Callable[[Path], Any]]]]) -> list[Trial]:
+    """The wrong values that `found()` gives, each with its name and what tries it in an empty folder, as `PARTS` trials."""
+    return [
+        Trial(
+            f"wrong values in {of}, every {PARTS}th from {first} on", partial(_part, found, first), first % SAMPLE == 0
+        )
+        for first in range(PARTS)
+    ]
+
+
+def _part(found: Callable[[], list[tuple[str, Callable[[Path], Any]]]], first: int, folder: Path) -> None:
+    for number, (what, run) in enumerate(found()[first::PARTS]):
+        (place := folder / str(number)).mkdir()
+        try:
+            run(place)
+        except Exception as error:
+            raise AssertionError(f"{what}: {error}") from error

@@ -19,12 +19,10 @@ from clip_ood.backbones.fingerprint import sha256
 from clip_ood.judging.manifest import sealed
 from clip_ood.judging.saved import SavedDetector
 from faults import lab
-from faults.mutated import answered, bytes_of, mutations
+from faults.mutated import answered, bytes_of, in_parts, mutations
 from faults.trial import Trial
 
 SEED = 20
-PARTS = 400  # trials, of as many wrong values each: which there are, only a run tells
-SAMPLE = 100  # one trial of so many is in the sample
 MANIFEST = "detector.json"
 TENSORS = ("state.safetensors", "bank-00000.safetensors")
 WRONG: dict[str, Callable[[Tensor], Tensor]] = {
@@ -47,23 +45,7 @@ WRONG: dict[str, Callable[[Tensor], Tensor]] = {
 
 @cache
 def trials() -> list[Trial]:
-    return [
-        Trial(
-            f"wrong values in a detector's folder, every {PARTS}th from {first} on",
-            partial(_part, first),
-            first % SAMPLE == 0,
-        )
-        for first in range(PARTS)
-    ]
-
-
-def _part(first: int, folder: Path) -> None:
-    for number, (what, run) in enumerate(_all()[first::PARTS]):
-        (place := folder / str(number)).mkdir()
-        try:
-            run(place)
-        except Exception as error:
-            raise AssertionError(f"{what}: {error}") from error
+    return in_parts("a detector's folder", _all)
 
 
 @cache

@@ -26,13 +26,11 @@ from experiments.resume import check_contents, check_heads, check_images
 from experiments.run_folder import head_of, read_results
 from experiments.summary import summarise
 from faults import lab
-from faults.mutated import answered, bytes_of, mutations
+from faults.mutated import answered, bytes_of, in_parts, mutations
 from faults.trial import Trial
 from reports.run_page import write_report
 
 SEED = 20
-PARTS = 400  # trials, of as many wrong values each: which there are, only a run tells
-SAMPLE = 100  # one trial of so many is in the sample
 COLUMNS: dict[str, Callable[[pa.ChunkedArray], pa.Array]] = {
     "of numbers": lambda column: pa.array([1.5] * len(column)),
     "of whole numbers": lambda column: pa.array([3] * len(column)),
@@ -47,23 +45,7 @@ COLUMNS: dict[str, Callable[[pa.ChunkedArray], pa.Array]] = {
 
 @cache
 def trials() -> list[Trial]:
-    return [
-        Trial(
-            f"wrong values in a run's files, every {PARTS}th from {first} on",
-            partial(_part, first),
-            first % SAMPLE == 0,
-        )
-        for first in range(PARTS)
-    ]
-
-
-def _part(first: int, folder: Path) -> None:
-    for number, (what, run) in enumerate(_all()[first::PARTS]):
-        (place := folder / str(number)).mkdir()
-        try:
-            run(place)
-        except Exception as error:
-            raise AssertionError(f"{what}: {error}") from error
+    return in_parts("a run's files", _all)
 
 
 @cache
