@@ -8,6 +8,7 @@ from pathlib import Path
 
 import torch
 
+from clip_ood.shown import say
 from configs.schema import Config
 from datamodules.benchmark import Benchmark, load_benchmark
 from experiments.board import Board, describe
@@ -80,4 +81,4 @@ def _steps(folder: Path) -> int:
 
 def _tell(folder: Path, error: Exception) -> None:
     told = answer(error) or "".join(traceback.format_exception(error))
-    print(f"{folder} is finished, but its report could not be written: {told}", file=sys.stderr, flush=True)
+    say(f"{folder} is finished, but its report could not be written: {told}", file=sys.stderr, flush=True)
