@@ -108,8 +108,9 @@ def content(folder: Path) -> dict[str, object]:
     return found
 
 
-def pause_at(folder: str, number: int) -> None:
-    """Lets this process stand still before it opens its n-th file to write, or renames one, until the file `go` is there."""
+def pause_at(folder: str, number: int, below: str = "") -> None:
+    """Lets this process stand still before it opens its n-th file `below` the folder to write, or renames one, until the file `go` is
+    there."""
     stages = count(1)
 
     def hook(event: str, arguments: tuple) -> None:
@@ -120,7 +121,7 @@ def pause_at(folder: str, number: int) -> None:
             path, writes = arguments[0], True
         else:
             return
-        if writes and isinstance(path, str) and path.startswith(folder) and next(stages) == number:
+        if writes and isinstance(path, str) and path.startswith(f"{folder}/{below}") and next(stages) == number:
             Path(folder, "paused").touch()
             while not Path(folder, "go").exists():
                 time.sleep(0.02)
@@ -230,7 +231,8 @@ def _replaced_while_it_is_trained(folder: Path) -> None:
 
 
 def _features_are_removed_under_a_run(folder: Path) -> None:
-    first = Started(lab.train(folder, "train", lab.PROBE), folder / "log-1", partial(pause_at, str(folder), 20))
+    paused = partial(pause_at, str(folder), 1, "runs/train/checkpoints/")
+    first = Started(lab.train(folder, "train", lab.PROBE), folder / "log-1", paused)
     _wait_for(folder / "paused", first)
     (number,) = (path.parent.name for path in (folder / "features").glob("*/encoder.json"))
     for what in (["--files"], [number], ["--unused-for", "0"]):
