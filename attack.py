@@ -6,13 +6,13 @@ python attack.py --config adversarial_vitg_cifar100.yaml --data.root=/data --tra
 
 from __future__ import annotations
 
-from adversarial.plan import check_resumed, load_attack
+from clip_ood.command_line import guarded, parse
+from clip_ood.errors import ConfigError
+from clip_ood.experiments.attack.plan import check_resumed, load_attack
+from clip_ood.experiments.launchers import settle
+from clip_ood.runs.going_on import resume_line, stoppable
+from clip_ood.runs.run_folder import FINISHED, check_report, chosen_folder, replacing, started
 from clip_ood.shown import say
-from configs.errors import ConfigError
-from experiments.command_line import guarded, parse
-from experiments.going_on import resume_line, stoppable
-from experiments.launchers import settle
-from experiments.run_folder import FINISHED, check_report, chosen_folder, replacing, started
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -27,8 +27,8 @@ def main(argv: list[str] | None = None) -> None:
     with chosen_folder(plan.attack.runs_root, plan.attack.name, arguments.resume, arguments.overwrite) as folder:
         if arguments.resume:
             check_resumed(plan, folder)
-        from adversarial.conduct import conduct  # torch and Lightning
-        from adversarial.report import write
+        from clip_ood.experiments.attack.conduct import conduct  # torch and Lightning
+        from clip_ood.experiments.attack.report import write
 
         way_on = lambda: resume_line("attack.py", argv, folder)  # noqa: E731
         with stoppable(way_on), replacing(folder), started(folder, plan.dump()):

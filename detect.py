@@ -12,14 +12,14 @@ import argparse
 import sys
 from typing import TYPE_CHECKING, Any
 
+from clip_ood.command_line import before_and_after_dashes, guarded
+from clip_ood.config.detecting import add_options, alone_at_file, check, trainer_of
+from clip_ood.experiments.launchers import settle
+from clip_ood.runs.going_on import again, stoppable
 from clip_ood.streams import Parser
-from configs.detecting import add_options, alone_at_file, check, trainer_of
-from experiments.command_line import before_and_after_dashes, guarded
-from experiments.going_on import again, stoppable
-from experiments.launchers import settle
 
 if TYPE_CHECKING:
-    from experiments.verdicts import Counts
+    from clip_ood.experiments.verdicts import Counts
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -44,19 +44,19 @@ def main(argv: list[str] | None = None) -> None:
 def answer(arguments: argparse.Namespace, trainer: dict[str, Any], argv: list[str] | None) -> Counts | None:
     """Judges, and counts; or writes what --export and --with-encoder ask for: then None."""
     if arguments.export is not None:
+        from clip_ood.experiments.exporting import export_run
         from clip_ood.judging.saved import SavedDetector
-        from experiments.exporting import export_run
 
         saved = SavedDetector(arguments.run, arguments.trust_classes)
         own = (arguments.detector, arguments.accept, arguments.encoder, arguments.allow_download)
         export_run(saved, arguments.export, *own)
         return None
     if arguments.with_encoder:
-        from experiments.exporting import add_encoder_to
+        from clip_ood.experiments.exporting import add_encoder_to
 
         add_encoder_to(arguments.run, arguments.encoder, arguments.allow_download)
         return None
-    from experiments.detect import Request, conduct  # torch and Lightning
+    from clip_ood.experiments.detect import Request, conduct  # torch and Lightning
 
     asked = {name: value for name, value in vars(arguments).items() if name in Request.__dataclass_fields__}
     kept = f"What was judged is kept. Go on with: {again('detect.py', argv)}"

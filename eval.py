@@ -11,16 +11,16 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from clip_ood.command_line import guarded, parse
+from clip_ood.config.checks import check_folders
+from clip_ood.config.loading import dump, load_config
+from clip_ood.errors import ConfigError
+from clip_ood.experiments.launchers import settle
+from clip_ood.experiments.resume import check_heads, check_resumed
 from clip_ood.files import check_writable
+from clip_ood.runs.going_on import resume_line, stoppable
+from clip_ood.runs.run_folder import CONFIG, FINISHED, check_report, chosen_folder, replacing
 from clip_ood.shown import say
-from configs.checks import check_folders
-from configs.errors import ConfigError
-from configs.loading import dump, load_config
-from experiments.command_line import guarded, parse
-from experiments.going_on import resume_line, stoppable
-from experiments.launchers import settle
-from experiments.resume import check_heads, check_resumed
-from experiments.run_folder import CONFIG, FINISHED, check_report, chosen_folder, replacing
 
 
 def add_options(parser) -> None:
@@ -37,7 +37,7 @@ def main(argv: list[str] | None = None) -> None:
     if arguments.html is not None:
         check_page(arguments.html, arguments.compare)
     if arguments.compare is not None:
-        from experiments.compare import show
+        from clip_ood.report.compare import show
 
         show(arguments.compare, arguments.html)
         return
@@ -65,7 +65,7 @@ def main(argv: list[str] | None = None) -> None:
     with chosen_folder(config.runs_root, config.name, arguments.resume, arguments.overwrite) as folder:
         if arguments.resume:
             check_resumed(config, folder)
-        from experiments.seeds import conduct
+        from clip_ood.experiments.seeds import conduct
 
         with stoppable(lambda: resume_line("eval.py", argv, folder)), replacing(folder):
             conduct(config, folder, arguments.run)
@@ -80,7 +80,7 @@ def write_report(run: Path) -> None:
         raise ConfigError(
             f"--report: {run} is an attack, whose pictures and tables lie beside its {FINISHED}: it has no other report"
         )
-    from experiments.reporting import draw_again
+    from clip_ood.experiments.reporting import draw_again
 
     say(f"Report: {draw_again(run)}")
 

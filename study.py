@@ -6,13 +6,13 @@ python study.py --config main_table.yaml --data.root=/data --trainer.devices=8
 
 from __future__ import annotations
 
+from clip_ood.command_line import guarded, parse
+from clip_ood.errors import ConfigError
+from clip_ood.experiments.launchers import settle
+from clip_ood.experiments.study.plan import load_study, remove_runs
+from clip_ood.runs.going_on import again, stoppable
+from clip_ood.runs.run_folder import alone_in, check_report
 from clip_ood.shown import say
-from configs.errors import ConfigError
-from experiments.command_line import guarded, parse
-from experiments.going_on import again, stoppable
-from experiments.launchers import settle
-from experiments.run_folder import alone_in, check_report
-from studies.plan import load_study, remove_runs
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -21,7 +21,7 @@ def main(argv: list[str] | None = None) -> None:
         raise ConfigError("Which study? Name one: --config few_shot_demo.yaml (see configs/studies/), or --help")
     plan = load_study(arguments.config, overrides)
     if arguments.print_config:
-        from configs.loading import dump
+        from clip_ood.config.loading import dump
 
         say("\n---\n".join(map(dump, plan.runs.values())), end="")
         return
@@ -29,8 +29,8 @@ def main(argv: list[str] | None = None) -> None:
     with alone_in(plan.folder, "this study"):
         if arguments.overwrite:
             remove_runs(plan)
-        from studies.conduct import conduct
-        from studies.write import write
+        from clip_ood.experiments.study.conduct import conduct
+        from clip_ood.experiments.study.write import write
 
         way_on = lambda: f"Finished runs are kept. Go on with: {again('study.py', argv, drop=['--overwrite'])}"  # noqa: E731
         with stoppable(way_on):

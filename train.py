@@ -6,15 +6,15 @@ python train.py --config plp_vitg.yaml --trainer.devices=8 --data.root=/data
 
 from __future__ import annotations
 
+from clip_ood.command_line import guarded, parse
+from clip_ood.config.checks import check_folders
+from clip_ood.config.loading import dump, load_config
+from clip_ood.errors import ConfigError
+from clip_ood.experiments.launchers import settle
+from clip_ood.experiments.resume import check_resumed
+from clip_ood.runs.going_on import resume_line, stoppable
+from clip_ood.runs.run_folder import check_report, chosen_folder, replacing
 from clip_ood.shown import say
-from configs.checks import check_folders
-from configs.errors import ConfigError
-from configs.loading import dump, load_config
-from experiments.command_line import guarded, parse
-from experiments.going_on import resume_line, stoppable
-from experiments.launchers import settle
-from experiments.resume import check_resumed
-from experiments.run_folder import check_report, chosen_folder, replacing
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -30,7 +30,9 @@ def main(argv: list[str] | None = None) -> None:
     with chosen_folder(config.runs_root, config.name, arguments.resume, arguments.overwrite) as folder:
         if arguments.resume:
             check_resumed(config, folder)
-        from experiments.seeds import conduct  # torch and Lightning, only now that the config is known to be right
+        from clip_ood.experiments.seeds import (
+            conduct,  # torch and Lightning, only now that the config is known to be right
+        )
 
         with stoppable(lambda: resume_line("train.py", argv, folder)), replacing(folder):
             conduct(config, folder)

@@ -14,7 +14,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import torch
 
-from experiments.command_line import guarded
+from clip_ood.command_line import guarded
 
 PARTS = (
     "typo",

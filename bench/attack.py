@@ -17,15 +17,15 @@ from PIL import Image
 from torch.nn.functional import cosine_similarity
 
 from bench import chosen
-from callbacks.image_writer import ImageWriter, Parts
 from clip_ood.adversarial import Attack, perturb
 from clip_ood.backbones.backbone import Backbone
 from clip_ood.backbones.create import create_backbone
-from configs.schema import BackboneConfig, ImageSet
-from datamodules.attacked_images import AttackData, cut_out, pixels_of
-from datamodules.image_list import ImageList
-from datamodules.listing import list_images
-from lightning_modules.pixel_attack import PixelAttack
+from clip_ood.callbacks.image_writer import ImageWriter, Parts
+from clip_ood.config.schema import BackboneConfig, ImageSet
+from clip_ood.data.image_list import ImageList
+from clip_ood.data.listing import list_images
+from clip_ood.datamodules.attacked_images import AttackData, cut_out, pixels_of
+from clip_ood.lightning_modules.pixel_attack import PixelAttack
 
 
 class Sizes(NamedTuple):

@@ -15,16 +15,16 @@ from lightning.pytorch import Trainer
 from PIL import Image
 
 from bench import chosen
-from callbacks.feature_writer import FeatureWriter
 from clip_ood.backbones.backbone import Backbone
 from clip_ood.backbones.create import create_backbone
+from clip_ood.callbacks.feature_writer import FeatureWriter
+from clip_ood.config.schema import BackboneConfig, ImageSet
+from clip_ood.data.image_list import ImageList
+from clip_ood.data.listing import list_images
+from clip_ood.datamodules.extraction import ExtractionData
 from clip_ood.features.identity import pairs
 from clip_ood.features.store import PART, FeatureStore
-from configs.schema import BackboneConfig, ImageSet
-from datamodules.extraction import ExtractionData
-from datamodules.image_list import ImageList
-from datamodules.listing import list_images
-from lightning_modules.feature_extractor import FeatureExtractor
+from clip_ood.lightning_modules.feature_extractor import FeatureExtractor
 
 
 class Sizes(NamedTuple):

@@ -19,16 +19,16 @@ from torch.nn.functional import cross_entropy
 
 from bench import chosen
 from bench.probe import Clock
-from callbacks.averaging import MovingAverage
 from clip_ood.backbones.create import create_backbone
+from clip_ood.callbacks.averaging import MovingAverage
+from clip_ood.config.schema import BackboneConfig, Data, FineTune, ImageSet
+from clip_ood.data.benchmark import Benchmark, Part
+from clip_ood.data.image_list import ImageList
+from clip_ood.data.listing import list_images
+from clip_ood.datamodules.image_data import ImageData, augmentation
 from clip_ood.features.rows import Rows
 from clip_ood.features.stored_set import Features
-from configs.schema import BackboneConfig, Data, FineTune, ImageSet
-from datamodules.benchmark import Benchmark, Part
-from datamodules.image_data import ImageData, augmentation
-from datamodules.image_list import ImageList
-from datamodules.listing import list_images
-from lightning_modules.fine_tune import FineTune as Module
+from clip_ood.lightning_modules.fine_tune import FineTune as Module
 
 
 class Sizes(NamedTuple):

@@ -11,7 +11,7 @@ import sys
 import tempfile
 from pathlib import Path
 
-from adversarial.plan import load_attack
+from clip_ood.experiments.attack.plan import load_attack
 
 ALONE = ["--curve=null", "--defences={}", "--transfer={}"]
 

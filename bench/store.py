@@ -17,10 +17,10 @@ import numpy as np
 import torch
 
 from bench import chosen
+from clip_ood.config.schema import ImageSet
+from clip_ood.data.listing import list_images
 from clip_ood.features.entries import LARGE, Entries
 from clip_ood.features.store import FeatureStore
-from configs.schema import ImageSet
-from datamodules.listing import list_images
 
 T = TypeVar("T")
 

@@ -14,14 +14,14 @@ import torch
 from lightning.pytorch import Callback, Trainer
 
 from bench import chosen
+from clip_ood.config.schema import LinearProbe as Settings
+from clip_ood.data.benchmark import Benchmark, Part
+from clip_ood.data.image_list import ImageList
+from clip_ood.datamodules.feature_data import FeatureData
 from clip_ood.features.rows import Rows
 from clip_ood.features.stored_set import Features
-from configs.schema import LinearProbe as Settings
-from datamodules.benchmark import Benchmark, Part
-from datamodules.feature_data import FeatureData
-from datamodules.image_list import ImageList
-from lightning_modules.linear_probe import LinearProbe
-from lightning_modules.probe_sweep import LinearProbeSweep
+from clip_ood.lightning_modules.linear_probe import LinearProbe
+from clip_ood.lightning_modules.probe_sweep import LinearProbeSweep
 
 
 class Sizes(NamedTuple):

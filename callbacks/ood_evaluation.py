@@ -12,10 +12,10 @@ from rich.progress import track
 from torch import Tensor
 from torchmetrics.classification import MulticlassAccuracy
 
-from callbacks.distributed import exchange
-from callbacks.monitors import check_monitors
+from clip_ood.callbacks.monitors import check_monitors
 from clip_ood.console import Terminal
 from clip_ood.detectors.build import Omitted
+from clip_ood.distributed import exchange
 from clip_ood.evaluation import DetectorSuite
 from clip_ood.metrics.curves import METRICS
 from clip_ood.metrics.image_scores import ImageScores

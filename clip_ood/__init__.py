@@ -9,12 +9,17 @@ Importing this package, or the list of detector names, imports nothing heavy: co
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from clip_ood.judging.judge import Judge, Verdict, load
 
 __all__ = ["Judge", "Verdict", "load"]
+
+_CLONE = Path(__file__).parents[1]
+if (_CLONE / "pyproject.toml").is_file() and (_CLONE / "lightning_modules").is_dir():
+    __path__.append(str(_CLONE))  # the folders that lie beside this one in a clone, and within it in a wheel
 
 
 def __getattr__(name: str) -> Any:

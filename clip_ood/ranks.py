@@ -18,5 +18,5 @@ RANKS = (
 
 def is_first() -> bool:
     """Whether no variable gives this process another place than the first. The scripts forget variables that nobody meant for
-    them (see `experiments.launchers`)."""
+    them (see `clip_ood.experiments.launchers`)."""
     return all(os.environ.get(rank, "0") in ("0", "") for rank in RANKS)

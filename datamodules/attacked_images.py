@@ -14,8 +14,8 @@ from torchvision.transforms import CenterCrop, Compose, Normalize, Resize
 from torchvision.transforms.functional import center_crop, normalize, to_pil_image
 
 from clip_ood.backbones.backbone import Backbone
-from datamodules.image_list import ImageList
-from datamodules.workers import loading
+from clip_ood.data.image_list import ImageList
+from clip_ood.data.workers import loading
 
 
 @dataclass(frozen=True)

@@ -17,14 +17,14 @@ from PIL import Image
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
+from clip_ood.data.image_list import ImageList, Loaded
+from clip_ood.data.workers import loading
 from clip_ood.features import store
 from clip_ood.features.identity import firsts, pairs
 from clip_ood.features.stored_set import StoredSet
 from clip_ood.prompts import Phrases, fill
 from clip_ood.reading import UnreadableImage
 from clip_ood.unreadable import NO_MEMORY, is_no_memory
-from datamodules.image_list import ImageList, Loaded
-from datamodules.workers import loading
 
 HELD = 16  # images of a batch whose files are in memory at a time
 

@@ -7,9 +7,9 @@ from lightning.pytorch import LightningDataModule
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
+from clip_ood.data.benchmark import Benchmark, Part
 from clip_ood.features.stored_set import Features
 from clip_ood.outputs import Outputs
-from datamodules.benchmark import Benchmark, Part
 
 
 class FeatureTable(Dataset):

@@ -18,12 +18,12 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 from torchvision.transforms import Compose, Normalize
 
 from clip_ood.backbones.backbone import Backbone, Preprocessing
+from clip_ood.config.schema import Data, FineTune
+from clip_ood.data.benchmark import Benchmark
+from clip_ood.data.image_list import ImageList
+from clip_ood.data.workers import loading
+from clip_ood.datamodules.feature_data import FeatureData, FeatureTable
 from clip_ood.features.stored_set import Features
-from configs.schema import Data, FineTune
-from datamodules.benchmark import Benchmark
-from datamodules.feature_data import FeatureData, FeatureTable
-from datamodules.image_list import ImageList
-from datamodules.workers import loading
 
 FLOAT = 4  # bytes
 

@@ -17,10 +17,10 @@ from PIL import Image
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
+from clip_ood.data.inputs import Source
+from clip_ood.data.workers import loading
 from clip_ood.reading import UnreadableImage
 from clip_ood.unreadable import NO_MEMORY, check_of_file, is_no_memory
-from datamodules.inputs import Source
-from datamodules.workers import loading
 
 MANY = 16  # times a batch's images: so many sources are a batch, if few of them are images
 

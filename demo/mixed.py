@@ -1,6 +1,6 @@
 """A folder of photographs to judge that a run has not learnt from: ID test images and others, mixed.
 
-python -m demo.mixed [RUN] [OUT]      (default runs/demo, data/demo/mixed)
+python -m clip_ood.demo.mixed [RUN] [OUT]      (default runs/demo, data/demo/mixed)
 """
 
 from __future__ import annotations
@@ -11,11 +11,11 @@ from pathlib import Path
 import pyarrow.parquet as pq
 import yaml
 
+from clip_ood.command_line import guarded
+from clip_ood.data.image_list import lot
+from clip_ood.demo.folders import written_whole
 from clip_ood.shown import say
 from clip_ood.streams import Parser
-from datamodules.image_list import lot
-from demo.folders import written_whole
-from experiments.command_line import guarded
 
 EACH = 8  # of ID test images, and of each OOD set
 

@@ -1,6 +1,6 @@
 """Fetch WordNet's nouns and adjectives from the Debian package `wordnet-base`, for `data.negative_words: wordnet` and `data.lemmas`.
 
-python -m demo.wordnet [OUT]          (default data/wordnet; Debian or Ubuntu, 6 MB download, then seconds)
+python -m clip_ood.demo.wordnet [OUT]          (default data/wordnet; Debian or Ubuntu, 6 MB download, then seconds)
 
 OUT/index.noun, OUT/index.adj   WordNet 3.0: 117,798 nouns, and 18,341 adjectives that are no nouns
 OUT/data.noun                   the lemmas of each noun's senses
@@ -10,13 +10,13 @@ OUT/LICENSE                     Princeton's licence and Debian's notes
 import shutil
 from pathlib import Path
 
+from clip_ood.command_line import guarded
+from clip_ood.demo.debian import unpacked
+from clip_ood.demo.folders import written_whole
 from clip_ood.locks import in_turn
 from clip_ood.shown import say
 from clip_ood.streams import Parser
 from clip_ood.wordnet import ADJECTIVES, NOUNS, PLACES, SYNSETS, read_words
-from demo.debian import unpacked
-from demo.folders import written_whole
-from experiments.command_line import guarded
 
 PACKAGE = "wordnet-base"
 ELSEWHERE = (

@@ -13,9 +13,9 @@ from lightning.pytorch.loggers import TensorBoardLogger
 from torch.utils.tensorboard import SummaryWriter
 from torch.utils.tensorboard.summary import hparams
 
+from clip_ood.config.loading import dump
+from clip_ood.config.schema import Config
 from clip_ood.shown import shown
-from configs.loading import dump
-from configs.schema import Config
 
 
 class Board(TensorBoardLogger):

@@ -7,10 +7,10 @@ from math import ceil, floor
 import numpy as np
 
 from clip_ood.calibration import needed
+from clip_ood.config.schema import Config
+from clip_ood.data.benchmark import Benchmark
 from clip_ood.features.stored_set import Features
 from clip_ood.leaks import Shared, shared_images
-from configs.schema import Config
-from datamodules.benchmark import Benchmark
 
 ROLES = ("train", "val", "ood_val", "id", "csid", "ood")  # the bank is a part of train
 

@@ -10,26 +10,26 @@ from typing import Any
 
 from lightning.pytorch import Trainer
 
-from callbacks.verdict_writer import VerdictParts, VerdictPrinter
 from clip_ood import stalls
 from clip_ood.backbones.fingerprint import digest
+from clip_ood.callbacks.verdict_writer import VerdictParts, VerdictPrinter
+from clip_ood.config.detecting import beside
+from clip_ood.data.inputs import is_stream, sources
+from clip_ood.datamodules.judged_images import JudgedImages
+from clip_ood.errors import ConfigError
+from clip_ood.experiments.quiet import hush
+from clip_ood.experiments.set_aside import Aside
+from clip_ood.experiments.tolerated import Tolerated
+from clip_ood.experiments.trainer import new_trainer
+from clip_ood.experiments.verdicts import Counts, printed, written
 from clip_ood.judging.judge import Decision, Judge
 from clip_ood.judging.saved import SavedDetector
+from clip_ood.lightning_modules.judging import Judging
+from clip_ood.runs.going_on import next_step
 from clip_ood.shown import one_line, say
 from clip_ood.text_files import not_utf8
 from clip_ood.unreadable import SHARE, Tolerance
 from clip_ood.versions import versions
-from configs.detecting import beside
-from configs.errors import ConfigError
-from datamodules.inputs import is_stream, sources
-from datamodules.judged_images import JudgedImages
-from experiments.going_on import next_step
-from experiments.quiet import hush
-from experiments.set_aside import Aside
-from experiments.tolerated import Tolerated
-from experiments.trainer import new_trainer
-from experiments.verdicts import Counts, printed, written
-from lightning_modules.judging import Judging
 
 hush()
 

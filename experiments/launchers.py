@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from importlib.util import find_spec
 from typing import Any
 
-from configs.errors import ConfigError
+from clip_ood.errors import ConfigError
 
 PARENT = "CLIP_OOD_PARENT"  # the process whose Trainer starts the others
 ADDRESS = ("MASTER_ADDR", "MASTER_PORT")

@@ -12,20 +12,20 @@ from torch import Tensor
 
 from clip_ood.backbones.backbone import Backbone, unit
 from clip_ood.backbones.create import create_backbone
+from clip_ood.config.loading import load_config
+from clip_ood.config.schema import Config
+from clip_ood.data.benchmark import Benchmark
+from clip_ood.datamodules.feature_data import FeatureData
 from clip_ood.detectors.build import required
 from clip_ood.detectors.trial import try_own
+from clip_ood.errors import ConfigError
+from clip_ood.experiments.checkpoints import check_checkpoint
+from clip_ood.experiments.resume import check_division
 from clip_ood.features.store import TextEmbeddings
 from clip_ood.features.stored_set import Features
+from clip_ood.lightning_modules.zero_shot import ZeroShot, check_classes
 from clip_ood.prompts import prototypes
-from configs.errors import ConfigError
-from configs.loading import load_config
-from configs.schema import Config
-from datamodules.benchmark import Benchmark
-from datamodules.feature_data import FeatureData
-from experiments.checkpoints import check_checkpoint
-from experiments.resume import check_division
-from experiments.run_folder import CONFIG, FINISHED, head_of, of_seed
-from lightning_modules.zero_shot import ZeroShot, check_classes
+from clip_ood.runs.run_folder import CONFIG, FINISHED, head_of, of_seed
 
 SAME = 1e-6  # 1 - the cosine of two prototypes of one text: rounding in other batches
 
@@ -126,9 +126,9 @@ def build(
     data = FeatureData(benchmark, features, config.evaluation.batch_size)
     if config.method.name == "zero_shot":
         return ZeroShot(**classes), data
-    from lightning_modules.linear_probe import LinearProbe
-    from lightning_modules.plp import PLP
-    from lightning_modules.probe_sweep import LinearProbeSweep, PLPSweep
+    from clip_ood.lightning_modules.linear_probe import LinearProbe
+    from clip_ood.lightning_modules.plp import PLP
+    from clip_ood.lightning_modules.probe_sweep import LinearProbeSweep, PLPSweep
 
     alone, swept = {"linear_probe": (LinearProbe, LinearProbeSweep), "plp": (PLP, PLPSweep)}[config.method.name]
     kind = swept if config.method.settings.sweep else alone
@@ -152,8 +152,8 @@ def check_texts(embeddings: Tensor, names: Sequence[str]) -> None:
 def _fine_tuning(
     config: Config, benchmark: Benchmark, features: dict[str, Features], classes: dict[str, Any]
 ) -> tuple[LightningModule, FeatureData]:
-    from datamodules.image_data import ImageData
-    from lightning_modules.fine_tune import FineTune
+    from clip_ood.datamodules.image_data import ImageData
+    from clip_ood.lightning_modules.fine_tune import FineTune
 
     settings = config.method.settings
     backbone = create_backbone(config.backbone.model_copy(update={"precision": "fp32", "text": None}))

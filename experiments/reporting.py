@@ -8,16 +8,16 @@ from pathlib import Path
 
 import torch
 
+from clip_ood.command_line import answer
+from clip_ood.config.schema import Config
+from clip_ood.data.benchmark import Benchmark, load_benchmark
+from clip_ood.experiments.board import Board, describe
+from clip_ood.experiments.resume import begun_with, check_images
+from clip_ood.report.figures import add_figures
+from clip_ood.report.run_page import write_report, write_seeds_report
+from clip_ood.runs.run_folder import alone_in, head_of, read_results, seed_folder
+from clip_ood.runs.scores import read_scores
 from clip_ood.shown import say
-from configs.schema import Config
-from datamodules.benchmark import Benchmark, load_benchmark
-from experiments.board import Board, describe
-from experiments.command_line import answer
-from experiments.resume import begun_with, check_images
-from experiments.run_folder import alone_in, head_of, read_results, seed_folder
-from reports.figures import add_figures
-from reports.run_page import write_report, write_seeds_report
-from reports.scores import read_scores
 
 
 def draw(folder: Path, config: Config, benchmark: Benchmark, board: Board) -> None:

@@ -9,17 +9,17 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from clip_ood.backbones.fingerprint import digest, fingerprint
+from clip_ood.config.loading import load_config
+from clip_ood.config.resuming import FREE, differences
+from clip_ood.config.schema import Config
+from clip_ood.errors import ConfigError
 from clip_ood.files import write_text
 from clip_ood.records import Damaged
-from configs.errors import ConfigError
-from configs.loading import load_config
-from configs.resuming import FREE, differences
-from configs.schema import Config
-from experiments.run_folder import CONFIG, CONTENTS, IMAGES, head_of, seed_folder
+from clip_ood.runs.run_folder import CONFIG, CONTENTS, IMAGES, head_of, seed_folder
 
 if TYPE_CHECKING:
+    from clip_ood.data.benchmark import Benchmark
     from clip_ood.features.stored_set import Features
-    from datamodules.benchmark import Benchmark
 
 WAY_OUT = "Give the settings that it was begun with, or start anew: with --overwrite, or under another --name"
 
@@ -68,7 +68,7 @@ def check_images(folder: Path, benchmark: Benchmark, parts: Collection[str] | No
     all)."""
     if not all((folder / name).is_file() for name in (CONFIG, IMAGES)):
         return  # no run, or one of a version that did not record them
-    from clip_ood.run_files import read_images
+    from clip_ood.runs.files import read_images
 
     with _undamaged():
         was = read_images(folder / IMAGES)
@@ -99,7 +99,7 @@ def check_contents(folder: Path, now: dict[str, str], parts: Collection[str] | N
     of these parts (None: all)."""
     if not (folder / CONTENTS).is_file():
         return  # it got no further, or is of a version that did not record them
-    from clip_ood.run_files import read_contents
+    from clip_ood.runs.files import read_contents
 
     with _undamaged():
         was = read_contents(folder / CONTENTS)

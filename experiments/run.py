@@ -9,35 +9,27 @@ from typing import Any
 from lightning.pytorch import Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 
-from callbacks.averaging import MovingAverage
-from callbacks.detector_writer import DetectorWriter
-from callbacks.ood_evaluation import OODEvaluation
-from callbacks.results_files import write_results
-from callbacks.throughput import Throughput
 from clip_ood import stalls
 from clip_ood.backbones.fingerprint import fingerprint
 from clip_ood.calibration import summary
+from clip_ood.callbacks.averaging import MovingAverage
+from clip_ood.callbacks.detector_writer import DetectorWriter
+from clip_ood.callbacks.ood_evaluation import OODEvaluation
+from clip_ood.callbacks.throughput import Throughput
+from clip_ood.config.loading import dump
+from clip_ood.config.resuming import FREE
+from clip_ood.config.schema import Config, FineTune, Method
 from clip_ood.console import Terminal
-from clip_ood.features.stored_set import Features
-from clip_ood.judging.manifest import FOLDER
-from clip_ood.judging.save import described
-from clip_ood.judging.saved import Encoder
-from clip_ood.leaks import told
-from clip_ood.shown import say
-from clip_ood.versions import versions
-from configs.loading import dump
-from configs.resuming import FREE
-from configs.schema import Config, FineTune, Method
-from datamodules.benchmark import Benchmark, load_benchmark
-from datamodules.feature_data import FeatureData
-from experiments.board import Board
-from experiments.cautions import shared_by_sets, too_few_to_calibrate
-from experiments.checkpoints import WholeCheckpoints, check_checkpoint
-from experiments.extraction import load_features, using_features
-from experiments.models import build, check_detectors, check_method
-from experiments.quiet import hush
-from experiments.reporting import draw
-from experiments.resume import (
+from clip_ood.data.benchmark import Benchmark, load_benchmark
+from clip_ood.datamodules.feature_data import FeatureData
+from clip_ood.experiments.board import Board
+from clip_ood.experiments.cautions import shared_by_sets, too_few_to_calibrate
+from clip_ood.experiments.checkpoints import WholeCheckpoints, check_checkpoint
+from clip_ood.experiments.extraction import load_features, using_features
+from clip_ood.experiments.models import build, check_detectors, check_method
+from clip_ood.experiments.quiet import hush
+from clip_ood.experiments.reporting import draw
+from clip_ood.experiments.resume import (
     check_contents,
     check_head_contents,
     check_head_images,
@@ -47,9 +39,16 @@ from experiments.resume import (
     record_contents,
     record_images,
 )
-from experiments.run_folder import head_of, is_follower, read_results, started
-from experiments.trainer import new_trainer
-from reports import REPORT
+from clip_ood.experiments.trainer import new_trainer
+from clip_ood.features.stored_set import Features
+from clip_ood.judging.manifest import FOLDER
+from clip_ood.judging.save import described
+from clip_ood.judging.saved import Encoder
+from clip_ood.leaks import told
+from clip_ood.runs.results_files import write_results
+from clip_ood.runs.run_folder import REPORT, head_of, is_follower, read_results, started
+from clip_ood.shown import say
+from clip_ood.versions import versions
 
 hush()
 
@@ -192,7 +191,7 @@ def plan_steps(trainer: Trainer, settings: FineTune, images: int) -> None:
 
     Raises: ValueError for a batch size that does not fit, and for an average that is longer than the run.
     """
-    from datamodules.image_data import check_batch
+    from clip_ood.datamodules.image_data import check_batch
 
     check_batch(settings, images, trainer.world_size, trainer.accumulate_grad_batches)
     decay = settings.averaging(settings.epochs * (images // settings.batch_size))

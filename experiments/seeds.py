@@ -5,21 +5,20 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from callbacks.results_files import write_json, write_mean_table
-from callbacks.results_table import print_table
+from clip_ood.config.loading import dump
+from clip_ood.config.resuming import MACHINE, differences
+from clip_ood.config.schema import Config
+from clip_ood.data.benchmark import load_benchmark
+from clip_ood.experiments.checkpoints import check_checkpoint
+from clip_ood.experiments.reporting import draw_seeds
+from clip_ood.experiments.resume import begun_with, check_images
+from clip_ood.experiments.run import run
+from clip_ood.runs.going_on import after_run
+from clip_ood.runs.results_files import write_json, write_mean_table
+from clip_ood.runs.results_table import print_table
+from clip_ood.runs.run_folder import CONFIG, FINISHED, REPORT, head_of, is_follower, read_results, seed_folder, started
+from clip_ood.runs.summary import summarise
 from clip_ood.shown import say
-from configs.loading import dump
-from configs.resuming import MACHINE, differences
-from configs.schema import Config
-from datamodules.benchmark import load_benchmark
-from experiments.checkpoints import check_checkpoint
-from experiments.going_on import after_run
-from experiments.reporting import draw_seeds
-from experiments.resume import begun_with, check_images
-from experiments.run import run
-from experiments.run_folder import CONFIG, FINISHED, head_of, is_follower, read_results, seed_folder, started
-from experiments.summary import summarise
-from reports import REPORT
 
 
 def conduct(config: Config, folder: Path, source: Path | None = None) -> None:

@@ -8,11 +8,11 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
+from clip_ood.data.inputs import Source
+from clip_ood.data.shards import Member
 from clip_ood.locks import in_turn
 from clip_ood.naming import short
 from clip_ood.shown import say
-from datamodules.inputs import Source
-from datamodules.shards import Member
 
 
 @dataclass(frozen=True)

@@ -5,11 +5,11 @@ from __future__ import annotations
 import csv
 from pathlib import Path
 
-from callbacks.verdict_writer import Line
+from clip_ood.callbacks.verdict_writer import Line
+from clip_ood.data.inputs import is_stream, sources
 from clip_ood.files import written_text
 from clip_ood.unreadable import LEAST, Tolerance, TooManyUnreadable
 from clip_ood.written_names import path_cell, text_cell
-from datamodules.inputs import is_stream, sources
 
 
 class Tolerated:

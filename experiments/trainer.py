@@ -13,14 +13,14 @@ from lightning.pytorch.strategies.launchers import subprocess_script
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
 from clip_ood import stalls
+from clip_ood.errors import ConfigError
 from clip_ood.watch import watch_ranks
-from configs.errors import ConfigError
 
 subprocess_script._launch_process_observer = watch_ranks  # Lightning's own kills this process without a word
 
 
 def new_trainer(ours: dict[str, Any], keys: dict[str, Any], option: str = "trainer.") -> Trainer:
-    """A Trainer with our own settings, and the keys of a config (see `configs.trainer_keys`) over them.
+    """A Trainer with our own settings, and the keys of a config (see `clip_ood.config.trainer_keys`) over them.
 
     Raises: ConfigError for what this machine has not: devices, an accelerator, an optional library.
     """

@@ -12,15 +12,15 @@ from pathlib import Path
 from stat import S_ISREG
 from typing import TextIO
 
-from callbacks.verdict_files import CSVFile, JSONLines, Parquet, VerdictFile
-from callbacks.verdict_writer import Line
+from clip_ood.callbacks.verdict_writer import Line
+from clip_ood.config.detecting import beside
+from clip_ood.experiments.set_aside import Aside
+from clip_ood.experiments.tolerated import Tolerated
 from clip_ood.files import written_text, written_whole
+from clip_ood.judging.verdict_files import CSVFile, JSONLines, Parquet, VerdictFile
 from clip_ood.shown import shown
 from clip_ood.unreadable import SHOWN
 from clip_ood.written_names import TEXT, path_cell, text_cell
-from configs.detecting import beside
-from experiments.set_aside import Aside
-from experiments.tolerated import Tolerated
 
 END = "\r\n"  # of a line of CSV
 BYTES = "".join(map(chr, range(0xDC80, 0xDD00)))  # of names that are no UTF-8

@@ -11,12 +11,12 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
 from clip_ood.backbones.backbone import Backbone
+from clip_ood.config.schema import FineTune as Settings
+from clip_ood.datamodules.image_data import LabelledImages
 from clip_ood.head import head_logits
+from clip_ood.lightning_modules.layer_decay import parameter_groups
+from clip_ood.lightning_modules.zero_shot import ZeroShot
 from clip_ood.outputs import Outputs, Reference
-from configs.schema import FineTune as Settings
-from datamodules.image_data import LabelledImages
-from lightning_modules.layer_decay import parameter_groups
-from lightning_modules.zero_shot import ZeroShot
 
 
 class FineTune(ZeroShot):

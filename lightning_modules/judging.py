@@ -7,8 +7,8 @@ from dataclasses import dataclass
 import torch
 from lightning.pytorch import LightningModule
 
+from clip_ood.datamodules.judged_images import JudgedBatch
 from clip_ood.judging.judge import Judge, Judged
-from datamodules.judged_images import JudgedBatch
 
 NOT_FINITE = "the encoder gives NaN or Inf for it"
 

@@ -10,13 +10,13 @@ import torch
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
+from clip_ood.config.schema import LinearProbe as Settings
 from clip_ood.console import Terminal
+from clip_ood.datamodules.feature_data import FeatureTable
 from clip_ood.head import StandardisedLinear, head_logits, mean_and_std
+from clip_ood.lightning_modules.batches import DeviceBatches
+from clip_ood.lightning_modules.zero_shot import ZeroShot
 from clip_ood.outputs import Outputs, Reference
-from configs.schema import LinearProbe as Settings
-from datamodules.feature_data import FeatureTable
-from lightning_modules.batches import DeviceBatches
-from lightning_modules.zero_shot import ZeroShot
 
 
 class LinearProbe(ZeroShot):

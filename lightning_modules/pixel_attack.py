@@ -13,9 +13,9 @@ from torch.nn.functional import cosine_similarity
 from clip_ood.adversarial import Attack, perturb, total_variation
 from clip_ood.adversarial.perturb import quantised
 from clip_ood.backbones.backbone import Backbone
+from clip_ood.datamodules.attacked_images import PairBatch, cut_out
 from clip_ood.detectors.detector import Detector
 from clip_ood.outputs import Outputs
-from datamodules.attacked_images import PairBatch, cut_out
 
 
 @dataclass(frozen=True)

@@ -7,10 +7,10 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
+from clip_ood.datamodules.feature_data import FeatureTable
+from clip_ood.lightning_modules.linear_probe import LinearProbe
 from clip_ood.outputs import Outputs
 from clip_ood.pseudo_labels import pseudo_labels
-from datamodules.feature_data import FeatureTable
-from lightning_modules.linear_probe import LinearProbe
 
 ENOUGH = 2  # images of a class
 

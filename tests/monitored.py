@@ -15,13 +15,13 @@ from torch import nn
 from torch.nn.functional import normalize
 from torch.utils.data import DataLoader
 
-from callbacks.ood_evaluation import OODEvaluation
+from clip_ood.callbacks.ood_evaluation import OODEvaluation
+from clip_ood.data.benchmark import Part
+from clip_ood.datamodules.feature_data import FeatureData
 from clip_ood.features.rows import Rows
 from clip_ood.features.stored_set import Features
+from clip_ood.lightning_modules.zero_shot import ZeroShot
 from clip_ood.outputs import Outputs
-from datamodules.benchmark import Part
-from datamodules.feature_data import FeatureData
-from lightning_modules.zero_shot import ZeroShot
 
 SIZES = {"bank": 40, "val": 21, "ood_val": 13, "id_test": 31, "far": 17, "lone": 1}
 ROLES = {"bank": "bank", "val": "val", "ood_val": "ood_val", "id_test": "id", "far": "ood", "lone": "ood"}

@@ -12,7 +12,7 @@ import numpy as np
 from PIL import Image
 from scipy.io import savemat
 
-from datamodules.class_names import imagenet_wnids
+from clip_ood.data.class_names import imagenet_wnids
 
 WNIDS = imagenet_wnids()
 CLASSES = [WNIDS[i] for i in (7, 0, 999, 134, 517, 65, 744, 836, 2, 10, 100, 250, 388, 401, 620, 871)]  # 16

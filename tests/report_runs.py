@@ -10,9 +10,9 @@ import pyarrow.parquet as pq
 import tiny_clip
 
 import eval as evaluation
-from configs.loading import load_config
-from datamodules.benchmark import load_benchmark
-from reports.run_page import write_report
+from clip_ood.config.loading import load_config
+from clip_ood.data.benchmark import load_benchmark
+from clip_ood.report.run_page import write_report
 
 REPORTED = {"resamples": 20, "figures": False}
 NAME = '"><svg onload=alert(1)>'  # of the run

@@ -16,8 +16,8 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from clip_ood import files
+from clip_ood.command_line import guarded
 from clip_ood.features import entries, store
-from experiments.command_line import guarded
 
 
 def kill_at(number: int) -> None:

@@ -12,9 +12,9 @@ from lightning.pytorch import Trainer
 from PIL import Image
 
 from clip_ood.backbones.open_clip_backbone import OpenClipBackbone
-from configs.loading import load_config
-from datamodules.benchmark import load_benchmark
-from experiments.extraction import load_features
+from clip_ood.config.loading import load_config
+from clip_ood.data.benchmark import load_benchmark
+from clip_ood.experiments.extraction import load_features
 
 PROJECT = Path(__file__).parents[1]
 FP32, BF16 = {"precision": "fp32", "model": "a"}, {"precision": "bf16", "model": "a"}

@@ -18,13 +18,13 @@ from torch.nn.functional import cosine_similarity
 
 import attack
 import eval as evaluation
-from adversarial.values import compare
-from callbacks.image_writer import Parts
 from clip_ood.adversarial import total_variation
 from clip_ood.backbones.create import create_backbone
-from configs.loading import load_config
-from configs.schema import BackboneConfig
-from datamodules.corruptions import Corruption
+from clip_ood.callbacks.image_writer import Parts
+from clip_ood.config.loading import load_config
+from clip_ood.config.schema import BackboneConfig
+from clip_ood.data.corruptions import Corruption
+from clip_ood.experiments.attack.values import compare
 
 PROBE = {"linear_probe": {"epochs": 2, "batch_size": 16}}
 KEYS = {"ood": "near", "pairs": 6, "steps": 30, "lr": 0.02, "smoothness": 10.0, "batch_size": 4}
@@ -181,7 +181,7 @@ def test_a_killed_attack_makes_what_is_missing(root, whole, monkeypatch):
     (run / "results.json").unlink()
     (run / "parts" / "after-000004.safetensors").unlink()
     (run / "images" / "after" / next(iter(pngs(run / "images" / "after")))).touch()
-    from lightning_modules import pixel_attack
+    from clip_ood.lightning_modules import pixel_attack
 
     perturbed = []
     real = pixel_attack.perturb
@@ -321,16 +321,16 @@ def test_a_finished_run_is_attacked_with_its_own_head(root, whole):
     ],
 )
 def test_what_cannot_be_attacked_is_named_before_any_work(root, keys, message, monkeypatch):
-    import experiments.seeds
+    import clip_ood.experiments.seeds
 
-    monkeypatch.setattr(experiments.seeds, "run", None)
+    monkeypatch.setattr(clip_ood.experiments.seeds, "run", None)
     with pytest.raises(ValueError, match=message):
         conducted(root, "bad", **keys)
     assert not (root / "attacks" / "bad" / "config.yaml").exists()
 
 
 def test_an_encoder_without_gradient_is_named(root, monkeypatch):
-    from adversarial import craft
+    from clip_ood.experiments.attack import craft
 
     def opaque(spec):
         backbone = create_backbone(spec)

@@ -11,10 +11,10 @@ from detector_data import BIAS, JOINT, REFERENCE, TEST, TRAIN, WEIGHT, WIDTH, fi
 from torch.nn.functional import normalize
 
 import attack
+from clip_ood.datamodules.attacked_images import pixels_of
 from clip_ood.detectors import DETECTORS, build_detectors
 from clip_ood.detectors.knn import KNN
 from clip_ood.outputs import Outputs
-from datamodules.attacked_images import pixels_of
 
 PROJECTION = torch.randn(WIDTH, JOINT, generator=torch.Generator().manual_seed(8))
 AVAILABLE = {"features", "embeddings", "logits", "labels", "text_embeddings", "logit_scale", "weight", "bias"}
@@ -90,7 +90,7 @@ def test_an_encoder_that_cuts_out_the_middle_sees_what_was_attacked(root):
 
 def test_an_encoder_that_changes_a_saved_image_is_named():
     from clip_ood.backbones.create import create_backbone
-    from configs.schema import BackboneConfig
+    from clip_ood.config.schema import BackboneConfig
 
     backbone = create_backbone(BackboneConfig(library="timm", model="test_vit"))
     blur = torch.nn.AvgPool2d(3, 1, 1)
@@ -111,8 +111,8 @@ def test_an_encoder_that_changes_a_saved_image_is_named():
     ],
 )
 def test_a_score_that_the_run_cannot_give(root, score, method, message, monkeypatch):
-    import experiments.seeds
+    import clip_ood.experiments.seeds
 
-    monkeypatch.setattr(experiments.seeds, "run", None)  # said before any work
+    monkeypatch.setattr(clip_ood.experiments.seeds, "run", None)  # said before any work
     with pytest.raises(ValueError, match=message):
         attacked(root, "bad", score, method)

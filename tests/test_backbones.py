@@ -18,7 +18,7 @@ from torch.nn.functional import cosine_similarity, normalize
 from torchvision.transforms import CenterCrop, Normalize, Resize
 
 from clip_ood.backbones.create import create_backbone
-from configs.schema import BackboneConfig
+from clip_ood.config.schema import BackboneConfig
 
 TEXTS = ["a cat", "a photo of two dogs"]
 TEXT = {"context_length": 16, "width": 32, "heads": 2, "layers": 1}

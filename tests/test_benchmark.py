@@ -11,14 +11,14 @@ import numpy as np
 import pytest
 from torchvision.datasets import CIFAR10, CIFAR100
 
-from configs.errors import ConfigError
-from configs.loading import validate
-from configs.schema import ImageSet
-from datamodules.benchmark import load_benchmark
-from datamodules.class_names import imagenet_wnids
-from datamodules.image_list import ImageList, balanced
-from datamodules.listing import list_images
-from datamodules.splits import split
+from clip_ood.config.loading import validate
+from clip_ood.config.schema import ImageSet
+from clip_ood.data.benchmark import load_benchmark
+from clip_ood.data.class_names import imagenet_wnids
+from clip_ood.data.image_list import ImageList, balanced
+from clip_ood.data.listing import list_images
+from clip_ood.data.splits import split
+from clip_ood.errors import ConfigError
 
 
 def fill(root, **counts):
@@ -93,7 +93,7 @@ def test_a_folder_that_may_not_be_read_is_named(tmp_path, monkeypatch):
             raise PermissionError(13, "Permission denied", str(folder))
         return scan(folder)
 
-    monkeypatch.setattr("datamodules.listing.os.scandir", forbidden)
+    monkeypatch.setattr("clip_ood.data.listing.os.scandir", forbidden)
     with pytest.raises(ConfigError, match=r"photos: the folder .*b cannot be read \(Permission denied\)"):
         listed(fill(tmp_path, id__a=1, id__b=1), folder="id")
 

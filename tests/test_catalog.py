@@ -15,13 +15,13 @@ import yaml
 from replica import CLASSES, put
 
 import train
-from configs.checks import check_folders, layouts
-from configs.errors import ConfigError
-from configs.loading import HERE, load_config, validate
-from configs.schema import ImageSet
-from datamodules.benchmark import load_benchmark
-from datamodules.catalog.__main__ import main
-from datamodules.catalog.entries import Entry, Split, catalogue, entry
+from clip_ood.config.checks import check_folders, layouts
+from clip_ood.config.loading import CONFIGS, load_config, validate
+from clip_ood.config.schema import ImageSet
+from clip_ood.config.sets import Entry, Split, catalogue, entry
+from clip_ood.data.benchmark import load_benchmark
+from clip_ood.data.catalog.__main__ import main
+from clip_ood.errors import ConfigError
 
 PUBLISHED = {  # arXiv 2303.05828 and OpenOOD v1.5 (arXiv 2306.09301)
     "CIFAR10": {"train": 50_000, "test": 10_000},
@@ -90,7 +90,7 @@ def test_the_table_says_what_is_there_and_how_to_get_the_rest(tmp_path, capsys, 
     assert ["NINCO", "test", "5,879", "3", "64", "near"] in rows
     assert ["iNaturalist", "test", "10,000", "–", "", "far"] in rows
     assert "NINCO test: 3 of 5,879 images are there" in out and "SUN test: Image set SUN: " in out
-    assert f"python -m datamodules.catalog get Places --root={tmp_path}" in out
+    assert f"python -m clip_ood.data.catalog get Places --root={tmp_path}" in out
     assert re.search(r"ImageNet-1k \(.*\):\n    Accept the terms", out)
 
 
@@ -106,8 +106,8 @@ def test_listing_downloads_nothing(tmp_path, capsys, monkeypatch):
 
 def test_the_command_answers_a_wrong_name_and_a_set_that_it_does_not_download(tmp_path):
     for name, message in (("NINKO", "Did you mean NINCO"), ("ImageNet-1k", "is not downloaded from here.*Accept the")):
-        command = [sys.executable, "-m", "datamodules.catalog", "get", name, "--root", str(tmp_path)]
-        done = run(command, capture_output=True, text=True, cwd=HERE.parent)
+        command = [sys.executable, "-m", "clip_ood.data.catalog", "get", name, "--root", str(tmp_path)]
+        done = run(command, capture_output=True, text=True, cwd=CONFIGS.parent)
         assert done.returncode == 2 and re.search(f"error: .*{message}", done.stderr) and not done.stdout
     assert list(tmp_path.iterdir()) == []
 
@@ -139,7 +139,7 @@ def test_another_number_than_published_is_an_error_unless_it_is_allowed(ten, cap
 
 def test_more_images_than_published_are_never_allowed(ten, monkeypatch):
     small = Entry("NINCO", "", "", "", {"test": Split(9, [{"folder": "NINCO/NINCO_OOD_classes"}])})
-    monkeypatch.setattr("configs.checks.entry", lambda name: small)
+    monkeypatch.setattr("clip_ood.config.checks.entry", lambda name: small)
     with pytest.raises(ConfigError, match="holds 10 images, and the set has 9"):
         load_benchmark(config(ten, allow_partial=True))
 
@@ -177,7 +177,7 @@ def test_a_run_without_its_images_ends_at_once(name, tmp_path):
 
 @pytest.mark.parametrize("name", ["cifar10", "cifar100", "imagenet", "imagenet_openood"])
 def test_a_benchmark_repeats_nothing_of_the_catalogue(name):
-    content = yaml.safe_load((HERE / "benchmarks" / f"{name}.yaml").read_text())
+    content = yaml.safe_load((CONFIGS / "benchmarks" / f"{name}.yaml").read_text())
     parts = [part for part in content["id"].values() if isinstance(part, dict)]
     for spec in [*parts, *content["ood"].values(), *content.get("csid", {}).values()]:
         assert spec.keys() <= {"catalog", "split"} and layouts(ImageSet(**spec))

@@ -111,7 +111,7 @@ def test_the_same_count_as_comparing_every_pair():
     ],
 )
 def test_too_few_images_to_calibrate_are_told_before_training(root, keys, parts, capsys, monkeypatch):
-    from experiments import run
+    from clip_ood.experiments import run
 
     def stop(*_):
         raise RuntimeError("here images would be read")

@@ -11,14 +11,14 @@ from pathlib import Path
 import pytest
 import torch
 
-from experiments.checkpoints import WholeCheckpoints
+from clip_ood.experiments.checkpoints import WholeCheckpoints
 
 PROJECT = Path(__file__).parents[1]
 WRITER = """
 import os, signal, sys
 sys.path.insert(0, {project!r})
 import torch
-from experiments.checkpoints import WholeCheckpoints
+from clip_ood.experiments.checkpoints import WholeCheckpoints
 
 torch.save = lambda content, file: (file.write(b"half of it"), file.flush(), os.kill(os.getpid(), signal.SIGKILL))
 WholeCheckpoints().save_checkpoint({{"epoch": 2}}, {path!r})

@@ -11,10 +11,10 @@ from PIL import Image
 
 import train
 from clip_ood.detectors.names import read_specs
+from clip_ood.errors import ConfigError
 from clip_ood.evaluation import DetectorSuite
 from clip_ood.metrics import OODMetrics
 from clip_ood.outputs import Outputs, Reference
-from configs.errors import ConfigError
 
 SIZES = {"id/cat": 14, "id/dog": 14, "near": 7, "chosen_by": 9}
 

@@ -14,10 +14,10 @@ from PIL import Image
 
 import eval as evaluation
 import train
-from configs.errors import ConfigError
-from configs.loading import validate
-from datamodules.benchmark import load_benchmark
-from experiments.models import check_texts
+from clip_ood.config.loading import validate
+from clip_ood.data.benchmark import load_benchmark
+from clip_ood.errors import ConfigError
+from clip_ood.experiments.models import check_texts
 
 COMPOSED, DECOMPOSED = "caf\u00e9", "cafe\u0301"
 

@@ -11,16 +11,15 @@ import pytest
 import yaml
 from pydantic import BaseModel
 
-import configs
 import train
-from configs.checks import check_folders
-from configs.errors import ConfigError
-from configs.help import explain, section_of
-from configs.loading import dump, load_config, override, read, validate
-from configs.schema import Config
-from experiments.run_folder import choose_folder
+from clip_ood.config.checks import check_folders
+from clip_ood.config.help import explain, section_of
+from clip_ood.config.loading import CONFIGS, dump, load_config, override, read, validate
+from clip_ood.config.schema import Config
+from clip_ood.errors import ConfigError
+from clip_ood.runs.run_folder import choose_folder
 
-HERE = Path(configs.__file__).parent
+HERE = CONFIGS
 SHIPPED = sorted(HERE.glob("*.yaml"))
 BASE = {
     "name": "x",
@@ -270,7 +269,7 @@ def test_a_mistake_is_answered_without_torch():
     program = """
 import sys
 import train
-from experiments.command_line import guarded
+from clip_ood.command_line import guarded
 for wrong in ("--data.idd=x", "--detectors=[knnn]", "--backbone.model=ViT-bigG14", "--trainer.devcies=1"):
     try:
         guarded(lambda: train.main(["--config", "own_images.yaml", wrong]))

@@ -11,15 +11,15 @@ import tiny_clip
 import yaml
 from PIL import Image
 
-import datamodules.corruptions as corruptions
-import experiments.extraction as extraction
+import clip_ood.data.corruptions as corruptions
+import clip_ood.experiments.extraction as extraction
 import train
+from clip_ood.config.help import explain
+from clip_ood.config.loading import dump, validate
+from clip_ood.data.benchmark import load_benchmark
+from clip_ood.data.corruptions import CORRUPTIONS, Corruption
+from clip_ood.errors import ConfigError
 from clip_ood.features.identity import pairs
-from configs.errors import ConfigError
-from configs.help import explain
-from configs.loading import dump, validate
-from datamodules.benchmark import load_benchmark
-from datamodules.corruptions import CORRUPTIONS, Corruption
 
 
 def fill(root, **counts):

@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from configs.data_schema import CorruptionName
-from datamodules.corruptions import CORRUPTIONS, Corruption
+from clip_ood.config.data_schema import CorruptionName
+from clip_ood.data.corruptions import CORRUPTIONS, Corruption
 
 NOISES = ("gaussian_noise", "shot_noise")
 SEVERITIES = (1, 2, 3, 4, 5)

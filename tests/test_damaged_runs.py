@@ -13,8 +13,8 @@ from test_resume import PROBE, stopped
 import eval as evaluation
 import study
 import train
-from configs.errors import ConfigError
-from experiments.compare import show
+from clip_ood.errors import ConfigError
+from clip_ood.report.compare import show
 
 
 class Bomb:
@@ -68,7 +68,7 @@ def refused(work, *told):
 
 @pytest.mark.parametrize("damage", DAMAGES)
 def test_a_damaged_checkpoint_is_named_before_any_work(damage, root, unfinished, finished, monkeypatch, capsys):
-    monkeypatch.setattr("experiments.run.load_features", None)
+    monkeypatch.setattr("clip_ood.experiments.run.load_features", None)
     heads = {}
     for run in (unfinished, finished):
         path = run / "checkpoints" / "last.ckpt"
@@ -129,7 +129,7 @@ def test_a_damaged_seed_is_named_before_another_is_trained(content, copy, monkey
     shutil.rmtree(run / "seed-1")
     path = run / "seed-2" / "results.json"
     path.write_text(BROKEN[content])
-    monkeypatch.setattr("experiments.seeds.run", None)
+    monkeypatch.setattr("clip_ood.experiments.seeds.run", None)
     refused(
         lambda: train.main(["--config", config, "--resume", "--seeds", "1", "2"]), f"{path} is damaged", "Remove it"
     )
@@ -141,7 +141,7 @@ def test_a_damaged_head_of_a_seed_is_named_before_another_is_trained(copy, monke
     shutil.rmtree(run / "seed-1")
     (run / "seed-2" / "results.json").unlink()
     DAMAGES["half"](run / "seed-2" / "checkpoints" / "last.ckpt")
-    monkeypatch.setattr("experiments.seeds.run", None)
+    monkeypatch.setattr("clip_ood.experiments.seeds.run", None)
     refused(
         lambda: train.main(["--config", config, "--resume", "--seeds", "1", "2"]),
         "seed-2/checkpoints/last.ckpt is damaged",

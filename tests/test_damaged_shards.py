@@ -9,12 +9,12 @@ import tarfile
 import pytest
 import replica
 
-from configs.checks import check_folders
-from configs.errors import ConfigError
-from configs.loading import load_config
-from configs.schema import ImageSet
-from datamodules.inputs import sources
-from datamodules.listing import list_images
+from clip_ood.config.checks import check_folders
+from clip_ood.config.loading import load_config
+from clip_ood.config.schema import ImageSet
+from clip_ood.data.inputs import sources
+from clip_ood.data.listing import list_images
+from clip_ood.errors import ConfigError
 
 WHOLE = [(f"{k:04d}.{end}", content) for k in range(6) for end, content in (("png", k), ("cls", str(k % 3).encode()))]
 

@@ -14,20 +14,20 @@ import tiny_clip
 import torch
 from safetensors.torch import load_file, save_file
 
-from callbacks.verdict_writer import VerdictParts
 from clip_ood import download, load
 from clip_ood.backbones import fingerprint
 from clip_ood.backbones.fingerprint import sha256
+from clip_ood.callbacks.verdict_writer import VerdictParts
+from clip_ood.errors import ConfigError
+from clip_ood.experiments.checkpoints import check_checkpoint
+from clip_ood.experiments.resume import check_contents, check_images
 from clip_ood.features.__main__ import encoders
 from clip_ood.features.segment import StoreError, open_segment, write_segment
 from clip_ood.judging.manifest import DetectorFolderError, sealed
 from clip_ood.records import Count, Damaged, Record, Text, read_record
-from configs.errors import ConfigError
-from experiments.checkpoints import check_checkpoint
-from experiments.compare import show
-from experiments.resume import check_contents, check_images
-from experiments.run_folder import read_results
-from experiments.seed_scores import SeedScores
+from clip_ood.report.compare import show
+from clip_ood.runs.run_folder import read_results
+from clip_ood.runs.seed_scores import SeedScores
 
 
 class Known(Record):

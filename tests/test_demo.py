@@ -10,10 +10,10 @@ import pytest
 import torch
 from PIL import Image
 
-from demo.encoder import open_clip_config, set_head, timm_names
-from demo.folders import written_whole
-from demo.images import check_counts, squared_on_white, stamps, write_digits
-from demo.projection import clipped_gaussian_mean, ridge, smallest_sure_scale, unit_rows
+from clip_ood.demo.encoder import open_clip_config, set_head, timm_names
+from clip_ood.demo.folders import written_whole
+from clip_ood.demo.images import check_counts, squared_on_white, stamps, write_digits
+from clip_ood.demo.projection import clipped_gaussian_mean, ridge, smallest_sure_scale, unit_rows
 
 PROJECT = Path(__file__).parents[1]
 
@@ -175,5 +175,5 @@ def test_without_apt_get_make_names_a_command_that_is_ready(tmp_path):
     done = make("demo")
     assert done.returncode and "there is no apt-get here" in done.stdout
     assert done.stdout.splitlines()[-1] == ".venv/bin/python train.py --config demo_cifar.yaml"
-    assert asked() == ["-m demo.encoder data/demo_encoder"]  # what that command needs
+    assert asked() == ["-m clip_ood.demo.encoder data/demo_encoder"]  # what that command needs
     assert not make("demo-cifar").returncode and asked()[1:] == ["train.py --config demo_cifar.yaml"]

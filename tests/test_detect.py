@@ -19,11 +19,11 @@ import tiny_clip
 from PIL import Image
 
 import detect
-from callbacks.verdict_writer import VerdictParts
 from clip_ood import load
-from datamodules import inputs
-from experiments import verdicts as verdicts_module
-from experiments.command_line import PROJECT
+from clip_ood.callbacks.verdict_writer import VerdictParts
+from clip_ood.command_line import PROJECT
+from clip_ood.data import inputs
+from clip_ood.experiments import verdicts as verdicts_module
 
 HEADER = ["path", "is_ood", "score", "p_value", "predicted_class", "confidence", "detector"]
 
@@ -232,8 +232,8 @@ def test_a_member_of_a_shard_stays_below_the_folder(root, run, tmp_path):
 
 
 def test_a_killed_run_goes_on_with_what_is_missing(root, run, tmp_path, monkeypatch):
-    from experiments import detect as conducting
-    from lightning_modules.judging import Judging
+    from clip_ood.experiments import detect as conducting
+    from clip_ood.lightning_modules.judging import Judging
 
     monkeypatch.setattr(conducting, "BATCHES", 2)
     folder, out = root / "data" / "id", tmp_path / "out.csv"

@@ -22,11 +22,11 @@ from clip_ood import download as downloads
 from clip_ood import https
 from clip_ood.backbones.weights import Remote
 from clip_ood.checksum import Checksum
+from clip_ood.config.sets import Entry, File, Split, catalogue
+from clip_ood.data.catalog.get import get
 from clip_ood.download import DownloadError, download
+from clip_ood.errors import ConfigError
 from clip_ood.file_types import TYPES
-from configs.errors import ConfigError
-from datamodules.catalog.entries import Entry, File, Split, catalogue
-from datamodules.catalog.get import get
 
 CONTENT = np.random.default_rng(0).bytes(100_000)
 MD5 = hashlib.md5(CONTENT).hexdigest()
@@ -280,7 +280,7 @@ def photos(server, tmp_path):
 
 def test_a_set_is_downloaded_unpacked_and_counted(photos, tmp_path, monkeypatch, capsys):
     entry = a_set(photos, 3)
-    monkeypatch.setattr("configs.checks.entry", lambda name: entry)
+    monkeypatch.setattr("clip_ood.config.checks.entry", lambda name: entry)
     get(entry, tmp_path / "data")
     assert [path.name for path in (tmp_path / "data").iterdir()] == ["photos"]
     said = capsys.readouterr().out
@@ -291,7 +291,7 @@ def test_a_set_is_downloaded_unpacked_and_counted(photos, tmp_path, monkeypatch,
 
 def test_another_number_of_images_than_published_is_an_error(photos, tmp_path, monkeypatch):
     entry = a_set(photos, 4)
-    monkeypatch.setattr("configs.checks.entry", lambda name: entry)
+    monkeypatch.setattr("clip_ood.config.checks.entry", lambda name: entry)
     with pytest.raises(ConfigError, match="Photos: test has 3 images, published are 4"):
         get(entry, tmp_path / "data")
 
@@ -300,7 +300,7 @@ def test_another_number_of_images_than_published_is_an_error(photos, tmp_path, m
 def unpublished(photos, monkeypatch):
     """A set without a published checksum."""
     entry = a_set(photos, 3, published=False)
-    monkeypatch.setattr("configs.checks.entry", lambda name: entry)
+    monkeypatch.setattr("clip_ood.config.checks.entry", lambda name: entry)
     return entry
 
 
@@ -361,7 +361,7 @@ def test_members_that_are_no_files_are_named(photos, tmp_path, monkeypatch, caps
     members = [(f"photos/{index}.jpg", CONTENT[:900]) for index in range(3)]
     photos.content = tarred(tmp_path / "b.tar.gz", *members, *links).read_bytes()
     entry = a_set(photos, 3)
-    monkeypatch.setattr("configs.checks.entry", lambda name: entry)
+    monkeypatch.setattr("clip_ood.config.checks.entry", lambda name: entry)
     get(entry, tmp_path / "data")
     said = capsys.readouterr().out
     assert (

@@ -10,12 +10,12 @@ import pytest
 import yaml
 from pydantic import BaseModel, ValidationError
 
-from configs.errors import ConfigError
-from configs.explaining import explain, in_words
-from configs.loading import dump, load_config, override, validate
-from configs.schema import Config
-from configs.section import Place, Section
-from studies.plan import load_study
+from clip_ood.config.explaining import explain, in_words
+from clip_ood.config.loading import dump, load_config, override, validate
+from clip_ood.config.schema import Config
+from clip_ood.config.section import Place, Section
+from clip_ood.errors import ConfigError
+from clip_ood.experiments.study.plan import load_study
 
 BASE = {
     "name": "x",
@@ -29,7 +29,7 @@ NOTHING = ["", " null", " ~", " Null"]
 @pytest.fixture(autouse=True)
 def here(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("studies.plan.check_folders", lambda config: None)
+    monkeypatch.setattr("clip_ood.experiments.study.plan.check_folders", lambda config: None)
 
 
 def written(text):
@@ -161,7 +161,7 @@ WRONG = [[["x"]], {"KEY": ["x"]}, "", " ", [], "\x00", 1.5, True, -1, {"KEY": {"
 
 
 def _keys(section: type[BaseModel], prefix: str = ""):
-    from configs.help import section_of
+    from clip_ood.config.help import section_of
 
     for name, field in section.model_fields.items():
         yield prefix + name

@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 import re
-from pathlib import Path
 
 import pytest
 import torch
 import yaml
 from PIL import Image
 
-import configs
 from clip_ood.backbones.create import create_backbone
-from configs.schema import BackboneConfig
+from clip_ood.config.loading import CONFIGS
+from clip_ood.config.schema import BackboneConfig
 
-HERE = Path(configs.__file__).parent / "backbones"
+HERE = CONFIGS / "backbones"
 BLOCKS = [path for path in sorted(HERE.glob("*.yaml")) if not path.name.startswith("demo")]
 BILLION = {"M": 1e6, "B": 1e9}
 

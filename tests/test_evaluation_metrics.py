@@ -12,7 +12,7 @@ from PIL import Image
 from sklearn.metrics import accuracy_score, average_precision_score, roc_auc_score, roc_curve
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-import callbacks.ood_evaluation
+import clip_ood.callbacks.ood_evaluation
 import clip_ood.table
 import train
 from clip_ood.metrics import METRICS, ImageScores, OODMetrics, ood_metrics
@@ -133,7 +133,7 @@ def test_the_table_is_made_of_the_metrics(root, finished, monkeypatch):
 
 
 def test_the_accuracies_are_those_of_torchmetrics(root, monkeypatch):
-    kind = callbacks.ood_evaluation.MulticlassAccuracy
+    kind = clip_ood.callbacks.ood_evaluation.MulticlassAccuracy
     monkeypatch.setattr(kind, "compute", lambda self: torch.tensor(0.125))
     found = results(run(root, "half"))
     assert found["accuracy"] == found["knn_accuracy"] == 0.125

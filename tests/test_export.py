@@ -15,12 +15,12 @@ from torch.nn.functional import interpolate, normalize
 
 from clip_ood.backbones.backbone import Backbone
 from clip_ood.backbones.create import create_backbone
+from clip_ood.config.schema import BackboneConfig
 from clip_ood.detectors import Detector, build_detectors
 from clip_ood.detectors.names import DEFAULTS
 from clip_ood.evaluation import predict
 from clip_ood.export import Exported, export, format_of, formats, verify
 from clip_ood.outputs import NegativeLabels, Outputs, Reference
-from configs.schema import BackboneConfig
 
 CLASSES = ("cat", "dog", "fox")
 ALL = [*DEFAULTS, {"name": "knn", "k": 5}, {"name": "knn", "k": 5, "kth": True}]

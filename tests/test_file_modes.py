@@ -12,7 +12,7 @@ import torch
 from safetensors.torch import load_file
 
 import detect
-from callbacks.image_writer import Parts
+from clip_ood.callbacks.image_writer import Parts
 from clip_ood.tensor_files import save_tensors
 
 

@@ -22,24 +22,24 @@ from PIL import Image
 from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from torch.nn.functional import normalize
 
+import clip_ood.experiments.run
 import eval as evaluation
-import experiments.run
 import train
-from callbacks.averaging import MovingAverage, moving_average
-from callbacks.ood_evaluation import OODEvaluation
 from clip_ood.backbones.backbone import Preprocessing
 from clip_ood.backbones.create import create_backbone
+from clip_ood.callbacks.averaging import MovingAverage, moving_average
+from clip_ood.callbacks.ood_evaluation import OODEvaluation
+from clip_ood.config.loading import load_config
+from clip_ood.config.schema import BackboneConfig
+from clip_ood.config.schema import FineTune as Settings
+from clip_ood.data.benchmark import load_benchmark
+from clip_ood.datamodules.image_data import EpochBatches, ImageData, augmentation, plain
+from clip_ood.experiments.extraction import load_features
+from clip_ood.experiments.models import build
 from clip_ood.features.rows import Rows
 from clip_ood.features.stored_set import Features
-from configs.loading import load_config
-from configs.schema import BackboneConfig
-from configs.schema import FineTune as Settings
-from datamodules.benchmark import load_benchmark
-from datamodules.image_data import EpochBatches, ImageData, augmentation, plain
-from experiments.extraction import load_features
-from experiments.models import build
-from lightning_modules.fine_tune import FineTune
-from lightning_modules.layer_decay import depths, parameter_groups
+from clip_ood.lightning_modules.fine_tune import FineTune
+from clip_ood.lightning_modules.layer_decay import depths, parameter_groups
 
 PROJECT = Path(__file__).parents[1]
 STILL = {"mixup": 0, "cutmix": 0, "augment": None, "random_erasing": 0, "min_crop": 1, "flip": 0, "label_smoothing": 0}
@@ -265,7 +265,7 @@ def test_a_run_killed_in_its_last_evaluation_still_evaluates_averaged_weights(ro
         raise Killed
 
     with monkeypatch.context() as patch, pytest.raises(Killed):
-        patch.setattr(experiments.run, "write_results", killed)
+        patch.setattr(clip_ood.experiments.run, "write_results", killed)
         start(root, "almost", MOVING)
     run = start(root, "almost", MOVING, "--resume")
     assert tiny_clip.results(run)["rows"] == tiny_clip.results(moving[0])["rows"]
@@ -512,7 +512,7 @@ def first_step(root, name, **settings):
     """The module as it starts, and its outputs on the ID test images beside the stored ones."""
     config = load_config(tiny_clip.config(root, name, {"finetune": STILL | settings}))
     benchmark = load_benchmark(config)
-    trainer = experiments.run.make_trainer(config, root, OODEvaluation(None, 0, 0), trains=False)
+    trainer = clip_ood.experiments.run.make_trainer(config, root, OODEvaluation(None, 0, 0), trains=False)
     features, text = load_features(config, benchmark, trainer, root)
     module, data = build(config, benchmark, features, text)
     module.eval()
@@ -592,7 +592,7 @@ def test_an_evaluation_needs_no_more_the_run_that_its_head_started_from(root, pr
     ],
 )
 def test_wrong_steps_are_refused_before_an_image_is_read(root, settings, keys, message, monkeypatch):
-    monkeypatch.setattr(experiments.run, "load_features", lambda *_: pytest.fail("images were read"))
+    monkeypatch.setattr(clip_ood.experiments.run, "load_features", lambda *_: pytest.fail("images were read"))
     trainer = {"accelerator": "cpu", "devices": 1, "enable_progress_bar": False} | keys
     with pytest.raises(ValueError, match=message):
         start(root, "wrong", MOVING | settings, trainer=trainer)

@@ -20,8 +20,8 @@ import detect
 import eval as evaluation
 import study
 import train
-from experiments.command_line import PROJECT
-from lightning_modules.linear_probe import LinearProbe
+from clip_ood.command_line import PROJECT
+from clip_ood.lightning_modules.linear_probe import LinearProbe
 
 PROBE = {"linear_probe": {"epochs": 4, "batch_size": 16}}
 
@@ -86,7 +86,7 @@ def test_seeds_go_on_as_well(root, capsys, interrupt):
 
 
 def test_before_anything_was_trained_the_same_call_begins_again(root, capsys, monkeypatch):
-    from experiments import run
+    from clip_ood.experiments import run
 
     config = tiny_clip.config(root, "early", PROBE)
     train.main(["--config", config])
@@ -119,8 +119,8 @@ def test_a_study_goes_on(root, capsys, interrupt):
 
 
 def test_judging_goes_on_with_a_file_and_says_that_it_cannot_without(root, capsys, monkeypatch, tmp_path):
-    from experiments import detect as conducting
-    from lightning_modules.judging import Judging
+    from clip_ood.experiments import detect as conducting
+    from clip_ood.lightning_modules.judging import Judging
 
     monkeypatch.setattr(conducting, "BATCHES", 1)
     run, real, seen = judged_run.make(root, "judged"), Judging.predict_step, []
@@ -142,7 +142,7 @@ def test_judging_goes_on_with_a_file_and_says_that_it_cannot_without(root, capsy
 
 
 def test_an_attack_goes_on(root, capsys, monkeypatch):
-    from adversarial import conduct
+    from clip_ood.experiments.attack import conduct
 
     base = tiny_clip.config(root, "attacked", {"zero_shot": {}})
     content = {"config": base, "ood": "near", "pairs": 4, "steps": 2, "runs_root": f"{root}/runs", "defences": {}}

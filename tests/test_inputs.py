@@ -10,9 +10,9 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from datamodules import inputs
-from datamodules.inputs import Source, sources
-from datamodules.judged_images import MANY, divided
+from clip_ood.data import inputs
+from clip_ood.data.inputs import Source, sources
+from clip_ood.datamodules.judged_images import MANY, divided
 
 
 def image(path: Path) -> Path:

@@ -16,6 +16,8 @@ from PIL import Image
 from clip_ood import load
 from clip_ood.backbones.fingerprint import sha256
 from clip_ood.calibration import Calibration
+from clip_ood.config.loading import load_config
+from clip_ood.data.benchmark import load_benchmark
 from clip_ood.detectors.bank import Bank
 from clip_ood.detectors.knn import KNN
 from clip_ood.judging.judge import Judge
@@ -24,8 +26,6 @@ from clip_ood.judging.save import add_encoder
 from clip_ood.judging.saved import SavedDetector
 from clip_ood.outputs import Outputs
 from clip_ood.reading import UnreadableImage
-from configs.loading import load_config
-from datamodules.benchmark import load_benchmark
 
 
 @pytest.fixture(scope="module")
@@ -303,7 +303,7 @@ def test_other_packages_detectors_are_left_out_by_name(root):
     assert SavedDetector(run).columns == ["msp"]
     stated = tiny_clip.results(run)["calibration"]
     assert stated["default"] == "msp" and set(stated["thresholds"]) == {"KNN", "msp"}
-    from reports.run_page import write_report
+    from clip_ood.report.run_page import write_report
 
     write_report(run, load_benchmark(load_config(str(run / "config.yaml"))))  # shows every detector
     assert "KNN" in (run / "report.html").read_text()

@@ -11,10 +11,10 @@ from pathlib import Path
 import pytest
 import tiny_clip
 
+from clip_ood.errors import ConfigError
+from clip_ood.experiments import launchers
+from clip_ood.experiments.launchers import PARENT, settle
 from clip_ood.ranks import is_first
-from configs.errors import ConfigError
-from experiments import launchers
-from experiments.launchers import PARENT, settle
 
 PROJECT = Path(__file__).parents[1]
 SALLOC = {"SLURM_JOB_ID": "7", "SLURM_NTASKS": "4", "SLURM_JOB_NAME": "train", "SLURM_NNODES": "1"}

@@ -14,12 +14,12 @@ import replica
 from PIL import Image
 from replica import CLASSES, TRAIN, put, validation
 
-from configs.errors import ConfigError
-from configs.loading import validate
-from configs.schema import ImageSet
-from datamodules.benchmark import load_benchmark
-from datamodules.class_names import imagenet_names
-from datamodules.listing import list_images
+from clip_ood.config.loading import validate
+from clip_ood.config.schema import ImageSet
+from clip_ood.data.benchmark import load_benchmark
+from clip_ood.data.class_names import imagenet_names
+from clip_ood.data.listing import list_images
+from clip_ood.errors import ConfigError
 
 ORDER = sorted(CLASSES)
 NAMES = dict(zip(replica.WNIDS, imagenet_names(), strict=True))
@@ -33,7 +33,7 @@ def benchmark(root, block, **data):
 
 
 def block(name):
-    from configs.loading import find_config, read
+    from clip_ood.config.loading import find_config, read
 
     return read(find_config(f"benchmarks/{name}.yaml"))
 

@@ -17,11 +17,12 @@ from pathlib import Path
 import pytest
 
 from clip_ood import locks
+from clip_ood.errors import ConfigError
+from clip_ood.experiments import set_aside
+from clip_ood.experiments.set_aside import Aside
 from clip_ood.locks import InUse, alone, in_turn, sharing
-from configs.errors import ConfigError
-from experiments import run_folder, set_aside
-from experiments.run_folder import chosen_folder, replacing, started
-from experiments.set_aside import Aside
+from clip_ood.runs import run_folder
+from clip_ood.runs.run_folder import chosen_folder, replacing, started
 
 PROJECT = Path(__file__).parents[1]
 HOLD = """
@@ -243,7 +244,7 @@ def test_two_calls_put_their_flagged_images_into_one_folder(tmp_path, monkeypatc
     for name in ("a", "b"):
         (tmp_path / name).mkdir()
         (tmp_path / name / "1.png").write_text(name)
-    code = "import sys; from pathlib import Path; from experiments.set_aside import Aside; Aside(Path(sys.argv[1])).take('1.png', sys.argv[2], None)"
+    code = "import sys; from pathlib import Path; from clip_ood.experiments.set_aside import Aside; Aside(Path(sys.argv[1])).take('1.png', sys.argv[2], None)"
     other, copy = [], shutil.copyfile
 
     def slow(source, target):

@@ -10,19 +10,19 @@ import torch
 from lightning.pytorch import Callback, Trainer
 from torch.nn.functional import normalize
 
+from clip_ood.config.schema import PLP as PLPSettings
+from clip_ood.config.schema import LinearProbe as ProbeSettings
+from clip_ood.data.benchmark import Part
+from clip_ood.datamodules.feature_data import FeatureData
 from clip_ood.features.rows import Rows
 from clip_ood.features.stored_set import Features
 from clip_ood.head import StandardisedLinear, mean_and_std
+from clip_ood.lightning_modules.batches import DeviceBatches
+from clip_ood.lightning_modules.linear_probe import LinearProbe, few_shot, warmup_cosine
+from clip_ood.lightning_modules.plp import PLP
 from clip_ood.outputs import Outputs
 from clip_ood.prompts import fill, prototypes
 from clip_ood.pseudo_labels import pseudo_labels
-from configs.schema import PLP as PLPSettings
-from configs.schema import LinearProbe as ProbeSettings
-from datamodules.benchmark import Part
-from datamodules.feature_data import FeatureData
-from lightning_modules.batches import DeviceBatches
-from lightning_modules.linear_probe import LinearProbe, few_shot, warmup_cosine
-from lightning_modules.plp import PLP
 
 ROWS, WIDTH, CLASSES = 23, 6, ("cat", "dog", "fox")
 SPLIT = [0, 2, 3, 5, 7, 8, 9, 11, 12, 13, 15, 16, 18, 19, 21, 22]  # 16 training rows

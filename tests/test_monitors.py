@@ -15,7 +15,7 @@ from monitored import Data, Drifting, image_sets
 from torch import optim
 from torch.utils.data import DataLoader
 
-from callbacks.ood_evaluation import OODEvaluation
+from clip_ood.callbacks.ood_evaluation import OODEvaluation
 
 PROJECT = Path(__file__).parents[1]
 

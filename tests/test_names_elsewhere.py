@@ -15,11 +15,11 @@ import eval as evaluation
 import study
 import train
 from clip_ood import load
+from clip_ood.config.loading import validate
 from clip_ood.detectors.names import read_specs
+from clip_ood.errors import ConfigError
 from clip_ood.naming import fault, folder_fault, one_text, twins
-from configs.errors import ConfigError
-from configs.loading import validate
-from experiments.run_folder import choose_folder
+from clip_ood.runs.run_folder import choose_folder
 
 COMPOSED, DECOMPOSED = "caf\u00e9", "cafe\u0301"
 SAME = [

@@ -18,9 +18,9 @@ from test_negative_words import naive_choice, naive_score
 
 import eval as evaluation
 from clip_ood.backbones.open_clip_backbone import OpenClipBackbone
+from clip_ood.errors import ConfigError
 from clip_ood.negative_words import csp_pool, neglabel_pool
 from clip_ood.wordnet import read_words
-from configs.errors import ConfigError
 
 PROJECT = Path(__file__).parents[1]
 NOUNS = [
@@ -119,6 +119,8 @@ def test_two_processes_score_as_one(root):
 
 
 def test_a_missing_wordnet_stops_the_run_before_its_folder_is_made(root):
-    with pytest.raises(ConfigError, match=r"data\.negative_words: There is no WordNet .* python -m demo\.wordnet"):
+    with pytest.raises(
+        ConfigError, match=r"data\.negative_words: There is no WordNet .* python -m clip_ood\.demo\.wordnet"
+    ):
         run(root, "missing", f"--data.negative_words={root}/nowhere")
     assert not (root / "runs" / "missing").exists()

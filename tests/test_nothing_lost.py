@@ -22,8 +22,8 @@ import eval as evaluation
 import study
 import train
 from clip_ood import load
-from configs.errors import ConfigError
-from configs.loading import dump, load_config
+from clip_ood.config.loading import dump, load_config
+from clip_ood.errors import ConfigError
 
 PROJECT = Path(__file__).parents[1]
 

@@ -21,12 +21,12 @@ from PIL import Image
 
 import detect
 from clip_ood import load
+from clip_ood.command_line import PROJECT
 from clip_ood.export.preparation import resize_of
 from clip_ood.judging.judge import Judge
 from clip_ood.judging.saved import SavedDetector
 from clip_ood.predictions import HEAD
 from clip_ood.reading import UnreadableImage, as_picture, pixels, read_image
-from experiments.command_line import PROJECT
 
 ALL = PICTURES | TOO_LARGE
 

@@ -11,11 +11,11 @@ import torch
 
 import eval as evaluation
 import train
+from clip_ood.command_line import PROJECT
 from clip_ood.detectors.detector import WrongScores
 from clip_ood.detectors.trial import try_own
+from clip_ood.errors import ConfigError
 from clip_ood.outputs import Outputs
-from configs.errors import ConfigError
-from experiments.command_line import PROJECT
 
 ONE_EACH = "a tensor with one score an image, higher = more in-distribution"
 PROBE = {"linear_probe": {"epochs": 1, "batch_size": 16}}
@@ -57,14 +57,14 @@ def test_what_is_wrong_is_named_before_any_image_is_read(name, root, monkeypatch
     def read(*_):
         raise AssertionError("images were read")
 
-    monkeypatch.setattr("experiments.run.load_features", read)
+    monkeypatch.setattr("clip_ood.experiments.run.load_features", read)
     with pytest.raises(ConfigError, match=rf"^detectors: own_detectors\.{name}.*{WRONG[name]}"):
         trained(root, f"wrong_{name}", "knn", f"own_detectors.{name}")
 
 
 @pytest.mark.parametrize("name", AT_A_WIDTH)
 def test_what_may_be_wrong_at_a_width_alone_is_named_before_training(name, root, monkeypatch):
-    monkeypatch.setattr("experiments.run.Trainer.fit", lambda *_, **__: pytest.fail("training was begun"))
+    monkeypatch.setattr("clip_ood.experiments.run.Trainer.fit", lambda *_, **__: pytest.fail("training was begun"))
     with pytest.raises(ConfigError, match=rf"^detectors: own_detectors\.{name} failed.*{AT_A_WIDTH[name]}"):
         trained(root, f"width_{name}", f"own_detectors.{name}")
 

@@ -7,11 +7,11 @@ from pathlib import Path
 
 import pytest
 
-from configs import checks
-from configs.checks import check_folders, check_places
-from configs.errors import ConfigError
-from configs.loading import HERE, load_config, validate
-from datamodules.benchmark import load_benchmark
+from clip_ood.config import checks
+from clip_ood.config.checks import check_folders, check_places
+from clip_ood.config.loading import CONFIGS, load_config, validate
+from clip_ood.data.benchmark import load_benchmark
+from clip_ood.errors import ConfigError
 
 
 @pytest.fixture
@@ -198,5 +198,5 @@ def test_ood_sets_may_be_one_and_its_half(photos):
 
 
 def test_nothing_of_the_kind_is_in_a_shipped_config():
-    for path in sorted(HERE.glob("*.yaml")):
+    for path in sorted(CONFIGS.glob("*.yaml")):
         check_places(load_config(str(path)))

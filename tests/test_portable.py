@@ -18,7 +18,7 @@ from torch.utils.data import DataLoader
 import attack
 import detect
 import train
-from datamodules import attacked_images, extraction, image_data, judged_images
+from clip_ood.datamodules import attacked_images, extraction, image_data, judged_images
 
 PROJECT = Path(__file__).parents[1]
 

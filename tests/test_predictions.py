@@ -13,13 +13,13 @@ import torch
 from PIL import Image
 
 import detect
-from callbacks.results_table import predictions_told
 from clip_ood import load
 from clip_ood.detectors.bank import Bank
 from clip_ood.judging.manifest import sealed
 from clip_ood.judging.saved import SavedDetector
 from clip_ood.outputs import Outputs
 from clip_ood.predictions import Predictor, predict, voted
+from clip_ood.runs.results_table import predictions_told
 
 COLOURS = {"cat": (200, 30, 30), "dog": (30, 200, 30), "fox": (30, 30, 200)}
 

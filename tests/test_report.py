@@ -23,14 +23,14 @@ from report_runs import Page, remade, zero_shot
 
 import eval as evaluation
 import train
+from clip_ood.config.loading import load_config
+from clip_ood.data.benchmark import load_benchmark
 from clip_ood.metrics.paired import Difference, Line
-from configs.loading import load_config
-from datamodules.benchmark import load_benchmark
-from reports.charts import histogram, precision_recall, roc
-from reports.compare_page import Side, write_compare_page
-from reports.galleries import accepted_ood, rejected_id
-from reports.page import number
-from reports.scores import ScoredSet, read_scores, thresholds
+from clip_ood.report.charts import histogram, precision_recall, roc
+from clip_ood.report.compare_page import Side, write_compare_page
+from clip_ood.report.galleries import accepted_ood, rejected_id
+from clip_ood.report.page import number
+from clip_ood.runs.scores import ScoredSet, read_scores, thresholds
 
 PROBE = {"linear_probe": {"epochs": 4, "batch_size": 16, "lr": 0.01}}
 

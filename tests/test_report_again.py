@@ -11,10 +11,9 @@ from test_resume import PROBE
 
 import eval as evaluation
 import train
-from configs.errors import ConfigError
-from experiments import comparison
-from experiments.compare import show
-from reports import run_page
+from clip_ood.errors import ConfigError
+from clip_ood.report import comparison, run_page
+from clip_ood.report.compare import show
 
 REPORTED = {"resamples": 0, "figures": True, "report": True}
 

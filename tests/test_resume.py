@@ -12,13 +12,13 @@ import tiny_clip
 import yaml
 from lightning.pytorch import Trainer
 
+import clip_ood.experiments.seeds
 import eval as evaluation
-import experiments.seeds
 import study
 import train
-from configs.errors import ConfigError
-from configs.loading import validate
-from configs.resuming import differences, settled
+from clip_ood.config.loading import validate
+from clip_ood.config.resuming import differences, settled
+from clip_ood.errors import ConfigError
 
 PROJECT = Path(__file__).parents[1]
 PROBE = {"linear_probe": {"epochs": 4, "batch_size": 16, "lr": 0.01}}
@@ -283,7 +283,7 @@ def test_another_image_of_as_many_is_other_images(root, copy):
 
 def test_the_mean_over_seeds_is_over_the_same_images(root, more_cats):
     config, run = tiny_clip.config(root, "grown", {"zero_shot": {}}), root / "runs" / "grown"
-    real = experiments.seeds.run
+    real = clip_ood.experiments.seeds.run
     with pytest.MonkeyPatch.context() as patch, pytest.raises(KeyboardInterrupt):
 
         def second(config, *rest):
@@ -291,7 +291,7 @@ def test_the_mean_over_seeds_is_over_the_same_images(root, more_cats):
                 raise KeyboardInterrupt
             return real(config, *rest)
 
-        patch.setattr(experiments.seeds, "run", second)
+        patch.setattr(clip_ood.experiments.seeds, "run", second)
         evaluation.main(["--config", config, "--seeds", "1", "2"])
     more_cats()
     resumed = ["--config", config, "--resume", "--seeds", "1", "2"]
@@ -339,7 +339,11 @@ def test_a_study_goes_on_on_other_devices_and_under_no_other_settings(root):
 
 def test_an_unfinished_run_of_a_study_has_the_same_scores_in_every_seed(root, monkeypatch):
     keys = {"changes": {"seeds": [1, 2]}}
-    name, folder, real = written(root, "lines", lines=LINES, **keys), root / "studies" / "lines", experiments.seeds.run
+    name, folder, real = (
+        written(root, "lines", lines=LINES, **keys),
+        root / "studies" / "lines",
+        clip_ood.experiments.seeds.run,
+    )
 
     def second(config, *rest):
         if config.seed == 2:
@@ -347,7 +351,7 @@ def test_an_unfinished_run_of_a_study_has_the_same_scores_in_every_seed(root, mo
         return real(config, *rest)
 
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(experiments.seeds, "run", second)
+        patch.setattr(clip_ood.experiments.seeds, "run", second)
         study.main(["--config", name])
     written(root, "lines", lines=LINES | {"energy": {"detector": "energy"}}, **keys)
     study.main(["--config", name])

@@ -10,9 +10,9 @@ import pytest
 import torch
 from PIL import Image
 
-import experiments.extraction as extraction
+import clip_ood.experiments.extraction as extraction
 import train
-from configs.errors import ConfigError
+from clip_ood.errors import ConfigError
 
 SIZES = {"id/cat": 13, "id/dog": 11, "near": 7, "far": 5}
 

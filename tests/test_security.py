@@ -14,14 +14,14 @@ from PIL import Image
 
 from clip_ood import text_files
 from clip_ood.backbones.checkpoint_file import read_tensors
+from clip_ood.config import yaml_text
+from clip_ood.config.yaml_text import parse
+from clip_ood.data import sources, torchvision_sets
+from clip_ood.data.catalog import unpack
+from clip_ood.errors import ConfigError
+from clip_ood.experiments.checkpoints import check_checkpoint
 from clip_ood.reading import LONGEST, _formats
-from configs import yaml_text
-from configs.errors import ConfigError
-from configs.yaml_text import parse
-from datamodules import sources, torchvision_sets
-from datamodules.catalog import unpack
-from experiments.checkpoints import check_checkpoint
-from reports.page import _environment
+from clip_ood.report.page import _environment
 
 PROJECT = Path(__file__).parents[1]
 PAGE = (PROJECT / "SECURITY.md").read_text(encoding="utf-8")

@@ -19,10 +19,10 @@ from sklearn.metrics import roc_auc_score
 import eval as evaluation
 import study
 import train
-from callbacks.results_files import write_mean_table
-from callbacks.results_table import print_table
-from experiments.summary import mean_rows, summarise
-from reports.run_page import write_seeds_report
+from clip_ood.report.run_page import write_seeds_report
+from clip_ood.runs.results_files import write_mean_table
+from clip_ood.runs.results_table import print_table
+from clip_ood.runs.summary import mean_rows, summarise
 
 PROBE = {"linear_probe": {"epochs": 4, "batch_size": 16, "lr": 0.01}}
 SEEDS = ("1", "2", "3")

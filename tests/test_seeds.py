@@ -15,8 +15,8 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from tensorboard.plugins.custom_scalar.layout_pb2 import Layout
 from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData
 
+import clip_ood.experiments.seeds
 import eval as evaluation
-import experiments.seeds
 import train
 
 PROBE = {"linear_probe": {"epochs": 4, "batch_size": 16, "lr": 0.01}}
@@ -74,7 +74,7 @@ def test_the_csv_holds_the_means_in_percent(seeded):
 
 
 def test_the_table_shows_the_spread_over_seeds(seeded, capsys):
-    experiments.seeds.print_table(tiny_clip.results(seeded))
+    clip_ood.experiments.seeds.print_table(tiny_clip.results(seeded))
     shown = capsys.readouterr().out
     row = keyed(tiny_clip.results(seeded))["knn", "standard", "near"]
     assert f"{100 * row['auroc']:.1f} ± {100 * row['std']['auroc']:.1f} / {100 * row['fpr95']:.1f}" in shown
@@ -82,7 +82,7 @@ def test_the_table_shows_the_spread_over_seeds(seeded, capsys):
 
 
 def test_resuming_runs_only_the_seeds_that_are_not_finished(root, seeded, monkeypatch):
-    name, run, ran = tiny_clip.config(root, "broken_off", PROBE), experiments.seeds.run, []
+    name, run, ran = tiny_clip.config(root, "broken_off", PROBE), clip_ood.experiments.seeds.run, []
 
     def counting(config, *rest):
         if len(ran) == 2:
@@ -90,7 +90,7 @@ def test_resuming_runs_only_the_seeds_that_are_not_finished(root, seeded, monkey
         ran.append(config.seed)
         return run(config, *rest)
 
-    monkeypatch.setattr(experiments.seeds, "run", counting)
+    monkeypatch.setattr(clip_ood.experiments.seeds, "run", counting)
     with pytest.raises(KeyboardInterrupt):
         train.main(["--config", name, "--seeds", "1", "2", "3"])
     assert ran == [1, 2] and not (root / "runs" / "broken_off" / "results.json").exists()
@@ -106,15 +106,15 @@ def test_heads_of_all_seeds_evaluated_again_give_the_same_table(root, seeded):
 
 
 def test_fine_tuning_starts_each_seed_from_the_head_of_that_seed(root, seeded, monkeypatch):
-    import experiments.models
+    import clip_ood.experiments.models
 
-    heads, original = {}, experiments.models.initial_head
+    heads, original = {}, clip_ood.experiments.models.initial_head
 
     def watched(start, seed, *rest):
         heads[seed] = original(start, seed, *rest)
         return heads[seed]
 
-    monkeypatch.setattr(experiments.models, "initial_head", watched)
+    monkeypatch.setattr(clip_ood.experiments.models, "initial_head", watched)
     method = {"finetune": FINETUNE["finetune"] | {"head": str(seeded)}}
     train.main(["--config", tiny_clip.config(root, "lp_ft", method), "--seeds", "1", "3"])
     for seed, (weight, _) in heads.items():

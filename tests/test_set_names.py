@@ -13,12 +13,12 @@ import yaml
 
 import attack
 import eval as evaluation
+from clip_ood.config.checks import check_folders
+from clip_ood.config.data_schema import TAKEN
+from clip_ood.config.loading import validate
+from clip_ood.data.benchmark import load_benchmark
 from clip_ood.detectors.names import ABOUT, read_specs
-from configs.checks import check_folders
-from configs.data_schema import TAKEN
-from configs.errors import ConfigError
-from configs.loading import validate
-from datamodules.benchmark import load_benchmark
+from clip_ood.errors import ConfigError
 
 OWN = ["train", "id", "id.train", "id.val", "id.test", "test", "ood", "csid", "Mean", "ood/near", "csp classes", "None"]
 SIZES = {"near": 9, "far": 7, "lone": 1}

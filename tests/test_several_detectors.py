@@ -93,8 +93,8 @@ def test_the_first_says_what_is_copied_and_the_status(root, run, tmp_path):
 
 
 def test_a_run_goes_on_only_with_the_same_detectors(root, run, tmp_path, monkeypatch):
-    from experiments import detect as conducting
-    from experiments import verdicts
+    from clip_ood.experiments import detect as conducting
+    from clip_ood.experiments import verdicts
 
     def killed(*_):
         raise KeyboardInterrupt

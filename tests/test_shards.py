@@ -13,9 +13,9 @@ import tiny_clip
 from PIL import Image
 
 import eval as evaluation
-from configs.errors import ConfigError
-from configs.schema import ImageSet
-from datamodules.listing import list_images
+from clip_ood.config.schema import ImageSet
+from clip_ood.data.listing import list_images
+from clip_ood.errors import ConfigError
 
 LABELS = [2, 0, 1, 1, 0, 2, 0, 1, 2, 0]
 

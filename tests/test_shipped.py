@@ -10,7 +10,6 @@ import re
 import shutil
 from copy import deepcopy
 from functools import cache
-from pathlib import Path
 
 import pytest
 import torch
@@ -19,12 +18,15 @@ from PIL import Image
 from torch.nn.functional import normalize
 from torchvision import datasets
 
-import configs
-import experiments.extraction
-import experiments.models
-import experiments.resume
-import experiments.run
+import clip_ood.experiments.extraction
+import clip_ood.experiments.models
+import clip_ood.experiments.resume
+import clip_ood.experiments.run
 from clip_ood.backbones.create import create_backbone
+from clip_ood.config.loading import CONFIGS, load_config
+from clip_ood.config.schema import BackboneConfig
+from clip_ood.data.benchmark import load_benchmark
+from clip_ood.data.class_names import imagenet_wnids
 from clip_ood.detectors import DETECTORS
 from clip_ood.detectors.build import required
 from clip_ood.evaluation import DetectorSuite
@@ -33,12 +35,8 @@ from clip_ood.features.store import TextEmbeddings
 from clip_ood.features.stored_set import Features
 from clip_ood.outputs import NegativeLabels
 from clip_ood.prompts import fill
-from configs.loading import load_config
-from configs.schema import BackboneConfig
-from datamodules.benchmark import load_benchmark
-from datamodules.class_names import imagenet_wnids
 
-HERE = Path(configs.__file__).parent
+HERE = CONFIGS
 SHIPPED = [path.name for path in sorted(HERE.glob("*.yaml"))]
 DEMO_ENCODER = HERE.parent / "data" / "demo_encoder" / "open_clip_config.json"
 
@@ -103,7 +101,7 @@ class TinyCIFAR:
 def config(request, layouts, tmp_path, monkeypatch):
     """A shipped config on faked images, one CPU process instead of its devices."""
     if not DEMO_ENCODER.is_file() and "\nbackbone: backbones/demo.yaml" in (HERE / request.param).read_text():
-        pytest.skip("the demo encoder is not built: python -m demo.encoder")
+        pytest.skip("the demo encoder is not built: python -m clip_ood.demo.encoder")
     monkeypatch.chdir(HERE.parent)
     for name in ("CIFAR10", "CIFAR100"):
         monkeypatch.setattr(datasets, name, TinyCIFAR)
@@ -190,13 +188,15 @@ def test_trainer_method_and_detectors_are_made_and_take_a_batch(config, backbone
 
     monkeypatch.setattr(Trainer, "fit", reached)
     monkeypatch.setattr(Trainer, "test", reached)
-    monkeypatch.setattr(experiments.models, "create_backbone", lambda spec: deepcopy(backbone))
-    monkeypatch.setattr(experiments.models, "initial_head", lambda *_: None)  # needs weights
-    for module in (experiments.run, experiments.resume, experiments.extraction):
+    monkeypatch.setattr(clip_ood.experiments.models, "create_backbone", lambda spec: deepcopy(backbone))
+    monkeypatch.setattr(clip_ood.experiments.models, "initial_head", lambda *_: None)  # needs weights
+    for module in (clip_ood.experiments.run, clip_ood.experiments.resume, clip_ood.experiments.extraction):
         monkeypatch.setattr(module, "fingerprint", lambda *_: {})  # would ask the hub
-    monkeypatch.setattr(experiments.run, "load_features", lambda config, benchmark, *_: faked(config, benchmark))
+    monkeypatch.setattr(
+        clip_ood.experiments.run, "load_features", lambda config, benchmark, *_: faked(config, benchmark)
+    )
     with pytest.raises(Reached) as stop:
-        experiments.run.run(config, tmp_path)
+        clip_ood.experiments.run.run(config, tmp_path)
     trainer, module, data = stop.value.args
     trained = config.method.name != "zero_shot"
     assert trainer.max_epochs == (config.method.settings.epochs if trained else 1)

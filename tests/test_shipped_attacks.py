@@ -7,12 +7,12 @@ from pathlib import Path
 
 import pytest
 
-import configs
-from adversarial.craft import variants
-from adversarial.plan import load_attack
 from clip_ood.adversarial import Attack, Budget
+from clip_ood.config.loading import CONFIGS
+from clip_ood.experiments.attack.craft import variants
+from clip_ood.experiments.attack.plan import load_attack
 
-HERE = Path(configs.__file__).parent / "attacks"
+HERE = CONFIGS / "attacks"
 ATTACKS = [path.name for path in sorted(HERE.glob("*.yaml"))]
 
 

@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import re
-from pathlib import Path
 
 import pytest
 
-import configs
-from configs.errors import ConfigError
-from studies.plan import load_study
+from clip_ood.config.loading import CONFIGS
+from clip_ood.errors import ConfigError
+from clip_ood.experiments.study.plan import load_study
 
-HERE = Path(configs.__file__).parent / "studies"
+HERE = CONFIGS / "studies"
 STUDIES = [path.name for path in sorted(HERE.glob("*.yaml"))]
 IMAGENET = ["imagenet/train", "imagenet/val", "dtd/images", "NINCO/NINCO_OOD_classes", "imagenet-o"]
 IMAGENET += [f"{name}/images" for name in ("iNaturalist", "SUN", "Places")]

@@ -10,12 +10,12 @@ from resource import RUSAGE_SELF, getrusage
 import pytest
 
 from clip_ood.calibration import Calibration, needed
+from clip_ood.config.checks import shard_paths
+from clip_ood.config.loading import load_config
+from clip_ood.config.yaml_text import DEEPEST, MOST, parse
 from clip_ood.detectors.names import MOST_CANDIDATES, read_specs
-from configs.checks import shard_paths
-from configs.errors import ConfigError
-from configs.loading import load_config
-from configs.yaml_text import DEEPEST, MOST, parse
-from studies.plan import load_study
+from clip_ood.errors import ConfigError
+from clip_ood.experiments.study.plan import load_study
 
 TEN = "[" + ",".join(map(str, range(1, 11))) + "]"
 THOUSAND = "[" + ",".join(map(str, range(1, 1001))) + "]"
@@ -146,7 +146,7 @@ def test_a_config_within_the_limits_is_read():
 
 
 def test_a_line_of_a_list_is_answered_at_once(tmp_path):
-    from datamodules.listing import _from_list
+    from clip_ood.data.listing import _from_list
 
     (tmp_path / "x.txt").write_text(("a" + " " * 30_000 + "x\n") * 2)
     with pytest.raises(ConfigError, match=re.escape('line 1: expected "relative/path label"')) as error:

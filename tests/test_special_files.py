@@ -19,19 +19,19 @@ from PIL import Image
 
 from clip_ood.backbones.checkpoint_file import read_tensors
 from clip_ood.backbones.fingerprint import sha256
+from clip_ood.config.checks import check_folders
+from clip_ood.config.loading import find_config, load_config
+from clip_ood.data import sources as reading
+from clip_ood.data.inputs import is_stream, sources
+from clip_ood.data.label_files import read_labels
+from clip_ood.data.shards import index
+from clip_ood.data.tar_members import DamagedArchive, members
+from clip_ood.errors import ConfigError
 from clip_ood.features.segment import open_segment
 from clip_ood.reading import UnreadableImage, read_image
 from clip_ood.records import read_json
 from clip_ood.text_files import read_names, read_text
 from clip_ood.wordnet import read_words
-from configs.checks import check_folders
-from configs.errors import ConfigError
-from configs.loading import find_config, load_config
-from datamodules import sources as reading
-from datamodules.inputs import is_stream, sources
-from datamodules.label_files import read_labels
-from datamodules.shards import index
-from datamodules.tar_members import DamagedArchive, members
 
 PROJECT = Path(__file__).parents[1]
 KINDS = {"pipe": "a pipe", "socket": "a socket", "device": "a device", "endless": "a device"}
@@ -134,9 +134,7 @@ def test_a_key_that_names_such_a_thing_is_answered_before_any_work(key, special,
 def test_paths_may_come_through_a_pipe_that_the_shell_has_opened(tmp_path):
     for name in ("a.png", "b.png"):
         Image.new("RGB", (8, 8)).save(tmp_path / name)
-    code = (
-        "import sys; from datamodules.inputs import sources; print([s.path for s in sources(sys.argv[1:]) if s.read()])"
-    )
+    code = "import sys; from clip_ood.data.inputs import sources; print([s.path for s in sources(sys.argv[1:]) if s.read()])"
     command = f'"{sys.executable}" -c "{code}" <(ls {tmp_path}/*.png)'
     done = subprocess.run(["bash", "-c", command], capture_output=True, text=True, cwd=PROJECT, timeout=60)
     assert done.stdout.strip() == str([f"{tmp_path}/a.png", f"{tmp_path}/b.png"]), done.stderr

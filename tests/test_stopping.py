@@ -16,13 +16,13 @@ import pytest
 import tiny_clip
 
 from clip_ood import stalls
+from clip_ood.data import workers
+from clip_ood.experiments.launchers import PARENT, started_by
+from clip_ood.experiments.lost import reason
+from clip_ood.experiments.trainer import new_trainer
 from clip_ood.files import written_whole
 from clip_ood.stopping import Stopped, ending, heeded
 from clip_ood.watch import watched
-from datamodules import workers
-from experiments.launchers import PARENT, started_by
-from experiments.lost import reason
-from experiments.trainer import new_trainer
 
 PROJECT = Path(__file__).parents[1]
 
@@ -90,7 +90,7 @@ def started(*command, **variables):
 
 def test_a_command_that_waits_in_a_library_ends_all_the_same():
     code = (
-        "import ctypes; from experiments.command_line import guarded; print('go', flush=True);"
+        "import ctypes; from clip_ood.command_line import guarded; print('go', flush=True);"
         "lock, buffer = ctypes.CDLL(None).pthread_mutex_lock, ctypes.create_string_buffer(64);"
         "guarded(lambda: [lock(buffer), lock(buffer)])"  # no signal ends that wait
     )
@@ -180,7 +180,7 @@ def test_as_many_processes_decode_as_shared_memory_has_room_for(monkeypatch, cap
     ],
 )
 def test_errors_of_what_died_are_told_in_words(error, told, monkeypatch):
-    monkeypatch.setattr("experiments.lost.SEEN_AFTER", 0.0)
+    monkeypatch.setattr("clip_ood.experiments.lost.SEEN_AFTER", 0.0)
     assert re.search(told, reason(RuntimeError(error)))
 
 

@@ -19,6 +19,12 @@ from store_lab import CLIP, Lab, draw_images, save_encoder, segments
 
 from clip_ood import files
 from clip_ood.backbones.open_clip_backbone import OpenClipBackbone
+from clip_ood.config.schema import ImageSet
+from clip_ood.data import image_list, sources
+from clip_ood.data.image_list import ImageList
+from clip_ood.data.listing import list_images
+from clip_ood.errors import ConfigError
+from clip_ood.experiments import extraction as extraction_module
 from clip_ood.features import __main__ as store_command
 from clip_ood.features import entries as entries_module
 from clip_ood.features import stored_set
@@ -26,14 +32,8 @@ from clip_ood.features.entries import Entries
 from clip_ood.features.identity import identity_of
 from clip_ood.features.segment import open_segment
 from clip_ood.features.store import FeatureStore
+from clip_ood.lightning_modules.feature_extractor import FeatureExtractor
 from clip_ood.reading import UnreadableImage
-from configs.errors import ConfigError
-from configs.schema import ImageSet
-from datamodules import image_list, sources
-from datamodules.image_list import ImageList
-from datamodules.listing import list_images
-from experiments import extraction as extraction_module
-from lightning_modules.feature_extractor import FeatureExtractor
 
 PROJECT = Path(__file__).parents[1]
 FP32, BF16 = {"precision": "fp32", "model": "a"}, {"precision": "bf16", "model": "a"}

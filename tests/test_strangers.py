@@ -25,10 +25,10 @@ from clip_ood import load
 from clip_ood.backbones.checked_config import MODEL, OPEN_CLIP, TEXT_TOWER, TOKENIZER, NotAllowed, checked
 from clip_ood.backbones.create import create_backbone
 from clip_ood.backbones.spec import ImageSpec
+from clip_ood.config.schema import BackboneConfig
+from clip_ood.errors import ConfigError
 from clip_ood.judging.save import add_encoder
 from clip_ood.judging.saved import SavedDetector
-from configs.errors import ConfigError
-from configs.schema import BackboneConfig
 
 
 @pytest.fixture(scope="module")
@@ -402,7 +402,7 @@ def test_published_text_towers_and_tokenizers_are_allowed():
 def test_the_demo_encoder_judges_offline(tmp_path, watch):
     folder = Path(__file__).parents[1] / "data" / "demo_encoder"
     if not (folder / "open_clip_model.safetensors").is_file():
-        pytest.skip("the demo encoder is not built: python -m demo.encoder")
+        pytest.skip("the demo encoder is not built: python -m clip_ood.demo.encoder")
     both = create_backbone(BackboneConfig(model=f"local-dir:{folder}"))
     images = create_backbone(ImageSpec("open_clip", f"local-dir:{folder}"), download=False)
     pixels = torch.randn(1, 3, 224, 224)

@@ -12,13 +12,13 @@ import tiny_clip
 import yaml
 from PIL import Image
 
-import experiments.seeds
+import clip_ood.experiments.seeds
 import study
-from configs.errors import ConfigError
-from configs.loading import load_config
-from lightning_modules.linear_probe import LinearProbe
-from studies.fit import least_squares
-from studies.plan import load_study
+from clip_ood.config.loading import load_config
+from clip_ood.errors import ConfigError
+from clip_ood.experiments.study.fit import least_squares
+from clip_ood.experiments.study.plan import load_study
+from clip_ood.lightning_modules.linear_probe import LinearProbe
 
 PROBE = {"linear_probe": {"epochs": 2, "batch_size": 16}}
 LINES = {
@@ -94,9 +94,9 @@ def test_the_figure_shows_something(table):
 
 def test_finished_runs_are_not_run_again_and_others_are(root, table, monkeypatch):
     ran = []
-    real = experiments.seeds.experiment
+    real = clip_ood.experiments.seeds.experiment
     monkeypatch.setattr(
-        experiments.seeds, "experiment", lambda config, folder: ran.append(folder.name) or real(config, folder)
+        clip_ood.experiments.seeds, "experiment", lambda config, folder: ran.append(folder.name) or real(config, folder)
     )
     study.main(["--config", str(root / "table.yaml")])
     assert ran == []

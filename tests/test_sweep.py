@@ -10,17 +10,17 @@ import torch
 from lightning.pytorch import Callback, Trainer
 from torch.nn.functional import normalize
 
+from clip_ood.config.loading import load_config
+from clip_ood.config.schema import PLP as PLPSettings
+from clip_ood.config.schema import LinearProbe as ProbeSettings
+from clip_ood.data.benchmark import Part
+from clip_ood.datamodules.feature_data import FeatureData
+from clip_ood.errors import ConfigError
 from clip_ood.features.rows import Rows
 from clip_ood.features.stored_set import Features
-from configs.errors import ConfigError
-from configs.loading import load_config
-from configs.schema import PLP as PLPSettings
-from configs.schema import LinearProbe as ProbeSettings
-from datamodules.benchmark import Part
-from datamodules.feature_data import FeatureData
-from lightning_modules.linear_probe import LinearProbe
-from lightning_modules.plp import PLP
-from lightning_modules.probe_sweep import LinearProbeSweep, PLPSweep
+from clip_ood.lightning_modules.linear_probe import LinearProbe
+from clip_ood.lightning_modules.plp import PLP
+from clip_ood.lightning_modules.probe_sweep import LinearProbeSweep, PLPSweep
 
 WIDTH, CLASSES, SCALE = 6, ("cat", "dog", "fox"), 8.0
 TRAIN, VAL, TEST = range(40), range(40, 60), range(60, 70)

@@ -16,8 +16,8 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 import eval as evaluation
 import train
-from configs.errors import ConfigError
-from lightning_modules.probe_sweep import ProbeSweep
+from clip_ood.errors import ConfigError
+from clip_ood.lightning_modules.probe_sweep import ProbeSweep
 
 PROJECT = Path(__file__).parents[1]
 SWEEP = {"lr": [1e-4, 0.1, 0.5], "weight_decay": [0, 1e-3], "min_confidence": [0.48, 0.3]}
@@ -140,6 +140,6 @@ def test_two_processes_train_and_choose_as_one(root, swept):
     ],
 )
 def test_what_a_sweep_cannot_do_is_said_before_images_are_read(root, val, option, message, monkeypatch):
-    monkeypatch.setattr("experiments.run.load_features", None)
+    monkeypatch.setattr("clip_ood.experiments.run.load_features", None)
     with pytest.raises(ConfigError, match=message):
         train.main(["--config", config(root, "wrong", val=val), option])

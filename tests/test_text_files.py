@@ -7,14 +7,14 @@ import io
 import pytest
 import replica
 
+from clip_ood.config.loading import load_config
+from clip_ood.config.schema import ImageSet
+from clip_ood.data.inputs import sources
+from clip_ood.data.label_files import read_labels
+from clip_ood.data.listing import list_images
+from clip_ood.errors import ConfigError
 from clip_ood.text_files import NotText, names_in, read_lines
 from clip_ood.wordnet import read_words
-from configs.errors import ConfigError
-from configs.loading import load_config
-from configs.schema import ImageSet
-from datamodules.inputs import sources
-from datamodules.label_files import read_labels
-from datamodules.listing import list_images
 
 ENCODED = {
     "utf-8": str.encode,
@@ -119,7 +119,7 @@ def test_a_list_that_breaks_off_says_so(tmp_path):
 
 @pytest.mark.parametrize("key", ["data.id.class_names", "data.negative_words"])
 def test_a_wrong_encoding_is_told_before_anything_is_listed(key, tmp_path):
-    from configs.checks import check_folders
+    from clip_ood.config.checks import check_folders
 
     (tmp_path / "in").mkdir()
     (tmp_path / "names.txt").write_bytes(b"cat\ncaf\xe9\n")

@@ -10,18 +10,17 @@ from pathlib import Path
 import pytest
 import yaml
 
-import configs
 import train
-from adversarial.plan import load_attack
-from configs.data_schema import Data
-from configs.detecting import trainer_of
-from configs.errors import ConfigError
-from configs.loading import dump, load_config, override, read, validate
-from configs.yaml_text import as_yaml, parse
-from experiments.run_folder import choose_folder
-from studies.plan import load_study
+from clip_ood.config.data_schema import Data
+from clip_ood.config.detecting import trainer_of
+from clip_ood.config.loading import CONFIGS, dump, load_config, override, read, validate
+from clip_ood.config.yaml_text import as_yaml, parse
+from clip_ood.errors import ConfigError
+from clip_ood.experiments.attack.plan import load_attack
+from clip_ood.experiments.study.plan import load_study
+from clip_ood.runs.run_folder import choose_folder
 
-PROJECT = Path(configs.__file__).parents[1]
+PROJECT = CONFIGS.parent
 BASE = {
     "name": "x",
     "data": {"id": "photos"},
@@ -445,8 +444,8 @@ def test_a_key_that_is_no_text_is_named(text):
 @pytest.fixture
 def anywhere(monkeypatch):
     """Image sets need not be there."""
-    monkeypatch.setattr("studies.plan.check_folders", lambda config: None)
-    monkeypatch.setattr("adversarial.plan.check_folders", lambda config: None)
+    monkeypatch.setattr("clip_ood.experiments.study.plan.check_folders", lambda config: None)
+    monkeypatch.setattr("clip_ood.experiments.attack.plan.check_folders", lambda config: None)
 
 
 STUDY = """

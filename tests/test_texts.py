@@ -20,12 +20,12 @@ from torch.nn.functional import normalize
 import clip_ood.wordnet
 import eval as evaluation
 from clip_ood.backbones.create import create_backbone
+from clip_ood.config.loading import dump, load_config
+from clip_ood.config.schema import BackboneConfig
+from clip_ood.data.benchmark import load_benchmark
+from clip_ood.errors import ConfigError
 from clip_ood.prompts import fill, prototypes
 from clip_ood.wordnet import find_synsets, lemmas
-from configs.errors import ConfigError
-from configs.loading import dump, load_config
-from configs.schema import BackboneConfig
-from datamodules.benchmark import load_benchmark
 
 PROJECT = Path(__file__).parents[1]
 LICENCE = "  1 The licence, whose lines begin with spaces.\n"

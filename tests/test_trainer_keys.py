@@ -13,10 +13,10 @@ import attack
 import detect
 import eval as evaluation
 import train
-from configs.errors import ConfigError
-from configs.loading import load_config
-from configs.trainer_keys import JUDGING, NEEDED, REFUSED, TAKEN, check_judging, check_trainer
-from experiments.trainer import new_trainer
+from clip_ood.config.loading import load_config
+from clip_ood.config.trainer_keys import JUDGING, NEEDED, REFUSED, TAKEN, check_judging, check_trainer
+from clip_ood.errors import ConfigError
+from clip_ood.experiments.trainer import new_trainer
 
 SHORT = ["fast_dev_run", "overfit_batches", *(f"limit_{part}_batches" for part in ("train", "val", "test", "predict"))]
 SHORT += ["max_steps", "min_steps", "max_epochs", "min_epochs", "max_time", "barebones"]

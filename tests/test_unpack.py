@@ -13,8 +13,8 @@ import numpy as np
 import pytest
 from archives import tarred, zipped
 
-from datamodules.catalog import unpack as unpacking
-from datamodules.catalog.unpack import UnsafeArchive, unpack
+from clip_ood.data.catalog import unpack as unpacking
+from clip_ood.data.catalog.unpack import UnsafeArchive, unpack
 
 CONTENT = np.random.default_rng(0).bytes(100_000)
 

@@ -64,8 +64,8 @@ def test_the_first_ten_reasons_are_shown():
 def test_judging_stops_at_the_sixth_and_goes_on_where_more_are_allowed(
     root, run, folder, tmp_path, monkeypatch, capsys
 ):
-    from experiments import detect as conducting
-    from lightning_modules.judging import Judging
+    from clip_ood.experiments import detect as conducting
+    from clip_ood.lightning_modules.judging import Judging
 
     monkeypatch.setattr(conducting, "BATCHES", 1)
     out, judgings, real = tmp_path / "out.csv", [], Judging.predict_step

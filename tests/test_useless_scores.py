@@ -20,7 +20,7 @@ from report_runs import Page
 
 import eval as evaluation
 import train
-from callbacks.results_table import print_table
+from clip_ood.command_line import PROJECT
 from clip_ood.detectors import build_detectors
 from clip_ood.detectors.mahalanobis import RMD, Mahalanobis
 from clip_ood.evaluation import DetectorSuite
@@ -28,7 +28,7 @@ from clip_ood.metrics.ood import ood_metrics
 from clip_ood.metrics.resamples import draw_resamples
 from clip_ood.metrics.score_range import ScoreRange
 from clip_ood.outputs import Reference
-from experiments.command_line import PROJECT
+from clip_ood.runs.results_table import print_table
 
 SOFTMAXES = {"mcm", "ensemble", "msp", "gen", "kl_matching", "fdbd"}
 GAUSSIANS = {"mahalanobis", "mahalanobis_pp", "rmd"}
@@ -319,7 +319,7 @@ def test_nan_of_another_package_is_left_to_the_suite(monkeypatch):
 
 def test_an_error_without_words_keeps_its_traceback():
     code = (
-        "from clip_ood.detectors.statistic import Statistic; from experiments.command_line import guarded;"
+        "from clip_ood.detectors.statistic import Statistic; from clip_ood.command_line import guarded;"
         "guarded(Statistic().key)"
     )
     done = subprocess.run([sys.executable, "-c", code], cwd=PROJECT, capture_output=True, text=True)

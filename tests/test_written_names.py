@@ -20,13 +20,16 @@ from faults.odd_names import ODD
 from rich.table import Table
 from rich.text import Text
 
-from callbacks.results_files import write_json
-from callbacks.results_table import print_table
-from callbacks.verdict_files import COLUMNS, CSVFile, JSONLines, Parquet
+from clip_ood.command_line import PROJECT
+from clip_ood.config.loading import dump, validate
 from clip_ood.console import Terminal
 from clip_ood.detectors.names import ABOUT, read_specs
+from clip_ood.judging.verdict_files import COLUMNS, CSVFile, JSONLines, Parquet
 from clip_ood.markdown import markdown_table
-from clip_ood.run_files import read_scores
+from clip_ood.runs.files import read_scores
+from clip_ood.runs.going_on import as_typed
+from clip_ood.runs.results_files import write_json
+from clip_ood.runs.results_table import print_table
 from clip_ood.shown import TURNED, one_line, say, shown
 from clip_ood.text_files import names_as_bytes, read_names
 from clip_ood.written_names import (
@@ -41,9 +44,6 @@ from clip_ood.written_names import (
     text_cell,
     text_of,
 )
-from configs.loading import dump, validate
-from experiments.command_line import PROJECT
-from experiments.going_on import as_typed
 
 ESCAPE = "a\x1b[2Jb"
 VERDICT = {"is_ood": True, "score": -0.5, "p_value": 0.1, "predicted_class": "-x", "confidence": 0.9, "detector": "knn"}
@@ -213,8 +213,8 @@ REPORTS = {
 def test_whatever_reports_a_name_shows_it(what):
     code = (
         "import logging, sys, warnings\n"
-        "from clip_ood.streams import Parser\nfrom clip_ood.shown import shown\nfrom configs.errors import ConfigError\n"
-        "from experiments.command_line import guarded\n"
+        "from clip_ood.streams import Parser\nfrom clip_ood.shown import shown\nfrom clip_ood.errors import ConfigError\n"
+        "from clip_ood.command_line import guarded\n"
         + ("from lightning.pytorch.utilities.rank_zero import rank_zero_warn\n" if "Lightning" in what else "")
         + f"name = 'a\\x1b[2Jb\\u202ec'\n{REPORTS[what]}"
     )
@@ -226,7 +226,7 @@ def test_whatever_reports_a_name_shows_it(what):
 @pytest.mark.parametrize("to", ["file", "pipe", "terminal"])
 def test_printed_verdicts_are_exact_in_a_file_and_shown_to_a_terminal(to, tmp_path):
     code = (
-        "import sys; from experiments.verdicts import Printed; from callbacks.verdict_files import CSVFile\n"
+        "import sys; from clip_ood.experiments.verdicts import Printed; from clip_ood.judging.verdict_files import CSVFile\n"
         "sys.stdout.reconfigure(encoding='utf-8', errors='surrogateescape', newline='')\n"
         "file = CSVFile(Printed(sys.stdout)); verdict = " + repr(VERDICT) + "\n"
         "[file.write({'path': name} | verdict) for name in ('a\\x1bb', 'caf\\udce9', 'two\\nlines')]; sys.stdout.flush()"

@@ -10,12 +10,12 @@ from detector_data import ALL, REFERENCE
 from pydantic import BaseModel
 
 import study
+from clip_ood.config.explaining import explain
+from clip_ood.config.loading import load_config
+from clip_ood.config.section import Place, Section
+from clip_ood.config.trainer_keys import check_trainer
 from clip_ood.detectors.build import build_detectors
-from configs.errors import ConfigError
-from configs.explaining import explain
-from configs.loading import load_config
-from configs.section import Place, Section
-from configs.trainer_keys import check_trainer
+from clip_ood.errors import ConfigError
 
 
 class Keys(Section):

@@ -20,7 +20,7 @@ REPOSITORY = re.compile(r"[\w-][\w.-]*(/[\w-][\w.-]*)?")  # on the Hugging Face 
 
 
 class BackboneSpec(Protocol):
-    """What names an encoder; `configs.schema.BackboneConfig` is one."""
+    """What names an encoder; `clip_ood.config.schema.BackboneConfig` is one."""
 
     library: str
     model: str
@@ -233,4 +233,4 @@ def _place(model: str) -> str | None:
 
 
 def _demo_hint(folder: Path) -> str:
-    return " Build it: python -m demo.encoder" if folder.name == "demo_encoder" else ""
+    return " Build it: python -m clip_ood.demo.encoder" if folder.name == "demo_encoder" else ""

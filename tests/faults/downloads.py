@@ -14,9 +14,9 @@ from archives import tarred
 from bad_server import Server
 
 from clip_ood import download as downloading
+from clip_ood.config.sets import Entry, File
+from clip_ood.data.catalog.get import get
 from clip_ood.download import DownloadError, download
-from datamodules.catalog.entries import Entry, File
-from datamodules.catalog.get import get
 from faults.trial import Trial
 
 PICTURE = Random(0).randbytes(200_000)

@@ -13,7 +13,7 @@ from operator import getitem
 from pathlib import Path
 from typing import Any
 
-from experiments.command_line import guarded
+from clip_ood.command_line import guarded
 from faults.trial import Trial
 
 PARTS = 400  # trials of so many wrong values each as that makes: which there are, only a run tells

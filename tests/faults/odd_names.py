@@ -13,7 +13,7 @@ from pathlib import Path
 import pyarrow.parquet as pq
 import yaml
 
-from clip_ood.run_files import read_scores
+from clip_ood.runs.files import read_scores
 from clip_ood.text_files import not_utf8
 from clip_ood.written_names import TEXT, csv_rows, paths_of
 from faults import lab

@@ -22,11 +22,11 @@ IMPORTED = [
     "tensorboard",
     "torchmetrics",
     "torchvision",
-    "experiments.attacks",
-    "experiments.detect",
-    "experiments.seeds",
+    "clip_ood.experiments.attack.conduct",
+    "clip_ood.experiments.detect",
+    "clip_ood.experiments.seeds",
     "faults.lab",
-    "studies.conduct",
+    "clip_ood.experiments.study.conduct",
 ]
 
 os.environ["PYTHONPATH"] = os.pathsep.join(

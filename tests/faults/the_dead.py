@@ -123,7 +123,7 @@ def _gone(started: Started, seconds: float = 20) -> None:
 def _slow_encoder(seconds: float) -> None:
     """Lets every batch of an extraction take so long. Images are decoded by forked processes."""
     multiprocessing.set_start_method("fork", force=True)
-    from lightning_modules.feature_extractor import FeatureExtractor
+    from clip_ood.lightning_modules.feature_extractor import FeatureExtractor
 
     real: Callable = FeatureExtractor.predict_step
 

@@ -283,7 +283,7 @@ def _a_set_is_fetched_twice(folder: Path) -> None:
     server = ThreadingHTTPServer(("127.0.0.1", 0), Slow)
     Thread(target=server.serve_forever, daemon=True).start()
     offered = partial(_offer, f"http://127.0.0.1:{server.server_port}/set.tar")
-    command = ["datamodules.catalog", "get", "Textures", "--root", f"{folder}/data"]
+    command = ["clip_ood.data.catalog", "get", "Textures", "--root", f"{folder}/data"]
     ended = [each.finish() for each in [Started(command, folder / f"log-{n}", offered) for n in (1, 2)]]
     server.shutdown()
     assert all(each.status == 0 for each in ended) and len(asked) == 1, (ended, asked)
@@ -302,7 +302,7 @@ def _archive(path: Path) -> None:
 def _offer(url: str) -> None:
     from dataclasses import replace
 
-    from datamodules.catalog import entries
+    from clip_ood.data.catalog import entries
 
     known, images = entries.entry("Textures"), len(list((lab.shared() / "data" / "near").iterdir()))
     split = entries.Split(images, [{"folder": "images"}])

@@ -17,12 +17,12 @@ from unittest.mock import patch
 import attack
 import study
 import train
-from callbacks.ood_evaluation import OODEvaluation
-from configs.loading import contents, dump, validate
-from configs.schema import Config
-from configs.yaml_text import parse
-from datamodules.benchmark import load_benchmark
-from experiments.run import make_trainer
+from clip_ood.callbacks.ood_evaluation import OODEvaluation
+from clip_ood.config.loading import contents, dump, validate
+from clip_ood.config.schema import Config
+from clip_ood.config.yaml_text import parse
+from clip_ood.data.benchmark import load_benchmark
+from clip_ood.experiments.run import make_trainer
 from faults import lab
 from faults.mutated import WRONG, answered, bytes_of, mutations, places
 from faults.trial import Trial
@@ -196,11 +196,16 @@ def _conducted(
         Path("tried.yaml").write_bytes(config)
         Path("base.yaml").write_text(json.dumps(_probe() | {"method": {"zero_shot": {}}, "seeds": []}))
         stack.enter_context(patch.dict(os.environ))
-        stack.enter_context(patch("experiments.seeds.conduct", _accepted))
+        stack.enter_context(patch("clip_ood.experiments.seeds.conduct", _accepted))
         stack.enter_context(
-            patch("studies.conduct.conduct", lambda plan: [[*map(_accepted, plan.runs.values())], ({}, {})][1])
+            patch(
+                "clip_ood.experiments.study.conduct.conduct",
+                lambda plan: [[*map(_accepted, plan.runs.values())], ({}, {})][1],
+            )
         )
-        stack.enter_context(patch("adversarial.conduct.conduct", lambda plan, folder: _accepted(plan.config)))
+        stack.enter_context(
+            patch("clip_ood.experiments.attack.conduct.conduct", lambda plan, folder: _accepted(plan.config))
+        )
         main = {"train": train, "attack": attack, "study": study}[script].main
         answered(lambda: main(["--config", "tried.yaml", *options]))
 

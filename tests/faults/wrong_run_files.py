@@ -14,21 +14,21 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
 
-from callbacks.results_table import print_table
+from clip_ood.config.loading import load_config
+from clip_ood.data.benchmark import load_benchmark
+from clip_ood.experiments.checkpoints import check_checkpoint
+from clip_ood.experiments.models import initial_head
+from clip_ood.experiments.resume import check_contents, check_heads, check_images
 from clip_ood.features.__main__ import main as features
 from clip_ood.features.entries import Entries
-from configs.loading import load_config
-from datamodules.benchmark import load_benchmark
-from experiments.checkpoints import check_checkpoint
-from experiments.compare import show
-from experiments.models import initial_head
-from experiments.resume import check_contents, check_heads, check_images
-from experiments.run_folder import head_of, read_results
-from experiments.summary import summarise
+from clip_ood.report.compare import show
+from clip_ood.report.run_page import write_report
+from clip_ood.runs.results_table import print_table
+from clip_ood.runs.run_folder import head_of, read_results
+from clip_ood.runs.summary import summarise
 from faults import lab
 from faults.mutated import answered, bytes_of, in_parts, mutations
 from faults.trial import Trial
-from reports.run_page import write_report
 
 SEED = 20
 COLUMNS: dict[str, Callable[[pa.ChunkedArray], pa.Array]] = {

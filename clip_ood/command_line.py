@@ -1,0 +1,150 @@
+"""What the scripts share: options, --help, and errors without a traceback."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import threading
+import traceback
+from collections.abc import Callable
+from pathlib import Path
+from typing import Literal
+
+from clip_ood.experiments.launchers import started_by
+from clip_ood.experiments.shortages import lack
+from clip_ood.runs.going_on import ended_early
+from clip_ood.shown import say
+from clip_ood.stopping import Stopped, ending
+from clip_ood.streams import Parser, usable_streams
+from clip_ood.watch import leave, watched
+
+PROJECT = Path(__file__).parents[1]
+INTERRUPTED = 130  # the exit status of what SIGINT ends
+
+_A = {"study": "a study", "attack": "an attack"}
+
+
+def parse(
+    argv: list[str] | None,
+    about: str,
+    options: Callable[[argparse.ArgumentParser], None],
+    of: Literal["study", "attack"] | None = None,
+):
+    """Known options, and the `--key=value` overrides that are left; --help explains the keys of what it is `of` as well."""
+    parser = Parser(description=about, add_help=False, allow_abbrev=False)
+    parser.add_argument(
+        "--config", metavar="NAME.yaml", help="a config: a path, or a name that is looked up in configs/"
+    )
+    parser.add_argument("--print_config", action="store_true", help="print the complete config and stop")
+    parser.add_argument("--seeds", metavar="SEED", nargs="+", help="one run a seed, and their mean ± std")
+    parser.add_argument(
+        "--resume", action="store_true", help="go on with an unfinished run, under the settings that it was begun with"
+    )
+    parser.add_argument("--overwrite", action="store_true", help="replace a run of the same name")
+    parser.add_argument("--help", "-h", action="store_true", help="explain every option and key")
+    options(parser)
+    known, overrides = _divided(sys.argv[1:] if argv is None else argv, parser)
+    arguments, unknown = parser.parse_known_args(known)
+    overrides += unknown
+    if arguments.help:
+        from clip_ood.config.help import VALUES, explain
+
+        parser.print_help()
+        if of is not None:
+            from clip_ood.config.attack_schema import AttackConfig
+            from clip_ood.config.study_schema import Study
+
+            section = {"study": Study, "attack": AttackConfig}[of]
+            say(f"\nKeys of {_A[of]}:\n" + "\n".join(explain(section)) + "\n\nand of its runs:")
+        say("\nKeys of a config; each can be set on the command line:\n" + "\n".join(explain()))
+        say(f"\nWhat a value is:\n{VALUES}")
+        sys.exit(0)
+    if arguments.seeds:
+        several = len(arguments.seeds) > 1
+        overrides.append("--seeds=" + (f"[{', '.join(arguments.seeds)}]" if several else arguments.seeds[0]))
+    return arguments, overrides
+
+
+def _divided(given: list[str], parser: argparse.ArgumentParser) -> tuple[list[str], list[str]]:
+    """Arguments for the parser's own options, and all keys as `--key=value` in their order (argparse takes those with
+    spaces for values)."""
+    known, overrides, rest = [], [], list(given)
+    while rest:
+        argument = rest.pop(0)
+        key, equals, _ = argument.partition("=")
+        if not key.startswith("--") or key in parser._option_string_actions:
+            known.append(argument)
+        elif equals or key == "--" or not rest or rest[0].startswith("--"):
+            overrides.append(argument)
+        else:
+            overrides.append(f"{argument}={rest.pop(0)}")
+    return known, overrides
+
+
+def before_and_after_dashes(arguments: list[str]) -> tuple[list[str], list[str]]:
+    """What stands before the first `--`, and behind it, where nothing is an option."""
+    place = arguments.index("--") if "--" in arguments else len(arguments)
+    return arguments[:place], arguments[place + 1 :]
+
+
+def guarded(main: Callable[[], None]) -> None:
+    """Runs a script. What asks for its end (`clip_ood.stopping`) is one line and the exit status; what this project or the file system
+    objects to is one message and exit status 2; any other error keeps its traceback."""
+    threading.excepthook = _of_thread
+    try:
+        with usable_streams():
+            _run(main)
+    except Stopped as stopped:
+        ending.tell()  # where the end was asked for before the watch had begun
+        leave(stopped.code)
+
+
+def _run(main: Callable[[], None]) -> None:
+    try:
+        with watched(started_by()), ended_early():
+            main()
+    except KeyboardInterrupt:
+        sys.exit(INTERRUPTED)
+    except BrokenPipeError:
+        raise
+    except Exception as error:
+        if (told := answer(error)) is None:
+            raise
+        try:
+            say(f"error: {told}", file=sys.stderr)
+        except BrokenPipeError:
+            raise
+        except OSError:  # standard error goes to a file on a full disk
+            pass
+        sys.exit(2)
+
+
+def answer(error: Exception) -> str | None:
+    """What a user is told of an error; None for a fault of this project's own, whose traceback tells more."""
+    told = lack(error)
+    if told is None and isinstance(error, ValueError | RuntimeError | OSError):
+        told = str(error) if isinstance(error, OSError) or _is_ours(error) or _of_a_name(error) else None
+    return f"{told}{_about_names(told)}" if told else None
+
+
+def _of_thread(ended: threading.ExceptHookArgs) -> None:
+    """What the machine lacks is told by the main thread, where TensorBoard's writer raises it again."""
+    if ended.exc_value is None or lack(ended.exc_value) is None:
+        threading.__excepthook__(ended)
+
+
+def _of_a_name(error: Exception) -> bool:
+    """Whether a file name cannot be written in the encoding of this environment's file names."""
+    return isinstance(error, UnicodeEncodeError) and error.encoding == sys.getfilesystemencoding() != "utf-8"
+
+
+def _about_names(message: str) -> str:
+    encoding = sys.getfilesystemencoding()
+    if encoding == "utf-8" or (message.isascii() and "can't encode" not in message):
+        return ""
+    return f"\nThis environment takes file names for {encoding}; where they are UTF-8, set PYTHONUTF8=1"
+
+
+def _is_ours(error: Exception) -> bool:
+    raised_in = Path(traceback.extract_tb(error.__traceback__)[-1].filename)
+    return raised_in.is_relative_to(PROJECT) and not {"site-packages", "dist-packages"} & set(raised_in.parts)

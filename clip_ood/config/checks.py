@@ -1,0 +1,259 @@
+"""Names and folders of a config, checked before torch, Lightning or an encoder library is imported."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Hashable
+from os import stat
+from os.path import realpath
+from pathlib import Path
+
+from clip_ood.backbones.names import check_model
+from clip_ood.config.misnamed import STREAM, advice
+from clip_ood.config.schema import Config, ImageSet
+from clip_ood.config.sets import entry
+from clip_ood.config.trainer_keys import check_trainer
+from clip_ood.detectors.names import read_specs
+from clip_ood.errors import ConfigError, shortened
+from clip_ood.hidden import is_hidden
+from clip_ood.regular_file import no_file, special
+from clip_ood.text_files import LONGEST_LIST, NotText, check_size, read_text
+from clip_ood.wordnet import find_words
+
+LONGEST_NUMBER = 18  # digits of a shard's number
+MOST_SHARDS = 100_000
+TORCHVISION = {  # what lies under data.root once a set is there
+    "CIFAR10": "cifar-10-batches-py",
+    "CIFAR100": "cifar-100-python",
+    "SVHN": "{split}_32x32.mat",
+    "MNIST": "MNIST/raw",
+}
+
+
+def check_names(config: Config) -> None:
+    """Raises ConfigError for an unknown model, pretrained tag, image set, detector or Trainer key, naming the nearest valid ones,
+    and for a run that would lie in runs_root itself or above it."""
+    if not config.name.strip("."):
+        raise ConfigError(f"name: {config.name!r} must be the name of a folder below runs_root")
+    try:
+        check_model(config.backbone)
+        specs = read_specs(config.detectors)
+        for spec in _named(config).values():
+            layouts(spec)
+    except ValueError as error:
+        raise ConfigError(str(error)) from None
+    if config.data.ood_val is None and (among := next((spec for spec in specs if spec.chosen_as), None)):
+        raise ConfigError(
+            f"detectors: {among.name} has several values to choose from, and there is nothing to choose by: name OOD images "
+            "for it (data.ood_val), or give one value"
+        )
+    check_trainer(config.trainer)
+
+
+def image_sets(config: Config) -> dict[str, ImageSet]:
+    """Every image set of a config by its key: the ID parts as id, id.train, …, then csid and OOD sets (see `key_of`), then
+    ood_val; those of the catalogue as the first of their layouts that is there."""
+    root = config.data.root
+    found = {}
+    for key, spec in _named(config).items():
+        known = layouts(spec)
+        found[key] = next((layout for layout in known if is_there(layout, root)), known[0])
+    return found
+
+
+def key_of(role: str, name: str) -> str:
+    """What a run knows a set under data.csid or data.ood by: no key of the project's own (id, train, …) has a slash, so that
+    a set may be called as one of them.
+
+    >>> key_of("ood", "train")
+    'ood/train'
+    """
+    return f"{role}/{name}"
+
+
+def called(key: str) -> str:
+    """What people call the set with this key."""
+    return key.partition("/")[2] or key
+
+
+def _named(config: Config) -> dict[str, ImageSet]:
+    data = config.data
+    parts = {"id": data.id.images, "id.train": data.id.train, "id.val": data.id.val, "id.test": data.id.test}
+    return (
+        {name: part for name, part in parts.items() if part is not None}
+        | {key_of(role, name): spec for role in ("csid", "ood") for name, spec in getattr(data, role).items()}
+        | ({} if data.ood_val is None else {"ood_val": data.ood_val})
+    )
+
+
+def layouts(spec: ImageSet) -> list[ImageSet]:
+    """The layouts that an image set may come in: those the catalogue knows, or itself.
+
+    Raises: ConfigError for an unknown set or split.
+    """
+    if spec.catalog is None:
+        return [spec.model_copy(update={"group": spec.group or ("shift" if spec.corruption else "ood")})]
+    known = entry(spec.catalog)
+    split = known.split(spec.split)
+    group = spec.group or known.group or "ood"
+    same = {"per_class": spec.per_class, "group": group, "source": spec.source or known.source}
+    same |= {"count": spec.count or split.images, "classes": spec.classes or known.classes}
+    return [ImageSet(**layout, **same) for layout in split.layouts]
+
+
+def is_there(spec: ImageSet, root: Path) -> bool:
+    """Whether the files that an image set names are under `root`; torchvision's sets by what they unpack to."""
+    return not missing_places(spec, root)
+
+
+def missing_places(spec: ImageSet, root: Path) -> list[str]:
+    """The folders and files that an image set names and that are not under `root`, in words."""
+    if spec.torchvision is not None:
+        place = root / TORCHVISION[spec.torchvision].format(split=spec.split or "test")
+        return [] if place.exists() else [f"file {place}" if place.suffix else f"folder {place}"]
+    if spec.shards is not None:
+        paths = shard_paths(root / spec.shards)
+        lacking = [path for path in paths if not path.is_file()]
+        more = f" (nor {len(lacking) - 1:,} more of {len(paths):,})" if len(lacking) > 1 else ""
+        return [f"shard {lacking[0]}{more}"] if lacking else []
+    missing = []
+    if spec.folder is not None and not (root / spec.folder).is_dir():
+        missing.append(f"folder {root / spec.folder}")
+    if spec.labels is not None and (special(root / spec.labels) or not (root / spec.labels).exists()):
+        missing.append(f"label file {root / spec.labels}")
+    if spec.list is not None and not (root / spec.list).is_file():
+        missing.append(f"image list {root / spec.list}")
+    return missing
+
+
+def shard_paths(pattern: Path) -> list[Path]:
+    """The files that `name-{000..009}.tar` stands for: one range at most, digits as wide as its first number.
+
+    >>> [path.name for path in shard_paths(Path("a-{08..10}.tar"))]
+    ['a-08.tar', 'a-09.tar', 'a-10.tar']
+    """
+    found = re.fullmatch(r"(.*)\{(\d+)\.\.(\d+)\}(.*)", pattern.name)
+    if found is None:
+        return [pattern]
+    before, first, last, after = found.groups()
+    if max(len(first), len(last)) > LONGEST_NUMBER:
+        raise ConfigError(f"shards: the numbers in {shortened(str(pattern))} have over {LONGEST_NUMBER} digits")
+    if int(first) > int(last):
+        raise ConfigError(f"shards: {pattern} counts down from {first} to {last}; write the smaller number first")
+    if int(last) - int(first) >= MOST_SHARDS:
+        raise ConfigError(f"shards: {pattern} stands for more than {MOST_SHARDS:,} files")
+    return [pattern.with_name(f"{before}{number:0{len(first)}d}{after}") for number in range(int(first), int(last) + 1)]
+
+
+def option_of(key: str) -> str:
+    """How the set with this key is called in a config."""
+    return "data." + key.replace("/", ".")
+
+
+def may_share(one: str, other: str) -> bool:
+    """Whether the sets with these keys may have images in common: OOD sets, as one and its halves, and covariate-shifted ones."""
+    roles = {key.partition("/")[0] for key in (one, other) if "/" in key}
+    return len(roles) == 1 and "/" in one and "/" in other
+
+
+def check_places(config: Config) -> None:
+    """Raises ConfigError where two keys name the same images, however they spell it: a folder, list, shard, or split of a
+    torchvision set, by any link; or a folder that lies in another one's."""
+    seen: dict[Hashable, str] = {}
+    folders: dict[Hashable, tuple[str, str]] = {}
+    for key, spec in image_sets(config).items():
+        for shown, place in _places(spec, config.data.root):
+            if (other := seen.setdefault(place, key)) != key:
+                raise ConfigError(
+                    f"{option_of(other)} and {option_of(key)} name the same images ({shown}): an image that is scored as one must not be "
+                    "taken for the other. Name other images, or leave one of the keys out"
+                )
+            if spec.folder is not None:
+                folders[place] = key, shown
+    for inner, shown in folders.values():
+        for above in Path(shown).parents:
+            outer, whole = folders.get(_identity(str(above)), (inner, ""))
+            if outer == inner or may_share(inner, outer) or is_hidden(str(Path(shown).relative_to(above))):
+                continue
+            raise ConfigError(
+                f"{option_of(inner)} ({shown}) lies in {option_of(outer)} ({whole}): an image that is scored as one must not be taken for "
+                f"the other. Move it out, or name the folders of {whole} that are meant"
+            )
+
+
+def _places(spec: ImageSet, root: Path) -> list[tuple[str, Hashable]]:
+    """What an image set is read from, shown and told apart; nothing for one that is made of another."""
+    if spec.torchvision is not None:
+        place = f"{spec.torchvision}, {spec.split or 'test'}, in {realpath(root)}"
+        return [(place, place)]
+    paths = shard_paths(root / spec.shards) if spec.shards is not None else [spec.list or spec.folder]
+    return [(realpath(root / path), _identity(root / path)) for path in paths if path is not None]
+
+
+def _identity(path: str | Path) -> Hashable:
+    """What tells a file or folder from all others, by whatever name and in whatever case; of one that is not there its path."""
+    try:
+        found = stat(path)
+    except OSError:
+        return realpath(path)
+    return found.st_dev, found.st_ino
+
+
+def check_folders(config: Config) -> None:
+    """Raises ConfigError for the first image set that is not there, for two keys that name the same images, and for negative
+    words that are not there: which, where, how to get it."""
+    root = config.data.root
+    for key, spec in _named(config).items():
+        name, known = called(key), layouts(spec)
+        if known[0].torchvision is not None or any(is_there(layout, root) for layout in known):
+            continue  # torchvision's sets are downloaded by the run
+        lacking = [" and no ".join(missing_places(layout, root)) for layout in known]
+        if spec.catalog is None:
+            hint = f" Where to get it: {spec.source}" if spec.source else _advice(key, spec, root)
+            raise ConfigError(f"Image set {name}: there is no {lacking[0]}.{hint}")
+        raise ConfigError(
+            f"Image set {name}: {spec.catalog} is not under {root}: there is no {'; nor '.join(lacking)}. "
+            f"Where to get it: {entry(spec.catalog).advice(root)}"
+        )
+    check_places(config)
+    _check_texts(config)
+
+
+def _advice(key: str, spec: ImageSet, root: Path) -> str:
+    option = "data." + ("id.images" if key == "id" else key.replace("/", "."))
+    if spec.labels is not None and (root / spec.folder).is_dir():
+        return no_file(root / spec.labels).replace(": it", " It", 1)
+    kind = next(kind for kind in ("folder", "list", "shards") if getattr(spec, kind) is not None)
+    place = getattr(spec, kind)
+    told = advice(option, kind, place if STREAM.match(str(place)) else root / place)
+    return told and f" {told}"
+
+
+def _check_texts(config: Config) -> None:
+    """Raises ConfigError for class names or words that are not there or are not text, and for lists that are too large."""
+    found, names = {}, config.data.id.class_names
+    lists = {option_of(key): config.data.root / spec.list for key, spec in image_sets(config).items() if spec.list}
+    if config.evaluation.bank_without is not None:
+        lists["evaluation.bank_without"] = config.evaluation.bank_without
+    for key, path in lists.items():
+        if not path.is_file():
+            raise ConfigError(f"{key}: there is no file {path}{no_file(path)}")
+        try:
+            check_size(path, LONGEST_LIST)
+        except NotText as error:
+            raise ConfigError(f"{key}: {error}") from None
+    if isinstance(names, Path):
+        found["data.id.class_names"] = config.data.root / names
+    if config.data.negative_words is not None:
+        try:
+            found["data.negative_words"] = find_words(config.data.negative_words)
+        except FileNotFoundError as error:
+            raise ConfigError(f"data.negative_words: {error}") from None
+    for key, path in found.items():
+        if special(path) is not None or not path.exists():
+            raise ConfigError(f"{key}: there is no file {path}{no_file(path)}")
+        try:
+            if path.is_file():  # words may be a folder of WordNet's
+                read_text(path)
+        except NotText as error:
+            raise ConfigError(f"{key}: {error}") from None

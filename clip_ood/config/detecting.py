@@ -1,0 +1,219 @@
+"""The options of detect.py, checked before anything heavy is imported."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from itertools import count
+from pathlib import Path
+from typing import Any
+
+from clip_ood.config.loading import override
+from clip_ood.config.misnamed import is_archive, of_path
+from clip_ood.config.trainer_keys import check_judging
+from clip_ood.config.yaml_text import as_yaml
+from clip_ood.errors import ConfigError
+from clip_ood.files import check_writable
+from clip_ood.locks import alone
+from clip_ood.ranks import is_first
+from clip_ood.streams import is_closed
+
+FILES = (".csv", ".jsonl", ".parquet")
+GRAPHS = (".onnx", ".pt2")
+STDIN = "-"
+
+LONGEST_NAME = 255  # bytes of a file's name, on most systems
+
+
+def add_options(parser: argparse.ArgumentParser) -> None:
+    """Everything that detect.py takes."""
+    add = parser.add_argument
+    add(
+        "paths",
+        nargs="*",
+        metavar="PATH",
+        help="images, folders (with all below), text files of paths, tar shards, - for paths on standard input",
+    )
+    add("--run", type=Path, required=True, metavar="DIR", help="a finished run, or a copy of its folder detector/")
+    add(
+        "--detector",
+        metavar="NAME",
+        help="which of the run's detectors (default: its first); several, as knn,vim, or all judge the images in one pass, a "
+        "verdict each: the first of them says what --copy-ood and --fail-on-ood go by",
+    )
+    add("--accept", type=float, metavar="SHARE", help="share of new ID images to accept (default: the run's, 0.95)")
+    add(
+        "--out",
+        type=Path,
+        metavar="FILE",
+        help="write verdicts to FILE.csv, .jsonl or .parquet; a killed run goes on (default: print them)",
+    )
+    add("--format", choices=("csv", "jsonl"), default="csv", help="how to print them (default: csv)")
+    add("--overwrite", action="store_true", help="replace the file of --out or --export")
+    add(
+        "--copy-ood",
+        "--move-ood",
+        type=Path,
+        metavar="DIR",
+        help="copy flagged images into DIR; nothing is moved (--move-ood is an older name of it)",
+    )
+    add("--link", action="store_true", help="with --copy-ood: link them instead")
+    add("--fail-on-ood", action="store_true", help="exit status 3 when an image is OOD")
+    add("--strict", action="store_true", help="exit status 1 when an image cannot be judged")
+    add(
+        "--max-unreadable",
+        type=float,
+        default=0.01,
+        metavar="SHARE",
+        help="stop as soon as a larger share of the images cannot be read (default: 0.01; 5 may be in any case, and standard input "
+        "is judged to its end)",
+    )
+    add("--trust-classes", action="store_true", help="let the detector be a class of somebody's own, whose code is run")
+    add(
+        "--allow-download",
+        action="store_true",
+        help="fetch the encoder's weights from where the run had them, if the local cache lacks them (default: contact no host)",
+    )
+    add("--encoder", metavar="PLACE", help="the encoder's folder or checkpoint file, if it is not where the run had it")
+    add("--with-encoder", action="store_true", help="let the detector's folder hold the encoder's weights from now on")
+    add(
+        "--export",
+        type=Path,
+        metavar="FILE",
+        help="write encoder, head and detectors as one graph, FILE.onnx or FILE.pt2, and end",
+    )
+    add("--batch-size", type=_positive, metavar="N", help="images encoded at a time (default: as in the run)")
+    add(
+        "--workers",
+        type=int,
+        metavar="N",
+        help="processes that decode images (default: up to 8 beside a GPU, none beside a CPU)",
+    )
+    add(
+        "--timeout",
+        type=float,
+        default=1800,
+        metavar="SECONDS",
+        help="wait so long for an image that is being read, and for other processes, then end (default: 1800)",
+    )
+    parser.epilog = (
+        "Lightning's Trainer takes its keys as --trainer.KEY=VALUE: --trainer.accelerator=gpu --trainer.devices=4"
+    )
+
+
+def check(arguments: argparse.Namespace) -> None:
+    """Raises ConfigError for paths that are not there and options that do not go together."""
+    if not (arguments.paths or arguments.export or arguments.with_encoder):
+        raise ConfigError(
+            "Judge what? Name images, folders, lists of paths, tar shards, or - for paths on standard input"
+        )
+    for path in arguments.paths:
+        if path != STDIN and not os.path.lexists(path):
+            raise ConfigError(f"There is no file or folder {path}{of_path(path)}")
+        if is_archive(path) and os.path.isfile(path):
+            raise ConfigError(f"{path} is a compressed archive: unpack it, and name the folder, or the tar file in it")
+    if STDIN in arguments.paths and sys.stdin is None:
+        raise ConfigError("Standard input is closed, so no paths can be read from it (-)")
+    if arguments.paths and arguments.out is None and is_closed(sys.stdout):
+        raise ConfigError("Standard output is closed, so no verdicts can be printed: write them to a file, --out FILE")
+    if arguments.accept is not None and not 0 < arguments.accept < 1:
+        raise ConfigError(f"--accept: {arguments.accept:g} must lie between 0 and 1, as 0.95")
+    if arguments.workers is not None and not 0 <= arguments.workers <= 1024:
+        raise ConfigError(f"--workers: {arguments.workers} must be a number from 0 to 1024")
+    if not 0 < arguments.timeout <= 10**7:
+        raise ConfigError(f"--timeout: {arguments.timeout:g} must be a number of seconds above 0, as 1800")
+    if not 0 <= arguments.max_unreadable <= 1:
+        raise ConfigError(f"--max-unreadable: {arguments.max_unreadable:g} must lie between 0 and 1, as 0.01")
+    _check_out(arguments)
+    for place in (arguments.out, arguments.copy_ood, arguments.export):
+        if place is not None:
+            check_writable(place if place == arguments.copy_ood else place.parent)
+    if arguments.link and arguments.copy_ood is None:
+        raise ConfigError("--link goes with --copy-ood DIR")
+    if arguments.export is not None:
+        _check_suffix("--export", arguments.export, GRAPHS)
+        _check_new("--export", arguments.export, arguments.overwrite)
+        if arguments.paths or arguments.with_encoder:
+            raise ConfigError("--export writes a graph and judges nothing: leave paths and --with-encoder out")
+    if arguments.with_encoder and arguments.paths:
+        raise ConfigError(
+            "--with-encoder adds weights to the run and judges nothing: leave the paths out, and judge then"
+        )
+    for folder in filter(os.path.isdir, arguments.paths):
+        for option, place in (("--copy-ood", arguments.copy_ood), ("--out", arguments.out)):
+            if place is not None and place.resolve().is_relative_to(Path(folder).resolve()):
+                raise ConfigError(
+                    f"{option}: {place} lies in {folder}, and would be judged the next time: take another place"
+                )
+
+
+@contextmanager
+def alone_at_file(arguments: argparse.Namespace) -> Iterator[None]:
+    """Keeps other calls from the file of --out or --export. Raises: InUse; ConfigError where another call has made it meanwhile."""
+    option, path = ("--out", arguments.out) if arguments.export is None else ("--export", arguments.export)
+    if path is None or not is_first():
+        yield
+        return
+    with alone(path, f"wait until it ends, or name another file, as {option} {_free(path)}"):
+        _check_new(option, path, arguments.overwrite)
+        yield
+
+
+def beside(out: Path) -> Path:
+    """The list of what could not be judged, beside the file of verdicts."""
+    return out.with_name(f"{out.name}.unreadable.csv")
+
+
+def _check_out(arguments: argparse.Namespace) -> None:
+    out = arguments.out
+    if out is None:
+        return
+    _check_suffix("--out", out, FILES)
+    if not out.parent.is_dir():
+        raise ConfigError(f"--out: there is no folder {out.parent}")
+    if (size := len(os.fsencode(f"{beside(out).name}.tmp"))) > LONGEST_NAME:
+        raise ConfigError(
+            f"--out: the name of {out.name} is too long by {size - LONGEST_NAME} bytes for the files that are written beside it "
+            f"({beside(out).name}): take a shorter one"
+        )
+    _check_new("--out", out, arguments.overwrite)
+
+
+def _check_new(option: str, path: Path, overwrite: bool) -> None:
+    if path.exists() and not overwrite:
+        raise ConfigError(
+            f"{option}: {path} is there already, and is kept. Add --overwrite to make it anew, or name another file, as "
+            f"{option} {_free(path)}"
+        )
+
+
+def _free(path: Path) -> Path:
+    """The name of a file with the first number that is free."""
+    return next(each for number in count(2) if not (each := path.with_stem(f"{path.stem}-{number}")).exists())
+
+
+def _check_suffix(option: str, path: Path, known: tuple[str, ...]) -> None:
+    if path.suffix.lower() not in known:
+        raise ConfigError(f"{option}: {path} must end with {' or '.join(known)}")
+
+
+def trainer_of(overrides: list[str]) -> dict[str, Any]:
+    """The keys of Lightning's Trainer among arguments `--trainer.KEY=VALUE`.
+
+    Raises: ConfigError for any other argument, and for a key or value that judging cannot have.
+    """
+    for argument in overrides:
+        if not argument.startswith("--trainer."):
+            raise ConfigError(f"detect.py has no option {argument.partition('=')[0]}; see --help")
+    found = as_yaml(override({}, overrides).get("trainer", {}))
+    check_judging(found)
+    return found
+
+
+def _positive(text: str) -> int:
+    if (value := int(text)) < 1:
+        raise argparse.ArgumentTypeError(f"{text} must be 1 or more")
+    return value

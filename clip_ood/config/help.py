@@ -1,0 +1,62 @@
+"""`--help`: every key with its type, default and meaning, from the schema."""
+
+from __future__ import annotations
+
+import types
+import typing
+
+from pydantic import BaseModel
+from pydantic_core import PydanticUndefined
+
+from clip_ood.config.schema import Config
+
+VALUES = """\
+Text, paths and names are taken as they are typed: --data.id='photos #2'. Where keys are meant, {KEY: VALUE} gives them, or
+the name of a YAML file; where a list is meant, [A, B] is one, and all else is its only item. null alone means none where
+there may be none, and no keys where keys are meant (./null is a folder). In YAML files, and within braces and brackets, values are text as well until their
+key is a number or a truth value; there a # after a blank begins a comment, and quotes keep what they hold: 'photos #2'.
+Only keys of trainer and parameters of detectors are whatever YAML makes of them. A name with a dot in it stands in braces:
+--data.ood='{v1.5: FOLDER}'."""
+
+
+def section_of(annotation: typing.Any) -> type[BaseModel] | None:
+    """The section inside an annotation such as `X | None`, `dict[str, X]` or `Annotated[X, …]`, if there is one."""
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return annotation
+    return next(filter(None, map(section_of, typing.get_args(annotation))), None)
+
+
+def explain(section: type[BaseModel] = Config, prefix: str = "") -> list[str]:
+    """Lines that explain the keys of a section and of those below it."""
+    lines = []
+    for name, field in section.model_fields.items():
+        inner = section_of(field.annotation)
+        by_name = typing.get_origin(field.annotation) is dict and inner is not None
+        key = f"{prefix}{name}" + (".NAME" if by_name else "")
+        default = "" if inner or field.default is PydanticUndefined else f" [{_short(field.default)}]"
+        lines.append(f"  --{key}  ({_type(field.annotation)}){default}")
+        lines.append("      " + " ".join((field.description or "").split()))
+        if inner:
+            lines += explain(inner, key + ".")
+    return lines
+
+
+def _short(default: typing.Any) -> str:
+    if isinstance(default, list) and len(default) > 1:
+        return f"{default[0]!r}, … {len(default)} in all"
+    return "null" if default is None else str(default) or "''"
+
+
+def _type(annotation: typing.Any) -> str:
+    origin, arguments = typing.get_origin(annotation), typing.get_args(annotation)
+    if origin is typing.Annotated:
+        return _type(arguments[0])
+    if origin in (typing.Union, types.UnionType):
+        return " | ".join(_type(part) for part in arguments)
+    if origin is typing.Literal:
+        return " | ".join(map(str, arguments))
+    if origin in (list, dict):
+        return f"{origin.__name__} of {_type(arguments[-1])}"
+    return {type(None): "null", str: "text", BaseModel: "keys"}.get(
+        annotation, getattr(annotation, "__name__", "value")
+    )

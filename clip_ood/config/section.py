@@ -1,0 +1,96 @@
+"""What every section of a config is made of. Nothing heavy is imported: a wrong key is answered before torch is loaded."""
+
+from __future__ import annotations
+
+from os.path import expanduser
+from pathlib import Path
+from typing import Annotated, Any, ClassVar
+
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    ValidationInfo,
+    field_validator,
+    model_validator,
+)
+
+from clip_ood.config.values import settled
+from clip_ood.config.yaml_text import as_yaml
+from clip_ood.naming import text_fault
+from clip_ood.text_files import OTHER_BYTES, not_utf8
+
+Fraction = Annotated[float, Field(ge=0, le=1)]
+MOST = 2**31 - 1  # what every library takes for a whole number
+Positive = Annotated[int, Field(ge=1, le=MOST)]
+Count = Annotated[int, Field(ge=0, le=MOST)]
+Seed = Annotated[int, Field(ge=-(2**31), lt=2**32)]
+Rate = Annotated[float, Field(gt=0)]
+Decay = Annotated[float, Field(ge=0)]
+
+
+def _named(place: Any) -> Any:
+    if place == "":
+        raise ValueError("is empty; the folder itself is .")
+    return place
+
+
+Place = Annotated[
+    Path,
+    BeforeValidator(_named),
+    AfterValidator(lambda path: Path(expanduser(path))),  # the shell leaves --key=~/… as it is
+]
+
+
+def _in_utf8(place: Path) -> Path:
+    if not_utf8(str(place)):
+        raise ValueError(OTHER_BYTES.format("the name of this folder"))
+    return place
+
+
+Root = Annotated[Place, AfterValidator(_in_utf8)]  # where libraries write that take names in UTF-8 alone
+Untyped = Annotated[dict[str, Any], BeforeValidator(as_yaml)]  # keys that no schema of ours knows: values are YAML
+
+
+class Section(BaseModel):
+    """Keys of a config. What was written for each is text until its type says more: a number, a truth value, none."""
+
+    bare: ClassVar[str | None] = None
+    """The key that a text in place of keys stands for."""
+
+    model_config = ConfigDict(
+        extra="forbid",
+        frozen=True,
+        use_attribute_docstrings=True,
+        allow_inf_nan=False,
+    )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _settled(cls, given: Any) -> Any:
+        if cls.bare is not None and isinstance(given, str | Path):
+            given = {cls.bare: given if isinstance(given, Path) else str(given)}
+        if not isinstance(given, dict):
+            return given
+        fields = cls.model_fields
+        found = {
+            key: settled(value, fields[key].annotation) if key in fields else value for key, value in given.items()
+        }
+        off = {key for key, value in found.items() if value is None and key in fields and fields[key].default is False}
+        return {key: value for key, value in found.items() if key not in off}  # nothing is no, where no is the default
+
+    @field_validator("*")
+    @classmethod
+    def _legible(cls, value: Any, info: ValidationInfo) -> Any:
+        """Refuses texts that no file can hold, and empty ones where none is the default."""
+        for name in value if isinstance(value, dict) else ():
+            if reason := text_fault(name):
+                raise ValueError(f"the name {name!r} {reason}: call it otherwise")
+        for text in value if isinstance(value, list) else [value]:
+            if isinstance(text, str | Path) and (reason := text_fault(text)):
+                raise ValueError(reason)
+            if isinstance(text, str) and not text.strip() and cls.model_fields[info.field_name].default != "":
+                raise ValueError("is empty; leave the key out, or give a text")
+        return value

@@ -1,0 +1,148 @@
+"""What a key takes, by the type that the schema gives it: keys, a list, text as it was typed, or whatever YAML makes of it."""
+
+from __future__ import annotations
+
+import types
+import typing
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+from pydantic import BaseModel
+
+from clip_ood.config.yaml_text import LONGEST, Plain, parse, parse_flow, reason, says_none
+from clip_ood.errors import ConfigError, shortened
+
+
+@dataclass(frozen=True)
+class KeysOf:
+    """Said of a mapping (`Annotated[dict[str, Any], KeysOf(Config)]`): its keys are dotted keys of another section."""
+
+    section: type[BaseModel]
+
+
+@dataclass(frozen=True)
+class Takes:
+    """What a key takes: none; keys; text; anything at all; a list of `items`, or a mapping to `values` (types)."""
+
+    none: bool = False
+    keys: bool = False
+    text: bool = False
+    anything: bool = False
+    items: Any = None
+    values: Any = None
+
+    @property
+    def keys_alone(self) -> bool:
+        """Whether it takes keys, and no text in their place."""
+        return self.keys and not self.text
+
+
+def takes(annotation: Any) -> Takes:
+    """What a key of this type takes; nothing of it where the schema has no such key (None)."""
+    kinds = list(kinds_of(annotation))
+    sections = [kind for kind in kinds if isinstance(kind, type) and issubclass(kind, BaseModel)]
+    inside = {typing.get_origin(kind): typing.get_args(kind)[-1] for kind in kinds if typing.get_args(kind)}
+    return Takes(
+        none=types.NoneType in kinds,
+        keys=bool(sections) or dict in inside,
+        text=str in kinds or Path in kinds or typing.Literal in inside or any(each.bare for each in sections),
+        anything=Any in kinds,
+        items=inside.get(list),
+        values=inside.get(dict),
+    )
+
+
+def locate(key: str, annotation: Any) -> tuple[list[str], Any]:
+    """The steps of a dotted key from a section or mapping down, and the type of what stands there (None: no such key)."""
+    path: list[str] = []
+    while True:
+        if (section := _followed(annotation)) is not None:
+            return [*path, key], locate(key, section)[1]
+        first, dot, key = key.partition(".")
+        path.append(first)
+        annotation = below(annotation, first)
+        if not dot:
+            return path, annotation
+
+
+def typed(text: str, annotation: Any) -> Any:
+    """What was typed for a key of this type: `null`, `{…}`, `[…]`, or else the text itself. None of keys is none of them.
+
+    Raises: ConfigError for braces and brackets that cannot be read, where text is not meant.
+    """
+    takes_ = takes(annotation)
+    if len(text) > LONGEST and not text.startswith(("[", "{")):
+        raise ConfigError(f"the value has {len(text):,} characters, and at most {LONGEST:,} are read")
+    if text == "null" and (takes_.none or takes_.keys_alone):
+        return None
+    if takes_.anything:
+        try:
+            return parse(text)
+        except yaml.YAMLError as error:
+            raise ConfigError(f"{shortened(text)!r} is no valid YAML value ({reason(error)})") from None
+    if takes_.items is not None:
+        if text.startswith("["):
+            return _flow(text, or_text=takes_.text or not text.endswith("]"))
+        return text if takes_.text else typed(text, takes_.items)
+    if takes_.keys and text.startswith("{"):
+        return _flow(text, or_text=takes_.text)
+    return text
+
+
+def settled(value: Any, annotation: Any) -> Any:
+    """A value of a key of this type, with what only the schema can tell: what is none, and one item in place of a list. None
+    stands for no keys, {}, where keys are meant."""
+    takes_ = takes(annotation)
+    if takes_.anything:
+        return value
+    if says_none(value) and (takes_.none or not takes_.text):
+        return None if takes_.none or not takes_.keys else {}
+    if takes_.items is not None and (isinstance(value, list) or not (takes_.text or value is None)):
+        return [settled(each, takes_.items) for each in (value if isinstance(value, list) else [value])]
+    if takes_.values is not None and isinstance(value, dict):
+        return {key: settled(each, takes_.values) for key, each in value.items()}
+    return str(value) if isinstance(value, Plain) else value
+
+
+def _flow(text: str, or_text: bool) -> Any:
+    try:
+        return parse_flow(text)
+    except yaml.YAMLError as error:
+        if or_text:
+            return text
+        raise ConfigError(
+            f"{shortened(text)!r} is no valid YAML ({reason(error)}); put text that YAML cannot read in quotes"
+        ) from None
+
+
+def kinds_of(annotation: Any) -> Iterator[Any]:
+    """The types that an annotation joins: `Annotated[X, …] | list[Y] | None` are X, list[Y] and NoneType."""
+    origin, arguments = typing.get_origin(annotation), typing.get_args(annotation)
+    if origin is typing.Annotated:
+        yield from kinds_of(arguments[0])
+    elif origin in (typing.Union, types.UnionType):
+        for each in arguments:
+            yield from kinds_of(each)
+    elif annotation is not None:
+        yield annotation
+
+
+def below(annotation: Any, key: str) -> Any:
+    """The type of what a key names in a section or mapping of this type; None where there is no such key."""
+    for kind in kinds_of(annotation):
+        if kind is Any:
+            return Any
+        if typing.get_origin(kind) is dict:
+            return typing.get_args(kind)[1]
+        if isinstance(kind, type) and issubclass(kind, BaseModel) and key in kind.model_fields:
+            field = kind.model_fields[key]
+            return typing.Annotated[(field.annotation, *field.metadata)] if field.metadata else field.annotation
+    return None
+
+
+def _followed(annotation: Any) -> type[BaseModel] | None:
+    marks = typing.get_args(annotation)[1:] if typing.get_origin(annotation) is typing.Annotated else ()
+    return next((mark.section for mark in marks if isinstance(mark, KeysOf)), None)

@@ -1,0 +1,1 @@
+"""Image sets: what there is, read from where it lies."""

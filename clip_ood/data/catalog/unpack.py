@@ -1,0 +1,125 @@
+"""Archives from elsewhere: unpacked beside their place and moved there when whole; nothing in them may reach out, or fill the disk."""
+
+from __future__ import annotations
+
+import gzip
+import shutil
+import tarfile
+import zipfile
+import zlib
+from collections.abc import Iterator
+from pathlib import Path, PurePosixPath
+from typing import BinaryIO
+
+from clip_ood.data.catalog.archives import BLOCK, Member, in_tar, in_zip
+from clip_ood.files import naming
+
+DAMAGED = (tarfile.TarError, zipfile.BadZipFile, EOFError, zlib.error, gzip.BadGzipFile, NotImplementedError)
+RATIO = 100  # times its own size that an archive may unpack to: of image sets, labels shrink most, to a tenth or so
+SLACK = 1 << 26  # bytes that any archive may unpack to
+MOST_MEMBERS = 5_000_000  # ImageNet has 1.3 million
+
+
+class UnsafeArchive(ValueError):
+    """An archive with a member that would be written outside its folder, or that unpacks to more than it may."""
+
+
+class Damaged(ValueError):
+    """An archive that is cut off or changed."""
+
+
+def unpack(archive: Path, target: Path) -> list[str]:
+    """Puts what `archive` holds under the name of `target` there: a member of a tar or zip file, a .gz file's content, or
+    a file of another kind as it is, by its name. Links and special members (devices, pipes) are passed over: what they are.
+
+    Raises: UnsafeArchive for absolute paths, paths with .., and for more bytes or members than an archive of its size or this
+    disk may take; Damaged for one that is not whole; ValueError for one that holds no such member; FileExistsError for a target that is there.
+    """
+    if target.exists():
+        raise FileExistsError(17, "already there; move it away", str(target))
+    target.parent.mkdir(parents=True, exist_ok=True)
+    aside = target.parent / f".unpacking-{archive.name}"
+    shutil.rmtree(aside, ignore_errors=True)  # a killed run's
+    aside.mkdir()
+    try:
+        try:
+            with naming(target):
+                passed_over = _extract(archive, aside, target.name)
+        except DAMAGED as error:
+            raise Damaged(f"{archive} is damaged ({type(error).__name__}: {error})") from error
+        except (FileExistsError, IsADirectoryError, NotADirectoryError) as error:
+            raise ValueError(f"{archive} holds a file and a folder of one name, {error.filename}") from error
+        if not (aside / target.name).exists():
+            held = ", ".join(sorted(path.name for path in aside.iterdir())[:5]) or "nothing"
+            raise ValueError(f"{archive} holds {held}, and not {target.name}; it was left as it is")
+        (aside / target.name).rename(target)
+        return passed_over
+    finally:
+        shutil.rmtree(aside, ignore_errors=True)
+
+
+class _Allowance:
+    """How much an archive may still unpack to, by its own size and by the disk's room."""
+
+    def __init__(self, archive: Path, folder: Path) -> None:
+        size, self.room = archive.stat().st_size, shutil.disk_usage(folder).free
+        self.most, self.bytes, self.members = max(RATIO * size, SLACK), 0, 0
+        self.about = f"the archive has {size:,} bytes"
+
+    def take(self, name: str, size: int) -> None:
+        """Counts a member, or a block of one. Raises: UnsafeArchive."""
+        self.bytes += size
+        self.members += 1
+        if self.bytes > self.most:
+            raise UnsafeArchive(
+                f"{self.about} and would unpack to {self.bytes:,} or more (up to {name}), over {RATIO} times as many: nothing of it "
+                "was kept"
+            )
+        if self.bytes > self.room:
+            raise UnsafeArchive(
+                f"the archive unpacks to {self.bytes:,} bytes or more, and the disk has room for {self.room:,}"
+            )
+        if self.members > MOST_MEMBERS:
+            raise UnsafeArchive(f"the archive holds more than {MOST_MEMBERS:,} members: nothing of it was kept")
+
+
+def _extract(archive: Path, folder: Path, name: str) -> list[str]:
+    allowed, kind = _Allowance(archive, folder), archive.name.lower()
+    if kind.endswith((".tar", ".tar.gz", ".tgz")):
+        return _write(in_tar(archive), folder, allowed)
+    if kind.endswith(".zip"):
+        return _write(in_zip(archive), folder, allowed)
+    with (gzip.open if kind.endswith(".gz") else open)(archive, "rb") as source:
+        _copy(source, folder / name, allowed)
+    return []
+
+
+def _write(members: Iterator[Member], folder: Path, allowed: _Allowance) -> list[str]:
+    passed_over = []
+    for member in members:
+        _check_name(member.name)
+        allowed.take(member.name, member.size)
+        place = folder / member.name
+        if member.special:
+            passed_over.append(f"{member.name} ({member.special})")
+        elif member.is_folder:
+            place.mkdir(parents=True, exist_ok=True)
+        else:
+            place.parent.mkdir(parents=True, exist_ok=True)
+            with member.opened() as source:
+                _copy(source, place)
+    return passed_over
+
+
+def _copy(source: BinaryIO, place: Path, allowed: _Allowance | None = None) -> None:
+    with place.open("wb") as copy:
+        while block := source.read(BLOCK):
+            if allowed is not None:  # of unknown size
+                allowed.take(place.name, len(block))
+            copy.write(block)
+
+
+def _check_name(name: str) -> None:
+    path = PurePosixPath(name.replace("\\", "/"))
+    if path.is_absolute() or ".." in path.parts or ":" in path.parts[:1]:
+        raise UnsafeArchive(f"the archive holds {name}, which would leave its folder: nothing of it was kept")

@@ -1,0 +1,156 @@
+"""What new images are named by: files, folders, lists, tar shards, standard input, in a fixed order and without end.
+
+Nothing is listed before it is asked for, but the names in one folder: a million images elsewhere take no more memory than one.
+"""
+
+from __future__ import annotations
+
+import io
+import os
+import re
+import sys
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from PIL import Image
+
+from clip_ood.data import shards
+from clip_ood.data.sources import read_whole
+from clip_ood.data.tar_members import DamagedArchive, members, opened
+from clip_ood.hidden import is_hidden
+from clip_ood.reading import SUFFIXES, decode
+from clip_ood.regular_file import special
+from clip_ood.stalls import reading
+from clip_ood.text_files import NotText, names_in, not_utf8
+from clip_ood.unreadable import check_of_file
+
+STDIN = "-"
+OPEN = re.compile(
+    r"/dev/stdin|(/dev|/proc/self)/fd/\d+"
+)  # what this process already has open: <(find …) of a shell, too
+LISTS = (".txt", ".lst", ".list")
+BESIDE = (".cls", ".json", ".txt")  # webdataset's labels, notes and captions, passed over in shards
+DEEPEST = 200  # folders in folders
+
+
+@dataclass(frozen=True)
+class Source:
+    """One image: the `path` that it is called by, the file that it lies in, the part of its name below the folder or shard that
+    was named (`inside`), where in a shard; or the `reason` why there is none."""
+
+    path: str
+    inside: str
+    file: Path
+    member: shards.Member | None = None
+    reason: str | None = None
+
+    def read(self) -> Image.Image:
+        """The picture as 8-bit RGB.
+
+        Raises: UnreadableImage for what is not a whole image, OSError for a file that cannot be had.
+        """
+        return decode(io.BytesIO(self.content()))
+
+    def content(self) -> bytes:
+        """The bytes of its file. Raises: OSError."""
+        inside = () if self.member is None else (self.member.offset, self.member.size)
+        return read_whole(self.file, *inside)[0]
+
+
+def sources(paths: Iterable[str]) -> Iterator[Source]:
+    """Every image that some paths name, and with a reason what is none: a folder with all below it, hidden ones and thumbnails left out; an
+    uncompressed tar file; a text file with a path a line, as standard input ("-") and pipes of the shell; else an image file."""
+    for path in paths:
+        if path == STDIN:
+            yield from _listed("standard input", sys.stdin.buffer)
+        elif is_stream(path):
+            with open(path, "rb") as file:
+                yield from _listed(path, file)
+        elif os.path.isdir(path):
+            yield from _below(path, "", frozenset())
+        elif path.lower().endswith(".tar"):
+            yield from _members(Path(path))
+        elif path.lower().endswith(LISTS):
+            if (kind := special(path)) is not None:
+                yield _file(
+                    path, os.path.basename(path), f"it is {kind}, and no list: give its paths on standard input (-)"
+                )
+                continue
+            with open(path, "rb") as file:
+                yield from _listed(path, file)
+        else:
+            yield _file(path, os.path.basename(path))
+
+
+def is_stream(path: str) -> bool:
+    """Whether paths are read as they come, and once alone: from standard input, or from a pipe that the shell has opened."""
+    return path == STDIN or (OPEN.fullmatch(path) is not None and special(path) is not None)
+
+
+def _listed(called: str, file: io.BufferedReader) -> Iterator[Source]:
+    try:
+        for path in filter(None, names_in(file)):
+            is_lost = not_utf8(path) and not os.path.lexists(path)
+            reason = "no such file, and the name is not UTF-8: save the list as UTF-8" if is_lost else None
+            yield _file(path, os.path.basename(path), reason)
+    except NotText as error:
+        yield _file(called, called, f"the list ends here: {error}")
+
+
+def _file(path: str, inside: str, reason: str | None = None) -> Source:
+    return Source(path, inside, Path(path), reason=reason)
+
+
+def _below(folder: str, inside: str, above: frozenset[str]) -> Iterator[Source]:
+    here = os.path.realpath(folder)
+    if here in above:
+        yield _file(folder, inside, f"a link back to {here}, which it lies in")
+        return
+    if len(above) == DEEPEST:
+        yield _file(folder, inside, f"folders nested deeper than {DEEPEST}")
+        return
+    try:
+        with reading(folder), os.scandir(folder) as entries:
+            names = [each.name + "/" * _is_folder(each) for each in entries if not is_hidden(each.name)]
+    except OSError as error:
+        check_of_file(error)
+        yield _file(folder, inside, f"the folder cannot be read: {error.strerror}")
+        return
+    for name in sorted(names):  # folders with their slash: as paths are sorted
+        path = os.path.join(folder, name)
+        if name.endswith("/"):
+            yield from _below(path.rstrip("/"), inside + name, above | {here})
+        elif os.path.splitext(name)[1].lower() in SUFFIXES:
+            yield _file(path, inside + name)
+        else:
+            yield _file(path, inside + name, "no image by its name")
+
+
+def _is_folder(entry: os.DirEntry) -> bool:
+    try:
+        return entry.is_dir()
+    except OSError:  # a link to itself
+        return False
+
+
+def _members(path: Path) -> Iterator[Source]:
+    """The images of a shard, what is none but may be meant for one, and why that is all where the shard is not whole."""
+    images = 0
+    try:
+        with opened(path) as file:
+            for info in members(file):
+                if info.isdir() or is_hidden(info.name) or info.name.lower().endswith(BESIDE):
+                    continue
+                images += shards.is_image(info)
+                reason = shards.not_stored(info) if shards.is_image(info) else "no image by its name"
+                member = shards.Member(path.name, info.offset_data, info.size)
+                yield Source(f"{path}/{info.name}", f"{path.name}/{info.name}", path, member, reason)
+    except (DamagedArchive, OSError) as error:
+        if isinstance(error, OSError):
+            check_of_file(error)
+        reason = f"no whole, uncompressed tar file: {getattr(error, 'strerror', None) or error}"
+    else:
+        reason = None if images else "it holds no images"
+    if reason is not None:
+        yield Source(str(path), path.name, path, reason=reason)

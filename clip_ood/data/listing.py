@@ -1,0 +1,209 @@
+"""Folders, OpenOOD-style lists, tar shards and torchvision's arrays, each listed as an `ImageList`."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from unicodedata import normalize
+
+from clip_ood.config.checks import shard_paths
+from clip_ood.config.misnamed import tars_in
+from clip_ood.config.schema import ImageSet
+from clip_ood.data import shards, torchvision_sets
+from clip_ood.data.class_order import check_no_splits, in_order, is_number
+from clip_ood.data.image_list import ImageList, balanced
+from clip_ood.data.label_files import read_labels
+from clip_ood.errors import ConfigError, shortened
+from clip_ood.hidden import is_hidden
+from clip_ood.reading import SUFFIXES
+from clip_ood.shown import say
+from clip_ood.stalls import reading
+from clip_ood.text_files import not_utf8, read_names
+
+
+def list_images(
+    name: str, spec: ImageSet, root: Path, labelled: bool, seed: int, partial: bool = False, download: bool = True
+) -> ImageList:
+    """The images of a set; with `labelled`, class folders and list labels become labels.
+
+    `partial` takes what is there of a set whose number is known; `download` lets torchvision fetch what is missing.
+    Raises: ConfigError for an empty set, another number than the set must have, an empty class folder, images beside
+    class folders, a folder that cannot be read, and wrong lines of a list.
+    """
+    where = _place(spec, root)
+    if spec.torchvision is not None:
+        images = _from_torchvision(name, spec, root, download)
+    elif spec.shards is not None:
+        found = shards.index(name, shard_paths(where))
+        if found.passed_over:
+            _say_passed_over(name, list(found.passed_over))
+        images = ImageList(name, where.parent, found.names, found.labels, members=found.members)
+    elif spec.list is not None:
+        images = _from_list(name, where, root / spec.images_root, partial)
+    elif spec.labels is not None:
+        images = _from_labels(name, where, root / spec.labels, partial)
+    else:
+        images = _from_folder(name, where, labelled)
+        if images.class_names is not None:
+            check_no_splits(name, spec.folder, images)
+        if spec.numbered and images.class_names is not None:
+            images = _by_number(images)
+    if not len(images):
+        hint = tars_in(where) if spec.folder is not None else ""
+        raise ConfigError(
+            f"Image set {name}: {where} holds no images (looked for {', '.join(sorted(SUFFIXES))}).{hint}"
+        )
+    _check_count(images, spec, where, labelled, partial)
+    if spec.per_class is not None:
+        if images.labels is None:
+            raise ConfigError(f"Image set {name}: per_class needs classes, and {where} has none")
+        images = images.subset(balanced(images, spec.per_class, seed))
+    return images
+
+
+def _place(spec: ImageSet, root: Path) -> Path:
+    return root / (spec.folder or spec.list or spec.shards or "")
+
+
+def _check_count(images: ImageList, spec: ImageSet, where: Path, labelled: bool, partial: bool) -> None:
+    """Raises ConfigError for a number of images or classes that is not the one the set must have."""
+    way_out = "Complete it, or run on what is there with --data.allow_partial=true"
+    if spec.count is not None and len(images) != spec.count and not (partial and len(images) < spec.count):
+        raise ConfigError(
+            f"Image set {images.name}: {where} holds {len(images):,} images, and the set has {spec.count:,}. {way_out}"
+        )
+    if not labelled or spec.classes is None:
+        return
+    if images.labels is None:
+        raise ConfigError(
+            f"Image set {images.name}: {where} does not say which of the {spec.classes} classes an image belongs to: move "
+            "the images into a folder a class, or name a file of labels (data.….labels)"
+        )
+    found = len(set(images.labels) - {-1})
+    if found != spec.classes and not (partial and found < spec.classes):
+        raise ConfigError(
+            f"Image set {images.name}: {where} holds {found} classes, and the set has {spec.classes}. {way_out}"
+        )
+
+
+def _from_folder(name: str, folder: Path, labelled: bool) -> ImageList:
+    files = sorted(_walk(name, folder))
+    names = tuple(file for file in files if Path(file).suffix.lower() in SUFFIXES)
+    if len(names) < len(files):
+        _say_passed_over(name, sorted(set(files).difference(names)))
+    if not labelled:
+        return ImageList(name, folder, names)
+    classes = [entry.name for entry in folder.iterdir() if entry.is_dir() and not is_hidden(entry.name)]
+    if not classes:
+        return ImageList(name, folder, names)
+    if wrong := next(filter(not_utf8, classes), None):
+        raise ConfigError(f"Image set {name}: the name of the class folder {folder / wrong} is not UTF-8. Rename it.")
+    classes = in_order(classes)
+    first = [path.split("/", 1)[0] if "/" in path else "" for path in names]
+    if loose := [path for path, top in zip(names, first, strict=True) if not top]:
+        raise ConfigError(
+            f"Image set {name}: {folder} holds class folders and also {len(loose)} images beside them ({loose[0]}). "
+            "Move them into a class, or all images into one flat folder."
+        )
+    if empty := sorted(set(classes) - set(first)):
+        raise ConfigError(f"Image set {name}: the class folder {folder / empty[0]} holds no images. Fill or remove it.")
+    number = {label: index for index, label in enumerate(classes)}
+    readable = tuple(label.replace("_", " ") for label in classes)
+    return ImageList(name, folder, names, tuple(number[top] for top in first), readable)
+
+
+def _walk(name: str, folder: Path, inside: str = "", above: frozenset[str] = frozenset()) -> Iterator[str]:
+    """Relative paths of the files in a folder and in those below, links followed, hidden ones left out."""
+    here = os.path.realpath(folder)
+    if here in above:
+        raise ConfigError(f"Image set {name}: the link {folder} leads back to {here}, which it lies in. Remove it.")
+    try:
+        with reading(folder):
+            entries = [entry for entry in os.scandir(folder) if not is_hidden(entry.name)]
+    except OSError as error:
+        raise ConfigError(f"Image set {name}: the folder {folder} cannot be read ({error.strerror})") from error
+    for entry in entries:
+        if entry.is_dir():
+            yield from _walk(name, Path(entry.path), f"{inside}{entry.name}/", above | {here})
+        else:
+            yield inside + entry.name
+
+
+def _say_passed_over(name: str, files: list[str]) -> None:
+    from lightning.pytorch.utilities import rank_zero_only
+
+    are = "files are" if len(files) > 1 else "file is"
+    rank_zero_only(say)(f"Image set {name}: {len(files)} {are} passed over for want of an image extension ({files[0]})")
+
+
+def _by_number(images: ImageList) -> ImageList:
+    """The folders' names as the labels themselves."""
+    wrong = next((label for label in images.class_names if not is_number(label)), None)
+    if wrong is not None:
+        raise ConfigError(
+            f"Image set {images.name}: the class folders of {images.root} must be label numbers; got {wrong!r}"
+        )
+    labels = tuple(int(images.class_names[label]) for label in images.labels)
+    return replace(images, labels=labels, class_names=None)
+
+
+def _from_labels(name: str, folder: Path, path: Path, partial: bool) -> ImageList:
+    """Images of a folder, in whatever folders below, with the classes that a file gives them."""
+    images = _from_folder(name, folder, labelled=False)
+    path, labels = read_labels(name, path)
+    labels = {normalize("NFC", stem): label for stem, label in labels.items()}
+    stems = [normalize("NFC", Path(image).stem) for image in images.names]
+    if unknown := next((image for image, stem in zip(images.names, stems, strict=True) if stem not in labels), None):
+        raise ConfigError(f"Image set {name}: {path} has no line for {folder / unknown}")
+    if (missing := labels.keys() - set(stems)) and not partial:
+        missing = min(missing, key=lambda stem: labels[stem].line)
+        raise ConfigError(f"Image set {name}: {path}, line {labels[missing].line}: there is no {missing} in {folder}")
+    classes = in_order({labels[stem].name for stem in stems})
+    number = {label: index for index, label in enumerate(classes)}
+    return replace(images, labels=tuple(number[labels[stem].name] for stem in stems), class_names=tuple(classes))
+
+
+def _from_list(name: str, path: Path, root: Path, partial: bool) -> ImageList:
+    lines: dict[str, int] = {}
+    names, labels = [], []
+    for number, line in enumerate(read_names(path), start=1):
+        if not line.strip():
+            continue
+        found = line.rsplit(maxsplit=1)
+        if len(found) < 2 or re.fullmatch(r"-?\d{1,18}", found[1]) is None:
+            raise ConfigError(
+                f'Image set {name}: {path}, line {number}: expected "relative/path label", got {shortened(repr(line), 200)}'
+            )
+        found[0] = found[0].strip()
+        if found[0] in lines:
+            raise ConfigError(
+                f"Image set {name}: {path}, line {number}: lists {found[0]} more than once (first in line {lines[found[0]]})"
+            )
+        lines[found[0]] = number
+        if (image := _as_it_is_written(root, found[0])) is None:
+            if partial:
+                continue
+            way_out = "; write / between folders, not \\" if "\\" in found[0] else " (key images_root)"
+            encoding = ". The name is not UTF-8: save the list as UTF-8" if not_utf8(found[0]) else ""
+            raise ConfigError(
+                f"Image set {name}: {path}, line {number}: lists {found[0]}, which is not under {root}{way_out}{encoding}"
+            )
+        names.append(image)
+        labels.append(max(int(found[1]), -1))
+    return ImageList(name, root, tuple(names), tuple(labels) if any(label >= 0 for label in labels) else None)
+
+
+def _as_it_is_written(root: Path, image: str) -> str | None:
+    """An image's path in the Unicode form that its file has: Macs write é as two characters, others as one. None without a file."""
+    forms = (image, normalize("NFC", image), normalize("NFD", image))
+    return next((form for form in forms if (root / form).is_file()), None)
+
+
+def _from_torchvision(name: str, spec: ImageSet, root: Path, download: bool) -> ImageList:
+    split = spec.split or "test"
+    data = torchvision_sets.load(name, spec.torchvision, split, root, download)
+    names = tuple(f"{spec.torchvision}/{split}/{index:05d}" for index in range(len(data.labels)))
+    return ImageList(name, root, names, data.labels, data.class_names, data.pixels)

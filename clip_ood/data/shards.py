@@ -1,0 +1,133 @@
+"""Image sets in tar shards (webdataset's layout): where each image lies, so that any of them is read by one seek.
+
+A sample's files share their name up to the first dot after the last slash: `0007.jpg` and its label number `0007.cls`.
+"""
+
+from __future__ import annotations
+
+import posixpath
+import re
+import tarfile
+from pathlib import Path
+from typing import BinaryIO, NamedTuple
+
+from clip_ood.data.tar_members import DamagedArchive, members, opened
+from clip_ood.errors import ConfigError
+from clip_ood.hidden import is_hidden
+from clip_ood.reading import SUFFIXES
+
+LABEL = ".cls"
+
+
+class Member(NamedTuple):
+    """Some bytes of a file: `size` of them from `offset` of the shard `shard`."""
+
+    shard: str
+    offset: int
+    size: int
+
+
+class Index(NamedTuple):
+    """The images of shards, in their order: names "shard/member", where each lies, and labels where .cls files are; `passed_over`,
+    members that belong to no image."""
+
+    names: tuple[str, ...]
+    members: tuple[Member, ...]
+    labels: tuple[int, ...] | None
+    passed_over: tuple[str, ...] = ()
+
+
+def index(set_name: str, paths: list[Path]) -> Index:
+    """Reads the headers of all shards, which lie in one folder; no image is read.
+
+    Raises: ConfigError, naming shard, member and reason, for what is no whole, uncompressed tar file, for a sample of several
+    images or labels, for an image that is a link, and for labels that are missing, no numbers, or of no image.
+    """
+    names, places, labels, others = [], [], [], []
+    for path in paths:
+        where = f"Image set {set_name}: {path}"
+        try:
+            shard = _Shard(path, where)
+        except DamagedArchive as error:
+            raise ConfigError(f"{where} is no whole, uncompressed tar file: {error}") from None
+        except OSError as error:
+            raise ConfigError(f"{where} cannot be read ({error.strerror or error})") from error
+        names += [f"{path.name}/{name}" for name, _ in shard.images.values()]
+        places += [member for _, member in shard.images.values()]
+        labels += [shard.labels[key][1] if key in shard.labels else None for key in shard.images]
+        others += [f"{path.name}/{name}" for key, name in shard.others.items() if key not in shard.images]
+    given = {label for label in labels if label is not None}
+    if given and None in labels:
+        raise ConfigError(f"Image set {set_name}: {names[labels.index(None)]} has no label ({LABEL}), others have one")
+    return Index(tuple(names), tuple(places), tuple(labels) if given - {-1} else None, tuple(others))
+
+
+def is_image(info: tarfile.TarInfo) -> bool:
+    """Whether a member of a tar file is an image by its name, and no hidden one or a thumbnail."""
+    return posixpath.splitext(info.name)[1].lower() in SUFFIXES and not info.isdir() and not is_hidden(info.name)
+
+
+def not_stored(info: tarfile.TarInfo) -> str | None:
+    """Why the bytes of a member do not stand behind its header, None where they do."""
+    if info.issym() or info.islnk():
+        return f"it is a link to {info.linkname}: pack the images with tar --dereference --hard-dereference"
+    if info.sparse is not None:
+        return "it is stored with holes: pack the images without tar --sparse"
+    return None if info.isreg() else "it is no file"
+
+
+class _Shard:
+    """The samples of a tar file by their key: images (name, place), labels (name, number), and one other file of each."""
+
+    def __init__(self, path: Path, where: str) -> None:
+        self.where = where
+        self.images: dict[str, tuple[str, Member]] = {}
+        self.labels: dict[str, tuple[str, int]] = {}
+        self.others: dict[str, str] = {}
+        with opened(path) as file:
+            for info in members(file):
+                self._take(info, path, file)
+        if not self.images:
+            raise ConfigError(f"{where} holds no images (looked for {', '.join(sorted(SUFFIXES))})")
+        if (key := next((key for key in self.labels if key not in self.images), None)) is not None:
+            beside = f", only {self.others[key]}, whose name is not that of an image" if key in self.others else ""
+            raise ConfigError(f"{where}, {self.labels[key][0]}: this label has no image beside it{beside}")
+
+    def _take(self, info: tarfile.TarInfo, path: Path, file: BinaryIO) -> None:
+        if info.isdir() or is_hidden(info.name):
+            return
+        is_label = info.name.lower().endswith(LABEL)
+        if not (is_label or is_image(info)):
+            self.others.setdefault(_key(info.name), info.name)
+            return
+        if (reason := not_stored(info)) is not None:
+            raise ConfigError(f"{self.where}, {info.name}: {reason}")
+        if is_label:
+            file.seek(info.offset_data)
+            self._add(self.labels, info.name, self._label(info.name, file.read(min(info.size, 32))))
+        else:
+            self._add(self.images, info.name, Member(path.name, info.offset_data, info.size))
+
+    def _add(self, samples: dict, name: str, what: Member | int) -> None:
+        key = _key(name)
+        if key not in samples:
+            samples[key] = name, what
+            return
+        first, _ = samples[key]
+        if first == name:
+            raise ConfigError(f"{self.where} holds {name} twice")
+        raise ConfigError(
+            f"{self.where} holds {first} and {name}, which are of one sample: a sample's name ends at its first dot, and it has "
+            "one image and one label. Give each image a name of its own before the first dot and leave masks out, or unpack the "
+            "shard and name the folder"
+        )
+
+    def _label(self, name: str, content: bytes) -> int:
+        if re.fullmatch(rb"\s*(-1|\d{1,18})\s*", content) is None:
+            raise ConfigError(f"{self.where}, {name}: expected a label number, got {content[:20]!r}")
+        return int(content)
+
+
+def _key(name: str) -> str:
+    folder, file = posixpath.split(posixpath.normpath(name))
+    return posixpath.join(folder, file.split(".", 1)[0])

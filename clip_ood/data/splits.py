@@ -1,0 +1,30 @@
+"""Train, val and test: seeded, stratified by class, the same wherever and in whatever order the files are read."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+
+from clip_ood.data.image_list import ImageList, lot
+
+
+def split(images: ImageList, shares: dict[str, float], rest: str, seed: int) -> dict[str, list[int]]:
+    """Positions of each part: every class gives round(share · n) of its n images to each named part and what is left to
+    `rest`, which keeps at least one image of each class.
+
+    >>> from pathlib import Path
+    >>> images = ImageList("id", Path(), tuple("abcdefghij"), (0,) * 10)
+    >>> {part: len(rows) for part, rows in split(images, {"test": 0.3, "val": 0.2}, "train", 42).items()}
+    {'test': 3, 'val': 2, 'train': 5}
+    """
+    by_class = defaultdict(list)
+    for index in sorted(range(len(images)), key=lambda i: lot(seed, images.names[i])):
+        by_class[images.labels[index] if images.labels is not None else 0].append(index)
+    parts = {part: [] for part in (*shares, rest)}
+    for members in by_class.values():
+        count, start = len(members), 0
+        for part, share in shares.items():
+            stop = min(start + int(share * count + 0.5), count - 1)  # halves are rounded up
+            parts[part] += members[start:stop]
+            start = stop
+        parts[rest] += members[start:]
+    return {part: sorted(rows) for part, rows in parts.items()}

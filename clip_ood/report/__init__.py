@@ -1,0 +1,1 @@
+"""Pages about runs: report.html of a run, and of several side by side."""

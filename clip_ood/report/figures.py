@@ -1,0 +1,81 @@
+"""Score histograms and ROC / PR curves as TensorBoard figures, under the same tags in every run."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import matplotlib
+import numpy as np
+import torch
+from matplotlib.figure import Figure
+from torch import Tensor
+from torch.utils.tensorboard import SummaryWriter
+
+from clip_ood.metrics.curves import pr_curve, roc_curve
+from clip_ood.runs.scores import ScoredSet
+
+POINTS = 500  # of a drawn curve
+ID_COLOUR, OOD_COLOUR = "#0072B2", "#D55E00"  # told apart by colour-blind readers too
+
+
+def add_figures(board: SummaryWriter, sets: Sequence[ScoredSet], step: int) -> None:
+    """A histogram figure and a curve figure for each OOD set among those that a run was scored on."""
+    id_scores = next(each.scores for each in sets if each.role == "id")
+    for each in sets:
+        if each.role == "ood":
+            board.add_figure(f"ood/{each.name}/histograms", histograms(id_scores, each.scores, each.name), step)
+            board.add_figure(f"ood/{each.name}/curves", curves(id_scores, each.scores, each.name), step)
+
+
+def histograms(id_scores: Mapping[str, np.ndarray], ood_scores: Mapping[str, np.ndarray], name: str) -> Figure:
+    """One panel a detector: densities of ID and OOD scores."""
+    columns = min(3, len(id_scores))
+    rows = -(-len(id_scores) // columns)
+    figure = _figure((3.6 * columns, 2.3 * rows))
+    axes = np.ravel(figure.subplots(rows, columns, squeeze=False))
+    for axis in axes[len(id_scores) :]:
+        axis.set_visible(False)
+    for axis, detector in zip(axes, id_scores, strict=False):
+        inside, outside = id_scores[detector], ood_scores[detector]
+        bins = bin_edges([inside, outside])
+        axis.hist(inside, bins, density=True, alpha=0.6, color=ID_COLOUR, label="ID test")
+        axis.hist(outside, bins, density=True, alpha=0.6, color=OOD_COLOUR, label=name)
+        axis.set_title(detector, fontsize=10)
+        axis.set_yticks([])
+        axis.tick_params(labelsize=7)
+    axes[0].legend(fontsize=7)
+    return figure
+
+
+def curves(id_scores: Mapping[str, np.ndarray], ood_scores: Mapping[str, np.ndarray], name: str) -> Figure:
+    """ROC and precision-recall of all detectors; ID is positive."""
+    figure = _figure((10, 4.6))
+    roc, pr = figure.subplots(1, 2)
+    colours = matplotlib.colormaps["tab10"].colors
+    for number, detector in enumerate(id_scores):
+        inside, outside = (torch.from_numpy(scores[detector]) for scores in (id_scores, ood_scores))
+        line = {"color": colours[number % 10], "linewidth": 1.4, "linestyle": "-" if number < 10 else "--"}
+        roc.plot(*thin(*roc_curve(inside, outside), POINTS), label=detector, **line)
+        pr.plot(*thin(*pr_curve(inside, outside), POINTS), **line)
+    roc.axhline(0.95, color="grey", linewidth=0.7, linestyle=":")
+    roc.set(xlabel="OOD accepted (FPR)", ylabel="ID accepted (TPR)", title=f"ROC, ID against {name}")
+    pr.set(xlabel="recall of ID", ylabel="precision of ID", title="precision and recall")
+    roc.legend(fontsize=7, loc="lower right")
+    return figure
+
+
+def bin_edges(scores: list[np.ndarray]) -> np.ndarray:
+    """(31,) edges of histogram bins over the range that holds 99 % of every set of scores."""
+    ends = np.array([np.quantile(each, [0.005, 0.995]) for each in scores], dtype=np.float64)
+    low, high = ends[:, 0].min(), ends[:, 1].max()
+    return np.linspace(low, high, 31) if low < high else np.linspace(low - 0.5, high + 0.5, 31)
+
+
+def thin(x: Tensor, y: Tensor, points: int) -> tuple[np.ndarray, np.ndarray]:
+    """At most so many points of a curve, its ends among them."""
+    keep = np.unique(np.linspace(0, len(x) - 1, points).round().astype(int))
+    return x.cpu().numpy()[keep], y.cpu().numpy()[keep]
+
+
+def _figure(size: tuple[float, float]) -> Figure:
+    return Figure(figsize=size, layout="constrained", dpi=110)

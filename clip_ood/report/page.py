@@ -1,0 +1,51 @@
+"""A page from its template: one file, without scripts, that asks no network for anything."""
+
+from __future__ import annotations
+
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from jinja2 import Environment, PackageLoader, StrictUndefined
+from markupsafe import Markup
+
+from clip_ood.files import write_text
+from clip_ood.shown import shown
+
+
+def write_page(path: Path, template: str, **values: Any) -> None:
+    """Fills a template of `templates/`, every value escaped, into the file `path`: whole or not at all."""
+    write_text(path, _environment().get_template(template).render(values))
+
+
+def percent(value: float | None, digits: int = 1) -> str:
+    """A fraction in percent, without the sign: 0.975 -> 97.5."""
+    return "–" if value is None else f"{100 * value:.{digits}f}"
+
+
+def number(value: float) -> str:
+    """Four significant digits or, of large numbers, all before the point; with a true minus.
+
+    >>> number(0.39851), number(-432400.2)
+    ('0.3985', '−432,400')
+    """
+    return (f"{value:,.0f}" if 1e4 <= abs(value) < 1e9 else f"{value:#.4g}").replace("-", "−")
+
+
+def _for_people(value: Any) -> Any:
+    """Text as it may be shown; what is HTML already was made so piece by piece."""
+    return shown(value) if isinstance(value, str) and not isinstance(value, Markup) else value
+
+
+@cache
+def _environment() -> Environment:
+    environment = Environment(
+        loader=PackageLoader("clip_ood.report"),
+        autoescape=True,  # names of files, sets and classes are anybody's
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.finalize = _for_people
+    environment.filters |= {"percent": percent, "number": number}
+    return environment

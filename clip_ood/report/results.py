@@ -1,0 +1,85 @@
+"""The rows of a results.json as the tables of a page, every number written out."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from dataclasses import dataclass
+from typing import Any
+
+from clip_ood.metrics.curves import METRICS
+from clip_ood.metrics.ood import MEAN
+from clip_ood.report.page import percent
+from clip_ood.runs.results_table import is_useless
+
+Results = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Value:
+    """A metric in percent, its 95 % interval, whether that is useless, being wider than 20 points, and ± its standard deviation over seeds; "" without one."""
+
+    text: str
+    interval: str
+    spread: str
+    useless: bool = False
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One detector on one OOD set."""
+
+    auroc: Value
+    fpr95: Value
+    best: bool
+
+
+@dataclass(frozen=True)
+class Table:
+    """AUROC and FPR95 in one setting: the OOD sets with their numbers of images, their mean first, and a line a detector."""
+
+    setting: str
+    n_id: int
+    sets: dict[str, int]
+    lines: dict[str, list[Cell]]
+
+
+def tables(results: Results) -> list[Table]:
+    """A table for each setting; the best AUROC of a set is marked."""
+    by_setting = defaultdict(list)
+    for row in results["rows"]:
+        by_setting[row["setting"]].append(row)
+    return [_table(setting, rows) for setting, rows in by_setting.items()]
+
+
+def _table(setting: str, rows: list[dict[str, Any]]) -> Table:
+    rows = sorted(rows, key=lambda row: row["ood"] != MEAN)
+    sets = {row["ood"]: row["n_ood"] for row in rows}
+    best = {name: max(row["auroc"] for row in rows if row["ood"] == name) for name in sets}
+    lines = defaultdict(list)
+    for row in rows:
+        cell = Cell(value(row, "auroc"), value(row, "fpr95"), row["auroc"] == best[row["ood"]])
+        lines[row["detector"]].append(cell)
+    return Table(setting, rows[0]["n_id"], sets, dict(lines))
+
+
+def all_metrics(results: Results) -> list[tuple[dict[str, Any], list[Value]]]:
+    """Every row and the values of all its metrics, in the order of `METRICS`."""
+    return [(row, [value(row, name) for name in METRICS]) for row in results["rows"]]
+
+
+def mean_row(results: Results, detector: str) -> dict[str, Any] | None:
+    """The mean of a detector over the OOD sets, covariate-shifted ID left aside; None without OOD sets."""
+    wanted = (detector, MEAN, "standard")
+    return next((row for row in results["rows"] if (row["detector"], row["ood"], row["setting"]) == wanted), None)
+
+
+def value(row: dict[str, Any], metric: str) -> Value:
+    """A metric of a row."""
+    low, high = row["intervals"].get(metric, (None, None))
+    std = row.get("std", {}).get(metric)
+    return Value(
+        percent(row[metric]),
+        "" if low is None else f"{percent(low)} – {percent(high)}",
+        "" if std is None else f"± {percent(std)}",
+        is_useless(row, metric),
+    )

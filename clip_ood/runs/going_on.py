@@ -1,0 +1,118 @@
+"""What a script says in its last line: how to go on with what was stopped, or what the next sensible step is."""
+
+from __future__ import annotations
+
+import shlex
+import sys
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from clip_ood.experiments.lost import reason
+from clip_ood.experiments.shortages import Shortage, lack
+from clip_ood.runs.run_folder import CONFIG, FINISHED, is_follower, seed_folder, unreported
+from clip_ood.shown import one_line
+from clip_ood.stopping import FAILED, Stopped, ending
+
+MADE = ("checkpoints/*.ckpt", "*/checkpoints/*.ckpt")  # of a run and of its seeds
+
+
+@contextmanager
+def stoppable(way_on: Callable[[], str]) -> Iterator[None]:
+    """Around long work: what ends it early says in its one line how to go on. What the machine lacks is told with that line.
+
+    Raises: KeyboardInterrupt, whatever was made of it; Shortage.
+    """
+    ending.way_on, ending.told = way_on, False
+    try:
+        yield
+    except (KeyboardInterrupt, SystemExit) as stopped:
+        if ending.status is None:
+            if not isinstance(stopped, KeyboardInterrupt) and not isinstance(stopped.__context__, KeyboardInterrupt):
+                raise  # Lightning makes an exit of Ctrl-C
+            ending.why = "Stopped."
+            ending.tell()
+            raise KeyboardInterrupt from None
+        ending.tell()
+        raise
+    except Exception as error:
+        if (told := lack(error)) is None or is_follower():
+            raise
+        raise Shortage(f"{told}. {way_on()}") from error
+
+
+@contextmanager
+def ended_early() -> Iterator[None]:
+    """Around a command. Raises: Stopped where something asked for its end, whatever error that looks like here."""
+    try:
+        yield
+    except BaseException as error:
+        if ending.status is None and isinstance(error, Exception) and (why := reason(error)):
+            ending.ask(FAILED, f"error: {why}")
+        if ending.status is None:
+            raise
+        raise Stopped(ending.status) from None
+
+
+def resume_line(script: str, argv: list[str] | None, folder: Path) -> str:
+    """What is kept of the run in `folder`, and how to go on with it, or how to begin it again where nothing but features is kept."""
+    kept = "features are kept (but for the last 1,024 images a process)"
+    there = unreported(folder) if (folder / FINISHED).is_file() else ""
+    if there or ((folder / FINISHED).is_file() and "--overwrite" not in (sys.argv if argv is None else argv)):
+        return f"{folder} is finished, and kept.{there and f' {there}'}"
+    if not (folder / CONFIG).is_file() or (folder / FINISHED).is_file():
+        return f"Nothing was trained yet, and {kept}. Start again with: {again(script, argv)}"
+    if any(any(folder.glob(made)) for made in MADE):
+        kept = "features and whole epochs are kept, and an epoch that was begun is trained again"
+    return f"{kept[0].upper()}{kept[1:]}. Go on with: {again(script, argv, add=['--resume'], drop=['--overwrite'])}"
+
+
+def again(script: str, argv: list[str] | None, add: Iterable[str] = (), drop: Iterable[str] = ()) -> str:
+    """The command line of this call, for a shell.
+
+    >>> again("train.py", ["--config", "a b.yaml", "--overwrite"], add=["--resume"], drop=["--overwrite"])
+    "python train.py --config 'a b.yaml' --resume"
+    """
+    given = [each for each in (sys.argv[1:] if argv is None else argv) if each not in drop]
+    return as_typed(["python", *script.split(), *given, *(each for each in add if each not in given)])
+
+
+def as_typed(command: Iterable[str]) -> str:
+    """A command line for a shell, of characters that may be shown: others stand as escapes that Bash and Zsh take.
+
+    >>> print(as_typed(["rm", "a b", "caf\\udce9's"]))
+    rm 'a b' $'caf\\xe9\\'s'
+    """
+    return " ".join(shlex.quote(word) if one_line(word) == word else _escaped(word) for word in command)
+
+
+def _escaped(word: str) -> str:
+    plain = word.replace("\\", "\\\\").replace("'", "\\'")
+    return "$'" + "".join(each if one_line(each) == each else _bytes(each) for each in plain) + "'"
+
+
+def _bytes(character: str) -> str:
+    return "".join(f"\\x{byte:02x}" for byte in character.encode("utf-8", "surrogateescape"))
+
+
+def next_step(command: Iterable[str], what: str) -> str:
+    """The line that names the next step.
+
+    >>> next_step(["python", "detect.py", "--run", "runs/a b", "photos/"], "judge new images")
+    "Next: to judge new images, python detect.py --run 'runs/a b' photos/"
+    """
+    return f"Next: to {what}, {as_typed(command)}"
+
+
+def after_run(folder: Path, seeds: list[int], judges: bool, tested: bool) -> str:
+    """The next step after a run: to judge new images, where its detector has thresholds; else to look at it beside another one,
+    where it was tested against OOD images, or to test it."""
+    if judges:
+        run = seed_folder(folder, seeds[0]) if seeds else folder
+        return next_step(["python", "detect.py", "--run", str(run), "photos/"], "judge new images")
+    if not tested:
+        return (
+            f"Next: look at the scores in {folder}, or test them against OOD images with --data.ood='{{NAME: FOLDER}}'"
+        )
+    compared = ["python", "eval.py", "--compare", str(folder), str(folder.with_name("OTHER"))]
+    return next_step(compared, "show it beside another run")

@@ -1,0 +1,81 @@
+"""The scores that a run wrote, and the threshold that each detector accepts images by."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow.compute as pc
+
+from clip_ood.detectors.names import ABOUT
+from clip_ood.runs import files as run_files
+from clip_ood.written_names import paths_of
+
+ACCEPT = 0.95  # of the ID test images, where a run is not calibrated
+
+
+@dataclass(frozen=True)
+class ScoredSet:
+    """An image set of N images: paths, true and predicted classes (None where there are none), scores (N,) by detector."""
+
+    name: str
+    role: str
+    paths: list[str]
+    labels: list[str | None]
+    predictions: list[str | None]
+    scores: dict[str, np.ndarray]
+
+    def __len__(self) -> int:
+        return len(self.paths)
+
+    def accepted(self, detector: str, threshold: float) -> int:
+        """How many images score at least the threshold."""
+        return int((self.scores[detector] >= threshold).sum())
+
+
+@dataclass(frozen=True)
+class Thresholds:
+    """The score from which on each detector accepts an image, and how that was found."""
+
+    of: dict[str, float]
+    how: str
+
+
+def read_scores(path: Path) -> list[ScoredSet]:
+    """The sets of a scores.parquet that results are reported on, in its order; detectors are named by its columns."""
+    table = run_files.read_scores(path)
+    detectors = [name for name in table.column_names if name not in ABOUT]
+    sets = []
+    for name in table["set"].unique().to_pylist():
+        rows = table.filter(pc.equal(table["set"], name))
+        scores = {detector: rows[detector].to_numpy().astype(np.float64) for detector in detectors}
+        about = (paths_of(rows), *(rows[column].to_pylist() for column in ("label", "prediction")))
+        sets.append(ScoredSet(name, rows["role"][0].as_py(), *about, scores))
+    return [each for each in sets if each.role in ("id", "csid", "ood")]
+
+
+def thresholds(calibration: dict[str, Any] | None, id_test: ScoredSet) -> Thresholds:
+    """Those of a run's calibration; without one, those that accept 95 % of the ID test images. Raises: ValueError where the
+    calibration lacks a detector."""
+    if calibration and calibration["thresholds"]:
+        expected = (
+            f", where {100 * calibration['expected']:.1f}\N{NO-BREAK SPACE}% are expected to pass"
+            if calibration["expected"]
+            else ""
+        )
+        if missing := sorted(id_test.scores.keys() - calibration["thresholds"].keys()):
+            raise ValueError(
+                f"results.json states no threshold of {missing[0]}, and scores.parquet has its scores: score the run again, python "
+                "eval.py --run RUN"
+            )
+        accept, n = calibration["accept"], calibration["n"]
+        how = f"is calibrated to accept {100 * accept:g}\N{NO-BREAK SPACE}% of new ID images or more, on {n} ID val images{expected}"
+        return Thresholds(calibration["thresholds"], how)
+    why = "the run holds no calibration on ID val images"
+    if calibration:
+        why = f"too few ID val images to calibrate (n = {calibration['n']}, {calibration['needed']} needed)"
+    passed = -(-len(id_test) * 19 // 20)  # in integers: 0.95 is no float
+    found = {name: float(np.sort(scores)[-passed]) for name, scores in id_test.scores.items()}
+    return Thresholds(found, f"accepts {100 * ACCEPT:g}\N{NO-BREAK SPACE}% of ID test images; {why}")

@@ -1,0 +1,50 @@
+"""The scores of a run, seed by seed, as what each image contributes to an AUROC."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+
+from clip_ood.errors import ConfigError
+from clip_ood.metrics.placements import Placed, place
+from clip_ood.runs.run_folder import SCORES, scored_again
+from clip_ood.runs.scores import read_scores
+from clip_ood.table import settings_of
+
+Numbers = dict[tuple[str, str], int]  # set, path -> the number that an image has in every seed
+
+
+class SeedScores:
+    """scores.parquet in the folder of a single seed. `numbers`, shared by the seeds of a comparison, tells which images are the
+    same ones."""
+
+    def __init__(self, folder: Path, numbers: Numbers) -> None:
+        self.path = folder / SCORES
+        with scored_again():
+            self.sets = {each.name: each for each in read_scores(self.path)}
+        self.settings = settings_of({name: each.role for name, each in self.sets.items()})
+        self.images = {
+            name: torch.tensor([numbers.setdefault((name, path), len(numbers)) for path in each.paths])
+            for name, each in self.sets.items()
+        }
+
+    def placed(self, detector: str, ood: Sequence[str], setting: str = "standard") -> Placed:
+        """What each image contributes to a detector's AUROC, averaged over OOD sets."""
+        for name in {*self.settings.get(setting, ["standard"]), *ood}:
+            if name not in self.sets or detector not in self.sets[name].scores:
+                raise ConfigError(
+                    f"{self.path} holds no scores of {detector} on {name}, and results.json says that there are some: score the run again, python eval.py --run RUN"
+                )
+        positives = self.settings[setting]
+        inside = torch.cat([self._scores(name, detector) for name in positives])
+        return place(
+            inside,
+            [self._scores(name, detector) for name in ood],
+            torch.cat([self.images[name] for name in positives]),
+            [self.images[name] for name in ood],
+        )
+
+    def _scores(self, name: str, detector: str) -> torch.Tensor:
+        return torch.from_numpy(self.sets[name].scores[detector])

@@ -1,0 +1,188 @@
+"""The figure of a study."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from clip_ood.experiments.study.fit import least_squares
+from clip_ood.experiments.study.plan import Plan
+from clip_ood.experiments.study.values import means
+from clip_ood.files import written_whole
+from clip_ood.metrics.ood import MEAN
+
+Row = dict[str, Any]
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")  # Okabe and Ito 2008
+MARKERS = "osD^vP*"
+
+
+def write_figure(path: Path, plan: Plan, rows: list[Row]) -> None:
+    """Draws what the study shows as a PNG."""
+    with matplotlib.rc_context({"font.size": 9, "axes.spines.top": False, "axes.spines.right": False}):
+        figure = DRAW[plan.study.shows](plan, rows)
+        figure.suptitle(plan.study.title or plan.study.name, fontsize=10)
+        with written_whole(path) as file:
+            figure.savefig(file, dpi=160)
+
+
+def _results(plan: Plan, rows: list[Row]) -> Figure:
+    """Mean AUROC, a dot a line, a row an axis label."""
+    rows = means(rows)
+    places = list(dict.fromkeys(_place(plan, row) for row in rows))
+    lines = _lines(rows)
+    figure = Figure((7.2, 1.4 + len(places) * (0.2 + 0.1 * len(lines))), layout="constrained")
+    axes = figure.add_subplot()
+    for number, name in enumerate(lines):
+        beside = 0.7 * ((number + 0.5) / len(lines) - 0.5)
+        of_line = [row for row in rows if row["line"] == name]
+        axes.errorbar(
+            [100 * row["auroc"] for row in of_line],
+            [places.index(_place(plan, row)) + beside for row in of_line],
+            xerr=_errors(of_line),
+            linestyle="none",
+            **_style(number),
+            label=name,
+        )
+    axes.set(yticks=range(len(places)), yticklabels=places, xlabel=_mean_auroc(rows))
+    axes.set_ylim(len(places) - 0.5, -0.5)
+    axes.grid(axis="x", alpha=0.3)
+    _legend(figure)
+    return figure
+
+
+def _scatter(plan: Plan, rows: list[Row]) -> Figure:
+    """Mean AUROC over ID k-NN accuracy, an encoder a point, with the line through them."""
+    rows, axis = means(rows), next(iter(plan.study.axes))
+    figure = Figure((6.4, 4.2), layout="constrained")
+    axes = figure.add_subplot(xlabel="ID k-NN accuracy (%)", ylabel="mean AUROC over the OOD sets (%)")
+    for number, name in enumerate(_lines(rows)):
+        of_line = [row for row in rows if row["line"] == name]
+        x, y = [100 * row["knn_accuracy"] for row in of_line], [100 * row["auroc"] for row in of_line]
+        fit = least_squares(x, y)
+        label = f"{name} (n = {len(x)}" + (f", R² = {fit.r2:.2f})" if fit else ")")
+        axes.plot(x, y, linestyle="none", **_style(number), label=label)
+        if fit:
+            ends = [min(x), max(x)]
+            axes.plot(ends, [fit.intercept + fit.slope * end for end in ends], color=COLOURS[number], alpha=0.4)
+    for label, row in {row[axis]: row for row in rows}.items():
+        axes.annotate(
+            label, (100 * row["knn_accuracy"], 100 * row["auroc"]), (4, 4), textcoords="offset points", fontsize=7
+        )
+    axes.grid(alpha=0.3)
+    _legend(figure)
+    return figure
+
+
+def _curve(plan: Plan, rows: list[Row]) -> Figure:
+    """Mean AUROC over the axis; beside it the pseudo-labels that pass and those of them that are right, where there are."""
+    rows, axis = means(rows), next(iter(plan.study.axes))
+    labels = list(dict.fromkeys(row[axis] for row in rows if row[axis] is not None))
+    with_labels = [row for row in rows if row["labels_passed"] is not None and row[axis] is not None]
+    told = len({row["labels_passed"] for row in with_labels}) > 1
+    figure = Figure((9.6 if told else 6.0, 3.8), layout="constrained")
+    axes = figure.add_subplot(1, 2 if told else 1, 1, xlabel=axis, ylabel=_mean_auroc(rows))
+    for number, name in enumerate(_lines(rows)):
+        of_line = [row for row in rows if row["line"] == name]
+        if of_line[0][axis] is None:
+            axes.axhline(100 * of_line[0]["auroc"], color=COLOURS[number], linestyle="--", label=name)
+            continue
+        axes.errorbar(
+            [labels.index(row[axis]) for row in of_line],
+            [100 * row["auroc"] for row in of_line],
+            yerr=_errors(of_line),
+            **_style(number),
+            label=name,
+        )
+    axes.set(xticks=range(len(labels)), xticklabels=labels)
+    axes.grid(alpha=0.3)
+    if told:
+        _pseudo_labels(figure.add_subplot(1, 2, 2, xlabel=axis, ylabel="%"), axis, labels, with_labels)
+    _legend(figure)
+    return figure
+
+
+def _pseudo_labels(axes: Axes, axis: str, labels: list[str], rows: list[Row]) -> None:
+    of_label = {row[axis]: row for row in rows}
+    at = [place for place, label in enumerate(labels) if label in of_label]
+    for number, (key, name) in enumerate({"labels_passed": "labels passed", "labels_right": "of them right"}.items()):
+        shares = [of_label[labels[place]][key] for place in at]
+        if None not in shares:
+            axes.plot(at, [100 * share for share in shares], **_style(number + 4), label=name)
+    axes.set(xticks=range(len(labels)), xticklabels=labels, ylim=(0, 103))
+    axes.grid(alpha=0.3)
+
+
+def _shift(plan: Plan, rows: list[Row]) -> Figure:
+    """A panel a corruption: detection rate of each line and accuracy over severity; 0 is the clean images."""
+    corruptions, severities = plan.study.corruptions, plan.study.severities
+    found = {(row["ood"], row["line"]): row for row in rows}
+    columns = min(4, len(corruptions))
+    down = -(-len(corruptions) // columns)
+    figure = Figure((2.6 * columns, 2.3 * down + 0.6), layout="constrained")
+    for place, corruption in enumerate(corruptions):
+        axes = figure.add_subplot(down, columns, place + 1, title=corruption.replace("_", " "), ylim=(0, 103))
+        for number, name in enumerate(_lines(rows)):
+            of_line = [found[f"{corruption}-{severity}", name] for severity in severities]
+            rates = [5.0, *(100 * (1 - row["fpr95"]) for row in of_line)]
+            axes.plot([0, *severities], rates, **_style(number), label=name if not place else None)
+        if accuracies := _accuracies(found, corruption, plan):
+            axes.plot([0, *severities], accuracies, color="grey", linestyle=":", label=None if place else "accuracy")
+        axes.set_xticks([0, *severities])
+        axes.set_xlabel("severity" if place >= len(corruptions) - columns else "")
+        axes.grid(alpha=0.3)
+    figure.supylabel("detected, accurate (%)", fontsize=9)
+    _legend(figure)
+    return figure
+
+
+def _accuracies(found: dict[tuple[str, str], Row], corruption: str, plan: Plan) -> list[float]:
+    """In percent, on the clean images and at each severity, by the first line whose run predicts classes; [] without one."""
+    for name in _lines(list(found.values())):
+        sets = [MEAN, *(f"{corruption}-{severity}" for severity in plan.study.severities)]
+        shares = [found[ood, name]["accuracy"] for ood in sets]
+        if None not in shares:
+            return [100 * share for share in shares]
+    return []
+
+
+DRAW: dict[str, Callable[[Plan, list[Row]], Figure]] = {
+    "table": _results,
+    "scatter": _scatter,
+    "curve": _curve,
+    "shift": _shift,
+}
+
+
+def _lines(rows: list[Row]) -> list[str]:
+    return list(dict.fromkeys(row["line"] for row in rows))
+
+
+def _place(plan: Plan, row: Row) -> str:
+    return " · ".join(row[axis] for axis in plan.study.axes if row[axis] is not None)
+
+
+def _mean_auroc(rows: list[Row]) -> str:
+    """What an axis with error bars shows."""
+    spread = ",\nbars: standard deviation over seeds" if _errors(rows) else ""
+    return f"mean AUROC over the OOD sets (%){spread}"
+
+
+def _errors(rows: list[Row]) -> list[float] | None:
+    """Standard deviations over seeds, in percent; None where no row has one."""
+    found = [row["auroc_std"] for row in rows]
+    return [math.nan if std is None else 100 * std for std in found] if any(std is not None for std in found) else None
+
+
+def _style(number: int) -> dict[str, Any]:
+    return {"color": COLOURS[number % len(COLOURS)], "marker": MARKERS[number % len(MARKERS)], "markersize": 5}
+
+
+def _legend(figure: Figure) -> None:
+    columns = 4 if figure.get_figwidth() < 8 else 8
+    figure.legend(loc="outside lower center", ncols=columns, frameon=False, fontsize=8)

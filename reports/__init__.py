@@ -1,3 +1,0 @@
-"""Pages about runs: report.html of a run, and of several side by side."""
-
-REPORT = "report.html"
