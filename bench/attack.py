@@ -18,13 +18,14 @@ from torch.nn.functional import cosine_similarity
 
 from bench import chosen
 from clip_ood.adversarial import Attack, perturb
+from clip_ood.adversarial.images import cut_out, pixels_of
 from clip_ood.backbones.backbone import Backbone
 from clip_ood.backbones.create import create_backbone
 from clip_ood.callbacks.image_writer import ImageWriter, Parts
 from clip_ood.config.schema import BackboneConfig, ImageSet
 from clip_ood.data.image_list import ImageList
 from clip_ood.data.listing import list_images
-from clip_ood.datamodules.attacked_images import AttackData, cut_out, pixels_of
+from clip_ood.datamodules.attacked_images import AttackData
 from clip_ood.lightning_modules.pixel_attack import PixelAttack
 
 

@@ -7,7 +7,7 @@ import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor
 
-from clip_ood.datamodules.extraction import Batch, ImageBatch, StoredBatch, TextBatch, WordBatch
+from clip_ood.features.batches import Batch, ImageBatch, StoredBatch, TextBatch, WordBatch
 from clip_ood.features.store import FeatureStore, TextEmbeddings
 from clip_ood.features.stored_set import StoredSet
 from clip_ood.unreadable import Tolerance, TooManyUnreadable

@@ -11,10 +11,9 @@ from PIL import Image
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
+from clip_ood.adversarial.images import Moved, PairBatch
 from clip_ood.data.corruptions import Corruption
-from clip_ood.datamodules.attacked_images import PairBatch
 from clip_ood.files import naming
-from clip_ood.lightning_modules.pixel_attack import Moved
 from clip_ood.tensor_files import save_tensors
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -14,38 +13,18 @@ from torchmetrics.classification import MulticlassAccuracy
 
 from clip_ood.callbacks.monitors import check_monitors
 from clip_ood.console import Terminal
-from clip_ood.detectors.build import Omitted
 from clip_ood.distributed import exchange
-from clip_ood.evaluation import DetectorSuite
+from clip_ood.evaluation import DetectorSuite, Results
 from clip_ood.metrics.curves import METRICS
 from clip_ood.metrics.image_scores import ImageScores
 from clip_ood.metrics.metric import OODMetrics
 from clip_ood.metrics.score_range import ScoreRange
 from clip_ood.outputs import Outputs
 from clip_ood.predictions import Predictor
-from clip_ood.scores import Scores
 from clip_ood.table import Row, TableMetrics, table_rows, with_intervals
 
 PREDICTED_BY = "predicted by "
 HELD_OUT = ("val", "ood_val")  # roles of the sets that something may be chosen by
-
-
-@dataclass(frozen=True)
-class Results:
-    """One evaluation: rows of the table, scores by set, accuracies (fractions), what was left out and must be said."""
-
-    rows: list[Row]
-    scored: dict[str, Scores]
-    roles: dict[str, str]
-    accuracy: float | None
-    knn_accuracy: float | None
-    omitted: list[Omitted]
-    notes: dict[str, list[str]]
-    predictor: Predictor | None = None
-
-    def of_role(self, role: str) -> Scores | None:
-        """The scores of the first set of a role; None without one."""
-        return next((self.scored[name] for name, its in self.roles.items() if its == role), None)
 
 
 class OODEvaluation(Callback):

@@ -15,9 +15,8 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 
 from clip_ood.backbones.fingerprint import digest
 from clip_ood.data.inputs import Source
-from clip_ood.datamodules.judged_images import JudgedBatch
 from clip_ood.files import written_whole
-from clip_ood.lightning_modules.judging import Finding
+from clip_ood.judging.batches import Finding, JudgedBatch
 
 CHANGED = "The inputs changed while they were judged: run it again, and only what changed is judged anew"
 # the fields of a Verdict, or path, error and whether it `is_image` by its name; and `source`: inside, file and member

@@ -17,8 +17,9 @@ from clip_ood.detectors.exchange import ALONE, Exchange
 from clip_ood.detectors.names import read_specs
 from clip_ood.detectors.statistic import Statistic, share
 from clip_ood.outputs import Outputs, Reference
-from clip_ood.predictions import HEAD, KNN, TEXT, predict, voted
+from clip_ood.predictions import HEAD, KNN, TEXT, Predictor, predict, voted
 from clip_ood.scores import Scores
+from clip_ood.table import Row
 
 WHY = {  # what is not finite -> what that comes from
     **dict.fromkeys(
@@ -177,3 +178,21 @@ def _finite(outputs: Outputs) -> tuple[Outputs, dict[str, Tensor]]:
     bad = {name: ~value.isfinite().all(dim=1) for name, value in given.items()}
     changed = {name: given[name].masked_fill(rows[:, None], 0) for name, rows in bad.items() if rows.any()}
     return replace(outputs, **changed), bad
+
+
+@dataclass(frozen=True)
+class Results:
+    """One evaluation: rows of the table, scores by set, accuracies (fractions), what was left out and must be said."""
+
+    rows: list[Row]
+    scored: dict[str, Scores]
+    roles: dict[str, str]
+    accuracy: float | None
+    knn_accuracy: float | None
+    omitted: list[Omitted]
+    notes: dict[str, list[str]]
+    predictor: Predictor | None = None
+
+    def of_role(self, role: str) -> Scores | None:
+        """The scores of the first set of a role; None without one."""
+        return next((self.scored[name] for name, its in self.roles.items() if its == role), None)

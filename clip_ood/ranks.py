@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 
+from clip_ood.shown import say
+
 RANKS = (
     "RANK",
     "LOCAL_RANK",
@@ -20,3 +22,9 @@ def is_first() -> bool:
     """Whether no variable gives this process another place than the first. The scripts forget variables that nobody meant for
     them (see `clip_ood.experiments.launchers`)."""
     return all(os.environ.get(rank, "0") in ("0", "") for rank in RANKS)
+
+
+def say_once(text: str) -> None:
+    """Shows a text, in the first process alone."""
+    if is_first():
+        say(text)

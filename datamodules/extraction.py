@@ -7,7 +7,7 @@ never crosses a part, so that features do not depend on how many devices there a
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from uuid import uuid4
 
 import numpy as np
@@ -20,6 +20,7 @@ from torch.utils.data import DataLoader, Dataset
 from clip_ood.data.image_list import ImageList, Loaded
 from clip_ood.data.workers import loading
 from clip_ood.features import store
+from clip_ood.features.batches import Batch, ImageBatch, Part, PartRows, StoredBatch, TextBatch, WordBatch
 from clip_ood.features.identity import firsts, pairs
 from clip_ood.features.stored_set import StoredSet
 from clip_ood.prompts import Phrases, fill
@@ -27,81 +28,6 @@ from clip_ood.reading import UnreadableImage
 from clip_ood.unreadable import NO_MEMORY, is_no_memory
 
 HELD = 16  # images of a batch whose files are in memory at a time
-
-
-@dataclass(frozen=True)
-class Part:
-    """Rows (n,) of a set of images or words that are written as one segment. Their identities (n, 2) are given where nothing
-    must be read to know them: of words, and of images whose embeddings follow from stored features. `name` begins the segment's
-    name, which puts the segments of a run in the order of their parts."""
-
-    source: str
-    name: str
-    rows: np.ndarray
-    identities: np.ndarray | None = None
-
-    def batch(self, start: int, size: int) -> PartRows:
-        """`size` rows from the one at `start`, fewer at the end."""
-        some = slice(start, start + size)
-        return PartRows(self, self.rows[some], None if self.identities is None else self.identities[some])
-
-
-@dataclass(frozen=True)
-class PartRows:
-    """The rows of one batch of a part, and their identities, if they are known."""
-
-    part: Part
-    rows: np.ndarray
-    identities: np.ndarray | None
-
-
-@dataclass
-class ImageBatch:
-    """Images of one part. `images` (B, 3, H, W) are those that must be encoded, at positions `encoded` among the n rows of the
-    batch; identities, and the contents and stamps of their files, None for images in memory, are of all rows, (n, 2) each;
-    `errors` tells, by position among the encoded, which could not be read (zeros) and why."""
-
-    images: Tensor
-    part: Part
-    encoded: list[int]
-    identities: np.ndarray
-    contents: np.ndarray | None
-    stamps: np.ndarray | None
-    errors: dict[int, str]
-
-    def pin_memory(self) -> ImageBatch:
-        self.images = self.images.pin_memory()
-        return self
-
-
-@dataclass
-class StoredBatch:
-    """Stored features (n, D) of one part, whose embeddings are missing."""
-
-    features: Tensor
-    part: Part
-    identities: np.ndarray
-
-
-@dataclass
-class WordBatch:
-    """The prompts of n words of one part, all of the first word first."""
-
-    strings: list[str]
-    num_prompts: int
-    part: Part
-    identities: np.ndarray
-
-
-@dataclass
-class TextBatch:
-    """Strings for the text encoder, and whether they are the last ones."""
-
-    strings: list[str]
-    last: bool
-
-
-Batch = ImageBatch | StoredBatch | WordBatch | TextBatch
 
 
 class Batches(Dataset):

@@ -5,33 +5,12 @@ from __future__ import annotations
 import torch
 from lightning.pytorch import LightningDataModule
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader
 
-from clip_ood.data.benchmark import Benchmark, Part
+from clip_ood.data.benchmark import Benchmark
+from clip_ood.data.labelled import FeatureTable
 from clip_ood.features.stored_set import Features
 from clip_ood.outputs import Outputs
-
-
-class FeatureTable(Dataset):
-    """The readable rows of one part: (n,) positions -> Outputs with features, embeddings, labels and indices.
-
-    indices are rows of the image set; labels are the true ones, -1 where there is none.
-    """
-
-    def __init__(self, part: Part, stored: Features, labels: list[int]) -> None:
-        rows = torch.tensor(part.rows, dtype=torch.long)
-        readable = stored.valid[rows]
-        self.part, self.stored = part, stored
-        self.rows = rows[readable]
-        self.labels = torch.tensor(labels, dtype=torch.long)[readable]
-
-    def __len__(self) -> int:
-        return len(self.rows)
-
-    def __getitem__(self, positions: Tensor) -> Outputs:
-        rows = self.rows[positions]
-        embeddings = None if self.stored.embeddings is None else self.stored.embeddings.take(rows)
-        return Outputs(self.stored.features.take(rows), embeddings, None, self.labels[positions], rows)
 
 
 class FeatureData(LightningDataModule):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import random
 from collections.abc import Callable, Iterator
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import torch
@@ -21,19 +21,12 @@ from clip_ood.backbones.backbone import Backbone, Preprocessing
 from clip_ood.config.schema import Data, FineTune
 from clip_ood.data.benchmark import Benchmark
 from clip_ood.data.image_list import ImageList
+from clip_ood.data.labelled import FeatureTable, LabelledImages
 from clip_ood.data.workers import loading
-from clip_ood.datamodules.feature_data import FeatureData, FeatureTable
+from clip_ood.datamodules.feature_data import FeatureData
 from clip_ood.features.stored_set import Features
 
 FLOAT = 4  # bytes
-
-
-class LabelledImages(NamedTuple):
-    """images (B, 3, H, W), labels (B,) with -1 where there is none, indices (B,): rows of the image set."""
-
-    images: Tensor
-    labels: Tensor
-    indices: Tensor
 
 
 class TrainingImages(Dataset):

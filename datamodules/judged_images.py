@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
 from itertools import islice
 
 import torch
@@ -19,33 +18,11 @@ from torch.utils.data import DataLoader, Dataset
 
 from clip_ood.data.inputs import Source
 from clip_ood.data.workers import loading
+from clip_ood.judging.batches import JudgedBatch, SourceBatch
 from clip_ood.reading import UnreadableImage
 from clip_ood.unreadable import NO_MEMORY, check_of_file, is_no_memory
 
 MANY = 16  # times a batch's images: so many sources are a batch, if few of them are images
-
-
-@dataclass
-class SourceBatch:
-    """The next sources of a part, at most a batch of which may be images; `last` of its part."""
-
-    sources: tuple[Source, ...]
-    part: int
-    last: bool
-
-
-@dataclass
-class JudgedBatch:
-    """Images (B, 3, H, W), None without any, and of all sources of the batch: which row each has (None: none), and why some
-    cannot be read."""
-
-    images: Tensor | None
-    batch: SourceBatch
-    errors: dict[int, str]
-
-    def pin_memory(self) -> JudgedBatch:
-        self.images = None if self.images is None else self.images.pin_memory()
-        return self
 
 
 class Pictures(Dataset):

@@ -9,7 +9,7 @@ from lightning.pytorch import LightningModule
 from torch import Tensor
 
 from clip_ood.backbones.backbone import Backbone
-from clip_ood.datamodules.extraction import Batch, StoredBatch, TextBatch, WordBatch
+from clip_ood.features.batches import Batch, StoredBatch, TextBatch, WordBatch
 from clip_ood.prompts import prototypes
 
 

@@ -12,7 +12,7 @@ from torch.nn.functional import cross_entropy
 
 from clip_ood.backbones.backbone import Backbone
 from clip_ood.config.schema import FineTune as Settings
-from clip_ood.datamodules.image_data import LabelledImages
+from clip_ood.data.labelled import LabelledImages
 from clip_ood.head import head_logits
 from clip_ood.lightning_modules.layer_decay import parameter_groups
 from clip_ood.lightning_modules.zero_shot import ZeroShot

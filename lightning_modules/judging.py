@@ -2,24 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import torch
 from lightning.pytorch import LightningModule
 
-from clip_ood.datamodules.judged_images import JudgedBatch
-from clip_ood.judging.judge import Judge, Judged
+from clip_ood.judging.batches import Finding, JudgedBatch
+from clip_ood.judging.judge import Judge
 
 NOT_FINITE = "the encoder gives NaN or Inf for it"
-
-
-@dataclass(frozen=True)
-class Finding:
-    """What was found of a batch of sources: the places of those that were judged, what of them, and why others were not."""
-
-    places: list[int]
-    judged: Judged | None
-    errors: dict[int, str]
 
 
 class Judging(LightningModule):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 
 import torch
 from lightning.pytorch import LightningModule
@@ -11,23 +10,11 @@ from torch import Tensor
 from torch.nn.functional import cosine_similarity
 
 from clip_ood.adversarial import Attack, perturb, total_variation
+from clip_ood.adversarial.images import Moved, PairBatch, cut_out
 from clip_ood.adversarial.perturb import quantised
 from clip_ood.backbones.backbone import Backbone
-from clip_ood.datamodules.attacked_images import PairBatch, cut_out
 from clip_ood.detectors.detector import Detector
 from clip_ood.outputs import Outputs
-
-
-@dataclass(frozen=True)
-class Moved:
-    """What an attack made of B images: pixels (B, 3, H, W) uint8 before, after and at the steps looked at; figures (B,) of
-    the pairs; what the encoder says of the pixels before they were rounded."""
-
-    before: Tensor
-    after: Tensor
-    steps: dict[int, Tensor]
-    figures: dict[str, Tensor]
-    exact: Outputs
 
 
 class PixelAttack(LightningModule):

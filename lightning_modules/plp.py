@@ -7,7 +7,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from clip_ood.datamodules.feature_data import FeatureTable
+from clip_ood.data.labelled import FeatureTable
 from clip_ood.lightning_modules.linear_probe import LinearProbe
 from clip_ood.outputs import Outputs
 from clip_ood.pseudo_labels import pseudo_labels

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
-from clip_ood.datamodules.feature_data import FeatureTable
+from clip_ood.data.labelled import FeatureTable
 from clip_ood.head import StandardisedLinear
 from clip_ood.lightning_modules.linear_probe import LinearProbe, adam_group
 from clip_ood.lightning_modules.plp import PLP

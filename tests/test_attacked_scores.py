@@ -11,7 +11,7 @@ from detector_data import BIAS, JOINT, REFERENCE, TEST, TRAIN, WEIGHT, WIDTH, fi
 from torch.nn.functional import normalize
 
 import attack
-from clip_ood.datamodules.attacked_images import pixels_of
+from clip_ood.adversarial.images import pixels_of
 from clip_ood.detectors import DETECTORS, build_detectors
 from clip_ood.detectors.knn import KNN
 from clip_ood.outputs import Outputs

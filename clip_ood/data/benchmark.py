@@ -16,8 +16,8 @@ from clip_ood.data.listing import list_images
 from clip_ood.data.shared_images import check_apart
 from clip_ood.data.splits import split
 from clip_ood.errors import ConfigError
+from clip_ood.ranks import say_once
 from clip_ood.regular_file import no_file
-from clip_ood.shown import say
 from clip_ood.text_files import not_utf8, read_names
 
 
@@ -177,10 +177,6 @@ def _corrupted(tested: ImageList, specs: dict[str, ImageSet]) -> dict[str, Image
 
 
 def _say_partial(images: dict[str, ImageList], specs: dict[str, ImageSet]) -> None:
-    from lightning.pytorch.utilities import rank_zero_only
-
     for key, spec in specs.items():
         if spec.count is not None and spec.per_class is None and len(images[key]) != spec.count:
-            rank_zero_only(say)(
-                f"Image set {name_of(key)}: {len(images[key]):,} of {spec.count:,} images (data.allow_partial)"
-            )
+            say_once(f"Image set {name_of(key)}: {len(images[key]):,} of {spec.count:,} images (data.allow_partial)")

@@ -13,8 +13,8 @@ from clip_ood.data.class_order import is_number
 from clip_ood.data.image_list import ImageList
 from clip_ood.errors import ConfigError
 from clip_ood.naming import fault, matches, one_text, twins
+from clip_ood.ranks import say_once
 from clip_ood.regular_file import no_file
-from clip_ood.shown import say
 from clip_ood.text_files import read_lines
 from clip_ood.wordnet import find_synsets, lemmas
 
@@ -166,9 +166,7 @@ def _check_texts(config: Config, classes: Classes, train: ImageList) -> None:
 
 
 def _say(text: str) -> None:
-    from lightning.pytorch.utilities import rank_zero_only
-
-    rank_zero_only(say)(text)
+    say_once(text)
 
 
 def called(config: Config, classes: Classes | None) -> tuple[tuple[str, ...], ...] | None:

@@ -18,8 +18,8 @@ from clip_ood.data.image_list import ImageList, balanced
 from clip_ood.data.label_files import read_labels
 from clip_ood.errors import ConfigError, shortened
 from clip_ood.hidden import is_hidden
+from clip_ood.ranks import say_once
 from clip_ood.reading import SUFFIXES
-from clip_ood.shown import say
 from clip_ood.stalls import reading
 from clip_ood.text_files import not_utf8, read_names
 
@@ -133,10 +133,8 @@ def _walk(name: str, folder: Path, inside: str = "", above: frozenset[str] = fro
 
 
 def _say_passed_over(name: str, files: list[str]) -> None:
-    from lightning.pytorch.utilities import rank_zero_only
-
     are = "files are" if len(files) > 1 else "file is"
-    rank_zero_only(say)(f"Image set {name}: {len(files)} {are} passed over for want of an image extension ({files[0]})")
+    say_once(f"Image set {name}: {len(files)} {are} passed over for want of an image extension ({files[0]})")
 
 
 def _by_number(images: ImageList) -> ImageList:

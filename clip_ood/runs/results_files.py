@@ -11,8 +11,8 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from clip_ood.callbacks.ood_evaluation import Results
 from clip_ood.data.benchmark import Benchmark
+from clip_ood.evaluation import Results
 from clip_ood.files import written_text, written_whole
 from clip_ood.metrics.curves import METRICS
 from clip_ood.table import Row
