@@ -9,10 +9,10 @@ from __future__ import annotations
 from clip_ood.command_line import guarded, parse
 from clip_ood.errors import ConfigError
 from clip_ood.experiments.attack.plan import check_resumed, load_attack
-from clip_ood.experiments.launchers import settle
+from clip_ood.process.launchers import settle
 from clip_ood.runs.going_on import resume_line, stoppable
 from clip_ood.runs.run_folder import FINISHED, check_report, chosen_folder, replacing, started
-from clip_ood.shown import say
+from clip_ood.terminal.shown import say
 
 
 def main(argv: list[str] | None = None) -> None:

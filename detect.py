@@ -14,9 +14,9 @@ from typing import TYPE_CHECKING, Any
 
 from clip_ood.command_line import before_and_after_dashes, guarded
 from clip_ood.config.detecting import add_options, alone_at_file, check, trainer_of
-from clip_ood.experiments.launchers import settle
+from clip_ood.process.launchers import settle
+from clip_ood.process.streams import Parser
 from clip_ood.runs.going_on import again, stoppable
-from clip_ood.streams import Parser
 
 if TYPE_CHECKING:
     from clip_ood.experiments.verdicts import Counts

@@ -15,12 +15,12 @@ from clip_ood.command_line import guarded, parse
 from clip_ood.config.checks import check_folders
 from clip_ood.config.loading import dump, load_config
 from clip_ood.errors import ConfigError
-from clip_ood.experiments.launchers import settle
 from clip_ood.experiments.resume import check_heads, check_resumed
-from clip_ood.files import check_writable
+from clip_ood.files.writing import check_writable
+from clip_ood.process.launchers import settle
 from clip_ood.runs.going_on import resume_line, stoppable
 from clip_ood.runs.run_folder import CONFIG, FINISHED, check_report, chosen_folder, replacing
-from clip_ood.shown import say
+from clip_ood.terminal.shown import say
 
 
 def add_options(parser) -> None:
@@ -86,7 +86,7 @@ def write_report(run: Path) -> None:
 
 
 def _is_attack(run: Path) -> bool:
-    from clip_ood.records import read_json
+    from clip_ood.files.records import read_json
 
     try:
         content = read_json(run / FINISHED)

@@ -8,11 +8,11 @@ from __future__ import annotations
 
 from clip_ood.command_line import guarded, parse
 from clip_ood.errors import ConfigError
-from clip_ood.experiments.launchers import settle
 from clip_ood.experiments.study.plan import load_study, remove_runs
+from clip_ood.process.launchers import settle
 from clip_ood.runs.going_on import again, stoppable
 from clip_ood.runs.run_folder import alone_in, check_report
-from clip_ood.shown import say
+from clip_ood.terminal.shown import say
 
 
 def main(argv: list[str] | None = None) -> None:

@@ -10,11 +10,11 @@ from clip_ood.command_line import guarded, parse
 from clip_ood.config.checks import check_folders
 from clip_ood.config.loading import dump, load_config
 from clip_ood.errors import ConfigError
-from clip_ood.experiments.launchers import settle
 from clip_ood.experiments.resume import check_resumed
+from clip_ood.process.launchers import settle
 from clip_ood.runs.going_on import resume_line, stoppable
 from clip_ood.runs.run_folder import check_report, chosen_folder, replacing
-from clip_ood.shown import say
+from clip_ood.terminal.shown import say
 
 
 def main(argv: list[str] | None = None) -> None:

@@ -10,7 +10,7 @@ from torch import Tensor
 from clip_ood.features.batches import Batch, ImageBatch, StoredBatch, TextBatch, WordBatch
 from clip_ood.features.store import FeatureStore, TextEmbeddings
 from clip_ood.features.stored_set import StoredSet
-from clip_ood.unreadable import Tolerance, TooManyUnreadable
+from clip_ood.files.unreadable import Tolerance, TooManyUnreadable
 
 
 class FeatureWriter(Callback):

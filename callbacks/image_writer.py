@@ -13,8 +13,8 @@ from torch import Tensor
 
 from clip_ood.adversarial.images import Moved, PairBatch
 from clip_ood.data.corruptions import Corruption
-from clip_ood.files import naming
-from clip_ood.tensor_files import save_tensors
+from clip_ood.files.tensor_files import save_tensors
+from clip_ood.files.writing import naming
 
 
 class Parts:

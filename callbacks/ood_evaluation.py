@@ -12,7 +12,6 @@ from torch import Tensor
 from torchmetrics.classification import MulticlassAccuracy
 
 from clip_ood.callbacks.monitors import check_monitors
-from clip_ood.console import Terminal
 from clip_ood.distributed import exchange
 from clip_ood.evaluation import DetectorSuite, Results
 from clip_ood.metrics.curves import METRICS
@@ -22,6 +21,7 @@ from clip_ood.metrics.score_range import ScoreRange
 from clip_ood.outputs import Outputs
 from clip_ood.predictions import Predictor
 from clip_ood.table import Row, TableMetrics, table_rows, with_intervals
+from clip_ood.terminal.console import Terminal
 
 PREDICTED_BY = "predicted by "
 HELD_OUT = ("val", "ood_val")  # roles of the sets that something may be chosen by

@@ -15,7 +15,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 
 from clip_ood.backbones.fingerprint import digest
 from clip_ood.data.inputs import Source
-from clip_ood.files import written_whole
+from clip_ood.files.writing import written_whole
 from clip_ood.judging.batches import Finding, JudgedBatch
 
 CHANGED = "The inputs changed while they were judged: run it again, and only what changed is judged anew"

@@ -10,13 +10,13 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Literal
 
-from clip_ood.experiments.launchers import started_by
-from clip_ood.experiments.shortages import lack
+from clip_ood.process.launchers import started_by
+from clip_ood.process.shortages import lack
+from clip_ood.process.stopping import Stopped, ending
+from clip_ood.process.streams import Parser, usable_streams
+from clip_ood.process.watch import leave, watched
 from clip_ood.runs.going_on import ended_early
-from clip_ood.shown import say
-from clip_ood.stopping import Stopped, ending
-from clip_ood.streams import Parser, usable_streams
-from clip_ood.watch import leave, watched
+from clip_ood.terminal.shown import say
 
 PROJECT = Path(__file__).parents[1]
 INTERRUPTED = 130  # the exit status of what SIGINT ends
@@ -88,7 +88,7 @@ def before_and_after_dashes(arguments: list[str]) -> tuple[list[str], list[str]]
 
 
 def guarded(main: Callable[[], None]) -> None:
-    """Runs a script. What asks for its end (`clip_ood.stopping`) is one line and the exit status; what this project or the file system
+    """Runs a script. What asks for its end (`clip_ood.process.stopping`) is one line and the exit status; what this project or the file system
     objects to is one message and exit status 2; any other error keeps its traceback."""
     threading.excepthook = _of_thread
     try:

@@ -23,9 +23,9 @@ from clip_ood.features import store
 from clip_ood.features.batches import Batch, ImageBatch, Part, PartRows, StoredBatch, TextBatch, WordBatch
 from clip_ood.features.identity import firsts, pairs
 from clip_ood.features.stored_set import StoredSet
-from clip_ood.prompts import Phrases, fill
-from clip_ood.reading import UnreadableImage
-from clip_ood.unreadable import NO_MEMORY, is_no_memory
+from clip_ood.files.pictures import UnreadableImage
+from clip_ood.files.unreadable import NO_MEMORY, is_no_memory
+from clip_ood.texts.prompts import Phrases, fill
 
 HELD = 16  # images of a batch whose files are in memory at a time
 

@@ -18,9 +18,9 @@ from torch.utils.data import DataLoader, Dataset
 
 from clip_ood.data.inputs import Source
 from clip_ood.data.workers import loading
+from clip_ood.files.pictures import UnreadableImage
+from clip_ood.files.unreadable import NO_MEMORY, check_of_file, is_no_memory
 from clip_ood.judging.batches import JudgedBatch, SourceBatch
-from clip_ood.reading import UnreadableImage
-from clip_ood.unreadable import NO_MEMORY, check_of_file, is_no_memory
 
 MANY = 16  # times a batch's images: so many sources are a batch, if few of them are images
 

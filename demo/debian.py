@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from clip_ood.shown import say
+from clip_ood.terminal.shown import say
 
 
 @contextmanager

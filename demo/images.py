@@ -21,9 +21,9 @@ from PIL import Image
 from clip_ood.command_line import guarded
 from clip_ood.demo.debian import unpacked
 from clip_ood.demo.folders import written_whole
-from clip_ood.locks import in_turn
-from clip_ood.shown import say
-from clip_ood.streams import Parser
+from clip_ood.process.locks import in_turn
+from clip_ood.process.streams import Parser
+from clip_ood.terminal.shown import say
 
 PACKAGE = "tuxpaint-stamps-default"
 CLASSES = {  # class: (its folder, without those below; images)

@@ -14,8 +14,8 @@ import yaml
 from clip_ood.command_line import guarded
 from clip_ood.data.image_list import lot
 from clip_ood.demo.folders import written_whole
-from clip_ood.shown import say
-from clip_ood.streams import Parser
+from clip_ood.process.streams import Parser
+from clip_ood.terminal.shown import say
 
 EACH = 8  # of ID test images, and of each OOD set
 

@@ -13,10 +13,10 @@ from pathlib import Path
 from clip_ood.command_line import guarded
 from clip_ood.demo.debian import unpacked
 from clip_ood.demo.folders import written_whole
-from clip_ood.locks import in_turn
-from clip_ood.shown import say
-from clip_ood.streams import Parser
-from clip_ood.wordnet import ADJECTIVES, NOUNS, PLACES, SYNSETS, read_words
+from clip_ood.process.locks import in_turn
+from clip_ood.process.streams import Parser
+from clip_ood.terminal.shown import say
+from clip_ood.texts.wordnet import ADJECTIVES, NOUNS, PLACES, SYNSETS, read_words
 
 PACKAGE = "wordnet-base"
 ELSEWHERE = (

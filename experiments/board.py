@@ -15,7 +15,7 @@ from torch.utils.tensorboard.summary import hparams
 
 from clip_ood.config.loading import dump
 from clip_ood.config.schema import Config
-from clip_ood.shown import shown
+from clip_ood.terminal.shown import shown
 
 
 class Board(TensorBoardLogger):

@@ -13,9 +13,9 @@ from pydantic import ConfigDict
 from torch import Tensor
 
 from clip_ood.errors import ConfigError
-from clip_ood.files import LateErrors, written_whole
-from clip_ood.records import Count, Record, Text, fitting
-from clip_ood.shapes import HEAD, check_shapes
+from clip_ood.files.records import Count, Record, Text, fitting
+from clip_ood.files.shapes import HEAD, check_shapes
+from clip_ood.files.writing import LateErrors, written_whole
 
 HEADS = (  # on standardised features; on those of an encoder that is tuned
     {"head.mean", "head.std", "head.linear.weight", "head.linear.bias"},

@@ -10,7 +10,6 @@ from typing import Any
 
 from lightning.pytorch import Trainer
 
-from clip_ood import stalls
 from clip_ood.backbones.fingerprint import digest
 from clip_ood.callbacks.verdict_writer import VerdictParts, VerdictPrinter
 from clip_ood.config.detecting import beside
@@ -22,13 +21,14 @@ from clip_ood.experiments.set_aside import Aside
 from clip_ood.experiments.tolerated import Tolerated
 from clip_ood.experiments.trainer import new_trainer
 from clip_ood.experiments.verdicts import Counts, printed, written
+from clip_ood.files.text_files import not_utf8
+from clip_ood.files.unreadable import SHARE, Tolerance
 from clip_ood.judging.judge import Decision, Judge
 from clip_ood.judging.saved import SavedDetector
 from clip_ood.lightning_modules.judging import Judging
+from clip_ood.process import stalls
 from clip_ood.runs.going_on import next_step
-from clip_ood.shown import one_line, say
-from clip_ood.text_files import not_utf8
-from clip_ood.unreadable import SHARE, Tolerance
+from clip_ood.terminal.shown import one_line, say
 from clip_ood.versions import versions
 
 hush()

@@ -8,11 +8,11 @@ from clip_ood.calibration import needed
 from clip_ood.export import export, format_of
 from clip_ood.judging.save import add_encoder
 from clip_ood.judging.saved import SavedDetector, find_folder
-from clip_ood.locks import alone
 from clip_ood.outputs import Reference
 from clip_ood.predictions import CALLED, HEAD, TEXT
+from clip_ood.process.locks import alone
 from clip_ood.runs.run_folder import CONFIG
-from clip_ood.shown import say
+from clip_ood.terminal.shown import say
 
 
 def add_encoder_to(run: Path, encoder: str | None, allow_download: bool = False) -> None:

@@ -18,21 +18,21 @@ from clip_ood.backbones.create import create_backbone
 from clip_ood.backbones.fingerprint import fingerprint
 from clip_ood.callbacks.feature_writer import FeatureWriter
 from clip_ood.config.schema import BackboneConfig, Config
-from clip_ood.console import Terminal
 from clip_ood.data.benchmark import Benchmark
 from clip_ood.datamodules.extraction import ExtractionData
 from clip_ood.experiments.negatives import choose, pools, word_sets
 from clip_ood.features.known_files import FILES
 from clip_ood.features.store import FeatureStore, TextEmbeddings, folder_of
 from clip_ood.features.stored_set import Features, StoredSet
-from clip_ood.files import written_text
+from clip_ood.files.unreadable import Tolerance, TooManyUnreadable, first_of
+from clip_ood.files.writing import written_text
+from clip_ood.files.written_names import path_cell, text_cell
 from clip_ood.lightning_modules.feature_extractor import FeatureExtractor
-from clip_ood.locks import sharing
-from clip_ood.prompts import Phrases, fill
+from clip_ood.process.locks import sharing
 from clip_ood.runs.run_folder import UNREADABLE, is_follower
-from clip_ood.shown import say
-from clip_ood.unreadable import Tolerance, TooManyUnreadable, first_of
-from clip_ood.written_names import path_cell, text_cell
+from clip_ood.terminal.console import Terminal
+from clip_ood.terminal.shown import say
+from clip_ood.texts.prompts import Phrases, fill
 
 VISIBLE_AFTER = 60  # seconds, on any file system that is used for runs of several nodes
 

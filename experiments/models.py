@@ -24,8 +24,8 @@ from clip_ood.experiments.resume import check_division
 from clip_ood.features.store import TextEmbeddings
 from clip_ood.features.stored_set import Features
 from clip_ood.lightning_modules.zero_shot import ZeroShot, check_classes
-from clip_ood.prompts import prototypes
 from clip_ood.runs.run_folder import CONFIG, FINISHED, head_of, of_seed
+from clip_ood.texts.prompts import prototypes
 
 SAME = 1e-6  # 1 - the cosine of two prototypes of one text: rounding in other batches
 

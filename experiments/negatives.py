@@ -6,14 +6,14 @@ import torch
 from lightning.pytorch import Trainer
 
 from clip_ood.config.schema import Config
-from clip_ood.console import Terminal
 from clip_ood.data.benchmark import Benchmark
 from clip_ood.detectors.build import required
 from clip_ood.features.rows import Rows
-from clip_ood.negative_words import POOLS, Pool, are_classes, negative_labels, select
 from clip_ood.outputs import NegativeLabels
-from clip_ood.prompts import Phrases
-from clip_ood.wordnet import read_words
+from clip_ood.terminal.console import Terminal
+from clip_ood.texts.negative_words import POOLS, Pool, are_classes, negative_labels, select
+from clip_ood.texts.prompts import Phrases
+from clip_ood.texts.wordnet import read_words
 
 
 def pools(config: Config, benchmark: Benchmark) -> dict[str, Pool]:

@@ -17,7 +17,7 @@ from clip_ood.report.figures import add_figures
 from clip_ood.report.run_page import write_report, write_seeds_report
 from clip_ood.runs.run_folder import alone_in, head_of, read_results, seed_folder
 from clip_ood.runs.scores import read_scores
-from clip_ood.shown import say
+from clip_ood.terminal.shown import say
 
 
 def draw(folder: Path, config: Config, benchmark: Benchmark, board: Board) -> None:

@@ -13,8 +13,8 @@ from clip_ood.config.loading import load_config
 from clip_ood.config.resuming import FREE, differences
 from clip_ood.config.schema import Config
 from clip_ood.errors import ConfigError
-from clip_ood.files import write_text
-from clip_ood.records import Damaged
+from clip_ood.files.records import Damaged
+from clip_ood.files.writing import write_text
 from clip_ood.runs.run_folder import CONFIG, CONTENTS, IMAGES, head_of, seed_folder
 
 if TYPE_CHECKING:

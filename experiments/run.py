@@ -9,7 +9,6 @@ from typing import Any
 from lightning.pytorch import Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 
-from clip_ood import stalls
 from clip_ood.backbones.fingerprint import fingerprint
 from clip_ood.calibration import summary
 from clip_ood.callbacks.averaging import MovingAverage
@@ -19,7 +18,6 @@ from clip_ood.callbacks.throughput import Throughput
 from clip_ood.config.loading import dump
 from clip_ood.config.resuming import FREE
 from clip_ood.config.schema import Config, FineTune, Method
-from clip_ood.console import Terminal
 from clip_ood.data.benchmark import Benchmark, load_benchmark
 from clip_ood.datamodules.feature_data import FeatureData
 from clip_ood.experiments.board import Board
@@ -45,9 +43,11 @@ from clip_ood.judging.manifest import FOLDER
 from clip_ood.judging.save import described
 from clip_ood.judging.saved import Encoder
 from clip_ood.leaks import told
+from clip_ood.process import stalls
 from clip_ood.runs.results_files import write_results
 from clip_ood.runs.run_folder import REPORT, head_of, is_follower, read_results, started
-from clip_ood.shown import say
+from clip_ood.terminal.console import Terminal
+from clip_ood.terminal.shown import say
 from clip_ood.versions import versions
 
 hush()

@@ -18,7 +18,7 @@ from clip_ood.runs.results_files import write_json, write_mean_table
 from clip_ood.runs.results_table import print_table
 from clip_ood.runs.run_folder import CONFIG, FINISHED, REPORT, head_of, is_follower, read_results, seed_folder, started
 from clip_ood.runs.summary import summarise
-from clip_ood.shown import say
+from clip_ood.terminal.shown import say
 
 
 def conduct(config: Config, folder: Path, source: Path | None = None) -> None:

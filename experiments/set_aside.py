@@ -10,9 +10,9 @@ from pathlib import Path, PurePosixPath
 
 from clip_ood.data.inputs import Source
 from clip_ood.data.shards import Member
-from clip_ood.locks import in_turn
 from clip_ood.naming import short
-from clip_ood.shown import say
+from clip_ood.process.locks import in_turn
+from clip_ood.terminal.shown import say
 
 
 @dataclass(frozen=True)

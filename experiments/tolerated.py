@@ -7,9 +7,9 @@ from pathlib import Path
 
 from clip_ood.callbacks.verdict_writer import Line
 from clip_ood.data.inputs import is_stream, sources
-from clip_ood.files import written_text
-from clip_ood.unreadable import LEAST, Tolerance, TooManyUnreadable
-from clip_ood.written_names import path_cell, text_cell
+from clip_ood.files.unreadable import LEAST, Tolerance, TooManyUnreadable
+from clip_ood.files.writing import written_text
+from clip_ood.files.written_names import path_cell, text_cell
 
 
 class Tolerated:

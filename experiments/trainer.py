@@ -12,9 +12,9 @@ from lightning.pytorch.strategies import DDPStrategy
 from lightning.pytorch.strategies.launchers import subprocess_script
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
-from clip_ood import stalls
 from clip_ood.errors import ConfigError
-from clip_ood.watch import watch_ranks
+from clip_ood.process import stalls
+from clip_ood.process.watch import watch_ranks
 
 subprocess_script._launch_process_observer = watch_ranks  # Lightning's own kills this process without a word
 
@@ -32,7 +32,7 @@ def new_trainer(ours: dict[str, Any], keys: dict[str, Any], option: str = "train
             f"Lightning cannot make a Trainer of {asked}: {' '.join(str(error).split())} There are {torch.cuda.device_count()} CUDA "
             f"GPUs here. Change {option}devices or {option}accelerator (auto takes what there is)"
         ) from error
-    trainer._signal_connector.register_signal_handlers = lambda: None  # signals are heard by `clip_ood.watch`
+    trainer._signal_connector.register_signal_handlers = lambda: None  # signals are heard by `clip_ood.process.watch`
     if isinstance(trainer.strategy, DDPStrategy):
         trainer.strategy._timeout = timedelta(seconds=stalls.limit())
     if keys.get("sync_batchnorm") and trainer.strategy.root_device.type != "cuda":

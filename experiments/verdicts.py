@@ -16,11 +16,11 @@ from clip_ood.callbacks.verdict_writer import Line
 from clip_ood.config.detecting import beside
 from clip_ood.experiments.set_aside import Aside
 from clip_ood.experiments.tolerated import Tolerated
-from clip_ood.files import written_text, written_whole
+from clip_ood.files.unreadable import SHOWN
+from clip_ood.files.writing import written_text, written_whole
+from clip_ood.files.written_names import TEXT, path_cell, text_cell
 from clip_ood.judging.verdict_files import CSVFile, JSONLines, Parquet, VerdictFile
-from clip_ood.shown import shown
-from clip_ood.unreadable import SHOWN
-from clip_ood.written_names import TEXT, path_cell, text_cell
+from clip_ood.terminal.shown import shown
 
 END = "\r\n"  # of a line of CSV
 BYTES = "".join(map(chr, range(0xDC80, 0xDD00)))  # of names that are no UTF-8

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from clip_ood.backbones.backbone import Backbone
 from clip_ood.features.batches import Batch, StoredBatch, TextBatch, WordBatch
-from clip_ood.prompts import prototypes
+from clip_ood.texts.prompts import prototypes
 
 
 class FeatureExtractor(LightningModule):

@@ -11,12 +11,12 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy
 
 from clip_ood.config.schema import LinearProbe as Settings
-from clip_ood.console import Terminal
 from clip_ood.data.labelled import FeatureTable
 from clip_ood.head import StandardisedLinear, head_logits, mean_and_std
 from clip_ood.lightning_modules.batches import DeviceBatches
 from clip_ood.lightning_modules.zero_shot import ZeroShot
 from clip_ood.outputs import Outputs, Reference
+from clip_ood.terminal.console import Terminal
 
 
 class LinearProbe(ZeroShot):

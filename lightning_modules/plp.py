@@ -10,7 +10,7 @@ from torch import Tensor
 from clip_ood.data.labelled import FeatureTable
 from clip_ood.lightning_modules.linear_probe import LinearProbe
 from clip_ood.outputs import Outputs
-from clip_ood.pseudo_labels import pseudo_labels
+from clip_ood.texts.pseudo_labels import pseudo_labels
 
 ENOUGH = 2  # images of a class
 

@@ -15,9 +15,9 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from clip_ood import files
 from clip_ood.command_line import guarded
 from clip_ood.features import entries, store
+from clip_ood.files import writing as files
 
 
 def kill_at(number: int) -> None:

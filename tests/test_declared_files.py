@@ -14,7 +14,7 @@ import tiny_clip
 import torch
 from safetensors.torch import load_file, save_file
 
-from clip_ood import download, load
+from clip_ood import load
 from clip_ood.backbones import fingerprint
 from clip_ood.backbones.fingerprint import sha256
 from clip_ood.callbacks.verdict_writer import VerdictParts
@@ -23,8 +23,9 @@ from clip_ood.experiments.checkpoints import check_checkpoint
 from clip_ood.experiments.resume import check_contents, check_images
 from clip_ood.features.__main__ import encoders
 from clip_ood.features.segment import StoreError, open_segment, write_segment
+from clip_ood.files import download
+from clip_ood.files.records import Count, Damaged, Record, Text, read_record
 from clip_ood.judging.manifest import DetectorFolderError, sealed
-from clip_ood.records import Count, Damaged, Record, Text, read_record
 from clip_ood.report.compare import show
 from clip_ood.runs.run_folder import read_results
 from clip_ood.runs.seed_scores import SeedScores

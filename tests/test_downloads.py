@@ -18,15 +18,15 @@ import torch
 from archives import tarred
 from bad_server import Handler, Server
 
-from clip_ood import download as downloads
-from clip_ood import https
 from clip_ood.backbones.weights import Remote
-from clip_ood.checksum import Checksum
 from clip_ood.config.sets import Entry, File, Split, catalogue
 from clip_ood.data.catalog.get import get
-from clip_ood.download import DownloadError, download
 from clip_ood.errors import ConfigError
-from clip_ood.file_types import TYPES
+from clip_ood.files import download as downloads
+from clip_ood.files import https
+from clip_ood.files.checksum import Checksum
+from clip_ood.files.download import DownloadError, download
+from clip_ood.files.file_types import TYPES
 
 CONTENT = np.random.default_rng(0).bytes(100_000)
 MD5 = hashlib.md5(CONTENT).hexdigest()

@@ -17,7 +17,6 @@ import pytest
 import torch
 from safetensors import safe_open
 
-from clip_ood import files
 from clip_ood.features import __main__ as command
 from clip_ood.features import entries as entries_module
 from clip_ood.features import merged
@@ -26,6 +25,7 @@ from clip_ood.features.entries import Entries
 from clip_ood.features.identity import find, identity_of, pairs
 from clip_ood.features.rows import Rows
 from clip_ood.features.segment import Failure, StoreError, is_whole, open_segment, write_segment
+from clip_ood.files import writing as files
 
 PROJECT = Path(__file__).parents[1]
 

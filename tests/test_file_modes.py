@@ -13,7 +13,7 @@ from safetensors.torch import load_file
 
 import detect
 from clip_ood.callbacks.image_writer import Parts
-from clip_ood.tensor_files import save_tensors
+from clip_ood.files.tensor_files import save_tensors
 
 
 @pytest.fixture(params=[0o022, 0o007], ids=oct)

@@ -19,7 +19,7 @@ from clip_ood.backbones.fingerprint import file_hash, fingerprint
 from clip_ood.backbones.names import check_model, open_clip_models, open_clip_tags, timm_models
 from clip_ood.backbones.weights import announce
 from clip_ood.config.schema import BackboneConfig
-from clip_ood.ranks import RANKS
+from clip_ood.process.ranks import RANKS
 
 ROOT = Path(__file__).parent.parent
 LAION = "laion/CLIP-ViT-B-16-laion2B-s34B-b88K"

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from clip_ood.reading import UnreadableImage, read_image
+from clip_ood.files.pictures import UnreadableImage, read_image
 
 RED, GREEN, BLUE, WHITE = (255, 0, 0), (0, 255, 0), (0, 0, 255), (255, 255, 255)
 

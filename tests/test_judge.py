@@ -20,12 +20,12 @@ from clip_ood.config.loading import load_config
 from clip_ood.data.benchmark import load_benchmark
 from clip_ood.detectors.bank import Bank
 from clip_ood.detectors.knn import KNN
+from clip_ood.files.pictures import UnreadableImage
 from clip_ood.judging.judge import Judge
 from clip_ood.judging.manifest import sealed
 from clip_ood.judging.save import add_encoder
 from clip_ood.judging.saved import SavedDetector
 from clip_ood.outputs import Outputs
-from clip_ood.reading import UnreadableImage
 
 
 @pytest.fixture(scope="module")

@@ -12,9 +12,9 @@ import pytest
 import tiny_clip
 
 from clip_ood.errors import ConfigError
-from clip_ood.experiments import launchers
-from clip_ood.experiments.launchers import PARENT, settle
-from clip_ood.ranks import is_first
+from clip_ood.process import launchers
+from clip_ood.process.launchers import PARENT, settle
+from clip_ood.process.ranks import is_first
 
 PROJECT = Path(__file__).parents[1]
 SALLOC = {"SLURM_JOB_ID": "7", "SLURM_NTASKS": "4", "SLURM_JOB_NAME": "train", "SLURM_NNODES": "1"}

@@ -16,11 +16,11 @@ from pathlib import Path
 
 import pytest
 
-from clip_ood import locks
 from clip_ood.errors import ConfigError
 from clip_ood.experiments import set_aside
 from clip_ood.experiments.set_aside import Aside
-from clip_ood.locks import InUse, alone, in_turn, sharing
+from clip_ood.process import locks
+from clip_ood.process.locks import InUse, alone, in_turn, sharing
 from clip_ood.runs import run_folder
 from clip_ood.runs.run_folder import chosen_folder, replacing, started
 
@@ -28,7 +28,7 @@ PROJECT = Path(__file__).parents[1]
 HOLD = """
 import sys
 from pathlib import Path
-from clip_ood import locks
+from clip_ood.process import locks
 with getattr(locks, sys.argv[1])(Path(sys.argv[2]), *sys.argv[3:]):
     print("held", flush=True)
     sys.stdin.read()

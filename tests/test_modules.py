@@ -21,8 +21,8 @@ from clip_ood.lightning_modules.batches import DeviceBatches
 from clip_ood.lightning_modules.linear_probe import LinearProbe, few_shot, warmup_cosine
 from clip_ood.lightning_modules.plp import PLP
 from clip_ood.outputs import Outputs
-from clip_ood.prompts import fill, prototypes
-from clip_ood.pseudo_labels import pseudo_labels
+from clip_ood.texts.prompts import fill, prototypes
+from clip_ood.texts.pseudo_labels import pseudo_labels
 
 ROWS, WIDTH, CLASSES = 23, 6, ("cat", "dog", "fox")
 SPLIT = [0, 2, 3, 5, 7, 8, 9, 11, 12, 13, 15, 16, 18, 19, 21, 22]  # 16 training rows

@@ -19,8 +19,8 @@ from test_negative_words import naive_choice, naive_score
 import eval as evaluation
 from clip_ood.backbones.open_clip_backbone import OpenClipBackbone
 from clip_ood.errors import ConfigError
-from clip_ood.negative_words import csp_pool, neglabel_pool
-from clip_ood.wordnet import read_words
+from clip_ood.texts.negative_words import csp_pool, neglabel_pool
+from clip_ood.texts.wordnet import read_words
 
 PROJECT = Path(__file__).parents[1]
 NOUNS = [

@@ -10,10 +10,10 @@ import torch
 
 from clip_ood.detectors import build_detectors
 from clip_ood.detectors.negative_labels import CSP, NegLabel
-from clip_ood.negative_words import SUPERCLASSES, are_classes, csp_pool, negative_labels, neglabel_pool, select
 from clip_ood.outputs import NegativeLabels, Outputs, Reference
-from clip_ood.prompts import fill
-from clip_ood.wordnet import PLACES, Words, read_words
+from clip_ood.texts.negative_words import SUPERCLASSES, are_classes, csp_pool, negative_labels, neglabel_pool, select
+from clip_ood.texts.prompts import fill
+from clip_ood.texts.wordnet import PLACES, Words, read_words
 
 NOUN_INDEX = """  1 This is the licence, its lines begin with spaces.
   2 The second line.
@@ -152,7 +152,7 @@ def test_a_text_file_gives_nouns_each_once(tmp_path):
 
 
 def test_a_missing_wordnet_says_how_to_get_it(tmp_path, monkeypatch):
-    monkeypatch.setattr("clip_ood.wordnet.PLACES", (tmp_path / "nowhere",))
+    monkeypatch.setattr("clip_ood.texts.wordnet.PLACES", (tmp_path / "nowhere",))
     for source in ("wordnet", tmp_path / "elsewhere"):
         with pytest.raises(
             FileNotFoundError, match=r"(nowhere|elsewhere).*python -m clip_ood\.demo\.wordnet.*wordnet-base"

@@ -23,10 +23,10 @@ import detect
 from clip_ood import load
 from clip_ood.command_line import PROJECT
 from clip_ood.export.preparation import resize_of
+from clip_ood.files.pictures import UnreadableImage, as_picture, pixels, read_image
 from clip_ood.judging.judge import Judge
 from clip_ood.judging.saved import SavedDetector
 from clip_ood.predictions import HEAD
-from clip_ood.reading import UnreadableImage, as_picture, pixels, read_image
 
 ALL = PICTURES | TOO_LARGE
 

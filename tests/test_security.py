@@ -12,7 +12,6 @@ import pytest
 import torch
 from PIL import Image
 
-from clip_ood import text_files
 from clip_ood.backbones.checkpoint_file import read_tensors
 from clip_ood.config import yaml_text
 from clip_ood.config.yaml_text import parse
@@ -20,7 +19,8 @@ from clip_ood.data import sources, torchvision_sets
 from clip_ood.data.catalog import unpack
 from clip_ood.errors import ConfigError
 from clip_ood.experiments.checkpoints import check_checkpoint
-from clip_ood.reading import LONGEST, _formats
+from clip_ood.files import text_files
+from clip_ood.files.pictures import LONGEST, _formats
 from clip_ood.report.page import _environment
 
 PROJECT = Path(__file__).parents[1]

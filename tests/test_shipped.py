@@ -34,7 +34,7 @@ from clip_ood.features.rows import Rows
 from clip_ood.features.store import TextEmbeddings
 from clip_ood.features.stored_set import Features
 from clip_ood.outputs import NegativeLabels
-from clip_ood.prompts import fill
+from clip_ood.texts.prompts import fill
 
 HERE = CONFIGS
 SHIPPED = [path.name for path in sorted(HERE.glob("*.yaml"))]

@@ -18,25 +18,25 @@ from torch.utils.data import DataLoader, Dataset
 
 import detect
 import eval as evaluation
-from clip_ood import download
-from clip_ood.cache import NOWHERE, cache
 from clip_ood.callbacks.image_writer import Parts
 from clip_ood.command_line import answer
 from clip_ood.data.inputs import sources
 from clip_ood.experiments import extraction, set_aside
-from clip_ood.experiments.shortages import Shortage, lack
 from clip_ood.experiments.study.values import write_values
 from clip_ood.export.formats import FORMATS
 from clip_ood.features.entries import Entries
 from clip_ood.features.known_files import KnownFiles
 from clip_ood.features.segment import StoreError
 from clip_ood.features.store import FeatureStore
-from clip_ood.files import check_writable, write_text, written_text
+from clip_ood.files import download
+from clip_ood.files.cache import NOWHERE, cache
+from clip_ood.files.tensor_files import save_tensors
+from clip_ood.files.writing import check_writable, write_text, written_text
+from clip_ood.process.shortages import Shortage, lack
 from clip_ood.report.page import write_page
 from clip_ood.runs.going_on import stoppable
 from clip_ood.runs.results_files import write_json, write_table
 from clip_ood.runs.run_folder import choose_folder
-from clip_ood.tensor_files import save_tensors
 
 
 def raised(work) -> Exception:

@@ -28,10 +28,10 @@ from clip_ood.data.shards import index
 from clip_ood.data.tar_members import DamagedArchive, members
 from clip_ood.errors import ConfigError
 from clip_ood.features.segment import open_segment
-from clip_ood.reading import UnreadableImage, read_image
-from clip_ood.records import read_json
-from clip_ood.text_files import read_names, read_text
-from clip_ood.wordnet import read_words
+from clip_ood.files.pictures import UnreadableImage, read_image
+from clip_ood.files.records import read_json
+from clip_ood.files.text_files import read_names, read_text
+from clip_ood.texts.wordnet import read_words
 
 PROJECT = Path(__file__).parents[1]
 KINDS = {"pipe": "a pipe", "socket": "a socket", "device": "a device", "endless": "a device"}

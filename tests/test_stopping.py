@@ -15,14 +15,14 @@ from pathlib import Path
 import pytest
 import tiny_clip
 
-from clip_ood import stalls
 from clip_ood.data import workers
-from clip_ood.experiments.launchers import PARENT, started_by
-from clip_ood.experiments.lost import reason
 from clip_ood.experiments.trainer import new_trainer
-from clip_ood.files import written_whole
-from clip_ood.stopping import Stopped, ending, heeded
-from clip_ood.watch import watched
+from clip_ood.files.writing import written_whole
+from clip_ood.process import stalls
+from clip_ood.process.launchers import PARENT, started_by
+from clip_ood.process.lost import reason
+from clip_ood.process.stopping import Stopped, ending, heeded
+from clip_ood.process.watch import watched
 
 PROJECT = Path(__file__).parents[1]
 
@@ -180,7 +180,7 @@ def test_as_many_processes_decode_as_shared_memory_has_room_for(monkeypatch, cap
     ],
 )
 def test_errors_of_what_died_are_told_in_words(error, told, monkeypatch):
-    monkeypatch.setattr("clip_ood.experiments.lost.SEEN_AFTER", 0.0)
+    monkeypatch.setattr("clip_ood.process.lost.SEEN_AFTER", 0.0)
     assert re.search(told, reason(RuntimeError(error)))
 
 

@@ -17,7 +17,6 @@ import torch
 from PIL import Image
 from store_lab import CLIP, Lab, draw_images, save_encoder, segments
 
-from clip_ood import files
 from clip_ood.backbones.open_clip_backbone import OpenClipBackbone
 from clip_ood.config.schema import ImageSet
 from clip_ood.data import image_list, sources
@@ -32,8 +31,9 @@ from clip_ood.features.entries import Entries
 from clip_ood.features.identity import identity_of
 from clip_ood.features.segment import open_segment
 from clip_ood.features.store import FeatureStore
+from clip_ood.files import writing as files
+from clip_ood.files.pictures import UnreadableImage
 from clip_ood.lightning_modules.feature_extractor import FeatureExtractor
-from clip_ood.reading import UnreadableImage
 
 PROJECT = Path(__file__).parents[1]
 FP32, BF16 = {"precision": "fp32", "model": "a"}, {"precision": "bf16", "model": "a"}

@@ -85,7 +85,7 @@ def test_a_run_without_any_stream_is_whole(root):
 
 def test_what_libraries_write_to_a_closed_stderr_reaches_no_file(tmp_path):
     code = (
-        "import os\nfrom clip_ood.streams import usable_streams\n"
+        "import os\nfrom clip_ood.process.streams import usable_streams\n"
         f"with usable_streams():\n    file = open('{tmp_path}/x', 'w')\n    os.write(2, b'noise')\n    print('said')\n"
     )
     (tmp_path / "code.py").write_text(code)

@@ -13,8 +13,8 @@ from clip_ood.data.inputs import sources
 from clip_ood.data.label_files import read_labels
 from clip_ood.data.listing import list_images
 from clip_ood.errors import ConfigError
-from clip_ood.text_files import NotText, names_in, read_lines
-from clip_ood.wordnet import read_words
+from clip_ood.files.text_files import NotText, names_in, read_lines
+from clip_ood.texts.wordnet import read_words
 
 ENCODED = {
     "utf-8": str.encode,

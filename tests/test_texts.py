@@ -17,15 +17,15 @@ import yaml
 from PIL import Image
 from torch.nn.functional import normalize
 
-import clip_ood.wordnet
+import clip_ood.texts.wordnet
 import eval as evaluation
 from clip_ood.backbones.create import create_backbone
 from clip_ood.config.loading import dump, load_config
 from clip_ood.config.schema import BackboneConfig
 from clip_ood.data.benchmark import load_benchmark
 from clip_ood.errors import ConfigError
-from clip_ood.prompts import fill, prototypes
-from clip_ood.wordnet import find_synsets, lemmas
+from clip_ood.texts.prompts import fill, prototypes
+from clip_ood.texts.wordnet import find_synsets, lemmas
 
 PROJECT = Path(__file__).parents[1]
 LICENCE = "  1 The licence, whose lines begin with spaces.\n"
@@ -48,7 +48,7 @@ def wordnet(tmp_path, monkeypatch):
     (folder / "data.noun").write_text(data)
     cat, gossip, dog = (f"{offset:08d}" for offset in offsets)
     (folder / "index.noun").write_text(f"{LICENCE}cat n 2 2 @ ~ 2 1 {cat} {gossip}\ndog n 1 1 @ 1 1 {dog}\n")
-    monkeypatch.setattr(clip_ood.wordnet.find_synsets, "__defaults__", ((folder,),))
+    monkeypatch.setattr(clip_ood.texts.wordnet.find_synsets, "__defaults__", ((folder,),))
     return offsets
 
 
@@ -98,7 +98,7 @@ def test_classes_are_called_by_their_lemmas(root, wordnet, capsys):
 
 
 def test_without_wordnet_the_way_to_get_it_is_told(root, tmp_path, monkeypatch):
-    monkeypatch.setattr(clip_ood.wordnet.find_synsets, "__defaults__", ((tmp_path / "gone",),))
+    monkeypatch.setattr(clip_ood.texts.wordnet.find_synsets, "__defaults__", ((tmp_path / "gone",),))
     file = tiny_clip.config(root, "called", {"zero_shot": {}})
     with pytest.raises(ConfigError, match=r"data\.lemmas: .*gone.*demo\.wordnet"):
         load_benchmark(load_config(file, ["--data.lemmas=all"]))

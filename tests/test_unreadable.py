@@ -12,7 +12,7 @@ import pytest
 import tiny_clip
 
 import detect
-from clip_ood.unreadable import Tolerance, TooManyUnreadable, first_of
+from clip_ood.files.unreadable import Tolerance, TooManyUnreadable, first_of
 
 
 @pytest.fixture(scope="module")

@@ -22,17 +22,9 @@ from rich.text import Text
 
 from clip_ood.command_line import PROJECT
 from clip_ood.config.loading import dump, validate
-from clip_ood.console import Terminal
 from clip_ood.detectors.names import ABOUT, read_specs
-from clip_ood.judging.verdict_files import COLUMNS, CSVFile, JSONLines, Parquet
-from clip_ood.markdown import markdown_table
-from clip_ood.runs.files import read_scores
-from clip_ood.runs.going_on import as_typed
-from clip_ood.runs.results_files import write_json
-from clip_ood.runs.results_table import print_table
-from clip_ood.shown import TURNED, one_line, say, shown
-from clip_ood.text_files import names_as_bytes, read_names
-from clip_ood.written_names import (
+from clip_ood.files.text_files import names_as_bytes, read_names
+from clip_ood.files.written_names import (
     TEXT,
     cells,
     csv_rows,
@@ -44,6 +36,14 @@ from clip_ood.written_names import (
     text_cell,
     text_of,
 )
+from clip_ood.judging.verdict_files import COLUMNS, CSVFile, JSONLines, Parquet
+from clip_ood.runs.files import read_scores
+from clip_ood.runs.going_on import as_typed
+from clip_ood.runs.results_files import write_json
+from clip_ood.runs.results_table import print_table
+from clip_ood.terminal.console import Terminal
+from clip_ood.terminal.markdown import markdown_table
+from clip_ood.terminal.shown import TURNED, one_line, say, shown
 
 ESCAPE = "a\x1b[2Jb"
 VERDICT = {"is_ood": True, "score": -0.5, "p_value": 0.1, "predicted_class": "-x", "confidence": 0.9, "detector": "knn"}
@@ -213,7 +213,7 @@ REPORTS = {
 def test_whatever_reports_a_name_shows_it(what):
     code = (
         "import logging, sys, warnings\n"
-        "from clip_ood.streams import Parser\nfrom clip_ood.shown import shown\nfrom clip_ood.errors import ConfigError\n"
+        "from clip_ood.process.streams import Parser\nfrom clip_ood.terminal.shown import shown\nfrom clip_ood.errors import ConfigError\n"
         "from clip_ood.command_line import guarded\n"
         + ("from lightning.pytorch.utilities.rank_zero import rank_zero_warn\n" if "Lightning" in what else "")
         + f"name = 'a\\x1b[2Jb\\u202ec'\n{REPORTS[what]}"
@@ -268,7 +268,7 @@ def test_no_detector_takes_a_column_of_the_files(column):
 
 
 def test_warnings_are_shown_by_the_hook_of_commands(capsys):
-    from clip_ood.streams import usable_streams
+    from clip_ood.process.streams import usable_streams
 
     with warnings.catch_warnings():
         warnings.simplefilter("always")

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from clip_ood.records import read_json
+from clip_ood.files.records import read_json
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from clip_ood.backbones.torchscript import is_torchscript, read_torchscript
-from clip_ood.regular_file import no_file, special
+from clip_ood.files.regular_file import no_file, special
 
 WRAPPERS = (  # what holds the weights beside optimizers and settings; averaged ones come first
     "state_dict_ema",

@@ -13,11 +13,11 @@ import rich.progress
 
 from clip_ood.backbones.names import BackboneSpec
 from clip_ood.backbones.weights import local_weights, remote_weights
-from clip_ood.cache import cache
-from clip_ood.console import Terminal
-from clip_ood.files import write_text
-from clip_ood.records import Unfit, read_json, undamaged
-from clip_ood.regular_file import check_regular
+from clip_ood.files.cache import cache
+from clip_ood.files.records import Unfit, read_json, undamaged
+from clip_ood.files.regular_file import check_regular
+from clip_ood.files.writing import write_text
+from clip_ood.terminal.console import Terminal
 
 TEXT_FILES = ("config.json", "tokenizer*", "special_tokens_map.json", "vocab*", "merges.txt", "*.model")
 

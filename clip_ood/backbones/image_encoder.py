@@ -17,8 +17,8 @@ from clip_ood.backbones.backbone import Backbone
 from clip_ood.backbones.names import BackboneSpec, check_model
 from clip_ood.backbones.open_clip_files import read_images_alone, without_text
 from clip_ood.backbones.spec import ImageSpec
-from clip_ood.files import write_text
-from clip_ood.tensor_files import save_tensors
+from clip_ood.files.tensor_files import save_tensors
+from clip_ood.files.writing import write_text
 
 WEIGHTS = "image_encoder.safetensors"
 CONFIG = Path("architecture", "open_clip_config.json")  # beside weights, open_clip would load them

@@ -32,9 +32,9 @@ from clip_ood.backbones.checked_config import (
 )
 from clip_ood.backbones.names import REPOSITORY, BackboneSpec
 from clip_ood.backbones.weights import CONFIG, Remote, remote_config
-from clip_ood.files import write_text
-from clip_ood.records import read_json, undamaged
-from clip_ood.shown import say
+from clip_ood.files.records import read_json, undamaged
+from clip_ood.files.writing import write_text
+from clip_ood.terminal.shown import say
 
 NO_TEXT = {"context_length": 1, "vocab_size": 1, "width": 8, "heads": 1, "layers": 1}
 OF_TEXT = ("text_cfg", "multimodal_cfg", "custom_text")

@@ -7,12 +7,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from clip_ood.backbones.names import BackboneSpec
-from clip_ood.checksum import Checksum, record, recorded
-from clip_ood.download import download
-from clip_ood.file_types import check_type
-from clip_ood.locks import in_turn
-from clip_ood.ranks import is_first
-from clip_ood.shown import say
+from clip_ood.files.checksum import Checksum, record, recorded
+from clip_ood.files.download import download
+from clip_ood.files.file_types import check_type
+from clip_ood.process.locks import in_turn
+from clip_ood.process.ranks import is_first
+from clip_ood.terminal.shown import say
 
 CONFIG = "open_clip_config.json"
 OPEN_CLIP_FILES = ("open_clip_model.safetensors", "open_clip_pytorch_model.bin")

@@ -15,10 +15,10 @@ from clip_ood.config.sets import entry
 from clip_ood.config.trainer_keys import check_trainer
 from clip_ood.detectors.names import read_specs
 from clip_ood.errors import ConfigError, shortened
-from clip_ood.hidden import is_hidden
-from clip_ood.regular_file import no_file, special
-from clip_ood.text_files import LONGEST_LIST, NotText, check_size, read_text
-from clip_ood.wordnet import find_words
+from clip_ood.files.hidden import is_hidden
+from clip_ood.files.regular_file import no_file, special
+from clip_ood.files.text_files import LONGEST_LIST, NotText, check_size, read_text
+from clip_ood.texts.wordnet import find_words
 
 LONGEST_NUMBER = 18  # digits of a shard's number
 MOST_SHARDS = 100_000

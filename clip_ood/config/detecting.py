@@ -16,10 +16,10 @@ from clip_ood.config.misnamed import is_archive, of_path
 from clip_ood.config.trainer_keys import check_judging
 from clip_ood.config.yaml_text import as_yaml
 from clip_ood.errors import ConfigError
-from clip_ood.files import check_writable
-from clip_ood.locks import alone
-from clip_ood.ranks import is_first
-from clip_ood.streams import is_closed
+from clip_ood.files.writing import check_writable
+from clip_ood.process.locks import alone
+from clip_ood.process.ranks import is_first
+from clip_ood.process.streams import is_closed
 
 FILES = (".csv", ".jsonl", ".parquet")
 GRAPHS = (".onnx", ".pt2")

@@ -19,9 +19,9 @@ from clip_ood.config.schema import Config
 from clip_ood.config.values import locate, takes, typed
 from clip_ood.config.yaml_text import LARGEST, parse, reason
 from clip_ood.errors import ConfigError, nearest
-from clip_ood.regular_file import no_file, special
-from clip_ood.shown import TURNED
-from clip_ood.text_files import NotText, check_size, read_text
+from clip_ood.files.regular_file import no_file, special
+from clip_ood.files.text_files import NotText, check_size, read_text
+from clip_ood.terminal.shown import TURNED
 
 CONFIGS = next(folder for place in clip_ood.__path__ if (folder := Path(place) / "configs").is_dir())
 STANDS_FOR = {  # a key that is added to a bare path -> the key that the path stands for

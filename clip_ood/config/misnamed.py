@@ -6,7 +6,7 @@ import os
 import re
 from pathlib import Path
 
-from clip_ood.regular_file import special
+from clip_ood.files.regular_file import special
 
 ARCHIVES = (".tar.gz", ".tgz", ".tar.bz2", ".tbz2", ".tar.xz", ".txz", ".tar.zst", ".zip", ".7z", ".rar", ".gz")
 LISTS = (".txt", ".lst", ".list", ".csv")

@@ -19,8 +19,8 @@ from pydantic import (
 
 from clip_ood.config.values import settled
 from clip_ood.config.yaml_text import as_yaml
+from clip_ood.files.text_files import OTHER_BYTES, not_utf8
 from clip_ood.naming import text_fault
-from clip_ood.text_files import OTHER_BYTES, not_utf8
 
 Fraction = Annotated[float, Field(ge=0, le=1)]
 MOST = 2**31 - 1  # what every library takes for a whole number

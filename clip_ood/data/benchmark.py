@@ -16,9 +16,9 @@ from clip_ood.data.listing import list_images
 from clip_ood.data.shared_images import check_apart
 from clip_ood.data.splits import split
 from clip_ood.errors import ConfigError
-from clip_ood.ranks import say_once
-from clip_ood.regular_file import no_file
-from clip_ood.text_files import not_utf8, read_names
+from clip_ood.files.regular_file import no_file
+from clip_ood.files.text_files import not_utf8, read_names
+from clip_ood.process.ranks import say_once
 
 
 @dataclass(frozen=True)

@@ -12,11 +12,11 @@ from clip_ood.config.schema import Config
 from clip_ood.data.class_order import is_number
 from clip_ood.data.image_list import ImageList
 from clip_ood.errors import ConfigError
+from clip_ood.files.regular_file import no_file
+from clip_ood.files.text_files import read_lines
 from clip_ood.naming import fault, matches, one_text, twins
-from clip_ood.ranks import say_once
-from clip_ood.regular_file import no_file
-from clip_ood.text_files import read_lines
-from clip_ood.wordnet import find_synsets, lemmas
+from clip_ood.process.ranks import say_once
+from clip_ood.texts.wordnet import find_synsets, lemmas
 
 
 @dataclass(frozen=True)

@@ -17,7 +17,7 @@ from clip_ood.data.corruptions import Corruption
 from clip_ood.data.sources import hides_changes, of_pixels, read_whole, real_folder, real_path, stamp
 from clip_ood.errors import ConfigError
 from clip_ood.features.identity import SIZE, identity_of, pairs
-from clip_ood.reading import decode
+from clip_ood.files.pictures import decode
 
 
 @dataclass(frozen=True)

@@ -18,12 +18,12 @@ from PIL import Image
 from clip_ood.data import shards
 from clip_ood.data.sources import read_whole
 from clip_ood.data.tar_members import DamagedArchive, members, opened
-from clip_ood.hidden import is_hidden
-from clip_ood.reading import SUFFIXES, decode
-from clip_ood.regular_file import special
-from clip_ood.stalls import reading
-from clip_ood.text_files import NotText, names_in, not_utf8
-from clip_ood.unreadable import check_of_file
+from clip_ood.files.hidden import is_hidden
+from clip_ood.files.pictures import SUFFIXES, decode
+from clip_ood.files.regular_file import special
+from clip_ood.files.text_files import NotText, names_in, not_utf8
+from clip_ood.files.unreadable import check_of_file
+from clip_ood.process.stalls import reading
 
 STDIN = "-"
 OPEN = re.compile(

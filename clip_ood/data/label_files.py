@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import NamedTuple
 
 from clip_ood.errors import ConfigError
-from clip_ood.regular_file import check_regular
-from clip_ood.text_files import read_lines, read_text
-from clip_ood.written_names import path_of
+from clip_ood.files.regular_file import check_regular
+from clip_ood.files.text_files import read_lines, read_text
+from clip_ood.files.written_names import path_of
 
 
 class Label(NamedTuple):

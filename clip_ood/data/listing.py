@@ -17,11 +17,11 @@ from clip_ood.data.class_order import check_no_splits, in_order, is_number
 from clip_ood.data.image_list import ImageList, balanced
 from clip_ood.data.label_files import read_labels
 from clip_ood.errors import ConfigError, shortened
-from clip_ood.hidden import is_hidden
-from clip_ood.ranks import say_once
-from clip_ood.reading import SUFFIXES
-from clip_ood.stalls import reading
-from clip_ood.text_files import not_utf8, read_names
+from clip_ood.files.hidden import is_hidden
+from clip_ood.files.pictures import SUFFIXES
+from clip_ood.files.text_files import not_utf8, read_names
+from clip_ood.process.ranks import say_once
+from clip_ood.process.stalls import reading
 
 
 def list_images(

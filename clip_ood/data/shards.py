@@ -13,8 +13,8 @@ from typing import BinaryIO, NamedTuple
 
 from clip_ood.data.tar_members import DamagedArchive, members, opened
 from clip_ood.errors import ConfigError
-from clip_ood.hidden import is_hidden
-from clip_ood.reading import SUFFIXES
+from clip_ood.files.hidden import is_hidden
+from clip_ood.files.pictures import SUFFIXES
 
 LABEL = ".cls"
 

@@ -10,8 +10,8 @@ from pathlib import Path
 import numpy as np
 
 from clip_ood.features.identity import identity_of
-from clip_ood.regular_file import check_regular
-from clip_ood.stalls import reading
+from clip_ood.files.regular_file import check_regular
+from clip_ood.process.stalls import reading
 
 LARGEST = 1 << 30  # bytes of an image; one of that many pixels would be refused anyway
 TRIES = 3  # to read a file that others write

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import BinaryIO
 
-from clip_ood.regular_file import special
+from clip_ood.files.regular_file import special
 
 BLOCK = tarfile.BLOCKSIZE
 LONGEST_READ = (

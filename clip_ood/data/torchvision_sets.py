@@ -8,7 +8,7 @@ from typing import NamedTuple
 import numpy as np
 
 from clip_ood.errors import ConfigError
-from clip_ood.locks import in_turn
+from clip_ood.process.locks import in_turn
 
 
 class Arrays(NamedTuple):

@@ -11,9 +11,9 @@ from typing import Any
 from lightning.pytorch import Trainer
 from rich.filesize import decimal
 
-from clip_ood import stalls
-from clip_ood.ranks import is_first
-from clip_ood.shown import say
+from clip_ood.process import stalls
+from clip_ood.process.ranks import is_first
+from clip_ood.terminal.shown import say
 
 SHARED = Path("/dev/shm")  # where Linux keeps the memory through which batches come
 AHEAD = 2  # batches that each process has ready

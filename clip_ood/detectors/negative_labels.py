@@ -65,7 +65,7 @@ class CSP(NegLabel):
     """Conjugated semantic pool: the score of NegLabel on other labels.
 
     Classes and nouns are means of eight prompts, adjectives stand with one of 14 superclasses, and candidates with a
-    cosine above 0.95 to a class are none (`clip_ood.negative_words`). Raises as NegLabel.
+    cosine above 0.95 to a class are none (`clip_ood.texts.negative_words`). Raises as NegLabel.
     Chen et al., 2024 (arXiv 2410.08611).
     """
 

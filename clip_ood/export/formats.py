@@ -10,7 +10,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from clip_ood.files import LateErrors
+from clip_ood.files.writing import LateErrors
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -10,13 +10,13 @@ from torch import Tensor
 from torchvision.transforms import Resize
 
 from clip_ood.backbones.backbone import Preprocessing
-from clip_ood.reading import pixels
+from clip_ood.files.pictures import pixels
 
 SHAPES = ((500, 375), (375, 500), (300, 300), (1001, 61), (17, 40), (640, 333))  # of pictures that are tried
 
 
 def resize_of(transform: Callable[[Image.Image], Tensor], prepared: Preprocessing) -> int | list[int] | None:
-    """The argument `resize` of `clip_ood.reading.fit` that gives the pixels of an encoder's transform: the length of the
+    """The argument `resize` of `clip_ood.files.pictures.fit` that gives the pixels of an encoder's transform: the length of the
     shorter side, or [height, width]. None where none does: both are tried on pictures of several shapes.
     """
     found = next((step for step in getattr(transform, "transforms", ()) if isinstance(step, Resize)), None)

@@ -14,7 +14,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from clip_ood import reading
 from clip_ood.backbones.backbone import Backbone
 from clip_ood.detectors.build import Omitted
 from clip_ood.detectors.detector import Detector, exact
@@ -22,7 +21,8 @@ from clip_ood.export.formats import Format, Run, format_of
 from clip_ood.export.graph import ScoringGraph, StandIn
 from clip_ood.export.preparation import resize_of
 from clip_ood.export.verify import compare, images
-from clip_ood.files import naming
+from clip_ood.files import pictures as reading
+from clip_ood.files.writing import naming
 from clip_ood.outputs import Outputs, Reference
 from clip_ood.versions import versions
 
@@ -57,7 +57,7 @@ def export(
 
     All is float32, and float64 where detectors are. The file also holds, as JSON under the key clip_ood, what `describe` gives.
     It is run before it gets its name: another score than that of `Detector.score` is an error. `PIXELS` comes beside it, a copy
-    of `clip_ood.reading`, where that does what the encoder's transform does.
+    of `clip_ood.files.pictures`, where that does what the encoder's transform does.
     Raises: ValueError for that, and as `format_of`; for an encoder that is not on the CPU, a detector that is not fitted, and an
     encoder that the format cannot hold.
     """

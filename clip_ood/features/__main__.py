@@ -22,12 +22,12 @@ from typing import Any
 from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
-from clip_ood.console import Terminal
-from clip_ood.locks import InUse, alone
-from clip_ood.records import Damaged, Record, Text, read_record
-from clip_ood.shown import say, shown
-from clip_ood.streams import Parser, usable_streams
-from clip_ood.watch import watched
+from clip_ood.files.records import Damaged, Record, Text, read_record
+from clip_ood.process.locks import InUse, alone
+from clip_ood.process.streams import Parser, usable_streams
+from clip_ood.process.watch import watched
+from clip_ood.terminal.console import Terminal
+from clip_ood.terminal.shown import say, shown
 
 DAY = 86400  # seconds
 KINDS = {"images": ["valid"], "texts": ["embeddings", "valid"]}  # of an encoder's entries: arrays of which each has one

@@ -31,7 +31,7 @@ from clip_ood.features.segment import (
     open_segment,
     write_segment,
 )
-from clip_ood.files import remove_abandoned
+from clip_ood.files.writing import remove_abandoned
 
 LARGE = 2**17  # entries of a segment that is merged no more: 100 million entries are 763 segments
 LOCK = ".merging"  # the name of a file that the process which merges holds

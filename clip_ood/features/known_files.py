@@ -8,10 +8,10 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from clip_ood.cache import cache
 from clip_ood.features.entries import Entries
 from clip_ood.features.segment import StoreError
-from clip_ood.shown import say
+from clip_ood.files.cache import cache
+from clip_ood.terminal.shown import say
 
 FILES = "files"  # the folder under a root
 FACTOR = 8  # times the entries of a large segment: an entry has 40 bytes

@@ -21,11 +21,11 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from clip_ood.features.identity import find
-from clip_ood.files import written_whole
-from clip_ood.records import Record, Unfit, fitting
-from clip_ood.regular_file import check_regular
-from clip_ood.tensor_files import blocks
-from clip_ood.unreadable import check_of_file
+from clip_ood.files.records import Record, Unfit, fitting
+from clip_ood.files.regular_file import check_regular
+from clip_ood.files.tensor_files import blocks
+from clip_ood.files.unreadable import check_of_file
+from clip_ood.files.writing import written_whole
 
 SUFFIX = ".safetensors"
 CHECKSUM = 16  # bytes

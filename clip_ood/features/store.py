@@ -32,9 +32,9 @@ from clip_ood.features.identity import identity_of, pairs
 from clip_ood.features.known_files import KnownFiles
 from clip_ood.features.segment import StoreError
 from clip_ood.features.stored_set import Images, Known, StoredSet, made_with
-from clip_ood.files import check_writable, written_whole
+from clip_ood.files.writing import check_writable, written_whole
 from clip_ood.outputs import NegativeLabels
-from clip_ood.prompts import Phrases
+from clip_ood.texts.prompts import Phrases
 
 PART = 1024  # images: a killed run loses at most so many a process
 FORMAT = 2  # of the files: another number, another store

@@ -16,8 +16,8 @@ from torch import Tensor
 from clip_ood.features.entries import Entries
 from clip_ood.features.rows import Rows
 from clip_ood.features.segment import Failure, StoreError
-from clip_ood.reading import decoders
-from clip_ood.unreadable import NO_MEMORY
+from clip_ood.files.pictures import decoders
+from clip_ood.files.unreadable import NO_MEMORY
 
 if TYPE_CHECKING:
     from clip_ood.features.store import FeatureStore

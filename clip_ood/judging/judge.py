@@ -19,12 +19,12 @@ from clip_ood.calibration import Calibration
 from clip_ood.detectors.bank import Bank
 from clip_ood.detectors.detector import Detector, score_together
 from clip_ood.detectors.statistic import statistics_of
+from clip_ood.files.pictures import as_picture, decode, read_image
 from clip_ood.head import head_logits
 from clip_ood.judging.manifest import DetectorFolderError
 from clip_ood.judging.saved import SavedDetector
 from clip_ood.outputs import Outputs
 from clip_ood.predictions import HEAD, KNN, predict, voted
-from clip_ood.reading import as_picture, decode, read_image
 
 OneImage = str | Path | Image.Image | bytes | BinaryIO | Tensor
 
@@ -162,7 +162,7 @@ class Judge(nn.Module):
     @torch.inference_mode()
     def forward(self, images: OneImage | Iterable[OneImage]) -> list[Verdict]:
         """Verdicts on images, in their order, of each detector in turn: paths, PIL images, the bytes of files, open files, and
-        tensors (3, H, W), uint8 or floats in [0, 1]. The first four are prepared alike (see `clip_ood.reading.decode`); tensors
+        tensors (3, H, W), uint8 or floats in [0, 1]. The first four are prepared alike (see `clip_ood.files.pictures.decode`); tensors
         are taken as they are.
 
         Raises: UnreadableImage or OSError for a path that is no image, TypeError and ValueError for what is none at all.

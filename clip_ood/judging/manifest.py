@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal
 from pydantic import AfterValidator, ConfigDict, Field, model_validator
 
 from clip_ood.backbones.fingerprint import digest
-from clip_ood.records import Count, Damaged, Record, Share, Text, Unfit, fitting, read_record
+from clip_ood.files.records import Count, Damaged, Record, Share, Text, Unfit, fitting, read_record
 
 FOLDER, MANIFEST, STATE, ENCODER = "detector", "detector.json", "state.safetensors", "encoder"
 FORMAT = 2

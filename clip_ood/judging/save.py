@@ -22,14 +22,14 @@ from clip_ood.detectors.bank import Bank
 from clip_ood.detectors.build import Omitted
 from clip_ood.detectors.detector import Detector
 from clip_ood.detectors.statistic import statistics_of
-from clip_ood.files import written_whole
+from clip_ood.files.tensor_files import save_tensors
+from clip_ood.files.writing import written_whole
+from clip_ood.files.written_names import json_bytes
 from clip_ood.judging.manifest import ENCODER, FORMAT, MANIFEST, STATE, sealed
 from clip_ood.judging.saved import Encoder, SavedDetector
 from clip_ood.outputs import Reference
 from clip_ood.predictions import KNN, Predictor
-from clip_ood.tensor_files import save_tensors
 from clip_ood.versions import versions
-from clip_ood.written_names import json_bytes
 
 
 def described(spec: BackboneSpec) -> ImageSpec:

@@ -27,19 +27,19 @@ from clip_ood.backbones.fingerprint import fingerprint, sha256
 from clip_ood.backbones.image_encoder import load_image_encoder
 from clip_ood.backbones.names import check_model
 from clip_ood.backbones.spec import ImageSpec
-from clip_ood.cache import cache
 from clip_ood.calibration import Calibration
 from clip_ood.detectors.bank import Bank
 from clip_ood.detectors.build import build_detectors
 from clip_ood.detectors.detector import Detector
 from clip_ood.detectors.names import DETECTORS
 from clip_ood.detectors.statistic import statistics_of
+from clip_ood.files.cache import cache
+from clip_ood.files.records import Unfit
+from clip_ood.files.shapes import check_bank, check_finite, check_reference, check_shapes
+from clip_ood.files.text_files import OTHER_BYTES, not_utf8
 from clip_ood.judging.manifest import ENCODER, MANIFEST, STATE, DetectorFolderError, find_folder, read_manifest
 from clip_ood.outputs import NegativeLabels, Outputs, Reference
 from clip_ood.predictions import Predictor
-from clip_ood.records import Unfit
-from clip_ood.shapes import check_bank, check_finite, check_reference, check_shapes
-from clip_ood.text_files import OTHER_BYTES, not_utf8
 
 ALL = "all"  # every detector of a run
 

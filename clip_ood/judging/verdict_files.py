@@ -8,7 +8,7 @@ from abc import abstractmethod
 from collections.abc import Mapping
 from typing import Any, BinaryIO, TextIO
 
-from clip_ood.written_names import BYTES, cells, path_columns
+from clip_ood.files.written_names import BYTES, cells, path_columns
 
 COLUMNS = ("path", "is_ood", "score", "p_value", "predicted_class", "confidence", "detector")
 ROW_GROUP = 65_536  # lines of a parquet file in memory

@@ -9,19 +9,19 @@ from rich.box import SIMPLE_HEAD
 from rich.markup import escape
 from rich.table import Table
 
-from clip_ood.console import Terminal
-from clip_ood.files import write_text, written_text
-from clip_ood.locks import in_turn
-from clip_ood.markdown import markdown_table
+from clip_ood.files.writing import write_text, written_text
+from clip_ood.files.written_names import text_cell
 from clip_ood.metrics.ood import MEAN
 from clip_ood.metrics.paired import Line
 from clip_ood.naming import short
+from clip_ood.process.locks import in_turn
 from clip_ood.report.compare_page import Side, write_compare_page
 from clip_ood.report.comparison import Comparison, Finished, compare, open_run
 from clip_ood.runs.going_on import next_step
 from clip_ood.runs.run_folder import unreported
-from clip_ood.shown import say, shown
-from clip_ood.written_names import text_cell
+from clip_ood.terminal.console import Terminal
+from clip_ood.terminal.markdown import markdown_table
+from clip_ood.terminal.shown import say, shown
 
 
 def _cells(line: Line) -> list[str]:

@@ -9,8 +9,8 @@ from typing import Any
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
-from clip_ood.files import write_text
-from clip_ood.shown import shown
+from clip_ood.files.writing import write_text
+from clip_ood.terminal.shown import shown
 
 
 def write_page(path: Path, template: str, **values: Any) -> None:

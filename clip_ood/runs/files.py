@@ -12,11 +12,11 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from pydantic import Field, create_model, model_validator
 
+from clip_ood.files.records import Count, Record, Share, Text, Unfit, fitting, read_json, read_record, undamaged
+from clip_ood.files.written_names import BYTES
 from clip_ood.judging.manifest import Predicts
 from clip_ood.metrics.curves import METRICS
 from clip_ood.metrics.ood import MEAN
-from clip_ood.records import Count, Record, Share, Text, Unfit, fitting, read_json, read_record, undamaged
-from clip_ood.written_names import BYTES
 
 Number = Annotated[float, Field(ge=0)]  # of images or classes; a mean over seeds need not be whole
 Seeds = list[int]

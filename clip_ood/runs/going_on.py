@@ -8,11 +8,11 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from clip_ood.experiments.lost import reason
-from clip_ood.experiments.shortages import Shortage, lack
+from clip_ood.process.lost import reason
+from clip_ood.process.shortages import Shortage, lack
+from clip_ood.process.stopping import FAILED, Stopped, ending
 from clip_ood.runs.run_folder import CONFIG, FINISHED, is_follower, seed_folder, unreported
-from clip_ood.shown import one_line
-from clip_ood.stopping import FAILED, Stopped, ending
+from clip_ood.terminal.shown import one_line
 
 MADE = ("checkpoints/*.ckpt", "*/checkpoints/*.ckpt")  # of a run and of its seeds
 

@@ -13,11 +13,11 @@ import pyarrow.parquet as pq
 
 from clip_ood.data.benchmark import Benchmark
 from clip_ood.evaluation import Results
-from clip_ood.files import written_text, written_whole
+from clip_ood.files.text_files import not_utf8
+from clip_ood.files.writing import written_text, written_whole
+from clip_ood.files.written_names import cells, json_bytes, path_columns
 from clip_ood.metrics.curves import METRICS
 from clip_ood.table import Row
-from clip_ood.text_files import not_utf8
-from clip_ood.written_names import cells, json_bytes, path_columns
 
 COLUMNS = ("detector", "setting", "ood", "group", *METRICS, "n_id", "n_ood")
 NAMES = ("detector", "setting", "ood", "group")

@@ -10,8 +10,8 @@ from rich.box import SIMPLE_HEAD
 from rich.markup import escape
 from rich.table import Table
 
-from clip_ood.console import Terminal
 from clip_ood.predictions import HEAD, TEXT, Predictor
+from clip_ood.terminal.console import Terminal
 
 MEAN = "mean"
 PLP_WAYS = (

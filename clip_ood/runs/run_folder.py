@@ -12,12 +12,12 @@ from typing import TYPE_CHECKING, Any
 import yaml
 
 from clip_ood.errors import ConfigError
-from clip_ood.files import check_writable, write_text
-from clip_ood.locks import alone
+from clip_ood.files.records import Damaged
+from clip_ood.files.writing import check_writable, write_text
 from clip_ood.naming import folder_fault, one_text
-from clip_ood.ranks import is_first
-from clip_ood.records import Damaged
-from clip_ood.shown import say
+from clip_ood.process.locks import alone
+from clip_ood.process.ranks import is_first
+from clip_ood.terminal.shown import say
 
 if TYPE_CHECKING:
     import pyarrow as pa

@@ -10,8 +10,8 @@ import numpy as np
 import pyarrow.compute as pc
 
 from clip_ood.detectors.names import ABOUT
+from clip_ood.files.written_names import paths_of
 from clip_ood.runs import files as run_files
-from clip_ood.written_names import paths_of
 
 ACCEPT = 0.95  # of the ID test images, where a run is not calibrated
 

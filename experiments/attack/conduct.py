@@ -9,7 +9,6 @@ from pathlib import Path
 from lightning.pytorch import Trainer
 from torch import Tensor
 
-from clip_ood import stalls
 from clip_ood.config.data_schema import ImageSet
 from clip_ood.config.schema import Config
 from clip_ood.data.benchmark import load_benchmark
@@ -21,11 +20,12 @@ from clip_ood.experiments.extraction import load_features, using_features
 from clip_ood.experiments.resume import check_images
 from clip_ood.experiments.seeds import experiment
 from clip_ood.experiments.trainer import new_trainer
-from clip_ood.files import written_whole
-from clip_ood.locks import alone
+from clip_ood.files.text_files import names_as_bytes
+from clip_ood.files.writing import written_whole
+from clip_ood.process import stalls
+from clip_ood.process.locks import alone
 from clip_ood.runs.run_folder import FINISHED, is_follower
-from clip_ood.shown import say
-from clip_ood.text_files import names_as_bytes
+from clip_ood.terminal.shown import say
 
 TARGETS = "targets.txt"
 

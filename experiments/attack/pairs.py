@@ -17,7 +17,7 @@ from clip_ood.errors import ConfigError
 from clip_ood.features.store import TextEmbeddings
 from clip_ood.features.stored_set import Features
 from clip_ood.outputs import Outputs
-from clip_ood.prompts import prototypes
+from clip_ood.texts.prompts import prototypes
 
 
 @dataclass(frozen=True)

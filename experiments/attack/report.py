@@ -16,13 +16,13 @@ from clip_ood.experiments.attack.figures import curves, gallery
 from clip_ood.experiments.attack.plan import AFTER, BEFORE, Plan
 from clip_ood.experiments.attack.values import PLAIN, Row, Scores, as_dicts, curve_of, rows_of
 from clip_ood.experiments.run import encoder_name
-from clip_ood.files import write_text, written_text, written_whole
-from clip_ood.markdown import markdown_table
+from clip_ood.files.writing import write_text, written_text, written_whole
+from clip_ood.files.written_names import cells, path_cell, text_cell
 from clip_ood.runs.going_on import next_step
 from clip_ood.runs.results_files import write_json
 from clip_ood.runs.run_folder import FINISHED
-from clip_ood.shown import say, shown
-from clip_ood.written_names import cells, path_cell, text_cell
+from clip_ood.terminal.markdown import markdown_table
+from clip_ood.terminal.shown import say, shown
 
 SHOWN = 6  # pairs in the gallery
 CAPTION = (

@@ -12,7 +12,7 @@ from clip_ood.experiments.resume import begun_with, check_resumed
 from clip_ood.experiments.study.plan import Plan
 from clip_ood.runs.results_files import write_json
 from clip_ood.runs.run_folder import CONFIG, FINISHED, is_follower, read_results
-from clip_ood.shown import say
+from clip_ood.terminal.shown import say
 
 
 class State(Enum):

@@ -14,7 +14,7 @@ from matplotlib.figure import Figure
 from clip_ood.experiments.study.fit import least_squares
 from clip_ood.experiments.study.plan import Plan
 from clip_ood.experiments.study.values import means
-from clip_ood.files import written_whole
+from clip_ood.files.writing import written_whole
 from clip_ood.metrics.ood import MEAN
 
 Row = dict[str, Any]

@@ -9,8 +9,8 @@ from urllib.parse import quote
 from clip_ood.experiments.study.fit import least_squares
 from clip_ood.experiments.study.plan import Plan
 from clip_ood.experiments.study.values import means
-from clip_ood.markdown import markdown_table
 from clip_ood.metrics.ood import MEAN
+from clip_ood.terminal.markdown import markdown_table
 
 Row = dict[str, Any]
 CAPTION = (

@@ -11,12 +11,12 @@ from typing import Any
 import pyarrow.compute as pc
 
 from clip_ood.experiments.study.plan import Plan
-from clip_ood.files import written_text
+from clip_ood.files.writing import written_text
+from clip_ood.files.written_names import cells, paths_of
 from clip_ood.metrics.curves import METRICS
 from clip_ood.metrics.ood import MEAN
 from clip_ood.runs.results_table import intervals_told, missing_seeds, told
 from clip_ood.runs.run_folder import of_seed, read_scores
-from clip_ood.written_names import cells, paths_of
 
 Results = Mapping[str, dict[str, Any]]  # run -> content of its results.json
 SPREAD = ("auroc_std", "auroc_low", "auroc_high")

@@ -6,8 +6,8 @@ from clip_ood.experiments.study.figures import write_figure
 from clip_ood.experiments.study.plan import Plan
 from clip_ood.experiments.study.report import markdown
 from clip_ood.experiments.study.values import Results, missing, over_seeds, values, write_values
-from clip_ood.files import write_text
-from clip_ood.shown import say, shown
+from clip_ood.files.writing import write_text
+from clip_ood.terminal.shown import say, shown
 
 
 def write(plan: Plan, results: Results, failed: dict[str, str]) -> None:

@@ -13,10 +13,10 @@ from random import Random
 from archives import tarred
 from bad_server import Server
 
-from clip_ood import download as downloading
 from clip_ood.config.sets import Entry, File
 from clip_ood.data.catalog.get import get
-from clip_ood.download import DownloadError, download
+from clip_ood.files import download as downloading
+from clip_ood.files.download import DownloadError, download
 from faults.trial import Trial
 
 PICTURE = Random(0).randbytes(200_000)

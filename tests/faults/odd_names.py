@@ -13,9 +13,9 @@ from pathlib import Path
 import pyarrow.parquet as pq
 import yaml
 
+from clip_ood.files.text_files import not_utf8
+from clip_ood.files.written_names import TEXT, csv_rows, paths_of
 from clip_ood.runs.files import read_scores
-from clip_ood.text_files import not_utf8
-from clip_ood.written_names import TEXT, csv_rows, paths_of
 from faults import lab
 from faults.process import run
 from faults.trial import Trial

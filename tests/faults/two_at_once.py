@@ -130,7 +130,7 @@ def pause_at(folder: str, number: int, below: str = "") -> None:
 
 
 def impatient() -> None:
-    from clip_ood import locks
+    from clip_ood.process import locks
 
     locks.PATIENCE = 0.3
 

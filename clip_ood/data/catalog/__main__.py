@@ -11,12 +11,12 @@ from pathlib import Path
 
 from clip_ood.command_line import guarded
 from clip_ood.config.sets import entry
-from clip_ood.console import Terminal
 from clip_ood.data.catalog.get import get
 from clip_ood.data.catalog.state import advice, states, table
+from clip_ood.process.streams import Parser
 from clip_ood.runs.going_on import again, stoppable
-from clip_ood.shown import say
-from clip_ood.streams import Parser
+from clip_ood.terminal.console import Terminal
+from clip_ood.terminal.shown import say
 
 
 def main(argv: list[str] | None = None) -> None:

@@ -7,15 +7,15 @@ from pathlib import Path
 from rich.filesize import decimal
 from rich.progress import BarColumn, DownloadColumn, Progress, TimeRemainingColumn, TransferSpeedColumn
 
-from clip_ood.checksum import Checksum, record, recorded
 from clip_ood.config.sets import Entry, File
 from clip_ood.data.catalog.state import look
 from clip_ood.data.catalog.unpack import Damaged, UnsafeArchive, unpack
-from clip_ood.download import download
 from clip_ood.errors import ConfigError
-from clip_ood.file_types import WrongType, check_type
-from clip_ood.locks import in_turn
-from clip_ood.shown import say
+from clip_ood.files.checksum import Checksum, record, recorded
+from clip_ood.files.download import download
+from clip_ood.files.file_types import WrongType, check_type
+from clip_ood.process.locks import in_turn
+from clip_ood.terminal.shown import say
 
 
 def get(entry: Entry, root: Path) -> None:

@@ -12,7 +12,7 @@ from pathlib import Path, PurePosixPath
 from typing import BinaryIO
 
 from clip_ood.data.catalog.archives import BLOCK, Member, in_tar, in_zip
-from clip_ood.files import naming
+from clip_ood.files.writing import naming
 
 DAMAGED = (tarfile.TarError, zipfile.BadZipFile, EOFError, zlib.error, gzip.BadGzipFile, NotImplementedError)
 RATIO = 100  # times its own size that an archive may unpack to: of image sets, labels shrink most, to a tenth or so

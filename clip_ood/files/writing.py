@@ -14,7 +14,7 @@ from stat import S_IMODE
 from typing import BinaryIO, TextIO
 from uuid import uuid4
 
-from clip_ood.stopping import whole_first
+from clip_ood.process.stopping import whole_first
 
 try:
     import fcntl

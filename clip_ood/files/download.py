@@ -13,10 +13,10 @@ from collections.abc import Callable
 from http.client import HTTPException, HTTPResponse
 from pathlib import Path
 
-from clip_ood.checksum import Checksum
-from clip_ood.file_types import START, WrongType, check_start, check_type
-from clip_ood.https import UnsafeRedirect, opened
-from clip_ood.records import Count, Damaged, Record, Text, read_record
+from clip_ood.files.checksum import Checksum
+from clip_ood.files.file_types import START, WrongType, check_start, check_type
+from clip_ood.files.https import UnsafeRedirect, opened
+from clip_ood.files.records import Count, Damaged, Record, Text, read_record
 
 TRIES = 5  # in a row that bring nothing new
 BLOCK = 1 << 20  # bytes read at a time

@@ -3,7 +3,7 @@
 A file's name is any bytes but NUL and "/". Python keeps those that are no UTF-8 as \\udc80 … \\udcff, and so does JSON, as escapes.
 CSV holds the bytes themselves, and text that a spreadsheet would take for a formula behind "./" (paths) or "'". Parquet holds
 UTF-8 alone: the bytes of other names stand in a column of their own. What is written for people (pages, Markdown, the terminal) is
-`clip_ood.shown`.
+`clip_ood.terminal.shown`.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import re
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, TextIO
 
-from clip_ood.text_files import not_utf8
+from clip_ood.files.text_files import not_utf8
 
 if TYPE_CHECKING:
     import pyarrow as pa

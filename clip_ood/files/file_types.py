@@ -53,7 +53,7 @@ def check_start(start: bytes, name: str) -> None:
 
     >>> check_start(b"<!DOCTYPE html><title>Quota exceeded</title>", "photos.tar.gz")
     Traceback (most recent call last):
-    clip_ood.file_types.WrongType: it is a web page, and no gzip file
+    clip_ood.files.file_types.WrongType: it is a web page, and no gzip file
     """
     if not start:
         raise WrongType("it is empty")

@@ -16,8 +16,8 @@ from torch import Tensor
 
 from clip_ood.backbones.backbone import unit
 from clip_ood.outputs import NegativeLabels
-from clip_ood.prompts import Phrases
-from clip_ood.wordnet import Words, plain
+from clip_ood.texts.prompts import Phrases
+from clip_ood.texts.wordnet import Words, plain
 
 SHARE = 0.15  # of the candidates are kept
 QUANTILE = 0.95  # over ID classes: a few classes that a word is near to do not speak against it

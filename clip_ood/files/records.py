@@ -11,8 +11,8 @@ from typing import Annotated, Any
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 
+from clip_ood.files.text_files import read_text
 from clip_ood.naming import text_fault
-from clip_ood.text_files import read_text
 
 LARGEST = 1 << 26  # bytes of a file
 SHOWN = 60  # characters of a value

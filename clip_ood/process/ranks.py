@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 
-from clip_ood.shown import say
+from clip_ood.terminal.shown import say
 
 RANKS = (
     "RANK",
@@ -20,7 +20,7 @@ RANKS = (
 
 def is_first() -> bool:
     """Whether no variable gives this process another place than the first. The scripts forget variables that nobody meant for
-    them (see `clip_ood.experiments.launchers`)."""
+    them (see `clip_ood.process.launchers`)."""
     return all(os.environ.get(rank, "0") in ("0", "") for rank in RANKS)
 
 

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-from clip_ood.records import Unfit
+from clip_ood.files.records import Unfit
 
 # C classes, D features, E embeddings, M and W negative words, n images
 HEAD = {  # of a checkpoint

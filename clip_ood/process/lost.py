@@ -7,8 +7,8 @@ import re
 import time
 import traceback
 
-from clip_ood import stalls
-from clip_ood.stopping import ending
+from clip_ood.process import stalls
+from clip_ood.process.stopping import ending
 
 SHARED = (
     "the shared memory that passes images from the processes which decode them is full or too small: in a container start it with "
@@ -20,7 +20,7 @@ SEEN_AFTER = 3.0  # seconds until the death of another process is noticed here
 
 def reason(error: Exception) -> str | None:
     """Why a process beside this one made `error` be raised here, as a message; None where it is an error of another kind. Where the
-    watch over this one (`clip_ood.watch`) sees what has died, that says more."""
+    watch over this one (`clip_ood.process.watch`) sees what has died, that says more."""
     text = str(error)
     if isinstance(error, ConnectionError | EOFError) and _of_multiprocessing(error):
         return f"a process that decodes images has died. {MEMORY}"

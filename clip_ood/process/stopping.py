@@ -15,8 +15,8 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 
-from clip_ood.ranks import is_first
-from clip_ood.shown import say
+from clip_ood.process.ranks import is_first
+from clip_ood.terminal.shown import say
 
 FAILED = 2  # the exit status of what a message explains
 TERMINATED = 128 + signal.SIGTERM

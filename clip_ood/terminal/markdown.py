@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 
-from clip_ood.shown import one_line
+from clip_ood.terminal.shown import one_line
 
 
 def markdown_table(header: Sequence[str], rows: Iterable[Sequence[str]], names: int) -> str:

@@ -16,9 +16,9 @@ from contextlib import contextmanager, suppress
 from types import NoneType
 from typing import NoReturn
 
-from clip_ood import stalls
-from clip_ood.peers import Peers
-from clip_ood.stopping import FAILED, Stopped, ending, heeded
+from clip_ood.process import stalls
+from clip_ood.process.peers import Peers
+from clip_ood.process.stopping import FAILED, Stopped, ending, heeded
 
 GRACE = 30.0  # seconds that the file which is being written, and cleaning up, may take
 ANSWER = 5.0  # seconds for all else: what does not answer waits for a disk or for another process

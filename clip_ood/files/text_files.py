@@ -7,7 +7,7 @@ import io
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
-from clip_ood.regular_file import check_regular, no_file, special
+from clip_ood.files.regular_file import check_regular, no_file, special
 
 MARKS = (
     (codecs.BOM_UTF32_LE, "utf-32"),  # begins with the mark of UTF-16

@@ -12,7 +12,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from clip_ood.files import written_whole
+from clip_ood.files.writing import written_whole
 
 DTYPES = {
     torch.float64: "F64",

@@ -23,7 +23,7 @@ from pathlib import Path
 from uuid import uuid4
 
 from clip_ood.naming import short
-from clip_ood.shown import one_line
+from clip_ood.terminal.shown import one_line
 
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")  # a system without locks: filelock then goes by the file being there

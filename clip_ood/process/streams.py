@@ -16,7 +16,7 @@ from contextlib import contextmanager, suppress
 from types import TracebackType
 from typing import TextIO
 
-from clip_ood.shown import say, shown
+from clip_ood.terminal.shown import say, shown
 
 READER_GONE = 141  # the status of a program that SIGPIPE ends
 SPELT_OUT = "spelt_out"

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from fractions import Fraction
 from math import floor
 
-from clip_ood.shown import one_line
+from clip_ood.terminal.shown import one_line
 
 LEAST = 5  # images that may be unreadable in any set, however small
 SHARE = 0.01

@@ -14,8 +14,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
 
-from clip_ood.regular_file import no_file, special
-from clip_ood.text_files import read_lines, read_text
+from clip_ood.files.regular_file import no_file, special
+from clip_ood.files.text_files import read_lines, read_text
 
 PLACES = (Path("data/wordnet"), Path("/usr/share/wordnet"))  # of clip_ood.demo.wordnet, of Debian's package
 NOUNS, ADJECTIVES, SYNSETS = "index.noun", "index.adj", "data.noun"

@@ -26,7 +26,7 @@ def limit() -> float:
 
 @contextmanager
 def reading(path: str | PathLike[str]) -> Iterator[None]:
-    """Around the reading of a file or folder: where it takes longer than the limit, the watch ends the command (`clip_ood.watch`)."""
+    """Around the reading of a file or folder: where it takes longer than the limit, the watch ends the command (`clip_ood.process.watch`)."""
     global _reading
     before, _reading = _reading, (time.monotonic(), path)
     try:

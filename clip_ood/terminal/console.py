@@ -9,11 +9,11 @@ from rich.console import Console, ConsoleOptions, RenderableType
 from rich.segment import Segment
 from rich.text import Text
 
-from clip_ood.shown import shown
+from clip_ood.terminal.shown import shown
 
 
 class Terminal(Console):
-    """A console whose texts are `clip_ood.shown.shown`, by whatever way they come."""
+    """A console whose texts are `clip_ood.terminal.shown.shown`, by whatever way they come."""
 
     def __init__(self, **options: Any) -> None:
         super().__init__(**{"emoji": False} | options)  # :cat: is a name like others

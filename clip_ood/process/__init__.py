@@ -1,0 +1,1 @@
+"""How a process runs beside others, and how it ends."""

@@ -1,0 +1,1 @@
+"""Names, words and prompts, and what a text encoder makes of them."""
