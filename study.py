@@ -4,42 +4,9 @@ python study.py --config few_shot_demo.yaml
 python study.py --config main_table.yaml --data.root=/data --trainer.devices=8
 """
 
-from __future__ import annotations
+from clip_ood.cli import command, run
 
-from clip_ood.command_line import guarded, parse
-from clip_ood.errors import ConfigError
-from clip_ood.experiments.study.plan import load_study, remove_runs
-from clip_ood.process.launchers import settle
-from clip_ood.runs.going_on import again, stoppable
-from clip_ood.runs.run_folder import alone_in, check_report
-from clip_ood.terminal.shown import say
-
-
-def main(argv: list[str] | None = None) -> None:
-    arguments, overrides = parse(argv, __doc__.splitlines()[0], lambda parser: None, of="study")
-    if arguments.config is None:
-        raise ConfigError("Which study? Name one: --config few_shot_demo.yaml (see configs/studies/), or --help")
-    plan = load_study(arguments.config, overrides)
-    if arguments.print_config:
-        from clip_ood.config.loading import dump
-
-        say("\n---\n".join(map(dump, plan.runs.values())), end="")
-        return
-    settle(next(iter(plan.runs.values())).trainer)
-    with alone_in(plan.folder, "this study"):
-        if arguments.overwrite:
-            remove_runs(plan)
-        from clip_ood.experiments.study.conduct import conduct
-        from clip_ood.experiments.study.write import write
-
-        way_on = lambda: f"Finished runs are kept. Go on with: {again('study.py', argv, drop=['--overwrite'])}"  # noqa: E731
-        with stoppable(way_on):
-            results, failed = conduct(plan)
-            if results:
-                write(plan, results, failed)
-    for run in plan.runs:
-        check_report(plan.folder / run)
-
+main = command("study")
 
 if __name__ == "__main__":
-    guarded(main)
+    run("study")

@@ -12,7 +12,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from clip_ood.adversarial.images import PairBatch, pixels_of
 from clip_ood.data.image_list import ImageList
-from clip_ood.data.workers import loading
+from clip_ood.datamodules.workers import loading
 
 
 class AttackedImages(Dataset):

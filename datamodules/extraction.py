@@ -18,7 +18,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from clip_ood.data.image_list import ImageList, Loaded
-from clip_ood.data.workers import loading
+from clip_ood.datamodules.workers import loading
 from clip_ood.features import store
 from clip_ood.features.batches import Batch, ImageBatch, Part, PartRows, StoredBatch, TextBatch, WordBatch
 from clip_ood.features.identity import firsts, pairs

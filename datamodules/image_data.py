@@ -22,8 +22,8 @@ from clip_ood.config.schema import Data, FineTune
 from clip_ood.data.benchmark import Benchmark
 from clip_ood.data.image_list import ImageList
 from clip_ood.data.labelled import FeatureTable, LabelledImages
-from clip_ood.data.workers import loading
 from clip_ood.datamodules.feature_data import FeatureData
+from clip_ood.datamodules.workers import loading
 from clip_ood.features.stored_set import Features
 
 FLOAT = 4  # bytes

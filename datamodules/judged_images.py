@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from clip_ood.data.inputs import Source
-from clip_ood.data.workers import loading
+from clip_ood.datamodules.workers import loading
 from clip_ood.files.pictures import UnreadableImage
 from clip_ood.files.unreadable import NO_MEMORY, check_of_file, is_no_memory
 from clip_ood.judging.batches import JudgedBatch, SourceBatch

@@ -27,6 +27,7 @@ from clip_ood.judging.judge import Decision, Judge
 from clip_ood.judging.saved import SavedDetector
 from clip_ood.lightning_modules.judging import Judging
 from clip_ood.process import stalls
+from clip_ood.process.called import called
 from clip_ood.runs.going_on import next_step
 from clip_ood.terminal.shown import one_line, say
 from clip_ood.versions import versions
@@ -178,7 +179,7 @@ def _tell(counts: Counts, judge: Judge, request: Request) -> None:
 
 def _next(counts: Counts, judge: Judge, request: Request) -> str:
     """The next step: to see the images that were flagged, or to hear the other detectors."""
-    command = ["python", "detect.py", "--run", str(request.run)]
+    command = [*called("detect"), "--run", str(request.run)]
     few = request.paths if len(request.paths) < MANY else [request.paths[0], "..."]
     same = [*command, *few, *(["--accept", f"{request.accept:g}"] if request.accept is not None else [])]
     if counts.ood[judge.column] and request.copy_ood is None:

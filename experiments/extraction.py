@@ -41,7 +41,7 @@ warnings.filterwarnings("ignore", message="Total length of .* across ranks is ze
 
 @contextmanager
 def using_features(config: Config) -> Iterator[None]:
-    """Meanwhile nobody removes what is stored of the config's encoders (`python -m clip_ood.features remove`)."""
+    """Meanwhile nobody removes what is stored of the config's encoders (`clip-ood features remove`)."""
     encoders = [each for each in (config.backbone, config.backbone.text_spec) if each is not None]
     root = config.features_root
     with ExitStack() as using:
@@ -171,7 +171,7 @@ def _say_old(root: Path) -> None:
     if old := {path.parents[1] for path in root.glob("*/*/manifest.json")}:
         say(
             f"{root} holds features in the format of an older version ({len(old)} encoders), which are not read: "
-            f"python -m clip_ood.features remove --old --root {root} removes them (--dry-run shows them)"
+            f"clip-ood features remove --old --root {root} removes them (--dry-run shows them)"
         )
 
 

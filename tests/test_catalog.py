@@ -20,8 +20,8 @@ from clip_ood.config.loading import CONFIGS, load_config, validate
 from clip_ood.config.schema import ImageSet
 from clip_ood.config.sets import Entry, Split, catalogue, entry
 from clip_ood.data.benchmark import load_benchmark
-from clip_ood.data.catalog.__main__ import main
 from clip_ood.errors import ConfigError
+from clip_ood.experiments.commands.catalog import main
 
 PUBLISHED = {  # arXiv 2303.05828 and OpenOOD v1.5 (arXiv 2306.09301)
     "CIFAR10": {"train": 50_000, "test": 10_000},
@@ -90,7 +90,7 @@ def test_the_table_says_what_is_there_and_how_to_get_the_rest(tmp_path, capsys, 
     assert ["NINCO", "test", "5,879", "3", "64", "near"] in rows
     assert ["iNaturalist", "test", "10,000", "–", "", "far"] in rows
     assert "NINCO test: 3 of 5,879 images are there" in out and "SUN test: Image set SUN: " in out
-    assert f"python -m clip_ood.data.catalog get Places --root={tmp_path}" in out
+    assert f"clip-ood catalog get Places --root={tmp_path}" in out
     assert re.search(r"ImageNet-1k \(.*\):\n    Accept the terms", out)
 
 
@@ -106,7 +106,7 @@ def test_listing_downloads_nothing(tmp_path, capsys, monkeypatch):
 
 def test_the_command_answers_a_wrong_name_and_a_set_that_it_does_not_download(tmp_path):
     for name, message in (("NINKO", "Did you mean NINCO"), ("ImageNet-1k", "is not downloaded from here.*Accept the")):
-        command = [sys.executable, "-m", "clip_ood.data.catalog", "get", name, "--root", str(tmp_path)]
+        command = [sys.executable, "-m", "clip_ood", "catalog", "get", name, "--root", str(tmp_path)]
         done = run(command, capture_output=True, text=True, cwd=CONFIGS.parent)
         assert done.returncode == 2 and re.search(f"error: .*{message}", done.stderr) and not done.stdout
     assert list(tmp_path.iterdir()) == []

@@ -21,8 +21,8 @@ from clip_ood.callbacks.verdict_writer import VerdictParts
 from clip_ood.errors import ConfigError
 from clip_ood.experiments.checkpoints import check_checkpoint
 from clip_ood.experiments.resume import check_contents, check_images
-from clip_ood.features.__main__ import encoders
 from clip_ood.features.segment import StoreError, open_segment, write_segment
+from clip_ood.features.upkeep import encoders
 from clip_ood.files import download
 from clip_ood.files.records import Count, Damaged, Record, Text, read_record
 from clip_ood.judging.manifest import DetectorFolderError, sealed

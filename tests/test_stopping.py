@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 import tiny_clip
 
-from clip_ood.data import workers
+from clip_ood.datamodules import workers
 from clip_ood.experiments.trainer import new_trainer
 from clip_ood.files.writing import written_whole
 from clip_ood.process import stalls

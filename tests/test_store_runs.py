@@ -486,10 +486,7 @@ def test_an_older_format_is_named(lab, capsys):
     old.mkdir(parents=True)
     (old / "manifest.json").write_text("{}")
     lab.load()
-    assert (
-        "older version (1 encoders), which are not read: python -m clip_ood.features remove --old"
-        in capsys.readouterr().out
-    )
+    assert "older version (1 encoders), which are not read: clip-ood features remove --old" in capsys.readouterr().out
 
 
 def test_a_run_stops_as_soon_as_too_many_images_are_unreadable(lab):

@@ -33,7 +33,7 @@ class ImageSet(Section):
     bare = "folder"
 
     catalog: str | None = None
-    """A named set: `python -m clip_ood.data.catalog` lists them. Brings layout, count, group and source."""
+    """A named set: `clip-ood catalog` lists them. Brings layout, count, group and source."""
     folder: Place | None = None
     """Folder of images: one sub-folder a class, or all images in one (flat). Relative to data.root."""
     labels: Place | None = None

@@ -61,7 +61,7 @@ class Entry:
 
     def advice(self, root: Path) -> str:
         """How a user gets the set."""
-        got = f"python -m clip_ood.data.catalog get {self.name} --root={root}" if self.files else ""
+        got = f"clip-ood catalog get {self.name} --root={root}" if self.files else ""
         return " · ".join(filter(None, (got, self.how)))
 
 

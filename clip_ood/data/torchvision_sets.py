@@ -34,7 +34,7 @@ def load(set_name: str, kind: str, split: str, root: Path, download: bool) -> Ar
     except Exception as error:
         tried = "download" if download else "read"
         raise ConfigError(
-            f"Image set {set_name}: torchvision could not {tried} {kind} (size and source: python -m clip_ood.data.catalog) "
+            f"Image set {set_name}: torchvision could not {tried} {kind} (size and source: clip-ood catalog) "
             f"in {root}: {error}"
         ) from error
     if kind == "SVHN":  # channels first, and no class names

@@ -14,6 +14,7 @@ from clip_ood.files.written_names import text_cell
 from clip_ood.metrics.ood import MEAN
 from clip_ood.metrics.paired import Line
 from clip_ood.naming import short
+from clip_ood.process.called import called
 from clip_ood.process.locks import in_turn
 from clip_ood.report.compare_page import Side, write_compare_page
 from clip_ood.report.comparison import Comparison, Finished, compare, open_run
@@ -115,6 +116,6 @@ def show(specs: list[str], page: Path | None = None) -> None:
         say(there)
     if page is None:
         html = ["--html", str(comparison.runs[0].folder.parent / "comparison.html")]
-        say(next_step(["python", "eval.py", "--compare", *specs, *html], "show it as a page"))
+        say(next_step([*called("eval"), "--compare", *specs, *html], "show it as a page"))
     else:
         say(f"Next: open {page} in a browser")

@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from clip_ood.process.called import called
 from clip_ood.process.lost import reason
 from clip_ood.process.shortages import Shortage, lack
 from clip_ood.process.stopping import FAILED, Stopped, ending
@@ -54,27 +55,27 @@ def ended_early() -> Iterator[None]:
         raise Stopped(ending.status) from None
 
 
-def resume_line(script: str, argv: list[str] | None, folder: Path) -> str:
+def resume_line(command: str, argv: list[str] | None, folder: Path) -> str:
     """What is kept of the run in `folder`, and how to go on with it, or how to begin it again where nothing but features is kept."""
     kept = "features are kept (but for the last 1,024 images a process)"
     there = unreported(folder) if (folder / FINISHED).is_file() else ""
     if there or ((folder / FINISHED).is_file() and "--overwrite" not in (sys.argv if argv is None else argv)):
         return f"{folder} is finished, and kept.{there and f' {there}'}"
     if not (folder / CONFIG).is_file() or (folder / FINISHED).is_file():
-        return f"Nothing was trained yet, and {kept}. Start again with: {again(script, argv)}"
+        return f"Nothing was trained yet, and {kept}. Start again with: {again(command, argv)}"
     if any(any(folder.glob(made)) for made in MADE):
         kept = "features and whole epochs are kept, and an epoch that was begun is trained again"
-    return f"{kept[0].upper()}{kept[1:]}. Go on with: {again(script, argv, add=['--resume'], drop=['--overwrite'])}"
+    return f"{kept[0].upper()}{kept[1:]}. Go on with: {again(command, argv, add=['--resume'], drop=['--overwrite'])}"
 
 
-def again(script: str, argv: list[str] | None, add: Iterable[str] = (), drop: Iterable[str] = ()) -> str:
+def again(command: str, argv: list[str] | None, add: Iterable[str] = (), drop: Iterable[str] = ()) -> str:
     """The command line of this call, for a shell.
 
-    >>> again("train.py", ["--config", "a b.yaml", "--overwrite"], add=["--resume"], drop=["--overwrite"])
+    >>> again("train", ["--config", "a b.yaml", "--overwrite"], add=["--resume"], drop=["--overwrite"])
     "python train.py --config 'a b.yaml' --resume"
     """
     given = [each for each in (sys.argv[1:] if argv is None else argv) if each not in drop]
-    return as_typed(["python", *script.split(), *given, *(each for each in add if each not in given)])
+    return as_typed([*called(command), *given, *(each for each in add if each not in given)])
 
 
 def as_typed(command: Iterable[str]) -> str:
@@ -98,7 +99,7 @@ def _bytes(character: str) -> str:
 def next_step(command: Iterable[str], what: str) -> str:
     """The line that names the next step.
 
-    >>> next_step(["python", "detect.py", "--run", "runs/a b", "photos/"], "judge new images")
+    >>> next_step([*called("detect"), "--run", "runs/a b", "photos/"], "judge new images")
     "Next: to judge new images, python detect.py --run 'runs/a b' photos/"
     """
     return f"Next: to {what}, {as_typed(command)}"
@@ -109,10 +110,10 @@ def after_run(folder: Path, seeds: list[int], judges: bool, tested: bool) -> str
     where it was tested against OOD images, or to test it."""
     if judges:
         run = seed_folder(folder, seeds[0]) if seeds else folder
-        return next_step(["python", "detect.py", "--run", str(run), "photos/"], "judge new images")
+        return next_step([*called("detect"), "--run", str(run), "photos/"], "judge new images")
     if not tested:
         return (
             f"Next: look at the scores in {folder}, or test them against OOD images with --data.ood='{{NAME: FOLDER}}'"
         )
-    compared = ["python", "eval.py", "--compare", str(folder), str(folder.with_name("OTHER"))]
+    compared = [*called("eval"), "--compare", str(folder), str(folder.with_name("OTHER"))]
     return next_step(compared, "show it beside another run")

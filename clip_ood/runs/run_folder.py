@@ -15,6 +15,7 @@ from clip_ood.errors import ConfigError
 from clip_ood.files.records import Damaged
 from clip_ood.files.writing import check_writable, write_text
 from clip_ood.naming import folder_fault, one_text
+from clip_ood.process.called import called
 from clip_ood.process.locks import alone
 from clip_ood.process.ranks import is_first
 from clip_ood.terminal.shown import say
@@ -243,7 +244,7 @@ def unreported(run: Path) -> str:
     could not be written. Else the empty string."""
     lacking = [each for each in (run, *run.glob("seed-*")) if _lacks_report(each)]
     return (
-        f"{lacking[0]} has no report yet: {shlex.join(['python', 'eval.py', '--report', str(run)])} writes it"
+        f"{lacking[0]} has no report yet: {shlex.join([*called('eval'), '--report', str(run)])} writes it"
         if lacking
         else ""
     )

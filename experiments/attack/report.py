@@ -18,6 +18,7 @@ from clip_ood.experiments.attack.values import PLAIN, Row, Scores, as_dicts, cur
 from clip_ood.experiments.run import encoder_name
 from clip_ood.files.writing import write_text, written_text, written_whole
 from clip_ood.files.written_names import cells, path_cell, text_cell
+from clip_ood.process.called import called
 from clip_ood.runs.going_on import next_step
 from clip_ood.runs.results_files import write_json
 from clip_ood.runs.run_folder import FINISHED
@@ -55,11 +56,7 @@ def write(plan: Plan, folder: Path, found: Found) -> None:
     say(text)
     say(f"Results: {folder}")
     attacked = f"--data.ood.attacked={folder_of(plan, folder, AFTER).resolve()}"
-    say(
-        next_step(
-            ["python", "eval.py", "--run", "RUN", attacked], "score the images, an ordinary set, with another run"
-        )
-    )
+    say(next_step([*called("eval"), "--run", "RUN", attacked], "score the images, an ordinary set, with another run"))
 
 
 def about(plan: Plan, found: Found) -> dict[str, Any]:

@@ -237,12 +237,14 @@ def _features_are_removed_under_a_run(folder: Path) -> None:
     (number,) = (path.parent.name for path in (folder / "features").glob("*/encoder.json"))
     for what in (["--files"], [number], ["--unused-for", "0"]):
         refused = run(
-            ["clip_ood.features", "remove", "--root", f"{folder}/features", *what], folder / "log-2", impatient
+            ["clip_ood", "features", "remove", "--root", f"{folder}/features", *what], folder / "log-2", impatient
         )
         assert refused.status == 1 and KEPT[0] in refused.said and not refused.traceback, refused.said
     (folder / "go").touch()
     _as_alone("train", folder, [first.finish()])
-    removed = run(["clip_ood.features", "remove", "--root", f"{folder}/features", number, "--files"], folder / "log-3")
+    removed = run(
+        ["clip_ood", "features", "remove", "--root", f"{folder}/features", number, "--files"], folder / "log-3"
+    )
     assert removed.status == 0 and not list((folder / "features").glob("*/*")), removed.said
 
 
@@ -283,7 +285,7 @@ def _a_set_is_fetched_twice(folder: Path) -> None:
     server = ThreadingHTTPServer(("127.0.0.1", 0), Slow)
     Thread(target=server.serve_forever, daemon=True).start()
     offered = partial(_offer, f"http://127.0.0.1:{server.server_port}/set.tar")
-    command = ["clip_ood.data.catalog", "get", "Textures", "--root", f"{folder}/data"]
+    command = ["clip_ood", "catalog", "get", "Textures", "--root", f"{folder}/data"]
     ended = [each.finish() for each in [Started(command, folder / f"log-{n}", offered) for n in (1, 2)]]
     server.shutdown()
     assert all(each.status == 0 for each in ended) and len(asked) == 1, (ended, asked)

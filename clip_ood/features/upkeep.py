@@ -1,18 +1,8 @@
-"""What lies in a feature store, whether it is whole, and how to be rid of it.
-
-python -m clip_ood.features list                          encoders, images, texts, bytes, last use
-python -m clip_ood.features check --repair                reads everything; removes what is damaged, to be made again
-python -m clip_ood.features remove 3f2a --dry-run         an encoder's entries, by the beginning of its number
-python -m clip_ood.features remove --old                  what older versions have left
-python -m clip_ood.features remove --unused-for 90        encoders that no run has read from for so many days
-python -m clip_ood.features remove --files                what files were found to hold: the next run reads them once
-"""
+"""What lies in a feature store, whether it is whole, and how to be rid of it."""
 
 from __future__ import annotations
 
-import argparse
 import shutil
-import sys
 import time
 from contextlib import nullcontext, suppress
 from dataclasses import dataclass
@@ -24,10 +14,8 @@ from rich.table import Table
 
 from clip_ood.files.records import Damaged, Record, Text, read_record
 from clip_ood.process.locks import InUse, alone
-from clip_ood.process.streams import Parser, usable_streams
-from clip_ood.process.watch import watched
 from clip_ood.terminal.console import Terminal
-from clip_ood.terminal.shown import say, shown
+from clip_ood.terminal.shown import say
 
 DAY = 86400  # seconds
 KINDS = {"images": ["valid"], "texts": ["embeddings", "valid"]}  # of an encoder's entries: arrays of which each has one
@@ -137,7 +125,7 @@ def check(root: Path, repair: bool) -> int:
     for path in damaged if repair else []:
         path.unlink(missing_ok=True)
     if damaged:
-        way_out = f"python -m clip_ood.features check --repair --root {root} removes what is damaged"
+        way_out = f"clip-ood features check --repair --root {root} removes what is damaged"
         say("removed: the next run makes these entries again" if repair else way_out)
     return 0 if repair else len(damaged)
 
@@ -205,50 +193,3 @@ def readable(size: int) -> str:
             return f"{size:.1f} {unit}" if unit != "bytes" else f"{size} bytes"
         size /= 1000
     raise AssertionError
-
-
-def main(argv: list[str] | None = None) -> None:
-    parser = Parser(
-        prog="python -m clip_ood.features", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--root", type=Path, default=Path("features"), help="the store [features]")
-    actions = parser.add_subparsers(dest="action", required=True)
-    actions.add_parser("list", help="encoders, images, texts, bytes, last use")
-    checking = actions.add_parser("check", help="read every segment and compare it with its checksum")
-    checking.add_argument("--repair", action="store_true", help="remove what is damaged, so that it is made again")
-    removing = actions.add_parser("remove", help="remove entries of encoders")
-    removing.add_argument("numbers", nargs="*", metavar="NUMBER", help="the beginning of an encoder's number")
-    removing.add_argument("--old", action="store_true", help="what older versions have left")
-    removing.add_argument("--unused-for", type=float, metavar="DAYS", help="what no run has read for so many days")
-    removing.add_argument(
-        "--files", action="store_true", help="what files were found to hold: the next run reads them once"
-    )
-    removing.add_argument("--dry-run", action="store_true", help="say what would go, and remove nothing")
-    for each in actions.choices.values():
-        each.add_argument("--root", type=Path, default=argparse.SUPPRESS, help="the store [features]")
-    given = parser.parse_args(argv)
-    if not given.root.is_dir():
-        sys.exit(shown(f"error: there is no folder {given.root}; name the store with --root"))
-    if not (given.root / FILES).is_dir() and not encoders(given.root):
-        sys.exit(shown(f"error: {given.root} is no feature store; name one with --root"))
-    if given.action == "list":
-        show(given.root)
-    elif given.action == "check":
-        sys.exit(1 if check(given.root, given.repair) else 0)
-    else:
-        by_encoder = given.numbers or given.old or given.unused_for is not None
-        if not (by_encoder or given.files):
-            removing.error("name encoders by their number (see list), or --old, --unused-for DAYS or --files")
-        try:
-            if given.files:
-                remove_files(given.root, given.dry_run)
-            if by_encoder:
-                chosen = choose(encoders(given.root), given.numbers, given.old, given.unused_for)
-                remove(given.root, chosen, given.dry_run)
-        except ValueError as error:
-            sys.exit(shown(f"error: {error}"))
-
-
-if __name__ == "__main__":
-    with usable_streams(), watched(None):
-        main()

@@ -1,7 +1,7 @@
 """The named image sets: what is there, what is missing, how to get it.
 
-python -m clip_ood.data.catalog [--root data]
-python -m clip_ood.data.catalog get NINCO Textures [--root data]
+clip-ood catalog [--root data]
+clip-ood catalog get NINCO Textures [--root data]
 """
 
 from __future__ import annotations
@@ -9,7 +9,6 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from clip_ood.command_line import guarded
 from clip_ood.config.sets import entry
 from clip_ood.data.catalog.get import get
 from clip_ood.data.catalog.state import advice, states, table
@@ -20,7 +19,7 @@ from clip_ood.terminal.shown import say
 
 
 def main(argv: list[str] | None = None) -> None:
-    parser = Parser(prog="python -m clip_ood.data.catalog", description=__doc__.splitlines()[0])
+    parser = Parser(prog="clip-ood catalog", description=__doc__.splitlines()[0])
     parser.add_argument("--root", type=Path, default=Path("data"), help="the folder data.root (default: data)")
     commands = parser.add_subparsers(dest="command", metavar="get NAME …")
     getting = commands.add_parser("get", help="download sets")
@@ -30,7 +29,7 @@ def main(argv: list[str] | None = None) -> None:
     root = arguments.root.expanduser()
     if arguments.command == "get":
         chosen = [entry(name) for name in arguments.names]
-        with stoppable(lambda: f"What was downloaded is kept. Go on with: {again('-m clip_ood.data.catalog', argv)}"):
+        with stoppable(lambda: f"What was downloaded is kept. Go on with: {again('catalog', argv)}"):
             for wanted in chosen:
                 get(wanted, root)
         say(f"Next: name a set in a config, as --data.ood='{{mine: {{catalog: {wanted.name}}}}}' --data.root={root}")
@@ -43,9 +42,5 @@ def main(argv: list[str] | None = None) -> None:
         console.print("Incomplete or missing, and how to get it:")
     for line in lines:
         console.print(line, markup=False, highlight=False, soft_wrap=True)
-    step = f"Next: python -m clip_ood.data.catalog get NAME --root {root} fetches what can be downloaded"
+    step = f"Next: clip-ood catalog get NAME --root {root} fetches what can be downloaded"
     console.print(step, markup=False, highlight=False, soft_wrap=True)
-
-
-if __name__ == "__main__":
-    guarded(main)

@@ -1,0 +1,63 @@
+"""The command `clip-ood`, and the scripts of a clone, which call the same functions.
+
+clip-ood train --config plp_vitg.yaml            as python train.py --config plp_vitg.yaml in a clone
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable
+from importlib import import_module
+from pathlib import Path
+
+COMMANDS = {  # name -> its module, and what it does
+    "train": ("train", "train a head or the encoder, and score the result"),
+    "eval": ("evaluate", "score an encoder or a run's head, or show several runs side by side"),
+    "detect": ("detect", "judge new images by a finished run"),
+    "attack": ("attack", "move OOD images until the detectors take them for ID images"),
+    "study": ("study", "make a table or a figure over many runs"),
+    "catalog": ("catalog", "list the image sets, and fetch those that can be downloaded"),
+    "features": ("features", "list, check and clear the feature store"),
+}
+
+
+def main() -> None:
+    """Runs `clip-ood COMMAND OPTIONS`."""
+    given = sys.argv[1] if len(sys.argv) > 1 else "--help"
+    if given in ("--help", "-h"):
+        print(usage())
+    elif given in COMMANDS:
+        run(given, sys.argv[2:])
+    else:
+        sys.exit(f"error: there is no command {given!r}\n\n{usage()}")
+
+
+def usage() -> str:
+    """What the command says of itself."""
+    width = max(map(len, COMMANDS))
+    lines = [f"  {name:{width}}  {about}" for name, (_, about) in COMMANDS.items()]
+    return "\n".join(["usage: clip-ood COMMAND OPTIONS   (clip-ood COMMAND --help explains the options)", "", *lines])
+
+
+def run(name: str, argv: list[str] | None = None) -> None:
+    """Runs a command for somebody at a terminal: errors are told in a line. Modules of the current folder can be imported, where no
+    other module has their name."""
+    if (here := os.getcwd()) not in sys.path:
+        sys.path.append(here)
+    main = command(name)
+    from clip_ood.command_line import guarded
+
+    guarded(lambda: main(argv))
+
+
+def command(name: str) -> Callable[[list[str] | None], None]:
+    """The function that carries out a command."""
+    try:
+        return import_module(f"clip_ood.experiments.commands.{COMMANDS[name][0]}").main
+    except ModuleNotFoundError as missing:
+        if (missing.name or "").partition(".")[0] == "clip_ood":
+            raise
+        project = Path(__file__).parents[1]
+        install = f"-e {project}" if (project / "pyproject.toml").is_file() else "clip-ood"
+        sys.exit(f"error: the package {missing.name} is not installed, which clip-ood needs: pip install {install}")

@@ -1,0 +1,34 @@
+"""Can the detectors be fooled? OOD images moved onto ID features, and what every score says of them."""
+
+from __future__ import annotations
+
+from clip_ood.command_line import parse
+from clip_ood.errors import ConfigError
+from clip_ood.experiments.attack.plan import check_resumed, load_attack
+from clip_ood.process.launchers import settle
+from clip_ood.runs.going_on import resume_line, stoppable
+from clip_ood.runs.run_folder import FINISHED, check_report, chosen_folder, replacing, started
+from clip_ood.terminal.shown import say
+
+
+def main(argv: list[str] | None = None) -> None:
+    arguments, overrides = parse(argv, __doc__.splitlines()[0], lambda parser: None, of="attack")
+    if arguments.config is None:
+        raise ConfigError("Which attack? Name one: --config adversarial_demo.yaml (see configs/attacks/), or --help")
+    plan = load_attack(arguments.config, overrides)
+    if arguments.print_config:
+        say(plan.dump(), end="")
+        return
+    settle(plan.config.trainer)
+    with chosen_folder(plan.attack.runs_root, plan.attack.name, arguments.resume, arguments.overwrite) as folder:
+        if arguments.resume:
+            check_resumed(plan, folder)
+        from clip_ood.experiments.attack.conduct import conduct  # torch and Lightning
+        from clip_ood.experiments.attack.report import write
+
+        way_on = lambda: resume_line("attack", argv, folder)  # noqa: E731
+        with stoppable(way_on), replacing(folder), started(folder, plan.dump()):
+            if found := conduct(plan, folder):
+                write(plan, folder, found)
+    for run in sorted(folder.glob(f"*/{FINISHED}")):
+        check_report(run.parent)

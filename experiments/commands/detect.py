@@ -1,0 +1,64 @@
+"""A finished run judges new images: which of them are out-of-distribution?"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from typing import TYPE_CHECKING, Any
+
+from clip_ood.command_line import before_and_after_dashes
+from clip_ood.config.detecting import add_options, alone_at_file, check, trainer_of
+from clip_ood.process.launchers import settle
+from clip_ood.process.streams import Parser
+from clip_ood.runs.going_on import again, stoppable
+
+if TYPE_CHECKING:
+    from clip_ood.experiments.verdicts import Counts
+
+
+def main(argv: list[str] | None = None) -> None:
+    parser = Parser(description=__doc__.splitlines()[0], allow_abbrev=False)
+    add_options(parser)
+    options, paths = before_and_after_dashes(sys.argv[1:] if argv is None else argv)
+    arguments, overrides = parser.parse_known_intermixed_args(options)
+    arguments.paths += paths
+    trainer = trainer_of(overrides)
+    check(arguments)
+    settle({"devices": 1} | trainer)
+    with alone_at_file(arguments):
+        counts = answer(arguments, trainer, argv)
+    if counts is not None:
+        sys.exit(
+            status(
+                counts.failed + counts.left, next(iter(counts.ood.values())), arguments.strict, arguments.fail_on_ood
+            )
+        )
+
+
+def answer(arguments: argparse.Namespace, trainer: dict[str, Any], argv: list[str] | None) -> Counts | None:
+    """Judges, and counts; or writes what --export and --with-encoder ask for: then None."""
+    if arguments.export is not None:
+        from clip_ood.experiments.exporting import export_run
+        from clip_ood.judging.saved import SavedDetector
+
+        saved = SavedDetector(arguments.run, arguments.trust_classes)
+        own = (arguments.detector, arguments.accept, arguments.encoder, arguments.allow_download)
+        export_run(saved, arguments.export, *own)
+        return None
+    if arguments.with_encoder:
+        from clip_ood.experiments.exporting import add_encoder_to
+
+        add_encoder_to(arguments.run, arguments.encoder, arguments.allow_download)
+        return None
+    from clip_ood.experiments.detect import Request, conduct  # torch and Lightning
+
+    asked = {name: value for name, value in vars(arguments).items() if name in Request.__dataclass_fields__}
+    kept = f"What was judged is kept. Go on with: {again('detect', argv)}"
+    lost = "Printed verdicts are not kept: with --out FILE, a stopped call goes on where it was"
+    with stoppable(lambda: lost if arguments.out is None else kept):
+        return conduct(Request(**asked, trainer=trainer))
+
+
+def status(failed: int, ood: int, strict: bool, fail_on_ood: bool) -> int:
+    """1 where an image could not be judged and that is asked for, else 3 where one is OOD and that is asked for, else 0."""
+    return 1 if strict and failed else 3 if fail_on_ood and ood else 0

@@ -1,0 +1,100 @@
+"""The table of an encoder as it is, or of a run's head, without training; or several runs side by side."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from clip_ood.command_line import parse
+from clip_ood.config.checks import check_folders
+from clip_ood.config.loading import dump, load_config
+from clip_ood.errors import ConfigError
+from clip_ood.experiments.resume import check_heads, check_resumed
+from clip_ood.files.writing import check_writable
+from clip_ood.process.launchers import settle
+from clip_ood.runs.going_on import resume_line, stoppable
+from clip_ood.runs.run_folder import CONFIG, FINISHED, check_report, chosen_folder, replacing
+from clip_ood.terminal.shown import say
+
+
+def add_options(parser) -> None:
+    parser.add_argument("--run", metavar="DIR", type=Path, help="evaluate the head of this run; goes to DIR-eval")
+    parser.add_argument(
+        "--compare", metavar="DIR", nargs="+", help="finished runs side by side, with paired differences to the first"
+    )
+    parser.add_argument("--report", metavar="DIR", type=Path, help="write report.html of this finished run anew")
+    parser.add_argument("--html", metavar="FILE", type=Path, help="with --compare: write it as a page, too")
+
+
+def main(argv: list[str] | None = None) -> None:
+    arguments, overrides = parse(argv, __doc__.splitlines()[0], add_options)
+    if arguments.html is not None:
+        check_page(arguments.html, arguments.compare)
+    if arguments.compare is not None:
+        from clip_ood.report.compare import show
+
+        show(arguments.compare, arguments.html)
+        return
+    if arguments.report is not None:
+        write_report(arguments.report)
+        return
+    if (arguments.config is None) == (arguments.run is None):
+        raise ConfigError(
+            "Evaluate what? --config zero_shot_demo.yaml, or --run runs/demo, or --compare runs/a runs/b, or --report runs/demo; or --help"
+        )
+    if arguments.run is not None:
+        if not (arguments.run / "config.yaml").is_file():
+            raise ConfigError(f"{arguments.run} is no run: it holds no config.yaml")
+        overrides = [f"--name={arguments.run.resolve().name}-eval", *overrides]
+    config = load_config(arguments.config or str(arguments.run / "config.yaml"), overrides)
+    if arguments.print_config:
+        say(dump(config), end="")
+        return
+    if arguments.run is None and config.method.name != "zero_shot":
+        raise ConfigError(f"method.{config.method.name} is trained: python train.py --config {arguments.config}")
+    if arguments.run is not None and config.method.name != "zero_shot":
+        check_heads(arguments.run, config)
+    check_folders(config)
+    settle(config.trainer)
+    with chosen_folder(config.runs_root, config.name, arguments.resume, arguments.overwrite) as folder:
+        if arguments.resume:
+            check_resumed(config, folder)
+        from clip_ood.experiments.seeds import conduct
+
+        with stoppable(lambda: resume_line("eval", argv, folder)), replacing(folder):
+            conduct(config, folder, arguments.run)
+    check_report(folder)
+
+
+def write_report(run: Path) -> None:
+    """The report of a finished run, out of its own files and pictures. Raises: ConfigError for what is none."""
+    if not all((run / name).is_file() for name in (CONFIG, FINISHED)):
+        raise ConfigError(f"--report: {run} is no finished run: it lacks {CONFIG} or {FINISHED}")
+    if _is_attack(run):
+        raise ConfigError(
+            f"--report: {run} is an attack, whose pictures and tables lie beside its {FINISHED}: it has no other report"
+        )
+    from clip_ood.experiments.reporting import draw_again
+
+    say(f"Report: {draw_again(run)}")
+
+
+def _is_attack(run: Path) -> bool:
+    from clip_ood.files.records import read_json
+
+    try:
+        content = read_json(run / FINISHED)
+    except ValueError:  # damaged, which is told where it is read
+        return False
+    return isinstance(content, dict) and content.get("kind") == "attack"
+
+
+def check_page(path: Path, compared: list[str] | None) -> None:
+    """Raises ConfigError where there is nothing to make a page of, or nowhere to put it."""
+    if compared is None:
+        raise ConfigError(
+            f"--html {path} is the page of a comparison: add --compare runs/a runs/b (a run has its own report.html)"
+        )
+    if path.is_dir() or not path.parent.is_dir():
+        there = "is a folder" if path.is_dir() else f"would lie in {path.parent}, which is no folder"
+        raise ConfigError(f"--html: {path} {there}; name a file in a folder that there is")
+    check_writable(path.parent)

@@ -1,0 +1,59 @@
+"""What lies in a feature store, whether it is whole, and how to be rid of it.
+
+clip-ood features list                          encoders, images, texts, bytes, last use
+clip-ood features check --repair                reads everything; removes what is damaged, to be made again
+clip-ood features remove 3f2a --dry-run         an encoder's entries, by the beginning of its number
+clip-ood features remove --old                  what older versions have left
+clip-ood features remove --unused-for 90        encoders that no run has read from for so many days
+clip-ood features remove --files                what files were found to hold: the next run reads them once
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+
+from clip_ood.features.upkeep import FILES, check, choose, encoders, remove, remove_files, show
+from clip_ood.process.streams import Parser
+from clip_ood.terminal.shown import shown
+
+
+def main(argv: list[str] | None = None) -> None:
+    parser = Parser(prog="clip-ood features", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--root", type=Path, default=Path("features"), help="the store [features]")
+    actions = parser.add_subparsers(dest="action", required=True)
+    actions.add_parser("list", help="encoders, images, texts, bytes, last use")
+    checking = actions.add_parser("check", help="read every segment and compare it with its checksum")
+    checking.add_argument("--repair", action="store_true", help="remove what is damaged, so that it is made again")
+    removing = actions.add_parser("remove", help="remove entries of encoders")
+    removing.add_argument("numbers", nargs="*", metavar="NUMBER", help="the beginning of an encoder's number")
+    removing.add_argument("--old", action="store_true", help="what older versions have left")
+    removing.add_argument("--unused-for", type=float, metavar="DAYS", help="what no run has read for so many days")
+    removing.add_argument(
+        "--files", action="store_true", help="what files were found to hold: the next run reads them once"
+    )
+    removing.add_argument("--dry-run", action="store_true", help="say what would go, and remove nothing")
+    for each in actions.choices.values():
+        each.add_argument("--root", type=Path, default=argparse.SUPPRESS, help="the store [features]")
+    given = parser.parse_args(argv)
+    if not given.root.is_dir():
+        sys.exit(shown(f"error: there is no folder {given.root}; name the store with --root"))
+    if not (given.root / FILES).is_dir() and not encoders(given.root):
+        sys.exit(shown(f"error: {given.root} is no feature store; name one with --root"))
+    if given.action == "list":
+        show(given.root)
+    elif given.action == "check":
+        sys.exit(1 if check(given.root, given.repair) else 0)
+    else:
+        by_encoder = given.numbers or given.old or given.unused_for is not None
+        if not (by_encoder or given.files):
+            removing.error("name encoders by their number (see list), or --old, --unused-for DAYS or --files")
+        try:
+            if given.files:
+                remove_files(given.root, given.dry_run)
+            if by_encoder:
+                chosen = choose(encoders(given.root), given.numbers, given.old, given.unused_for)
+                remove(given.root, chosen, given.dry_run)
+        except ValueError as error:
+            sys.exit(shown(f"error: {error}"))

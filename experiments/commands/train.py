@@ -1,0 +1,35 @@
+"""One experiment: images → features → training → table."""
+
+from __future__ import annotations
+
+from clip_ood.command_line import parse
+from clip_ood.config.checks import check_folders
+from clip_ood.config.loading import dump, load_config
+from clip_ood.errors import ConfigError
+from clip_ood.experiments.resume import check_resumed
+from clip_ood.process.launchers import settle
+from clip_ood.runs.going_on import resume_line, stoppable
+from clip_ood.runs.run_folder import check_report, chosen_folder, replacing
+from clip_ood.terminal.shown import say
+
+
+def main(argv: list[str] | None = None) -> None:
+    arguments, overrides = parse(argv, __doc__.splitlines()[0], lambda parser: None)
+    if arguments.config is None:
+        raise ConfigError("Which experiment? Name one: --config demo.yaml (see configs/), or --help")
+    config = load_config(arguments.config, overrides)
+    if arguments.print_config:
+        say(dump(config), end="")
+        return
+    check_folders(config)
+    settle(config.trainer)
+    with chosen_folder(config.runs_root, config.name, arguments.resume, arguments.overwrite) as folder:
+        if arguments.resume:
+            check_resumed(config, folder)
+        from clip_ood.experiments.seeds import (
+            conduct,  # torch and Lightning, only now that the config is known to be right
+        )
+
+        with stoppable(lambda: resume_line("train", argv, folder)), replacing(folder):
+            conduct(config, folder)
+    check_report(folder)
