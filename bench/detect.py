@@ -22,7 +22,6 @@ from bench.extraction import ours as extracted
 from clip_ood.backbones.backbone import Backbone
 from clip_ood.backbones.create import create_backbone
 from clip_ood.backbones.spec import ImageSpec
-from clip_ood.command_line import PROJECT
 from clip_ood.config.schema import ImageSet
 from clip_ood.data.listing import list_images
 from clip_ood.detectors.build import build_detectors
@@ -30,6 +29,8 @@ from clip_ood.experiments.detect import Request, conduct
 from clip_ood.judging.save import save_bank, save_detector
 from clip_ood.judging.saved import Encoder
 from clip_ood.outputs import Outputs, Reference
+
+PROJECT = Path(__file__).parents[1]
 
 
 class Sizes(NamedTuple):

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from lightning.pytorch import Trainer
 
+from clip_ood.errors import UserError
+
 REPORTED = ("ood/", "id/")  # measured on the sets that the table reports on
 
 
@@ -20,12 +22,12 @@ def check_monitors(trainer: Trainer) -> None:
             monitors.append((type(each.scheduler).__name__, each.monitor))
     for who, monitor in monitors:
         if monitor.startswith(REPORTED):
-            raise ValueError(
+            raise UserError(
                 f"{who} monitors {monitor}, which is measured on test images: nothing may be chosen by what the table "
                 "reports. Monitor val/accuracy, or ood_val/<detector>/<metric> with OOD images of its own (data.ood_val)"
             )
         if not trainer.limit_val_batches:
-            raise ValueError(
+            raise UserError(
                 f"{who} monitors {monitor}, and nothing is validated while this run trains: set "
                 "evaluation.every_n_epochs to 1 or more (limit_val_batches of a Trainer of yours), or monitor nothing"
             )

@@ -15,6 +15,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 
 from clip_ood.backbones.fingerprint import digest
 from clip_ood.data.inputs import Source
+from clip_ood.errors import UserError
 from clip_ood.files.writing import written_whole
 from clip_ood.judging.batches import Finding, JudgedBatch
 
@@ -71,11 +72,11 @@ class VerdictParts(Callback):
         """
         for part in range(count):
             if not self.path(part).is_file():
-                raise ValueError(f"{CHANGED} ({self.path(part)} is missing)")
+                raise UserError(f"{CHANGED} ({self.path(part)} is missing)")
             with self.path(part).open(encoding="utf-8") as file:
                 about = json.loads(file.readline())
                 if {key: about.get(key) for key in self._expected[part]} != self._expected[part]:
-                    raise ValueError(f"{CHANGED} ({self.path(part)} is of others)")
+                    raise UserError(f"{CHANGED} ({self.path(part)} is of others)")
                 yield from map(json.loads, file)
 
     def remove(self) -> None:

@@ -11,6 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from clip_ood.errors import UserError
+
 
 @dataclass(frozen=True)
 class Calibration:
@@ -30,7 +32,7 @@ class Calibration:
 
     def __post_init__(self) -> None:
         if self.scores.isnan().any():
-            raise ValueError("calibration: scores hold NaN")
+            raise UserError("calibration: scores hold NaN")
         object.__setattr__(self, "scores", self.scores.sort().values)
 
     def __len__(self) -> int:
@@ -57,7 +59,7 @@ class Calibration:
 
     def _rank(self, accept: float) -> int:
         if (rank := floor(_alpha(accept) * (len(self) + 1))) < 1:
-            raise ValueError(
+            raise UserError(
                 f"Accepting {100 * accept:g} % of ID images takes {needed(accept)} ID val images or more to calibrate on, "
                 f"and there are {len(self)}: hold out more (data.splits.val, data.id.val), or accept fewer"
             )
@@ -85,5 +87,5 @@ def summary(scores: Mapping[str, Tensor], accept: float) -> dict[str, Any]:
 def _alpha(accept: float) -> Fraction:
     """1 − accept as it is written: 1 − 0.9 is not a tenth in floating point."""
     if not (isinstance(accept, int | float) and 0 < accept < 1):  # a text such as 1e400000000 would fill the memory
-        raise ValueError(f"accept = {str(accept)[:20]} must lie between 0 and 1")
+        raise UserError(f"accept = {str(accept)[:20]} must lie between 0 and 1")
     return 1 - Fraction(str(accept))

@@ -5,11 +5,11 @@ from __future__ import annotations
 import argparse
 import sys
 import threading
-import traceback
 from collections.abc import Callable
-from pathlib import Path
+from contextlib import suppress
 from typing import Literal
 
+from clip_ood.errors import UserError
 from clip_ood.process.launchers import started_by
 from clip_ood.process.shortages import lack
 from clip_ood.process.stopping import Stopped, ending
@@ -18,7 +18,7 @@ from clip_ood.process.watch import leave, watched
 from clip_ood.runs.going_on import ended_early
 from clip_ood.terminal.shown import say
 
-PROJECT = Path(__file__).parents[1]
+OURS = "This is a fault of clip-ood's own: please report it, with the lines above."
 INTERRUPTED = 130  # the exit status of what SIGINT ends
 
 _A = {"study": "a study", "attack": "an attack"}
@@ -88,8 +88,8 @@ def before_and_after_dashes(arguments: list[str]) -> tuple[list[str], list[str]]
 
 
 def guarded(main: Callable[[], None]) -> None:
-    """Runs a script. What asks for its end (`clip_ood.process.stopping`) is one line and the exit status; what this project or the file system
-    objects to is one message and exit status 2; any other error keeps its traceback."""
+    """Runs a command. What asks for its end (`clip_ood.process.stopping`) is one line and the exit status; what a user can mend
+    (`UserError`), or the file system objects to, is one message and exit status 2; any other error keeps its traceback."""
     threading.excepthook = _of_thread
     try:
         with usable_streams():
@@ -109,6 +109,8 @@ def _run(main: Callable[[], None]) -> None:
         raise
     except Exception as error:
         if (told := answer(error)) is None:
+            with suppress(AttributeError):  # Python 3.10 has no notes
+                error.add_note(OURS)
             raise
         try:
             say(f"error: {told}", file=sys.stderr)
@@ -122,8 +124,8 @@ def _run(main: Callable[[], None]) -> None:
 def answer(error: Exception) -> str | None:
     """What a user is told of an error; None for a fault of this project's own, whose traceback tells more."""
     told = lack(error)
-    if told is None and isinstance(error, ValueError | RuntimeError | OSError):
-        told = str(error) if isinstance(error, OSError) or _is_ours(error) or _of_a_name(error) else None
+    if told is None and (isinstance(error, UserError | OSError) or _of_a_name(error)):
+        told = str(error)
     return f"{told}{_about_names(told)}" if told else None
 
 
@@ -143,8 +145,3 @@ def _about_names(message: str) -> str:
     if encoding == "utf-8" or (message.isascii() and "can't encode" not in message):
         return ""
     return f"\nThis environment takes file names for {encoding}; where they are UTF-8, set PYTHONUTF8=1"
-
-
-def _is_ours(error: Exception) -> bool:
-    raised_in = Path(traceback.extract_tb(error.__traceback__)[-1].filename)
-    return raised_in.is_relative_to(PROJECT) and not {"site-packages", "dist-packages"} & set(raised_in.parts)

@@ -1,4 +1,4 @@
-"""How a config that cannot run is answered."""
+"""What a user can mend is told in a line; any other exception is a fault of ours and keeps its traceback."""
 
 from __future__ import annotations
 
@@ -6,7 +6,11 @@ import difflib
 from collections.abc import Iterable
 
 
-class ConfigError(ValueError):
+class UserError(ValueError):
+    """What a user can mend: the message says what was found, what was expected and the way out."""
+
+
+class ConfigError(UserError):
     """A config that cannot run: the message names the key, what was expected and the way out."""
 
 

@@ -16,6 +16,7 @@ from clip_ood.detectors.detector import Detector, score_together, take_in
 from clip_ood.detectors.exchange import ALONE, Exchange
 from clip_ood.detectors.names import read_specs
 from clip_ood.detectors.statistic import Statistic, share
+from clip_ood.errors import UserError
 from clip_ood.outputs import Outputs, Reference
 from clip_ood.predictions import HEAD, KNN, TEXT, Predictor, predict, voted
 from clip_ood.scores import Scores
@@ -166,7 +167,7 @@ class DetectorSuite:
     def _check_any_left(self) -> None:
         if not self.detectors:
             reasons = "; ".join(f"{each.detector}: {each.reason}" for each in self.omitted)
-            raise ValueError(f"None of the detectors can run on this model. {reasons}")
+            raise UserError(f"None of the detectors can run on this model. {reasons}")
 
     def _has_classes(self, labels: Tensor) -> bool:
         return self.reference.class_names is not None or bool((labels >= 0).any())

@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
+from clip_ood.errors import UserError
 from clip_ood.metrics.curves import METRICS
 from clip_ood.metrics.metric import OODMetrics
 from clip_ood.metrics.ood import MEAN, Estimate, mean_over_sets, ood_metrics
@@ -70,7 +71,7 @@ class TableMetrics:
             try:
                 values[setting, ood] = metric.compute()
             except ValueError as error:
-                raise ValueError(f"ID images against {ood}: {error}") from error
+                raise UserError(f"ID images against {ood}: {error}") from error
         return values
 
 

@@ -9,6 +9,7 @@ from torch.utils.data import DataLoader
 
 from clip_ood.data.benchmark import Benchmark
 from clip_ood.data.labelled import FeatureTable
+from clip_ood.errors import UserError
 from clip_ood.features.stored_set import Features
 from clip_ood.outputs import Outputs
 
@@ -26,7 +27,7 @@ class FeatureData(LightningDataModule):
         self.evaluated = [self.tables[part.key] for part in benchmark.evaluated]
         for table in self.evaluated:
             if not len(table):
-                raise ValueError(f"Image set {table.part.name}: none of its images could be read")
+                raise UserError(f"Image set {table.part.name}: none of its images could be read")
 
     @property
     def train(self) -> FeatureTable:

@@ -24,6 +24,7 @@ from clip_ood.data.image_list import ImageList
 from clip_ood.data.labelled import FeatureTable, LabelledImages
 from clip_ood.datamodules.feature_data import FeatureData
 from clip_ood.datamodules.workers import loading
+from clip_ood.errors import UserError
 from clip_ood.features.stored_set import Features
 
 FLOAT = 4  # bytes
@@ -152,16 +153,16 @@ def check_batch(settings: FineTune, images: int, devices: int, accumulated: int)
     among = f"{devices} devices × {accumulated} accumulated batches"
     if size % share:
         near = max(size // share, 1) * share
-        raise ValueError(
+        raise UserError(
             f"method.finetune.batch_size = {size} does not divide by {among}; {near} or {near + share} does"
         )
     if size // share % 2 and (settings.mixup or settings.cutmix):
-        raise ValueError(
+        raise UserError(
             f"method.finetune.batch_size = {size} gives each of {among} {size // share} images; mixup and cutmix pair "
             f"images: take {size + share}"
         )
     if size > images:
-        raise ValueError(f"method.finetune.batch_size = {size} is more than the {images} training images; lower it")
+        raise UserError(f"method.finetune.batch_size = {size} is more than the {images} training images; lower it")
 
 
 def augmentation(settings: FineTune, preprocessing: Preprocessing) -> Callable[[Image.Image], Tensor]:
@@ -195,7 +196,7 @@ def plain(settings: FineTune, backbone: Backbone) -> Callable[[Image.Image], Ten
         return backbone.transform
     *steps, last = backbone.transform.transforms
     if not isinstance(last, Normalize):
-        raise ValueError(f"method.finetune.normalise: {settings.normalise} cannot replace {last}: take model")
+        raise UserError(f"method.finetune.normalise: {settings.normalise} cannot replace {last}: take model")
     return Compose([*steps, Normalize(**_pixels(settings, backbone.preprocessing))])
 
 

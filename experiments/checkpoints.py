@@ -12,7 +12,7 @@ from lightning.fabric.plugins import TorchCheckpointIO
 from pydantic import ConfigDict
 from torch import Tensor
 
-from clip_ood.errors import ConfigError
+from clip_ood.errors import ConfigError, UserError
 from clip_ood.files.records import Count, Record, Text, fitting
 from clip_ood.files.shapes import HEAD, check_shapes
 from clip_ood.files.writing import LateErrors, written_whole
@@ -57,12 +57,12 @@ def check_checkpoint(path: Path) -> None:
     try:
         with zipfile.ZipFile(path) as parts:
             if broken := parts.testzip():  # reads all of it once: torch.load would meet it after the extraction
-                raise ValueError(f"its part {broken} was changed")
+                raise UserError(f"its part {broken} was changed")
         content = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
         fitting(content, Checkpoint)
         head = {name: tensor for name, tensor in content["state_dict"].items() if name.startswith("head.")}
         if head and head.keys() not in HEADS:
-            raise ValueError("the head in it is not whole")
+            raise UserError("the head in it is not whole")
         check_shapes(head, HEAD, {"C": len(content["class_names"])} if content.get("class_names") else {})
     except pickle.UnpicklingError as error:
         raise _damaged(path, "it holds more than tensors and plain values, which is never loaded") from error

@@ -15,7 +15,7 @@ from clip_ood.callbacks.verdict_writer import VerdictParts, VerdictPrinter
 from clip_ood.config.detecting import beside
 from clip_ood.data.inputs import is_stream, sources
 from clip_ood.datamodules.judged_images import JudgedImages
-from clip_ood.errors import ConfigError
+from clip_ood.errors import ConfigError, UserError
 from clip_ood.experiments.quiet import hush
 from clip_ood.experiments.set_aside import Aside
 from clip_ood.experiments.tolerated import Tolerated
@@ -123,7 +123,7 @@ def _predict(request: Request, judge: Judge, trainer: Trainer, is_whole, batches
     data = JudgedImages(lambda: sources(request.paths), is_whole, size, batches, request.workers)
     trainer.predict(Judging(judge), datamodule=data, return_predictions=False)
     if data.parts is None:
-        raise ValueError("Not all inputs were judged: Lightning stopped before their end")
+        raise UserError("Not all inputs were judged: Lightning stopped before their end")
     return data.parts
 
 

@@ -20,6 +20,7 @@ from clip_ood.callbacks.feature_writer import FeatureWriter
 from clip_ood.config.schema import BackboneConfig, Config
 from clip_ood.data.benchmark import Benchmark
 from clip_ood.datamodules.extraction import ExtractionData
+from clip_ood.errors import UserError
 from clip_ood.experiments.negatives import choose, pools, word_sets
 from clip_ood.features.known_files import FILES
 from clip_ood.features.store import FeatureStore, TextEmbeddings, folder_of
@@ -158,7 +159,7 @@ def _wait_until_visible(stored: dict[str, StoredSet], texts: FeatureStore, strin
         changed = {name: stored[name].changed(rows) for name, rows in missing.items()}
         if name := next((name for name, names in changed.items() if names), None):
             others = f" and {len(changed[name]) - 1} others" if len(changed[name]) > 1 else ""
-            raise ValueError(
+            raise UserError(
                 f"Image set {stored[name].name}: {changed[name][0]}{others} changed while the run was reading images. Run again "
                 "once nothing writes to the set any more; all other images are kept"
             )

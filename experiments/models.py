@@ -18,7 +18,7 @@ from clip_ood.data.benchmark import Benchmark
 from clip_ood.datamodules.feature_data import FeatureData
 from clip_ood.detectors.build import required
 from clip_ood.detectors.trial import try_own
-from clip_ood.errors import ConfigError
+from clip_ood.errors import ConfigError, UserError
 from clip_ood.experiments.checkpoints import check_checkpoint
 from clip_ood.experiments.resume import check_division
 from clip_ood.features.store import TextEmbeddings
@@ -186,6 +186,6 @@ def initial_head(
     matrix = backbone.projection(torch.eye(features.shape[1])) - offset  # (D, E)
     projected = backbone.projection(features.float())
     if not torch.allclose(projected, features.float() @ matrix + offset, rtol=1e-3, atol=1e-3):
-        raise ValueError("method.finetune.head: text needs a linear projection, and this encoder's is not: take random")
+        raise UserError("method.finetune.head: text needs a linear projection, and this encoder's is not: take random")
     text = classes["logit_scale"] * classes["text_embeddings"] / projected.norm(dim=1).mean()
     return text @ matrix.T, (text @ offset.T).squeeze(1)

@@ -7,6 +7,8 @@ from typing import Any
 
 from torch import nn
 
+from clip_ood.errors import UserError
+
 BLOCK = re.compile(r"(?:^|.*\.)(?:resblocks|blocks|layers|layer|stages)\.?\d+(?:\.(?:blocks\.)?\d+(?=\.))?")
 
 
@@ -19,7 +21,7 @@ def depths(tower: nn.Module) -> dict[str, int]:
     block = {name: found.group() for name in names if (found := BLOCK.match(name))}
     order = {key: number for number, key in enumerate(dict.fromkeys(block.values()), start=1)}
     if not order:
-        raise ValueError(f"{type(tower).__name__} shows no blocks; set method.finetune.layer_decay to 1")
+        raise UserError(f"{type(tower).__name__} shows no blocks; set method.finetune.layer_decay to 1")
     first = next(index for index, name in enumerate(names) if name in block)
     return {
         name: order[block[name]] if name in block else 0 if index < first else len(order) + 1

@@ -12,6 +12,7 @@ from torch.nn.functional import cross_entropy
 
 from clip_ood.config.schema import LinearProbe as Settings
 from clip_ood.data.labelled import FeatureTable
+from clip_ood.errors import UserError
 from clip_ood.head import StandardisedLinear, head_logits, mean_and_std
 from clip_ood.lightning_modules.batches import DeviceBatches
 from clip_ood.lightning_modules.zero_shot import ZeroShot
@@ -105,7 +106,7 @@ class LinearProbe(ZeroShot):
     def _check(self, labels: Tensor, table: FeatureTable) -> None:
         found = labels[labels >= 0].unique().numel()
         if found < 2:
-            raise ValueError(
+            raise UserError(
                 f"A linear probe needs images of two classes or more, and the {len(labels)} readable training images "
                 f"show {found}. Look at the labels of data.id, or take --method={{zero_shot: {{}}}}"
             )

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from clip_ood.data.labelled import FeatureTable
+from clip_ood.errors import UserError
 from clip_ood.lightning_modules.linear_probe import LinearProbe
 from clip_ood.outputs import Outputs
 from clip_ood.texts.pseudo_labels import pseudo_labels
@@ -57,7 +58,7 @@ class PLP(LinearProbe):
     def _check(self, labels: Tensor, table: FeatureTable) -> None:
         self._report(labels, table)
         if self.report["classes"] < 2:
-            raise ValueError(
+            raise UserError(
                 f"PLP: {self.report['passed']} of {self.report['images']} images have a pseudo-probability of at least "
                 f"{self.settings.min_confidence:g}, in {self.report['classes']} classes; a head needs two classes. Lower "
                 "method.plp.min_confidence (0 keeps every image), or look at data.id.class_names and data.prompts."

@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy
 
 from clip_ood.data.labelled import FeatureTable
+from clip_ood.errors import UserError
 from clip_ood.head import StandardisedLinear
 from clip_ood.lightning_modules.linear_probe import LinearProbe, adam_group
 from clip_ood.lightning_modules.plp import PLP
@@ -65,7 +66,7 @@ class ProbeSweep(LinearProbe):
         labels = self._at_each_threshold(self.labels, table).amax(dim=1)
         kept = (labels >= 0).nonzero().squeeze(1)
         if not len(kept):
-            raise ValueError(
+            raise UserError(
                 f"The sweep chooses on ID val, and none of its {len(table)} readable images has a label (PLP: a "
                 "pseudo-label above the lowest min_confidence). Raise data.splits.val, or lower the threshold"
             )
@@ -133,7 +134,7 @@ class ProbeSweep(LinearProbe):
         accuracies, nlls = (totals.cpu().double() / self._val_images).tolist()
         sound = [number for number, nll in enumerate(nlls) if isfinite(nll)]
         if not sound:
-            raise ValueError("Every head of the sweep has diverged: lower sweep.lr")
+            raise UserError("Every head of the sweep has diverged: lower sweep.lr")
         best = max(sound, key=lambda number: (accuracies[number], -nlls[number]))
         self.sweep = [
             each | {"val_accuracy": accuracy, "val_nll": nll if isfinite(nll) else None, "chosen": number == best}
@@ -160,7 +161,7 @@ class ProbeSweep(LinearProbe):
         super().on_load_checkpoint(checkpoint)
         self.sweep = checkpoint.get("sweep") or []
         if [{key: head[key] for key in self._swept[0] if key in head} for head in self.sweep] != self._swept:
-            raise ValueError(
+            raise UserError(
                 "The checkpoint is of another sweep: use the values that it was trained with, or --overwrite"
             )
         self._take_settings()

@@ -7,6 +7,7 @@ from typing import Any
 from lightning.pytorch import LightningModule
 from torch import Tensor
 
+from clip_ood.errors import UserError
 from clip_ood.outputs import NegativeLabels, Outputs, Reference
 
 
@@ -51,7 +52,7 @@ def check_classes(checkpoint: dict[str, Any], class_names: tuple[str, ...] | Non
     theirs, ours = checkpoint.get("class_names", []), list(class_names or ())
     if theirs != ours:
         differs = sorted(set(theirs) ^ set(ours)) or ["the order"]
-        raise ValueError(
+        raise UserError(
             f"The head of {what} was trained on {len(theirs)} classes, and the images here have {len(ours)}; they differ "
             f"in {', '.join(differs[:3])}. Use the data that it was trained on, or another head"
         )

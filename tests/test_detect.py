@@ -17,11 +17,11 @@ import pyarrow.parquet as pq
 import pytest
 import tiny_clip
 from PIL import Image
+from tiny_clip import PROJECT
 
 import detect
 from clip_ood import load
 from clip_ood.callbacks.verdict_writer import VerdictParts
-from clip_ood.command_line import PROJECT
 from clip_ood.data import inputs
 from clip_ood.experiments import verdicts as verdicts_module
 

@@ -17,7 +17,7 @@ import pytest
 import torch
 from safetensors import safe_open
 
-from clip_ood.features import __main__ as command
+from clip_ood.experiments.commands import features as command
 from clip_ood.features import entries as entries_module
 from clip_ood.features import merged
 from clip_ood.features import segment as segment_module

@@ -14,13 +14,13 @@ import judged_run
 import pytest
 import tiny_clip
 import yaml
+from tiny_clip import PROJECT
 
 import attack
 import detect
 import eval as evaluation
 import study
 import train
-from clip_ood.command_line import PROJECT
 from clip_ood.lightning_modules.linear_probe import LinearProbe
 
 PROBE = {"linear_probe": {"epochs": 4, "batch_size": 16}}

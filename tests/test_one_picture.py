@@ -18,10 +18,10 @@ import tiny_clip
 import torch
 from odd_pictures import DEEP, FLOATS, PICTURES, PIXELS, SAME, TOO_LARGE, encoded
 from PIL import Image
+from tiny_clip import PROJECT
 
 import detect
 from clip_ood import load
-from clip_ood.command_line import PROJECT
 from clip_ood.export.preparation import resize_of
 from clip_ood.files.pictures import UnreadableImage, as_picture, pixels, read_image
 from clip_ood.judging.judge import Judge

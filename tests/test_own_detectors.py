@@ -8,10 +8,10 @@ import own_detectors
 import pytest
 import tiny_clip
 import torch
+from tiny_clip import PROJECT
 
 import eval as evaluation
 import train
-from clip_ood.command_line import PROJECT
 from clip_ood.detectors.detector import WrongScores
 from clip_ood.detectors.trial import try_own
 from clip_ood.errors import ConfigError

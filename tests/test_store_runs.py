@@ -24,7 +24,7 @@ from clip_ood.data.image_list import ImageList
 from clip_ood.data.listing import list_images
 from clip_ood.errors import ConfigError
 from clip_ood.experiments import extraction as extraction_module
-from clip_ood.features import __main__ as store_command
+from clip_ood.experiments.commands import features as store_command
 from clip_ood.features import entries as entries_module
 from clip_ood.features import stored_set
 from clip_ood.features.entries import Entries

@@ -17,10 +17,10 @@ import torch
 from detector_data import ALL, CLASSES, REFERENCE, TEST, TRAIN
 from PIL import Image
 from report_runs import Page
+from tiny_clip import PROJECT
 
 import eval as evaluation
 import train
-from clip_ood.command_line import PROJECT
 from clip_ood.detectors import build_detectors
 from clip_ood.detectors.mahalanobis import RMD, Mahalanobis
 from clip_ood.evaluation import DetectorSuite

@@ -19,8 +19,8 @@ import yaml
 from faults.odd_names import ODD
 from rich.table import Table
 from rich.text import Text
+from tiny_clip import PROJECT
 
-from clip_ood.command_line import PROJECT
 from clip_ood.config.loading import dump, validate
 from clip_ood.detectors.names import ABOUT, read_specs
 from clip_ood.files.text_files import names_as_bytes, read_names

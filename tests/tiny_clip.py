@@ -12,6 +12,8 @@ import torch
 import yaml
 from PIL import Image
 
+PROJECT = Path(__file__).parents[1]
+
 CLASSES = ("cat", "dog", "fox")
 SIZES = {"id/cat": 16, "id/dog": 16, "id/fox": 14, "near": 9, "far": 7, "lone": 1}  # 32 to train on, 14 to test
 CLIP = {

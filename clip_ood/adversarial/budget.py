@@ -7,6 +7,8 @@ from typing import Literal
 
 from torch import Tensor
 
+from clip_ood.errors import UserError
+
 
 @dataclass(frozen=True)
 class Budget:
@@ -20,9 +22,9 @@ class Budget:
 
     def __post_init__(self) -> None:
         if self.norm not in ("linf", "l2"):
-            raise ValueError(f"budget: norm is linf or l2, not {self.norm!r}")
+            raise UserError(f"budget: norm is linf or l2, not {self.norm!r}")
         if not self.epsilon > 0:
-            raise ValueError(f"budget: ε = {self.epsilon:g} allows no perturbation; give one above 0, or no budget")
+            raise UserError(f"budget: ε = {self.epsilon:g} allows no perturbation; give one above 0, or no budget")
 
     def project(self, perturbation: Tensor) -> Tensor:
         """The nearest perturbation (B, 3, H, W) in the ball."""

@@ -12,6 +12,7 @@ from torchvision.transforms import CenterCrop, Compose, Normalize, Resize
 from torchvision.transforms.functional import center_crop, normalize, to_pil_image
 
 from clip_ood.backbones.backbone import Backbone
+from clip_ood.errors import UserError
 from clip_ood.outputs import Outputs
 
 
@@ -33,7 +34,7 @@ def pixels_of(backbone: Backbone) -> Callable[[Image.Image], Tensor]:
     """
     *steps, last = backbone.transform.transforms
     if not isinstance(last, Normalize):
-        raise ValueError(
+        raise UserError(
             f"An attack needs an encoder whose transform ends with Normalize, not with {last}: take open_clip's"
         )
     side = min((step.size for step in steps if isinstance(step, Resize) and isinstance(step.size, int)), default=0)
@@ -54,7 +55,7 @@ def _check_seen_again(backbone: Backbone, pixels: Callable[[Image.Image], Tensor
     saved = to_pil_image(pixels(Image.fromarray(drawn.numpy())))
     seen, attacked = backbone.transform(saved), cut_out(pixels(saved)[None], backbone)[0]
     if seen.shape != attacked.shape or not torch.allclose(seen, attacked, atol=1e-5):
-        raise ValueError(
+        raise UserError(
             f"An attack needs an encoder that sees a saved image as it was attacked, and {backbone.transform} changes it: "
             "take one that resizes and cuts out the middle"
         )

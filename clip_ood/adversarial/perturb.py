@@ -10,6 +10,7 @@ from torch import Tensor
 
 from clip_ood.adversarial.budget import Budget
 from clip_ood.adversarial.smoothness import add_roughness_gradient
+from clip_ood.errors import UserError
 
 
 @dataclass(frozen=True)
@@ -78,10 +79,10 @@ def quantised(pixels: Tensor) -> Tensor:
 
 def _gradient(losses: Tensor, pixels: Tensor) -> Tensor:
     if not losses.requires_grad:
-        raise ValueError("attack: the loss has no gradient with respect to the pixels; take another score or encoder")
+        raise UserError("attack: the loss has no gradient with respect to the pixels; take another score or encoder")
     (gradient,) = torch.autograd.grad(losses.sum(), pixels)
     if not (losses.sum() + gradient.sum()).isfinite():
-        raise ValueError("attack: the loss or its gradient is not finite; lower lr or smoothness, or take fp32")
+        raise UserError("attack: the loss or its gradient is not finite; lower lr or smoothness, or take fp32")
     if gradient.stride() == pixels.stride():
         return gradient
     return torch.empty_like(pixels).copy_(gradient)  # fused Adam takes it for granted that both lie in memory alike

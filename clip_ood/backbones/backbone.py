@@ -12,6 +12,8 @@ from PIL.Image import Image
 from torch import Tensor, nn
 from torch.nn.functional import normalize
 
+from clip_ood.errors import UserError
+
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
@@ -90,7 +92,7 @@ class Backbone(nn.Module):
         ):  # some lack it, some of timm refuse, open_clip's ResNet does nothing
             tower.set_grad_checkpointing(True)
         if not any(getattr(module, "grad_checkpointing", False) for module in tower.modules()):
-            raise ValueError(f"gradient_checkpointing: {type(tower).__name__} does not offer it; set it to false")
+            raise UserError(f"gradient_checkpointing: {type(tower).__name__} does not offer it; set it to false")
 
 
 def unit(vectors: Tensor) -> Tensor:

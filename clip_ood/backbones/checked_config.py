@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from clip_ood.errors import UserError
 from clip_ood.files.records import read_json
 
 
@@ -28,7 +29,7 @@ class Kind:
 Keys = Mapping[str, "Kind | Keys"]
 
 
-class NotAllowed(ValueError):
+class NotAllowed(UserError):
     """A configuration that asks for more than its data."""
 
 
@@ -40,7 +41,7 @@ def read_checked(path: Path, keys: Keys) -> dict[str, Any]:
     try:
         content = read_json(path)
     except ValueError as error:
-        raise ValueError(f"{path} is damaged: it is no JSON ({error})") from error
+        raise UserError(f"{path} is damaged: it is no JSON ({error})") from error
     return checked(content, keys, str(path))
 
 

@@ -14,6 +14,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from clip_ood.backbones.torchscript import is_torchscript, read_torchscript
+from clip_ood.errors import UserError
 from clip_ood.files.regular_file import no_file, special
 
 WRAPPERS = (  # what holds the weights beside optimizers and settings; averaged ones come first
@@ -41,15 +42,15 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
     holds no tensors.
     """
     if special(path) is not None:
-        raise ValueError(f"{path} is no checkpoint{no_file(path)}")
+        raise UserError(f"{path} is no checkpoint{no_file(path)}")
     try:
         found = unwrapped(_content(path))
     except pickle.UnpicklingError:
         raise
     except Exception as error:  # readers of damaged files raise anything
-        raise ValueError(f"the file is damaged, or none of torch's or safetensors' ({_reason(error)})") from error
+        raise UserError(f"the file is damaged, or none of torch's or safetensors' ({_reason(error)})") from error
     if not found:
-        raise ValueError("the file holds no tensors by their names")
+        raise UserError("the file holds no tensors by their names")
     return found
 
 

@@ -11,6 +11,7 @@ from clip_ood.backbones.backbone import Backbone
 from clip_ood.backbones.downloads import offline, require_here
 from clip_ood.backbones.names import BackboneSpec, check_model
 from clip_ood.backbones.weights import announce
+from clip_ood.errors import UserError
 
 
 def create_backbone(spec: BackboneSpec, download: bool = True) -> Backbone:
@@ -54,4 +55,4 @@ def _naming(spec: BackboneSpec) -> Iterator[None]:
                 "the file is damaged or holds pickled objects beside tensors, which are never run. Save the model's "
                 "state dict by itself, best as .safetensors"
             )
-        raise ValueError(f"The encoder {spec.model}{weights} cannot be loaded: {reason}") from error
+        raise UserError(f"The encoder {spec.model}{weights} cannot be loaded: {reason}") from error

@@ -7,6 +7,8 @@ from dataclasses import dataclass
 
 from torch import Tensor, nn
 
+from clip_ood.errors import UserError
+
 State = dict[str, Tensor]
 PREFIXES = (
     *("module", "_orig_mod"),  # data parallelism, torch.compile
@@ -53,7 +55,7 @@ def fit(model: nn.Module, state: State, prepare: Callable[[State], State], spare
             return
         if nearest is None or misfit.size < nearest.size:
             nearest = misfit
-    raise ValueError(str(nearest))
+    raise UserError(str(nearest))
 
 
 def _compared(wanted: State, given: State, spare: Callable[[str], bool]) -> Misfit:

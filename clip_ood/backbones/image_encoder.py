@@ -17,6 +17,7 @@ from clip_ood.backbones.backbone import Backbone
 from clip_ood.backbones.names import BackboneSpec, check_model
 from clip_ood.backbones.open_clip_files import read_images_alone, without_text
 from clip_ood.backbones.spec import ImageSpec
+from clip_ood.errors import UserError
 from clip_ood.files.tensor_files import save_tensors
 from clip_ood.files.writing import write_text
 
@@ -60,7 +61,7 @@ def load_image_encoder(folder: Path, spec: BackboneSpec) -> Backbone:
         try:
             module.load_state_dict(own)
         except RuntimeError as error:
-            raise ValueError(f"{folder / WEIGHTS} does not fit the encoder {spec.model}: {error}") from error
+            raise UserError(f"{folder / WEIGHTS} does not fit the encoder {spec.model}: {error}") from error
     return backbone.freeze()
 
 

@@ -13,6 +13,7 @@ from typing import Any, Protocol
 
 from clip_ood.backbones.checked_config import OPEN_CLIP, TEXT_TOWER, TOKENIZER_FILES, read_checked
 from clip_ood.backbones.spec import ImageSpec
+from clip_ood.errors import UserError
 
 LIBRARIES = ("open_clip", "timm")
 SCHEMES = ("hf-hub:", "local-dir:")
@@ -37,7 +38,7 @@ class BackboneSpec(Protocol):
 def check_model(spec: BackboneSpec) -> None:
     """Raises ValueError for a model, tag, folder or file that is not there, naming the nearest valid ones."""
     if spec.library not in LIBRARIES:
-        raise ValueError(f"There is no encoder library {spec.library!r}: use {' or '.join(LIBRARIES)}.")
+        raise UserError(f"There is no encoder library {spec.library!r}: use {' or '.join(LIBRARIES)}.")
     if spec.text_spec is not None:
         _check_text(spec, spec.text_spec)
     if spec.library == "timm":
@@ -50,11 +51,11 @@ def check_model(spec: BackboneSpec) -> None:
 
 def _check_text(spec: BackboneSpec, text: BackboneSpec) -> None:
     if spec.library == "timm":
-        raise ValueError("backbone.text goes with open_clip: timm's encoders have no joint space for a text tower")
+        raise UserError("backbone.text goes with open_clip: timm's encoders have no joint space for a text tower")
     check_model(text)
     widths = joint_width(spec.model), joint_width(text.model)
     if None not in widths and widths[0] != widths[1]:
-        raise ValueError(
+        raise UserError(
             f"backbone.text: {text.model} embeds texts in {widths[1]} dimensions, and {spec.model} images in {widths[0]}; "
             "take a text tower that was trained with this image tower"
         )
@@ -73,16 +74,16 @@ def joint_width(model: str) -> int | None:
 def _check_own(spec: BackboneSpec) -> None:
     for key in ("pretrained", "preprocess"):
         if value := getattr(spec, key):
-            raise ValueError(
+            raise UserError(
                 f"Backbone {spec.model} brings its own weights and preprocessing: leave `{key}` out (got {value!r})"
             )
     if spec.model.startswith("hf-hub:"):
         if not REPOSITORY.fullmatch(spec.model.removeprefix("hf-hub:")):
-            raise ValueError(f"Backbone {spec.model}: a model on the Hugging Face hub is named hf-hub:ORG/REPO")
+            raise UserError(f"Backbone {spec.model}: a model on the Hugging Face hub is named hf-hub:ORG/REPO")
         return
     folder = Path(spec.model.removeprefix("local-dir:"))
     if not (folder / "open_clip_config.json").is_file():
-        raise ValueError(f"Backbone {spec.model}: {folder} holds no open_clip_config.json.{_demo_hint(folder)}")
+        raise UserError(f"Backbone {spec.model}: {folder} holds no open_clip_config.json.{_demo_hint(folder)}")
     described = read_checked(folder / "open_clip_config.json", OPEN_CLIP)
     if not isinstance(spec, ImageSpec):
         _check_text_files(folder, (described.get("model_cfg") or {}).get("text_cfg") or {})
@@ -104,32 +105,32 @@ def _check_open_clip(spec: BackboneSpec) -> None:
     if spec.model not in open_clip_models():
         meant = _place(spec.model)
         near = f" Did you mean {meant}?" if meant else _nearest(spec.model, open_clip_models())
-        raise ValueError(f"open_clip has no model {spec.model!r}.{near}")
+        raise UserError(f"open_clip has no model {spec.model!r}.{near}")
     tags = open_clip_tags().get(spec.model.removesuffix("-quickgelu"), frozenset())
     if spec.pretrained and _clean(spec.pretrained) in tags:
         if spec.preprocess:
-            raise ValueError(
+            raise UserError(
                 f"The pretrained tag {spec.pretrained} says how its images were prepared: leave `preprocess` out "
                 f"(got {spec.preprocess!r})"
             )
     elif spec.pretrained:
         _check_file(spec, tags)
     if spec.preprocess and _clean(spec.preprocess) not in tags:
-        raise ValueError(f"{spec.model} has no pretrained tag {spec.preprocess!r}.{_nearest(spec.preprocess, tags)}")
+        raise UserError(f"{spec.model} has no pretrained tag {spec.preprocess!r}.{_nearest(spec.preprocess, tags)}")
 
 
 def _check_file(spec: BackboneSpec, tags: frozenset[str]) -> None:
     if not Path(spec.pretrained).is_file():
         near = _nearest(spec.pretrained, tags)
         known = f" Known: {', '.join(sorted(tags))}." if tags else ""
-        raise ValueError(f"{spec.model} has no pretrained tag or checkpoint file {spec.pretrained!r}.{near}{known}")
+        raise UserError(f"{spec.model} has no pretrained tag or checkpoint file {spec.pretrained!r}.{near}{known}")
     if not tags:
-        raise ValueError(
+        raise UserError(
             f"The checkpoint {spec.pretrained} does not say how its images were prepared, and {spec.model} has no "
             "pretrained tags to name: put it in a folder with an open_clip_config.json and use model local-dir:FOLDER."
         )
     if not spec.preprocess:
-        raise ValueError(
+        raise UserError(
             f"The checkpoint {spec.pretrained} does not say how its images were prepared: set backbone.preprocess to "
             f"the pretrained tag whose mean, std and activation it was trained with, for instance {min(tags)}."
         )
@@ -139,25 +140,25 @@ def _check_timm(spec: BackboneSpec) -> None:
     architecture, _, tag = spec.model.partition(".")
     models = timm_models()
     if (name := spec.model.rpartition("/")[2]) != spec.model and name.partition(".")[0] in models:
-        raise ValueError(
+        raise UserError(
             f"timm has no model {spec.model!r}: its models are taken by their names in timm. Did you mean {name}, with pretrained: "
             "default for the weights in that repository?"
         )
     if ":" in spec.model:
-        raise ValueError(
+        raise UserError(
             f"timm has no model {spec.model!r}: its models are taken by their names in timm; folders and repositories are read as "
             "open_clip's (library: open_clip)"
         )
     if architecture not in models:
-        raise ValueError(f"timm has no model {spec.model!r}.{_nearest(architecture, models)}")
+        raise UserError(f"timm has no model {spec.model!r}.{_nearest(architecture, models)}")
     known = models[architecture]
     if tag and known and tag not in known:  # of a few models timm makes up the tags when it is imported
         listed = f" Known: {', '.join(sorted(known))}."
-        raise ValueError(f"timm's {architecture} has no weights {tag!r}.{_nearest(tag, known)}{listed}")
+        raise UserError(f"timm's {architecture} has no weights {tag!r}.{_nearest(tag, known)}{listed}")
     if spec.preprocess:
-        raise ValueError(f"timm models know their preprocessing: leave `preprocess` out (got {spec.preprocess!r})")
+        raise UserError(f"timm models know their preprocessing: leave `preprocess` out (got {spec.preprocess!r})")
     if spec.pretrained not in (None, "default") and not Path(spec.pretrained).is_file():
-        raise ValueError(
+        raise UserError(
             f"timm: `pretrained` is `default`, null or a checkpoint file; there is no file {spec.pretrained!r}"
         )
 

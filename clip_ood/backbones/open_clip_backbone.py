@@ -28,6 +28,7 @@ from clip_ood.backbones.names import SCHEMES, BackboneSpec
 from clip_ood.backbones.open_clip_files import describe, without_text, written
 from clip_ood.backbones.spec import ImageSpec
 from clip_ood.backbones.weights import weights_file
+from clip_ood.errors import UserError
 
 OF_NO_USE = (  # in OpenAI's files, and in those of older versions of transformers
     "input_resolution",
@@ -210,9 +211,7 @@ def uses_quick_gelu(spec: BackboneSpec) -> bool:
     trained_with = bool(tag.get("quick_gelu")) if tag else spec.model.endswith("-quickgelu")
     if spec.model.endswith("-quickgelu") and not trained_with:
         plain = spec.model.removesuffix("-quickgelu")
-        raise ValueError(
-            f"{spec.preprocess or spec.pretrained} was trained with GELU, not QuickGELU: use model {plain}"
-        )
+        raise UserError(f"{spec.preprocess or spec.pretrained} was trained with GELU, not QuickGELU: use model {plain}")
     return trained_with
 
 

@@ -32,6 +32,7 @@ from clip_ood.backbones.checked_config import (
 )
 from clip_ood.backbones.names import REPOSITORY, BackboneSpec
 from clip_ood.backbones.weights import CONFIG, Remote, remote_config
+from clip_ood.errors import UserError
 from clip_ood.files.records import read_json, undamaged
 from clip_ood.files.writing import write_text
 from clip_ood.terminal.shown import say
@@ -66,7 +67,7 @@ def read_description(path: Path) -> dict[str, Any]:
     described = read_checked(path, OPEN_CLIP)
     for key in ("embed_dim", "vision_cfg", "text_cfg"):
         if (described.get("model_cfg") or {}).get(key) is None:
-            raise ValueError(f"{path} describes no model of open_clip: model_cfg.{key} is missing")
+            raise UserError(f"{path} describes no model of open_clip: model_cfg.{key} is missing")
     return described
 
 
@@ -75,7 +76,7 @@ def read_images_alone(path: Path) -> dict[str, Any]:
     try:
         described = without_text(read_json(path))
     except (ValueError, TypeError, LookupError, AttributeError) as error:
-        raise ValueError(f"{path} describes no model of open_clip ({error})") from error
+        raise UserError(f"{path} describes no model of open_clip ({error})") from error
     return checked(described, OPEN_CLIP, str(path))
 
 
@@ -108,7 +109,7 @@ def _write_tower(folder: Path, name: str, spec: BackboneSpec, download: bool) ->
     else:
         source = _files(name, ["config.json"], spec, "text tower", download).get("config.json")
     if source is None or not source.is_file():
-        raise ValueError(f"text_cfg.hf_model_name: {name} holds no config.json, which describes the text tower")
+        raise UserError(f"text_cfg.hf_model_name: {name} holds no config.json, which describes the text tower")
     _write(folder / "config.json", read_checked(source, TEXT_TOWER))
 
 
@@ -122,7 +123,7 @@ def _write_tokenizer(folder: Path, name: str, spec: BackboneSpec, download: bool
     else:
         found = _files(name, names, spec, "tokenizer", download)
     if not found.keys() & TOKENIZER_FILES.keys():
-        raise ValueError(f"text_cfg.hf_tokenizer_name: {name}: there are no files of a tokenizer (tokenizer.json, …)")
+        raise UserError(f"text_cfg.hf_tokenizer_name: {name}: there are no files of a tokenizer (tokenizer.json, …)")
     if model := found.pop("config.json", None):  # what kind of model it was made for helps to find its class
         with undamaged(model):
             content = read_json(model)
@@ -140,7 +141,7 @@ def _files(name: str, wanted: list[str], spec: BackboneSpec, what: str, download
     from huggingface_hub import constants, try_to_load_from_cache
 
     if not REPOSITORY.fullmatch(name):
-        raise ValueError(f"the {what} of {spec.model} is neither a folder nor a repository ORG/NAME: {name!r}")
+        raise UserError(f"the {what} of {spec.model} is neither a folder nor a repository ORG/NAME: {name!r}")
     found: dict[str, Path] = {}
     said = False
     for file in wanted:

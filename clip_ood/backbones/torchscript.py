@@ -17,6 +17,8 @@ from zipfile import ZIP_STORED, ZipFile
 import torch
 from torch import Tensor
 
+from clip_ood.errors import UserError
+
 STORAGES = {
     "DoubleStorage": torch.float64,
     "FloatStorage": torch.float32,
@@ -78,7 +80,7 @@ class _Reader(pickle.Unpickler):
         if key not in self.read:
             member = self.archive.getinfo(f"{self.folder}/{key}")
             if member.compress_type != ZIP_STORED:  # torch compresses nothing
-                raise ValueError(f"its part {member.filename} is compressed")
+                raise UserError(f"its part {member.filename} is compressed")
             content = bytearray(self.archive.read(member))
             self.read[key] = torch.frombuffer(content, dtype=kind) if content else torch.empty(0, dtype=kind)
         return self.read[key]

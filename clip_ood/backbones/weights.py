@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from clip_ood.backbones.names import BackboneSpec
+from clip_ood.errors import UserError
 from clip_ood.files.checksum import Checksum, record, recorded
 from clip_ood.files.download import download
 from clip_ood.files.file_types import check_type
@@ -173,7 +174,7 @@ def _timm_default(model: str, hub: Path) -> Remote:
         )
     if config and config.url:
         return Remote(Path(torch.hub.get_dir(), "checkpoints"), url=config.url)
-    raise ValueError(f"timm has no published weights of {model}: set backbone.pretrained to a checkpoint file or null")
+    raise UserError(f"timm has no published weights of {model}: set backbone.pretrained to a checkpoint file or null")
 
 
 def _alternatives(file: str) -> tuple[str, ...]:
@@ -212,7 +213,7 @@ def local_weights(spec: BackboneSpec) -> Path | None:
         path for path in folder.iterdir() if path.suffix in (".pt", ".ckpt", ".npz")
     )  # which open_clip passes over
     if len(others) > 1:
-        raise ValueError(
+        raise UserError(
             f"{folder} holds several checkpoints ({', '.join(path.name for path in others[:3])}): leave the one that is meant there"
         )
     return others[0] if others else None

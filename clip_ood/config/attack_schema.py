@@ -11,6 +11,7 @@ from clip_ood.config.data_schema import CorruptionName
 from clip_ood.config.schema import Config
 from clip_ood.config.section import Decay, Place, Positive, Rate, Root, Section
 from clip_ood.config.values import KeysOf
+from clip_ood.errors import UserError
 
 Severity = Annotated[int, Field(ge=1, le=5)]
 
@@ -80,5 +81,5 @@ class AttackConfig(Section):
     @model_validator(mode="after")
     def _consistent(self) -> AttackConfig:
         if self.score is not None and "target" in self.model_fields_set:
-            raise ValueError("score and target exclude each other: a score is raised, or features are matched")
+            raise UserError("score and target exclude each other: a score is raised, or features are matched")
         return self

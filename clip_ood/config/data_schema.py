@@ -9,6 +9,7 @@ from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 
 from clip_ood.config.prompt_sets import with_sets
 from clip_ood.config.section import Fraction, Place, Positive, Section
+from clip_ood.errors import UserError
 from clip_ood.naming import fault, twins
 
 TAKEN = ("bank", "id_test", "mean", "ood_val", "val")  # in results: the project's own sets, and the mean over OOD sets
@@ -72,26 +73,26 @@ class ImageSet(Section):
     def _one_place(self) -> ImageSet:
         named = [key for key in PLACES if getattr(self, key) is not None]
         if len(named) != 1:
-            raise ValueError(f"needs exactly one of {', '.join(PLACES)}; got {named or 'none'}")
+            raise UserError(f"needs exactly one of {', '.join(PLACES)}; got {named or 'none'}")
         if self.folder is None and (self.labels is not None or self.numbered):
-            raise ValueError(f"labels and numbered go with folder, not with {named[0]}")
+            raise UserError(f"labels and numbered go with folder, not with {named[0]}")
         if self.labels is not None and self.numbered:
-            raise ValueError("either labels or numbered says what the classes are, not both")
+            raise UserError("either labels or numbered says what the classes are, not both")
         if self.split is not None and named[0] not in ("catalog", "torchvision"):
-            raise ValueError(f"split goes with catalog or torchvision, not with {named[0]}")
+            raise UserError(f"split goes with catalog or torchvision, not with {named[0]}")
         if self.torchvision is not None and self.split not in (None, "train", "test"):
-            raise ValueError(f"split of a torchvision set is train or test, not {self.split!r}")
+            raise UserError(f"split of a torchvision set is train or test, not {self.split!r}")
         if (self.corruption is None) != (self.severity is None):
-            raise ValueError("corruption and severity (1 to 5) go together")
+            raise UserError("corruption and severity (1 to 5) go together")
         given = (key for key, field in ImageSet.model_fields.items() if getattr(self, key) != field.default)
         if self.corruption is not None and (other := sorted({*given} - {"corruption", "severity", "group"})):
-            raise ValueError(f"beside corruption only severity and group are meant, not {', '.join(other)}")
+            raise UserError(f"beside corruption only severity and group are meant, not {', '.join(other)}")
         return self
 
 
 def _of_its_own(images: ImageSet) -> ImageSet:
     if images.corruption is not None:
-        raise ValueError("a corruption makes an OOD set of the ID test images: name it under data.ood")
+        raise UserError("a corruption makes an OOD set of the ID test images: name it under data.ood")
     return images
 
 
@@ -103,7 +104,7 @@ def _names(value: Any) -> Any:
         return value
     if value is None or isinstance(value, str | Path):
         return value
-    raise ValueError("takes a list of names, as [cat, dog], a text file, or imagenet")
+    raise UserError("takes a list of names, as [cat, dog], a text file, or imagenet")
 
 
 ClassNames = Annotated[list[str] | Place | Literal["imagenet"] | None, BeforeValidator(_names)]
@@ -132,11 +133,11 @@ class IDSet(Section):
     @model_validator(mode="after")
     def _one_way(self) -> IDSet:
         if (self.images is None) == (self.train is None and self.test is None):
-            raise ValueError("needs either images (split by data.splits) or train and test")
+            raise UserError("needs either images (split by data.splits) or train and test")
         if self.images is None and (self.train is None or self.test is None):
-            raise ValueError("needs both train and test")
+            raise UserError("needs both train and test")
         if self.images is not None and self.val is not None:
-            raise ValueError(
+            raise UserError(
                 "val comes from data.splits when `images` is given; name train and test as well, or drop val"
             )
         return self
@@ -153,7 +154,7 @@ class Splits(Section):
     @model_validator(mode="after")
     def _leaves_train(self) -> Splits:
         if self.val + self.test >= 1:
-            raise ValueError(
+            raise UserError(
                 f"val + test = {self.val + self.test:g} leaves no training images; both must sum to below 1"
             )
         return self
@@ -211,22 +212,22 @@ class Data(Section):
     @model_validator(mode="after")
     def _placeholders(self) -> Data:
         if wrong := [prompt for prompt in self.prompts if prompt.count("{}") != 1]:
-            raise ValueError(f"prompts: {wrong[0]!r} must hold {{}} once, where the class name goes")
+            raise UserError(f"prompts: {wrong[0]!r} must hold {{}} once, where the class name goes")
         names = [*self.csid, *self.ood]
         if wrong := [name for name in names if fault(name)]:
-            raise ValueError(f"the name of a set, {wrong[0]!r}, {fault(wrong[0])}: call it otherwise")
+            raise UserError(f"the name of a set, {wrong[0]!r}, {fault(wrong[0])}: call it otherwise")
         if twice := sorted(set(TAKEN) & (self.ood.keys() | self.csid.keys()) | self.ood.keys() & self.csid.keys()):
-            raise ValueError(
+            raise UserError(
                 f"set names must be distinct, and none of {', '.join(TAKEN)}, which results use themselves: rename "
                 f"{', '.join(twice)}"
             )
         if same := twins(names):
-            raise ValueError(
+            raise UserError(
                 f"the sets {same[0]!r} and {same[1]!r} differ in case, blanks or Unicode's form alone: no reader could tell them "
                 "apart; rename one"
             )
         if same := [name for name, images in (self.csid | self.ood).items() if _place(images) == _place(self.ood_val)]:
-            raise ValueError(f"ood_val: {same[0]} is reported on; nothing may be chosen on it. Name other images")
+            raise UserError(f"ood_val: {same[0]} is reported on; nothing may be chosen on it. Name other images")
         return self
 
 

@@ -11,6 +11,7 @@ from pydantic import Field, model_validator
 
 from clip_ood.config.section import Decay, Fraction, Positive, Rate, Section
 from clip_ood.config.yaml_text import says_none
+from clip_ood.errors import UserError
 
 MOST_HEADS = 10_000  # of a sweep
 
@@ -32,10 +33,10 @@ class ProbeGrid(Section):
     def _values_differ(self) -> ProbeGrid:
         listed = self.listed()
         if (heads := prod(map(len, listed.values()))) > MOST_HEADS:
-            raise ValueError(f"its values make {heads:,} heads, and at most {MOST_HEADS:,} are trained in one pass")
+            raise UserError(f"its values make {heads:,} heads, and at most {MOST_HEADS:,} are trained in one pass")
         for key, values in listed.items():
             if twice := [value for value, times in Counter(values).items() if times > 1]:
-                raise ValueError(f"{key} lists {twice[0]:g} twice; each value must be another head")
+                raise UserError(f"{key} lists {twice[0]:g} twice; each value must be another head")
         return self
 
     def listed(self) -> dict[str, list[float]]:
@@ -144,7 +145,7 @@ class FineTune(Section):
     @model_validator(mode="after")
     def _consistent(self) -> FineTune:
         if self.warmup_epochs >= self.epochs:
-            raise ValueError(f"warmup_epochs = {self.warmup_epochs:g} leaves nothing of {self.epochs} epochs; lower it")
+            raise UserError(f"warmup_epochs = {self.warmup_epochs:g} leaves nothing of {self.epochs} epochs; lower it")
         return self
 
     def averaging(self, steps: int) -> float | None:
@@ -155,7 +156,7 @@ class FineTune(Section):
         if self.ema_decay is None:
             return None if not self.ema else max(0.0, 1 - 1 / max(self.ema * steps, 1))
         if round(1 / (1 - self.ema_decay)) > steps and not self.ema_longer_than_run:
-            raise ValueError(
+            raise UserError(
                 f"method.finetune.ema_decay = {self.ema_decay:g} averages over {1 / (1 - self.ema_decay):.0f} steps, and "
                 f"the run has {steps}: {100 * self.ema_decay**steps:.0f} % of the result would be the initial weights. "
                 "Leave ema_decay out (ema is a share of the run), or set ema_longer_than_run"
@@ -186,7 +187,7 @@ class Method(Section):
     def _exactly_one(self) -> Method:
         if len(self.model_fields_set) != 1:
             names = ", ".join(type(self).model_fields)
-            raise ValueError(f"needs exactly one of {names}; got {', '.join(sorted(self.model_fields_set)) or 'none'}")
+            raise UserError(f"needs exactly one of {names}; got {', '.join(sorted(self.model_fields_set)) or 'none'}")
         return self
 
     @property

@@ -12,6 +12,7 @@ from clip_ood.config.data_schema import Data, IDSet, ImageSet, Splits
 from clip_ood.config.method_schema import PLP, FineTune, LinearProbe, Method, ZeroShot
 from clip_ood.config.section import Count, Place, Positive, Root, Section, Seed, Untyped
 from clip_ood.config.yaml_text import as_yaml, says_none
+from clip_ood.errors import UserError
 
 __all__ = [
     "PLP",
@@ -100,7 +101,7 @@ def _detector(given: Any) -> Any:
     if isinstance(given, str):
         return given
     if not isinstance(given, dict):
-        raise ValueError("a detector is a name, or keys as {name: knn, k: 10}")
+        raise UserError("a detector is a name, or keys as {name: knn, k: 10}")
     parameters = as_yaml(given)  # no schema of ours knows them
     names = {key: str(given[key]) for key in ("name", "as") if isinstance(given.get(key), str)}
     return parameters | {key: name for key, name in names.items() if not says_none(given[key])}
@@ -144,11 +145,11 @@ class Config(Section):
     @model_validator(mode="after")
     def _encoder_lies_somewhere(self) -> Config:
         if self.evaluation.with_encoder and not self.evaluation.save_detector:
-            raise ValueError("evaluation: with_encoder puts the weights into detector/, and save_detector is false")
+            raise UserError("evaluation: with_encoder puts the weights into detector/, and save_detector is false")
         return self
 
     @model_validator(mode="after")
     def _seeds_differ(self) -> Config:
         if twice := sorted(seed for seed, times in Counter(self.seeds).items() if times > 1):
-            raise ValueError(f"seeds: {twice[0]} stands there twice; each must be another draw")
+            raise UserError(f"seeds: {twice[0]} stands there twice; each must be another draw")
         return self

@@ -19,6 +19,7 @@ from pydantic import (
 
 from clip_ood.config.values import settled
 from clip_ood.config.yaml_text import as_yaml
+from clip_ood.errors import UserError
 from clip_ood.files.text_files import OTHER_BYTES, not_utf8
 from clip_ood.naming import text_fault
 
@@ -33,7 +34,7 @@ Decay = Annotated[float, Field(ge=0)]
 
 def _named(place: Any) -> Any:
     if place == "":
-        raise ValueError("is empty; the folder itself is .")
+        raise UserError("is empty; the folder itself is .")
     return place
 
 
@@ -46,7 +47,7 @@ Place = Annotated[
 
 def _in_utf8(place: Path) -> Path:
     if not_utf8(str(place)):
-        raise ValueError(OTHER_BYTES.format("the name of this folder"))
+        raise UserError(OTHER_BYTES.format("the name of this folder"))
     return place
 
 
@@ -87,10 +88,10 @@ class Section(BaseModel):
         """Refuses texts that no file can hold, and empty ones where none is the default."""
         for name in value if isinstance(value, dict) else ():
             if reason := text_fault(name):
-                raise ValueError(f"the name {name!r} {reason}: call it otherwise")
+                raise UserError(f"the name {name!r} {reason}: call it otherwise")
         for text in value if isinstance(value, list) else [value]:
             if isinstance(text, str | Path) and (reason := text_fault(text)):
-                raise ValueError(reason)
+                raise UserError(reason)
             if isinstance(text, str) and not text.strip() and cls.model_fields[info.field_name].default != "":
-                raise ValueError("is empty; leave the key out, or give a text")
+                raise UserError("is empty; leave the key out, or give a text")
         return value

@@ -10,6 +10,7 @@ from pydantic import Field, model_validator
 from clip_ood.config.schema import Config, Detector
 from clip_ood.config.section import Root, Section
 from clip_ood.config.values import KeysOf
+from clip_ood.errors import UserError
 
 Changes = Annotated[dict[str, Any], KeysOf(Config)]
 
@@ -57,11 +58,11 @@ class Study(Section):
     def _consistent(self) -> Study:
         for name, line in self.lines.items():
             if unknown := {*(line.axes or []), *line.only} - self.axes.keys():
-                raise ValueError(f"lines.{name} names an axis that there is not: {', '.join(sorted(unknown))}")
+                raise UserError(f"lines.{name} names an axis that there is not: {', '.join(sorted(unknown))}")
         if self.shows == "curve" and len(self.axes) != 1:
-            raise ValueError(f"shows: curve needs one axis, not {len(self.axes)}")
+            raise UserError(f"shows: curve needs one axis, not {len(self.axes)}")
         if (self.shows == "shift") != bool(self.corruptions):
-            raise ValueError("corruptions and shows: shift go together")
+            raise UserError("corruptions and shows: shift go together")
         if self.shows == "shift" and self.axes:
-            raise ValueError("shows: shift varies corruption and severity; it takes no axes")
+            raise UserError("shows: shift varies corruption and severity; it takes no axes")
         return self

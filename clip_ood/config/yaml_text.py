@@ -6,7 +6,7 @@ from typing import Any
 
 import yaml
 
-from clip_ood.errors import ConfigError, shortened
+from clip_ood.errors import ConfigError, UserError, shortened
 
 MERGE = "tag:yaml.org,2002:merge"
 PLAIN = "!plain"
@@ -61,11 +61,11 @@ def as_yaml(value: Any) -> Any:
     try:
         read = loader.construct_object(yaml.ScalarNode(loader.resolve(yaml.ScalarNode, text, (True, False)), text))
     except (yaml.YAMLError, ValueError, OverflowError) as error:
-        raise ValueError(
+        raise UserError(
             f"{shortened(repr(text))} is no valid YAML value ({reason(error)}); put text in quotes"
         ) from None
     if type(read) is int and abs(read) >= WIDEST:
-        raise ValueError(f"{shortened(repr(text))} is a larger number than any key takes")
+        raise UserError(f"{shortened(repr(text))} is a larger number than any key takes")
     return read
 
 

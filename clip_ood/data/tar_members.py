@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import BinaryIO
 
+from clip_ood.errors import UserError
 from clip_ood.files.regular_file import special
 
 BLOCK = tarfile.BLOCKSIZE
@@ -26,7 +27,7 @@ COMPRESSED = {
 }
 
 
-class DamagedArchive(ValueError):
+class DamagedArchive(UserError):
     """What is no whole, uncompressed tar file; the message says behind which member, at which byte, and why."""
 
 

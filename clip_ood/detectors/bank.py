@@ -12,6 +12,7 @@ from torch.nn.functional import normalize, pad
 from clip_ood.detectors.exchange import Exchange
 from clip_ood.detectors.neighbours import nearest
 from clip_ood.detectors.statistic import Statistic
+from clip_ood.errors import UserError
 from clip_ood.outputs import Outputs
 
 
@@ -48,7 +49,7 @@ class Bank(Statistic):
         bank, and the best of each part are merged. Raises ValueError for k outside 1 … len(bank).
         """
         if not 1 <= k <= len(self):
-            raise ValueError(f"nearest: k = {k}, expected 1 ≤ k ≤ {len(self)}, the rows of the bank")
+            raise UserError(f"nearest: k = {k}, expected 1 ≤ k ≤ {len(self)}, the rows of the bank")
         if self._last is None or self._last[0] is not rows or self._last[1].shape[1] < k:
             self._last = rows, *self._search(normalize(rows.features.float(), dim=1), max(k, self.most))
         _, cosines, indices = self._last
@@ -78,7 +79,7 @@ class Bank(Statistic):
         Raises ValueError where other processes hold a part.
         """
         if self._elsewhere:
-            raise ValueError(f"bank: other processes hold {self._elsewhere} of its rows; fit detectors in one process")
+            raise UserError(f"bank: other processes hold {self._elsewhere} of its rows; fit detectors in one process")
         return self.once("dense", self._columns)
 
     def draw(self, count: int, seed: int) -> Tensor:
@@ -86,7 +87,7 @@ class Bank(Statistic):
         hash of `seed` and index. All processes draw together. Raises ValueError for images without indices."""
         own = torch.cat(self.indices)
         if (own < 0).any():
-            raise ValueError("bank: a draw of images needs the indices of all, and some came without")
+            raise UserError("bank: a draw of images needs the indices of all, and some came without")
         keys = _hash(own, seed)
         last = torch.cat(self.exchange.gather(keys)).sort().values[count - 1]
         mine = (keys <= last).nonzero().squeeze(1)

@@ -12,6 +12,7 @@ from typing import Any, get_args, get_type_hints
 
 from clip_ood.detectors.detector import ONE_EACH, Detector
 from clip_ood.detectors.names import DETECTORS, ZOO, Spec, read_specs
+from clip_ood.errors import UserError
 from clip_ood.outputs import Outputs, Reference
 
 NEGATIVES = "needs negative labels: set data.negative_words (wordnet), with an encoder of texts and named classes"
@@ -93,11 +94,11 @@ def load_class(spec: Spec) -> type[Detector]:
     except ModuleNotFoundError as error:
         if error.name is None or not f"{module}.".startswith(f"{error.name}."):
             raise  # found, but something that it imports is missing
-        raise ValueError(f"detectors: {spec.name}: no module {error.name!r} on the Python path") from error
+        raise UserError(f"detectors: {spec.name}: no module {error.name!r} on the Python path") from error
     if not (isinstance(cls, type) and issubclass(cls, Detector)):
-        raise ValueError(f"detectors: {spec.name}: expected a subclass of clip_ood.detectors.Detector, got {cls!r}")
+        raise UserError(f"detectors: {spec.name}: expected a subclass of clip_ood.detectors.Detector, got {cls!r}")
     if cls._score is Detector._score:
-        raise ValueError(f"detectors: {spec.name}: {cls.__name__} has no _score(self, rows), which gives {ONE_EACH}")
+        raise UserError(f"detectors: {spec.name}: {cls.__name__} has no _score(self, rows), which gives {ONE_EACH}")
     _check_requires(spec, cls)
     return cls
 
@@ -105,11 +106,11 @@ def load_class(spec: Spec) -> type[Detector]:
 def _check_requires(spec: Spec, cls: type[Detector]) -> None:
     known = [each.name for kind in (Outputs, Reference) for each in fields(kind)]
     if isinstance(cls.requires, str) or not all(isinstance(field, str) for field in cls.requires):
-        raise ValueError(
+        raise UserError(
             f"detectors: {spec.name}: {cls.__name__}.requires is {cls.requires!r}, expected a tuple of names, as ('features',)"
         )
     if unknown := [field for field in cls.requires if field not in known]:
-        raise ValueError(
+        raise UserError(
             f"detectors: {spec.name}: {cls.__name__}.requires names {unknown[0]!r}, which no run gives; expected some of "
             f"{', '.join(known)}"
         )
@@ -122,7 +123,7 @@ def _check_parameters(spec: Spec, cls: type[Detector]) -> None:
     ]
     for parameter in single:
         if parameter.default is parameter.empty and parameter.name not in spec.parameters:
-            raise ValueError(f"{spec.name}: needs a parameter: {{name: {spec.name}, {parameter.name}: …}}")
+            raise UserError(f"{spec.name}: needs a parameter: {{name: {spec.name}, {parameter.name}: …}}")
     if any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters):
         return
     valid = [parameter.name for parameter in parameters]
@@ -130,7 +131,7 @@ def _check_parameters(spec: Spec, cls: type[Detector]) -> None:
         if key not in valid:
             nearest = get_close_matches(str(key), valid, n=1)
             hint = f"; nearest: {nearest[0]}" if nearest else ""
-            raise ValueError(f"{spec.name}: unknown parameter {key!r}, expected {', '.join(valid) or 'none'}{hint}")
+            raise UserError(f"{spec.name}: unknown parameter {key!r}, expected {', '.join(valid) or 'none'}{hint}")
     if spec.name in DETECTORS:
         _check_types(spec, cls)
 
@@ -142,4 +143,4 @@ def _check_types(spec: Spec, cls: type[Detector]) -> None:
         kinds = get_args(declared[key]) or (declared[key],)
         fits = type(value) in kinds or (float in kinds and type(value) is int and value < 2**53)
         if not fits or (isinstance(value, float) and not isfinite(value)):
-            raise ValueError(f"{spec.name}: {key} = {value}, expected {WORDS[kinds[0]]}")
+            raise UserError(f"{spec.name}: {key} = {value}, expected {WORDS[kinds[0]]}")

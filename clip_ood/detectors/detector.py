@@ -10,13 +10,14 @@ import torch
 from torch import Tensor, nn
 
 from clip_ood.detectors.statistic import statistics_of
+from clip_ood.errors import UserError
 from clip_ood.outputs import Outputs, Reference
 
 ONE_EACH = "a tensor with one score an image, higher = more in-distribution"
 ROWS = 8192  # rows worked on at once: bounds memory, leaves matrix products large
 
 
-class WrongScores(ValueError):
+class WrongScores(UserError):
     """What a `_score` returned is not one score an image."""
 
 

@@ -11,6 +11,7 @@ from torch.nn.functional import normalize
 
 from clip_ood.detectors.class_sums import ClassSums
 from clip_ood.detectors.exchange import Exchange
+from clip_ood.errors import UserError
 from clip_ood.outputs import Outputs
 
 TOLERANCE = 1e-10  # eigenvalues below this share of the largest are zero
@@ -45,7 +46,7 @@ class Spectrum:
         values, vectors = torch.linalg.eigh(covariance)
         rank = rounding.rank(values)
         if not rank or values[-rank:].sum() <= rounding.all:
-            raise ValueError("the covariance is zero")
+            raise UserError("the covariance is zero")
         return cls(values, vectors, rank)
 
     @property

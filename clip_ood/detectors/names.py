@@ -10,6 +10,7 @@ from itertools import product
 from math import prod
 from typing import Any
 
+from clip_ood.errors import UserError
 from clip_ood.naming import fault, one_text, twins
 
 DETECTORS: dict[str, str] = {  # name -> "module:Class"
@@ -67,7 +68,7 @@ def read_specs(specs: Sequence[str | Mapping[str, Any]] | None) -> list[Spec]:
     without a name, an empty list, two equal column names, and one that scores.parquet uses itself.
     """
     if specs is not None and not specs:
-        raise ValueError("detectors: the list is empty; name some, or leave the key out for the default ones")
+        raise UserError("detectors: the list is empty; name some, or leave the key out for the default ones")
     entries = [_entry(spec) for spec in (DEFAULTS if specs is None else specs)]
     times = Counter(name for name, _, _ in entries)
     columns = [
@@ -87,13 +88,13 @@ def read_specs(specs: Sequence[str | Mapping[str, Any]] | None) -> list[Spec]:
     ]
     for column, count in Counter([*columns, *(spec.label for spec in specs if spec.chosen_as is not None)]).items():
         if count > 1:
-            raise ValueError(f"detectors: column {column!r} is asked for {count} times; tell them apart with 'as: …'")
+            raise UserError(f"detectors: column {column!r} is asked for {count} times; tell them apart with 'as: …'")
         if one_text(column) in ABOUT:
-            raise ValueError(
+            raise UserError(
                 f"detectors: scores.parquet has a column {column!r} of its own; take another name ('as: …')"
             )
     if same := twins(dict.fromkeys([*columns, *(spec.label for spec in specs)])):
-        raise ValueError(
+        raise UserError(
             f"detectors: columns {same[0]!r} and {same[1]!r} differ in case, blanks or Unicode's form alone; tell them apart with "
             "'as: …'"
         )
@@ -105,9 +106,9 @@ def _candidates(name: str, column: str, parameters: Mapping[str, Any]) -> list[S
     if not several:
         return [Spec(name, column, _target(name), parameters)]
     if empty := [key for key, values in several.items() if not values]:
-        raise ValueError(f"detectors: {name}: {empty[0]} is an empty list; give values to choose from")
+        raise UserError(f"detectors: {name}: {empty[0]} is an empty list; give values to choose from")
     if (count := prod(map(len, several.values()))) > MOST_CANDIDATES:
-        raise ValueError(
+        raise UserError(
             f"detectors: {name}: its lists make {count:,} candidates ({', '.join(map(str, several))}), and at most {MOST_CANDIDATES:,} "
             "are tried: list fewer values"
         )
@@ -126,10 +127,10 @@ def _entry(spec: str | Mapping[str, Any]) -> tuple[str, str | None, dict[str, An
     parameters = {"name": spec} if isinstance(spec, str) else dict(spec) if isinstance(spec, Mapping) else {}
     name, label = parameters.pop("name", None), parameters.pop("as", None)
     if not isinstance(name, str):
-        raise ValueError(f"detectors: {spec!r}: expected a name or a mapping with the key 'name'")
+        raise UserError(f"detectors: {spec!r}: expected a name or a mapping with the key 'name'")
     if label is not None and (not isinstance(label, str) or fault(label) or "/" in label):
         why = f"; it {fault(label)}" if isinstance(label, str) and fault(label) else ""
-        raise ValueError(f"detectors: {name}: 'as' is {label!r}, expected the name of a column, without slashes{why}")
+        raise UserError(f"detectors: {name}: 'as' is {label!r}, expected the name of a column, without slashes{why}")
     return name, label, parameters
 
 
@@ -145,6 +146,6 @@ def _target(name: str) -> str:
     if module and cls.isidentifier():
         return f"{module}:{cls}"
     nearest = get_close_matches(name, DETECTORS, n=3) or list(DETECTORS)
-    raise ValueError(
+    raise UserError(
         f"detectors: unknown name {name!r}; nearest: {', '.join(nearest)}, or a class path pkg.module.Class"
     )

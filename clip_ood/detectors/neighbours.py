@@ -14,6 +14,8 @@ from functools import cache
 import torch
 from torch import Tensor
 
+from clip_ood.errors import UserError
+
 QUERIES = 4096  # rows of one block of products
 BANK = 8192  # its columns: 128 MiB in float32
 PAIRS = 16384  # products computed again at once
@@ -33,7 +35,7 @@ def nearest(
     """
     size = sum(len(chunk) for chunk in chunks)
     if not 0 <= k <= size:
-        raise ValueError(f"nearest: k = {k}, expected 0 ≤ k ≤ {size}, the rows of the bank")
+        raise UserError(f"nearest: k = {k}, expected 0 ≤ k ≤ {size}, the rows of the bank")
     device = chunks[0].device
     if queries.requires_grad:  # which passes through the neighbours alone
         _, positions = nearest(queries.detach(), chunks, k, scales)

@@ -14,6 +14,7 @@ from torch.nn.functional import normalize
 from clip_ood.detectors.build import load_class
 from clip_ood.detectors.detector import Detector, WrongScores
 from clip_ood.detectors.names import DETECTORS, ZOO, Spec, read_specs
+from clip_ood.errors import UserError
 from clip_ood.outputs import NegativeLabels, Outputs, Reference
 
 IMAGES = 11  # that are tried: no width or number of classes below, so that their axis is not taken for another
@@ -44,20 +45,20 @@ def _try(spec: Spec, outputs: Outputs, reference: Reference, certain: bool) -> N
         scores = detector.score(outputs)
         alone = detector.score(outputs.map(lambda value: value[:1]))
     except WrongScores as error:
-        raise ValueError(f"detectors: {spec.name}: {error}") from None
+        raise UserError(f"detectors: {spec.name}: {error}") from None
     except Exception as error:  # of somebody's own code: anything
         if certain or isinstance(error, PLAIN):
             told = f"{type(error).__name__}{f': {error}' if str(error) else ''}"
-            raise ValueError(f"detectors: {spec.name} failed on made-up images: {told}{_place(error, cls)}") from error
+            raise UserError(f"detectors: {spec.name} failed on made-up images: {told}{_place(error, cls)}") from error
         return
     if not scores.isfinite().any():
-        raise ValueError(
+        raise UserError(
             f"detectors: {spec.name}: {cls.__name__}._score returned {scores[0].item()} for all of {len(scores)} made-up "
             "images, expected finite scores"
         )
     spread = (scores - scores.mean()).abs().max()
     if (scores[0] - alone[0]).abs() > 0.01 * spread + 1e-5 * scores[0].abs():
-        raise ValueError(
+        raise UserError(
             f"detectors: {spec.name}: {cls.__name__}._score returned {alone[0]:.6g} for an image alone and {scores[0]:.6g} for "
             "it among others, expected the same: a score must not depend on what else is in a batch (dim=0 mixes images)"
         )

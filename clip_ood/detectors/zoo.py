@@ -19,6 +19,7 @@ from clip_ood.detectors.detector import Detector
 from clip_ood.detectors.exchange import Exchange
 from clip_ood.detectors.names import ZOO
 from clip_ood.detectors.statistic import Statistic
+from clip_ood.errors import UserError
 from clip_ood.outputs import Outputs, Reference
 
 UNUSED = ("model", "encoder")  # what turns images into features or logits: ours are there already
@@ -115,18 +116,18 @@ def adapt(name: str) -> type[Peer]:
         package = import_module("pytorch_ood.detector")
         api = import_module("pytorch_ood.api")
     except ModuleNotFoundError as error:
-        raise ValueError(f"detectors: {name}: {error.name} is not installed: pip install 'clip-ood[zoo]'") from error
+        raise UserError(f"detectors: {name}: {error.name} is not installed: pip install 'clip-ood[zoo]'") from error
     bases = {api.LogitsDetector: "logits", api.FeaturesDetector: "features"}
     known = {key: value for key, value in vars(package).items() if inspect.isclass(value)}
     usable = [key for key, value in known.items() if issubclass(value, tuple(bases))]
     short = name.removeprefix(ZOO)
     if short not in known:
         nearest = get_close_matches(short, usable, n=3) or sorted(usable)
-        raise ValueError(f"detectors: pytorch-ood has no detector {short!r}; nearest: {', '.join(nearest)}")
+        raise UserError(f"detectors: pytorch-ood has no detector {short!r}; nearest: {', '.join(nearest)}")
     theirs = known[short]
     field = next((field for base, field in bases.items() if issubclass(theirs, base)), None)
     if field is None:
-        raise ValueError(
+        raise UserError(
             f"detectors: {name} works on images, gradients or maps of features, and detectors here see features and logits "
             f"alone; those that can be taken: {', '.join(sorted(usable))}"
         )

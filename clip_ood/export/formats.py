@@ -10,6 +10,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from clip_ood.errors import UserError
 from clip_ood.files.writing import LateErrors
 
 if TYPE_CHECKING:
@@ -90,12 +91,12 @@ def format_of(path: Path) -> Format:
     Raises: ValueError for another suffix, a folder that is not there, and packages that are not installed.
     """
     if path.suffix not in FORMATS:
-        raise ValueError(f"export: {path} ends in {path.suffix!r}; expected .onnx (ONNX) or .pt2 (torch.export)")
+        raise UserError(f"export: {path} ends in {path.suffix!r}; expected .onnx (ONNX) or .pt2 (torch.export)")
     if not path.parent.is_dir():
-        raise ValueError(f"export: {path}: there is no folder {path.parent}")
+        raise UserError(f"export: {path}: there is no folder {path.parent}")
     kind = FORMATS[path.suffix]
     if missing := [name for name in kind.packages if find_spec(name) is None]:
-        raise ValueError(
+        raise UserError(
             f"export: {path.suffix} needs {', '.join(kind.packages[:-1])} and {kind.packages[-1]}, and there is no "
             f"{', '.join(missing)}: pip install 'clip-ood[export]'"
         )

@@ -9,6 +9,7 @@ from torch import Tensor
 from torch.nn.functional import interpolate
 
 from clip_ood.detectors.detector import Detector, score_together
+from clip_ood.errors import UserError
 from clip_ood.export.formats import Run
 from clip_ood.export.graph import ScoringGraph, class_logits
 
@@ -32,7 +33,7 @@ def compare(run: Run, live: ScoringGraph, detectors: Mapping[str, Detector]) -> 
         error = (got - expected).abs()
         allowed = TOLERANCE * spread + ROUNDING * expected.abs().max()
         if not (error <= allowed).all():
-            raise ValueError(
+            raise UserError(
                 f"export: {name} of the graph differs from the detector's by {error.max():.2g}, with scores from "
                 f"{expected.min():.4g} to {expected.max():.4g}: no file was written. Export without it, or as .pt2"
             )

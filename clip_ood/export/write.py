@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from clip_ood.backbones.backbone import Backbone
 from clip_ood.detectors.build import Omitted
 from clip_ood.detectors.detector import Detector, exact
+from clip_ood.errors import UserError
 from clip_ood.export.formats import Format, Run, format_of
 from clip_ood.export.graph import ScoringGraph, StandIn
 from clip_ood.export.preparation import resize_of
@@ -110,9 +111,9 @@ def describe(
 
 def _check(backbone: Backbone, detectors: Mapping[str, Detector]) -> None:
     if (device := next(backbone.parameters()).device).type != "cpu":
-        raise ValueError(f"export: the encoder is on {device}, expected the CPU; an ONNX file then runs on any device")
+        raise UserError(f"export: the encoder is on {device}, expected the CPU; an ONNX file then runs on any device")
     if backbone.training:
-        raise ValueError("export: the encoder is in training mode, expected evaluation mode: call eval()")
+        raise UserError("export: the encoder is in training mode, expected evaluation mode: call eval()")
     for detector in detectors.values():
         detector.check_fitted()
 
@@ -139,7 +140,7 @@ def _write_what_can_be(
     except Exception as error:  # exporters raise anything
         faults = _faults(write, path.with_stem("alone"), backbone, scores)
         if not faults:
-            raise ValueError(f"export: the encoder cannot be written as {path.suffix}: {_cause(error)}") from error
+            raise UserError(f"export: the encoder cannot be written as {path.suffix}: {_cause(error)}") from error
     failing = {each.detector for each in faults}
     scores = {name: score for name, score in scores.items() if name not in failing}
     return write(path, backbone, scores), scores, faults

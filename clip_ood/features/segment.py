@@ -20,6 +20,7 @@ from pydantic import Field
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
+from clip_ood.errors import UserError
 from clip_ood.features.identity import find
 from clip_ood.files.records import Record, Unfit, fitting
 from clip_ood.files.regular_file import check_regular
@@ -31,7 +32,7 @@ SUFFIX = ".safetensors"
 CHECKSUM = 16  # bytes
 
 
-class StoreError(ValueError):
+class StoreError(UserError):
     """The store holds something that is damaged or of something else, or cannot be written."""
 
 

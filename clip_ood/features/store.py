@@ -27,6 +27,7 @@ from rich.filesize import decimal
 from torch import Tensor
 
 from clip_ood.backbones.fingerprint import digest
+from clip_ood.errors import UserError
 from clip_ood.features.entries import Entries
 from clip_ood.features.identity import identity_of, pairs
 from clip_ood.features.known_files import KnownFiles
@@ -99,7 +100,7 @@ class FeatureStore:
     def write_texts(self, strings: Sequence[str], text: TextEmbeddings) -> None:
         """Keeps the embeddings of these strings. Raises: ValueError for NaN or Inf."""
         if not text.embeddings.isfinite().all():
-            raise ValueError("The text encoder gives NaN or Inf. Try backbone.precision=fp32, and check the weights.")
+            raise UserError("The text encoder gives NaN or Inf. Try backbone.precision=fp32, and check the weights.")
         self.describe()
         self.texts.add(_strings(strings), {"embeddings": text.embeddings.float().cpu()}, made_with=made_with(None))
         scale = torch.tensor([[text.logit_scale]], dtype=torch.float64)

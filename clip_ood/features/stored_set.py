@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from clip_ood.errors import UserError
 from clip_ood.features.entries import Entries
 from clip_ood.features.rows import Rows
 from clip_ood.features.segment import Failure, StoreError
@@ -173,7 +174,7 @@ class StoredSet:
         for values in kept.values():
             values[~valid] = 0
             if broken := int((~values.flatten(1).isfinite().all(dim=1)).sum()):
-                raise ValueError(
+                raise UserError(
                     f"Image set {self.name}: {broken} of {len(values)} images have NaN or Inf features as "
                     f"{str(self.store.dtype).removeprefix('torch.')}. Try backbone.precision=fp32, and check the weights."
                 )

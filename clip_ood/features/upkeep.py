@@ -12,6 +12,7 @@ from typing import Any
 from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
+from clip_ood.errors import UserError
 from clip_ood.files.records import Damaged, Record, Text, read_record
 from clip_ood.process.locks import InUse, alone
 from clip_ood.terminal.console import Terminal
@@ -168,7 +169,7 @@ def choose(known: list[Stored], numbers: list[str], old: bool, unused_for: float
         fitting = [each for each in known if each.folder.name.startswith(number)]
         if len(fitting) != 1:
             there = ", ".join(each.folder.name for each in known) or "none"
-            raise ValueError(f"{number} begins the number of {len(fitting)} encoders; there are: {there}")
+            raise UserError(f"{number} begins the number of {len(fitting)} encoders; there are: {there}")
         chosen += fitting
     return list({each.folder: each for each in chosen}.values())
 

@@ -7,6 +7,8 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
+from clip_ood.errors import UserError
+
 BLOCK = 1 << 20  # bytes read at a time
 
 
@@ -22,7 +24,7 @@ class Checksum:
         """Raises ValueError for a file with another one: which it has, and which it must have."""
         found = hexdigest(path, self.algorithm)
         if not found.startswith(self.digits):
-            raise ValueError(f"the file has the {self.algorithm.upper()} checksum {found}, {self.origin} {self.digits}")
+            raise UserError(f"the file has the {self.algorithm.upper()} checksum {found}, {self.origin} {self.digits}")
 
 
 def hexdigest(path: Path, algorithm: str) -> str:
@@ -49,7 +51,7 @@ def recorded(path: Path) -> Checksum | None:
         return None
     found = re.match(r"[0-9a-f]{64}\b", note.read_text(encoding="utf-8", errors="replace"))
     if found is None:
-        raise ValueError(f"{note} holds no SHA-256 checksum: remove it, and the next download is recorded anew")
+        raise UserError(f"{note} holds no SHA-256 checksum: remove it, and the next download is recorded anew")
     origin = f"that of the first download, noted in {note} (remove that if its publisher has changed the file), is"
     return Checksum("sha256", found[0], origin)
 

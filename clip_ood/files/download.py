@@ -13,6 +13,7 @@ from collections.abc import Callable
 from http.client import HTTPException, HTTPResponse
 from pathlib import Path
 
+from clip_ood.errors import UserError
 from clip_ood.files.checksum import Checksum
 from clip_ood.files.file_types import START, WrongType, check_start, check_type
 from clip_ood.files.https import UnsafeRedirect, opened
@@ -23,7 +24,7 @@ BLOCK = 1 << 20  # bytes read at a time
 NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
-class DownloadError(ValueError):
+class DownloadError(UserError):
     """A file that could not be had, or is not the one that was published."""
 
 

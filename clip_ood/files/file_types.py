@@ -6,11 +6,13 @@ import tarfile
 from collections.abc import Callable
 from pathlib import Path
 
+from clip_ood.errors import UserError
+
 START = tarfile.BLOCKSIZE  # bytes that tell
 PAGES = (b"<!doctype", b"<html", b"<head", b"<body", b"<script", b"<?xml", b"<!--", b"<meta", b"<title")
 
 
-class WrongType(ValueError):
+class WrongType(UserError):
     """A file that is empty, or not of the type that its name says; the message says what it is."""
 
 

@@ -8,10 +8,12 @@ from http.client import HTTPMessage, HTTPResponse
 from typing import IO
 from urllib.parse import urlsplit
 
+from clip_ood.errors import UserError
+
 TIMEOUT = 60  # seconds without a byte
 
 
-class UnsafeRedirect(ValueError):
+class UnsafeRedirect(UserError):
     """A server that sends whoever asks it by HTTPS on to an address without."""
 
 

@@ -19,6 +19,8 @@ import numpy as np
 import PIL
 from PIL import ExifTags, Image, ImageFile, features
 
+from clip_ood.errors import UserError
+
 SUFFIXES = frozenset(
     [
         ".jpg",
@@ -61,7 +63,7 @@ TEXTS = (b"XML:com.adobe.xmp\0", b"Raw profile type exif\0")  # those that may s
 MOST_TEXT = 2**20  # bytes of a text, as in Pillow
 
 
-class UnreadableImage(ValueError):
+class UnreadableImage(UserError):
     """What is not a whole image; the message begins with the decoder's own error."""
 
 
@@ -118,7 +120,7 @@ def pixels(image: str | Path | bytes | Image.Image, about: Mapping[str, Any]) ->
     Raises: as `decode`, and ValueError for a graph whose encoder resizes otherwise than `fit` can.
     """
     if about["resize"] is None:
-        raise ValueError(f"this graph takes pictures that were resized otherwise than here: {about['transform']}")
+        raise UserError(f"this graph takes pictures that were resized otherwise than here: {about['transform']}")
     if isinstance(image, Image.Image):
         picture = as_picture(image)
     else:

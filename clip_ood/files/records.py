@@ -11,6 +11,7 @@ from typing import Annotated, Any
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 
+from clip_ood.errors import UserError
 from clip_ood.files.text_files import read_text
 from clip_ood.naming import text_fault
 
@@ -24,13 +25,13 @@ class Record(BaseModel):
     model_config = ConfigDict(strict=True, allow_inf_nan=False)
 
 
-class Unfit(ValueError):
+class Unfit(UserError):
     """What a file holds, and what it should; the message names the key."""
 
 
 def _writable(text: str) -> str:
     if reason := text_fault(text):
-        raise ValueError(reason)
+        raise UserError(reason)
     return text
 
 
@@ -110,5 +111,5 @@ def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     content = dict(pairs)
     if len(content) < len(pairs):
         names = [name for name, _ in pairs]
-        raise ValueError(f"the key {next(name for name in names if names.count(name) > 1)!r} stands twice")
+        raise UserError(f"the key {next(name for name in names if names.count(name) > 1)!r} stands twice")
     return content

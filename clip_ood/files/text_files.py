@@ -7,6 +7,7 @@ import io
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
+from clip_ood.errors import UserError
 from clip_ood.files.regular_file import check_regular, no_file, special
 
 MARKS = (
@@ -26,7 +27,7 @@ LONGEST_NAME = 1 << 15  # characters of a path on any system
 TOO_LONG = f"a name in it has over {LONGEST_NAME:,} characters: it is no list of file names"
 
 
-class NotText(ValueError):
+class NotText(UserError):
     """A file that is no text in UTF-8 or UTF-16, or larger than any; the message names file, line and encoding."""
 
 

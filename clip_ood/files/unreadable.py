@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from fractions import Fraction
 from math import floor
 
+from clip_ood.errors import UserError
 from clip_ood.terminal.shown import one_line
 
 LEAST = 5  # images that may be unreadable in any set, however small
@@ -30,7 +31,7 @@ def is_no_memory(error: Exception) -> bool:
     return isinstance(error, MemoryError) or (isinstance(error, RuntimeError) and "allocate memory" in str(error))
 
 
-class TooManyUnreadable(ValueError):
+class TooManyUnreadable(UserError):
     """More images of a set cannot be read than may be."""
 
 

@@ -19,6 +19,7 @@ from clip_ood.calibration import Calibration
 from clip_ood.detectors.bank import Bank
 from clip_ood.detectors.detector import Detector, score_together
 from clip_ood.detectors.statistic import statistics_of
+from clip_ood.errors import UserError
 from clip_ood.files.pictures import as_picture, decode, read_image
 from clip_ood.head import head_logits
 from clip_ood.judging.manifest import DetectorFolderError
@@ -267,16 +268,16 @@ def _picture(image: OneImage) -> Image.Image:
 
 def _of_tensor(image: Tensor) -> Image.Image:
     if image.ndim != 3 or len(image) != 3 or not image.numel():
-        raise ValueError(f"An image as a tensor has the shape (3, H, W), not {tuple(image.shape)}")
+        raise UserError(f"An image as a tensor has the shape (3, H, W), not {tuple(image.shape)}")
     if image.is_floating_point():
         if not (image.min() >= 0 and image.max() <= 1):
-            raise ValueError(
+            raise UserError(
                 f"An image of floats has pixels in [0, 1], not {image.min():g} … {image.max():g}: give it as it is before the "
                 "encoder's normalisation, or as uint8"
             )
         image = image.double().mul(255).round().to(torch.uint8)
     if image.dtype != torch.uint8:
-        raise ValueError(f"An image as a tensor is uint8, or floats in [0, 1], not {image.dtype}")
+        raise UserError(f"An image as a tensor is uint8, or floats in [0, 1], not {image.dtype}")
     return Image.fromarray(image.permute(1, 2, 0).contiguous().cpu().numpy())
 
 

@@ -8,6 +8,7 @@ from typing import Annotated, Any, Literal
 from pydantic import AfterValidator, ConfigDict, Field, model_validator
 
 from clip_ood.backbones.fingerprint import digest
+from clip_ood.errors import UserError
 from clip_ood.files.records import Count, Damaged, Record, Share, Text, Unfit, fitting, read_record
 
 FOLDER, MANIFEST, STATE, ENCODER = "detector", "detector.json", "state.safetensors", "encoder"
@@ -17,13 +18,13 @@ By = Literal["head", "text", "knn"]
 READ = (1, 2)  # format 1 does not say what predicts classes: the head, else the texts
 
 
-class DetectorFolderError(ValueError):
+class DetectorFolderError(UserError):
     """A detector's folder that is missing, damaged, changed, or of another version."""
 
 
 def _inside(name: str) -> str:
     if not name or PurePath(name).is_absolute() or ".." in PurePath(name).parts or "\0" in name:
-        raise ValueError(f"names a file outside its folder, {name!r}, which no run does")
+        raise UserError(f"names a file outside its folder, {name!r}, which no run does")
     return name
 
 
@@ -91,7 +92,7 @@ class Predicts(Record):
     @model_validator(mode="after")
     def _says_how_good(self) -> Predicts:
         if self.by not in self.accuracy:
-            raise ValueError(f"does not say how often {self.by} is right")
+            raise UserError(f"does not say how often {self.by} is right")
         return self
 
 
@@ -117,9 +118,9 @@ class Manifest(Formatted):
     def _agrees(self) -> Manifest:
         columns = [each.column for each in self.detectors]
         if twice := sorted({name for name in columns if columns.count(name) > 1}):
-            raise ValueError(f"names the detector {twice[0]!r} twice")
+            raise UserError(f"names the detector {twice[0]!r} twice")
         if any(not isinstance(each.spec.get("name"), str) for each in self.detectors):
-            raise ValueError("names no kind of a detector")
+            raise UserError("names no kind of a detector")
         return self
 
 

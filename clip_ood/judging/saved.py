@@ -33,6 +33,7 @@ from clip_ood.detectors.build import build_detectors
 from clip_ood.detectors.detector import Detector
 from clip_ood.detectors.names import DETECTORS
 from clip_ood.detectors.statistic import statistics_of
+from clip_ood.errors import UserError
 from clip_ood.files.cache import cache
 from clip_ood.files.records import Unfit
 from clip_ood.files.shapes import check_bank, check_finite, check_reference, check_shapes
@@ -129,7 +130,7 @@ class SavedDetector:
         if column in self.columns:
             return
         why = next((each["reason"] for each in self.manifest["omitted"] if each["detector"] == column), None)
-        raise ValueError(
+        raise UserError(
             f"{self.folder} has no detector {column!r}{f': {why}' if why else ''}. It has {', '.join(self.columns)}"
         )
 
@@ -160,7 +161,7 @@ class SavedDetector:
         entries = {each["column"]: each for each in self.manifest["detectors"]}
         specs = [entries[column]["spec"] | {"as": column} for column in wanted]
         if not self.trust_classes and (own := [spec["name"] for spec in specs if spec["name"] not in DETECTORS]):
-            raise ValueError(
+            raise UserError(
                 f"{self.folder}: {own[0]} is a class of somebody's own, and loading it runs its code: if you trust the folder, "
                 "add --trust-classes (in Python trust_classes=True), or name another detector"
             )
@@ -189,7 +190,7 @@ class SavedDetector:
         self.check_column(column)
         scores = self._tensors(STATE, "calibration.").get(column)
         if scores is None:
-            raise ValueError(
+            raise UserError(
                 f"{self.folder} has no threshold: its run had no ID val images to calibrate on. Hold some out "
                 "(data.splits.val above 0, or data.id.val), and run it again"
             )

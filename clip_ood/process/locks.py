@@ -22,6 +22,7 @@ from glob import escape
 from pathlib import Path
 from uuid import uuid4
 
+from clip_ood.errors import UserError
 from clip_ood.naming import short
 from clip_ood.terminal.shown import one_line
 
@@ -34,7 +35,7 @@ POLL = 0.1  # seconds between two tries
 LONGEST = 200  # characters of a command that are told
 
 
-class InUse(ValueError):
+class InUse(UserError):
     """A file or folder at which another process works."""
 
 

@@ -12,10 +12,10 @@ from urllib.parse import quote
 
 from clip_ood.metrics.ood import MEAN
 from clip_ood.metrics.paired import Difference, Line
-from clip_ood.report import REPORT
 from clip_ood.report.charts import colour_of
 from clip_ood.report.page import percent, write_page
 from clip_ood.report.results import Results
+from clip_ood.runs.run_folder import REPORT
 
 
 @dataclass(frozen=True)

@@ -12,6 +12,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from pydantic import Field, create_model, model_validator
 
+from clip_ood.errors import UserError
 from clip_ood.files.records import Count, Record, Share, Text, Unfit, fitting, read_json, read_record, undamaged
 from clip_ood.files.written_names import BYTES
 from clip_ood.judging.manifest import Predicts
@@ -131,7 +132,7 @@ class Finished(Record):
             cells = [(row.detector, row.ood) for row in self.rows if row.setting == setting]
             detectors, sets = ({cell[place] for cell in cells} for place in (0, 1))
             if MEAN not in sets or len(cells) != len(set(cells)) or len(cells) != len(detectors) * len(sets):
-                raise ValueError("holds no whole table: a row is missing in it, or stands there twice")
+                raise UserError("holds no whole table: a row is missing in it, or stands there twice")
         return self
 
     @model_validator(mode="after")
@@ -140,7 +141,7 @@ class Finished(Record):
         told = getattr(self, "predictor", None)
         told = told if isinstance(told, list) else [told] if told else []
         if self.method == "plp" and not all({"head", "text"} <= each.accuracy.keys() for each in told):
-            raise ValueError("does not say how often the head and the texts are right")
+            raise UserError("does not say how often the head and the texts are right")
         return self
 
 

@@ -10,6 +10,7 @@ import numpy as np
 import pyarrow.compute as pc
 
 from clip_ood.detectors.names import ABOUT
+from clip_ood.errors import UserError
 from clip_ood.files.written_names import paths_of
 from clip_ood.runs import files as run_files
 
@@ -66,7 +67,7 @@ def thresholds(calibration: dict[str, Any] | None, id_test: ScoredSet) -> Thresh
             else ""
         )
         if missing := sorted(id_test.scores.keys() - calibration["thresholds"].keys()):
-            raise ValueError(
+            raise UserError(
                 f"results.json states no threshold of {missing[0]}, and scores.parquet has its scores: score the run again, python "
                 "eval.py --run RUN"
             )

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from clip_ood.backbones.backbone import unit
+from clip_ood.errors import UserError
 from clip_ood.outputs import NegativeLabels
 from clip_ood.texts.prompts import Phrases
 from clip_ood.texts.wordnet import Words, plain
@@ -106,7 +107,7 @@ def negative_labels(classes: Tensor, chosen: Sequence[Tensor]) -> NegativeLabels
     """
     negatives = torch.cat(list(chosen))
     if not len(negatives):
-        raise ValueError(
+        raise UserError(
             f"No negative words are left: all are class names or have a cosine above {SAME} to one. Name more words "
             "(data.negative_words, data.max_negative_words), or leave the detector out"
         )

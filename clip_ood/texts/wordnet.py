@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
 
+from clip_ood.errors import UserError
 from clip_ood.files.regular_file import no_file, special
 from clip_ood.files.text_files import read_lines, read_text
 
@@ -76,7 +77,7 @@ def read_words(source: str | Path) -> Words:
         known = set(nouns)
         words = Words(nouns, tuple(word for word in _distinct(_entries(path / ADJECTIVES)) if word not in known))
     if not len(words):
-        raise ValueError(f"{path} holds no words")
+        raise UserError(f"{path} holds no words")
     return words
 
 
@@ -127,7 +128,7 @@ def _synset(file: BinaryIO, offset: int) -> tuple[str, ...]:
     file.seek(offset)
     fields = file.readline().decode().split(" ")
     if fields[0] != f"{offset:08d}":
-        raise ValueError(f"{file.name} has no synset n{offset:08d}: wnids are those of WordNet 3.0")
+        raise UserError(f"{file.name} has no synset n{offset:08d}: wnids are those of WordNet 3.0")
     return tuple(plain(lemma) for lemma in fields[4 : 4 + 2 * int(fields[3], 16) : 2])
 
 

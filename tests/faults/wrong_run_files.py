@@ -17,10 +17,10 @@ import torch
 from clip_ood.config.loading import load_config
 from clip_ood.data.benchmark import load_benchmark
 from clip_ood.experiments.checkpoints import check_checkpoint
+from clip_ood.experiments.commands.features import main as features
 from clip_ood.experiments.models import initial_head
 from clip_ood.experiments.resume import check_contents, check_heads, check_images
 from clip_ood.features.entries import Entries
-from clip_ood.features.upkeep import main as features
 from clip_ood.report.compare import show
 from clip_ood.report.run_page import write_report
 from clip_ood.runs.results_table import print_table

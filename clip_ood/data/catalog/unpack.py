@@ -12,6 +12,7 @@ from pathlib import Path, PurePosixPath
 from typing import BinaryIO
 
 from clip_ood.data.catalog.archives import BLOCK, Member, in_tar, in_zip
+from clip_ood.errors import UserError
 from clip_ood.files.writing import naming
 
 DAMAGED = (tarfile.TarError, zipfile.BadZipFile, EOFError, zlib.error, gzip.BadGzipFile, NotImplementedError)
@@ -20,11 +21,11 @@ SLACK = 1 << 26  # bytes that any archive may unpack to
 MOST_MEMBERS = 5_000_000  # ImageNet has 1.3 million
 
 
-class UnsafeArchive(ValueError):
+class UnsafeArchive(UserError):
     """An archive with a member that would be written outside its folder, or that unpacks to more than it may."""
 
 
-class Damaged(ValueError):
+class Damaged(UserError):
     """An archive that is cut off or changed."""
 
 
@@ -48,10 +49,10 @@ def unpack(archive: Path, target: Path) -> list[str]:
         except DAMAGED as error:
             raise Damaged(f"{archive} is damaged ({type(error).__name__}: {error})") from error
         except (FileExistsError, IsADirectoryError, NotADirectoryError) as error:
-            raise ValueError(f"{archive} holds a file and a folder of one name, {error.filename}") from error
+            raise UserError(f"{archive} holds a file and a folder of one name, {error.filename}") from error
         if not (aside / target.name).exists():
             held = ", ".join(sorted(path.name for path in aside.iterdir())[:5]) or "nothing"
-            raise ValueError(f"{archive} holds {held}, and not {target.name}; it was left as it is")
+            raise UserError(f"{archive} holds {held}, and not {target.name}; it was left as it is")
         (aside / target.name).rename(target)
         return passed_over
     finally:
