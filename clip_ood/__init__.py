@@ -18,8 +18,9 @@ if TYPE_CHECKING:
 __all__ = ["Judge", "Verdict", "load"]
 
 _CLONE = Path(__file__).parents[1]
+
 if (_CLONE / "pyproject.toml").is_file() and (_CLONE / "lightning_modules").is_dir():
-    __path__.append(str(_CLONE))  # the folders that lie beside this one in a clone, and within it in a wheel
+    __path__.append(str(_CLONE))  # before those of another clone, which may be the one that is installed
 
 
 def __getattr__(name: str) -> Any:

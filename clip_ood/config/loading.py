@@ -6,13 +6,13 @@ A value that names a YAML file (`backbone: backbones/demo.yaml`) is a block, loo
 
 from __future__ import annotations
 
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import yaml
 from pydantic import BaseModel, ValidationError
 
-import clip_ood
 from clip_ood.config.checks import check_names
 from clip_ood.config.explaining import explain
 from clip_ood.config.schema import Config
@@ -23,7 +23,7 @@ from clip_ood.files.regular_file import no_file, special
 from clip_ood.files.text_files import NotText, check_size, read_text
 from clip_ood.terminal.shown import TURNED
 
-CONFIGS = next(folder for place in clip_ood.__path__ if (folder := Path(place) / "configs").is_dir())
+CONFIGS = Path(find_spec("clip_ood.configs").submodule_search_locations[0])  # those that are shipped
 STANDS_FOR = {  # a key that is added to a bare path -> the key that the path stands for
     "images": "images",
     "class_names": "images",
