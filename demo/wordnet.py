@@ -1,6 +1,6 @@
 """Fetch WordNet's nouns and adjectives from the Debian package `wordnet-base`, for `data.negative_words: wordnet` and `data.lemmas`.
 
-python -m clip_ood.demo.wordnet [OUT]          (default data/wordnet; Debian or Ubuntu, 6 MB download, then seconds)
+clip-ood demo wordnet [OUT]          (default data/wordnet; Debian or Ubuntu, 6 MB download, then seconds)
 
 OUT/index.noun, OUT/index.adj   WordNet 3.0: 117,798 nouns, and 18,341 adjectives that are no nouns
 OUT/data.noun                   the lemmas of each noun's senses
@@ -10,7 +10,6 @@ OUT/LICENSE                     Princeton's licence and Debian's notes
 import shutil
 from pathlib import Path
 
-from clip_ood.command_line import guarded
 from clip_ood.demo.debian import unpacked
 from clip_ood.demo.folders import written_whole
 from clip_ood.process.locks import in_turn
@@ -32,10 +31,10 @@ def build(out: Path) -> None:
         shutil.copyfile(root / f"usr/share/doc/{PACKAGE}/copyright", folder / "LICENSE")
 
 
-def main() -> None:
-    parser = Parser(description="Fetch WordNet's nouns and adjectives.")
+def main(argv: list[str] | None = None) -> None:
+    parser = Parser(prog="clip-ood demo wordnet", description="Fetch WordNet's nouns and adjectives.")
     parser.add_argument("out", nargs="?", type=Path, default=PLACES[0], help="default: %(default)s")
-    out = parser.parse_args().out
+    out = parser.parse_args(argv).out
     try:
         with in_turn(out):
             if (out / NOUNS).is_file() and not (out / SYNSETS).is_file():  # of an earlier version
@@ -47,7 +46,3 @@ def main() -> None:
         parser.exit(1, f"{error}\n")
     say(f"{out}: {len(words.nouns):,} nouns and {len(words.adjectives):,} adjectives")
     say("Next: --data.negative_words=wordnet lets NegLabel and CSP choose among them")
-
-
-if __name__ == "__main__":
-    guarded(main)

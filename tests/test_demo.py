@@ -175,5 +175,5 @@ def test_without_apt_get_make_names_a_command_that_is_ready(tmp_path):
     done = make("demo")
     assert done.returncode and "there is no apt-get here" in done.stdout
     assert done.stdout.splitlines()[-1] == ".venv/bin/python train.py --config demo_cifar.yaml"
-    assert asked() == ["-m clip_ood.demo.encoder data/demo_encoder"]  # what that command needs
+    assert asked() == ["-m clip_ood demo encoder data/demo_encoder"]  # what that command needs
     assert not make("demo-cifar").returncode and asked()[1:] == ["train.py --config demo_cifar.yaml"]

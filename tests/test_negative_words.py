@@ -154,15 +154,11 @@ def test_a_text_file_gives_nouns_each_once(tmp_path):
 def test_a_missing_wordnet_says_how_to_get_it(tmp_path, monkeypatch):
     monkeypatch.setattr("clip_ood.texts.wordnet.PLACES", (tmp_path / "nowhere",))
     for source in ("wordnet", tmp_path / "elsewhere"):
-        with pytest.raises(
-            FileNotFoundError, match=r"(nowhere|elsewhere).*python -m clip_ood\.demo\.wordnet.*wordnet-base"
-        ):
+        with pytest.raises(FileNotFoundError, match=r"(nowhere|elsewhere).*clip-ood demo wordnet.*wordnet-base"):
             read_words(source)
 
 
-@pytest.mark.skipif(
-    not any((place / "index.noun").is_file() for place in PLACES), reason="python -m clip_ood.demo.wordnet"
-)
+@pytest.mark.skipif(not any((place / "index.noun").is_file() for place in PLACES), reason="clip-ood demo wordnet")
 def test_the_real_wordnet_has_its_words():
     words = read_words("wordnet")
     assert len(words.nouns) > 100_000 and len(words.adjectives) > 10_000

@@ -101,7 +101,7 @@ class TinyCIFAR:
 def config(request, layouts, tmp_path, monkeypatch):
     """A shipped config on faked images, one CPU process instead of its devices."""
     if not DEMO_ENCODER.is_file() and "\nbackbone: backbones/demo.yaml" in (HERE / request.param).read_text():
-        pytest.skip("the demo encoder is not built: python -m clip_ood.demo.encoder")
+        pytest.skip("the demo encoder is not built: clip-ood demo encoder")
     monkeypatch.chdir(HERE.parent)
     for name in ("CIFAR10", "CIFAR100"):
         monkeypatch.setattr(datasets, name, TinyCIFAR)

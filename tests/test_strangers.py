@@ -402,7 +402,7 @@ def test_published_text_towers_and_tokenizers_are_allowed():
 def test_the_demo_encoder_judges_offline(tmp_path, watch):
     folder = Path(__file__).parents[1] / "data" / "demo_encoder"
     if not (folder / "open_clip_model.safetensors").is_file():
-        pytest.skip("the demo encoder is not built: python -m clip_ood.demo.encoder")
+        pytest.skip("the demo encoder is not built: clip-ood demo encoder")
     both = create_backbone(BackboneConfig(model=f"local-dir:{folder}"))
     images = create_backbone(ImageSpec("open_clip", f"local-dir:{folder}"), download=False)
     pixels = torch.randn(1, 3, 224, 224)

@@ -234,4 +234,4 @@ def _place(model: str) -> str | None:
 
 
 def _demo_hint(folder: Path) -> str:
-    return " Build it: python -m clip_ood.demo.encoder" if folder.name == "demo_encoder" else ""
+    return " Build it: clip-ood demo encoder" if folder.name == "demo_encoder" else ""

@@ -195,7 +195,7 @@ class Data(Section):
     lemmas: Literal["given", "first", "all"] = "given"
     """What prompts call a class: its given name; the first lemma of its WordNet synset; or every lemma, embeddings averaged.
     The synset is that of the class folder's wnid, else the first sense of the given name; a class that WordNet does not
-    know keeps its name, and the run says so. WordNet: python -m clip_ood.demo.wordnet, or Debian's wordnet-base."""
+    know keeps its name, and the run says so. WordNet: clip-ood demo wordnet, or Debian's wordnet-base."""
     negative_words: Literal["wordnet"] | Place | None = None
     """What NegLabel and CSP choose negative labels from: `wordnet` (found in data/wordnet or /usr/share/wordnet), a
     folder with its index.noun and index.adj, or a text file with one noun a line (default: none, both are left out)."""

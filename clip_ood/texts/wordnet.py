@@ -58,7 +58,7 @@ def find_words(source: str | Path) -> Path:
         raise FileNotFoundError(f"{source} is no text file{no_file(source)}")
     looked = " or ".join(map(str, folders))
     raise FileNotFoundError(
-        f"There is no WordNet ({NOUNS} and {ADJECTIVES}) in {looked}. Get it: python -m clip_ood.demo.wordnet (Debian or Ubuntu, "
+        f"There is no WordNet ({NOUNS} and {ADJECTIVES}) in {looked}. Get it: clip-ood demo wordnet (Debian or Ubuntu, "
         "a 6 MB download, no root), or apt-get install wordnet-base; or name a folder that holds these files, as NLTK's "
         "nltk_data/corpora/wordnet, or a text file with one noun a line"
     )
@@ -89,7 +89,7 @@ def find_synsets(places: Sequence[Path] = PLACES) -> Path:
     if found := next((path for path in places if all((path / name).is_file() for name in (NOUNS, SYNSETS))), None):
         return found
     raise FileNotFoundError(
-        f"There is no WordNet ({NOUNS} and {SYNSETS}) in {' or '.join(map(str, places))}. Get it: python -m clip_ood.demo.wordnet "
+        f"There is no WordNet ({NOUNS} and {SYNSETS}) in {' or '.join(map(str, places))}. Get it: clip-ood demo wordnet "
         "(Debian or Ubuntu, a 6 MB download, no root), or apt-get install wordnet-base"
     )
 

@@ -12,7 +12,7 @@ from clip_ood.terminal.shown import say
 
 
 def main(argv: list[str] | None = None) -> None:
-    arguments, overrides = parse(argv, __doc__.splitlines()[0], lambda parser: None, of="attack")
+    arguments, overrides = parse("attack", argv, __doc__, lambda parser: None, of="attack")
     if arguments.config is None:
         raise ConfigError("Which attack? Name one: --config adversarial_demo.yaml (see configs/attacks/), or --help")
     plan = load_attack(arguments.config, overrides)

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from clip_ood.command_line import before_and_after_dashes
 from clip_ood.config.detecting import add_options, alone_at_file, check, trainer_of
+from clip_ood.process.called import called
 from clip_ood.process.launchers import settle
 from clip_ood.process.streams import Parser
 from clip_ood.runs.going_on import again, stoppable
@@ -17,7 +18,7 @@ if TYPE_CHECKING:
 
 
 def main(argv: list[str] | None = None) -> None:
-    parser = Parser(description=__doc__.splitlines()[0], allow_abbrev=False)
+    parser = Parser(prog=" ".join(called("detect")), description=__doc__, allow_abbrev=False)
     add_options(parser)
     options, paths = before_and_after_dashes(sys.argv[1:] if argv is None else argv)
     arguments, overrides = parser.parse_known_intermixed_args(options)

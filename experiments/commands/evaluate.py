@@ -26,7 +26,7 @@ def add_options(parser) -> None:
 
 
 def main(argv: list[str] | None = None) -> None:
-    arguments, overrides = parse(argv, __doc__.splitlines()[0], add_options)
+    arguments, overrides = parse("eval", argv, __doc__, add_options)
     if arguments.html is not None:
         check_page(arguments.html, arguments.compare)
     if arguments.compare is not None:

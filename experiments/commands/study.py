@@ -12,7 +12,7 @@ from clip_ood.terminal.shown import say
 
 
 def main(argv: list[str] | None = None) -> None:
-    arguments, overrides = parse(argv, __doc__.splitlines()[0], lambda parser: None, of="study")
+    arguments, overrides = parse("study", argv, __doc__, lambda parser: None, of="study")
     if arguments.config is None:
         raise ConfigError("Which study? Name one: --config few_shot_demo.yaml (see configs/studies/), or --help")
     plan = load_study(arguments.config, overrides)

@@ -14,7 +14,7 @@ from clip_ood.terminal.shown import say
 
 
 def main(argv: list[str] | None = None) -> None:
-    arguments, overrides = parse(argv, __doc__.splitlines()[0], lambda parser: None)
+    arguments, overrides = parse("train", argv, __doc__, lambda parser: None)
     if arguments.config is None:
         raise ConfigError("Which experiment? Name one: --config demo.yaml (see configs/), or --help")
     config = load_config(arguments.config, overrides)
