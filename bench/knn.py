@@ -13,7 +13,7 @@ from sklearn.neighbors import NearestNeighbors
 from torch.nn.functional import normalize
 
 from bench import chosen
-from clip_ood.detectors.neighbours import low_precision, nearest
+from clip_ood.detectors.neighbours import nearest
 
 
 class Sizes(NamedTuple):
@@ -43,7 +43,6 @@ def main(sizes: Sizes) -> None:
     index.add(bank.numpy())
     brute = NearestNeighbors(n_neighbors=1, algorithm="brute", metric="euclidean").fit(bank.numpy())
     few = queries[: sizes.few]
-    low_precision("cpu")  # tries itself out once
     times = {"ours": [], "faiss": [], "few": [], "sklearn": []}
     for _ in range(sizes.repeats):  # in turns, since the machine's speed drifts
         times["ours"].append(seconds(lambda: nearest(queries, [bank], 1)))

@@ -7,9 +7,7 @@ every query whether a row that was not taken could belong to the k best; such qu
 
 from __future__ import annotations
 
-import time
 from collections.abc import Iterator, Sequence
-from functools import cache
 
 import torch
 from torch import Tensor
@@ -64,22 +62,14 @@ def largest_products(queries: Tensor, columns: Tensor, k: int) -> Tensor:
     return (queries @ columns).topk(k, dim=1).values
 
 
-@cache
 def low_precision(device: str) -> torch.dtype | None:
-    """The half precision whose matrix products are worth it on this kind of device: float16 on GPUs, bfloat16 on CPUs.
-
-    None where they are less than 1.5 times as fast as those in float32, found by a trial of some milliseconds.
-    """
-    dtype = torch.float16 if device == "cuda" else torch.bfloat16
-    tile = torch.ones(2048, 256, device=device)
-    seconds = {each: min(_seconds(tile.to(each)) for _ in range(5)) for each in (dtype, torch.float32)}
-    return dtype if 1.5 * seconds[dtype] < seconds[torch.float32] else None
-
-
-def _seconds(tile: Tensor) -> float:
-    start = time.perf_counter()
-    (tile[:512] @ tile.T)[0, 0].item()  # waits for the device
-    return time.perf_counter() - start
+    """The half precision in which this kind of device multiplies matrices faster than in float32, or None: float16 where a GPU has
+    tensor cores, bfloat16 where a CPU has instructions for it (AVX512-BF16, AMX)."""
+    if device == "cuda":
+        return torch.float16 if torch.cuda.get_device_capability() >= (7, 0) else None
+    if device == "cpu" and (torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()):
+        return torch.bfloat16
+    return None
 
 
 def _reranked(
