@@ -9,7 +9,7 @@ INSTALLED := .venv/.installed
 
 STUDIES := main_table accuracy prompts shift confidence few_shot
 
-.PHONY: demo demo-cifar test faults browser lint bench demo-studies
+.PHONY: demo demo-cifar test faults browser lint docs bench demo-studies
 
 demo: $(INSTALLED) data/demo_encoder/.made data/demo/.made data/wordnet/.made
 	$(PY) train.py --config demo.yaml $(DEMO_FLAGS)
@@ -36,6 +36,11 @@ browser:
 lint: $(INSTALLED)
 	$(PY) -m ruff check .
 	$(PY) -m ruff format --check .
+
+# Pages in build/docs; a broken link is an error.
+docs: $(INSTALLED)
+	$(PY) -m pip install --quiet $(PIP_FLAGS) -e '.[docs]'
+	$(PY) -m sphinx -W --keep-going -q docs build/docs
 
 # `make bench BENCH_FLAGS=--tiny` goes through every part in two minutes and measures nothing.
 bench: $(INSTALLED)

@@ -1,4 +1,4 @@
-"""The demo's table against the one committed in the README: columns, sets, counts, AUROCs within 1 point."""
+"""The demo's table against the one of docs/demo.md: columns, sets, counts, AUROCs within 1 point."""
 
 import csv
 import re
@@ -23,7 +23,7 @@ SETS = {"stamps": 154, "symbols": 247, "digits": 200, "mean": 601}
 
 
 def committed(readme: str) -> dict[tuple[str, str], float]:
-    """AUROC by (detector, set) of the table between the README's demo marks."""
+    """AUROC by (detector, set) of the table between the page's demo marks."""
     table = re.search(r"<!-- demo -->\n(.*?)<!-- /demo -->", readme, re.DOTALL).group(1)
     lines = [[cell.strip() for cell in line.strip("|").split("|")] for line in table.strip().splitlines()]
     header, rows = lines[0], lines[2:]
@@ -45,7 +45,7 @@ def main(results: str, readme: str) -> None:
     assert found.keys() == expected.keys(), f"only in one: {sorted(found.keys() ^ expected.keys())}"
     off = {key: (found[key], value) for key, value in expected.items() if abs(found[key] - value) > 1}
     assert not off, f"AUROC found and committed differ by more than a point: {off}"
-    print(f"demo table: {len(found)} AUROCs within 1 point of the README's")
+    print(f"demo table: {len(found)} AUROCs within 1 point of the page's")
 
 
 if __name__ == "__main__":

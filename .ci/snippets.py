@@ -1,13 +1,14 @@
-"""Runs the Python snippets of a Markdown file, each on its own: python .ci/snippets.py README.md"""
+"""Runs the Python snippets of Markdown files, each on its own: python .ci/snippets.py README.md docs/metrics.md"""
 
 import re
 import subprocess
 import sys
 from pathlib import Path
 
-found = re.findall(r"^```python\n(.*?)^```$", Path(sys.argv[1]).read_text(encoding="utf-8"), re.MULTILINE | re.DOTALL)
-if not found:
-    sys.exit(f"{sys.argv[1]} holds no Python snippet")
-for snippet in found:
-    print(snippet)
-    subprocess.run([sys.executable, "-c", snippet], check=True)
+for page in sys.argv[1:]:
+    found = re.findall(r"^```python\n(.*?)^```$", Path(page).read_text(encoding="utf-8"), re.MULTILINE | re.DOTALL)
+    if not found:
+        sys.exit(f"{page} holds no Python snippet")
+    for snippet in found:
+        print(snippet)
+        subprocess.run([sys.executable, "-c", snippet], check=True)

@@ -151,7 +151,7 @@ def test_what_is_no_picture_is_named(image, message, judge):
         judge([image])
 
 
-# The graph, prepared for as the README shows
+# The graph, prepared for as docs/new_images.md shows
 
 
 @pytest.fixture(scope="module")
@@ -164,8 +164,10 @@ def exported(run, tmp_path_factory):
 
 
 def snippet() -> str:
-    """The README's lines that run an exported graph."""
-    blocks = re.findall(r"^```python\n(.*?)^```$", (PROJECT / "README.md").read_text(), re.MULTILINE | re.DOTALL)
+    """The page's lines that run an exported graph."""
+    blocks = re.findall(
+        r"^```python\n(.*?)^```$", (PROJECT / "docs" / "new_images.md").read_text(), re.MULTILINE | re.DOTALL
+    )
     return next(block for block in blocks if "onnxruntime" in block)
 
 

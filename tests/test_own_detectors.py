@@ -1,4 +1,4 @@
-"""A detector of somebody's own: the README's lines work, and what is wrong with one is an error before any image is read."""
+"""A detector of somebody's own: the lines of docs/detectors.md work, and what is wrong with one is an error before any image is read."""
 
 from __future__ import annotations
 
@@ -108,12 +108,16 @@ def test_the_projects_own_are_not_tried(monkeypatch):
 
 
 def test_the_readmes_lines_work(root, tmp_path, monkeypatch):
-    blocks = re.findall(r"^```python\n(.*?)^```$", (PROJECT / "README.md").read_text(), re.MULTILINE | re.DOTALL)
+    blocks = re.findall(
+        r"^```python\n(.*?)^```$", (PROJECT / "docs" / "detectors.md").read_text(), re.MULTILINE | re.DOTALL
+    )
     lines = next(block for block in blocks if "class LongestFeature" in block)
     assert len([line for line in lines.splitlines() if line.strip()]) <= 8
     (tmp_path / "my_scores.py").write_text(lines)
     monkeypatch.syspath_prepend(tmp_path)
-    command = re.search(r"--detectors='(.*my_scores\.LongestFeature.*?)'", (PROJECT / "README.md").read_text())
+    command = re.search(
+        r"--detectors='(.*my_scores\.LongestFeature.*?)'", (PROJECT / "docs" / "detectors.md").read_text()
+    )
     run = trained(root, "readme", "knn")
     evaluation.main(["--run", str(run), f"--detectors={command[1]}"])
     rows = tiny_clip.results(run.with_name("readme-eval"))["rows"]

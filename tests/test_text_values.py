@@ -531,12 +531,14 @@ def test_an_attacks_changes_follow_the_experiments_schema(anywhere):
     assert again.config == config and again.dump() == plan.dump()
 
 
-# The forms of the README
+# The forms of the README and the docs
 
 
 def commands():
-    """script and arguments of every command with keys that README, CI and the headers of configs show."""
-    readme = "\n".join(re.findall(r"^```\n(.*?)^```$", (PROJECT / "README.md").read_text(), re.MULTILINE | re.DOTALL))
+    """script and arguments of every command with keys that README, docs, CI and the headers of configs show."""
+    pages = "\n".join(page.read_text() for page in [PROJECT / "README.md", *sorted((PROJECT / "docs").glob("*.md"))])
+    blocks = re.findall(r"^```(\S*)\n(.*?)^```$", pages, re.MULTILINE | re.DOTALL)
+    readme = "\n".join(text for language, text in blocks if not language)
     ci = (PROJECT / ".ci" / "run").read_text()
     headers = "\n".join(path.read_text() for path in sorted((PROJECT / "configs").rglob("*.yaml")))
     scripts = "\n".join(import_module(name).__doc__ for name in ("train", "eval", "study", "attack"))

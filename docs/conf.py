@@ -1,0 +1,7 @@
+"""How Sphinx makes pages of this folder: make docs."""
+
+project = "clip-ood"
+extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.napoleon"]
+html_title = "clip-ood"
+autodoc_typehints = "none"
+myst_heading_anchors = 2
