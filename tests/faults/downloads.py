@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from random import Random
+from unittest.mock import patch
 
 from archives import tarred
 from bad_server import Server
@@ -74,9 +75,9 @@ def _entry(server: Server, checksum: str | None) -> Entry:
     return Entry("Photos", "", "", "", {}, files=(File(f"{server.url}.tar.gz", gives="photos", md5=checksum),))
 
 
+@patch.object(downloading.time, "sleep", lambda seconds: None)
+@patch.object(downloading, "BLOCK", 10_000)
 def _try(fault: str, published: bool, begun: bool, folder: Path) -> None:
-    downloading.time.sleep = lambda seconds: None  # of a process that tries faults
-    downloading.BLOCK = 10_000
     whole = tarred(folder / "whole.tar.gz", ("photos/0.jpg", PICTURE)).read_bytes()
     root = folder / "data"
     with _served(whole) as server:
