@@ -19,8 +19,6 @@ import numpy as np
 import PIL
 from PIL import ExifTags, Image, ImageFile, features
 
-from clip_ood.errors import UserError
-
 SUFFIXES = frozenset(
     [
         ".jpg",
@@ -63,7 +61,7 @@ TEXTS = (b"XML:com.adobe.xmp\0", b"Raw profile type exif\0")  # those that may s
 MOST_TEXT = 2**20  # bytes of a text, as in Pillow
 
 
-class UnreadableImage(UserError):
+class UnreadableImage(ValueError):
     """What is not a whole image; the message begins with the decoder's own error."""
 
 
@@ -120,7 +118,7 @@ def pixels(image: str | Path | bytes | Image.Image, about: Mapping[str, Any]) ->
     Raises: as `decode`, and ValueError for a graph whose encoder resizes otherwise than `fit` can.
     """
     if about["resize"] is None:
-        raise UserError(f"this graph takes pictures that were resized otherwise than here: {about['transform']}")
+        raise ValueError(f"this graph takes pictures that were resized otherwise than here: {about['transform']}")
     if isinstance(image, Image.Image):
         picture = as_picture(image)
     else:

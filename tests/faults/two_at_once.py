@@ -304,7 +304,7 @@ def _archive(path: Path) -> None:
 def _offer(url: str) -> None:
     from dataclasses import replace
 
-    from clip_ood.data.catalog import entries
+    from clip_ood.config import sets as entries
 
     known, images = entries.entry("Textures"), len(list((lab.shared() / "data" / "near").iterdir()))
     split = entries.Split(images, [{"folder": "images"}])
