@@ -3,5 +3,7 @@
 project = "clip-ood"
 extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.napoleon"]
 html_title = "clip-ood"
+html_theme_options = {"page_width": "1150px", "fixed_sidebar": True}
+highlight_language = "none"
 autodoc_typehints = "none"
 myst_heading_anchors = 2
