@@ -37,8 +37,13 @@ DETECTORS: dict[str, str] = {  # name -> "module:Class"
 
 ABOUT = ("set", "role", "path", "path_bytes", "label", "prediction")  # columns of scores.parquet that are no detector's
 ZOO = "pytorch_ood."  # what begins so is a detector of the package pytorch-ood
-MAHALANOBIS_PP = {"name": "mahalanobis", "normalize": True, "as": "mahalanobis_pp"}  # Mahalanobis++
-DEFAULTS = [each for name in DETECTORS for each in ([name, MAHALANOBIS_PP] if name == "mahalanobis" else [name])]
+NAMED: dict[
+    str, dict[str, Any]
+] = {  # scores that have a name of their own: one score is called the same wherever it stands
+    "mahalanobis_pp": {"name": "mahalanobis", "normalize": True},  # Mahalanobis++
+    "rmd_pp": {"name": "rmd", "normalize": True},
+}
+DEFAULTS = [each for name in DETECTORS for each in ([name, "mahalanobis_pp"] if name == "mahalanobis" else [name])]
 
 MOST_CANDIDATES = 1000  # of one detector
 
@@ -62,7 +67,7 @@ def read_specs(specs: Sequence[str | Mapping[str, Any]] | None) -> list[Spec]:
 
     An entry is a name ("knn"), one of pytorch-ood ("pytorch_ood.NCI"), a class path ("my_pkg.scores.Mine") or a
     mapping {"name": "knn", "k": 50}, where the optional key "as" gives the column name. A name asked for more than once
-    gets its parameters appended: knn_k50.
+    gets its parameters appended: knn_k50. A score that has a name of its own (`NAMED`) is called by it, however it is asked for.
     Parameters with lists of values, {"name": "knn", "k": [1, 5, 10]}, give candidates for one column, all combinations.
     None asks for `DEFAULTS`. Raises ValueError for an unknown name (with the nearest), an entry
     without a name, an empty list, two equal column names, and one that scores.parquet uses itself.
@@ -128,6 +133,13 @@ def _entry(spec: str | Mapping[str, Any]) -> tuple[str, str | None, dict[str, An
     name, label = parameters.pop("name", None), parameters.pop("as", None)
     if not isinstance(name, str):
         raise UserError(f"detectors: {spec!r}: expected a name or a mapping with the key 'name'")
+    if name in NAMED:
+        if fixed := [key for key in NAMED[name] if key in parameters]:
+            raise UserError(f"detectors: {name} sets {fixed[0]} itself: leave it out, or take {NAMED[name]['name']}")
+        label, parameters = label or name, parameters | NAMED[name]
+        name = parameters.pop("name")
+    elif label is None:
+        label = next((known for known, about in NAMED.items() if about == {"name": name, **parameters}), None)
     if label is not None and (not isinstance(label, str) or fault(label) or "/" in label):
         why = f"; it {fault(label)}" if isinstance(label, str) and fault(label) else ""
         raise UserError(f"detectors: {name}: 'as' is {label!r}, expected the name of a column, without slashes{why}")
@@ -145,7 +157,7 @@ def _target(name: str) -> str:
     module, _, cls = name.rpartition(".")
     if module and cls.isidentifier():
         return f"{module}:{cls}"
-    nearest = get_close_matches(name, DETECTORS, n=3) or list(DETECTORS)
+    nearest = get_close_matches(name, [*DETECTORS, *NAMED], n=3) or list(DETECTORS)
     raise UserError(
         f"detectors: unknown name {name!r}; nearest: {', '.join(nearest)}, or a class path pkg.module.Class"
     )

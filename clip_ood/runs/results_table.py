@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 from collections import defaultdict
+from itertools import chain
 from statistics import mean
 from typing import Any
 
 from rich.box import SIMPLE_HEAD
 from rich.markup import escape
-from rich.table import Table
+from rich.table import Column, Table
+from rich.text import Text
 
 from clip_ood.predictions import HEAD, TEXT, Predictor
 from clip_ood.terminal.console import Terminal
 
 MEAN = "mean"
+NAME = 24  # letters of an OOD set's name in one line
 PLP_WAYS = (
     "Look at data.id.class_names and data.prompts, lower method.plp.min_confidence, or take --method='{zero_shot: {}}'"
 )
@@ -23,6 +26,7 @@ USELESS = 0.2  # width of an interval above which an AUROC tells little
 def print_table(results: dict[str, Any], console: Terminal | None = None) -> None:
     """AUROC / FPR95 in percent: a line a detector, a column an OOD set, the best AUROC of a column in bold.
 
+    Where that is too wide, intervals are left to results.json, then OOD sets go to further tables below: no figure is cut off.
     `results` is the content of results.json.
     """
     console = console or Terminal()
@@ -30,9 +34,23 @@ def print_table(results: dict[str, Any], console: Terminal | None = None) -> Non
         console.width = max(console.width, 160)  # a file or a pipe takes long lines
     for setting in dict.fromkeys(row["setting"] for row in results["rows"]):
         rows = [row for row in results["rows"] if row["setting"] == setting]
-        table = _table(results, setting, rows, intervals=True)
-        narrow = console.measure(table, options=console.options.update(max_width=1000)).maximum > console.width
-        console.print(_table(results, setting, rows, intervals=False) if narrow else table)
+        sets = list(dict.fromkeys(row["ood"] for row in rows))
+        title = escape(f"{results['run']}: {results['method']} on {results['encoder']}, {setting}")
+        caption = " / FPR95, percent; ID is positive: FPR95 = share of OOD accepted at 95 % of ID"
+        table = _table(results, rows, sets, intervals=True)
+        if _fits(table, console):
+            table.title, table.caption = title, f"AUROC ± {_spread_name(results)}{caption}"
+            console.print(table)
+            continue
+        while sets:
+            for number in range(len(sets), 0, -1):
+                table = _table(results, rows, sets[:number])
+                if _fits(table, console):
+                    break
+            sets = sets[number:]
+            table.title, title = title, None
+            table.caption = None if sets else f"AUROC (intervals: results.json){caption}"
+            console.print(table)
     if results["rows"] and len(results["seeds"]) > 1:
         console.print(intervals_told(results), highlight=False)
     reasons = [f"Left out: {', '.join(detectors)} ({reason})" for reason, detectors in left_out(results).items()]
@@ -40,27 +58,32 @@ def print_table(results: dict[str, Any], console: Terminal | None = None) -> Non
         console.print(line, highlight=False, markup=False)
 
 
-def _table(results: dict[str, Any], setting: str, rows: list[dict[str, Any]], intervals: bool) -> Table:
-    sets = dict.fromkeys(row["ood"] for row in rows)
-    table = Table(
-        box=SIMPLE_HEAD,
-        title=escape(f"{results['run']}: {results['method']} on {results['encoder']}, {setting}"),
-        caption=(f"AUROC ± {_spread_name(results)}" if intervals else "AUROC (intervals: results.json)")
-        + " / FPR95, percent; ID is positive: FPR95 = share of OOD accepted at 95 % of ID",
-    )
-    table.add_column("detector", no_wrap=True)
+def _fits(table: Table, console: Terminal) -> bool:
+    """Whether no cell need be folded."""
+    return console.measure(table, options=console.options.update(max_width=1000)).maximum <= console.width
+
+
+def _table(results: dict[str, Any], rows: list[dict[str, Any]], sets: list[str], intervals: bool = False) -> Table:
+    """The rows of some of the OOD sets. Names may be folded, figures may not."""
     cell = {(row["detector"], row["ood"]): row for row in rows}
     detectors = list(dict.fromkeys(row["detector"] for row in rows))
+    table = Table(Column("detector", overflow="fold"), box=SIMPLE_HEAD)
+    columns = []
     for name in sets:
+        best = max(cell[detector, name]["auroc"] for detector in detectors)
+        columns.append([Text.from_markup(_cell(cell[detector, name], best, intervals)) for detector in detectors])
+        width = max(each.cell_len for each in columns[-1])
         count = "" if name == MEAN else f"\nn = {cell[detectors[0], name]['n_ood']}"
-        table.add_column(escape(name) + count, justify="right", no_wrap=True)
-    several = len(results["seeds"]) > 1
-    if several:
-        table.add_column("mean AUROC,\n95 % interval", justify="right", no_wrap=True)
-    best = {name: max(cell[detector, name]["auroc"] for detector in detectors) for name in sets}
-    for detector in detectors:
-        cells = [_cell(cell[detector, name], best[name], intervals) for name in sets]
-        table.add_row(escape(detector), *cells, *([_interval(cell[detector, MEAN])] if several else []))
+        table.add_column(
+            escape(name) + count, justify="right", overflow="fold", min_width=width, max_width=max(width, NAME)
+        )
+    if len(results["seeds"]) > 1 and MEAN in sets:
+        columns.append([Text(_interval(cell[detector, MEAN])) for detector in detectors])
+        table.add_column("mean AUROC,\n95 % interval", justify="right")
+    for figure in chain(*columns):
+        figure.no_wrap = True
+    for detector, *figures in zip(detectors, *columns, strict=True):
+        table.add_row(escape(detector), *figures)
     return table
 
 

@@ -25,7 +25,9 @@ WATCHED = {"os.rename": 1, "os.remove": 0}  # audit events, and which argument n
 NAMES_APART = re.compile(
     r"[0-9a-f]{32}|[0-9a-f]{8}-\d{7}-|tfevents\.[\w.-]+|/tmp[\w]{8}$"
 )  # what differs from run to run
-LOOSE = re.compile(r"tfevents|\.ckpt$|/features/|\.lock$|\.log$|hparams\.yaml$|parts/")  # files that are not compared
+LOOSE = re.compile(
+    r"tfevents|\.ckpt$|/features/|\.lock(\.json)?$|\.log$|hparams\.yaml$|parts/"
+)  # files that are not compared
 
 
 def at_step(folder: str, number: int, act: str, record: str = "") -> None:
