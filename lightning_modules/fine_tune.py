@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import numpy as np
 import torch
@@ -30,7 +31,7 @@ class FineTune(ZeroShot):
 
     def __init__(
         self,
-        settings: Settings,
+        settings: Settings | dict[str, Any],
         backbone: Backbone,
         width: int,
         seed: int,
@@ -38,7 +39,10 @@ class FineTune(ZeroShot):
         **classes,
     ) -> None:
         super().__init__(**classes)
-        self.settings, self.seed = settings, seed
+        self.settings, self.seed = (settings := Settings.model_validate(settings)), seed
+        self.save_hyperparameters(
+            {"settings": settings.model_dump(mode="json"), "width": width, "seed": seed}, logger=False
+        )
         self.backbone = backbone.train_images(settings.gradient_checkpointing, settings.compile)
         self.head = nn.Linear(width, len(self.class_names))
         with torch.random.fork_rng(devices=[]), torch.no_grad():

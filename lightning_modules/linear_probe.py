@@ -26,11 +26,15 @@ class LinearProbe(ZeroShot):
     Source: Adaloglou et al. 2024, arXiv 2303.05828. Raises: ValueError when fewer than two classes have images.
     """
 
+    Settings = Settings
     trained_on: dict[str, int] | None = None
 
-    def __init__(self, settings: Settings, width: int, seed: int, **classes) -> None:
+    def __init__(self, settings: Settings | dict[str, Any], width: int, seed: int, **classes) -> None:
         super().__init__(**classes)
-        self.settings, self.seed = settings, seed
+        self.settings, self.seed = self.Settings.model_validate(settings), seed
+        self.save_hyperparameters(
+            {"settings": self.settings.model_dump(mode="json"), "width": width, "seed": seed}, logger=False
+        )
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             self.head = StandardisedLinear(width, len(self.class_names))

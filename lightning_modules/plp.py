@@ -7,6 +7,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
+from clip_ood.config.schema import PLP as Settings
 from clip_ood.data.labelled import FeatureTable
 from clip_ood.errors import UserError
 from clip_ood.lightning_modules.linear_probe import LinearProbe
@@ -24,6 +25,7 @@ class PLP(LinearProbe):
     Raises: ValueError when fewer than two classes are left.
     """
 
+    Settings = Settings
     report: dict[str, int | float | None] | None = None
 
     def on_test_start(self) -> None:

@@ -38,9 +38,11 @@ class ProbeSweep(LinearProbe):
     def __init__(self, settings, width: int, seed: int, **classes) -> None:
         super().__init__(settings, width, seed, **classes)
         self.head.requires_grad_(False)  # it takes over trained weights
-        self.candidates = settings.candidates()
-        self.thresholds = len(settings.sweep.listed().get("min_confidence", [None]))  # T; head h has threshold h % T
-        keys = set(type(settings.sweep).model_fields)
+        self.candidates = self.settings.candidates()
+        self.thresholds = len(
+            self.settings.sweep.listed().get("min_confidence", [None])
+        )  # T; head h has threshold h % T
+        keys = set(type(self.settings.sweep).model_fields)
         self._swept = [candidate.model_dump(include=keys) for candidate in self.candidates]
 
     def targets(self, table: FeatureTable) -> Tensor:

@@ -13,7 +13,11 @@ from clip_ood.outputs import NegativeLabels, Outputs, Reference
 
 class ZeroShot(LightningModule):
     """No training; classes, if any, are the text embeddings (C, E) of their names; negatives, the negative labels by
-    detector."""
+    detector.
+
+    `load_from_checkpoint` makes a module again, but for what is not kept in checkpoints and is given anew: `negatives`, and the
+    `backbone` of fine-tuning.
+    """
 
     def __init__(
         self,
@@ -23,6 +27,13 @@ class ZeroShot(LightningModule):
         negatives: dict[str, NegativeLabels] | None = None,
     ) -> None:
         super().__init__()
+        kept = {
+            "class_names": class_names and list(class_names),
+            "text_embeddings": text_embeddings,
+            "logit_scale": logit_scale,
+        }
+        self.save_hyperparameters(kept, logger=False)
+        class_names = class_names and tuple(class_names)
         self.class_names, self.logit_scale, self.negatives = class_names, logit_scale, negatives or {}
         self.register_buffer("text_embeddings", text_embeddings, persistent=False)
 
