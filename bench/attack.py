@@ -60,7 +60,8 @@ def ours(images: ImageList, backbone: Backbone, targets: torch.Tensor, batch: in
             use_distributed_sampler=False,
         )
         module = PixelAttack(lambda: backbone, {"after": Attack(steps=steps)}, list(range(len(images))), targets)
-        trainer.predict(module, AttackData(images, range(len(images)), lambda: batches, 0), return_predictions=False)
+        data = AttackData(images, range(len(images)), lambda: batches, lambda: pixels_of(backbone), 0)
+        trainer.predict(module, data, return_predictions=False)
 
 
 def bare(images: ImageList, backbone: Backbone, targets: torch.Tensor, batch: int, steps: int) -> None:

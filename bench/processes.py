@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 import tempfile
+from functools import cache
 from pathlib import Path
 from statistics import median
 from time import perf_counter
@@ -68,8 +69,9 @@ def extract(count: int, folder: Path, store: Path) -> None:
         enable_progress_bar=False,
         use_distributed_sampler=False,
     )
-    data = ExtractionData(sets, stored, [], batch_size=32, num_workers=0)
-    trainer.predict(FeatureExtractor(lambda: create_backbone(SPEC)), datamodule=data, return_predictions=False)
+    encoder = cache(lambda: create_backbone(SPEC))
+    data = ExtractionData(sets, stored, [], lambda: encoder().transform, batch_size=32, num_workers=0)
+    trainer.predict(FeatureExtractor(encoder), datamodule=data, return_predictions=False)
     if trainer.is_global_zero:
         print(f"seconds {clock.seconds}", flush=True)
 

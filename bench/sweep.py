@@ -18,6 +18,7 @@ from clip_ood.config.schema import LinearProbe as Settings
 from clip_ood.data.benchmark import Benchmark, Part
 from clip_ood.data.image_list import ImageList
 from clip_ood.datamodules.feature_data import FeatureData
+from clip_ood.experiments.models import joined
 from clip_ood.features.rows import Rows
 from clip_ood.features.stored_set import Features
 from clip_ood.lightning_modules.linear_probe import LinearProbe
@@ -67,7 +68,7 @@ def step_seconds(
             **dict.fromkeys(("logger", "enable_checkpointing", "enable_progress_bar", "enable_model_summary"), False),
             use_distributed_sampler=False,
         )
-        trainer.fit(module, datamodule=data)
+        trainer.fit(joined(module, data), datamodule=data)
     return clock.step
 
 

@@ -12,6 +12,7 @@ from torch import Tensor
 from torchmetrics.classification import MulticlassAccuracy
 
 from clip_ood.callbacks.monitors import check_monitors
+from clip_ood.data.labelled import LabelledTable
 from clip_ood.distributed import exchange
 from clip_ood.evaluation import DetectorSuite, Results
 from clip_ood.metrics.curves import METRICS
@@ -31,7 +32,7 @@ class OODEvaluation(Callback):
     """Fits detectors on loader 0 (the bank), scores ID val, chooses among candidates by it and OOD val, where that comes
     next, and scores the others (ID test, covariate-shifted ID, OOD).
 
-    The datamodule gives `evaluated`: one table a loader, each with `part`, `labels` and `rows`. Every number goes through
+    `tables` has one for each loader, with `part`, `labels` and `rows`; it may be given later, before the first loop. Every number goes through
     a torchmetrics `Metric` on the module's device, which gathers the images of all processes, and is logged in all of them:
 
     - `val/accuracy`; `ood_val/<detector>/<metric>`, ID val against OOD val: what may be chosen by, with ModelCheckpoint or
@@ -44,8 +45,14 @@ class OODEvaluation(Callback):
 
     results: Results | None = None
 
-    def __init__(self, detectors: Sequence[str | Mapping[str, Any]] | None, resamples: int, seed: int) -> None:
-        self.specs, self.resamples, self.seed = detectors, resamples, seed
+    def __init__(
+        self,
+        detectors: Sequence[str | Mapping[str, Any]] | None,
+        resamples: int,
+        seed: int,
+        tables: Sequence[LabelledTable] = (),
+    ) -> None:
+        self.specs, self.resamples, self.seed, self.tables = detectors, resamples, seed, tables
 
     def setup(self, trainer: Trainer, module: LightningModule, stage: str) -> None:
         check_monitors(trainer)
@@ -55,7 +62,7 @@ class OODEvaluation(Callback):
 
     def _start(self, trainer: Trainer, module: LightningModule) -> None:
         self.suite = DetectorSuite(module.reference(), self.specs)
-        self._bank, *self._tables = trainer.datamodule.evaluated
+        self._bank, *self._tables = self.tables
         self._bank_labels: Tensor | None = None
         self._table_metrics: TableMetrics | None = None
         self._images: dict[str, ImageScores] = {}

@@ -10,7 +10,7 @@ from PIL import Image
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from clip_ood.adversarial.images import PairBatch, pixels_of
+from clip_ood.adversarial.images import PairBatch
 from clip_ood.data.image_list import ImageList
 from clip_ood.datamodules.workers import loading
 
@@ -28,18 +28,20 @@ class AttackedImages(Dataset):
 
 
 class AttackData(LightningDataModule):
-    """The batches (variant, positions) that are `pending`, dealt to the devices like cards."""
+    """The batches (variant, positions) that are `pending`, dealt to the devices like cards; `pixels` gives what an encoder's images
+    are made by, where any are pending."""
 
     def __init__(
         self,
         images: ImageList,
         rows: Sequence[int],
         pending: Callable[[], list[tuple[str, range]]],
+        pixels: Callable[[], Callable[[Image.Image], Tensor]],
         workers: int | None,
     ) -> None:
         super().__init__()
         self.allow_zero_length_dataloader_with_multiple_devices = True  # fewer batches than devices
-        self.images, self.rows, self.pending, self.workers = images, rows, pending, workers
+        self.images, self.rows, self.pending, self.pixels, self.workers = images, rows, pending, pixels, workers
 
     def setup(self, stage: str) -> None:
         self.batches = self.trainer.strategy.broadcast(self.pending())  # as the first process sees them
@@ -48,7 +50,7 @@ class AttackData(LightningDataModule):
         if not self.batches:
             return []
         mine = self.batches[self.trainer.global_rank :: self.trainer.world_size]
-        dataset = AttackedImages(self.images, self.rows, pixels_of(self.trainer.lightning_module.backbone))
+        dataset = AttackedImages(self.images, self.rows, self.pixels())
         blank = dataset.pixels(Image.new("RGB", (256, 256)))
         size = max((len(positions) for _, positions in self.batches), default=0) * blank.nbytes
         return DataLoader(dataset, sampler=mine, batch_size=None, **loading(self.trainer, self.workers, size))

@@ -97,8 +97,9 @@ class Batches(Dataset):
 class ExtractionData(LightningDataModule):
     """The missing entries of sets of images and words and the missing prompts, for `Trainer.predict`.
 
-    `stored` is keyed by set name, as are `images` and `words`; `strings` are prompts whose embeddings are missing. The first process
-    looks what is missing, for all: another run may be filling the same store.
+    `stored` is keyed by set name, as are `images` and `words`; `strings` are prompts whose embeddings are missing; `transform` gives
+    that of the encoder, where it is needed. The first process looks what is missing, for all: another run may be filling the same
+    store.
     """
 
     def __init__(
@@ -106,6 +107,7 @@ class ExtractionData(LightningDataModule):
         images: dict[str, ImageList],
         stored: dict[str, StoredSet],
         strings: list[str],
+        transform: Callable[[], Callable[[Image.Image], Tensor]],
         batch_size: int,
         num_workers: int | None,
         words: dict[str, Phrases] | None = None,
@@ -113,6 +115,7 @@ class ExtractionData(LightningDataModule):
         super().__init__()
         self.allow_zero_length_dataloader_with_multiple_devices = True  # fewer parts than devices
         self.images, self.stored, self.strings, self.words = images, stored, strings, words or {}
+        self.transform = transform
         self.batch_size, self.num_workers = batch_size, num_workers
 
     @property
@@ -152,7 +155,7 @@ class ExtractionData(LightningDataModule):
             return []
         rank, world = self.trainer.global_rank, self.trainer.world_size
         batches = [*self._batches(self.parts[rank::world]), *(self._texts() if rank == 0 else [])]
-        dataset = Batches(self.images, self.words, self.stored, self.trainer.lightning_module.backbone.transform)
+        dataset = Batches(self.images, self.words, self.stored, self.transform())
         size = self.batch_size * dataset.blank.nbytes
         return [DataLoader(dataset, sampler=batches, batch_size=None, **loading(self.trainer, self.num_workers, size))]
 

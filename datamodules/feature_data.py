@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterable
+from typing import Any
+
 import torch
 from lightning.pytorch import LightningDataModule
 from torch import Tensor
@@ -15,11 +18,20 @@ from clip_ood.outputs import Outputs
 
 
 class FeatureData(LightningDataModule):
-    """The parts of a benchmark, served from the store. Divides rows among devices itself: unpadded, each row once."""
+    """The parts of a benchmark, served from the store. Divides rows among devices itself: unpadded, each row once.
 
-    def __init__(self, benchmark: Benchmark, stored: dict[str, Features], batch_size: int) -> None:
+    `training_batches` gives what a head is trained on, once it is set up: the method knows.
+    """
+
+    def __init__(
+        self,
+        benchmark: Benchmark,
+        stored: dict[str, Features],
+        batch_size: int,
+        training_batches: Callable[[], Iterable[Any]] | None = None,
+    ) -> None:
         super().__init__()
-        self.batch_size = batch_size
+        self.batch_size, self.training_batches = batch_size, training_batches
         self.tables = {
             key: FeatureTable(part, stored[part.images], benchmark.labels(part))
             for key, part in benchmark.parts.items()
@@ -34,7 +46,7 @@ class FeatureData(LightningDataModule):
         return self.tables["train"]
 
     def train_dataloader(self):
-        return self.trainer.lightning_module.training_batches()  # the method knows what it is trained on
+        return self.training_batches()
 
     def test_dataloader(self) -> list[DataLoader]:
         return [DataLoader(table, sampler=self._batches(len(table)), batch_size=None) for table in self.evaluated]

@@ -67,16 +67,17 @@ class JudgedImages(LightningDataModule):
         self,
         inputs: Callable[[], Iterable[Source]],
         is_whole: Callable[[int, Sequence[Source]], bool],
+        transform: Callable[[Image.Image], Tensor],
         batch_size: int,
         per_part: int,
         workers: int | None,
     ) -> None:
         super().__init__()
         self.inputs, self.is_whole, self.batch_size = inputs, is_whole, batch_size
-        self.per_part, self.workers = per_part, workers
+        self.transform, self.per_part, self.workers = transform, per_part, workers
 
     def predict_dataloader(self) -> DataLoader:
-        dataset = Pictures(self.trainer.lightning_module.judge.backbone.transform)
+        dataset = Pictures(self.transform)
         kind = _Batches if self.per_part > 1 else _Stream
         sampler = kind(self, self.trainer.global_rank, self.trainer.world_size)
         size = self.batch_size * dataset.blank.nbytes

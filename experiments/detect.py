@@ -120,7 +120,9 @@ def _write(request: Request, saved: SavedDetector, judge: Judge, trainer: Traine
 def _predict(request: Request, judge: Judge, trainer: Trainer, is_whole, batches: int) -> int:
     """Judges what is not there; the number of parts."""
     size = request.batch_size or judge.batch_size
-    data = JudgedImages(lambda: sources(request.paths), is_whole, size, batches, request.workers)
+    data = JudgedImages(
+        lambda: sources(request.paths), is_whole, judge.backbone.transform, size, batches, request.workers
+    )
     trainer.predict(Judging(judge), datamodule=data, return_predictions=False)
     if data.parts is None:
         raise UserError("Not all inputs were judged: Lightning stopped before their end")

@@ -8,6 +8,7 @@ import warnings
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -118,8 +119,10 @@ def _extract(
     words: dict[str, Phrases],
 ) -> None:
     missing = texts.missing_texts(strings) if trainer.is_global_zero else []
-    data = ExtractionData(benchmark.images, stored, missing, config.data.batch_size, config.data.num_workers, words)
-    extractor = FeatureExtractor(lambda: create_backbone(config.backbone))
+    encoder = cache(lambda: create_backbone(config.backbone))
+    reading = (lambda: encoder().transform, config.data.batch_size, config.data.num_workers)
+    data = ExtractionData(benchmark.images, stored, missing, *reading, words)
+    extractor = FeatureExtractor(encoder, needed=lambda: data.needs_encoder)
     writer = FeatureWriter(texts, stored, missing, Tolerance(config.data.max_unreadable))
     trainer.callbacks.append(writer)
     try:

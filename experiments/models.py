@@ -23,6 +23,7 @@ from clip_ood.experiments.checkpoints import check_checkpoint
 from clip_ood.experiments.resume import check_division
 from clip_ood.features.store import TextEmbeddings
 from clip_ood.features.stored_set import Features
+from clip_ood.lightning_modules.linear_probe import LinearProbe
 from clip_ood.lightning_modules.zero_shot import ZeroShot, check_classes
 from clip_ood.runs.run_folder import CONFIG, FINISHED, head_of, of_seed
 from clip_ood.texts.prompts import prototypes
@@ -126,13 +127,18 @@ def build(
     data = FeatureData(benchmark, features, config.evaluation.batch_size)
     if config.method.name == "zero_shot":
         return ZeroShot(**classes), data
-    from clip_ood.lightning_modules.linear_probe import LinearProbe
     from clip_ood.lightning_modules.plp import PLP
     from clip_ood.lightning_modules.probe_sweep import LinearProbeSweep, PLPSweep
 
     alone, swept = {"linear_probe": (LinearProbe, LinearProbeSweep), "plp": (PLP, PLPSweep)}[config.method.name]
     kind = swept if config.method.settings.sweep else alone
-    return kind(config.method.settings, data.train.stored.features.width, config.seed, **classes), data
+    return joined(kind(config.method.settings, data.train.stored.features.width, config.seed, **classes), data), data
+
+
+def joined(probe: LinearProbe, data: FeatureData) -> LinearProbe:
+    """A probe that is given what it learns from, whose batches its data then serve."""
+    probe.tables, data.training_batches = data.tables, probe.training_batches
+    return probe
 
 
 def check_texts(embeddings: Tensor, names: Sequence[str]) -> None:

@@ -100,6 +100,7 @@ def _run(config: Config, folder: Path, checkpoint: Path | None, benchmark: Bench
             say(told(shared), flush=True)
     check_detectors(config, benchmark, features)
     module, data = build(config, benchmark, features, text)
+    evaluation.tables = data.evaluated
     if config.evaluation.save_detector:
         trainer.callbacks.append(detector_writer(config, folder, evaluation, features))
     if trains:

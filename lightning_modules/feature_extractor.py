@@ -16,17 +16,17 @@ from clip_ood.texts.prompts import prototypes
 class FeatureExtractor(LightningModule):
     """g and h of image batches, text embeddings of words and prompts.
 
-    `create` loads the encoder; it is called only where the datamodule has something for it. The encoder runs in its
-    own precision, whatever the Trainer's: features are stored under it.
+    `create` loads the encoder; it is called only where it is `needed`, which is known once the data are set up. The encoder runs
+    in its own precision, whatever the Trainer's: features are stored under it.
     """
 
-    def __init__(self, create: Callable[[], Backbone]) -> None:
+    def __init__(self, create: Callable[[], Backbone], needed: Callable[[], bool] = lambda: True) -> None:
         super().__init__()
-        self.create = create
+        self.create, self.needed = create, needed
         self.backbone: Backbone | None = None
 
     def setup(self, stage: str) -> None:
-        if self.trainer.datamodule.needs_encoder:
+        if self.needed():
             self.backbone = self.create()
 
     def predict_step(self, batch: Batch, batch_idx: int, dataloader_idx: int = 0) -> dict[str, Tensor]:

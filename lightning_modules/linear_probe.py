@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import torch
@@ -23,8 +23,11 @@ from clip_ood.terminal.console import Terminal
 class LinearProbe(ZeroShot):
     """Cross-entropy on true labels, Adam, lr · batch / 256, linear warm-up over a tenth of the steps, cosine to 0.
 
+    `tables` holds what it is trained on (`train`; a sweep also takes `val`), and is given before it is fitted, or tested as PLP.
     Source: Adaloglou et al. 2024, arXiv 2303.05828. Raises: ValueError when fewer than two classes have images.
     """
+
+    tables: Mapping[str, FeatureTable]
 
     Settings = Settings
     trained_on: dict[str, int] | None = None
@@ -53,7 +56,7 @@ class LinearProbe(ZeroShot):
         if stage != "fit":
             return
         with Terminal(quiet=not self.trainer.is_global_zero).status("Standardising the training features"):
-            self._prepare(self.trainer.datamodule.train)
+            self._prepare(self.tables["train"])
 
     def _prepare(self, table: FeatureTable) -> None:
         features = table.stored.features

@@ -20,7 +20,7 @@ from clip_ood.outputs import Outputs
 class PixelAttack(LightningModule):
     """Lowers −cos(g(y + p), target) of each image y, or raises a detector's score, by the attack of its variant.
 
-    `create` loads the encoder, which takes no gradient; targets (n, D) or, `of_text`, (n, E) by position; `score`, a
+    `create` loads the encoder, which takes no gradient, where it is `needed`; targets (n, D) or, `of_text`, (n, E) by position; `score`, a
     fitted detector, with the head W (C, D), b (C,) for its logits. `steps`: those to look at, of the first
     `looked_at` pairs in the variant `main`.
     """
@@ -36,15 +36,17 @@ class PixelAttack(LightningModule):
         steps: frozenset[int] = frozenset(),
         looked_at: int = 0,
         main: str = "after",
+        needed: Callable[[], bool] = lambda: True,
     ) -> None:
         super().__init__()
         self.create, self.attacks, self.seeds, self.of_text, self.score = create, attacks, seeds, of_text, score
         self.steps, self.looked_at, self.main = steps, looked_at, main
+        self.needed = needed
         self.register_buffer("targets", targets)
         self.backbone: Backbone | None = None
 
     def setup(self, stage: str) -> None:
-        if self.trainer.datamodule.batches:
+        if self.needed():
             self.backbone = self.create().to(memory_format=torch.channels_last)  # convolutions are faster so
 
     def outputs(self, pixels: Tensor) -> Outputs:

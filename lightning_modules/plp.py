@@ -30,7 +30,7 @@ class PLP(LinearProbe):
 
     def on_test_start(self) -> None:
         if self.report is None:  # a head that was trained before
-            table = self.trainer.datamodule.train
+            table = self.tables["train"]
             self._report(self.labels(table), table)
 
     def labels(self, table: FeatureTable) -> Tensor:

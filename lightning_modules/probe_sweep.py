@@ -62,7 +62,7 @@ class ProbeSweep(LinearProbe):
         self.heads = StandardisedLinear(linear.in_features, heads * linear.out_features)
         self.heads.standardise(self.head.mean, self.head.std)
         self.heads.linear.load_state_dict({"weight": linear.weight.repeat(heads, 1), "bias": linear.bias.repeat(heads)})
-        self._prepare_val(self.trainer.datamodule.tables["val"])
+        self._prepare_val(self.tables["val"])
 
     def _prepare_val(self, table: FeatureTable) -> None:
         labels = self._at_each_threshold(self.labels, table).amax(dim=1)

@@ -80,16 +80,17 @@ def main() -> None:
     folder, devices = Path(sys.argv[1]), int(sys.argv[2])
     keep = ModelCheckpoint(folder / "checkpoints", filename="{epoch}", monitor=MONITOR, mode="max")
     stop = EarlyStopping(MONITOR, mode="max", patience=2)
+    data = Data(*image_sets(), batch_size=8)
     trainer = Trainer(
         accelerator="cpu",
         devices=devices,
         strategy="ddp" if devices > 1 else "auto",
         max_epochs=5,
-        callbacks=[keep, stop, OODEvaluation(["knn", "mcm"], 0, 0)],
+        callbacks=[keep, stop, OODEvaluation(["knn", "mcm"], 0, 0, data.evaluated)],
         use_distributed_sampler=False,
         **dict.fromkeys(("logger", "enable_progress_bar", "enable_model_summary"), False),
     )
-    trainer.fit(Drifting(), datamodule=Data(*image_sets(), batch_size=8))
+    trainer.fit(Drifting(), datamodule=data)
     seen = {
         "kept": Path(keep.best_model_path).name,
         "score": float(keep.best_model_score),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import doctest
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -216,3 +217,9 @@ def test_a_broken_rule_is_seen(installed, tmp_path, module, line):
     with (tmp_path / "site" / "clip_ood" / module).open("a") as file:
         file.write(f"\n{line}\n")
     assert lint(tmp_path / "site").returncode == 1
+
+
+@pytest.mark.parametrize("folder", ["callbacks", "datamodules", "lightning_modules"])
+def test_nobody_asks_the_trainer_for_what_he_could_have_been_given(folder):
+    for path in (PROJECT / folder).glob("*.py"):
+        assert not re.search(r"trainer\.(datamodule|lightning_module)\b", path.read_text()), path

@@ -14,6 +14,7 @@ from clip_ood.config.schema import PLP as PLPSettings
 from clip_ood.config.schema import LinearProbe as ProbeSettings
 from clip_ood.data.benchmark import Part
 from clip_ood.datamodules.feature_data import FeatureData
+from clip_ood.experiments.models import joined
 from clip_ood.features.rows import Rows
 from clip_ood.features.stored_set import Features
 from clip_ood.head import StandardisedLinear, mean_and_std
@@ -72,7 +73,7 @@ def fit(module, data, epochs, *watchers):
         use_distributed_sampler=False,
         limit_val_batches=0,
     )
-    trainer.fit(module, datamodule=data)
+    trainer.fit(joined(module, data), datamodule=data)
     return module
 
 

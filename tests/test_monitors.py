@@ -60,17 +60,18 @@ def test_every_process_logs_the_same_numbers(seen):
 
 
 def fit(*callbacks, module=None, every=1.0):
+    data = Data(*image_sets(), batch_size=8)
     trainer = Trainer(
         accelerator="cpu",
         devices=1,
         max_epochs=1,
         limit_val_batches=every,
-        callbacks=[*callbacks, OODEvaluation(["knn"], 0, 0)],
+        callbacks=[*callbacks, OODEvaluation(["knn"], 0, 0, data.evaluated)],
         use_distributed_sampler=False,
         enable_checkpointing=any(isinstance(each, ModelCheckpoint) for each in callbacks),
         **dict.fromkeys(("logger", "enable_progress_bar", "enable_model_summary"), False),
     )
-    trainer.fit(module or Drifting(), datamodule=Data(*image_sets(), batch_size=8))
+    trainer.fit(module or Drifting(), datamodule=data)
 
 
 @pytest.mark.parametrize("key", ["ood/mean/knn/auroc", "ood/far/knn/fpr95", "id/accuracy", "id/knn_accuracy"])

@@ -16,6 +16,7 @@ from clip_ood.config.schema import LinearProbe as ProbeSettings
 from clip_ood.data.benchmark import Part
 from clip_ood.datamodules.feature_data import FeatureData
 from clip_ood.errors import ConfigError
+from clip_ood.experiments.models import joined
 from clip_ood.features.rows import Rows
 from clip_ood.features.stored_set import Features
 from clip_ood.lightning_modules.linear_probe import LinearProbe
@@ -68,7 +69,8 @@ def fit(module, data=None, *watchers):
         use_distributed_sampler=False,
         limit_val_batches=0,
     )
-    trainer.fit(module, datamodule=data or feature_data())
+    data = data or feature_data()
+    trainer.fit(joined(module, data), datamodule=data)
     return module
 
 

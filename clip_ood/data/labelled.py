@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 import torch
 from torch import Tensor
@@ -11,6 +11,14 @@ from torch.utils.data import Dataset
 from clip_ood.data.benchmark import Part
 from clip_ood.features.stored_set import Features
 from clip_ood.outputs import Outputs
+
+
+class LabelledTable(Protocol):
+    """What an evaluation knows of a loader's images: rows (n,) of the image set, in order, and labels (n,), -1 where there is none."""
+
+    part: Part
+    rows: Tensor
+    labels: Tensor
 
 
 class FeatureTable(Dataset):

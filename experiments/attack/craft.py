@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from functools import cache
 from pathlib import Path
 
 from lightning.pytorch import Trainer
 from torch import Tensor
 
 from clip_ood.adversarial import Attack, Budget
+from clip_ood.adversarial.images import pixels_of
 from clip_ood.backbones.create import create_backbone
 from clip_ood.backbones.fingerprint import digest, fingerprint
 from clip_ood.callbacks.image_writer import ImageWriter, Parts
@@ -82,8 +84,10 @@ def craft(
         wanted = [(name, some) for name, (_, count) in made.items() for some in batches(count, attack.batch_size)]
         return [(name, some) for name, some in wanted if not parts.is_whole(name, some)]
 
+    encoder = cache(lambda: create_backbone(config.backbone.model_copy(update={"text": None})))
+    data = AttackData(images, pairs.rows, pending, lambda: pixels_of(encoder()), config.data.num_workers)
     module = PixelAttack(
-        lambda: create_backbone(config.backbone.model_copy(update={"text": None})),
+        encoder,
         {name: each for name, (each, _) in made.items()},
         pairs.seeds,
         pairs.targets,
@@ -92,9 +96,9 @@ def craft(
         frozenset(looked_at(attack)),
         attack.curve.pairs if attack.curve else 0,
         AFTER,
+        needed=lambda: bool(data.batches),
     )
     writer = ImageWriter(parts, file_names(pairs), lambda name: folder_of(plan, folder, name), through, AFTER)
-    data = AttackData(images, pairs.rows, pending, config.data.num_workers)
     trainer.callbacks.append(writer)
     try:
         trainer.predict(module, datamodule=data, return_predictions=False)
