@@ -19,7 +19,7 @@ from clip_ood.metrics.curves import METRICS
 from clip_ood.metrics.image_scores import ImageScores
 from clip_ood.metrics.metric import OODMetrics
 from clip_ood.metrics.score_range import ScoreRange
-from clip_ood.outputs import Outputs
+from clip_ood.outputs import Outputs, Reference
 from clip_ood.predictions import Predictor
 from clip_ood.table import Row, TableMetrics, table_rows, with_intervals
 from clip_ood.terminal.console import Terminal
@@ -32,7 +32,8 @@ class OODEvaluation(Callback):
     """Fits detectors on loader 0 (the bank), scores ID val, chooses among candidates by it and OOD val, where that comes
     next, and scores the others (ID test, covariate-shifted ID, OOD).
 
-    `tables` has one for each loader, with `part`, `labels` and `rows`; it may be given later, before the first loop. Every number goes through
+    The module's `validation_step` and `test_step` return `Outputs`; its `reference()`, if it has one, says what detectors know beside
+    them (`Reference`): class names, text embeddings, the head. `tables` has one for each loader, with `part`, `labels` and `rows`; it may be given later, before the first loop. Every number goes through
     a torchmetrics `Metric` on the module's device, which gathers the images of all processes, and is logged in all of them:
 
     - `val/accuracy`; `ood_val/<detector>/<metric>`, ID val against OOD val: what may be chosen by, with ModelCheckpoint or
@@ -61,7 +62,8 @@ class OODEvaluation(Callback):
         check_monitors(trainer)  # those of the schedulers are there by now
 
     def _start(self, trainer: Trainer, module: LightningModule) -> None:
-        self.suite = DetectorSuite(module.reference(), self.specs)
+        known = module.reference() if hasattr(module, "reference") else Reference()
+        self.suite = DetectorSuite(known, self.specs)
         self._bank, *self._tables = self.tables
         self._bank_labels: Tensor | None = None
         self._table_metrics: TableMetrics | None = None

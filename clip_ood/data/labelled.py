@@ -21,6 +21,17 @@ class LabelledTable(Protocol):
     labels: Tensor
 
 
+class ImageTable:
+    """All rows of one part, with their labels."""
+
+    def __init__(self, part: Part, labels: list[int]) -> None:
+        self.part = part
+        self.rows, self.labels = (torch.tensor(each, dtype=torch.long) for each in (part.rows, labels))
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+
 class FeatureTable(Dataset):
     """The readable rows of one part: (n,) positions -> Outputs with features, embeddings, labels and indices.
 

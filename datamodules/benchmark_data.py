@@ -1,0 +1,64 @@
+"""An ID set and its OOD sets as images, for a LightningModule of anybody's."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from PIL import Image
+from torch import Tensor
+from torch.utils.data import DataLoader
+
+from clip_ood.data.benchmark import Benchmark
+from clip_ood.data.labelled import ImageTable
+from clip_ood.datamodules.evaluation_data import EvaluationData
+from clip_ood.datamodules.image_data import EpochBatches, EvaluationImages, TrainingImages
+from clip_ood.datamodules.workers import loading
+
+
+class BenchmarkData(EvaluationData):
+    """Batches are `LabelledImages`: images (B, 3, H, W), labels (B,), indices (B,), rows of the image set.
+
+    `transform` makes an image of a PIL picture, of one size for all; `augmented`, if given, those that are trained on. `batch_size`
+    is that of all devices together when training, and of each when evaluating.
+    """
+
+    def __init__(
+        self,
+        benchmark: Benchmark,
+        transform: Callable[[Image.Image], Tensor],
+        batch_size: int,
+        augmented: Callable[[Image.Image], Tensor] | None = None,
+        seed: int = 0,
+        num_workers: int | None = None,
+    ) -> None:
+        tables = {key: ImageTable(part, benchmark.labels(part)) for key, part in benchmark.parts.items()}
+        super().__init__(benchmark, tables, batch_size)
+        self.images, self.class_names = benchmark.images, benchmark.class_names
+        self.transform, self.augmented = transform, augmented or transform
+        self.seed, self.num_workers = seed, num_workers
+
+    def train_dataloader(self) -> DataLoader:
+        trainer, table = self.trainer, self.tables["train"]
+        place = (self.seed, trainer.global_rank, trainer.world_size, lambda: trainer.current_epoch)
+        batches = EpochBatches(len(table), self.batch_size, 1, *place)
+        dataset = TrainingImages(table, self.images[table.part.images], self.augmented, self.seed)
+        return DataLoader(dataset, batch_sampler=batches, **self._loading())
+
+    def test_dataloader(self) -> list[DataLoader]:
+        size = tuple(self._blank().shape[1:])
+        return [
+            DataLoader(
+                EvaluationImages(table, self.images[table.part.images], self.transform, size),
+                sampler=self._batches(len(table)),
+                batch_size=None,
+                **self._loading(),
+            )
+            for table in self.evaluated
+        ]
+
+    def _blank(self) -> Tensor:
+        return self.transform(Image.new("RGB", (256, 256)))
+
+    def _loading(self) -> dict[str, Any]:
+        return loading(self.trainer, self.num_workers, self.batch_size * self._blank().nbytes)

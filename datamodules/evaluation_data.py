@@ -1,0 +1,43 @@
+"""What all evaluations have in common: the parts of a benchmark as loaders, each image once, on any number of devices."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+from lightning.pytorch import LightningDataModule
+from torch import Tensor
+from torch.utils.data import DataLoader
+
+from clip_ood.data.benchmark import Benchmark
+from clip_ood.data.labelled import LabelledTable
+from clip_ood.errors import UserError
+
+
+class EvaluationData(LightningDataModule):
+    """Tables of a benchmark's parts, by key, and those that are `evaluated`: [bank, val, ood_val, id_test, csid…, ood…]."""
+
+    def __init__(self, benchmark: Benchmark, tables: Mapping[str, LabelledTable], batch_size: int) -> None:
+        super().__init__()
+        self.tables, self.batch_size = tables, batch_size
+        self.evaluated = [tables[part.key] for part in benchmark.evaluated]
+        for table in self.evaluated:
+            if not len(table.rows):
+                raise UserError(f"Image set {table.part.name}: none of its images could be read")
+
+    def setup(self, stage: str) -> None:
+        """Raises: UserError for a Trainer that would divide the images among its devices once more."""
+        if self.trainer.world_size > 1 and self.trainer._accelerator_connector.use_distributed_sampler:
+            raise UserError(
+                f"{type(self).__name__} divides images among devices itself, each exactly once, and this Trainer would divide them "
+                "again: give it use_distributed_sampler=False"
+            )
+
+    def val_dataloader(self) -> list[DataLoader]:
+        return self.test_dataloader()
+
+    def _batches(self, count: int) -> list[Tensor]:
+        """Positions of this device's batches: as many on every device, since detectors score them together."""
+        mine = torch.arange(count).tensor_split(self.trainer.world_size)[self.trainer.global_rank]
+        most = -(-count // self.trainer.world_size)
+        return list(mine.tensor_split(-(-most // self.batch_size)))  # empty ones where there are too few rows

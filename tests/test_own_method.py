@@ -1,0 +1,61 @@
+"""The script of docs/extending.md: a LightningModule and a Trainer of somebody's own, with our data and our evaluation."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+
+import pytest
+import replica
+from tiny_clip import PROJECT
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory):
+    return replica.imagenet(tmp_path_factory.mktemp("imagenet"))
+
+
+def said(root, tmp_path, devices, *changes):
+    page = (PROJECT / "docs" / "extending.md").read_text()
+    script = re.search(r"^```python\n(.*?)^```$", page, re.MULTILINE | re.DOTALL)[1]
+    for before, after in changes:
+        assert before in script
+        script = script.replace(before, after)
+    (tmp_path / "mine.py").write_text(script)
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(PROJECT)}
+    command = [sys.executable, "mine.py", str(root), str(devices), "--data.allow_partial=true"]
+    return subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
+
+
+def rows(ended):
+    assert ended.returncode == 0, ended.stderr
+    return {
+        tuple(line.split()[:3]): float(line.split()[3])
+        for line in ended.stdout.splitlines()
+        if line.startswith("standard ")
+    }
+
+
+def test_her_own_method_takes_part(root, tmp_path):
+    one, two = (rows(said(root, tmp_path, devices)) for devices in (1, 2))
+    sets = {ood for _, ood, _ in one}
+    assert "mean" in sets and len(sets) == 7 and {detector for _, _, detector in one} == {"knn", "msp", "energy"}
+    assert one.keys() == two.keys() and all(abs(one[key] - two[key]) < 1e-6 for key in one)
+
+
+def test_a_trainer_that_would_divide_the_images_again_is_refused(root, tmp_path):
+    ended = said(root, tmp_path, 2, (", use_distributed_sampler=False)", ")"))
+    assert ended.returncode != 0 and "give it use_distributed_sampler=False" in ended.stderr
+
+
+def test_a_module_without_a_head_has_the_detectors_of_features(root, tmp_path):
+    ended = said(
+        root,
+        tmp_path,
+        1,
+        ("    def reference(self):", "    def unused(self):"),
+        ("self.head(features), batch.labels", "None, batch.labels"),
+    )
+    assert {detector for _, _, detector in rows(ended)} == {"knn"}
