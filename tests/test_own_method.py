@@ -46,7 +46,7 @@ def test_her_own_method_takes_part(root, tmp_path):
 
 
 def test_a_trainer_that_would_divide_the_images_again_is_refused(root, tmp_path):
-    ended = said(root, tmp_path, 2, (", use_distributed_sampler=False)", ")"))
+    ended = said(root, tmp_path, 2, ("use_distributed_sampler=False", "use_distributed_sampler=True"))
     assert ended.returncode != 0 and "give it use_distributed_sampler=False" in ended.stderr
 
 
