@@ -27,7 +27,8 @@ def main(chosen: list[str]) -> int:
     with ProcessPoolExecutor(AT_ONCE, CONTEXT) as pool:
         for kind in chosen or KINDS:
             begun, tried = time.monotonic(), trials(kind)
-            reasons = list(pool.map(attempt, [kind] * len(tried), range(len(tried))))
+            some = 1 + len(tried) // 200  # Python before 3.12 hangs over ten thousand calls that wait
+            reasons = list(pool.map(attempt, [kind] * len(tried), range(len(tried)), chunksize=some))
             for trial, reason in zip(tried, reasons, strict=True):
                 if reason:
                     print(f"NOT SURVIVED, {kind}: {trial.name}\n{reason}")
