@@ -82,6 +82,14 @@ def test_a_read_that_stalls_ends_the_command_and_names_the_file(files, capfd, mo
     assert stopped.value.code == 2 and "photos/a.jpg cannot be read: nothing has come for 0.2 s" in told
 
 
+def test_a_command_that_is_done_does_not_wait_for_the_watch(monkeypatch):
+    monkeypatch.setattr("clip_ood.process.watch.TICK", 60.0)
+    begun = time.monotonic()
+    with watched(None):
+        time.sleep(0.1)  # the watch listens by now
+    assert time.monotonic() - begun < 10
+
+
 def started(*command, **variables):
     environment = os.environ | {"OMP_NUM_THREADS": "1"} | variables
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}

@@ -100,7 +100,7 @@ def test_classes_are_called_by_their_lemmas(root, wordnet, capsys):
 def test_without_wordnet_the_way_to_get_it_is_told(root, tmp_path, monkeypatch):
     monkeypatch.setattr(clip_ood.texts.wordnet.find_synsets, "__defaults__", ((tmp_path / "gone",),))
     file = tiny_clip.config(root, "called", {"zero_shot": {}})
-    with pytest.raises(ConfigError, match=r"data\.lemmas: .*gone.*demo\.wordnet"):
+    with pytest.raises(ConfigError, match=r"data\.lemmas: .*gone.*clip-ood demo wordnet"):
         load_benchmark(load_config(file, ["--data.lemmas=all"]))
 
 

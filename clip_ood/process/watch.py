@@ -46,6 +46,7 @@ class Watch:
 
     def end(self) -> None:
         self._done.set()
+        self._wake()
         self._thread.join()
         signal.set_wakeup_fd(self._heard_before)
         self._hears.close()
@@ -56,8 +57,7 @@ class Watch:
         that outlast the grace."""
         if at_once:
             self._leaving = True
-            with suppress(BlockingIOError):  # it is awake
-                self._wakes.send(b"\0")
+            self._wake()
             self._passed.wait(ANSWER)
         until = (time.monotonic() if ending.status is None else ending.since) + GRACE - 1
         for rank in self.ranks:
@@ -65,6 +65,10 @@ class Watch:
                 rank.wait(max(0.0, until - time.monotonic()))
         for rank in self.ranks:
             rank.kill()
+
+    def _wake(self) -> None:
+        with suppress(BlockingIOError):  # it is awake
+            self._wakes.send(b"\0")
 
     def _run(self) -> None:
         while not self._done.is_set():
