@@ -1,6 +1,7 @@
 # make demo   photographs to an OOD table, and a folder of new ones judged, set-up included (needs apt-get)
 # make demo-cifar   the same encoder on CIFAR10 and CIFAR100, anywhere (downloads 340 MB)
-# make test   all tests, set-up included
+# make test   what a change needs, in some four minutes; make test-all   every test
+#             (both set up what they need)
 # make faults   kills, full disks, signals, damaged files: everything that is tried, with counts
 # make demo-studies   the six studies on the demo, tables and figures in runs/studies
 PYTHON ?= python3
@@ -9,7 +10,7 @@ INSTALLED := .venv/.installed
 
 STUDIES := main_table accuracy prompts shift confidence few_shot
 
-.PHONY: demo demo-cifar test faults browser lint docs bench demo-studies
+.PHONY: demo demo-cifar test test-all faults browser lint docs bench demo-studies
 
 demo: $(INSTALLED) data/demo_encoder/.made data/demo/.made data/wordnet/.made
 	$(PY) train.py --config demo.yaml $(DEMO_FLAGS)
@@ -20,7 +21,10 @@ demo: $(INSTALLED) data/demo_encoder/.made data/demo/.made data/wordnet/.made
 demo-cifar: $(INSTALLED) data/demo_encoder/.made
 	$(PY) train.py --config demo_cifar.yaml $(DEMO_FLAGS)
 
-test: $(INSTALLED) data/demo_encoder/.made browser
+test: $(INSTALLED) data/demo_encoder/.made
+	OMP_NUM_THREADS=1 $(PY) -m pytest -n 2 -m "not slow and not browser and not extras"
+
+test-all: $(INSTALLED) data/demo_encoder/.made browser
 	OMP_NUM_THREADS=1 $(PY) -m pytest -n 2
 
 # `make faults FAULTS="kills signals"` tries some kinds alone.

@@ -26,6 +26,8 @@ from clip_ood.config.schema import BackboneConfig
 from clip_ood.data.corruptions import Corruption
 from clip_ood.experiments.attack.values import compare
 
+pytestmark = pytest.mark.slow
+
 PROBE = {"linear_probe": {"epochs": 2, "batch_size": 16}}
 KEYS = {"ood": "near", "pairs": 6, "steps": 30, "lr": 0.02, "smoothness": 10.0, "batch_size": 4}
 

@@ -14,6 +14,8 @@ import pytest
 import tiny_clip
 import yaml
 
+pytestmark = pytest.mark.slow
+
 PROJECT = Path(__file__).parents[1]
 ENVIRONMENT = os.environ | {"OMP_NUM_THREADS": "1"}
 TWO = ["--trainer.devices=2", "--trainer.strategy=ddp"]

@@ -23,6 +23,8 @@ from clip_ood.data.benchmark import load_benchmark
 from clip_ood.errors import ConfigError
 from clip_ood.experiments.commands.catalog import main
 
+pytestmark = pytest.mark.slow
+
 PUBLISHED = {  # arXiv 2303.05828 and OpenOOD v1.5 (arXiv 2306.09301)
     "CIFAR10": {"train": 50_000, "test": 10_000},
     "CIFAR100": {"train": 50_000, "test": 10_000},

@@ -25,6 +25,8 @@ from clip_ood.callbacks.verdict_writer import VerdictParts
 from clip_ood.data import inputs
 from clip_ood.experiments import verdicts as verdicts_module
 
+pytestmark = pytest.mark.slow
+
 HEADER = ["path", "is_ood", "score", "p_value", "predicted_class", "confidence", "detector"]
 
 

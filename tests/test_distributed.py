@@ -25,6 +25,8 @@ import train
 from clip_ood.features import store
 from clip_ood.features.entries import Entries
 
+pytestmark = pytest.mark.slow
+
 PROJECT = Path(__file__).parents[1]
 SMALL = [sys.executable, str(PROJECT / "tests" / "small_parts.py")]
 TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]

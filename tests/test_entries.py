@@ -27,6 +27,8 @@ from clip_ood.features.rows import Rows
 from clip_ood.features.segment import Failure, StoreError, is_whole, open_segment, write_segment
 from clip_ood.files import writing as files
 
+pytestmark = pytest.mark.slow
+
 PROJECT = Path(__file__).parents[1]
 
 

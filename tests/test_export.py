@@ -22,6 +22,8 @@ from clip_ood.evaluation import predict
 from clip_ood.export import Exported, export, format_of, formats, verify
 from clip_ood.outputs import NegativeLabels, Outputs, Reference
 
+pytestmark = pytest.mark.extras
+
 CLASSES = ("cat", "dog", "fox")
 ALL = [*DEFAULTS, {"name": "knn", "k": 5}, {"name": "knn", "k": 5, "kth": True}]
 FEW = ["knn", "mahalanobis"]

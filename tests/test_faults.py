@@ -11,6 +11,8 @@ from typing import Any
 import pytest
 from faults.kinds import KINDS, trials
 
+pytestmark = pytest.mark.slow
+
 SAMPLES = [pytest.param(trial, id=f"{kind}: {trial.name}") for kind in KINDS for trial in trials(kind) if trial.sample]
 
 

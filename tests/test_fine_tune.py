@@ -41,6 +41,8 @@ from clip_ood.features.stored_set import Features
 from clip_ood.lightning_modules.fine_tune import FineTune
 from clip_ood.lightning_modules.layer_decay import depths, parameter_groups
 
+pytestmark = pytest.mark.slow
+
 PROJECT = Path(__file__).parents[1]
 STILL = {"mixup": 0, "cutmix": 0, "augment": None, "random_erasing": 0, "min_crop": 1, "flip": 0, "label_smoothing": 0}
 FITTED = STILL | {"epochs": 30, "warmup_epochs": 2, "batch_size": 16, "lr": 0.02, "layer_decay": 0.9}

@@ -20,6 +20,8 @@ from tiny_clip import PROJECT
 
 from clip_ood.naming import FOLDERS
 
+pytestmark = pytest.mark.slow
+
 MAPPED = [folder for folder in FOLDERS if folder != "configs"]  # Python that lies beside clip_ood/ in a clone
 
 

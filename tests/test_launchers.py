@@ -16,6 +16,8 @@ from clip_ood.process import launchers
 from clip_ood.process.launchers import PARENT, settle
 from clip_ood.process.ranks import is_first
 
+pytestmark = pytest.mark.slow
+
 PROJECT = Path(__file__).parents[1]
 SALLOC = {"SLURM_JOB_ID": "7", "SLURM_NTASKS": "4", "SLURM_JOB_NAME": "train", "SLURM_NNODES": "1"}
 BATCH = SALLOC | {

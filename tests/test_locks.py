@@ -24,6 +24,8 @@ from clip_ood.process.locks import InUse, alone, in_turn, sharing
 from clip_ood.runs import run_folder
 from clip_ood.runs.run_folder import chosen_folder, replacing, started
 
+pytestmark = pytest.mark.slow
+
 PROJECT = Path(__file__).parents[1]
 HOLD = """
 import sys

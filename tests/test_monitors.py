@@ -17,6 +17,8 @@ from torch.utils.data import DataLoader
 
 from clip_ood.callbacks.ood_evaluation import OODEvaluation
 
+pytestmark = pytest.mark.slow
+
 PROJECT = Path(__file__).parents[1]
 
 

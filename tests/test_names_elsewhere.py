@@ -21,6 +21,8 @@ from clip_ood.errors import ConfigError
 from clip_ood.naming import fault, folder_fault, one_text, twins
 from clip_ood.runs.run_folder import choose_folder
 
+pytestmark = pytest.mark.slow
+
 COMPOSED, DECOMPOSED = "caf\u00e9", "cafe\u0301"
 SAME = [
     ("Demo", "demo"),

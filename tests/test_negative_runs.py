@@ -22,6 +22,8 @@ from clip_ood.errors import ConfigError
 from clip_ood.texts.negative_words import csp_pool, neglabel_pool
 from clip_ood.texts.wordnet import read_words
 
+pytestmark = pytest.mark.slow
+
 PROJECT = Path(__file__).parents[1]
 NOUNS = [
     f"{first} {second}" for first in ("sea", "iron", "paper") for second in ("star", "gate", "boat", "nail", "ring")

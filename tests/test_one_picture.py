@@ -28,6 +28,8 @@ from clip_ood.judging.judge import Judge
 from clip_ood.judging.saved import SavedDetector
 from clip_ood.predictions import HEAD
 
+pytestmark = pytest.mark.extras
+
 ALL = PICTURES | TOO_LARGE
 
 

@@ -11,6 +11,8 @@ import pytest
 import replica
 from tiny_clip import PROJECT
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def root(tmp_path_factory):

@@ -20,6 +20,8 @@ import detect
 import train
 from clip_ood.datamodules import attacked_images, extraction, image_data, judged_images
 
+pytestmark = pytest.mark.slow
+
 PROJECT = Path(__file__).parents[1]
 
 

@@ -15,6 +15,8 @@ from clip_ood.errors import ConfigError
 from clip_ood.report import comparison, run_page
 from clip_ood.report.compare import show
 
+pytestmark = pytest.mark.slow
+
 REPORTED = {"resamples": 0, "figures": True, "report": True}
 
 

@@ -14,6 +14,8 @@ from clip_ood.metrics.paired import auroc_difference, seed_difference
 from clip_ood.metrics.placements import place, standard_error
 from clip_ood.metrics.seeds import seed_margin, student_975
 
+pytestmark = pytest.mark.slow
+
 NOMINAL, STUDIES = 0.05, 600
 TOLERANCE = 3 * math.sqrt(NOMINAL * (1 - NOMINAL) / STUDIES)  # three standard deviations of a share of so many studies
 

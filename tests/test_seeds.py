@@ -19,6 +19,8 @@ import clip_ood.experiments.seeds
 import eval as evaluation
 import train
 
+pytestmark = pytest.mark.slow
+
 PROBE = {"linear_probe": {"epochs": 4, "batch_size": 16, "lr": 0.01}}
 FINETUNE = {"finetune": {"epochs": 2, "warmup_epochs": 1, "batch_size": 16}}
 METRICS = ("auroc", "fpr95", "fpr95_ood_positive", "aupr_in", "aupr_out", "f1")

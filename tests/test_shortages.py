@@ -38,6 +38,8 @@ from clip_ood.runs.going_on import stoppable
 from clip_ood.runs.results_files import write_json, write_table
 from clip_ood.runs.run_folder import choose_folder
 
+pytestmark = pytest.mark.slow
+
 
 def raised(work) -> Exception:
     with pytest.raises(Exception) as caught:

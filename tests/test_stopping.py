@@ -24,6 +24,8 @@ from clip_ood.process.lost import reason
 from clip_ood.process.stopping import Stopped, ending, heeded
 from clip_ood.process.watch import watched
 
+pytestmark = pytest.mark.slow
+
 PROJECT = Path(__file__).parents[1]
 
 

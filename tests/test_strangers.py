@@ -30,6 +30,8 @@ from clip_ood.errors import ConfigError
 from clip_ood.judging.save import add_encoder
 from clip_ood.judging.saved import SavedDetector
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def root(tmp_path_factory):

@@ -10,6 +10,8 @@ import judged_run
 import pytest
 import tiny_clip
 
+pytestmark = pytest.mark.slow
+
 ASCII = {"PYTHONIOENCODING": "ascii"}
 C_LOCALE = {"LC_ALL": "C", "PYTHONCOERCECLOCALE": "0", "PYTHONUTF8": "0"}
 HELP = ("train.py", "eval.py", "detect.py", "attack.py", "study.py")

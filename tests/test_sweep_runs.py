@@ -19,6 +19,8 @@ import train
 from clip_ood.errors import ConfigError
 from clip_ood.lightning_modules.probe_sweep import ProbeSweep
 
+pytestmark = pytest.mark.slow
+
 PROJECT = Path(__file__).parents[1]
 SWEEP = {"lr": [1e-4, 0.1, 0.5], "weight_decay": [0, 1e-3], "min_confidence": [0.48, 0.3]}
 PLP = {"plp": {"epochs": 6, "batch_size": 11, "sweep": SWEEP}}

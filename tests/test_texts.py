@@ -27,6 +27,8 @@ from clip_ood.errors import ConfigError
 from clip_ood.texts.prompts import fill, prototypes
 from clip_ood.texts.wordnet import find_synsets, lemmas
 
+pytestmark = pytest.mark.slow
+
 PROJECT = Path(__file__).parents[1]
 LICENCE = "  1 The licence, whose lines begin with spaces.\n"
 SYNSETS = [  # number of lemmas in base 16

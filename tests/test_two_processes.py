@@ -13,6 +13,8 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
+pytestmark = pytest.mark.slow
+
 PROJECT = Path(__file__).parents[1]
 SIZES = {"train/cat": 30, "train/dog": 31, "test/cat": 50, "test/dog": 51, "near": 97, "far": 17, "lone": 1}
 

@@ -30,6 +30,8 @@ from clip_ood.metrics.score_range import ScoreRange
 from clip_ood.outputs import Reference
 from clip_ood.runs.results_table import print_table
 
+pytestmark = pytest.mark.slow
+
 SOFTMAXES = {"mcm", "ensemble", "msp", "gen", "kl_matching", "fdbd"}
 GAUSSIANS = {"mahalanobis", "mahalanobis_pp", "rmd"}
 PROBE = {"linear_probe": {"epochs": 2, "batch_size": 16}}

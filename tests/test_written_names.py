@@ -45,6 +45,8 @@ from clip_ood.terminal.console import Terminal
 from clip_ood.terminal.markdown import markdown_table
 from clip_ood.terminal.shown import TURNED, one_line, say, shown
 
+pytestmark = pytest.mark.slow
+
 ESCAPE = "a\x1b[2Jb"
 VERDICT = {"is_ood": True, "score": -0.5, "p_value": 0.1, "predicted_class": "-x", "confidence": 0.9, "detector": "knn"}
 CELLS = [
