@@ -186,7 +186,14 @@ def initial_head(
         from clip_ood.head import StandardisedLinear
 
         head = StandardisedLinear(features.shape[1], len(classes["class_names"]))
-        head.load_state_dict({k.removeprefix("head."): v for k, v in checkpoint["state_dict"].items() if "head." in k})
+        weights = {k.removeprefix("head."): v for k, v in checkpoint["state_dict"].items() if "head." in k}
+        try:
+            head.load_state_dict(weights)
+        except RuntimeError as error:
+            reason = " ".join(str(error).split())
+            raise UserError(
+                f"method.finetune.head: {head_of(run)} holds no head of this encoder's width: {reason}"
+            ) from error
         return head.folded()
     offset = backbone.projection(torch.zeros(1, features.shape[1]))
     matrix = backbone.projection(torch.eye(features.shape[1])) - offset  # (D, E)

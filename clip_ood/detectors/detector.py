@@ -157,8 +157,8 @@ class Detector(nn.Module):
         if not self.fitted:
             raise self._error("score was asked for before fit; call update with ID training images, then fit")
 
-    def _error(self, message: str) -> ValueError:
-        return ValueError(f"{self.name or type(self).__name__}: {message}")
+    def _error(self, message: str) -> UserError:
+        return UserError(f"{self.name or type(self).__name__}: {message}")
 
 
 def take_in(detectors: Iterable[Detector], outputs: Outputs) -> None:

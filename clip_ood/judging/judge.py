@@ -129,8 +129,9 @@ class Judge(nn.Module):
     def _try(self, saved: SavedDetector) -> None:
         """Judges two made-up pictures. Raises: DetectorFolderError where what the folder holds gives no scores of them."""
         pixels = torch.stack([self.backbone.transform(Image.new("RGB", (8, 8)))] * 2)
-        outputs = self.outputs(pixels.to(self.device)).map(torch.nan_to_num)  # what is tried is not the encoder
+        encoded = self._encoded(pixels.to(self.device))  # what is tried is not the encoder
         try:
+            outputs = self._with_logits(*encoded).map(torch.nan_to_num)
             verdicts = self.verdicts(self.judged(outputs), [None, None])
         except Exception as error:  # of tensors that anybody may have written: anything
             raise DetectorFolderError(
@@ -186,13 +187,19 @@ class Judge(nn.Module):
 
     def outputs(self, pixels: Tensor) -> Outputs:
         """What encoder and head say of images (B, 3, H, W) that went through the encoder's transform."""
+        return self._with_logits(*self._encoded(pixels))
+
+    def _encoded(self, pixels: Tensor) -> tuple[Tensor, Tensor | None]:
         device = pixels.device.type
         with torch.autocast(device, dtype=self.autocast, enabled=self.autocast is not None):
             features = self.backbone.encode_image(pixels)
         with torch.autocast(device, enabled=False):
             embeddings = self.backbone.project(features)
             features = features.to(self.dtype)  # as the feature store keeps them
-            embeddings = None if embeddings is None else embeddings.to(self.dtype)
+            return features, None if embeddings is None else embeddings.to(self.dtype)
+
+    def _with_logits(self, features: Tensor, embeddings: Tensor | None) -> Outputs:
+        with torch.autocast(features.device.type, enabled=False):
             logits = None if self.weight is None else head_logits(features, self.weight, self.bias)
         return Outputs(features, embeddings, logits)
 
