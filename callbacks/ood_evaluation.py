@@ -14,6 +14,7 @@ from torchmetrics.classification import MulticlassAccuracy
 from clip_ood.callbacks.monitors import check_monitors
 from clip_ood.data.labelled import LabelledTable
 from clip_ood.distributed import exchange
+from clip_ood.errors import UserError
 from clip_ood.evaluation import DetectorSuite, Results
 from clip_ood.metrics.curves import METRICS
 from clip_ood.metrics.image_scores import ImageScores
@@ -33,8 +34,10 @@ class OODEvaluation(Callback):
     next, and scores the others (ID test, covariate-shifted ID, OOD).
 
     The module's `validation_step` and `test_step` return `Outputs`; its `reference()`, if it has one, says what detectors know beside
-    them (`Reference`): class names, text embeddings, the head. `tables` has one for each loader, with `part`, `labels` and `rows`; it may be given later, before the first loop. Every number goes through
-    a torchmetrics `Metric` on the module's device, which gathers the images of all processes, and is logged in all of them:
+    them (`Reference`): class names, text embeddings, the head. `tables` has one for each loader, with `part`, `labels` and `rows`;
+    it may be given later, before the first loop.
+
+    Every number goes through a torchmetrics `Metric` on the module's device, which gathers the images of all processes, and is logged in all of them:
 
     - `val/accuracy`; `ood_val/<detector>/<metric>`, ID val against OOD val: what may be chosen by, with ModelCheckpoint or
       EarlyStopping (another monitor is refused)
@@ -57,6 +60,8 @@ class OODEvaluation(Callback):
 
     def setup(self, trainer: Trainer, module: LightningModule, stage: str) -> None:
         check_monitors(trainer)
+        if not self.tables and stage != "predict":
+            raise UserError("OODEvaluation does not know what the loaders hold: give it tables=data.evaluated")
 
     def on_fit_start(self, trainer: Trainer, module: LightningModule) -> None:
         check_monitors(trainer)  # those of the schedulers are there by now

@@ -43,9 +43,14 @@ def usage() -> str:
 
 def run(name: str, argv: list[str] | None = None) -> None:
     """Runs a command for somebody at a terminal: errors are told in a line. Modules of the current folder can be imported, where no
-    other module has their name."""
-    if (here := os.getcwd()) not in sys.path:
+    installed one has their name."""
+    here, beside = os.getcwd(), str(Path(__file__).parents[1])
+    if here not in sys.path:
         sys.path.append(here)
+    if (
+        sys.path[0] == beside != here
+    ):  # a clone's script, called from elsewhere: its folders are not what is meant by their names
+        sys.path.append(sys.path.pop(0))
     main = command(name)
     from clip_ood.command_line import guarded
 

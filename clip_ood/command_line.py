@@ -33,7 +33,7 @@ def parse(
     of: Literal["study", "attack"] | None = None,
 ):
     """Known options, and the `--key=value` overrides that are left; --help explains the keys of what it is `of` as well."""
-    parser = Parser(prog=" ".join(called(command)), description=about, add_help=False, allow_abbrev=False)
+    parser = Parser(prog=called(command), description=about, add_help=False, allow_abbrev=False)
     parser.add_argument(
         "--config", metavar="NAME.yaml", help="a config: a path, or a name that is looked up in configs/"
     )

@@ -14,13 +14,16 @@ from clip_ood.data.labelled import ImageTable
 from clip_ood.datamodules.evaluation_data import EvaluationData
 from clip_ood.datamodules.image_data import EpochBatches, EvaluationImages, TrainingImages
 from clip_ood.datamodules.workers import loading
+from clip_ood.errors import UserError
 
 
 class BenchmarkData(EvaluationData):
     """Batches are `LabelledImages`: images (B, 3, H, W), labels (B,), indices (B,), rows of the image set.
 
     `transform` makes an image of a PIL picture, of one size for all; `augmented`, if given, those that are trained on. `batch_size`
-    is that of all devices together when training, and of each when evaluating.
+    is that of all devices together when training, where what does not fill a batch is left for another epoch, and of each when
+    evaluating. Raises: UserError for a batch size that the devices cannot share, or that is larger than the training set; what an
+    image that cannot be read raises.
     """
 
     def __init__(
@@ -40,6 +43,11 @@ class BenchmarkData(EvaluationData):
 
     def train_dataloader(self) -> DataLoader:
         trainer, table = self.trainer, self.tables["train"]
+        if self.batch_size % trainer.world_size or self.batch_size > len(table):
+            raise UserError(
+                f"batch_size is {self.batch_size}, expected a multiple of the {trainer.world_size} devices, and at most the {len(table)} "
+                "training images"
+            )
         place = (self.seed, trainer.global_rank, trainer.world_size, lambda: trainer.current_epoch)
         batches = EpochBatches(len(table), self.batch_size, 1, *place)
         dataset = TrainingImages(table, self.images[table.part.images], self.augmented, self.seed)

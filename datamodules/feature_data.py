@@ -18,22 +18,17 @@ from clip_ood.outputs import Outputs
 class FeatureData(EvaluationData):
     """The parts of a benchmark, served from the store. Divides rows among devices itself: unpadded, each row once.
 
-    `training_batches` gives what a head is trained on, once it is set up: the method knows.
+    `training_batches` gives what a head is trained on, once it is set up: the method knows, and says it before it is fitted.
     """
 
-    def __init__(
-        self,
-        benchmark: Benchmark,
-        stored: dict[str, Features],
-        batch_size: int,
-        training_batches: Callable[[], Iterable[Any]] | None = None,
-    ) -> None:
+    training_batches: Callable[[], Iterable[Any]]
+
+    def __init__(self, benchmark: Benchmark, stored: dict[str, Features], batch_size: int) -> None:
         tables = {
             key: FeatureTable(part, stored[part.images], benchmark.labels(part))
             for key, part in benchmark.parts.items()
         }
         super().__init__(benchmark, tables, batch_size)
-        self.training_batches = training_batches
 
     @property
     def train(self) -> FeatureTable:

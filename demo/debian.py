@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from clip_ood.errors import UserError
 from clip_ood.terminal.shown import say
 
 
@@ -15,11 +16,11 @@ def unpacked(package: str, size: str, elsewhere: str) -> Iterator[Path]:
     """Download a package and unpack it in a temporary folder; its root. `elsewhere`: what to do without apt-get.
 
     The package lists are refreshed only where the download fails without (that needs root, the rest does not).
-    Raises RuntimeError.
+    Raises: UserError.
     """
     for tool in ("apt-get", "dpkg"):
         if shutil.which(tool) is None:
-            raise RuntimeError(f"there is no {tool} here, which brings the Debian package {package}. {elsewhere}")
+            raise UserError(f"there is no {tool} here, which brings the Debian package {package}. {elsewhere}")
     with tempfile.TemporaryDirectory() as temporary:
         say(f"downloading {package} (Debian package, {size}) to a temporary folder ...", flush=True)
         _download(package, temporary)
@@ -36,7 +37,7 @@ def _download(package: str, folder: str) -> None:
         update = apt("update")
         done = apt("download", package)
         if done.returncode:
-            raise RuntimeError(
+            raise UserError(
                 f"apt-get download {package} failed: {done.stderr.strip()}\n"
                 f"apt-get update before it: {update.stderr.strip() or 'went well'}\n"
                 "On Debian or Ubuntu run `apt-get update` as root once, then this again."

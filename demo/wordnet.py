@@ -35,14 +35,11 @@ def main(argv: list[str] | None = None) -> None:
     parser = Parser(prog="clip-ood demo wordnet", description="Fetch WordNet's nouns and adjectives.")
     parser.add_argument("out", nargs="?", type=Path, default=PLACES[0], help="default: %(default)s")
     out = parser.parse_args(argv).out
-    try:
-        with in_turn(out):
-            if (out / NOUNS).is_file() and not (out / SYNSETS).is_file():  # of an earlier version
-                shutil.rmtree(out)
-            if not out.exists():
-                build(out)
-        words = read_words(out)
-    except (RuntimeError, FileNotFoundError, ValueError) as error:
-        parser.exit(1, f"{error}\n")
+    with in_turn(out):
+        if (out / NOUNS).is_file() and not (out / SYNSETS).is_file():  # of an earlier version
+            shutil.rmtree(out)
+        if not out.exists():
+            build(out)
+    words = read_words(out)
     say(f"{out}: {len(words.nouns):,} nouns and {len(words.adjectives):,} adjectives")
     say("Next: --data.negative_words=wordnet lets NegLabel and CSP choose among them")

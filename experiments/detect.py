@@ -181,7 +181,7 @@ def _tell(counts: Counts, judge: Judge, request: Request) -> None:
 
 def _next(counts: Counts, judge: Judge, request: Request) -> str:
     """The next step: to see the images that were flagged, or to hear the other detectors."""
-    command = [*called("detect"), "--run", str(request.run)]
+    command = [*called("detect").split(), "--run", str(request.run)]
     few = request.paths if len(request.paths) < MANY else [request.paths[0], "..."]
     same = [*command, *few, *(["--accept", f"{request.accept:g}"] if request.accept is not None else [])]
     if counts.ood[judge.column] and request.copy_ood is None:

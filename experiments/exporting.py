@@ -10,6 +10,7 @@ from clip_ood.judging.save import add_encoder
 from clip_ood.judging.saved import SavedDetector, find_folder
 from clip_ood.outputs import Reference
 from clip_ood.predictions import CALLED, HEAD, TEXT
+from clip_ood.process.called import called
 from clip_ood.process.locks import alone
 from clip_ood.runs.run_folder import CONFIG
 from clip_ood.terminal.shown import say
@@ -24,7 +25,7 @@ def add_encoder_to(run: Path, encoder: str | None, allow_download: bool = False)
         what = "holds its encoder now" if add_encoder(saved, encoder, allow_download) else "held its encoder already"
     say(f"{saved.folder} {what}: it needs nothing else")
     say(
-        f"Next: copy {saved.folder} to another machine, where python detect.py --run {saved.folder.name} photos/ judges by it"
+        f"Next: copy {saved.folder} to another machine, where {called('detect')} --run {saved.folder.name} photos/ judges by it"
     )
 
 

@@ -32,13 +32,10 @@ SAME = 1e-6  # 1 - the cosine of two prototypes of one text: rounding in other b
 
 
 def check_method(config: Config, benchmark: Benchmark) -> None:
-    """Raises ConfigError for a method that the ID set or the encoder cannot serve, or a detector that there is not,
-    before any image is read."""
-    try:
-        required(config.detectors)
-        try_own(config.detectors, _count(benchmark))
-    except ValueError as error:
-        raise ConfigError(str(error)) from None
+    """Raises UserError for a method that the ID set or the encoder cannot serve, or a detector that there is not, before any image
+    is read."""
+    required(config.detectors)
+    try_own(config.detectors, _count(benchmark))
     method = config.method.name
     if method in ("linear_probe", "finetune") and not benchmark.labelled:
         raise ConfigError(
@@ -59,13 +56,10 @@ def check_method(config: Config, benchmark: Benchmark) -> None:
 
 
 def check_detectors(config: Config, benchmark: Benchmark, features: dict[str, Features]) -> None:
-    """Raises ConfigError for a detector of somebody's own that cannot take features as wide as these, before training."""
+    """Raises UserError for a detector of somebody's own that cannot take features as wide as these, before training."""
     stored = next(iter(features.values()))
     joint = stored.features if stored.embeddings is None else stored.embeddings
-    try:
-        try_own(config.detectors, _count(benchmark), (stored.features.width, joint.width))
-    except ValueError as error:
-        raise ConfigError(str(error)) from None
+    try_own(config.detectors, _count(benchmark), (stored.features.width, joint.width))
 
 
 def _count(benchmark: Benchmark) -> int | None:

@@ -12,7 +12,7 @@ from clip_ood.backbones.fingerprint import digest, fingerprint
 from clip_ood.config.loading import load_config
 from clip_ood.config.resuming import FREE, differences
 from clip_ood.config.schema import Config
-from clip_ood.errors import ConfigError
+from clip_ood.errors import ConfigError, UserError
 from clip_ood.files.records import Damaged
 from clip_ood.files.writing import write_text
 from clip_ood.runs.run_folder import CONFIG, CONTENTS, IMAGES, head_of, seed_folder
@@ -28,11 +28,11 @@ def begun_with(folder: Path) -> Config:
     """The config that the run in `folder` was begun with. Raises: ConfigError for one that this version cannot read."""
     try:
         return load_config(str(folder / CONFIG))
-    except ConfigError as error:
+    except UserError as error:
         raise unreadable(folder, error) from error
 
 
-def unreadable(folder: Path, error: ConfigError) -> ConfigError:
+def unreadable(folder: Path, error: UserError) -> ConfigError:
     """What is said of a run whose config is damaged, or of another version."""
     return ConfigError(
         f"{folder / CONFIG}, which the run was begun with, has keys or values that are none any more: {error}\n"

@@ -2,11 +2,18 @@
 
 from __future__ import annotations
 
+import os
 from datetime import timedelta
 from typing import Any
 
 import torch
-from lightning.fabric.plugins.environments import SLURMEnvironment
+from lightning.fabric.plugins.environments import (
+    ClusterEnvironment,
+    LightningEnvironment,
+    LSFEnvironment,
+    SLURMEnvironment,
+    TorchElasticEnvironment,
+)
 from lightning.pytorch import Trainer
 from lightning.pytorch.strategies import DDPStrategy
 from lightning.pytorch.strategies.launchers import subprocess_script
@@ -25,7 +32,7 @@ def new_trainer(ours: dict[str, Any], keys: dict[str, Any], option: str = "train
     Raises: ConfigError for what this machine has not: devices, an accelerator, an optional library.
     """
     try:
-        trainer = Trainer(**(ours | keys | {"plugins": [*ours.get("plugins", []), *_slurm()]}))
+        trainer = Trainer(**(ours | keys | {"plugins": [*ours.get("plugins", []), *_environment()]}))
     except (MisconfigurationException, TypeError, ValueError, RuntimeError, ImportError) as error:
         asked = ", ".join(f"{option}{key}={value}" for key, value in keys.items()) or "no keys"
         raise ConfigError(
@@ -42,6 +49,13 @@ def new_trainer(ours: dict[str, Any], keys: dict[str, Any], option: str = "train
     return trainer
 
 
-def _slurm() -> list[SLURMEnvironment]:
-    """Under srun: the environment as Lightning finds it, which leaves it to the job's script to queue the job again."""
-    return [SLURMEnvironment(auto_requeue=False)] if SLURMEnvironment.detect() else []
+def _environment() -> list[ClusterEnvironment]:
+    """Who starts the processes, where Lightning is not left to find out.
+
+    Under srun, Lightning would queue the job again by itself, which is left to the job's script. Where no launcher is, Lightning would
+    ask MPI, if mpi4py is installed; MPI starts when it is asked, and ends this process where it cannot.
+    """
+    if SLURMEnvironment.detect():
+        return [SLURMEnvironment(auto_requeue=False)]
+    mpirun = any(name in os.environ for name in ("OMPI_COMM_WORLD_SIZE", "PMI_SIZE"))
+    return [] if mpirun or TorchElasticEnvironment.detect() or LSFEnvironment.detect() else [LightningEnvironment()]

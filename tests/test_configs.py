@@ -16,7 +16,7 @@ from clip_ood.config.checks import check_folders
 from clip_ood.config.help import explain, section_of
 from clip_ood.config.loading import CONFIGS, dump, load_config, override, read, validate
 from clip_ood.config.schema import Config
-from clip_ood.errors import ConfigError
+from clip_ood.errors import ConfigError, UserError
 from clip_ood.runs.run_folder import choose_folder
 
 HERE = CONFIGS
@@ -216,7 +216,7 @@ def test_what_is_no_override_is_named(arguments, message):
     ],
 )
 def test_a_mistake_is_named_with_what_was_meant(argument, message):
-    with pytest.raises(ConfigError, match=message):
+    with pytest.raises(UserError, match=message):
         with_arguments(argument)
 
 

@@ -14,6 +14,7 @@ from clip_ood.demo.encoder import open_clip_config, set_head, timm_names
 from clip_ood.demo.folders import written_whole
 from clip_ood.demo.images import check_counts, squared_on_white, stamps, write_digits
 from clip_ood.demo.projection import clipped_gaussian_mean, ridge, smallest_sure_scale, unit_rows
+from clip_ood.errors import UserError
 
 PROJECT = Path(__file__).parents[1]
 
@@ -117,7 +118,7 @@ def test_stamps_are_sorted_by_folder(tmp_path):
 
 
 def test_wrong_counts_are_named(tmp_path):
-    with pytest.raises(RuntimeError, match="id/bird: 0 instead of 35"):
+    with pytest.raises(UserError, match="id/bird: 0 instead of 35"):
         check_counts(tmp_path)
 
 

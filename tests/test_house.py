@@ -85,8 +85,9 @@ class Norm(Detector):
 """
 
 
-def test_own_folders_of_our_names_break_nothing(tmp_path):
-    """Neither a folder of hers that is called as one of ours, nor one of ours that is asked for by its folder."""
+@pytest.mark.parametrize("command", [["-m", "clip_ood", "eval"], [str(PROJECT / "eval.py")]])
+def test_own_folders_of_our_names_break_nothing(tmp_path, command):
+    """Neither where the command is called, nor a script of the clone."""
     for name in ("callbacks", "configs", "datamodules"):
         (tmp_path / name).mkdir()
         (tmp_path / name / "__init__.py").touch()
@@ -94,7 +95,7 @@ def test_own_folders_of_our_names_break_nothing(tmp_path):
     config = tiny_clip.config(
         tiny_clip.make(tmp_path / "own"), "mine", {"zero_shot": {}}, detectors=["callbacks.mine.Norm"]
     )
-    ended = run([sys.executable, "-m", "clip_ood", "eval", "--config", config], tmp_path, PROJECT)
+    ended = run([sys.executable, *command, "--config", config], tmp_path)
     assert ended.returncode == 0 and "Norm" in ended.stdout, ended.stderr
 
 

@@ -12,6 +12,7 @@ import pytest
 import tiny_clip
 import torch
 from PIL import Image
+from safetensors.torch import load_file, save_file
 
 from clip_ood import load
 from clip_ood.backbones.fingerprint import sha256
@@ -22,7 +23,7 @@ from clip_ood.detectors.bank import Bank
 from clip_ood.detectors.knn import KNN
 from clip_ood.files.pictures import UnreadableImage
 from clip_ood.judging.judge import Judge
-from clip_ood.judging.manifest import sealed
+from clip_ood.judging.manifest import DetectorFolderError, sealed
 from clip_ood.judging.save import add_encoder
 from clip_ood.judging.saved import SavedDetector
 from clip_ood.outputs import Outputs
@@ -217,6 +218,18 @@ def test_a_tampered_folder_is_not_sealed_as_good(run, tmp_path):
     flip(folder / "bank-00000.safetensors")
     with pytest.raises(ValueError, match=r"bank-00000\.safetensors is not the file"):
         add_encoder(SavedDetector(folder))
+
+
+def test_a_head_of_another_width_is_no_fault_of_ours(run, tmp_path):
+    folder = tmp_path / "copy"
+    shutil.copytree(run / "detector", folder)
+    state = load_file(folder / "state.safetensors")
+    save_file(state | {"reference.weight": state["reference.weight"][:, 1:].contiguous()}, folder / "state.safetensors")
+    manifest = json.loads((folder / "detector.json").read_text())
+    manifest["files"]["state.safetensors"] = sha256(folder / "state.safetensors")
+    (folder / "detector.json").write_text(json.dumps(sealed(manifest)))
+    with pytest.raises(DetectorFolderError, match="does not fit its encoder or this version"):
+        load(folder)
 
 
 def test_a_folder_cannot_have_code_run(run, tmp_path):

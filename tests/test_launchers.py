@@ -54,7 +54,16 @@ STRAY = {
     "nonsense": {"RANK": "abc", "LOCAL_RANK": "", "WORLD_SIZE": "x", "SLURM_NTASKS": "2(x3)", "SLURM_PROCID": "-1"},
     "all": PBS | MPI | LSF | STEP | ELASTIC | SALLOC,
 }
-LEFT = ("PBS_", "LSB_", "SLURM_J", "SLURM_STEP", "SLURM_NNODES", "ENVIRONMENT", "CLIP_OOD")  # say nothing to anyone
+LEFT = (
+    "TORCH_CPP",
+    "PBS_",
+    "LSB_",
+    "SLURM_J",
+    "SLURM_STEP",
+    "SLURM_NNODES",
+    "ENVIRONMENT",
+    "CLIP_OOD",
+)  # say nothing to anyone
 
 
 @pytest.fixture
@@ -256,3 +265,17 @@ def test_two_tasks_with_a_run_each(root, alone):
     for process in [begun(root, f"each_{number}", task, splits=0.4) for number, task in enumerate(tasks)]:
         ended(process)
     assert rows(root, "each_0") == rows(root, "each_1") == alone
+
+
+def test_mpi_is_not_started_where_it_has_started_nothing(tmp_path):
+    """Lightning asks mpi4py how many processes there are, which starts MPI and, where MPI cannot start, ends this process."""
+    package = tmp_path / "mpi4py"
+    package.mkdir()
+    package.joinpath("__init__.py").write_text("")
+    package.joinpath("MPI.py").write_text("import os; os._exit(99)")
+    script = (
+        "from clip_ood.experiments.trainer import new_trainer; new_trainer({'logger': False}, {'accelerator': 'cpu'})"
+    )
+    variables = {name: value for name, value in os.environ.items() if not name.startswith(launchers.PREFIXES)}
+    done = subprocess.run([sys.executable, "-c", script], env=variables | {"PYTHONPATH": f"{tmp_path}:{PROJECT}"})
+    assert done.returncode == 0

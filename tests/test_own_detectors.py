@@ -14,7 +14,7 @@ import eval as evaluation
 import train
 from clip_ood.detectors.detector import WrongScores
 from clip_ood.detectors.trial import try_own
-from clip_ood.errors import ConfigError
+from clip_ood.errors import UserError
 from clip_ood.outputs import Outputs
 
 ONE_EACH = "a tensor with one score an image, higher = more in-distribution"
@@ -58,14 +58,14 @@ def test_what_is_wrong_is_named_before_any_image_is_read(name, root, monkeypatch
         raise AssertionError("images were read")
 
     monkeypatch.setattr("clip_ood.experiments.run.load_features", read)
-    with pytest.raises(ConfigError, match=rf"^detectors: own_detectors\.{name}.*{WRONG[name]}"):
+    with pytest.raises(UserError, match=rf"^detectors: own_detectors\.{name}.*{WRONG[name]}"):
         trained(root, f"wrong_{name}", "knn", f"own_detectors.{name}")
 
 
 @pytest.mark.parametrize("name", AT_A_WIDTH)
 def test_what_may_be_wrong_at_a_width_alone_is_named_before_training(name, root, monkeypatch):
     monkeypatch.setattr("clip_ood.experiments.run.Trainer.fit", lambda *_, **__: pytest.fail("training was begun"))
-    with pytest.raises(ConfigError, match=rf"^detectors: own_detectors\.{name} failed.*{AT_A_WIDTH[name]}"):
+    with pytest.raises(UserError, match=rf"^detectors: own_detectors\.{name} failed.*{AT_A_WIDTH[name]}"):
         trained(root, f"width_{name}", f"own_detectors.{name}")
 
 
@@ -77,7 +77,7 @@ def test_those_that_are_right_have_their_columns(root):
 
 def test_a_finished_run_tries_them_too(root):
     run = trained(root, "finished", "knn")
-    with pytest.raises(ConfigError, match=r"Column\._score returned a tensor of shape"):
+    with pytest.raises(UserError, match=r"Column\._score returned a tensor of shape"):
         evaluation.main(["--run", str(run), "--detectors=[own_detectors.Column]"])
     assert tiny_clip.results(run)["rows"]
 

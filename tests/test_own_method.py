@@ -61,3 +61,10 @@ def test_a_module_without_a_head_has_the_detectors_of_features(root, tmp_path):
         ("self.head(features), batch.labels", "None, batch.labels"),
     )
     assert {detector for _, _, detector in rows(ended)} == {"knn"}
+
+
+def test_what_is_missing_or_cannot_be_shared_is_told_before_any_training(root, tmp_path):
+    ended = said(root, tmp_path, 1, ("tables=data.evaluated", "tables=()"))
+    assert ended.returncode != 0 and "give it tables=data.evaluated" in ended.stderr
+    ended = said(root, tmp_path, 1, ("batch_size=16", "batch_size=1000"))
+    assert ended.returncode != 0 and "at most the 80 training images" in ended.stderr

@@ -12,7 +12,7 @@ from PIL import Image
 
 import clip_ood.experiments.extraction as extraction
 import train
-from clip_ood.errors import ConfigError
+from clip_ood.errors import ConfigError, UserError
 
 SIZES = {"id/cat": 13, "id/dog": 11, "near": 7, "far": 5}
 
@@ -121,7 +121,7 @@ def test_plp_without_a_text_encoder_is_an_error(images):
 
 @pytest.mark.parametrize("wrong", ["--data.idd=x", "--detectors=[knnn]", "--backbone.model=test_vot"])
 def test_a_mistyped_name_is_named(images, wrong):
-    with pytest.raises(ConfigError, match=r"idd|knnn|test_vot"):
+    with pytest.raises(UserError, match=r"idd|knnn|test_vot"):
         run(images, "{zero_shot: {}}", wrong)
 
 

@@ -198,15 +198,16 @@ def test_a_store_without_room_is_told_before_it_is_filled(tmp_path, monkeypatch)
 
 
 @pytest.mark.parametrize("place", ["/dev/null/x", "locked/x"])
-def test_a_cache_that_cannot_be_used_is_none(tmp_path, monkeypatch, place):
+def test_without_a_cache_what_files_hold_must_go_into_the_store(tmp_path, monkeypatch, place):
     (tmp_path / "locked").mkdir(mode=0)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / place))
     stamps = np.arange(4, dtype=np.uint64).reshape(2, 2)
     (tmp_path / "store").mkdir(mode=0o555)
     with bound_by_rights():
         known = KnownFiles(tmp_path / "store")
-        known.remember(stamps, stamps)
-        assert not known.contents(stamps)[1].any()
+        with pytest.raises(StoreError, match=r"store/files cannot be written .*Permission denied") as raised:
+            known.remember(stamps, stamps)
+        assert "Permission denied" in lack(raised.value) and not known.contents(stamps)[1].any()
 
 
 def test_without_a_home_there_is_no_cache(monkeypatch):

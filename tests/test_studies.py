@@ -15,7 +15,7 @@ from PIL import Image
 import clip_ood.experiments.seeds
 import study
 from clip_ood.config.loading import load_config
-from clip_ood.errors import ConfigError
+from clip_ood.errors import ConfigError, UserError
 from clip_ood.experiments.study.fit import least_squares
 from clip_ood.experiments.study.plan import load_study
 from clip_ood.lightning_modules.linear_probe import LinearProbe
@@ -191,7 +191,7 @@ def test_a_line_through_points_is_numpys():
 )
 def test_wrong_keys_are_named_before_anything_runs(root, keys, message):
     name = written(root, "wrong", **({"shows": "table", "lines": LINES} | keys))
-    with pytest.raises(ConfigError, match=message):
+    with pytest.raises(UserError, match=message):
         load_study(name)
 
 

@@ -40,7 +40,7 @@ def read_checked(path: Path, keys: Keys) -> dict[str, Any]:
     """
     try:
         content = read_json(path)
-    except ValueError as error:
+    except UserError as error:
         raise UserError(f"{path} is damaged: it is no JSON ({error})") from error
     return checked(content, keys, str(path))
 

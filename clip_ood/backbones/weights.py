@@ -80,7 +80,7 @@ class Remote:
                 if known is not None:
                     known.check(file)
                 return file
-            except ValueError as error:
+            except UserError as error:
                 say(f"{file}: {error}: it is downloaded again", flush=True)
         download(self.url, file, known)
         if known is None:

@@ -1,1 +1,1 @@
-"""One commented YAML an experiment, the schema that explains every key, and the loading of both."""
+"""The keys of configs: a schema that explains each, loading, checks, and the named image sets."""

@@ -35,13 +35,10 @@ def check_names(config: Config) -> None:
     and for a run that would lie in runs_root itself or above it."""
     if not config.name.strip("."):
         raise ConfigError(f"name: {config.name!r} must be the name of a folder below runs_root")
-    try:
-        check_model(config.backbone)
-        specs = read_specs(config.detectors)
-        for spec in _named(config).values():
-            layouts(spec)
-    except ValueError as error:
-        raise ConfigError(str(error)) from None
+    check_model(config.backbone)
+    specs = read_specs(config.detectors)
+    for spec in _named(config).values():
+        layouts(spec)
     if config.data.ood_val is None and (among := next((spec for spec in specs if spec.chosen_as), None)):
         raise ConfigError(
             f"detectors: {among.name} has several values to choose from, and there is nothing to choose by: name OOD images "

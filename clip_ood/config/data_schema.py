@@ -52,7 +52,7 @@ class ImageSet(Section):
     torchvision: Literal["CIFAR10", "CIFAR100", "SVHN", "MNIST"] | None = None
     """A data set that torchvision downloads into data.root."""
     corruption: CorruptionName | None = None
-    """Under data.ood alone: the ID test images corrupted so, made while they are read (datamodules/corruptions.py)."""
+    """Under data.ood alone: the ID test images corrupted so, made while they are read (clip_ood/data/corruptions.py)."""
     severity: Annotated[int, Field(ge=1, le=5)] | None = None
     """With `corruption`: how strong it is, 1 to 5."""
     split: str | None = None

@@ -21,6 +21,7 @@ from clip_ood.config.yaml_text import LARGEST, parse, reason
 from clip_ood.errors import ConfigError, nearest
 from clip_ood.files.regular_file import no_file, special
 from clip_ood.files.text_files import NotText, check_size, read_text
+from clip_ood.process.called import called
 from clip_ood.terminal.shown import TURNED
 
 CONFIGS = Path(find_spec("clip_ood.configs").submodule_search_locations[0])  # those that are shipped
@@ -113,7 +114,7 @@ def plain(path: Path, own: str) -> dict[str, Any]:
     """
     content = _mapping(path)
     if own not in content and "method" in content:
-        raise ConfigError(f"{path} is one experiment: python train.py --config {path.name}")
+        raise ConfigError(f"{path} is one experiment: {called('train')} --config {path.name}")
     return content
 
 
@@ -181,9 +182,9 @@ def load_config(name: str, arguments: list[str] | None = None) -> Config:
     """
     path = find_config(name)
     content = read(path)
-    for key, (what, script) in {"lines": ("a study", "study.py"), "config": ("an attack", "attack.py")}.items():
+    for key, (what, command) in {"lines": ("a study", "study"), "config": ("an attack", "attack")}.items():
         if key in content:
-            raise ConfigError(f"{path} is {what}: python {script} --config {path.name}")
+            raise ConfigError(f"{path} is {what}: {called(command)} --config {path.name}")
     return validate(override({"name": path.stem} | content, arguments or []))
 
 

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from clip_ood.detectors.detector import Detector
 from clip_ood.detectors.gaussian import SHRINKAGE, Moments, Spectrum, in_space
+from clip_ood.errors import UserError
 from clip_ood.outputs import Outputs, Reference
 
 WITHIN, OVERALL = "within-class", "overall"
@@ -60,7 +61,7 @@ class Mahalanobis(Detector):
         covariance = {WITHIN: self.moments.within, OVERALL: self.moments.total}[which]
         try:
             return self.moments.once(which, lambda: Spectrum.of(covariance(), self.moments.rounding()))
-        except ValueError as error:
+        except UserError as error:
             raise self._error(f"{which} {self.space}: {error}; expected rows that differ") from error
 
     def _whitening(self, which: str) -> Tensor:

@@ -124,7 +124,7 @@ def _traceable(detectors: Mapping[str, Detector]) -> tuple[dict[str, Score], lis
     for name, detector in detectors.items():
         try:
             scores[name] = detector.traceable()
-        except ValueError as error:
+        except UserError as error:
             omitted.append(Omitted(name, str(error)))
     return scores, omitted
 

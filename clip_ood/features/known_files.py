@@ -50,8 +50,8 @@ class KnownFiles:
                 place.remove(stamps)
 
     def remember(self, stamps: np.ndarray, contents: np.ndarray, name: str = "") -> None:
-        """Keeps what the files with these stamps (n, 2) hold; where not even the cache can be written, they are read again by the
-        next run."""
+        """Keeps what the files with these stamps (n, 2) hold. Raises: StoreError where not even the cache can be written: nobody
+        could find their features."""
         was, known = self.contents(stamps)
         new = ~known
         if len(stale := np.flatnonzero(known & (was != contents).any(axis=1))):
@@ -66,11 +66,10 @@ class KnownFiles:
         except StoreError as error:
             try:
                 own.add(stamps[new], values, name=name)
-                where = f"what files hold is kept in {own.folder}"
             except StoreError:
-                where = "the next run reads the files again"
+                raise error from error.__cause__
             if not self._told:
-                say(f"{error}; {where}")
+                say(f"{error}; what files hold is kept in {own.folder}")
             self._told = True
 
     def merge(self) -> None:

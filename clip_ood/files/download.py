@@ -84,7 +84,7 @@ def download(
         check_type(part, path.name)
         if checksum is not None:
             checksum.check(part)
-    except ValueError as error:
+    except UserError as error:
         _forget(part)
         raise DownloadError(f"{url}: {error}. It was removed; try again") from error
     part.replace(path)

@@ -41,6 +41,7 @@ from clip_ood.files.text_files import OTHER_BYTES, not_utf8
 from clip_ood.judging.manifest import ENCODER, MANIFEST, STATE, DetectorFolderError, find_folder, read_manifest
 from clip_ood.outputs import NegativeLabels, Outputs, Reference
 from clip_ood.predictions import Predictor
+from clip_ood.process.called import called
 
 ALL = "all"  # every detector of a run
 
@@ -169,7 +170,7 @@ class SavedDetector:
         given |= {name for name, value in vars(self.reference).items() if value is not None}
         try:
             built, omitted = build_detectors(specs, self.reference, given)
-        except ValueError as error:
+        except UserError as error:
             raise DetectorFolderError(f"{self.folder} does not fit this version of clip-ood: {error}") from error
         if omitted:
             raise DetectorFolderError(f"{self.folder}: {omitted[0].detector} {omitted[0].reason}")
@@ -222,7 +223,9 @@ class SavedDetector:
 
     def _same_encoder(self, spec: ImageSpec, allow_download: bool) -> None:
         name = f"The encoder of {self.folder}, {spec.model},"
-        inside = "have its weights lie in the detector's folder: python detect.py --run RUN --with-encoder, where it is"
+        inside = (
+            f"have its weights lie in the detector's folder: {called('detect')} --run RUN --with-encoder, where it is"
+        )
         try:
             check_model(spec)
             if not allow_download:

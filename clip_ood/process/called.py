@@ -8,13 +8,13 @@ from pathlib import Path
 SCRIPTS = ("train", "eval", "detect", "attack", "study")  # commands that a clone has a script of
 
 
-def called(name: str) -> list[str]:
-    """The words that call a command.
+def called(name: str) -> str:
+    """What calls a command.
 
     >>> called("eval"), called("catalog")
-    (['python', 'eval.py'], ['clip-ood', 'catalog'])
+    ('python eval.py', 'clip-ood catalog')
     """
     this = Path(sys.argv[0])
     if name not in SCRIPTS or this.stem == "clip-ood" or this.parent.name == "clip_ood":  # as python -m clip_ood
-        return ["clip-ood", name]
-    return ["python", f"{name}.py"]
+        return f"clip-ood {name}"
+    return f"python {name}.py"

@@ -116,6 +116,6 @@ def show(specs: list[str], page: Path | None = None) -> None:
         say(there)
     if page is None:
         html = ["--html", str(comparison.runs[0].folder.parent / "comparison.html")]
-        say(next_step([*called("eval"), "--compare", *specs, *html], "show it as a page"))
+        say(next_step([*called("eval").split(), "--compare", *specs, *html], "show it as a page"))
     else:
         say(f"Next: open {page} in a browser")

@@ -14,6 +14,7 @@ import pyarrow as pa
 from clip_ood.errors import ConfigError, nearest
 from clip_ood.metrics.ood import MEAN
 from clip_ood.metrics.paired import Difference, Line, auroc_difference, seed_difference
+from clip_ood.process.called import called
 from clip_ood.runs.results_table import over_seeds
 from clip_ood.runs.run_folder import FINISHED, of_seed, read_results, read_scores
 from clip_ood.runs.seed_scores import Numbers, SeedScores
@@ -174,7 +175,7 @@ def _split(runs: list[Finished], seeds: list[int]) -> dict[str, Any] | None:
         if joined_split([run.of_seed[seed].get("split") for seed in seeds]) is None:
             raise ConfigError(
                 f"--compare: {run.folder} was run by an earlier version, which did not record how each seed divided the ID "
-                f"images, and intervals over seeds need that. Score it again (python eval.py --run {run.folder}) and compare "
+                f"images, and intervals over seeds need that. Score it again ({called('eval')} --run {run.folder}) and compare "
                 f"{run.folder.name}-eval"
             )
     splits = [joined_split([run.of_seed[seed]["split"] for seed in seeds]) for run in runs]

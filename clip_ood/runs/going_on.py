@@ -75,7 +75,7 @@ def again(command: str, argv: list[str] | None, add: Iterable[str] = (), drop: I
     "python train.py --config 'a b.yaml' --resume"
     """
     given = [each for each in (sys.argv[1:] if argv is None else argv) if each not in drop]
-    return as_typed([*called(command), *given, *(each for each in add if each not in given)])
+    return as_typed([*called(command).split(), *given, *(each for each in add if each not in given)])
 
 
 def as_typed(command: Iterable[str]) -> str:
@@ -99,7 +99,7 @@ def _bytes(character: str) -> str:
 def next_step(command: Iterable[str], what: str) -> str:
     """The line that names the next step.
 
-    >>> next_step([*called("detect"), "--run", "runs/a b", "photos/"], "judge new images")
+    >>> next_step([*called("detect").split(), "--run", "runs/a b", "photos/"], "judge new images")
     "Next: to judge new images, python detect.py --run 'runs/a b' photos/"
     """
     return f"Next: to {what}, {as_typed(command)}"
@@ -110,10 +110,10 @@ def after_run(folder: Path, seeds: list[int], judges: bool, tested: bool) -> str
     where it was tested against OOD images, or to test it."""
     if judges:
         run = seed_folder(folder, seeds[0]) if seeds else folder
-        return next_step([*called("detect"), "--run", str(run), "photos/"], "judge new images")
+        return next_step([*called("detect").split(), "--run", str(run), "photos/"], "judge new images")
     if not tested:
         return (
             f"Next: look at the scores in {folder}, or test them against OOD images with --data.ood='{{NAME: FOLDER}}'"
         )
-    compared = [*called("eval"), "--compare", str(folder), str(folder.with_name("OTHER"))]
+    compared = [*called("eval").split(), "--compare", str(folder), str(folder.with_name("OTHER"))]
     return next_step(compared, "show it beside another run")

@@ -13,6 +13,7 @@ from rich.table import Column, Table
 from rich.text import Text
 
 from clip_ood.predictions import HEAD, TEXT, Predictor
+from clip_ood.process.called import called
 from clip_ood.terminal.console import Terminal
 
 MEAN = "mean"
@@ -43,10 +44,9 @@ def print_table(results: dict[str, Any], console: Terminal | None = None) -> Non
             console.print(table)
             continue
         while sets:
-            for number in range(len(sets), 0, -1):
-                table = _table(results, rows, sets[:number])
-                if _fits(table, console):
-                    break
+            number, table = 1, _table(results, rows, sets[:1])
+            while number < len(sets) and _fits(wider := _table(results, rows, sets[: number + 1]), console):
+                number, table = number + 1, wider
             sets = sets[number:]
             table.title, title = title, None
             table.caption = None if sets else f"AUROC (intervals: results.json){caption}"
@@ -97,7 +97,7 @@ def intervals_told(results: dict[str, Any]) -> str:
     if (split := results.get("split")) is None:
         return (
             "No 95 % intervals: a seed was run by an earlier version, which did not record how it divided the images "
-            f"(python eval.py --run …/{results['run']} does)"
+            f"({called('eval')} --run …/{results['run']} does)"
         )
     return f"95 % intervals over {over_seeds(split, len(results['seeds']))}"
 

@@ -244,7 +244,7 @@ def unreported(run: Path) -> str:
     could not be written. Else the empty string."""
     lacking = [each for each in (run, *run.glob("seed-*")) if _lacks_report(each)]
     return (
-        f"{lacking[0]} has no report yet: {shlex.join([*called('eval'), '--report', str(run)])} writes it"
+        f"{lacking[0]} has no report yet: {shlex.join([*called('eval').split(), '--report', str(run)])} writes it"
         if lacking
         else ""
     )

@@ -12,6 +12,7 @@ import pyarrow.compute as pc
 from clip_ood.detectors.names import ABOUT
 from clip_ood.errors import UserError
 from clip_ood.files.written_names import paths_of
+from clip_ood.process.called import called
 from clip_ood.runs import files as run_files
 
 ACCEPT = 0.95  # of the ID test images, where a run is not calibrated
@@ -68,8 +69,8 @@ def thresholds(calibration: dict[str, Any] | None, id_test: ScoredSet) -> Thresh
         )
         if missing := sorted(id_test.scores.keys() - calibration["thresholds"].keys()):
             raise UserError(
-                f"results.json states no threshold of {missing[0]}, and scores.parquet has its scores: score the run again, python "
-                "eval.py --run RUN"
+                f"results.json states no threshold of {missing[0]}, and scores.parquet has its scores: score the run again, "
+                f"{called('eval')} --run RUN"
             )
         accept, n = calibration["accept"], calibration["n"]
         how = f"is calibrated to accept {100 * accept:g}\N{NO-BREAK SPACE}% of new ID images or more, on {n} ID val images{expected}"

@@ -9,6 +9,7 @@ import torch
 
 from clip_ood.errors import ConfigError
 from clip_ood.metrics.placements import Placed, place
+from clip_ood.process.called import called
 from clip_ood.runs.run_folder import SCORES, scored_again
 from clip_ood.runs.scores import read_scores
 from clip_ood.table import settings_of
@@ -35,7 +36,8 @@ class SeedScores:
         for name in {*self.settings.get(setting, ["standard"]), *ood}:
             if name not in self.sets or detector not in self.sets[name].scores:
                 raise ConfigError(
-                    f"{self.path} holds no scores of {detector} on {name}, and results.json says that there are some: score the run again, python eval.py --run RUN"
+                    f"{self.path} holds no scores of {detector} on {name}, and results.json says that there are some: score the "
+                    f"run again, {called('eval')} --run RUN"
                 )
         positives = self.settings[setting]
         inside = torch.cat([self._scores(name, detector) for name in positives])

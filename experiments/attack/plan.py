@@ -27,7 +27,7 @@ from clip_ood.config.loading import (
 from clip_ood.config.resuming import differences, settled
 from clip_ood.config.schema import Config
 from clip_ood.detectors.names import read_specs
-from clip_ood.errors import ConfigError, nearest
+from clip_ood.errors import ConfigError, UserError, nearest
 from clip_ood.experiments.resume import check_heads, check_same, unreadable
 from clip_ood.naming import twins
 from clip_ood.runs.run_folder import CONFIG, check_name
@@ -130,7 +130,7 @@ def check_resumed(plan: Plan, folder: Path) -> None:
         attack = AttackConfig.model_validate(content)
     except ValidationError as error:
         raise unreadable(folder, ConfigError(explain(error, AttackConfig))) from None
-    except ConfigError as error:
+    except UserError as error:
         raise unreadable(folder, error) from None
     now = plan.attack.model_copy(update={"changes": {}})
     check_same(folder, differences(attack, now) + differences(config, plan.config))
@@ -140,7 +140,7 @@ def transferred(plan: Plan, name: str, block: str) -> Config:
     """The experiment on another encoder. Raises: ConfigError for an unknown one."""
     try:
         return validate(change(contents(plan.config), {"backbone": block}))
-    except ConfigError as error:
+    except UserError as error:
         raise ConfigError(f"transfer.{name}: {error}") from None
 
 

@@ -56,7 +56,11 @@ def write(plan: Plan, folder: Path, found: Found) -> None:
     say(text)
     say(f"Results: {folder}")
     attacked = f"--data.ood.attacked={folder_of(plan, folder, AFTER).resolve()}"
-    say(next_step([*called("eval"), "--run", "RUN", attacked], "score the images, an ordinary set, with another run"))
+    say(
+        next_step(
+            [*called("eval").split(), "--run", "RUN", attacked], "score the images, an ordinary set, with another run"
+        )
+    )
 
 
 def about(plan: Plan, found: Found) -> dict[str, Any]:

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 
 def main(argv: list[str] | None = None) -> None:
-    parser = Parser(prog=" ".join(called("detect")), description=__doc__, allow_abbrev=False)
+    parser = Parser(prog=called("detect"), description=__doc__, allow_abbrev=False)
     add_options(parser)
     options, paths = before_and_after_dashes(sys.argv[1:] if argv is None else argv)
     arguments, overrides = parser.parse_known_intermixed_args(options)

@@ -7,9 +7,10 @@ from pathlib import Path
 from clip_ood.command_line import parse
 from clip_ood.config.checks import check_folders
 from clip_ood.config.loading import dump, load_config
-from clip_ood.errors import ConfigError
+from clip_ood.errors import ConfigError, UserError
 from clip_ood.experiments.resume import check_heads, check_resumed
 from clip_ood.files.writing import check_writable
+from clip_ood.process.called import called
 from clip_ood.process.launchers import settle
 from clip_ood.runs.going_on import resume_line, stoppable
 from clip_ood.runs.run_folder import CONFIG, FINISHED, check_report, chosen_folder, replacing
@@ -50,7 +51,7 @@ def main(argv: list[str] | None = None) -> None:
         say(dump(config), end="")
         return
     if arguments.run is None and config.method.name != "zero_shot":
-        raise ConfigError(f"method.{config.method.name} is trained: python train.py --config {arguments.config}")
+        raise ConfigError(f"method.{config.method.name} is trained: {called('train')} --config {arguments.config}")
     if arguments.run is not None and config.method.name != "zero_shot":
         check_heads(arguments.run, config)
     check_folders(config)
@@ -83,7 +84,7 @@ def _is_attack(run: Path) -> bool:
 
     try:
         content = read_json(run / FINISHED)
-    except ValueError:  # damaged, which is told where it is read
+    except UserError:  # damaged, which is told where it is read
         return False
     return isinstance(content, dict) and content.get("kind") == "attack"
 

@@ -14,6 +14,7 @@ import argparse
 import sys
 from pathlib import Path
 
+from clip_ood.errors import UserError
 from clip_ood.features.upkeep import FILES, check, choose, encoders, remove, remove_files, show
 from clip_ood.process.streams import Parser
 from clip_ood.terminal.shown import shown
@@ -55,5 +56,5 @@ def main(argv: list[str] | None = None) -> None:
             if by_encoder:
                 chosen = choose(encoders(given.root), given.numbers, given.old, given.unused_for)
                 remove(given.root, chosen, given.dry_run)
-        except ValueError as error:
+        except UserError as error:
             sys.exit(shown(f"error: {error}"))

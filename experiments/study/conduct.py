@@ -8,6 +8,7 @@ from typing import Any
 
 from clip_ood.config.resuming import FREE, MACHINE, differences
 from clip_ood.config.schema import Config
+from clip_ood.errors import UserError
 from clip_ood.experiments.resume import begun_with, check_resumed
 from clip_ood.experiments.study.plan import Plan
 from clip_ood.runs.results_files import write_json
@@ -53,7 +54,7 @@ def conduct(plan: Plan) -> tuple[dict[str, dict[str, Any]], dict[str, str]]:
             say(f"[{number}/{len(missing)}] {run}", flush=True)
         try:
             (_score if states[run] is State.UNSCORED else _run)(plan.runs[run], plan.folder / run)
-        except ValueError as error:
+        except UserError as error:
             if len(failed) + 1 == len(plan.runs):
                 raise
             failed[run] = str(error)

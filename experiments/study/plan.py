@@ -123,10 +123,7 @@ def _plan(study: Study, arguments: list[str]) -> Plan:
 
 
 def _columns(specs: list[str | dict[str, Any]]) -> list[str]:
-    try:
-        return [spec.label for spec in read_specs(specs)]
-    except ValueError as error:
-        raise ConfigError(str(error)) from None
+    return [spec.label for spec in read_specs(specs)]
 
 
 def _labelled(axis: str, given: dict[str, Any]) -> dict[str, Changes]:

@@ -10,7 +10,7 @@ from rich.progress import BarColumn, DownloadColumn, Progress, TimeRemainingColu
 from clip_ood.config.sets import Entry, File
 from clip_ood.data.catalog.state import look
 from clip_ood.data.catalog.unpack import Damaged, UnsafeArchive, unpack
-from clip_ood.errors import ConfigError
+from clip_ood.errors import ConfigError, UserError
 from clip_ood.files.checksum import Checksum, record, recorded
 from clip_ood.files.download import download
 from clip_ood.files.file_types import WrongType, check_type
@@ -83,7 +83,7 @@ def _check_archive(archive: Path, known: Checksum | None) -> None:
         check_type(archive)
         if known is not None:
             known.check(archive)
-    except ValueError as error:
+    except UserError as error:
         raise ConfigError(f"{archive}: {error}. Remove it, and get it again") from None
 
 

@@ -10,7 +10,7 @@ from rich.table import Table
 from clip_ood.config.checks import is_there, layouts
 from clip_ood.config.schema import ImageSet
 from clip_ood.config.sets import Entry, catalogue
-from clip_ood.errors import ConfigError
+from clip_ood.errors import UserError
 
 
 @dataclass(frozen=True)
@@ -40,7 +40,7 @@ def look(entry: Entry, split: str, root: Path) -> State:
 
     try:
         return State(entry, split, len(list_images(entry.name, spec, root, False, 0, partial=True, download=False)))
-    except ConfigError as error:
+    except UserError as error:
         return State(entry, split, 0, str(error))
 
 

@@ -1,0 +1,95 @@
+"""What a command says of an error: a line of what a user can mend, a traceback and a plea of what is a fault of the project's own."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from clip_ood.command_line import OURS, answer, guarded
+from clip_ood.detectors import neighbours
+from clip_ood.detectors.build import importable
+from clip_ood.errors import ConfigError, UserError
+from clip_ood.experiments.models import initial_head
+from clip_ood.judging.manifest import DetectorFolderError
+
+
+def raising(error):
+    def work():
+        raise error
+
+    return work
+
+
+@pytest.mark.parametrize(
+    "error",
+    [UserError("mend it"), ConfigError("mend it"), DetectorFolderError("mend it"), OSError(0, "mend it", "a.csv")],
+)
+def test_what_a_user_can_mend_is_a_line(error, capsys):
+    with pytest.raises(SystemExit) as ended:
+        guarded(raising(error))
+    said = capsys.readouterr().err
+    assert ended.value.code == 2 and said.startswith("error: ") and "mend it" in said and OURS not in said
+
+
+FAULTS = {
+    "of a builtin": lambda: list(zip([1], [1, 2], strict=True)),
+    "of a library": lambda: torch.zeros(2, 3) @ torch.zeros(2, 3),
+    "a ValueError of ours": raising(ValueError("is no message")),
+    "a key": lambda: {}["gone"],
+}
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+def test_a_fault_keeps_its_traceback_and_asks_to_be_reported(fault):
+    with pytest.raises(Exception) as raised:
+        guarded(FAULTS[fault])
+    assert answer(raised.value) is None and raised.value.__notes__ == [OURS]
+
+
+def test_a_fault_in_a_run_of_a_study_is_no_run_that_cannot_be_done(monkeypatch):
+    from clip_ood.experiments.study import conduct as conducting
+
+    plan = type("Plan", (), {"runs": {"a": None, "b": None}, "folder": Path("nowhere")})
+    monkeypatch.setattr(conducting, "state", lambda plan, run: conducting.State.MISSING)
+    monkeypatch.setattr(conducting, "_run", lambda config, folder: list(zip([1], [1, 2], strict=True)))
+    with pytest.raises(ValueError, match="longer"):
+        conducting.conduct(plan)
+
+
+def test_a_head_of_another_width_is_told(tmp_path):
+    (tmp_path / "run" / "checkpoints").mkdir(parents=True)
+    path = tmp_path / "run" / "checkpoints" / "last.ckpt"
+    torch.save({"class_names": ["a", "b"], "state_dict": {"head.linear.weight": torch.zeros(2, 3)}}, path)
+    with pytest.raises(UserError, match=r"last\.ckpt holds no head of this encoder's width: .*linear\.weight"):
+        initial_head(str(tmp_path / "run"), 0, None, torch.zeros(4, 32), {"class_names": ("a", "b")})
+
+
+@pytest.mark.parametrize(
+    ("named", "imported"),
+    [
+        ("datamodules.extraction", "clip_ood.datamodules.extraction"),
+        ("callbacks.mine", "callbacks.mine"),
+        ("configs.mine.scores", "configs.mine.scores"),
+        ("my_scores", "my_scores"),
+        ("clip_ood.detectors.knn", "clip_ood.detectors.knn"),
+    ],
+)
+def test_a_module_of_the_project_has_one_name(named, imported):
+    assert importable(named) == imported
+
+
+@pytest.mark.parametrize(
+    ("bfloat16", "amx", "dtype"), [(False, False, None), (True, False, torch.bfloat16), (False, True, torch.bfloat16)]
+)
+def test_neighbours_are_searched_in_half_precision_where_a_cpu_has_it(monkeypatch, bfloat16, amx, dtype):
+    monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: bfloat16)
+    monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: amx)
+    assert neighbours.low_precision("cpu") == dtype
+
+
+@pytest.mark.parametrize(("capability", "dtype"), [((6, 0), None), ((7, 0), torch.float16), ((9, 0), torch.float16)])
+def test_neighbours_are_searched_in_half_precision_where_a_gpu_has_tensor_cores(monkeypatch, capability, dtype):
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: capability)
+    assert neighbours.low_precision("cuda") == dtype and neighbours.low_precision("mps") is None
