@@ -120,14 +120,15 @@ def main(sizes: Sizes) -> None:
         config = root / "probe.yaml"
         config.write_text(yaml.safe_dump(content))
         bf16 = ["--backbone.precision=bf16"]
-        probes = {"fp32": [], "bf16": bf16, "bf16, all devices": [*bf16, "--trainer.devices=auto"]}
+        several = {"bf16, all devices": ["--trainer.devices=auto"]} if torch.cuda.device_count() > 1 else {}
+        probes = {"fp32": [], "bf16": bf16} | {name: [*bf16, *more] for name, more in several.items()}
         table(config, "probe", dict(islice(probes.items(), sizes.variants)))
         method = {"finetune": {"epochs": 3, "warmup_epochs": 1, "batch_size": min(64, images)}}
         config.write_text(yaml.safe_dump(content | {"method": method}))
         mixed = ["--trainer.precision=bf16-mixed"]
         compiled = [*mixed, "--method.finetune.compile=true"]
-        everywhere = [*mixed, "--trainer.devices=auto"]
-        tuned = {"fp32": [], "bf16": mixed, "bf16, compiled": compiled, "bf16, all devices": everywhere}
+        tuned = {"fp32": [], "bf16": mixed, "bf16, compiled": compiled}
+        tuned |= {name: [*mixed, *more] for name, more in several.items()}
         table(config, "fine-tuning", dict(islice(tuned.items(), sizes.variants)))
         config.write_text(yaml.safe_dump(content))
         attack = root / "attack.yaml"

@@ -8,7 +8,8 @@ import warnings
 
 def hush() -> None:
     """No list of absent devices, no advice on loaders that are as they are meant to be."""
-    logging.getLogger("lightning.pytorch.utilities.rank_zero").setLevel(logging.WARNING)
+    for name in ("utilities.rank_zero", "accelerators.cuda"):
+        logging.getLogger(f"lightning.pytorch.{name}").setLevel(logging.WARNING)
     warnings.filterwarnings(
         "ignore",
         module="lightning.pytorch",
