@@ -36,7 +36,6 @@ def check_names(config: Config) -> None:
     and for a run that would lie in runs_root itself or above it."""
     if not config.name.strip("."):
         raise ConfigError(f"name: {config.name!r} must be the name of a folder below runs_root")
-    check_model(config.backbone)
     specs = read_specs(config.detectors)
     for spec in _named(config).values():
         layouts(spec)
@@ -46,6 +45,7 @@ def check_names(config: Config) -> None:
             "for it (data.ood_val), or give one value"
         )
     check_trainer(config.trainer)
+    check_model(config.backbone)  # last: it may have to import the encoder's library
 
 
 def image_sets(config: Config) -> dict[str, ImageSet]:
