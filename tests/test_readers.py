@@ -105,6 +105,14 @@ def test_a_subset_shares_the_pixels_of_all():
     assert some.identities().tolist() == images.identities()[1:].tolist()
 
 
+def test_images_in_memory_are_known_by_their_pixels_and_files_by_their_stamps(tmp_path):
+    """As the attack tells whether its parts are of the same images."""
+    arrays = ImageList.of("a", Path(), Arrays(PIXELS, ("0", "1")))
+    assert arrays.known_by().tolist() == arrays.identities().tolist()
+    images = files(tmp_path)
+    assert images.known_by().tolist() == images.stamps().values.tolist()
+
+
 # Own readers
 
 

@@ -449,7 +449,7 @@ def test_a_read_only_store_that_does_not_know_the_files_reads_them_once(lab, mon
     after, _ = lab.load()
     assert not lab.asked and all(torch.equal(after[name], before[name]) for name in before)
     assert capsys.readouterr().out.count(f"is kept in {lab.root}/cache/clip-ood/files") == 1
-    monkeypatch.setattr(on_disk, "read_whole", lambda *arguments: pytest.fail("read again"))
+    monkeypatch.setattr(on_disk.OnDisk, "load", lambda *arguments: pytest.fail("read again"))
     lab.load()
 
 
