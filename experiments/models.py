@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ from torch import Tensor
 
 from clip_ood.backbones.backbone import Backbone, unit
 from clip_ood.backbones.create import create_backbone
+from clip_ood.config import method_schema
 from clip_ood.config.loading import load_config
 from clip_ood.config.schema import Config
 from clip_ood.data.benchmark import Benchmark
@@ -24,6 +26,8 @@ from clip_ood.experiments.resume import check_division
 from clip_ood.features.store import TextEmbeddings
 from clip_ood.features.stored_set import Features
 from clip_ood.lightning_modules.linear_probe import LinearProbe
+from clip_ood.lightning_modules.plp import PLP
+from clip_ood.lightning_modules.probe_sweep import LinearProbeSweep, PLPSweep
 from clip_ood.lightning_modules.zero_shot import ZeroShot, check_classes
 from clip_ood.runs.run_folder import CONFIG, FINISHED, head_of, of_seed
 from clip_ood.texts.prompts import prototypes
@@ -36,22 +40,22 @@ def check_method(config: Config, benchmark: Benchmark) -> None:
     is read."""
     required(config.detectors)
     try_own(config.detectors, _count(benchmark))
-    method = config.method.name
-    if method in ("linear_probe", "finetune") and not benchmark.labelled:
+    method, settings = config.method.name, config.method.settings
+    if settings.needs_labels and not benchmark.labelled:
         raise ConfigError(
             f"method.{method} needs labels, and the ID images are a flat folder: sort them into class folders, use "
             "--method={plp: {}} with data.id.class_names, or --method={zero_shot: {}}"
         )
-    if method != "zero_shot" and len(benchmark.class_names or ()) < 2:
+    if settings.trains and len(benchmark.class_names or ()) < 2:
         count = len(benchmark.class_names or ())
         raise ConfigError(f"method.{method} needs two classes or more (data.id.class_names); the ID set has {count}")
-    if method == "plp" and config.backbone.library == "timm":
+    if settings.needs_text and config.backbone.library == "timm":
         raise ConfigError(
-            f"method.plp needs a text encoder, and timm's {config.backbone.model} has none: use open_clip"
+            f"method.{method} needs a text encoder, and timm's {config.backbone.model} has none: use open_clip"
         )
-    if method == "finetune":
+    if settings.tunes_encoder:
         _check_start(config)
-    if getattr(config.method.settings, "sweep", None) is not None:
+    if getattr(settings, "sweep", None) is not None:
         _check_sweep(config, benchmark)
 
 
@@ -92,7 +96,7 @@ def _check_start(config: Config) -> None:
         )
     check_checkpoint(head_of(run))
     theirs = load_config(str(run / CONFIG))
-    if theirs.method.name not in ("linear_probe", "plp"):
+    if not theirs.method.settings.trains or theirs.method.settings.tunes_encoder:
         raise ConfigError(f"method.finetune.head: {run} is a {theirs.method.name} run; take a linear_probe or plp run")
     if theirs.backbone.model_copy(update={"label": None, "text": None}) != config.backbone.model_copy(
         update={"label": None, "text": None}
@@ -116,17 +120,26 @@ def build(
         embeddings = prototypes(text.embeddings, len(config.data.prompts), [len(names) for names in benchmark.called])
         check_texts(embeddings, benchmark.class_names)
         classes |= {"text_embeddings": embeddings, "logit_scale": text.logit_scale, "negatives": text.negatives}
-    if config.method.name == "finetune":
-        return _fine_tuning(config, benchmark, features, classes)
-    data = FeatureData(benchmark, features, config.evaluation.batch_size)
-    if config.method.name == "zero_shot":
-        return ZeroShot(**classes), data
-    from clip_ood.lightning_modules.plp import PLP
-    from clip_ood.lightning_modules.probe_sweep import LinearProbeSweep, PLPSweep
+    return BUILDERS[type(config.method.settings)](config, benchmark, features, classes)
 
-    alone, swept = {"linear_probe": (LinearProbe, LinearProbeSweep), "plp": (PLP, PLPSweep)}[config.method.name]
-    kind = swept if config.method.settings.sweep else alone
-    return joined(kind(config.method.settings, data.train.stored.features.width, config.seed, **classes), data), data
+
+def _zero_shot(
+    config: Config, benchmark: Benchmark, features: dict[str, Features], classes: dict[str, Any]
+) -> tuple[LightningModule, FeatureData]:
+    return ZeroShot(**classes), FeatureData(benchmark, features, config.evaluation.batch_size)
+
+
+def _probe(
+    alone: type[LinearProbe],
+    swept: type[LinearProbe],
+    config: Config,
+    benchmark: Benchmark,
+    features: dict[str, Features],
+    classes: dict[str, Any],
+) -> tuple[LightningModule, FeatureData]:
+    data, settings = FeatureData(benchmark, features, config.evaluation.batch_size), config.method.settings
+    kind = swept if settings.sweep else alone
+    return joined(kind(settings, data.train.stored.features.width, config.seed, **classes), data), data
 
 
 def joined(probe: LinearProbe, data: FeatureData) -> LinearProbe:
@@ -196,3 +209,12 @@ def initial_head(
         raise UserError("method.finetune.head: text needs a linear projection, and this encoder's is not: take random")
     text = classes["logit_scale"] * classes["text_embeddings"] / projected.norm(dim=1).mean()
     return text @ matrix.T, (text @ offset.T).squeeze(1)
+
+
+# What makes the module of a method, and its data, by the section of its keys.
+BUILDERS: dict[type[method_schema.Settings], Callable[..., tuple[LightningModule, FeatureData]]] = {
+    method_schema.ZeroShot: _zero_shot,
+    method_schema.LinearProbe: partial(_probe, LinearProbe, LinearProbeSweep),
+    method_schema.PLP: partial(_probe, PLP, PLPSweep),
+    method_schema.FineTune: _fine_tuning,
+}

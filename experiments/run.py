@@ -85,7 +85,7 @@ def _run(config: Config, folder: Path, checkpoint: Path | None, benchmark: Bench
         config = config.model_copy(update={"method": Method(finetune=started_anywhere)})
     check_method(config, benchmark)
     evaluation = OODEvaluation(config.detectors, config.evaluation.resamples, config.seed)
-    trains = config.method.name != "zero_shot" and checkpoint is None
+    trains = config.method.settings.trains and checkpoint is None
     trainer = make_trainer(config, folder, evaluation, trains)
     if trains and isinstance(config.method.settings, FineTune):
         plan_steps(trainer, config.method.settings, len(benchmark.parts["train"].rows))
@@ -171,7 +171,7 @@ def detector_writer(
     stored = str(next(iter(features.values())).features.dtype).removeprefix("torch.")
     encoder = Encoder(spec, fingerprint(config.backbone, config.features_root / "hashes.json"), stored)
     about = {"run": folder.name, "method": config.method.name, "batch_size": config.data.batch_size}
-    accept, tuned = config.evaluation.accept, config.method.name == "finetune"
+    accept, tuned = config.evaluation.accept, config.method.settings.tunes_encoder
     return DetectorWriter(
         folder / FOLDER, evaluation, encoder, spec, about, accept, tuned, config.evaluation.with_encoder
     )
