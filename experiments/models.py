@@ -17,11 +17,13 @@ from clip_ood.config import method_schema
 from clip_ood.config.loading import load_config
 from clip_ood.config.schema import Config
 from clip_ood.data.benchmark import Benchmark
+from clip_ood.datamodules.evaluation_data import EvaluationData
 from clip_ood.datamodules.feature_data import FeatureData
 from clip_ood.detectors.build import required
 from clip_ood.detectors.trial import try_own
 from clip_ood.errors import ConfigError, UserError
 from clip_ood.experiments.checkpoints import check_checkpoint
+from clip_ood.experiments.extraction import START
 from clip_ood.experiments.resume import check_division
 from clip_ood.features.store import TextEmbeddings
 from clip_ood.features.stored_set import Features
@@ -60,10 +62,11 @@ def check_method(config: Config, benchmark: Benchmark) -> None:
 
 
 def check_detectors(config: Config, benchmark: Benchmark, features: dict[str, Features]) -> None:
-    """Raises UserError for a detector of somebody's own that cannot take features as wide as these, before training."""
-    stored = next(iter(features.values()))
-    joint = stored.features if stored.embeddings is None else stored.embeddings
-    try_own(config.detectors, _count(benchmark), (stored.features.width, joint.width))
+    """Raises UserError for a detector of somebody's own that cannot take features as wide as these, before training. Those of an
+    encoder that is tuned are told once it is there."""
+    if (stored := next(iter(features.values()))).features is not None:
+        joint = stored.features if stored.embeddings is None else stored.embeddings
+        try_own(config.detectors, _count(benchmark), (stored.features.width, joint.width))
 
 
 def _count(benchmark: Benchmark) -> int | None:
@@ -113,7 +116,7 @@ def _check_start(config: Config) -> None:
 
 def build(
     config: Config, benchmark: Benchmark, features: dict[str, Features], text: TextEmbeddings | None
-) -> tuple[LightningModule, FeatureData]:
+) -> tuple[LightningModule, EvaluationData]:
     """The module that a config's method stands for, and its data: stored features, or images for fine-tuning."""
     classes: dict[str, Any] = {"class_names": benchmark.class_names}
     if text is not None:
@@ -125,7 +128,7 @@ def build(
 
 def _zero_shot(
     config: Config, benchmark: Benchmark, features: dict[str, Features], classes: dict[str, Any]
-) -> tuple[LightningModule, FeatureData]:
+) -> tuple[LightningModule, EvaluationData]:
     return ZeroShot(**classes), FeatureData(benchmark, features, config.evaluation.batch_size)
 
 
@@ -136,7 +139,7 @@ def _probe(
     benchmark: Benchmark,
     features: dict[str, Features],
     classes: dict[str, Any],
-) -> tuple[LightningModule, FeatureData]:
+) -> tuple[LightningModule, EvaluationData]:
     data, settings = FeatureData(benchmark, features, config.evaluation.batch_size), config.method.settings
     kind = swept if settings.sweep else alone
     return joined(kind(settings, data.train.stored.features.width, config.seed, **classes), data), data
@@ -164,24 +167,34 @@ def check_texts(embeddings: Tensor, names: Sequence[str]) -> None:
 
 def _fine_tuning(
     config: Config, benchmark: Benchmark, features: dict[str, Features], classes: dict[str, Any]
-) -> tuple[LightningModule, FeatureData]:
+) -> tuple[LightningModule, EvaluationData]:
     from clip_ood.datamodules.image_data import ImageData
     from clip_ood.lightning_modules.fine_tune import FineTune
 
     settings = config.method.settings
     backbone = create_backbone(config.backbone.model_copy(update={"precision": "fp32", "text": None}))
     data = ImageData(benchmark, features, backbone, config.data, settings, config.seed)
-    train = data.train.stored.features
-    head = initial_head(settings.head, config.seed, backbone, train.take(data.train.rows[:1024]), classes)
-    return FineTune(settings, backbone, train.width, config.seed, head, **classes), data
+    width, joint = widths(backbone)
+    try_own(config.detectors, _count(benchmark), (width, joint or width))
+    head = initial_head(settings.head, config.seed, backbone, width, features.get(START), classes)
+    return FineTune(settings, backbone, width, config.seed, head, **classes), data
+
+
+@torch.inference_mode()
+def widths(backbone: Backbone) -> tuple[int, int | None]:
+    """The widths of g and of h (None without a joint space), told by a blank image."""
+    device = next(backbone.parameters()).device
+    features = backbone.encode_image(torch.zeros(1, 3, *backbone.preprocessing.size, device=device))
+    embeddings = backbone.project(features)
+    return features.shape[1], None if embeddings is None else embeddings.shape[1]
 
 
 def initial_head(
-    start: str, seed: int, backbone: Backbone, features: Tensor, classes: dict[str, Any]
+    start: str, seed: int, backbone: Backbone, width: int, stored: Features | None, classes: dict[str, Any]
 ) -> tuple[Tensor, Tensor] | None:
     """W (C, D) and b (C,) of a head's first weights: None for random ones, of the text prototypes, or of a run.
 
-    From text: z_c = s ⟨P g, t_c⟩ / n, with n the mean norm of P g over `features`, so that z is near s · cos(h, t_c).
+    From text: z_c = s ⟨P g, t_c⟩ / n, with n the mean norm of P g over the `stored` features, so that z is near s · cos(h, t_c).
     Raises: ValueError for a run of other classes, and for text where the projection P is not linear.
     """
     if start == "random":
@@ -192,7 +205,7 @@ def initial_head(
         check_classes(checkpoint, classes["class_names"], str(run))
         from clip_ood.head import StandardisedLinear
 
-        head = StandardisedLinear(features.shape[1], len(classes["class_names"]))
+        head = StandardisedLinear(width, len(classes["class_names"]))
         weights = {k.removeprefix("head."): v for k, v in checkpoint["state_dict"].items() if "head." in k}
         try:
             head.load_state_dict(weights)
@@ -202,17 +215,18 @@ def initial_head(
                 f"method.finetune.head: {head_of(run)} holds no head of this encoder's width: {reason}"
             ) from error
         return head.folded()
-    offset = backbone.projection(torch.zeros(1, features.shape[1]))
-    matrix = backbone.projection(torch.eye(features.shape[1])) - offset  # (D, E)
-    projected = backbone.projection(features.float())
-    if not torch.allclose(projected, features.float() @ matrix + offset, rtol=1e-3, atol=1e-3):
+    features = stored.features.take(stored.valid.nonzero().squeeze(1)).float()
+    offset = backbone.projection(torch.zeros(1, width))
+    matrix = backbone.projection(torch.eye(width)) - offset  # (D, E)
+    projected = backbone.projection(features)
+    if not torch.allclose(projected, features @ matrix + offset, rtol=1e-3, atol=1e-3):
         raise UserError("method.finetune.head: text needs a linear projection, and this encoder's is not: take random")
     text = classes["logit_scale"] * classes["text_embeddings"] / projected.norm(dim=1).mean()
     return text @ matrix.T, (text @ offset.T).squeeze(1)
 
 
 # What makes the module of a method, and its data, by the section of its keys.
-BUILDERS: dict[type[method_schema.Settings], Callable[..., tuple[LightningModule, FeatureData]]] = {
+BUILDERS: dict[type[method_schema.Settings], Callable[..., tuple[LightningModule, EvaluationData]]] = {
     method_schema.ZeroShot: _zero_shot,
     method_schema.LinearProbe: partial(_probe, LinearProbe, LinearProbeSweep),
     method_schema.PLP: partial(_probe, PLP, PLPSweep),
