@@ -128,7 +128,9 @@ class Mine(Reader):
             setattr(self, key, value)
 
     def open(self, index):
-        return getattr(self, "answer", None)
+        if isinstance(self.answer, str) and self.answer == "lost":
+            raise OSError("no such host")
+        return self.answer
 
     def stamp(self, index):
         return self.known
@@ -196,6 +198,12 @@ def test_each_way_an_own_reader_can_be_wrong_is_one_line(reader, options, messag
     with pytest.raises(UserError, match=message) as told:
         list_images("photos", spec, Path("root"), True, 0)
     assert str(told.value).startswith("Image set photos: ") and "\n" not in str(told.value)
+
+
+def test_an_image_that_an_own_reader_cannot_have_is_told_with_its_set():
+    images = mine(answer="lost")
+    with pytest.raises(ConfigError, match=r"Image set photos: an image cannot be had \(no such host\)"):
+        images.identities()
 
 
 def test_a_fault_inside_an_own_reader_keeps_its_traceback(tmp_path, monkeypatch):

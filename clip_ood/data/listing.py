@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from unicodedata import normalize
@@ -39,8 +40,9 @@ def list_images(
     where = _place(spec, root)
     if spec.reader is not None:
         images = ImageList.of(name, where, own_reader(name, spec, root))
-        if len(images):
-            images.content(0)  # a reader that opens nonsense is told before any encoding
+        with suppress(OSError):  # an image that cannot be had is told where all are asked for
+            if len(images):
+                images.content(0)  # nonsense is told before any encoding
     elif spec.torchvision is not None:
         arrays = torchvision_sets.load(name, spec.torchvision, spec.split or "test", root, download)
         images = ImageList.of(name, root, arrays)
