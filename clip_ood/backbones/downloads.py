@@ -7,7 +7,7 @@ from contextlib import contextmanager
 
 import torch
 
-from clip_ood.backbones.names import BackboneSpec
+from clip_ood.backbones.spec import BackboneSpec
 from clip_ood.backbones.spec import ImageSpec
 from clip_ood.backbones.weights import remote_config, remote_weights
 

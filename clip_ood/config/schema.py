@@ -43,7 +43,7 @@ class TextTower(Section):
 class BackboneConfig(Section):
     """The image(-text) encoder."""
 
-    library: Literal["open_clip", "timm"] = "open_clip"
+    library: Literal[*LIBRARIES] = "open_clip"
     """open_clip: image and text; timm: images only."""
     model: str
     """Architecture (ViT-bigG-14, convnext_base_w, …), hf-hub:ORG/REPO, or local-dir:FOLDER; for timm its model name."""

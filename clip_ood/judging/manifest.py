@@ -51,7 +51,7 @@ class Closed(Record):
 class Spec(Closed):
     """As `clip_ood.backbones.spec.ImageSpec`."""
 
-    library: Literal["open_clip", "timm"]
+    library: Literal[*LIBRARIES]
     model: Text
     pretrained: Text | None = None
     preprocess: Text | None = None
