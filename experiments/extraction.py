@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import time
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from functools import cache
@@ -20,6 +20,7 @@ from clip_ood.backbones.fingerprint import fingerprint
 from clip_ood.callbacks.feature_writer import FeatureWriter
 from clip_ood.config.schema import BackboneConfig, Config
 from clip_ood.data.benchmark import Benchmark
+from clip_ood.data.image_list import ImageList
 from clip_ood.datamodules.extraction import ExtractionData
 from clip_ood.errors import UserError
 from clip_ood.experiments.negatives import choose, pools, word_sets
@@ -34,6 +35,7 @@ from clip_ood.process.locks import sharing
 from clip_ood.runs.run_folder import UNREADABLE, is_follower
 from clip_ood.terminal.console import Terminal
 from clip_ood.terminal.shown import say
+from clip_ood.texts.negative_words import Pool
 from clip_ood.texts.prompts import Phrases, fill
 
 VISIBLE_AFTER = 60  # seconds, on any file system that is used for runs of several nodes
@@ -65,11 +67,8 @@ def load_features(
     """
     store = _store(config, config.backbone)
     texts = store if config.backbone.text_spec is None else _store(config, config.backbone.text_spec)
-    arrays = ("features", "embeddings") if config.backbone.library == "open_clip" else ("features",)
-    stored = {key: store.image_set(images.name, images, arrays) for key, images in benchmark.images.items()}
-    with_text = config.backbone.library == "open_clip" and benchmark.class_names is not None
-    strings = fill(config.data.prompts, [name for names in benchmark.called for name in names]) if with_text else []
-    chosen_from = pools(config, benchmark) if with_text else {}
+    stored = stored_sets(config, store, benchmark.images)
+    strings, chosen_from = texts_of(config, benchmark)
     words = word_sets(chosen_from)
     stored_words = {name: texts.word_set(name, phrases) for name, phrases in words.items()}
     with Terminal(quiet=not trainer.is_global_zero).status("Looking up the images in the feature store"):
@@ -99,6 +98,20 @@ def load_features(
         return features, None
     negatives = choose(chosen_from, {name: each.open().features for name, each in stored_words.items()}, trainer)
     return features, replace(texts.texts_of(strings), negatives=negatives)
+
+
+def stored_sets(config: Config, store: FeatureStore, images: Mapping[str, ImageList]) -> dict[str, StoredSet]:
+    """What a store holds of image sets, by the same keys, with the arrays that the config's encoder gives."""
+    arrays = ("features", "embeddings") if config.backbone.library == "open_clip" else ("features",)
+    return {key: store.image_set(each.name, each, arrays) for key, each in images.items()}
+
+
+def texts_of(config: Config, benchmark: Benchmark) -> tuple[list[str], dict[str, Pool]]:
+    """The filled prompts, and what negative labels are chosen from; none without classes or a text encoder."""
+    if config.backbone.library != "open_clip" or benchmark.class_names is None:
+        return [], {}
+    strings = fill(config.data.prompts, [name for names in benchmark.called for name in names])
+    return strings, pools(config, benchmark)
 
 
 def _store(config: Config, encoder: BackboneConfig) -> FeatureStore:

@@ -1,0 +1,130 @@
+"""A forecast at the terminal, and the exit status that it comes to."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from pathlib import Path
+
+import torch
+from rich.box import SIMPLE_HEAD
+from rich.filesize import decimal
+from rich.markup import escape
+from rich.table import Column, Table
+
+from clip_ood.config.checks import option_of
+from clip_ood.config.schema import Config
+from clip_ood.experiments.forecast.forecast import Expected, Forecast
+from clip_ood.experiments.forecast.space import Writing, free_at
+from clip_ood.experiments.run import encoder_name
+from clip_ood.runs.run_folder import is_follower
+from clip_ood.terminal.console import Terminal
+
+PARTS = {"train": "train", "val": "val", "id_test": "test", "bank": "bank"}
+
+
+def tell(forecast: Forecast) -> int:
+    """Prints what was found out; 1 where a run would stop, else 0."""
+    console = Terminal(quiet=is_follower())
+    for found in forecast.sets.values():
+        _show(console, "Images", _sets(found.values()))
+    _show(console, "Encoders", _encoders(forecast))
+    _show(console, "Runs", _runs(forecast.runs))
+    _show(console, "Disks", _disks(forecast.writings))
+    lines = [each.download for found in forecast.sets.values() for each in found.values() if each.download]
+    lines += [line for encoder in forecast.encoders for line in encoder.downloads]
+    lines += list(dict.fromkeys(_processes(each.run.config, each.processes) for each in forecast.runs))
+    for line in [*lines, *forecast.cautions, *_ending(forecast)]:
+        console.print(line, markup=False, highlight=False, soft_wrap=True)
+    return 1 if forecast.problems else 0
+
+
+def _show(console: Terminal, title: str, table: Table) -> None:
+    if table.rows:
+        table.title, table.title_justify, table.box = title, "left", SIMPLE_HEAD
+        console.print(table)
+
+
+def _table(*names: str, figures: Iterable[str]) -> Table:
+    """Names may be folded, figures may not."""
+    table = Table(*(Column(name, overflow="fold") for name in names))
+    for figure in figures:
+        table.add_column(figure, justify="right", no_wrap=True)
+    return table
+
+
+def _sets(found) -> Table:
+    table = _table("set", "state", figures=("found", "should be", "taken"))
+    for each in found:
+        published = "" if each.published is None else f"{each.published:,}"
+        taken = "–" if each.images is None else f"{len(each.images):,}"
+        table.add_row(
+            escape(option_of(each.key).removeprefix("data.")), each.state, f"{each.found:,}", published, taken
+        )
+    return table
+
+
+def _encoders(forecast: Forecast) -> Table:
+    table = _table("encoder", figures=("g", "h", "to encode", "a process", "features"))
+    for each in forecast.encoders:
+        shape, most = each.shape, max(expected.processes for expected in forecast.runs)
+        widths = ("?", "?") if shape is None else (f"{shape.features:,}", f"{shape.embeddings or '–'}")
+        share = f"≤ {-(-each.images // most):,}"
+        table.add_row(escape(encoder_name(each.config)), *widths, f"{each.images:,}", share, _bytes(each.size))
+    return table
+
+
+def _runs(runs: list[Expected]) -> Table:
+    table = _table("run", figures=(*PARTS.values(), "a process", "steps", "checkpoint", "detector"))
+    for each in runs:
+        if each.benchmark is None:
+            table.add_row(escape(each.run.name), *["?"] * (len(table.columns) - 1))
+            continue
+        counts = {name: len(each.benchmark.parts[key].rows) for key, name in PARTS.items()}
+        share = f"{-(-counts['train'] // each.processes):,}"
+        steps = "–" if each.steps is None else f"{each.steps:,}"
+        sizes = (_bytes(each.checkpoint), _bytes(each.detector))
+        table.add_row(escape(each.run.name), *(f"{count:,}" for count in counts.values()), share, steps, *sizes)
+    return table
+
+
+def _disks(writings: list[Writing]) -> Table:
+    table = _table("folder", "what comes there", figures=("takes", "free"))
+    sums: dict[tuple[Path, str], int | None] = {}
+    for each in writings:
+        before = sums.get((each.folder, each.what), 0)
+        sums[each.folder, each.what] = None if None in (before, each.size) else before + each.size
+    for (folder, what), size in sums.items():
+        if size != 0:
+            table.add_row(escape(str(folder)), what, _bytes(size), decimal(free_at(folder)[1]))
+    return table
+
+
+def _bytes(size: int | None) -> str:
+    return "?" if size is None else "–" if size == 0 else decimal(size)
+
+
+def _processes(config: Config, count: int) -> str:
+    keys = config.trainer
+    devices, nodes, gpus = keys.get("devices", "auto"), keys.get("num_nodes", 1), torch.cuda.device_count()
+    told = f"Processes: {count} (trainer.devices={devices}, trainer.num_nodes={nodes}); CUDA GPUs here: {gpus}"
+    if str(devices) in ("auto", "-1") and keys.get("accelerator") != "cpu":
+        return f"{told}. With {devices} there are as many processes on a machine as it has GPUs"
+    return told
+
+
+def _ending(forecast: Forecast) -> list[str]:
+    problems = [f"{problem}{_of_runs(names, forecast)}" for problem, names in forecast.problems.items()]
+    if not problems:
+        return ["The run would start." if len(forecast.runs) == 1 else f"The {len(forecast.runs)} runs would start."]
+    if len(problems) == 1:
+        return [f"The run would stop: {problems[0]}"]
+    numbered = [f"{number}. {problem}" for number, problem in enumerate(problems, start=1)]
+    return [*numbered, f"The run would stop, for the {len(problems)} reasons above."]
+
+
+def _of_runs(names: list[str], forecast: Forecast, most: int = 3) -> str:
+    """The runs that a problem is one of, where it is not one of all."""
+    if "" in names or len(set(names)) == len(forecast.runs):
+        return ""
+    more = f" and {len(names) - most} more" if len(names) > most else ""
+    return f" ({', '.join(names[:most])}{more})"
