@@ -54,7 +54,7 @@ class Encoder:
         """Bytes that come into folders with its weights, as far as they are known."""
         sizes: dict[Path, int] = {}
         for what, spec, remote in self._absent:
-            if what == "the weights" and (parameters := parameters_of(spec)):
+            if what == "The weights" and (parameters := parameters_of(spec)):
                 sizes[remote.cache] = sizes.get(remote.cache, 0) + 4 * parameters
         return sizes
 
@@ -64,7 +64,7 @@ class Encoder:
         remotes = [
             (what, spec, remote)
             for spec in specs
-            for what, remote in (("the configuration", remote_config(spec)), ("the weights", remote_weights(spec)))
+            for what, remote in (("The configuration", remote_config(spec)), ("The weights", remote_weights(spec)))
         ]
         return [each for each in remotes if each[2] is not None and not each[2].cached()]
 

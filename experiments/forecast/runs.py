@@ -26,6 +26,11 @@ class Run:
     def trains(self) -> bool:
         return self.config.method.name != "zero_shot" and self.head is None
 
+    @property
+    def pseudo(self) -> bool:
+        """Whether only the encoder says which images it learns from."""
+        return self.config.method.plp is not None
+
 
 def single_runs(name: str, config: Config, folder: Path, source: Path | None, begun: bool) -> Iterator[Run]:
     """The runs of an experiment in `folder` that are not finished; with `source`, heads are taken from that run."""

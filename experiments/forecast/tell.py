@@ -28,10 +28,16 @@ def tell(forecast: Forecast) -> int:
     for found in forecast.sets.values():
         _show(console, "Images", _sets(found.values()))
     _show(console, "Encoders", _encoders(forecast))
+    _show(console, "ID images of each run", _images(forecast.runs))
     _show(console, "Runs", _runs(forecast.runs))
     _show(console, "Disks", _disks(forecast.writings))
     lines = [each.download for found in forecast.sets.values() for each in found.values() if each.download]
     lines += [line for encoder in forecast.encoders for line in encoder.downloads]
+    lines += [
+        f"The widths of {encoder.spec.model} are known only once its weights are loaded, and so is what it takes on the disks"
+        for encoder in forecast.encoders
+        if encoder.shape is None
+    ]
     lines += list(dict.fromkeys(_processes(each.run.config, each.processes) for each in forecast.runs))
     for line in [*lines, *forecast.cautions, *_ending(forecast)]:
         console.print(line, markup=False, highlight=False, soft_wrap=True)
@@ -73,17 +79,23 @@ def _encoders(forecast: Forecast) -> Table:
     return table
 
 
-def _runs(runs: list[Expected]) -> Table:
-    table = _table("run", figures=(*PARTS.values(), "a process", "steps", "checkpoint", "detector"))
+def _images(runs: list[Expected]) -> Table:
+    table = _table("run", figures=PARTS.values())
     for each in runs:
-        if each.benchmark is None:
-            table.add_row(escape(each.run.name), *["?"] * (len(table.columns) - 1))
-            continue
-        counts = {name: len(each.benchmark.parts[key].rows) for key, name in PARTS.items()}
-        share = f"{-(-counts['train'] // each.processes):,}"
-        steps = "–" if each.steps is None else f"{each.steps:,}"
-        sizes = (_bytes(each.checkpoint), _bytes(each.detector))
-        table.add_row(escape(each.run.name), *(f"{count:,}" for count in counts.values()), share, steps, *sizes)
+        if each.benchmark is not None:
+            counts = [len(each.benchmark.parts[part].rows) for part in PARTS]
+            table.add_row(escape(each.run.name), *(f"{count:,}" for count in counts))
+    return table
+
+
+def _runs(runs: list[Expected]) -> Table:
+    table = _table("run", figures=("train a process", "steps an epoch", "checkpoint", "detector"))
+    for each in runs:
+        if each.benchmark is not None:
+            share = -(-len(each.benchmark.parts["train"].rows) // each.processes)
+            steps = "–" if each.steps is None else f"{'≤ ' * each.run.pseudo}{each.steps:,}"
+            detector = f"≤ {_bytes(each.detector)}" if each.detector else _bytes(each.detector)
+            table.add_row(escape(each.run.name), f"{share:,}", steps, _bytes(each.checkpoint), detector)
     return table
 
 
