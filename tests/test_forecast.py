@@ -137,7 +137,7 @@ def test_what_would_be_downloaded_is_told(root, capsys, monkeypatch):
     status, out = planned(train.main, capsys, "--config", config)
     assert status == 0 and tree(root) == before
     assert f"CIFAR10 would be downloaded to {root}/none: 170 MB" in out
-    assert "the weights of ViT-B-16 would be downloaded from https://huggingface.co/laion/" in out
+    assert "The weights of ViT-B-16 would be downloaded from https://huggingface.co/laion/" in out
     assert "about 0.6 GB" in out and row(out, "id.test") == ["id.test", "is", "downloaded", "0", "10,000", "–"]
     assert "60,000" in out and "598." in out  # images to encode; MB that come to the hub's cache
 
