@@ -26,18 +26,11 @@ MAPPED = [folder for folder in FOLDERS if folder != "configs"]  # Python that li
 
 
 @pytest.fixture(scope="module")
-def installed(tmp_path_factory):
-    """What a wheel puts into site-packages."""
-    folder = tmp_path_factory.mktemp("wheel")
-    for name in ("clip_ood", *FOLDERS):
-        shutil.copytree(PROJECT / name, folder / "project" / name, ignore=shutil.ignore_patterns("__pycache__"))
-    for name in ("pyproject.toml", "README.md", "LICENSE"):
-        shutil.copy(PROJECT / name, folder / "project")
-    command = [sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", "--no-build-isolation", "./project"]
-    subprocess.run(command, cwd=folder, check=True)
-    (wheel,) = folder.glob("*.whl")
-    zipfile.ZipFile(wheel).extractall(folder / "site")
-    return folder / "site"
+def installed(tmp_path_factory, wheel):
+    """What the wheel puts into site-packages."""
+    site = tmp_path_factory.mktemp("installed") / "site"
+    zipfile.ZipFile(wheel).extractall(site)
+    return site
 
 
 def run(command: list[str], cwd: Path, *path: Path) -> subprocess.CompletedProcess:
