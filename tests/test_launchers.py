@@ -178,11 +178,6 @@ def test_nodes_that_are_started_by_hand_know_each_other(node, environment):
 # Whole commands
 
 
-@pytest.fixture(scope="module")
-def root(tmp_path_factory):
-    return tiny_clip.make(tmp_path_factory.mktemp("launchers"))
-
-
 PROBE = {"linear_probe": {"epochs": 2, "batch_size": 16}}
 
 

@@ -103,11 +103,6 @@ def test_all_others_are(name):
 # Runs
 
 
-@pytest.fixture(scope="module")
-def root(tmp_path_factory):
-    return tiny_clip.make(tmp_path_factory.mktemp("elsewhere"))
-
-
 @pytest.mark.parametrize("name", [name for name in NO_FOLDER if "\x00" not in name and "\udcff" not in name and name])
 @pytest.mark.parametrize("overwrite", [False, True])
 def test_no_run_takes_such_a_name(name, overwrite, root):
