@@ -19,7 +19,7 @@ from clip_ood.config.loading import dump
 from clip_ood.config.resuming import FREE
 from clip_ood.config.schema import Config, FineTune, Method
 from clip_ood.data.benchmark import Benchmark, load_benchmark
-from clip_ood.datamodules.feature_data import FeatureData
+from clip_ood.datamodules.evaluation_data import EvaluationData
 from clip_ood.experiments.board import Board
 from clip_ood.experiments.cautions import shared_by_sets, too_few_to_calibrate
 from clip_ood.experiments.checkpoints import WholeCheckpoints, check_checkpoint
@@ -38,7 +38,7 @@ from clip_ood.experiments.resume import (
     record_images,
 )
 from clip_ood.experiments.trainer import new_trainer
-from clip_ood.features.stored_set import Features
+from clip_ood.features.store import dtype_of
 from clip_ood.judging.manifest import FOLDER
 from clip_ood.judging.save import described
 from clip_ood.judging.saved import Encoder
@@ -96,7 +96,7 @@ def _run(config: Config, folder: Path, checkpoint: Path | None, benchmark: Bench
     config = scoring(config, checkpoint)
     check_method(config, benchmark)
     evaluation = OODEvaluation(config.detectors, config.evaluation.resamples, config.seed)
-    trains = config.method.name != "zero_shot" and checkpoint is None
+    trains = config.method.settings.trains and checkpoint is None
     trainer = make_trainer(config, folder, evaluation, trains)
     if trains and isinstance(config.method.settings, FineTune):
         plan_steps(trainer, config.method.settings, len(benchmark.parts["train"].rows))
@@ -110,13 +110,13 @@ def _run(config: Config, folder: Path, checkpoint: Path | None, benchmark: Bench
         if shared := shared_by_sets(benchmark, features):
             say(told(shared), flush=True)
     first = next(iter(features.values()))
-    check_detectors(
-        config, benchmark, first.features.width, None if first.embeddings is None else first.embeddings.width
-    )
+    if first.features is not None:  # those of an encoder that is tuned are told once it is there
+        joint = None if first.embeddings is None else first.embeddings.width
+        check_detectors(config, benchmark, first.features.width, joint)
     module, data = build(config, benchmark, features, text)
     evaluation.tables = data.evaluated
     if config.evaluation.save_detector:
-        trainer.callbacks.append(detector_writer(config, folder, evaluation, features))
+        trainer.callbacks.append(detector_writer(config, folder, evaluation))
     if trains:
         last = head_of(folder)
         trainer.fit(module, datamodule=data, ckpt_path=last if last.is_file() else None, weights_only=True)
@@ -145,7 +145,7 @@ def _run(config: Config, folder: Path, checkpoint: Path | None, benchmark: Bench
     return results
 
 
-def split_of(config: Config, data: FeatureData) -> dict[str, Any]:
+def split_of(config: Config, data: EvaluationData) -> dict[str, Any]:
     """How the ID images were divided: whether another seed draws other test images out of those that this one trains on, and
     the numbers of readable images, before any draw of them (per_class, bank_per_class)."""
     counts = {"train": "train", "val": "val", "test": "id_test"}
@@ -177,15 +177,13 @@ def make_trainer(config: Config, folder: Path, evaluation: OODEvaluation, trains
     return new_trainer(ours, config.trainer)
 
 
-def detector_writer(
-    config: Config, folder: Path, evaluation: OODEvaluation, features: dict[str, Features]
-) -> DetectorWriter:
+def detector_writer(config: Config, folder: Path, evaluation: OODEvaluation) -> DetectorWriter:
     """Writes detector/ after the test."""
     spec = described(config.backbone)
-    stored = str(next(iter(features.values())).features.dtype).removeprefix("torch.")
+    stored = str(dtype_of(config.backbone.precision)).removeprefix("torch.")
     encoder = Encoder(spec, fingerprint(config.backbone, config.features_root / "hashes.json"), stored)
     about = {"run": folder.name, "method": config.method.name, "batch_size": config.data.batch_size}
-    accept, tuned = config.evaluation.accept, config.method.name == "finetune"
+    accept, tuned = config.evaluation.accept, config.method.settings.tunes_encoder
     return DetectorWriter(
         folder / FOLDER, evaluation, encoder, spec, about, accept, tuned, config.evaluation.with_encoder
     )

@@ -42,7 +42,7 @@ def experiment(config: Config, folder: Path, source: Path | None = None) -> dict
 
     With `source`, heads are taken from that run instead of being trained.
     """
-    trained = source is not None and config.method.name != "zero_shot"
+    trained = source is not None and config.method.settings.trains
     if not config.seeds:
         return run(config, folder, head_of(source) if trained else None)
     if not is_follower():

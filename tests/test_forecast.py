@@ -67,8 +67,8 @@ def test_all_is_told_and_nothing_is_written(root, capsys):
     assert row(out, "id") == ["id", "there", "46", "46"] and row(out, "ood.lone") == ["ood.lone", "there", "1", "1"]
     images, work = [line.split() for line in out.splitlines() if line.split()[:1] == ["run"] and "train" not in line]
     assert images == ["run", "32", "0", "14", "32"] and work[:3] == ["run", "11", "2"]  # 32 among 3; 2 batches of 16
-    assert "32 16 63 ≤ 21" in " ".join(out.split())  # widths of g and h, images to encode, the share of a process
-    assert "Processes: 3 (trainer.devices=3, trainer.num_nodes=1)" in out
+    assert "32 16 63 63" in " ".join(out.split())  # widths of g and h, images to read and to encode
+    assert "Processes: 3 (trainer.devices=3, trainer.num_nodes=1), which read about 21 images each" in out
     assert "detect.py will not be able to judge images by this run" in out
     assert out.splitlines()[-1] == "The run would start."
     assert max(map(len, out.split("Processes")[0].splitlines())) <= 80
@@ -82,10 +82,14 @@ def test_what_is_reckoned_is_what_a_run_writes(root, method):
     (expected,), (encoder,) = forecast.runs, forecast.encoders
     checkpoint = (root / "runs/run/checkpoints/last.ckpt").stat().st_size
     assert expected.checkpoint < checkpoint < 1.1 * expected.checkpoint + 25_000  # names, and what a zip file adds
-    assert encoder.images == 63 and encoder.size < size_of(root / "features") < encoder.size + 25_000
+    assert (
+        encoder.to_read == 63
+        and encoder.to_encode == (0 if method is FINETUNE else 63)
+        and encoder.size < size_of(root / "features") < encoder.size + 25_000
+    )
     assert size_of(root / "runs/run/detector") < expected.detector + 25_000
     again = forecast_of(config)
-    assert again.encoders[0].images == 0 and again.encoders[0].size == 0
+    assert again.encoders[0].to_read == 0 and again.encoders[0].size == 0
     assert again.encoders[0]._strings == {}
 
 
@@ -182,7 +186,7 @@ def test_several_seeds_are_several_runs_of_one_store(root, capsys):
     config = tiny_clip.config(root, "run", PROBE)
     one, three = forecast_of(config), forecast_of(config, "--seeds=[1, 2, 3]")
     assert [each.run.name for each in three.runs] == ["run, seed 1", "run, seed 2", "run, seed 3"]
-    assert three.encoders[0].images == one.encoders[0].images == 63
+    assert three.encoders[0].to_read == one.encoders[0].to_encode == 63
     assert [each.run.folder.name for each in three.runs] == ["seed-1", "seed-2", "seed-3"]
     kept = sum(each.size for each in three.writings if each.what == "checkpoints")
     assert kept == 4 * one.runs[0].checkpoint  # one of them twice, while it is replaced
@@ -244,7 +248,7 @@ def test_the_runs_of_a_study_are_told_together(root, capsys):
     before = tree(root)
     status, out = planned(study.main, capsys, "--config", root / "table.yaml")
     assert status == 0 and tree(root) == before and out.splitlines()[-1] == "The 4 runs would start."
-    assert out.count("ood.near") == 1 and "32 16 63 ≤ 63" in " ".join(out.split())  # looked for, and counted, once
+    assert out.count("ood.near") == 1 and "32 16 63 63" in " ".join(out.split())  # looked for, and counted, once
     shutil.rmtree(root / "data/near")
     status, out = planned(study.main, capsys, "--config", root / "table.yaml")
     assert status == 1 and "Image set near" in out.splitlines()[-1]

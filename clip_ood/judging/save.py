@@ -70,13 +70,10 @@ def save_detector(
     A detector that cannot be saved is left out by name.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    kept = {name: each for name, each in detectors.items() if each.portable and each.spec is not None}
+    why = {name: _obstacle(each, reference) for name, each in detectors.items()}
+    kept = {name: each for name, each in detectors.items() if why[name] is None}
     left_out = [asdict(each) for each in omitted]
-    left_out += [
-        {"detector": name, "reason": "keeps what it learnt in another package's objects, which are not saved"}
-        for name in detectors
-        if name not in kept
-    ]
+    left_out += [{"detector": name, "reason": reason} for name, reason in why.items() if reason is not None]
     state = _state(reference, kept, calibration)
     if predictor is not None and predictor.by == KNN:
         state["bank_labels"] = bank_labels.cpu()
@@ -117,6 +114,17 @@ def add_encoder(saved: SavedDetector, encoder: str | None = None, allow_download
     files = saved.manifest["files"] | _hashes(saved.folder, written)
     _seal(saved.folder, saved.manifest | {"files": files, "encoder": asdict(replace(saved.encoder, in_folder=True))})
     return True
+
+
+def _obstacle(detector: Detector, reference: Reference) -> str | None:
+    """Why a detector cannot judge new images by what a folder holds; None where it can."""
+    if not detector.portable or detector.spec is None:
+        return "keeps what it learnt in another package's objects, which are not saved"
+    if "logits" in detector.requires and reference.weight is None:
+        return "needs the logits of a head that is no linear layer, which is not saved"
+    if more := [name for name in ("layers", "tokens") if name in detector.requires]:
+        return f"needs {' and '.join(more)}, which judging does not make of new images"
+    return None
 
 
 def _hashes(folder: Path, paths: Iterable[Path]) -> dict[str, str]:

@@ -52,13 +52,13 @@ def main(argv: list[str] | None = None) -> None:
     if arguments.print_config:
         say(dump(config), end="")
         return
-    if arguments.run is None and config.method.name != "zero_shot":
+    if arguments.run is None and config.method.settings.trains:
         raise ConfigError(f"method.{config.method.name} is trained: {called('train')} --config {arguments.config}")
     if arguments.plan:
         from clip_ood.experiments.forecast.plan import plan_experiment
 
         sys.exit(plan_experiment(config, arguments.run, arguments.resume, arguments.overwrite))
-    if arguments.run is not None and config.method.name != "zero_shot":
+    if arguments.run is not None and config.method.settings.trains:
         check_heads(arguments.run, config)
     check_folders(config)
     settle(config.trainer)

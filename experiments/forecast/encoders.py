@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -17,7 +18,7 @@ from clip_ood.backbones.weights import Remote, remote_config, remote_weights
 from clip_ood.config.schema import BackboneConfig, Config
 from clip_ood.data.benchmark import Benchmark
 from clip_ood.data.image_list import ImageList
-from clip_ood.experiments.extraction import stored_sets, texts_of
+from clip_ood.experiments.extraction import arrays_of, starting_images, stored_sets, texts_of
 from clip_ood.experiments.negatives import word_sets
 from clip_ood.features.identity import firsts
 from clip_ood.features.store import FeatureStore
@@ -31,15 +32,19 @@ HALF = 2  # bytes of a stored feature, but for encoders of full precision
 class Encoder:
     """An encoder as the runs of one plan use it.
 
-    `images`, how many are not stored yet; `size`, the bytes that they and the prompts will take (None: their widths are not known).
+    `to_read`, how many images nobody has read yet, of which some are to be encoded; `size`, the bytes that they and the prompts will
+    take (None: their widths are not known).
     """
 
     config: Config
     spec: BackboneConfig = field(init=False)
-    _seen: dict[int, np.ndarray] = field(default_factory=dict)
+    _encoded: dict[int, np.ndarray] = field(default_factory=dict)  # identities of the missing images, by list
+    _only_read: dict[int, np.ndarray] = field(default_factory=dict)
     _strings: dict[str, None] = field(default_factory=dict)
     _words: dict[str, int] = field(default_factory=dict)
-    _unlisted: dict[str, int] = field(default_factory=dict)
+    _unlisted: dict[str, int] = field(default_factory=dict)  # to be encoded
+    _unread: dict[str, int] = field(default_factory=dict)  # only to be read
+    _lists: list[ImageList] = field(default_factory=list)  # whose ids must stay theirs
 
     def __post_init__(self) -> None:
         self.spec = self.config.backbone
@@ -96,17 +101,30 @@ class Encoder:
         return 4 if self.spec.precision == "fp32" else HALF
 
     def add_images(self, config: Config, images: dict[str, ImageList]) -> None:
-        """Counts those of some sets whose features are not stored, each once."""
-        new = {key: each for key, each in images.items() if id(each) not in self._seen}
+        """Counts those of some sets that the store lacks, each once."""
+        seen = self._only_read if config.method.settings.tunes_encoder else self._encoded
+        new = {key: each for key, each in images.items() if id(each) not in seen}
         if self._stores is None:
-            self._unlisted |= {f"{each.name} {each.root} {len(each)}": len(each) for each in new.values()}
+            for each in new.values():
+                self.add_count(config, f"{each.name} {each.root} {len(each)}", len(each))
             return
         for key, stored in stored_sets(config, self._stores[0], new).items():
-            self._seen[id(new[key])] = stored.identities_of(stored.missing())
+            seen[id(new[key])] = stored.identities_of(stored.missing())
+        self._lists += new.values()
 
-    def add_count(self, name: str, count: int) -> None:
-        """Counts the images of a set that cannot be listed yet."""
-        self._unlisted[name] = count
+    def add_start(self, config: Config, benchmark: Benchmark) -> None:
+        """Counts the images that are encoded for the start of a head that is tuned with its encoder."""
+        for key, images in starting_images(config, benchmark).items():
+            if self._stores is None:
+                self._unlisted[key] = len(images)
+                continue
+            stored = self._stores[0].image_set(images.name, images, arrays_of(config))
+            self._encoded[id(images)] = stored.identities_of(stored.missing())
+            self._lists.append(images)
+
+    def add_count(self, config: Config, name: str, count: int) -> None:
+        """Counts the images of a set that cannot be looked up yet."""
+        (self._unread if config.method.settings.tunes_encoder else self._unlisted)[name] = count
 
     def add_texts(self, config: Config, benchmark: Benchmark) -> None:
         """Counts the prompts and words that are not stored."""
@@ -117,16 +135,25 @@ class Encoder:
             self._words[name] = max(words, self._words.get(name, 0))
 
     @property
-    def images(self) -> int:
-        identities = [each for each in self._seen.values() if len(each)]
-        return sum(self._unlisted.values()) + (len(firsts(np.concatenate(identities))) if identities else 0)
+    def to_encode(self) -> int:
+        return sum(self._unlisted.values()) + _distinct(self._encoded.values())
+
+    @property
+    def to_read(self) -> int:
+        unlisted = sum((self._unread | self._unlisted).values())
+        return unlisted + _distinct([*self._encoded.values(), *self._only_read.values()])
 
     @property
     def size(self) -> int | None:
         if self.shape is None:
             return None
         joint = self.shape.embeddings or 0
-        images = self.images * (self.shape.width * self.item + ENTRY + FILE)
+        images = self.to_encode * self.shape.width * self.item + self.to_read * (ENTRY + FILE)
         return (
             images + len(self._strings) * (4 * joint + ENTRY) + sum(self._words.values()) * (self.item * joint + ENTRY)
         )
+
+
+def _distinct(identities: Iterable[np.ndarray]) -> int:
+    there = [each for each in identities if len(each)]
+    return len(firsts(np.concatenate(there))) if there else 0

@@ -100,7 +100,7 @@ def _look_at(expected: Expected, forecast: Forecast) -> None:
     encoder.add_images(config, listed)
     for key, each in found.items():
         if each.images is None:
-            encoder.add_count(f"{config.data.root} {key}", each.count)
+            encoder.add_count(config, f"{config.data.root} {key}", each.count)
 
 
 def _look_at_benchmark(expected: Expected, encoder: Encoder, forecast: Forecast) -> None:
@@ -124,6 +124,7 @@ def _look_at_benchmark(expected: Expected, encoder: Encoder, forecast: Forecast)
     elif run.trains:
         expected.steps = -(-_trained_on(config, benchmark) // settings.batch_size)
     encoder.add_images(config, benchmark.images)
+    encoder.add_start(config, benchmark)
     encoder.add_texts(config, benchmark)
     if caution := too_few_to_calibrate(config, benchmark):
         forecast.cautions += [caution] if caution not in forecast.cautions else []

@@ -23,7 +23,7 @@ def plan_experiment(config: Config, source: Path | None, resume: bool, overwrite
     if resume:
         with forecast.checking():
             check_resumed(config, folder)
-    if source is not None and config.method.name != "zero_shot":
+    if source is not None and config.method.settings.trains:
         with forecast.checking():
             check_heads(source, config)
     runs = []

@@ -24,7 +24,7 @@ class Run:
 
     @property
     def trains(self) -> bool:
-        return self.config.method.name != "zero_shot" and self.head is None
+        return self.config.method.settings.trains and self.head is None
 
     @property
     def pseudo(self) -> bool:
@@ -34,7 +34,7 @@ class Run:
 
 def single_runs(name: str, config: Config, folder: Path, source: Path | None, begun: bool) -> Iterator[Run]:
     """The runs of an experiment in `folder` that are not finished; with `source`, heads are taken from that run."""
-    given = source if config.method.name != "zero_shot" else None
+    given = source if config.method.settings.trains else None
     if not config.seeds:
         yield Run(name, config, folder, given and head_of(given), begun)
     for seed in config.seeds:

@@ -12,7 +12,7 @@ import torch
 from rich.filesize import decimal
 
 from clip_ood.backbones.shape import Shape
-from clip_ood.config.schema import Config, FineTune
+from clip_ood.config.schema import Config
 from clip_ood.data.benchmark import Benchmark
 from clip_ood.detectors.bank import Bank
 from clip_ood.detectors.build import build_detectors
@@ -40,7 +40,7 @@ def checkpoint_size(config: Config, shape: Shape, classes: int, averaged: bool) 
     """
     settings, head = config.method.settings, classes * (shape.features + 1)
     texts = classes * (shape.embeddings or 0) if config.backbone.library == "open_clip" else 0
-    if isinstance(settings, FineTune):
+    if settings.tunes_encoder:
         values = (1 + averaged) * (shape.values + head) + 2 * (shape.parameters + head)
     else:
         heads = len(settings.candidates()) if settings.sweep else 0
@@ -52,8 +52,8 @@ def detector_size(config: Config, shape: Shape, benchmark: Benchmark, item: int)
     """Bytes of a run's detector folder, at most: the bank where a detector searches it, the encoder where it lies there, and for each
     detector that learns as much as one needs of D × D and C × D numbers. `item`: bytes of a stored feature."""
     names = benchmark.class_names
-    classes, tuned = len(names or ()), isinstance(config.method.settings, FineTune)
-    trained = config.method.name != "zero_shot"
+    classes, tuned = len(names or ()), config.method.settings.tunes_encoder
+    trained = config.method.settings.trains
     available = {"features"} | ({"labels"} if benchmark.labelled else set()) | ({"class_names"} if names else set())
     reference = Reference(class_names=names)
     if shape.embeddings is not None:

@@ -12,7 +12,6 @@ from rich.markup import escape
 from rich.table import Column, Table
 
 from clip_ood.config.checks import option_of
-from clip_ood.config.schema import Config
 from clip_ood.experiments.forecast.forecast import Expected, Forecast
 from clip_ood.experiments.forecast.space import Writing, free_at
 from clip_ood.experiments.run import encoder_name
@@ -33,12 +32,13 @@ def tell(forecast: Forecast) -> int:
     _show(console, "Disks", _disks(forecast.writings))
     lines = [each.download for found in forecast.sets.values() for each in found.values() if each.download]
     lines += [line for encoder in forecast.encoders for line in encoder.downloads]
+    most = max((encoder.to_read for encoder in forecast.encoders), default=0)
     lines += [
         f"The widths of {encoder.spec.model} are known only once its weights are loaded, and so is what it takes on the disks"
         for encoder in forecast.encoders
         if encoder.shape is None
     ]
-    lines += list(dict.fromkeys(_processes(each.run.config, each.processes) for each in forecast.runs))
+    lines += list(dict.fromkeys(_processes(each, most) for each in forecast.runs))
     for line in [*lines, *forecast.cautions, *_ending(forecast)]:
         console.print(line, markup=False, highlight=False, soft_wrap=True)
     return 1 if forecast.problems else 0
@@ -70,12 +70,12 @@ def _sets(found) -> Table:
 
 
 def _encoders(forecast: Forecast) -> Table:
-    table = _table("encoder", figures=("g", "h", "to encode", "a process", "features"))
+    table = _table("encoder", figures=("g", "h", "to read", "to encode", "features"))
     for each in forecast.encoders:
-        shape, most = each.shape, max(expected.processes for expected in forecast.runs)
+        shape = each.shape
         widths = ("?", "?") if shape is None else (f"{shape.features:,}", f"{shape.embeddings or '–'}")
-        share = f"≤ {-(-each.images // most):,}"
-        table.add_row(escape(encoder_name(each.config)), *widths, f"{each.images:,}", share, _bytes(each.size))
+        counts = (f"{each.to_read:,}", f"{each.to_encode:,}")
+        table.add_row(escape(encoder_name(each.config)), *widths, *counts, _bytes(each.size))
     return table
 
 
@@ -115,10 +115,13 @@ def _bytes(size: int | None) -> str:
     return "?" if size is None else "–" if size == 0 else decimal(size)
 
 
-def _processes(config: Config, count: int) -> str:
-    keys = config.trainer
+def _processes(expected: Expected, images: int) -> str:
+    keys, count = expected.run.config.trainer, expected.processes
     devices, nodes, gpus = keys.get("devices", "auto"), keys.get("num_nodes", 1), torch.cuda.device_count()
-    told = f"Processes: {count} (trainer.devices={devices}, trainer.num_nodes={nodes}); CUDA GPUs here: {gpus}"
+    told = (
+        f"Processes: {count} (trainer.devices={devices}, trainer.num_nodes={nodes}), which read about {-(-images // count):,} images "
+        f"each; CUDA GPUs here: {gpus}"
+    )
     if str(devices) in ("auto", "-1") and keys.get("accelerator") != "cpu":
         return f"{told}. With {devices} there are as many processes on a machine as it has GPUs"
     return told
