@@ -51,21 +51,6 @@ def test_a_wheel_puts_one_name_into_site_packages(installed):
     assert (installed / "clip_ood" / "py.typed").is_file()
 
 
-def test_the_command_works_from_any_folder_with_shipped_and_with_own_configs(installed, tmp_path):
-    shown = run(
-        [sys.executable, "-m", "clip_ood", "train", "--config", "plp_vitg.yaml", "--print_config"], tmp_path, installed
-    )
-    assert shown.returncode == 0 and "bigG" in shown.stdout, shown.stderr
-    own = tiny_clip.config(tiny_clip.make(tmp_path / "own"), "mine", {"zero_shot": {}})
-    ended = run([sys.executable, "-m", "clip_ood", "eval", "--config", own], tmp_path, installed)
-    assert ended.returncode == 0, ended.stderr
-    assert "clip-ood eval --compare" in ended.stdout
-    listed = run([sys.executable, "-m", "clip_ood", "catalog"], tmp_path, installed)
-    assert listed.returncode == 0 and "NINCO" in listed.stdout
-    wrong = run([sys.executable, "-m", "clip_ood", "trian"], tmp_path, installed)
-    assert wrong.returncode == 1 and wrong.stderr.startswith("error: there is no command 'trian'")
-
-
 OWN = """
 from clip_ood.detectors import Detector
 

@@ -51,6 +51,14 @@ def test_one_name_is_installed_and_none_of_the_clone_can_be_imported(environment
     assert not [each for each in path if each and (Path(each) / "clip_ood").is_dir() and Path(each) != site]
 
 
+def test_the_command_knows_shipped_configs_and_the_catalogue_in_any_folder(environment, tmp_path):
+    command = environment / "bin" / "clip-ood"
+    assert "bigG" in called([command, "train", "--config", "plp_vitg.yaml", "--print_config"], tmp_path)
+    assert "NINCO" in called([environment / "bin" / "python", "-m", "clip_ood", "catalog"], tmp_path)
+    wrong = subprocess.run([command, "trian"], cwd=tmp_path, env=alone(), capture_output=True, text=True)
+    assert wrong.returncode == 1 and wrong.stderr.startswith("error: there is no command 'trian'")
+
+
 def test_a_run_its_judging_and_a_detector_of_ones_own_in_any_folder(environment, tmp_path):
     command, root = environment / "bin" / "clip-ood", tiny_clip.make(tmp_path)
     assert "clip-ood COMMAND OPTIONS" in called([command, "--help"], root)
@@ -64,5 +72,6 @@ def test_a_run_its_judging_and_a_detector_of_ones_own_in_any_folder(environment,
     (root / "my_scores.py").write_text(OWN)
     own = Path(tiny_clip.config(root, "mine", {"zero_shot": {}}, detectors=["knn", "my_scores.Norm"]))
 
-    assert "Norm" in called([command, "eval", "--config", own.name], root)
+    said = called([command, "eval", "--config", own.name], root)
+    assert "Norm" in said and "clip-ood eval --compare" in said
     assert str(PROJECT) not in (root / "runs" / "own_images" / "results.json").read_text()
