@@ -1,17 +1,16 @@
-"""Which encoders exist, answered from the libraries' files: importing them takes seconds."""
+"""Whether the encoder that a config names exists, answered without importing its library where its models are known."""
 
 from __future__ import annotations
 
-import ast
 import difflib
 import json
 import re
-from functools import cache
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Protocol
 
 from clip_ood.backbones.checked_config import OPEN_CLIP, TEXT_TOWER, TOKENIZER_FILES, read_checked
+from clip_ood.backbones.model_lists import models
 from clip_ood.backbones.spec import ImageSpec
 from clip_ood.errors import UserError
 
@@ -102,11 +101,12 @@ def _check_text_files(folder: Path, text: dict[str, Any]) -> None:
 
 
 def _check_open_clip(spec: BackboneSpec) -> None:
-    if spec.model not in open_clip_models():
+    known = models("open_clip")
+    if spec.model not in known:
         meant = _place(spec.model)
-        near = f" Did you mean {meant}?" if meant else _nearest(spec.model, open_clip_models())
+        near = f" Did you mean {meant}?" if meant else _nearest(spec.model, known)
         raise UserError(f"open_clip has no model {spec.model!r}.{near}")
-    tags = open_clip_tags().get(spec.model.removesuffix("-quickgelu"), frozenset())
+    tags = known[spec.model] | known.get(spec.model.removesuffix("-quickgelu"), frozenset())
     if spec.pretrained and _clean(spec.pretrained) in tags:
         if spec.preprocess:
             raise UserError(
@@ -138,8 +138,8 @@ def _check_file(spec: BackboneSpec, tags: frozenset[str]) -> None:
 
 def _check_timm(spec: BackboneSpec) -> None:
     architecture, _, tag = spec.model.partition(".")
-    models = timm_models()
-    if (name := spec.model.rpartition("/")[2]) != spec.model and name.partition(".")[0] in models:
+    known = models("timm")
+    if (name := spec.model.rpartition("/")[2]) != spec.model and name.partition(".")[0] in known:
         raise UserError(
             f"timm has no model {spec.model!r}: its models are taken by their names in timm. Did you mean {name}, with pretrained: "
             "default for the weights in that repository?"
@@ -149,63 +149,18 @@ def _check_timm(spec: BackboneSpec) -> None:
             f"timm has no model {spec.model!r}: its models are taken by their names in timm; folders and repositories are read as "
             "open_clip's (library: open_clip)"
         )
-    if architecture not in models:
-        raise UserError(f"timm has no model {spec.model!r}.{_nearest(architecture, models)}")
-    known = models[architecture]
-    if tag and known and tag not in known:  # of a few models timm makes up the tags when it is imported
-        listed = f" Known: {', '.join(sorted(known))}."
-        raise UserError(f"timm's {architecture} has no weights {tag!r}.{_nearest(tag, known)}{listed}")
+    if architecture not in known:
+        raise UserError(f"timm has no model {spec.model!r}.{_nearest(architecture, known)}")
+    tags = known[architecture]
+    if tag and tag not in tags:
+        listed = f" Known: {', '.join(sorted(tags))}." if tags else ""
+        raise UserError(f"timm's {architecture} has no weights {tag!r}.{_nearest(tag, tags)}{listed}")
     if spec.preprocess:
         raise UserError(f"timm models know their preprocessing: leave `preprocess` out (got {spec.preprocess!r})")
     if spec.pretrained not in (None, "default") and not Path(spec.pretrained).is_file():
         raise UserError(
             f"timm: `pretrained` is `default`, null or a checkpoint file; there is no file {spec.pretrained!r}"
         )
-
-
-@cache
-def open_clip_models() -> frozenset[str]:
-    """Names of open_clip's architectures."""
-    return frozenset(path.stem for path in (_package("open_clip") / "model_configs").glob("*.json"))
-
-
-@cache
-def open_clip_tags() -> dict[str, frozenset[str]]:
-    """The pretrained tags of each open_clip architecture, underscored."""
-    tree = ast.parse((_package("open_clip") / "pretrained.py").read_text(encoding="utf-8"))
-    tables = {node.targets[0].id: node.value for node in tree.body if _names_table(node)}
-    named = zip(tables["_PRETRAINED"].keys, tables["_PRETRAINED"].values, strict=True)
-    return {key.value: frozenset(_tags(value, tables)) for key, value in named if key is not None}
-
-
-def _names_table(node: ast.stmt) -> bool:
-    return (
-        isinstance(node, ast.Assign)
-        and isinstance(node.targets[0], ast.Name)
-        and isinstance(node.value, ast.Call | ast.Dict)
-    )
-
-
-def _tags(value: ast.expr, tables: dict[str, ast.expr]) -> list[str]:
-    value = tables[value.id] if isinstance(value, ast.Name) else value
-    if isinstance(value, ast.Call):
-        return [_clean(keyword.arg) for keyword in value.keywords if keyword.arg]
-    return (
-        [_clean(key.value) for key in value.keys if isinstance(key, ast.Constant)]
-        if isinstance(value, ast.Dict)
-        else []
-    )
-
-
-@cache
-def timm_models() -> dict[str, set[str]]:
-    """timm's architectures with the tags of their weights."""
-    source = "\n".join(path.read_text(encoding="utf-8") for path in (_package("timm") / "models").glob("*.py"))
-    models = {name: set() for name in re.findall(r"^@register_model\s+def (\w+)\(", source, re.MULTILINE)}
-    for architecture, tag in re.findall(r"""["'](\w+)\.(\w+)["']\s*:""", source):
-        if architecture in models:
-            models[architecture].add(tag)
-    return models
 
 
 def _package(name: str) -> Path:
@@ -223,7 +178,7 @@ def _nearest(name: str, valid) -> str:
 
 def _place(model: str) -> str | None:
     """How a repository on the hub, a folder, or a model by OpenAI's name (ViT-B/32) is named here; None for other names."""
-    if (name := model.replace("/", "-")) in open_clip_models():
+    if (name := model.replace("/", "-")) in models("open_clip"):
         return name
     if Path(model, "open_clip_config.json").is_file():
         return f"local-dir:{model}"

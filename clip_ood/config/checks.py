@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Hashable
 from os import stat
@@ -35,7 +36,6 @@ def check_names(config: Config) -> None:
     and for a run that would lie in runs_root itself or above it."""
     if not config.name.strip("."):
         raise ConfigError(f"name: {config.name!r} must be the name of a folder below runs_root")
-    check_model(config.backbone)
     specs = read_specs(config.detectors)
     for spec in named_sets(config).values():
         layouts(spec)
@@ -45,6 +45,7 @@ def check_names(config: Config) -> None:
             "for it (data.ood_val), or give one value"
         )
     check_trainer(config.trainer)
+    check_model(config.backbone)  # last: it may have to import the encoder's library
 
 
 def image_sets(config: Config) -> dict[str, ImageSet]:
@@ -119,6 +120,8 @@ def missing_places(spec: ImageSet, root: Path) -> list[str]:
         missing.append(f"folder {root / spec.folder}")
     if spec.labels is not None and (special(root / spec.labels) or not (root / spec.labels).exists()):
         missing.append(f"label file {root / spec.labels}")
+    if spec.path is not None and not (root / spec.path).exists():
+        missing.append(f"file or folder {root / spec.path}")
     if spec.list is not None and not (root / spec.list).is_file():
         missing.append(f"image list {root / spec.list}")
     return missing
@@ -184,6 +187,10 @@ def _places(spec: ImageSet, root: Path) -> list[tuple[str, Hashable]]:
     if spec.torchvision is not None:
         place = f"{spec.torchvision}, {spec.split or 'test'}, in {realpath(root)}"
         return [(place, place)]
+    if spec.reader is not None:
+        options = json.dumps(spec.options, default=str, sort_keys=True)
+        where = None if spec.path is None else _identity(root / spec.path)
+        return [(f"{spec.reader}, {spec.path or options}", (spec.reader, where, options))]
     paths = shard_paths(root / spec.shards) if spec.shards is not None else [spec.list or spec.folder]
     return [(realpath(root / path), _identity(root / path)) for path in paths if path is not None]
 
@@ -225,6 +232,8 @@ def _advice(key: str, spec: ImageSet, root: Path) -> str:
     option = "data." + ("id.images" if key == "id" else key.replace("/", "."))
     if spec.labels is not None and (root / spec.folder).is_dir():
         return no_file(root / spec.labels).replace(": it", " It", 1)
+    if spec.reader is not None:
+        return ""
     kind = next(kind for kind in ("folder", "list", "shards") if getattr(spec, kind) is not None)
     place = getattr(spec, kind)
     told = advice(option, kind, place if STREAM.match(str(place)) else root / place)
