@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import time
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from functools import cache
@@ -35,6 +35,7 @@ from clip_ood.process.locks import sharing
 from clip_ood.runs.run_folder import UNREADABLE, is_follower
 from clip_ood.terminal.console import Terminal
 from clip_ood.terminal.shown import say
+from clip_ood.texts.negative_words import Pool
 from clip_ood.texts.prompts import Phrases, fill
 
 START = "the start of the head"
@@ -70,14 +71,10 @@ def load_features(
     """
     store = _store(config, config.backbone)
     texts = store if config.backbone.text_spec is None else _store(config, config.backbone.text_spec)
-    arrays = ("features", "embeddings") if config.backbone.library == "open_clip" else ("features",)
-    wanted = () if config.method.settings.tunes_encoder else arrays  # of a tuned encoder, features will be others
-    stored = {key: store.image_set(images.name, images, wanted) for key, images in benchmark.images.items()}
+    stored = stored_sets(config, store, benchmark.images)
     start = starting_images(config, benchmark)
-    stored_start = {key: store.image_set(images.name, images, arrays) for key, images in start.items()}
-    with_text = config.backbone.library == "open_clip" and benchmark.class_names is not None
-    strings = fill(config.data.prompts, [name for names in benchmark.called for name in names]) if with_text else []
-    chosen_from = pools(config, benchmark) if with_text else {}
+    stored_start = {key: store.image_set(images.name, images, arrays_of(config)) for key, images in start.items()}
+    strings, chosen_from = texts_of(config, benchmark)
     words = word_sets(chosen_from)
     stored_words = {name: texts.word_set(name, phrases) for name, phrases in words.items()}
     with Terminal(quiet=not trainer.is_global_zero).status("Looking up the images in the feature store"):
@@ -108,6 +105,26 @@ def load_features(
         return features, None
     negatives = choose(chosen_from, {name: each.open().features for name, each in stored_words.items()}, trainer)
     return features, replace(texts.texts_of(strings), negatives=negatives)
+
+
+def arrays_of(config: Config) -> tuple[str, ...]:
+    """What an encoder gives of an image."""
+    return ("features", "embeddings") if config.backbone.library == "open_clip" else ("features",)
+
+
+def stored_sets(config: Config, store: FeatureStore, images: Mapping[str, ImageList]) -> dict[str, StoredSet]:
+    """What a store holds of image sets, by the same keys: features, or only which images can be read where the method tunes the encoder,
+    which will give others."""
+    wanted = () if config.method.settings.tunes_encoder else arrays_of(config)
+    return {key: store.image_set(each.name, each, wanted) for key, each in images.items()}
+
+
+def texts_of(config: Config, benchmark: Benchmark) -> tuple[list[str], dict[str, Pool]]:
+    """The filled prompts, and what negative labels are chosen from; none without classes or a text encoder."""
+    if config.backbone.library != "open_clip" or benchmark.class_names is None:
+        return [], {}
+    strings = fill(config.data.prompts, [name for names in benchmark.called for name in names])
+    return strings, pools(config, benchmark)
 
 
 def starting_images(config: Config, benchmark: Benchmark) -> dict[str, ImageList]:

@@ -61,12 +61,9 @@ def check_method(config: Config, benchmark: Benchmark) -> None:
         _check_sweep(config, benchmark)
 
 
-def check_detectors(config: Config, benchmark: Benchmark, features: dict[str, Features]) -> None:
-    """Raises UserError for a detector of somebody's own that cannot take features as wide as these, before training. Those of an
-    encoder that is tuned are told once it is there."""
-    if (stored := next(iter(features.values()))).features is not None:
-        joint = stored.features if stored.embeddings is None else stored.embeddings
-        try_own(config.detectors, _count(benchmark), (stored.features.width, joint.width))
+def check_detectors(config: Config, benchmark: Benchmark, features: int, embeddings: int | None) -> None:
+    """Raises UserError for a detector of somebody's own that cannot take features and embeddings of these widths, before training."""
+    try_own(config.detectors, _count(benchmark), (features, embeddings or features))
 
 
 def _count(benchmark: Benchmark) -> int | None:

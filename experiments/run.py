@@ -65,11 +65,7 @@ def run(config: Config, folder: Path, checkpoint: Path | None = None) -> dict[st
     with Terminal(quiet=is_follower()).status("Listing the images"):
         benchmark = load_benchmark(config)
     if not is_follower():
-        check_images(folder, benchmark)
-        if (begun := checkpoint or head_of(folder)).is_file():
-            check_checkpoint(begun)
-        if checkpoint is not None:
-            check_head_images(checkpoint, config, benchmark)
+        check_begun(config, folder, checkpoint, benchmark)
         if caution := too_few_to_calibrate(config, benchmark):
             say(caution, flush=True)
     with started(folder, dump(config)):
@@ -79,10 +75,25 @@ def run(config: Config, folder: Path, checkpoint: Path | None = None) -> dict[st
             return _run(config, folder, checkpoint, benchmark)
 
 
+def check_begun(config: Config, folder: Path, checkpoint: Path | None, benchmark: Benchmark) -> None:
+    """Raises ConfigError where what `folder` holds, or the head in `checkpoint`, is damaged or was trained on other images."""
+    check_images(folder, benchmark)
+    if (begun := checkpoint or head_of(folder)).is_file():
+        check_checkpoint(begun)
+    if checkpoint is not None:
+        check_head_images(checkpoint, config, benchmark)
+
+
+def scoring(config: Config, checkpoint: Path | None) -> Config:
+    """A config without what a head in `checkpoint`, where there is one, makes needless: where fine-tuning starts its head."""
+    if checkpoint is None or config.method.finetune is None:
+        return config
+    started_anywhere = config.method.finetune.model_copy(update={"head": "random"})
+    return config.model_copy(update={"method": Method(finetune=started_anywhere)})
+
+
 def _run(config: Config, folder: Path, checkpoint: Path | None, benchmark: Benchmark) -> dict[str, Any]:
-    if checkpoint is not None and config.method.finetune:  # where its head started is of no matter any more
-        started_anywhere = config.method.finetune.model_copy(update={"head": "random"})
-        config = config.model_copy(update={"method": Method(finetune=started_anywhere)})
+    config = scoring(config, checkpoint)
     check_method(config, benchmark)
     evaluation = OODEvaluation(config.detectors, config.evaluation.resamples, config.seed)
     trains = config.method.settings.trains and checkpoint is None
@@ -98,7 +109,10 @@ def _run(config: Config, folder: Path, checkpoint: Path | None, benchmark: Bench
         record_contents(folder, now)
         if shared := shared_by_sets(benchmark, features):
             say(told(shared), flush=True)
-    check_detectors(config, benchmark, features)
+    first = next(iter(features.values()))
+    if first.features is not None:  # those of an encoder that is tuned are told once it is there
+        joint = None if first.embeddings is None else first.embeddings.width
+        check_detectors(config, benchmark, first.features.width, joint)
     module, data = build(config, benchmark, features, text)
     evaluation.tables = data.evaluated
     if config.evaluation.save_detector:
@@ -186,16 +200,21 @@ def calibration(config: Config, evaluation: OODEvaluation) -> dict[str, Any] | N
 
 
 def plan_steps(trainer: Trainer, settings: FineTune, images: int) -> None:
-    """Checks the steps of fine-tuning before an image is read, and adds the averaging of weights over them.
+    """Checks the steps of fine-tuning before an image is read, and adds the averaging of weights over them. Raises as `decay_of`."""
+    decay = decay_of(settings, images, trainer.world_size, trainer.accumulate_grad_batches)
+    if decay is not None:  # first: the other callbacks see the averaged weights
+        trainer.callbacks.insert(0, MovingAverage(decay, trainer.strategy.root_device))
 
-    Raises: ValueError for a batch size that does not fit, and for an average that is longer than the run.
+
+def decay_of(settings: FineTune, images: int, devices: int, accumulated: int) -> float | None:
+    """The decay of the weights' average in a fine-tuning on so many images; None for no averaging.
+
+    Raises: UserError for a batch size that does not fit, and for an average that is longer than the run.
     """
     from clip_ood.datamodules.image_data import check_batch
 
-    check_batch(settings, images, trainer.world_size, trainer.accumulate_grad_batches)
-    decay = settings.averaging(settings.epochs * (images // settings.batch_size))
-    if decay is not None:  # first: the other callbacks see the averaged weights
-        trainer.callbacks.insert(0, MovingAverage(decay, trainer.strategy.root_device))
+    check_batch(settings, images, devices, accumulated)
+    return settings.averaging(settings.epochs * (images // settings.batch_size))
 
 
 def encoder_name(config: Config) -> str:

@@ -87,11 +87,6 @@ def test_the_store_tells_clean_images_corruptions_severities_and_versions_apart(
 # Whole runs
 
 
-@pytest.fixture(scope="module")
-def root(tmp_path_factory):
-    return tiny_clip.make(tmp_path_factory.mktemp("shift"))
-
-
 def shifted(root, name):
     data = {"root": f"{root}/data", "id": "id", "ood": {"near": "near", "blur": BLUR, "noise": NOISE}}
     return tiny_clip.config(root, name, {"zero_shot": {}}, data=data)

@@ -50,11 +50,6 @@ MOVING = {"epochs": 4, "warmup_epochs": 1, "batch_size": 8, "lr": 0.02, "random_
 PROBE = {"linear_probe": {"epochs": 20, "batch_size": 8, "lr": 0.05}}
 
 
-@pytest.fixture(scope="module")
-def root(tmp_path_factory):
-    return tiny_clip.make(tmp_path_factory.mktemp("fine_tune"))
-
-
 def start(root, name, settings, *options, **keys):
     """The folder of a finished run of fine-tuning."""
     train.main(["--config", tiny_clip.config(root, name, {"finetune": settings}, **keys), *options])

@@ -37,7 +37,7 @@ def check_names(config: Config) -> None:
     if not config.name.strip("."):
         raise ConfigError(f"name: {config.name!r} must be the name of a folder below runs_root")
     specs = read_specs(config.detectors)
-    for spec in _named(config).values():
+    for spec in named_sets(config).values():
         layouts(spec)
     if config.data.ood_val is None and (among := next((spec for spec in specs if spec.chosen_as), None)):
         raise ConfigError(
@@ -53,7 +53,7 @@ def image_sets(config: Config) -> dict[str, ImageSet]:
     ood_val; those of the catalogue as the first of their layouts that is there."""
     root = config.data.root
     found = {}
-    for key, spec in _named(config).items():
+    for key, spec in named_sets(config).items():
         known = layouts(spec)
         found[key] = next((layout for layout in known if is_there(layout, root)), known[0])
     return found
@@ -74,7 +74,8 @@ def called(key: str) -> str:
     return key.partition("/")[2] or key
 
 
-def _named(config: Config) -> dict[str, ImageSet]:
+def named_sets(config: Config) -> dict[str, ImageSet]:
+    """Every image set as the config names it, by its key (see `image_sets`)."""
     data = config.data
     parts = {"id": data.id.images, "id.train": data.id.train, "id.val": data.id.val, "id.test": data.id.test}
     return (
@@ -206,21 +207,25 @@ def _identity(path: str | Path) -> Hashable:
 def check_folders(config: Config) -> None:
     """Raises ConfigError for the first image set that is not there, for two keys that name the same images, and for negative
     words that are not there: which, where, how to get it."""
-    root = config.data.root
-    for key, spec in _named(config).items():
-        name, known = called(key), layouts(spec)
-        if known[0].torchvision is not None or any(is_there(layout, root) for layout in known):
-            continue  # torchvision's sets are downloaded by the run
-        lacking = [" and no ".join(missing_places(layout, root)) for layout in known]
-        if spec.catalog is None:
-            hint = f" Where to get it: {spec.source}" if spec.source else _advice(key, spec, root)
-            raise ConfigError(f"Image set {name}: there is no {lacking[0]}.{hint}")
-        raise ConfigError(
-            f"Image set {name}: {spec.catalog} is not under {root}: there is no {'; nor '.join(lacking)}. "
-            f"Where to get it: {entry(spec.catalog).advice(root)}"
-        )
+    for key, spec in named_sets(config).items():
+        check_there(key, spec, config.data.root)
     check_places(config)
-    _check_texts(config)
+    check_texts(config)
+
+
+def check_there(key: str, spec: ImageSet, root: Path) -> None:
+    """Raises ConfigError for an image set, as the config names it, that is not there; torchvision's sets are downloaded by the run."""
+    name, known = called(key), layouts(spec)
+    if known[0].torchvision is not None or any(is_there(layout, root) for layout in known):
+        return
+    lacking = [" and no ".join(missing_places(layout, root)) for layout in known]
+    if spec.catalog is None:
+        hint = f" Where to get it: {spec.source}" if spec.source else _advice(key, spec, root)
+        raise ConfigError(f"Image set {name}: there is no {lacking[0]}.{hint}")
+    raise ConfigError(
+        f"Image set {name}: {spec.catalog} is not under {root}: there is no {'; nor '.join(lacking)}. "
+        f"Where to get it: {entry(spec.catalog).advice(root)}"
+    )
 
 
 def _advice(key: str, spec: ImageSet, root: Path) -> str:
@@ -235,7 +240,7 @@ def _advice(key: str, spec: ImageSet, root: Path) -> str:
     return told and f" {told}"
 
 
-def _check_texts(config: Config) -> None:
+def check_texts(config: Config) -> None:
     """Raises ConfigError for class names or words that are not there or are not text, and for lists that are too large."""
     found, names = {}, config.data.id.class_names
     lists = {option_of(key): config.data.root / spec.list for key, spec in image_sets(config).items() if spec.list}

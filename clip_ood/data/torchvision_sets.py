@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from pathlib import Path
 
 from clip_ood.data.readers.arrays import Arrays
@@ -18,8 +19,9 @@ def load(set_name: str, kind: str, split: str, root: Path, download: bool) -> Ar
 
     part = {"split": split} if kind == "SVHN" else {"train": split == "train"}
     try:
-        root.mkdir(parents=True, exist_ok=True)
-        with in_turn(root / kind):  # processes of one run would all download
+        if download:
+            root.mkdir(parents=True, exist_ok=True)
+        with in_turn(root / kind) if download else nullcontext():  # processes of one run would all download
             data = getattr(datasets, kind)(root, **part, download=download)
     except Exception as error:
         tried = "download" if download else "read"

@@ -44,7 +44,7 @@ def described(spec: BackboneSpec) -> ImageSpec:
 
 def save_bank(folder: Path, detectors: Mapping[str, Detector], rank: int = 0) -> None:
     """Writes this process's part of the bank, if a detector searches one when it scores."""
-    bank = next((bank for each in detectors.values() if each.portable for bank in _searched(each)), None)
+    bank = next((bank for each in detectors.values() if each.portable for bank in searched(each)), None)
     if bank is not None:
         save_tensors(bank.state(), folder / f"bank-{rank:05d}.safetensors")
 
@@ -153,7 +153,8 @@ def _state(
     return {name: value.detach().cpu().clone(memory_format=torch.contiguous_format) for name, value in values.items()}
 
 
-def _searched(detector: Detector) -> list[Bank]:
+def searched(detector: Detector) -> list[Bank]:
+    """The banks that a detector looks into when it scores."""
     if not detector.searches:
         return []
     return [each for each in statistics_of(detector).values() if isinstance(each, Bank)]
