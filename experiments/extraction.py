@@ -109,7 +109,7 @@ def load_features(
 
 def arrays_of(config: Config) -> tuple[str, ...]:
     """What an encoder gives of an image."""
-    return ("features", "embeddings") if config.backbone.library == "open_clip" else ("features",)
+    return ("features", "embeddings") if config.backbone.reads_text else ("features",)
 
 
 def stored_sets(config: Config, store: FeatureStore, images: Mapping[str, ImageList]) -> dict[str, StoredSet]:

@@ -51,9 +51,9 @@ def check_method(config: Config, benchmark: Benchmark) -> None:
     if settings.trains and len(benchmark.class_names or ()) < 2:
         count = len(benchmark.class_names or ())
         raise ConfigError(f"method.{method} needs two classes or more (data.id.class_names); the ID set has {count}")
-    if settings.needs_text and config.backbone.library == "timm":
+    if settings.needs_text and not config.backbone.reads_text:
         raise ConfigError(
-            f"method.{method} needs a text encoder, and timm's {config.backbone.model} has none: use open_clip"
+            f"method.{method} needs a text encoder, and {config.backbone.library}'s {config.backbone.model} has none: use open_clip"
         )
     if settings.tunes_encoder:
         _check_start(config)
@@ -85,8 +85,10 @@ def _check_sweep(config: Config, benchmark: Benchmark) -> None:
 
 def _check_start(config: Config) -> None:
     start = config.method.settings.head
-    if start == "text" and config.backbone.library == "timm":
-        raise ConfigError("method.finetune.head: text needs a text encoder, and timm's models have none: take random")
+    if start == "text" and not config.backbone.reads_text:
+        raise ConfigError(
+            f"method.finetune.head: text needs a text encoder, and {config.backbone.library}'s models have none: take random"
+        )
     if start in ("random", "text"):
         return
     run = of_seed(Path(start), config.seed)

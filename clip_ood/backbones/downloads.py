@@ -7,9 +7,9 @@ from contextlib import contextmanager
 
 import torch
 
-from clip_ood.backbones.spec import BackboneSpec
-from clip_ood.backbones.spec import ImageSpec
-from clip_ood.backbones.weights import Remote, remote_config, remote_weights
+from clip_ood.backbones.remote import Remote
+from clip_ood.backbones.spec import BackboneSpec, ImageSpec
+from clip_ood.backbones.weights import remote_config, remote_weights
 
 
 class WouldDownload(ConnectionError):

@@ -68,6 +68,13 @@ class Library(ABC):
     def create(self, spec: BackboneSpec, download: bool) -> Backbone:
         """The encoder, frozen, on the CPU. Raises what loading raises."""
 
+    @abstractmethod
+    def image_side(self, spec: BackboneSpec) -> Backbone:
+        """The image tower and projection with random weights, on the current default device.
+
+        Raises: ConnectionError where the configuration is not on this machine.
+        """
+
     def described(self, backbone: Backbone) -> Mapping[str, Any] | None:
         """The configuration that `restored` makes the encoder of again; None where the model's name is enough."""
         return None

@@ -9,9 +9,8 @@ from collections.abc import Mapping
 from importlib.util import find_spec
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from clip_ood.backbones.backbone import Backbone
 from clip_ood.backbones.checked_config import OPEN_CLIP, TEXT_TOWER, TOKENIZER_FILES, read_checked
 from clip_ood.backbones.fingerprint import digest, file_hash, weights_of
 from clip_ood.backbones.library import Library, library
@@ -20,6 +19,9 @@ from clip_ood.backbones.remote import Remote, hub_cache
 from clip_ood.backbones.spec import BackboneSpec, ImageSpec
 from clip_ood.errors import UserError
 from clip_ood.files.records import read_json, undamaged
+
+if TYPE_CHECKING:
+    from clip_ood.backbones.backbone import Backbone
 
 SCHEMES = ("hf-hub:", "local-dir:")
 REPOSITORY = re.compile(r"[\w-][\w.-]*(/[\w-][\w.-]*)?")  # on the Hugging Face hub
@@ -110,6 +112,11 @@ class OpenClip(Library):
 
         return OpenClipBackbone(spec, download)
 
+    def image_side(self, spec: BackboneSpec) -> Backbone:
+        from clip_ood.backbones.open_clip_files import describe, without_text
+
+        return self._built(without_text(describe(spec, download=False)), spec)
+
     def described(self, backbone: Backbone) -> Mapping[str, Any]:
         """The architecture and preprocessing, its text tower as small as it goes."""
         from clip_ood.backbones.open_clip_files import without_text
@@ -119,9 +126,11 @@ class OpenClip(Library):
     def restored(self, spec: BackboneSpec, described: Path) -> Backbone:
         from clip_ood.backbones.open_clip_files import read_images_alone
 
-        content = read_images_alone(described)
+        return self._built(read_images_alone(described), spec)
+
+    def _built(self, described: Mapping[str, Any], spec: BackboneSpec) -> Backbone:
         with TemporaryDirectory() as place:
-            Path(place, CONFIG).write_text(json.dumps(content), encoding="utf-8")
+            Path(place, CONFIG).write_text(json.dumps(described, default=list), encoding="utf-8")
             return self.create(ImageSpec("open_clip", f"local-dir:{place}", precision=spec.precision), download=False)
 
 

@@ -2,19 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
-from pathlib import Path
-from tempfile import TemporaryDirectory
 
 import torch
 from torch import nn
 
-from clip_ood.backbones.backbone import Backbone
-from clip_ood.backbones.names import BackboneSpec
-from clip_ood.backbones.open_clip_files import describe, without_text
-from clip_ood.backbones.spec import ImageSpec
-from clip_ood.backbones.weights import CONFIG
+from clip_ood.backbones.library import library
+from clip_ood.backbones.spec import BackboneSpec
 from clip_ood.errors import UserError
 
 
@@ -45,7 +39,7 @@ def shape_of(spec: BackboneSpec) -> Shape:
     """The shape of the encoder that `spec` names; no host is contacted. Raises: Unknown, where its configuration does not tell."""
     try:
         with torch.device("meta"), torch.inference_mode():
-            backbone = image_side(spec)
+            backbone = library(spec.library).image_side(spec)
             features = backbone.encode_image(torch.zeros(2, 3, *backbone.preprocessing.size))
             embeddings = backbone.project(features)
     except (ConnectionError, NotImplementedError, RuntimeError) as error:  # not in the cache; reads numbers as it runs
@@ -57,18 +51,3 @@ def shape_of(spec: BackboneSpec) -> Shape:
         sum(each.numel() for each in backbone.image_tower.parameters()),
         sum(value.numel() for module in kept for value in module.state_dict().values()),
     )
-
-
-def image_side(spec: BackboneSpec) -> Backbone:
-    """The image tower and projection of an encoder with random weights, on the current default device. Raises: ConnectionError where
-    its configuration is not on this machine."""
-    if spec.library == "timm":
-        from clip_ood.backbones.timm_backbone import TimmBackbone
-
-        return TimmBackbone(ImageSpec("timm", spec.model, precision=spec.precision))
-    from clip_ood.backbones.open_clip_backbone import OpenClipBackbone
-
-    described = without_text(describe(spec, download=False))
-    with TemporaryDirectory() as place:
-        Path(place, CONFIG).write_text(json.dumps(described, default=list), encoding="utf-8")
-        return OpenClipBackbone(ImageSpec("open_clip", f"local-dir:{place}", precision=spec.precision), download=False)

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from clip_ood.backbones.backbone import Backbone
 from clip_ood.backbones.fingerprint import weights_of
 from clip_ood.backbones.library import Library
 from clip_ood.backbones.model_lists import models, nearest_of
 from clip_ood.backbones.remote import Remote, hub_cache
 from clip_ood.backbones.spec import BackboneSpec, ImageSpec
 from clip_ood.errors import UserError
+
+if TYPE_CHECKING:
+    from clip_ood.backbones.backbone import Backbone
 
 FILES = ("model.safetensors", "pytorch_model.bin")
 OPEN_CLIP_FILES = ("open_clip_model.safetensors", "open_clip_pytorch_model.bin")  # of models that open_clip trained
@@ -48,10 +50,12 @@ class Timm(Library):
 
         return TimmBackbone(spec)
 
+    def image_side(self, spec: BackboneSpec) -> Backbone:
+        return self.create(ImageSpec("timm", spec.model, precision=spec.precision), download=False)
+
     def restored(self, spec: BackboneSpec, described: Path) -> Backbone:
-        own = ImageSpec("timm", spec.model, precision=spec.precision)
-        self.check(own)
-        return self.create(own, download=False)
+        self.check(ImageSpec("timm", spec.model))
+        return self.image_side(spec)
 
 
 def _check(spec: BackboneSpec) -> None:

@@ -15,8 +15,7 @@ from torch import Tensor
 from clip_ood.backbones.backbone import Backbone
 from clip_ood.backbones.fingerprint import sha256
 from clip_ood.backbones.image_encoder import save_image_encoder
-from clip_ood.backbones.spec import BackboneSpec
-from clip_ood.backbones.spec import ImageSpec
+from clip_ood.backbones.spec import BackboneSpec, ImageSpec
 from clip_ood.calibration import summary
 from clip_ood.detectors.bank import Bank
 from clip_ood.detectors.build import Omitted

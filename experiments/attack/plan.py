@@ -98,8 +98,10 @@ def _check(plan: Plan) -> None:
         )
     if attack.score is not None:
         score_of(plan)
-    if attack.target == "text" and config.backbone.library == "timm":
-        raise ConfigError("target: text needs a text encoder, and timm's models have none: take train or nearest")
+    if attack.target == "text" and not config.backbone.reads_text:
+        raise ConfigError(
+            f"target: text needs a text encoder, and {config.backbone.library}'s models have none: take train or nearest"
+        )
     if plan.source is not None and config.method.settings.trains:
         check_heads(plan.source, config)
     if same := twins(attack.transfer):

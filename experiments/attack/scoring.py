@@ -65,7 +65,7 @@ def check_score(plan: Plan, benchmark: Benchmark) -> None:
         return
     config = plan.config
     given = {"features"}
-    if config.backbone.library == "open_clip":
+    if config.backbone.reads_text:
         given |= {"embeddings", "logit_scale"}
         given |= {"text_embeddings", "class_names"} if benchmark.class_names else set()
         given |= {"neglabel", "csp"} if config.data.negative_words else set()

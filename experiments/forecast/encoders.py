@@ -13,8 +13,9 @@ import numpy as np
 
 from clip_ood.backbones.downloads import parameters_of, would_download
 from clip_ood.backbones.fingerprint import fingerprint
+from clip_ood.backbones.remote import Remote
 from clip_ood.backbones.shape import Shape, Unknown, shape_of
-from clip_ood.backbones.weights import Remote, remote_config, remote_weights
+from clip_ood.backbones.weights import remote_config, remote_weights
 from clip_ood.config.schema import BackboneConfig, Config
 from clip_ood.data.benchmark import Benchmark
 from clip_ood.data.image_list import ImageList

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 
 import torch
 
-from clip_ood.backbones.shape import image_side
+from clip_ood.backbones.library import library
 from clip_ood.config.checks import check_places, check_texts, image_sets
 from clip_ood.config.schema import Config, FineTune
 from clip_ood.data.benchmark import Benchmark, arrange, list_set
@@ -120,7 +120,9 @@ def _look_at_benchmark(expected: Expected, encoder: Encoder, forecast: Forecast)
             averaged = decay_of(settings, images, expected.processes, accumulated) is not None
         with forecast.checking(run.name), torch.device("meta"):
             if shape is not None:
-                image_side(config.backbone).train_images(settings.gradient_checkpointing)
+                library(config.backbone.library).image_side(config.backbone).train_images(
+                    settings.gradient_checkpointing
+                )
     elif run.trains:
         expected.steps = -(-_trained_on(config, benchmark) // settings.batch_size)
     encoder.add_images(config, benchmark.images)

@@ -39,7 +39,7 @@ def checkpoint_size(config: Config, shape: Shape, classes: int, averaged: bool) 
     `averaged`: whether fine-tuning keeps its averaged weights beside the others.
     """
     settings, head = config.method.settings, classes * (shape.features + 1)
-    texts = classes * (shape.embeddings or 0) if config.backbone.library == "open_clip" else 0
+    texts = classes * (shape.embeddings or 0) if config.backbone.reads_text else 0
     if settings.tunes_encoder:
         values = (1 + averaged) * (shape.values + head) + 2 * (shape.parameters + head)
     else:
