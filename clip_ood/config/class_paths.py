@@ -57,5 +57,5 @@ def _check_class(entry: Mapping[str, Any], option: str) -> None:
 
 
 def _shown(value: Any) -> str:
-    text = str(value).lower() if value is None or isinstance(value, bool) else str(value)
+    text = "null" if value is None else str(value).lower() if isinstance(value, bool) else str(value)
     return text if len(text) < 60 else f"{text[:60]}…"
