@@ -27,6 +27,7 @@ from clip_ood.files.writing import write_text
 from clip_ood.runs.run_folder import is_follower
 
 PROJECT = "clip-ood"  # what W&B and MLflow call the runs of this project together
+SERVER = os.environ.get("MLFLOW_TRACKING_URI")  # before MLflow writes there which store it was told to take
 PACKAGES = {"wandb": ("wandb",), "mlflow": ("mlflow", "sqlalchemy", "alembic")}
 
 
@@ -100,7 +101,7 @@ def _mlflow(folder: Path, name: str) -> Logger:
 
     logging.getLogger("mlflow.store.db").setLevel(logging.WARNING)  # it tells of every table that it makes
     place, kept = folder.resolve(), folder / "mlflow.id"
-    store = os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{place / 'mlflow.db'}"
+    store = SERVER or f"sqlite:///{place / 'mlflow.db'}"
     if not kept.is_file():
         client = MlflowClient(store)
         known = client.get_experiment_by_name(PROJECT)

@@ -70,7 +70,7 @@ def of_csv(run):
 
 
 def of_wandb(run):
-    (known,) = {path.name.rpartition("-")[2] for path in run.glob("wandb/offline-run-*")}
+    (known,) = {path.name.split("-")[3] for path in run.glob("wandb/offline-run-*")}
     assert known == (run / "wandb.id").read_text()
     kept = b"".join(path.read_bytes() for path in sorted(run.glob("wandb/offline-run-*/*.wandb")))
     curves = set(map(bytes.decode, re.findall(rb"(?:train|val|ood)/[\w/]+", kept)))
@@ -132,25 +132,25 @@ def test_every_seed_and_its_evaluation_have_their_own(root, logger):
     assert "ood/near/knn/auroc" in tested and "train/loss" not in tested
 
 
-@pytest.mark.parametrize("logger", REST)
-def test_an_overwritten_run_begins_anew(root, logger):
-    before = trained(root, f"again_{logger}", logger)
-    kept = {path: path.read_text() for path in before.glob("*.id")}
-    points, _, _ = HELD[logger](trained(root, f"again_{logger}", logger, "--overwrite"))
-    assert logger == "wandb" or points["train/loss"] == 3
-    assert all(path.read_text() != text for path, text in kept.items())
+def in_a_process(root, path, *options):
+    environment = {key: value for key, value in os.environ.items() if not key.startswith(("MLFLOW", "WANDB"))}
+    environment |= {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(PROJECT)}
+    command = [sys.executable, str(PROJECT / "train.py"), "--config", path, *options]
+    ended = subprocess.run(command, cwd=root, env=environment, capture_output=True, text=True, timeout=240)
+    assert ended.returncode == 0, ended.stderr
 
 
 @pytest.mark.parametrize("logger", ALL)
-def test_of_two_processes_the_first_logs(root, logger):
-    path = config(root, f"two_{logger}", logger, devices=2, strategy="ddp")
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(PROJECT)}
-    command = [sys.executable, str(PROJECT / "train.py"), "--config", path]
-    ended = subprocess.run(command, cwd=root, env=environment, capture_output=True, text=True, timeout=240)
-    assert ended.returncode == 0, ended.stderr
-    points, figures, _ = HELD[logger](root / "runs" / f"two_{logger}")
+def test_of_two_processes_the_first_logs_and_what_is_overwritten_begins_anew(root, logger):
+    path, run = config(root, f"two_{logger}", logger, devices=2, strategy="ddp"), root / "runs" / f"two_{logger}"
+    in_a_process(root, path)
+    points, figures, _ = HELD[logger](run)
     assert points.keys() >= CURVES and figures == FIGURES
     assert logger == "wandb" or points["train/loss"] == 3
+    kept = {each: each.read_text() for each in run.glob("*.id")}
+    in_a_process(root, path, "--overwrite", "--trainer.devices=1")
+    assert HELD[logger](run)[0] == points
+    assert all(each.read_text() != text for each, text in kept.items())
 
 
 def test_a_run_may_have_none_and_its_table_is_the_same(root):
