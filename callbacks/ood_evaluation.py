@@ -184,7 +184,8 @@ class OODEvaluation(Callback):
         detected = self._held_out_values() | _row_values(rows)
         shown = {key: value for key, value in detected.items() if key.endswith("/auroc")}
         module.log_dict(accuracies | shown, sync_dist=True)  # equal in all processes
-        module.log_dict({key: detected[key] for key in detected.keys() - shown.keys()}, logger=False, sync_dist=True)
+        rest = {key: value for key, value in detected.items() if key not in shown}  # in the order of all processes
+        module.log_dict(rest, logger=False, sync_dist=True)
         if not trainer.is_global_zero:
             return
         if intervals:

@@ -57,7 +57,6 @@ def _class_of(entry: Mapping[str, Any], kind: type, option: str) -> type:
     except TypeError as error:
         unknown = next((key for key in given if key not in signature.parameters), None)
         near = "" if unknown is None else nearest(unknown, signature.parameters)
-        raise UserError(
-            f"{option}: {path}: its init_args do not fit {cls.__name__}{signature}: {error}.{near}"
-        ) from None
+        takes = ", ".join(signature.parameters) or "none"
+        raise UserError(f"{option}: {path}: its init_args do not fit: {error}; it takes {takes}.{near}") from None
     return cls

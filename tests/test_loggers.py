@@ -239,9 +239,12 @@ def test_what_is_no_logger_is_one_line_before_anything_heavy(value, message):
         ({"class_path": "own_watchers.Abstract"}, r"has no \w+, which each Logger needs"),
         (
             {"class_path": "own_watchers.Kept"},
-            r"init_args do not fit Kept\(path: str.*missing a required argument: 'path'",
+            r"init_args do not fit: missing a required argument: 'path'; it takes path\.",
         ),
-        ({"class_path": "own_watchers.Kept", "init_args": {"pth": "a"}}, r"do not fit Kept.*Did you mean path\?"),
+        (
+            {"class_path": "own_watchers.Kept", "init_args": {"pth": "a"}},
+            r"do not fit: .*; it takes path\. Did you mean path\?",
+        ),
     ],
 )
 def test_a_wrong_class_is_one_line_before_any_image_is_listed(root, entry, message, monkeypatch):
