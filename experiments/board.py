@@ -60,11 +60,11 @@ def describe_on_board(
 
 
 def charts(rows: list[dict[str, Any]]) -> dict[str, dict[str, list]]:
-    """A page of charts an OOD set, a chart a detector, with every run of the log directory in it; and one of the training."""
+    """Charts with every run of the log directory in them: a page of the training, then one an OOD set, with a chart a detector."""
     layout: dict[str, dict[str, list]] = {}
     for row in rows:
         tag = f"ood/{row['ood']}/{row['detector']}/auroc"
         layout.setdefault(f"AUROC, {row['ood']}", {})[row["detector"]] = ["Multiline", [tag]]
-    return {name: layout[name] for name in sorted(layout, key=lambda name: name != "AUROC, mean")} | {
-        "training": {name: ["Multiline", [f"train/{name}", f"val/{name}"]] for name in ("loss", "accuracy")}
-    }
+    training = {name: ["Multiline", [f"train/{name}", f"val/{name}"]] for name in ("loss", "accuracy")}
+    means_first = sorted(layout, key=lambda name: name != "AUROC, mean")
+    return {"training": training} | {name: layout[name] for name in means_first}

@@ -206,7 +206,7 @@ def test_custom_charts_show_tags_that_are_there(boards):
         (event,) = events.Tensors("custom_scalars__config__")
         layout = Layout.FromString(event.tensor_proto.string_val[0])
         pages = {page.title: [tag for chart in page.chart for tag in chart.multiline.tag] for page in layout.category}
-        assert list(pages) == ["AUROC, mean", "AUROC, near", "training"]
+        assert list(pages) == ["training", "AUROC, mean", "AUROC, near"]
         drawn = {tag for page, tags in pages.items() if page != "training" for tag in tags}
         assert drawn == {tag for tag in events.Tags()["scalars"] if tag.startswith("ood/") and tag.endswith("/auroc")}
         assert set(pages["training"]) == {
