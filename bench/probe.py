@@ -18,6 +18,7 @@ from bench import chosen
 from clip_ood.config.schema import LinearProbe as Settings
 from clip_ood.data.benchmark import Benchmark, Part
 from clip_ood.data.image_list import ImageList
+from clip_ood.data.readers.files import Files
 from clip_ood.datamodules.feature_data import FeatureData
 from clip_ood.experiments.models import joined
 from clip_ood.features.rows import Rows
@@ -49,7 +50,7 @@ class Clock(Callback):
 def ours(features: torch.Tensor, labels: torch.Tensor, sizes: Sizes) -> float:
     count, width = features.shape
     names = tuple(str(i) for i in range(count))
-    images = {"id": ImageList("id", Path(), names, tuple(labels.tolist()))}
+    images = {"id": ImageList.of("id", Path(), Files(Path(), names, labels.tolist()))}
     parts = {role: Part(role, role, "", "id", list(range(count))) for role in ("bank", "train")}
     benchmark = Benchmark(images, parts, tuple(map(str, range(sizes.classes))))
     stored = {"id": Features(Rows(tuple(features.split(1024))), None, torch.ones(count, dtype=torch.bool))}

@@ -17,6 +17,7 @@ from bench import chosen
 from clip_ood.config.schema import LinearProbe as Settings
 from clip_ood.data.benchmark import Benchmark, Part
 from clip_ood.data.image_list import ImageList
+from clip_ood.data.readers.files import Files
 from clip_ood.datamodules.feature_data import FeatureData
 from clip_ood.experiments.models import joined
 from clip_ood.features.rows import Rows
@@ -78,7 +79,7 @@ def random_data(sizes: Sizes) -> FeatureData:
     labels = torch.randint(sizes.classes, (count,), generator=generator)
     features = torch.randn(count, sizes.width, generator=generator)
     names = tuple(map(str, range(count)))
-    images = {"id": ImageList("id", Path(), names, tuple(labels.tolist()))}
+    images = {"id": ImageList.of("id", Path(), Files(Path(), names, labels.tolist()))}
     train, val = list(range(sizes.images)), list(range(sizes.images, count))
     parts = {role: Part(role, role, "", "id", rows) for role, rows in (("bank", val), ("train", train), ("val", val))}
     benchmark = Benchmark(images, parts, tuple(map(str, range(sizes.classes))))

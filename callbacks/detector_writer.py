@@ -9,7 +9,7 @@ from typing import Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
 
-from clip_ood.backbones.names import BackboneSpec
+from clip_ood.backbones.spec import BackboneSpec
 from clip_ood.callbacks.ood_evaluation import OODEvaluation
 from clip_ood.judging.save import add_encoder, save_bank, save_detector
 from clip_ood.judging.saved import Encoder, SavedDetector

@@ -44,7 +44,7 @@ class FeatureWriter(Callback):
         batch_idx: int,
         dataloader_idx: int = 0,
     ) -> None:
-        if outputs:
+        if outputs or (isinstance(batch, ImageBatch) and batch.read):
             self._check(batch, outputs)
         if isinstance(batch, TextBatch):
             self._texts.append(outputs["embeddings"])
@@ -67,7 +67,7 @@ class FeatureWriter(Callback):
         """Counts the unreadable images of a batch whose first row is number `start` of its part."""
         stored, found = self.stored[batch.part.source], self._unreadable.setdefault(batch.part.source, [])
         rows = batch.part.rows[start:]
-        found += [(stored.images.names[rows[batch.encoded[place]]], why) for place, why in batch.errors.items()]
+        found += [(stored.images.names[rows[batch.read[place]]], why) for place, why in batch.errors.items()]
         try:
             self.tolerance.check(f"Image set {stored.name}", len(stored.images), found)
         except TooManyUnreadable:
@@ -83,7 +83,7 @@ class FeatureWriter(Callback):
         missing = (
             0
             if isinstance(batch, TextBatch)
-            else sum(len(each.missing()) for each in self.stored.values() if each.store is store)
+            else sum(len(each.missing()) for each in self.stored.values() if each.store is store and each.arrays)
         )
         store.check_writable(missing * row)
         self._checked.add(store)
@@ -96,13 +96,14 @@ class FeatureWriter(Callback):
         for batch, _ in self._rows:
             if isinstance(batch, ImageBatch):
                 errors |= {count + place: reason for place, reason in batch.errors.items()}
-                identities.append(batch.identities[batch.encoded])
+                identities.append(batch.identities[batch.read])
             else:
                 identities.append(batch.identities)
             count += len(identities[-1])
         if count:
             given = [outputs for _, outputs in self._rows if outputs]
-            arrays = {name: torch.cat([outputs[name] for outputs in given]) for name in given[0]}
+            names = given[0] if given else ()  # none where images were only read
+            arrays = {name: torch.cat([outputs[name] for outputs in given]) for name in names}
             most = max(len(each) for each in identities)
             stored.add(np.concatenate(identities), arrays, errors, most, part.name)
         if isinstance(batches[0], ImageBatch) and batches[0].stamps is not None:

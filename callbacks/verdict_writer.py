@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import asdict
@@ -20,7 +21,7 @@ from clip_ood.files.writing import written_whole
 from clip_ood.judging.batches import Finding, JudgedBatch
 
 CHANGED = "The inputs changed while they were judged: run it again, and only what changed is judged anew"
-# the fields of a Verdict, or path, error and whether it `is_image` by its name; and `source`: inside, file and member
+# the fields of a Verdict, or path, error and whether it `is_image` by its name; and `source`: inside, and its place
 Line = dict[str, Any]
 
 
@@ -111,7 +112,7 @@ class VerdictParts(Callback):
             file.writelines([json.dumps(about).encode() + b"\n", *found])
 
     def _about(self, sources: Sequence[Source]) -> dict[str, str]:
-        described = [[each.path, str(each.file), each.member, *_size_and_time(each.file)] for each in sources]
+        described = [[each.path, *each.place, *_size_and_time(each.place.path)] for each in sources]
         return {"key": self.key, "sources": digest(described)}
 
 
@@ -123,9 +124,9 @@ def _digest(lines: Iterable[bytes]) -> str:
     return content.hexdigest()
 
 
-def _size_and_time(path: Path) -> tuple[int, int] | tuple[()]:
+def _size_and_time(path: str) -> tuple[int, int] | tuple[()]:
     try:
-        stat = path.stat()
+        stat = os.stat(path)
     except OSError:
         return ()
     return stat.st_size, stat.st_mtime_ns
@@ -144,7 +145,5 @@ def lines(module: LightningModule, finding: Finding, batch: JudgedBatch) -> list
         several = len(module.judge.decisions)
         found |= {place: [asdict(each) for each in islice(verdicts, several)] for place in finding.places}
     return [
-        line | {"source": [each.inside, str(each.file), each.member]}
-        for place, each in enumerate(sources)
-        for line in found[place]
+        line | {"source": [each.inside, *each.place]} for place, each in enumerate(sources) for line in found[place]
     ]

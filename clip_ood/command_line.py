@@ -67,6 +67,15 @@ def parse(
     return arguments, overrides
 
 
+def add_plan(parser: argparse.ArgumentParser) -> None:
+    """The option of commands whose runs are looked ahead at."""
+    parser.add_argument(
+        "--plan",
+        action="store_true",
+        help="begin nothing: say which images, weights and room there are and what is missing; status 1 if the run would stop",
+    )
+
+
 def _divided(given: list[str], parser: argparse.ArgumentParser) -> tuple[list[str], list[str]]:
     """Arguments for the parser's own options, and all keys as `--key=value` in their order (argparse takes those with
     spaces for values)."""

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from importlib import import_module
 from importlib.util import find_spec
-from typing import Any
+from types import ModuleType
 
-from clip_ood.errors import UserError
+from clip_ood.errors import ConfigError
 
 FOLDERS = (
     "callbacks",
@@ -18,19 +18,19 @@ FOLDERS = (
 )  # of clip_ood, beside it in a clone
 
 
-def object_at(path: str, asked_by: str) -> Any:
-    """What the dotted path of a class leads to; None where its module has no such name.
+def module_of(path: str, asked_by: str) -> tuple[ModuleType, str]:
+    """The module that a dotted path leads into, and the name that it is to have there.
 
-    Raises: UserError, which begins with `asked_by`, where no such module is on the Python path; what the module itself raises.
+    Raises: ConfigError, which begins with `asked_by`, where no such module is on the Python path; what the module itself raises.
     """
     module, _, name = path.rpartition(".")
     module = importable(module)
     try:
-        return getattr(import_module(module), name, None)
+        return import_module(module), name
     except ModuleNotFoundError as error:
         if error.name is None or not f"{module}.".startswith(f"{error.name}."):
             raise  # found, but something that it imports is missing
-        raise UserError(f"{asked_by}: no module {error.name!r} on the Python path") from error
+        raise ConfigError(f"{asked_by}: there is no module {error.name!r} on the Python path") from error
 
 
 def importable(module: str) -> str:

@@ -24,7 +24,8 @@ from clip_ood.table import Row
 
 WHY = {  # what is not finite -> what that comes from
     **dict.fromkeys(
-        ("features", "embeddings"), "the encoder overflows (take backbone.precision=fp32) or its weights are damaged"
+        ("features", "embeddings", "layers", "tokens"),
+        "the encoder overflows (take backbone.precision=fp32) or its weights are damaged",
     ),
     **dict.fromkeys(("logits", "weight", "bias"), "training diverged (take a smaller learning rate)"),
 }
@@ -175,10 +176,19 @@ class DetectorSuite:
 
 def _finite(outputs: Outputs) -> tuple[Outputs, dict[str, Tensor]]:
     """The outputs with zeros for rows that are not finite, and by field which those are, (N,) bool."""
-    given = {name: value for name in WHY if (value := getattr(outputs, name, None)) is not None}
-    bad = {name: ~value.isfinite().all(dim=1) for name, value in given.items()}
-    changed = {name: given[name].masked_fill(rows[:, None], 0) for name, rows in bad.items() if rows.any()}
+    bad: dict[str, Tensor] = {}
+    for name, value in outputs.tensors():
+        if (field_ := name.partition(".")[0]) in WHY:
+            rows = ~value.flatten(1).isfinite().all(dim=1)
+            bad[field_] = bad[field_] | rows if field_ in bad else rows
+    changed = {name: _zeroed(getattr(outputs, name), rows) for name, rows in bad.items() if rows.any()}
     return replace(outputs, **changed), bad
+
+
+def _zeroed(value: Tensor | Mapping[str, Tensor], rows: Tensor) -> Tensor | dict[str, Tensor]:
+    if isinstance(value, Mapping):
+        return {name: _zeroed(each, rows) for name, each in value.items()}
+    return value.masked_fill(rows.view(-1, *[1] * (value.ndim - 1)), 0)
 
 
 @dataclass(frozen=True)

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass, fields, replace
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, replace
 
 from torch import Tensor
 
@@ -13,7 +13,8 @@ class Outputs:
     """What a model says of N images; a field that a model cannot give is None.
 
     Shapes: features (N, D), g before the joint-space projection; embeddings (N, E), unit-norm h; logits (N, C) of
-    the head; labels (N,) int64, -1 where a row has none; indices (N,) int64, the rows of the image set.
+    the head; labels (N,) int64, -1 where a row has none; indices (N,) int64, the rows of the image set; layers, the features
+    (N, D_l) of single layers by name; tokens, those of patches (N, P, D_t) by what is taken as them.
     """
 
     features: Tensor | None = None
@@ -21,17 +22,29 @@ class Outputs:
     logits: Tensor | None = None
     labels: Tensor | None = None
     indices: Tensor | None = None
+    layers: Mapping[str, Tensor] | None = None
+    tokens: Mapping[str, Tensor] | None = None
 
     def __len__(self) -> int:
-        return next(len(value) for value in self._present().values())
+        return next(len(value) for _, value in self.tensors())
 
     def map(self, function: Callable[[Tensor], Tensor]) -> Outputs:
         """The same outputs with `function` applied to every tensor that is there."""
-        return replace(self, **{name: function(value) for name, value in self._present().items()})
 
-    def _present(self) -> dict[str, Tensor]:
-        values = {field.name: getattr(self, field.name) for field in fields(self)}
-        return {name: value for name, value in values.items() if value is not None}
+        def applied(value: Tensor | Mapping[str, Tensor]) -> Tensor | dict[str, Tensor]:
+            if isinstance(value, Mapping):
+                return {name: function(each) for name, each in value.items()}
+            return function(value)
+
+        return replace(self, **{name: applied(value) for name, value in vars(self).items() if value is not None})
+
+    def tensors(self) -> Iterator[tuple[str, Tensor]]:
+        """Every tensor that is there, by name: features, …, layers.<name>, tokens.<name>."""
+        for name, value in vars(self).items():
+            if isinstance(value, Mapping):
+                yield from ((f"{name}.{inside}", each) for inside, each in value.items())
+            elif value is not None:
+                yield name, value
 
 
 @dataclass(frozen=True)

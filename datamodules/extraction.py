@@ -32,7 +32,8 @@ HELD = 16  # images of a batch whose files are in memory at a time
 
 class Batches(Dataset):
     """Rows of an image set -> images as tensors, zeros and the reason where one is damaged; images whose content is stored
-    already are left out. Rows of words -> their prompts filled in; prompts as they are.
+    already are left out. Images of a set of which no array is wanted are only decoded. Rows of words -> their prompts filled in;
+    prompts as they are. Without `transform` no image may be wanted as a tensor.
 
     Raises: OSError for a file that cannot be had (gone, not permitted): that says nothing of its content.
     """
@@ -42,12 +43,12 @@ class Batches(Dataset):
         images: dict[str, ImageList],
         words: dict[str, Phrases],
         stored: dict[str, StoredSet],
-        transform: Callable[[Image.Image], Tensor],
+        transform: Callable[[Image.Image], Tensor] | None,
     ) -> None:
         self.images, self.words, self.transform = images, words, transform
         self.entries = {name: each.entries for name, each in stored.items()}
         self.arrays = {name: each.arrays for name, each in stored.items()}
-        self.blank = torch.zeros_like(transform(Image.new("RGB", (256, 256))))
+        self.blank = torch.empty(0) if transform is None else torch.zeros_like(transform(Image.new("RGB", (256, 256))))
 
     def __getitem__(self, batch: PartRows | TextBatch) -> Batch:
         if isinstance(batch, TextBatch):
@@ -62,29 +63,32 @@ class Batches(Dataset):
 
     def _images(self, part: Part, rows: list[int]) -> ImageBatch:
         all_loaded: list[Loaded] = []
-        encoded, tensors, errors, met = [], [], {}, set()
+        read, tensors, errors, met = [], [], {}, set()
+        prepare = self.transform if self.arrays[part.source] else _drop
         for start in range(0, len(rows), HELD):
             loaded = [self.images[part.source].load(row) for row in rows[start : start + HELD]]
             there = self._stored(part.source, [each.identity for each in loaded])
             for each, is_there in zip(loaded, there, strict=True):
                 if not is_there and each.identity not in met:
-                    tensors.append(self._tensor(each, len(encoded), errors))
-                    encoded.append(len(all_loaded))
+                    tensors.append(self._tensor(each, prepare, len(read), errors))
+                    read.append(len(all_loaded))
                 met.add(each.identity)
                 all_loaded.append(replace(each, picture=None))  # its bytes may go
-        images = torch.stack(tensors) if tensors else self.blank[None][:0]
+        images = torch.stack(tensors) if tensors and prepare is not _drop else self.blank[None][:0]
         identities = pairs([each.identity for each in all_loaded])
         if all_loaded[0].stamp is None:
-            return ImageBatch(images, part, encoded, identities, None, None, errors)
+            return ImageBatch(images, part, read, identities, None, None, errors)
         contents, stamps = (pairs([getattr(each, kind) for each in all_loaded]) for kind in ("content", "stamp"))
-        return ImageBatch(images, part, encoded, identities, contents, stamps, errors)
+        return ImageBatch(images, part, read, identities, contents, stamps, errors)
 
     def _stored(self, source: str, identities: list[bytes]) -> np.ndarray:
         return self.entries[source].has(pairs(identities), [*self.arrays[source], "valid"])
 
-    def _tensor(self, loaded: Loaded, place: int, errors: dict[int, str]) -> Tensor:
+    def _tensor(
+        self, loaded: Loaded, prepare: Callable[[Image.Image], Tensor], place: int, errors: dict[int, str]
+    ) -> Tensor:
         try:
-            return self.transform(loaded.picture())
+            return prepare(loaded.picture())
         except UnreadableImage as error:
             errors[place] = str(error)
         except (MemoryError, RuntimeError) as error:
@@ -94,11 +98,16 @@ class Batches(Dataset):
         return self.blank
 
 
+def _drop(picture: Image.Image) -> Tensor:
+    """Nothing, of a picture that could be read."""
+    return torch.empty(0)
+
+
 class ExtractionData(LightningDataModule):
     """The missing entries of sets of images and words and the missing prompts, for `Trainer.predict`.
 
-    `stored` is keyed by set name, as are `images` and `words`; `strings` are prompts whose embeddings are missing; `transform` gives
-    that of the encoder, where it is needed. The first process looks what is missing, for all: another run may be filling the same
+    `stored` is keyed by set name, as are `images` and `words`; of an image that stands in several sets, what the first of them wants
+    is made. `strings` are prompts whose embeddings are missing; `transform` gives that of the encoder, where it is needed. The first process looks what is missing, for all: another run may be filling the same
     store.
     """
 
@@ -119,9 +128,14 @@ class ExtractionData(LightningDataModule):
         self.batch_size, self.num_workers = batch_size, num_workers
 
     @property
-    def needs_encoder(self) -> bool:
+    def is_missing(self) -> bool:
         """Whether anything is missing, on any device."""
         return bool(self.strings or self.parts)
+
+    @property
+    def needs_encoder(self) -> bool:
+        """Whether anything of that must be encoded: not where images are only to be read."""
+        return bool(self.strings) or any(self.stored[part.source].arrays for part in self.parts)
 
     def setup(self, stage: str) -> None:
         parts = list(self._parts()) if self.trainer.is_global_zero else []
@@ -151,11 +165,12 @@ class ExtractionData(LightningDataModule):
         return {name: rows[first] for (name, rows), first in zip(missing.items(), kept, strict=True)}
 
     def predict_dataloader(self) -> list[DataLoader]:
-        if not self.needs_encoder:
+        if not self.is_missing:
             return []
         rank, world = self.trainer.global_rank, self.trainer.world_size
         batches = [*self._batches(self.parts[rank::world]), *(self._texts() if rank == 0 else [])]
-        dataset = Batches(self.images, self.words, self.stored, self.transform())
+        transform = self.transform() if self.needs_encoder else None
+        dataset = Batches(self.images, self.words, self.stored, transform)
         size = self.batch_size * dataset.blank.nbytes
         return [DataLoader(dataset, sampler=batches, batch_size=None, **loading(self.trainer, self.num_workers, size))]
 

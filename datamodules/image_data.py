@@ -9,7 +9,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from lightning.pytorch import LightningDataModule
 from lightning.pytorch.utilities.seed import isolate_rng
 from PIL import Image
 from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD, create_transform
@@ -21,8 +20,8 @@ from clip_ood.backbones.backbone import Backbone, Preprocessing
 from clip_ood.config.schema import Data, FineTune
 from clip_ood.data.benchmark import Benchmark
 from clip_ood.data.image_list import ImageList
-from clip_ood.data.labelled import FeatureTable, LabelledImages
-from clip_ood.datamodules.feature_data import FeatureData
+from clip_ood.data.labelled import ImageTable, LabelledImages
+from clip_ood.datamodules.evaluation_data import EvaluationData
 from clip_ood.datamodules.workers import loading
 from clip_ood.errors import UserError
 from clip_ood.features.stored_set import Features
@@ -33,8 +32,8 @@ FLOAT = 4  # bytes
 class TrainingImages(Dataset):
     """(position, epoch) -> one augmented image; the augmentation depends on seed, epoch and position alone."""
 
-    def __init__(self, table: FeatureTable, images: ImageList, transform: Callable[[Image.Image], Tensor], seed: int):
-        self.rows, self.labels = table.rows, table.labels  # not its features, which would go to every worker
+    def __init__(self, table: ImageTable, images: ImageList, transform: Callable[[Image.Image], Tensor], seed: int):
+        self.rows, self.labels = table.rows, table.labels
         self.images, self.transform, self.seed = images, transform, seed
 
     def __getitem__(self, item: tuple[int, int]) -> LabelledImages:
@@ -54,7 +53,7 @@ class EvaluationImages(Dataset):
 
     def __init__(
         self,
-        table: FeatureTable,
+        table: ImageTable,
         images: ImageList,
         transform: Callable[[Image.Image], Tensor],
         size: tuple[int, int],
@@ -93,8 +92,8 @@ class EpochBatches(Sampler[list[tuple[int, int]]]):
             yield [(position, epoch) for position in positions[self.rank :: self.world].tolist()]
 
 
-class ImageData(FeatureData):
-    """The parts of a benchmark as images; rows that the feature store knows to be unreadable are left out."""
+class ImageData(EvaluationData):
+    """The parts of a benchmark as images; those that the feature store knows to be unreadable are left out."""
 
     def __init__(
         self,
@@ -105,14 +104,18 @@ class ImageData(FeatureData):
         settings: FineTune,
         seed: int,
     ) -> None:
-        super().__init__(benchmark, stored, data.batch_size)
+        tables = {
+            key: ImageTable(part, benchmark.labels(part), stored[part.images].valid)
+            for key, part in benchmark.parts.items()
+        }
+        super().__init__(benchmark, tables, data.batch_size)
         self.images, self.transform = benchmark.images, plain(settings, backbone)
         self.size = backbone.preprocessing.size
         self.augmented = augmentation(settings, backbone.preprocessing)
         self.settings, self.seed, self.num_workers = settings, seed, data.num_workers
 
     def train_dataloader(self) -> DataLoader:
-        trainer, table = self.trainer, self.train
+        trainer, table = self.trainer, self.tables["train"]
         check_batch(self.settings, len(table), trainer.world_size, trainer.accumulate_grad_batches)
         batches = EpochBatches(
             len(table),
@@ -127,16 +130,10 @@ class ImageData(FeatureData):
         mine = -(-self.settings.batch_size // trainer.accumulate_grad_batches // trainer.world_size)
         return DataLoader(dataset, batch_sampler=batches, **self._loading(mine))
 
-    def loader(self, table: FeatureTable) -> DataLoader:
+    def loader(self, table: ImageTable) -> DataLoader:
         images = EvaluationImages(table, self.images[table.part.images], self.transform, self.size)
         batches = self._batches(len(table))
         return DataLoader(images, sampler=batches, batch_size=None, **self._loading(self.batch_size))
-
-    def val_loader(self) -> DataLoader:
-        return self.loader(self.tables["val"])
-
-    def transfer_batch_to_device(self, batch, device: torch.device, dataloader_idx: int):
-        return LightningDataModule.transfer_batch_to_device(self, batch, device, dataloader_idx)
 
     def _loading(self, images: int) -> dict[str, Any]:
         height, width = self.size

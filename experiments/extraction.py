@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import time
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from functools import cache
@@ -20,6 +20,7 @@ from clip_ood.backbones.fingerprint import fingerprint
 from clip_ood.callbacks.feature_writer import FeatureWriter
 from clip_ood.config.schema import BackboneConfig, Config
 from clip_ood.data.benchmark import Benchmark
+from clip_ood.data.image_list import ImageList
 from clip_ood.datamodules.extraction import ExtractionData
 from clip_ood.errors import UserError
 from clip_ood.experiments.negatives import choose, pools, word_sets
@@ -34,8 +35,11 @@ from clip_ood.process.locks import sharing
 from clip_ood.runs.run_folder import UNREADABLE, is_follower
 from clip_ood.terminal.console import Terminal
 from clip_ood.terminal.shown import say
+from clip_ood.texts.negative_words import Pool
 from clip_ood.texts.prompts import Phrases, fill
 
+START = "the start of the head"
+STARTING = 1024  # images whose features tell how long projected features are
 VISIBLE_AFTER = 60  # seconds, on any file system that is used for runs of several nodes
 
 warnings.filterwarnings("ignore", message="Total length of .* across ranks is zero")  # nothing is missing
@@ -59,23 +63,24 @@ def load_features(
     """Stored features by image set, and the embeddings of the filled prompts (None without classes or text encoder)
     with the negative labels that the config's detectors ask for.
 
+    Where the method tunes the encoder, the store only knows which images can be read (`Features.features` is None), and of the
+    images that its head starts from, under `START`, the features.
     The predict loop always runs, so that all processes agree on what is missing; the encoder is loaded only if
-    something is. Unreadable images are listed in `folder`/unreadable.csv.
+    something must be encoded. Unreadable images are listed in `folder`/unreadable.csv.
     Raises: TooManyUnreadable when more images of a set cannot be read than data.max_unreadable allows.
     """
     store = _store(config, config.backbone)
     texts = store if config.backbone.text_spec is None else _store(config, config.backbone.text_spec)
-    arrays = ("features", "embeddings") if config.backbone.library == "open_clip" else ("features",)
-    stored = {key: store.image_set(images.name, images, arrays) for key, images in benchmark.images.items()}
-    with_text = config.backbone.library == "open_clip" and benchmark.class_names is not None
-    strings = fill(config.data.prompts, [name for names in benchmark.called for name in names]) if with_text else []
-    chosen_from = pools(config, benchmark) if with_text else {}
+    stored = stored_sets(config, store, benchmark.images)
+    start = starting_images(config, benchmark)
+    stored_start = {key: store.image_set(images.name, images, arrays_of(config)) for key, images in start.items()}
+    strings, chosen_from = texts_of(config, benchmark)
     words = word_sets(chosen_from)
     stored_words = {name: texts.word_set(name, phrases) for name, phrases in words.items()}
     with Terminal(quiet=not trainer.is_global_zero).status("Looking up the images in the feature store"):
         if trainer.is_global_zero:
             store.merge()  # what a killed run has left
-        for each in stored.values():
+        for each in [*stored.values(), *stored_start.values()]:
             each.missing()  # every process knows the files as they are now
             if trainer.is_global_zero:
                 each.check_files()
@@ -84,7 +89,8 @@ def load_features(
     tolerance, listed = Tolerance(config.data.max_unreadable), folder / UNREADABLE
     try:
         _check_readable(stored, tolerance)  # what an earlier run has found
-        _extract(config, benchmark, trainer, texts, stored | stored_words, strings, words)
+        everything = stored_start | stored | stored_words  # what the first set wants of an image is made
+        _extract(config, start | benchmark.images, trainer, texts, everything, strings, words)
         _check_readable(stored, tolerance)
     except TooManyUnreadable as error:
         _look_again(stored, texts)
@@ -92,13 +98,41 @@ def load_features(
         raise TooManyUnreadable(f"{error}\nAll that were found are listed in {listed}") from None
     for each in {store, texts}:
         each.touch()
-    features = {name: each.open() for name, each in stored.items()}
+    features = {name: each.open() for name, each in (stored | stored_start).items()}
     if trainer.is_global_zero and (lines := write_unreadable(listed, stored)):
         _tell_unreadable(listed, lines)
     if not strings:
         return features, None
     negatives = choose(chosen_from, {name: each.open().features for name, each in stored_words.items()}, trainer)
     return features, replace(texts.texts_of(strings), negatives=negatives)
+
+
+def arrays_of(config: Config) -> tuple[str, ...]:
+    """What an encoder gives of an image."""
+    return ("features", "embeddings") if config.backbone.reads_text else ("features",)
+
+
+def stored_sets(config: Config, store: FeatureStore, images: Mapping[str, ImageList]) -> dict[str, StoredSet]:
+    """What a store holds of image sets, by the same keys: features, or only which images can be read where the method tunes the encoder,
+    which will give others."""
+    wanted = () if config.method.settings.tunes_encoder else arrays_of(config)
+    return {key: store.image_set(each.name, each, wanted) for key, each in images.items()}
+
+
+def texts_of(config: Config, benchmark: Benchmark) -> tuple[list[str], dict[str, Pool]]:
+    """The filled prompts, and what negative labels are chosen from; none without classes or a text encoder."""
+    if config.backbone.library != "open_clip" or benchmark.class_names is None:
+        return [], {}
+    strings = fill(config.data.prompts, [name for names in benchmark.called for name in names])
+    return strings, pools(config, benchmark)
+
+
+def starting_images(config: Config, benchmark: Benchmark) -> dict[str, ImageList]:
+    """The first training images, where fine-tuning starts its head from texts; else none."""
+    if not (config.method.settings.tunes_encoder and config.method.settings.head == "text"):
+        return {}
+    train = benchmark.parts["train"]
+    return {START: benchmark.images[train.images].subset(train.rows[:STARTING])}
 
 
 def _store(config: Config, encoder: BackboneConfig) -> FeatureStore:
@@ -111,7 +145,7 @@ def _fingerprint(config: Config, encoder: BackboneConfig) -> dict[str, Any]:
 
 def _extract(
     config: Config,
-    benchmark: Benchmark,
+    images: dict[str, ImageList],
     trainer: Trainer,
     texts: FeatureStore,
     stored: dict[str, StoredSet],
@@ -121,7 +155,7 @@ def _extract(
     missing = texts.missing_texts(strings) if trainer.is_global_zero else []
     encoder = cache(lambda: create_backbone(config.backbone))
     reading = (lambda: encoder().transform, config.data.batch_size, config.data.num_workers)
-    data = ExtractionData(benchmark.images, stored, missing, *reading, words)
+    data = ExtractionData(images, stored, missing, *reading, words)
     extractor = FeatureExtractor(encoder, needed=lambda: data.needs_encoder)
     writer = FeatureWriter(texts, stored, missing, Tolerance(config.data.max_unreadable))
     trainer.callbacks.append(writer)
@@ -129,7 +163,7 @@ def _extract(
         trainer.predict(extractor, datamodule=data, return_predictions=False)
     finally:
         trainer.callbacks.remove(writer)
-    if data.needs_encoder:
+    if data.is_missing:
         device = trainer.strategy.root_device
         written = trainer.strategy.reduce(torch.tensor(float(writer.written), device=device), reduce_op="sum")
         trainer.strategy.barrier("features")

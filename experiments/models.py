@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -12,18 +13,23 @@ from torch import Tensor
 
 from clip_ood.backbones.backbone import Backbone, unit
 from clip_ood.backbones.create import create_backbone
+from clip_ood.config import method_schema
 from clip_ood.config.loading import load_config
 from clip_ood.config.schema import Config
 from clip_ood.data.benchmark import Benchmark
+from clip_ood.datamodules.evaluation_data import EvaluationData
 from clip_ood.datamodules.feature_data import FeatureData
 from clip_ood.detectors.build import required
 from clip_ood.detectors.trial import try_own
 from clip_ood.errors import ConfigError, UserError
 from clip_ood.experiments.checkpoints import check_checkpoint
+from clip_ood.experiments.extraction import START
 from clip_ood.experiments.resume import check_division
 from clip_ood.features.store import TextEmbeddings
 from clip_ood.features.stored_set import Features
 from clip_ood.lightning_modules.linear_probe import LinearProbe
+from clip_ood.lightning_modules.plp import PLP
+from clip_ood.lightning_modules.probe_sweep import LinearProbeSweep, PLPSweep
 from clip_ood.lightning_modules.zero_shot import ZeroShot, check_classes
 from clip_ood.runs.run_folder import CONFIG, FINISHED, head_of, of_seed
 from clip_ood.texts.prompts import prototypes
@@ -36,30 +42,28 @@ def check_method(config: Config, benchmark: Benchmark) -> None:
     is read."""
     required(config.detectors)
     try_own(config.detectors, _count(benchmark))
-    method = config.method.name
-    if method in ("linear_probe", "finetune") and not benchmark.labelled:
+    method, settings = config.method.name, config.method.settings
+    if settings.needs_labels and not benchmark.labelled:
         raise ConfigError(
             f"method.{method} needs labels, and the ID images are a flat folder: sort them into class folders, use "
             "--method={plp: {}} with data.id.class_names, or --method={zero_shot: {}}"
         )
-    if method != "zero_shot" and len(benchmark.class_names or ()) < 2:
+    if settings.trains and len(benchmark.class_names or ()) < 2:
         count = len(benchmark.class_names or ())
         raise ConfigError(f"method.{method} needs two classes or more (data.id.class_names); the ID set has {count}")
-    if method == "plp" and config.backbone.library == "timm":
+    if settings.needs_text and not config.backbone.reads_text:
         raise ConfigError(
-            f"method.plp needs a text encoder, and timm's {config.backbone.model} has none: use open_clip"
+            f"method.{method} needs a text encoder, and {config.backbone.library}'s {config.backbone.model} has none: use open_clip"
         )
-    if method == "finetune":
+    if settings.tunes_encoder:
         _check_start(config)
-    if getattr(config.method.settings, "sweep", None) is not None:
+    if getattr(settings, "sweep", None) is not None:
         _check_sweep(config, benchmark)
 
 
-def check_detectors(config: Config, benchmark: Benchmark, features: dict[str, Features]) -> None:
-    """Raises UserError for a detector of somebody's own that cannot take features as wide as these, before training."""
-    stored = next(iter(features.values()))
-    joint = stored.features if stored.embeddings is None else stored.embeddings
-    try_own(config.detectors, _count(benchmark), (stored.features.width, joint.width))
+def check_detectors(config: Config, benchmark: Benchmark, features: int, embeddings: int | None) -> None:
+    """Raises UserError for a detector of somebody's own that cannot take features and embeddings of these widths, before training."""
+    try_own(config.detectors, _count(benchmark), (features, embeddings or features))
 
 
 def _count(benchmark: Benchmark) -> int | None:
@@ -81,8 +85,10 @@ def _check_sweep(config: Config, benchmark: Benchmark) -> None:
 
 def _check_start(config: Config) -> None:
     start = config.method.settings.head
-    if start == "text" and config.backbone.library == "timm":
-        raise ConfigError("method.finetune.head: text needs a text encoder, and timm's models have none: take random")
+    if start == "text" and not config.backbone.reads_text:
+        raise ConfigError(
+            f"method.finetune.head: text needs a text encoder, and {config.backbone.library}'s models have none: take random"
+        )
     if start in ("random", "text"):
         return
     run = of_seed(Path(start), config.seed)
@@ -92,7 +98,7 @@ def _check_start(config: Config) -> None:
         )
     check_checkpoint(head_of(run))
     theirs = load_config(str(run / CONFIG))
-    if theirs.method.name not in ("linear_probe", "plp"):
+    if not theirs.method.settings.trains or theirs.method.settings.tunes_encoder:
         raise ConfigError(f"method.finetune.head: {run} is a {theirs.method.name} run; take a linear_probe or plp run")
     if theirs.backbone.model_copy(update={"label": None, "text": None}) != config.backbone.model_copy(
         update={"label": None, "text": None}
@@ -109,24 +115,33 @@ def _check_start(config: Config) -> None:
 
 def build(
     config: Config, benchmark: Benchmark, features: dict[str, Features], text: TextEmbeddings | None
-) -> tuple[LightningModule, FeatureData]:
+) -> tuple[LightningModule, EvaluationData]:
     """The module that a config's method stands for, and its data: stored features, or images for fine-tuning."""
     classes: dict[str, Any] = {"class_names": benchmark.class_names}
     if text is not None:
         embeddings = prototypes(text.embeddings, len(config.data.prompts), [len(names) for names in benchmark.called])
         check_texts(embeddings, benchmark.class_names)
         classes |= {"text_embeddings": embeddings, "logit_scale": text.logit_scale, "negatives": text.negatives}
-    if config.method.name == "finetune":
-        return _fine_tuning(config, benchmark, features, classes)
-    data = FeatureData(benchmark, features, config.evaluation.batch_size)
-    if config.method.name == "zero_shot":
-        return ZeroShot(**classes), data
-    from clip_ood.lightning_modules.plp import PLP
-    from clip_ood.lightning_modules.probe_sweep import LinearProbeSweep, PLPSweep
+    return BUILDERS[type(config.method.settings)](config, benchmark, features, classes)
 
-    alone, swept = {"linear_probe": (LinearProbe, LinearProbeSweep), "plp": (PLP, PLPSweep)}[config.method.name]
-    kind = swept if config.method.settings.sweep else alone
-    return joined(kind(config.method.settings, data.train.stored.features.width, config.seed, **classes), data), data
+
+def _zero_shot(
+    config: Config, benchmark: Benchmark, features: dict[str, Features], classes: dict[str, Any]
+) -> tuple[LightningModule, EvaluationData]:
+    return ZeroShot(**classes), FeatureData(benchmark, features, config.evaluation.batch_size)
+
+
+def _probe(
+    alone: type[LinearProbe],
+    swept: type[LinearProbe],
+    config: Config,
+    benchmark: Benchmark,
+    features: dict[str, Features],
+    classes: dict[str, Any],
+) -> tuple[LightningModule, EvaluationData]:
+    data, settings = FeatureData(benchmark, features, config.evaluation.batch_size), config.method.settings
+    kind = swept if settings.sweep else alone
+    return joined(kind(settings, data.train.stored.features.width, config.seed, **classes), data), data
 
 
 def joined(probe: LinearProbe, data: FeatureData) -> LinearProbe:
@@ -151,24 +166,34 @@ def check_texts(embeddings: Tensor, names: Sequence[str]) -> None:
 
 def _fine_tuning(
     config: Config, benchmark: Benchmark, features: dict[str, Features], classes: dict[str, Any]
-) -> tuple[LightningModule, FeatureData]:
+) -> tuple[LightningModule, EvaluationData]:
     from clip_ood.datamodules.image_data import ImageData
     from clip_ood.lightning_modules.fine_tune import FineTune
 
     settings = config.method.settings
     backbone = create_backbone(config.backbone.model_copy(update={"precision": "fp32", "text": None}))
     data = ImageData(benchmark, features, backbone, config.data, settings, config.seed)
-    train = data.train.stored.features
-    head = initial_head(settings.head, config.seed, backbone, train.take(data.train.rows[:1024]), classes)
-    return FineTune(settings, backbone, train.width, config.seed, head, **classes), data
+    width, joint = widths(backbone)
+    try_own(config.detectors, _count(benchmark), (width, joint or width))
+    head = initial_head(settings.head, config.seed, backbone, width, features.get(START), classes)
+    return FineTune(settings, backbone, width, config.seed, head, **classes), data
+
+
+@torch.inference_mode()
+def widths(backbone: Backbone) -> tuple[int, int | None]:
+    """The widths of g and of h (None without a joint space), told by a blank image."""
+    device = next(backbone.parameters()).device
+    features = backbone.encode_image(torch.zeros(1, 3, *backbone.preprocessing.size, device=device))
+    embeddings = backbone.project(features)
+    return features.shape[1], None if embeddings is None else embeddings.shape[1]
 
 
 def initial_head(
-    start: str, seed: int, backbone: Backbone, features: Tensor, classes: dict[str, Any]
+    start: str, seed: int, backbone: Backbone, width: int, stored: Features | None, classes: dict[str, Any]
 ) -> tuple[Tensor, Tensor] | None:
     """W (C, D) and b (C,) of a head's first weights: None for random ones, of the text prototypes, or of a run.
 
-    From text: z_c = s ⟨P g, t_c⟩ / n, with n the mean norm of P g over `features`, so that z is near s · cos(h, t_c).
+    From text: z_c = s ⟨P g, t_c⟩ / n, with n the mean norm of P g over the `stored` features, so that z is near s · cos(h, t_c).
     Raises: ValueError for a run of other classes, and for text where the projection P is not linear.
     """
     if start == "random":
@@ -179,7 +204,7 @@ def initial_head(
         check_classes(checkpoint, classes["class_names"], str(run))
         from clip_ood.head import StandardisedLinear
 
-        head = StandardisedLinear(features.shape[1], len(classes["class_names"]))
+        head = StandardisedLinear(width, len(classes["class_names"]))
         weights = {k.removeprefix("head."): v for k, v in checkpoint["state_dict"].items() if "head." in k}
         try:
             head.load_state_dict(weights)
@@ -189,10 +214,20 @@ def initial_head(
                 f"method.finetune.head: {head_of(run)} holds no head of this encoder's width: {reason}"
             ) from error
         return head.folded()
-    offset = backbone.projection(torch.zeros(1, features.shape[1]))
-    matrix = backbone.projection(torch.eye(features.shape[1])) - offset  # (D, E)
-    projected = backbone.projection(features.float())
-    if not torch.allclose(projected, features.float() @ matrix + offset, rtol=1e-3, atol=1e-3):
+    features = stored.features.take(stored.valid.nonzero().squeeze(1)).float()
+    offset = backbone.projection(torch.zeros(1, width))
+    matrix = backbone.projection(torch.eye(width)) - offset  # (D, E)
+    projected = backbone.projection(features)
+    if not torch.allclose(projected, features @ matrix + offset, rtol=1e-3, atol=1e-3):
         raise UserError("method.finetune.head: text needs a linear projection, and this encoder's is not: take random")
     text = classes["logit_scale"] * classes["text_embeddings"] / projected.norm(dim=1).mean()
     return text @ matrix.T, (text @ offset.T).squeeze(1)
+
+
+# What makes the module of a method, and its data, by the section of its keys.
+BUILDERS: dict[type[method_schema.Settings], Callable[..., tuple[LightningModule, EvaluationData]]] = {
+    method_schema.ZeroShot: _zero_shot,
+    method_schema.LinearProbe: partial(_probe, LinearProbe, LinearProbeSweep),
+    method_schema.PLP: partial(_probe, PLP, PLPSweep),
+    method_schema.FineTune: _fine_tuning,
+}

@@ -9,7 +9,7 @@ from typing import Any
 from lightning.pytorch import Callback
 from lightning.pytorch.loggers import Logger
 
-from clip_ood.dotted_paths import object_at
+from clip_ood.dotted_paths import module_of
 from clip_ood.errors import UserError, nearest
 
 
@@ -46,7 +46,9 @@ def _entries(trainer: Mapping[str, Any]) -> Iterator[tuple[type, str, Mapping[st
 
 def _class_of(entry: Mapping[str, Any], kind: type, option: str) -> type:
     path = entry["class_path"]
-    cls = object_at(path, f"{option}: {path}")
+    module, name = module_of(path, f"{option}: {path}")
+    if (cls := getattr(module, name, None)) is None:
+        raise UserError(f"{option}: {path}: {module.__name__} has no class {name!r}.{nearest(name, vars(module))}")
     if not (isinstance(cls, type) and issubclass(cls, kind)):
         raise UserError(f"{option}: {path}: expected a subclass of lightning.pytorch's {kind.__name__}, got {cls!r}")
     if missing := sorted(getattr(cls, "__abstractmethods__", ())):

@@ -19,7 +19,7 @@ from clip_ood.config.loading import dump
 from clip_ood.config.resuming import FREE
 from clip_ood.config.schema import Config, FineTune, Method
 from clip_ood.data.benchmark import Benchmark, load_benchmark
-from clip_ood.datamodules.feature_data import FeatureData
+from clip_ood.datamodules.evaluation_data import EvaluationData
 from clip_ood.experiments.cautions import shared_by_sets, too_few_to_calibrate
 from clip_ood.experiments.checkpoints import WholeCheckpoints, check_checkpoint
 from clip_ood.experiments.extraction import load_features, using_features
@@ -39,7 +39,7 @@ from clip_ood.experiments.resume import (
     record_images,
 )
 from clip_ood.experiments.trainer import new_trainer
-from clip_ood.features.stored_set import Features
+from clip_ood.features.store import dtype_of
 from clip_ood.judging.manifest import FOLDER
 from clip_ood.judging.save import described
 from clip_ood.judging.saved import Encoder
@@ -67,11 +67,7 @@ def run(config: Config, folder: Path, checkpoint: Path | None = None) -> dict[st
     with Terminal(quiet=is_follower()).status("Listing the images"):
         benchmark = load_benchmark(config)
     if not is_follower():
-        check_images(folder, benchmark)
-        if (begun := checkpoint or head_of(folder)).is_file():
-            check_checkpoint(begun)
-        if checkpoint is not None:
-            check_head_images(checkpoint, config, benchmark)
+        check_begun(config, folder, checkpoint, benchmark)
         if caution := too_few_to_calibrate(config, benchmark):
             say(caution, flush=True)
     with started(folder, dump(config)):
@@ -81,12 +77,27 @@ def run(config: Config, folder: Path, checkpoint: Path | None = None) -> dict[st
             return _run(config, folder, checkpoint, benchmark)
 
 
+def check_begun(config: Config, folder: Path, checkpoint: Path | None, benchmark: Benchmark) -> None:
+    """Raises ConfigError where what `folder` holds, or the head in `checkpoint`, is damaged or was trained on other images."""
+    check_images(folder, benchmark)
+    if (begun := checkpoint or head_of(folder)).is_file():
+        check_checkpoint(begun)
+    if checkpoint is not None:
+        check_head_images(checkpoint, config, benchmark)
+
+
+def scoring(config: Config, checkpoint: Path | None) -> Config:
+    """A config without what a head in `checkpoint`, where there is one, makes needless: where fine-tuning starts its head."""
+    if checkpoint is None or config.method.finetune is None:
+        return config
+    started_anywhere = config.method.finetune.model_copy(update={"head": "random"})
+    return config.model_copy(update={"method": Method(finetune=started_anywhere)})
+
+
 def _run(config: Config, folder: Path, checkpoint: Path | None, benchmark: Benchmark) -> dict[str, Any]:
-    if checkpoint is not None and config.method.finetune:  # where its head started is of no matter any more
-        started_anywhere = config.method.finetune.model_copy(update={"head": "random"})
-        config = config.model_copy(update={"method": Method(finetune=started_anywhere)})
+    config = scoring(config, checkpoint)
     check_method(config, benchmark)
-    every, trains = config.evaluation.every_n_epochs, config.method.name != "zero_shot" and checkpoint is None
+    every, trains = config.evaluation.every_n_epochs, config.method.settings.trains and checkpoint is None
     evaluation = OODEvaluation(
         config.detectors, config.evaluation.resamples, config.seed, every_n_epochs=every if trains else 1
     )
@@ -103,12 +114,15 @@ def _run(config: Config, folder: Path, checkpoint: Path | None, benchmark: Bench
         record_contents(folder, now)
         if shared := shared_by_sets(benchmark, features):
             say(told(shared), flush=True)
-    check_detectors(config, benchmark, features)
+    first = next(iter(features.values()))
+    if first.features is not None:  # those of an encoder that is tuned are told once it is there
+        joint = None if first.embeddings is None else first.embeddings.width
+        check_detectors(config, benchmark, first.features.width, joint)
     module, data = build(config, benchmark, features, text)
     evaluation.tables = data.evaluated
     data.evaluate_every = every if validates else 1
     if config.evaluation.save_detector:
-        trainer.callbacks.append(detector_writer(config, folder, evaluation, features))
+        trainer.callbacks.append(detector_writer(config, folder, evaluation))
     if trains:
         last = head_of(folder)
         trainer.fit(module, datamodule=data, ckpt_path=last if last.is_file() else None, weights_only=True)
@@ -137,7 +151,7 @@ def _run(config: Config, folder: Path, checkpoint: Path | None, benchmark: Bench
     return results
 
 
-def split_of(config: Config, data: FeatureData) -> dict[str, Any]:
+def split_of(config: Config, data: EvaluationData) -> dict[str, Any]:
     """How the ID images were divided: whether another seed draws other test images out of those that this one trains on, and
     the numbers of readable images, before any draw of them (per_class, bank_per_class)."""
     counts = {"train": "train", "val": "val", "test": "id_test"}
@@ -174,15 +188,13 @@ def make_trainer(
     return new_trainer(ours, config.trainer)
 
 
-def detector_writer(
-    config: Config, folder: Path, evaluation: OODEvaluation, features: dict[str, Features]
-) -> DetectorWriter:
+def detector_writer(config: Config, folder: Path, evaluation: OODEvaluation) -> DetectorWriter:
     """Writes detector/ after the test."""
     spec = described(config.backbone)
-    stored = str(next(iter(features.values())).features.dtype).removeprefix("torch.")
+    stored = str(dtype_of(config.backbone.precision)).removeprefix("torch.")
     encoder = Encoder(spec, fingerprint(config.backbone, config.features_root / "hashes.json"), stored)
     about = {"run": folder.name, "method": config.method.name, "batch_size": config.data.batch_size}
-    accept, tuned = config.evaluation.accept, config.method.name == "finetune"
+    accept, tuned = config.evaluation.accept, config.method.settings.tunes_encoder
     return DetectorWriter(
         folder / FOLDER, evaluation, encoder, spec, about, accept, tuned, config.evaluation.with_encoder
     )
@@ -199,16 +211,21 @@ def calibration(config: Config, evaluation: OODEvaluation) -> dict[str, Any] | N
 
 
 def plan_steps(trainer: Trainer, settings: FineTune, images: int) -> None:
-    """Checks the steps of fine-tuning before an image is read, and adds the averaging of weights over them.
+    """Checks the steps of fine-tuning before an image is read, and adds the averaging of weights over them. Raises as `decay_of`."""
+    decay = decay_of(settings, images, trainer.world_size, trainer.accumulate_grad_batches)
+    if decay is not None:  # first: the other callbacks see the averaged weights
+        trainer.callbacks.insert(0, MovingAverage(decay, trainer.strategy.root_device))
 
-    Raises: ValueError for a batch size that does not fit, and for an average that is longer than the run.
+
+def decay_of(settings: FineTune, images: int, devices: int, accumulated: int) -> float | None:
+    """The decay of the weights' average in a fine-tuning on so many images; None for no averaging.
+
+    Raises: UserError for a batch size that does not fit, and for an average that is longer than the run.
     """
     from clip_ood.datamodules.image_data import check_batch
 
-    check_batch(settings, images, trainer.world_size, trainer.accumulate_grad_batches)
-    decay = settings.averaging(settings.epochs * (images // settings.batch_size))
-    if decay is not None:  # first: the other callbacks see the averaged weights
-        trainer.callbacks.insert(0, MovingAverage(decay, trainer.strategy.root_device))
+    check_batch(settings, images, devices, accumulated)
+    return settings.averaging(settings.epochs * (images // settings.batch_size))
 
 
 def encoder_name(config: Config) -> str:

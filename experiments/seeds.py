@@ -42,7 +42,7 @@ def experiment(config: Config, folder: Path, source: Path | None = None) -> dict
 
     With `source`, heads are taken from that run instead of being trained.
     """
-    trained = source is not None and config.method.name != "zero_shot"
+    trained = source is not None and config.method.settings.trains
     if not config.seeds:
         return run(config, folder, head_of(source) if trained else None)
     if not is_follower():
@@ -53,7 +53,7 @@ def experiment(config: Config, folder: Path, source: Path | None = None) -> dict
             if (head := head_of(seed_folder(source, seed) if trained else place)).is_file():
                 check_checkpoint(head)
             if (place / CONFIG).is_file():
-                check_images(place, load_benchmark(_of_seed(config, seed)))
+                check_images(place, load_benchmark(of_seed(config, seed)))
     with started(folder, dump(config)):
         for seed in config.seeds:
             _run_seed(config, seed, folder, head_of(seed_folder(source, seed)) if trained else None)
@@ -61,8 +61,8 @@ def experiment(config: Config, folder: Path, source: Path | None = None) -> dict
 
 
 def _run_seed(config: Config, seed: int, folder: Path, head: Path | None) -> None:
-    place, config = seed_folder(folder, seed), _of_seed(config, seed)
-    if (place / FINISHED).is_file() and not differences(begun_with(place), config, MACHINE):
+    place, config = seed_folder(folder, seed), of_seed(config, seed)
+    if is_done(config, place):
         return  # of the run that is resumed
     if not is_follower():
         place.mkdir(exist_ok=True)
@@ -71,7 +71,13 @@ def _run_seed(config: Config, seed: int, folder: Path, head: Path | None) -> Non
     run(config, place, head)
 
 
-def _of_seed(config: Config, seed: int) -> Config:
+def is_done(config: Config, place: Path) -> bool:
+    """Whether the run of one seed in `place` is finished under these settings."""
+    return (place / FINISHED).is_file() and not differences(begun_with(place), config, MACHINE)
+
+
+def of_seed(config: Config, seed: int) -> Config:
+    """The config of a single run of those over several seeds."""
     return config.model_copy(update={"seed": seed, "seeds": []})
 
 

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import filecmp
+import os
 import shutil
 import sys
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
-from clip_ood.data.inputs import Source
-from clip_ood.data.shards import Member
+from clip_ood.data.readers.on_disk import Place
 from clip_ood.naming import short
 from clip_ood.process.locks import in_turn
 from clip_ood.terminal.shown import say
@@ -22,33 +22,33 @@ class Aside:
     folder: Path
     link: bool = False
 
-    def take(self, inside: str, file: str, member: list | None) -> None:
-        """Copies an image (or links it, unless it lies in a shard) to `folder`/`inside`; another image of that name gets a number.
+    def take(self, inside: str, *place: str | int | None) -> None:
+        """Copies the image at a `Place` (or links it, unless it lies in a shard) to `folder`/`inside`; another image of that name
+        gets a number.
 
         Other calls may put theirs into the same folder. Raises: OSError where it cannot be read or written.
         """
         parts = [part for part in PurePosixPath(inside).parts if part not in ("/", "..", ".")]
-        source = Source("", inside, Path(file), None if member is None else Member(*member))
         with in_turn(self.folder, lambda line: say(line, file=sys.stderr)):
-            self._put(source, parts)
+            self._put(Place(*place), parts)
 
-    def _put(self, source: Source, parts: list[str]) -> None:
+    def _put(self, place: Place, parts: list[str]) -> None:
         target, number = self.folder.joinpath(*parts), 1
         while target.is_symlink() or target.exists():
-            if _is_it(target, source):
+            if _is_it(target, place):
                 return
             number += 1
             target = self.folder.joinpath(*parts[:-1], _numbered(parts[-1], number))
         target.parent.mkdir(parents=True, exist_ok=True)
-        if self.link and source.member is None:
-            target.symlink_to(source.file.resolve())
+        if self.link and place.size is None:
+            target.symlink_to(os.path.realpath(place.path))
             return
         partial = target.with_name(f".{short(target.name)}.part")
         try:
-            if source.member is None:
-                shutil.copyfile(source.file, partial)
+            if place.size is None:
+                shutil.copyfile(place.path, partial)
             else:
-                partial.write_bytes(source.content())
+                partial.write_bytes(place.read())
             partial.replace(target)
         finally:
             partial.unlink(missing_ok=True)
@@ -59,12 +59,12 @@ def _numbered(name: str, number: int) -> str:
     return f"{short(path.stem)}-{number}{path.suffix}"
 
 
-def _is_it(target: Path, source: Source) -> bool:
+def _is_it(target: Path, place: Place) -> bool:
     """Whether an earlier run has put the image there."""
     if target.is_symlink():
-        return target.resolve() == source.file.resolve()
+        return os.path.realpath(target) == os.path.realpath(place.path)
     if not target.is_file():  # a folder, a pipe
         return False
-    if source.member is not None:
-        return target.read_bytes() == source.content()
-    return filecmp.cmp(target, source.file, shallow=False)
+    if place.size is not None:
+        return target.read_bytes() == place.read()
+    return filecmp.cmp(target, place.path, shallow=False)

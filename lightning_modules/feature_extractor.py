@@ -10,6 +10,7 @@ from torch import Tensor
 
 from clip_ood.backbones.backbone import Backbone
 from clip_ood.features.batches import Batch, StoredBatch, TextBatch, WordBatch
+from clip_ood.model import encode
 from clip_ood.texts.prompts import prototypes
 
 
@@ -42,6 +43,4 @@ class FeatureExtractor(LightningModule):
                 return {"embeddings": self.backbone.project(batch.features)}
             if not len(batch.images):  # all of them are stored already
                 return {}
-            features = self.backbone.encode_image(batch.images)
-            embeddings = self.backbone.project(features)
-            return {"features": features} | ({} if embeddings is None else {"embeddings": embeddings})
+            return dict(encode(self.backbone, batch.images).tensors())

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -14,9 +15,9 @@ from torch.nn.functional import cross_entropy
 from clip_ood.backbones.backbone import Backbone
 from clip_ood.config.schema import FineTune as Settings
 from clip_ood.data.labelled import LabelledImages
-from clip_ood.head import head_logits
 from clip_ood.lightning_modules.layer_decay import parameter_groups
 from clip_ood.lightning_modules.zero_shot import ZeroShot
+from clip_ood.model import classify, encode, linear
 from clip_ood.outputs import Outputs, Reference
 
 
@@ -91,15 +92,16 @@ class FineTune(ZeroShot):
         return loss
 
     def evaluation_step(self, batch: LabelledImages, dataloader_idx: int) -> Outputs:
-        images = batch.images
-        nothing = images.new_empty(
-            0, self.head.in_features
-        )  # of a set smaller than the number of devices: towers refuse it
-        features = self.backbone.encode_image(images) if len(images) else nothing
-        with torch.autocast(images.device.type, enabled=False):
-            embeddings = self.backbone.project(features)
-            z = head_logits(features, self.head.weight, self.head.bias)
-            return Outputs(features, embeddings, z, batch.labels, batch.indices)
+        outputs = classify(encode(self, batch.images), linear(self.head.weight, self.head.bias))
+        return replace(outputs, labels=batch.labels, indices=batch.indices)
+
+    def encode_image(self, images: Tensor) -> Tensor:
+        """Features g (B, D) of images; B may be 0, of a set smaller than the number of devices, which towers refuse."""
+        return self.backbone.encode_image(images) if len(images) else images.new_empty(0, self.head.in_features)
+
+    def project(self, features: Tensor) -> Tensor | None:
+        """Embeddings h (B, E) of features; None without a joint space."""
+        return self.backbone.project(features)
 
     def reference(self) -> Reference:
         head = self.head.weight.detach(), self.head.bias.detach()

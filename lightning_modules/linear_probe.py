@@ -13,9 +13,10 @@ from torch.nn.functional import cross_entropy
 from clip_ood.config.schema import LinearProbe as Settings
 from clip_ood.data.labelled import FeatureTable
 from clip_ood.errors import UserError
-from clip_ood.head import StandardisedLinear, head_logits, mean_and_std
+from clip_ood.head import StandardisedLinear, mean_and_std
 from clip_ood.lightning_modules.batches import DeviceBatches
 from clip_ood.lightning_modules.zero_shot import ZeroShot
+from clip_ood.model import classify, linear
 from clip_ood.outputs import Outputs, Reference
 from clip_ood.terminal.console import Terminal
 
@@ -93,8 +94,7 @@ class LinearProbe(ZeroShot):
         return loss
 
     def evaluation_step(self, batch: Outputs, dataloader_idx: int) -> Outputs:
-        z = head_logits(batch.features, *self.head.folded())
-        return Outputs(batch.features, batch.embeddings, z, batch.labels, batch.indices)
+        return classify(batch, linear(*self.head.folded()))
 
     def reference(self) -> Reference:
         return Reference(

@@ -14,6 +14,7 @@ from clip_ood.adversarial.images import Moved, PairBatch, cut_out
 from clip_ood.adversarial.perturb import quantised
 from clip_ood.backbones.backbone import Backbone
 from clip_ood.detectors.detector import Detector
+from clip_ood.model import classify, encode, head_of
 from clip_ood.outputs import Outputs
 
 
@@ -51,13 +52,8 @@ class PixelAttack(LightningModule):
 
     def outputs(self, pixels: Tensor) -> Outputs:
         """What the encoder and the head say of pixels (B, 3, H, W) in [0, 1]."""
-        features = self.backbone.encode_image(cut_out(pixels, self.backbone))
-        embeddings = self.backbone.project(features)
-        reference = None if self.score is None else self.score.reference
-        if reference is None or reference.weight is None:
-            return Outputs(features, embeddings)
-        logits = features @ reference.weight.to(features).T + reference.bias.to(features)
-        return Outputs(features, embeddings, logits)
+        outputs = encode(self.backbone, cut_out(pixels, self.backbone))
+        return classify(outputs, None if self.score is None else head_of(self.score.reference))
 
     def gain(self, outputs: Outputs, positions: range) -> Tensor:
         """What the attack raises, (B,): the score, or the cosine to the target."""

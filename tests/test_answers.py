@@ -63,7 +63,7 @@ def test_a_head_of_another_width_is_told(tmp_path):
     path = tmp_path / "run" / "checkpoints" / "last.ckpt"
     torch.save({"class_names": ["a", "b"], "state_dict": {"head.linear.weight": torch.zeros(2, 3)}}, path)
     with pytest.raises(UserError, match=r"last\.ckpt holds no head of this encoder's width: .*linear\.weight"):
-        initial_head(str(tmp_path / "run"), 0, None, torch.zeros(4, 32), {"class_names": ("a", "b")})
+        initial_head(str(tmp_path / "run"), 0, None, 32, None, {"class_names": ("a", "b")})
 
 
 @pytest.mark.parametrize(

@@ -32,11 +32,6 @@ PROBE = {"linear_probe": {"epochs": 2, "batch_size": 16}}
 KEYS = {"ood": "near", "pairs": 6, "steps": 30, "lr": 0.02, "smoothness": 10.0, "batch_size": 4}
 
 
-@pytest.fixture(scope="module")
-def root(tmp_path_factory):
-    return tiny_clip.make(tmp_path_factory.mktemp("attack"))
-
-
 def written(root, name, method=PROBE, **keys):
     path = root / f"{name}_attack.yaml"
     experiment = tiny_clip.config(root, name, method)

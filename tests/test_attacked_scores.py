@@ -48,11 +48,6 @@ def test_a_score_needs_a_fit():
         KNN().score_with_grad(TEST)
 
 
-@pytest.fixture(scope="module")
-def root(tmp_path_factory):
-    return tiny_clip.make(tmp_path_factory.mktemp("scores"))
-
-
 def attacked(root, name, score, method=None, **keys):
     experiment = tiny_clip.config(root, name, method or {"linear_probe": {"epochs": 2, "batch_size": 16}}, **keys)
     content = {"name": name, "config": experiment, "runs_root": f"{root}/attacks", "ood": "near", "pairs": 5}

@@ -8,11 +8,6 @@ import tiny_clip
 import eval as evaluation
 
 
-@pytest.fixture(scope="module")
-def root(tmp_path_factory):
-    return tiny_clip.make(tmp_path_factory.mktemp("bank"))
-
-
 @pytest.mark.parametrize(
     ("lines", "message"),
     [(None, "there is no file"), (["cat/99.png"], "names cat/99.png, which is no ID training image")],

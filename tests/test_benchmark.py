@@ -17,6 +17,7 @@ from clip_ood.data.benchmark import load_benchmark
 from clip_ood.data.class_names import imagenet_wnids
 from clip_ood.data.image_list import ImageList, balanced
 from clip_ood.data.listing import list_images
+from clip_ood.data.readers.files import Files
 from clip_ood.data.splits import split
 from clip_ood.errors import ConfigError
 
@@ -177,7 +178,9 @@ def test_a_draw_of_cifar_keeps_pixels_and_labels_together(cifar):
     places = [whole.names.index(name) for name in few.names]
     assert Counter(few.labels) == dict.fromkeys(range(10), 3)
     assert few.labels == tuple(whole.labels[place] for place in places)
-    np.testing.assert_array_equal(few.pixels, whole.pixels[places])
+    for index, place in enumerate(places):
+        assert few.read(index).tobytes() == whole.read(place).tobytes()
+    np.testing.assert_array_equal(few.identities(), whole.identities()[places])
 
 
 def test_a_failed_download_says_what_and_where(tmp_path, monkeypatch):
@@ -208,7 +211,7 @@ def test_a_draw_without_classes_is_an_error(spec, tmp_path):
 
 def made(*counts):
     names = [f"{label}/{index}" for label, count in enumerate(counts) for index in range(count)]
-    return ImageList("id", Path(), tuple(names), tuple(int(name.split("/")[0]) for name in names))
+    return ImageList.of("id", Path(), Files(Path(), names, [int(name.split("/")[0]) for name in names]))
 
 
 SHARES = {"test": 0.3, "val": 0.2}

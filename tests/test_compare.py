@@ -127,11 +127,6 @@ def test_an_order_is_claimed_only_where_the_interval_excludes_zero():
 # Whole runs
 
 
-@pytest.fixture(scope="module")
-def root(tmp_path_factory):
-    return tiny_clip.make(tmp_path_factory.mktemp("compare"))
-
-
 def zero_shot(root, name, *options, **keys):
     evaluation.main(["--config", tiny_clip.config(root, name, {"zero_shot": {}}, **keys), *options])
     return root / "runs" / name

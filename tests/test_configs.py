@@ -12,6 +12,7 @@ import yaml
 from pydantic import BaseModel
 
 import train
+from clip_ood.backbones.model_lists import models
 from clip_ood.config.checks import check_folders
 from clip_ood.config.help import explain, section_of
 from clip_ood.config.loading import CONFIGS, dump, load_config, override, read, validate
@@ -266,6 +267,7 @@ def test_a_missing_place_says_which_set_where_and_how_to_get_it(spec, message, t
 
 
 def test_a_mistake_is_answered_without_torch():
+    models("open_clip")  # as an earlier command has asked
     program = """
 import sys
 import train

@@ -18,6 +18,7 @@ from clip_ood.config.help import explain
 from clip_ood.config.loading import dump, validate
 from clip_ood.data.benchmark import load_benchmark
 from clip_ood.data.corruptions import CORRUPTIONS, Corruption
+from clip_ood.data.readers.arrays import Arrays
 from clip_ood.errors import ConfigError
 from clip_ood.features.identity import pairs
 
@@ -61,7 +62,8 @@ def test_a_published_test_set_of_arrays_is_corrupted_as_files_are(tmp_path):
     found = load_benchmark(config(tmp_path, id={"train": "train", "test": "test"}, ood={"blur": BLUR})).images
     assert found["ood/blur"].names == found["id.test"].names and len(found["ood/blur"]) == 5
     arrays = np.stack([np.asarray(found["id.test"].read(row)) for row in range(5)])
-    assert replace(found["ood/blur"], pixels=arrays).read(3) == found["ood/blur"].read(3)
+    reader = Arrays(arrays, found["ood/blur"].names)
+    assert replace(found["ood/blur"], reader=reader).read(3) == found["ood/blur"].read(3)
 
 
 def test_the_store_tells_clean_images_corruptions_severities_and_versions_apart(tmp_path, monkeypatch):
@@ -83,11 +85,6 @@ def test_the_store_tells_clean_images_corruptions_severities_and_versions_apart(
 
 
 # Whole runs
-
-
-@pytest.fixture(scope="module")
-def root(tmp_path_factory):
-    return tiny_clip.make(tmp_path_factory.mktemp("shift"))
 
 
 def shifted(root, name):

@@ -23,11 +23,6 @@ class Bomb:
 
 
 @pytest.fixture(scope="module")
-def root(tmp_path_factory):
-    return tiny_clip.make(tmp_path_factory.mktemp("damaged"))
-
-
-@pytest.fixture(scope="module")
 def finished(root):
     train.main(["--config", tiny_clip.config(root, "finished", PROBE)])
     return root / "runs" / "finished"

@@ -15,7 +15,6 @@ import judged_run
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
-import tiny_clip
 from PIL import Image
 from tiny_clip import PROJECT
 
@@ -28,11 +27,6 @@ from clip_ood.experiments import verdicts as verdicts_module
 pytestmark = pytest.mark.slow
 
 HEADER = ["path", "is_ood", "score", "p_value", "predicted_class", "confidence", "detector"]
-
-
-@pytest.fixture(scope="module")
-def root(tmp_path_factory):
-    return tiny_clip.make(tmp_path_factory.mktemp("detect"))
 
 
 @pytest.fixture(scope="module")

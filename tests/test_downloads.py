@@ -18,7 +18,7 @@ import torch
 from archives import tarred
 from bad_server import Handler, Server
 
-from clip_ood.backbones.weights import Remote
+from clip_ood.backbones.remote import Remote
 from clip_ood.config.sets import Entry, File, Split, catalogue
 from clip_ood.data.catalog.get import get
 from clip_ood.errors import ConfigError

@@ -30,7 +30,7 @@ from clip_ood.backbones.create import create_backbone
 from clip_ood.callbacks.averaging import MovingAverage, moving_average
 from clip_ood.callbacks.ood_evaluation import OODEvaluation
 from clip_ood.config.loading import load_config
-from clip_ood.config.schema import BackboneConfig
+from clip_ood.config.schema import BackboneConfig, Method
 from clip_ood.config.schema import FineTune as Settings
 from clip_ood.data.benchmark import load_benchmark
 from clip_ood.datamodules.image_data import EpochBatches, ImageData, augmentation, plain
@@ -48,11 +48,6 @@ STILL = {"mixup": 0, "cutmix": 0, "augment": None, "random_erasing": 0, "min_cro
 FITTED = STILL | {"epochs": 30, "warmup_epochs": 2, "batch_size": 16, "lr": 0.02, "layer_decay": 0.9}
 MOVING = {"epochs": 4, "warmup_epochs": 1, "batch_size": 8, "lr": 0.02, "random_erasing": 0.5, "ema": 0.5}
 PROBE = {"linear_probe": {"epochs": 20, "batch_size": 8, "lr": 0.05}}
-
-
-@pytest.fixture(scope="module")
-def root(tmp_path_factory):
-    return tiny_clip.make(tmp_path_factory.mktemp("fine_tune"))
 
 
 def start(root, name, settings, *options, **keys):
@@ -517,6 +512,8 @@ def first_step(root, name, **settings):
     trainer = clip_ood.experiments.run.make_trainer(config, root, OODEvaluation(None, 0, 0), trains=False)
     features, text = load_features(config, benchmark, trainer, root)
     module, data = build(config, benchmark, features, text)
+    frozen = config.model_copy(update={"method": Method(zero_shot={})})
+    features, _ = load_features(frozen, benchmark, trainer, root)
     module.eval()
     table = data.tables["id_test"]
     images = [data.transform(benchmark.images["id"].read(int(row))) for row in table.rows]

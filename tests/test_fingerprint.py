@@ -16,7 +16,8 @@ import pytest
 import timm
 
 from clip_ood.backbones.fingerprint import file_hash, fingerprint
-from clip_ood.backbones.names import check_model, open_clip_models, open_clip_tags, timm_models
+from clip_ood.backbones.model_lists import list_file, models
+from clip_ood.backbones.names import check_model
 from clip_ood.backbones.weights import announce
 from clip_ood.config.schema import BackboneConfig
 from clip_ood.process.ranks import RANKS
@@ -29,21 +30,81 @@ def spec(model="ViT-B-32", library="open_clip", **keys):
     return BackboneConfig(model=model, library=library, **keys)
 
 
-def python(code: str, *arguments) -> subprocess.Popen:
+def python(code: str, *arguments, **environment: str) -> subprocess.Popen:
     """Another interpreter at work on `code`."""
     command = [sys.executable, "-c", code, *map(str, arguments)]
-    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    environment = os.environ | {"PYTHONPATH": str(ROOT)} | environment
     return subprocess.Popen(command, env=environment, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
 
 
 # Names
 
 
+def told(library: str, cache: Path) -> tuple[str, bool]:
+    """What another process says of a model that is there and of one that is not, and whether it imported torch."""
+    code = """
+import sys
+from clip_ood.backbones.model_lists import models
+found = models(sys.argv[1])
+print("ViT-B-16" in found, "vit_base_patch16_224" in found, "vit_bse" in found, len(found), "torch" in sys.modules)
+"""
+    out, errors = python(code, library, XDG_CACHE_HOME=str(cache)).communicate()
+    *answer, imported = out.split()
+    assert not errors, errors
+    return " ".join(answer), imported == "True"
+
+
 def test_names_are_the_libraries_own():
-    assert open_clip_models() == set(open_clip.list_models())
-    tags = {model: set(open_clip.list_pretrained_tags_by_model(model)) for model in open_clip_tags()}
-    assert open_clip_tags() == tags
-    assert timm_models().keys() == set(timm.list_models())
+    known = models("open_clip")
+    assert known.keys() == set(open_clip.list_models())
+    assert all(tags == set(open_clip.list_pretrained_tags_by_model(model)) for model, tags in known.items())
+    known = models("timm")
+    assert known.keys() == set(timm.list_models())
+    weights = {f"{model}.{tag}" for model, tags in known.items() for tag in tags}
+    assert set(timm.list_models(pretrained=True)) - known.keys() <= weights
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("library, rest", [("open_clip", "True False False"), ("timm", "False True False")])
+def test_a_library_is_imported_once_a_version(library, rest, tmp_path):
+    expected = f"{rest} {len(models(library))}"
+    assert told(library, tmp_path) == (expected, True)
+    assert told(library, tmp_path) == (expected, False)
+    (kept,) = (tmp_path / "clip-ood" / "models").iterdir()
+    kept.rename(kept.with_name(f"{library}-0.0.1.json"))  # another version's
+    assert told(library, tmp_path) == (expected, True)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("damage", [b"", b"{", b"[]", b"{}", b'{"a": 1}', b"\xff", None])
+def test_a_damaged_list_is_made_again(damage, tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    place = list_file("timm")
+    if damage is None:
+        place.mkdir(parents=True)  # nor can it be written
+    else:
+        place.parent.mkdir(parents=True)
+        place.write_bytes(damage)
+    models.cache_clear()
+    assert models("timm").keys() == set(timm.list_models())
+    assert place.is_dir() if damage is None else len(json.loads(place.read_text())) == len(timm.list_models())
+
+
+@pytest.mark.slow
+def test_a_list_that_cannot_be_kept_is_asked_for_each_time():
+    expected = f"False True False {len(models('timm'))}"
+    for _ in range(2):
+        assert told("timm", Path(os.devnull)) == (expected, True)
+
+
+@pytest.mark.slow
+def test_processes_may_keep_a_list_at_once(tmp_path):
+    code = "import sys; from clip_ood.backbones.model_lists import models; print(len(models(sys.argv[1])))"
+    running = [python(code, "timm", XDG_CACHE_HOME=str(tmp_path)) for _ in range(3)]
+    assert [each.communicate() for each in running] == [(f"{len(timm.list_models())}\n", "")] * 3
+    assert told("timm", tmp_path) == (f"False True False {len(timm.list_models())}", False)
+    (kept,) = (tmp_path / "clip-ood" / "models").iterdir()
+    assert kept.suffix == ".json"
 
 
 WRONG = [  # keys, what the answer must hold
@@ -84,6 +145,8 @@ for case in json.loads(sys.argv[1]):
         print(error)
 print(sorted({"torch", "open_clip", "timm", "huggingface_hub"} & sys.modules.keys()))
 """
+    for library in ("open_clip", "timm"):
+        models(library)  # as an earlier command has asked
     out, errors = python(code, json.dumps(cases)).communicate()
     *answers, imported = out.splitlines()
     assert len(answers) == len(WRONG), errors

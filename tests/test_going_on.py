@@ -26,11 +26,6 @@ from clip_ood.lightning_modules.linear_probe import LinearProbe
 PROBE = {"linear_probe": {"epochs": 4, "batch_size": 16}}
 
 
-@pytest.fixture(scope="module")
-def root(tmp_path_factory):
-    return tiny_clip.make(tmp_path_factory.mktemp("going_on"))
-
-
 @pytest.fixture(autouse=True)
 def sigint():
     before = signal.getsignal(signal.SIGINT)

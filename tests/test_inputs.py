@@ -12,6 +12,7 @@ from PIL import Image
 
 from clip_ood.data import inputs
 from clip_ood.data.inputs import Source, sources
+from clip_ood.data.readers.on_disk import Place
 from clip_ood.datamodules.judged_images import MANY, divided
 
 
@@ -85,7 +86,7 @@ def test_files_lists_and_standard_input_are_taken_in_turn(tmp_path, monkeypatch)
     (tmp_path / "list.txt").write_text(f"\ufeff{b}\n\n{a}\n", encoding="utf-8")
     monkeypatch.setattr("sys.stdin", piped(f"{a}\r\n{tmp_path}/gone.png\n".encode()))
     found = list(sources([str(b), str(tmp_path / "list.txt"), "-"]))
-    assert [each.file.name for each in found] == ["b.bin", "b.bin", "a.png", "a.png", "gone.png"]
+    assert [Path(each.place.path).name for each in found] == ["b.bin", "b.bin", "a.png", "a.png", "gone.png"]
     assert all(each.read().size == (4, 4) for each in found[:4])
 
 
@@ -100,7 +101,7 @@ def test_a_shard_gives_its_members(tmp_path):
     (tmp_path / "broken.tar").write_bytes(b"no tar")
     found = list(sources([str(tmp_path / "x.tar"), str(tmp_path / "broken.tar")]))
     assert [each.inside for each in found] == ["x.tar/0001.png", "x.tar/deep/0002.png", "broken.tar"]
-    assert found[0].content() == (tmp_path / "1.png").read_bytes() and found[1].read().size == (4, 4)
+    assert found[0].place.read() == (tmp_path / "1.png").read_bytes() and found[1].read().size == (4, 4)
     assert "no whole, uncompressed tar" in found[2].reason
     content = (tmp_path / "x.tar").read_bytes()
     (tmp_path / "cut.tar").write_bytes(content[: content.index(b"deep/0002.png") + 300])
@@ -133,7 +134,7 @@ def test_names_that_are_no_utf8_stay_what_they_are(tmp_path):
 
 def test_what_is_no_image_takes_no_place_in_a_batch():
     def source(number, reason=None):
-        return Source(str(number), str(number), Path(str(number)), reason=reason)
+        return Source(str(number), str(number), Place(str(number)), reason)
 
     mixed = [source(n, "none" if n % 3 == 0 else None) for n in range(10)]  # 1, 2, 4, 5, 7, 8 are images
     batches = [[int(each.path) for each in batch] for batch in divided(mixed, 2)]

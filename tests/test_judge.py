@@ -30,11 +30,6 @@ from clip_ood.outputs import Outputs
 
 
 @pytest.fixture(scope="module")
-def root(tmp_path_factory):
-    return tiny_clip.make(tmp_path_factory.mktemp("judge"))
-
-
-@pytest.fixture(scope="module")
 def run(root):
     return judged_run.make(root, "probe")
 

@@ -19,11 +19,6 @@ from clip_ood.outputs import Outputs
 SWEEP = {"linear_probe": {"epochs": 1, "batch_size": 16, "sweep": {"lr": [0.001, 0.01]}}}
 
 
-@pytest.fixture(scope="module")
-def root(tmp_path_factory):
-    return tiny_clip.make(tmp_path_factory.mktemp("checkpoints"))
-
-
 def checkpoint(run):
     path = run / "checkpoints" / "last.ckpt"
     return path, torch.load(path, weights_only=True)  # no object of a class

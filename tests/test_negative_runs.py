@@ -19,6 +19,7 @@ from test_negative_words import naive_choice, naive_score
 import eval as evaluation
 from clip_ood.backbones.open_clip_backbone import OpenClipBackbone
 from clip_ood.errors import ConfigError
+from clip_ood.features import store
 from clip_ood.texts.negative_words import csp_pool, neglabel_pool
 from clip_ood.texts.wordnet import read_words
 
@@ -106,15 +107,17 @@ def test_a_second_run_encodes_nothing_and_one_without_the_detectors_no_word(root
     assert [text for text in asked if text.startswith("the nice")] == ["the nice wolf", "the nice pig", "the nice hen"]
 
 
-def test_two_processes_score_as_one(root):
-    found = []
-    for name, options in (("one", []), ("two", ["--trainer.devices=2", "--trainer.strategy=ddp"])):
-        config = tiny_clip.config(root, name, {"zero_shot": {}}, features_root=f"{root}/{name}")
-        command = [sys.executable, "tests/small_parts.py", "eval", "--config", config, *with_words(root), *options]
-        environment = os.environ | {"OMP_NUM_THREADS": "1"}
-        done = subprocess.run(command, cwd=PROJECT, env=environment, capture_output=True, text=True, timeout=120)
-        assert done.returncode == 0, done.stderr
-        found.append(pq.read_table(root / "runs" / name / "scores.parquet"))
+def test_two_processes_score_as_one(root, monkeypatch):
+    with monkeypatch.context() as patch:
+        patch.setattr(store, "PART", 16)
+        run(root, "one", f"--features_root={root}/one")
+    config = tiny_clip.config(root, "two", {"zero_shot": {}}, features_root=f"{root}/two")
+    options = [*with_words(root), "--trainer.devices=2", "--trainer.strategy=ddp"]
+    command = [sys.executable, "tests/small_parts.py", "eval", "--config", config, *options]
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    done = subprocess.run(command, cwd=PROJECT, env=environment, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    found = [pq.read_table(root / "runs" / name / "scores.parquet") for name in ("one", "two")]
     assert found[0]["path"] == found[1]["path"]
     for detector in ("neglabel", "csp"):
         np.testing.assert_allclose(found[1][detector], found[0][detector], rtol=1e-6)

@@ -29,11 +29,6 @@ PROJECT = Path(__file__).parents[1]
 
 
 @pytest.fixture(scope="module")
-def root(tmp_path_factory):
-    return tiny_clip.make(tmp_path_factory.mktemp("lost"))
-
-
-@pytest.fixture(scope="module")
 def kept(root):
     """A finished run with a note of its user's."""
     train.main(["--config", tiny_clip.config(root, "kept", PROBE)])

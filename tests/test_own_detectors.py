@@ -42,11 +42,6 @@ AT_A_WIDTH = {
 }
 
 
-@pytest.fixture(scope="module")
-def root(tmp_path_factory):
-    return tiny_clip.make(tmp_path_factory.mktemp("own"))
-
-
 def trained(root, name, *specs, **keys):
     train.main(["--config", tiny_clip.config(root, name, PROBE, detectors=list(specs), **keys)])
     return root / "runs" / name

@@ -25,11 +25,6 @@ pytestmark = pytest.mark.slow
 PROJECT = Path(__file__).parents[1]
 
 
-@pytest.fixture(scope="module")
-def root(tmp_path_factory):
-    return tiny_clip.make(tmp_path_factory.mktemp("portable"))
-
-
 def passes(root, *lines, before=()):
     command = [*before, sys.executable, PROJECT / "tests" / "portable.py", root]
     text = "".join(shlex.join(map(str, line)) + "\n" for line in lines)

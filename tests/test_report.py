@@ -36,11 +36,6 @@ PROBE = {"linear_probe": {"epochs": 4, "batch_size": 16, "lr": 0.01}}
 
 
 @pytest.fixture(scope="module")
-def root(tmp_path_factory):
-    return tiny_clip.make(tmp_path_factory.mktemp("report"))
-
-
-@pytest.fixture(scope="module")
 def run(root):
     return zero_shot(root, "plain")
 

@@ -20,11 +20,6 @@ pytestmark = pytest.mark.slow
 REPORTED = {"resamples": 0, "figures": True, "report": True}
 
 
-@pytest.fixture(scope="module")
-def root(tmp_path_factory):
-    return tiny_clip.make(tmp_path_factory.mktemp("reports"))
-
-
 @pytest.fixture
 def failing(monkeypatch):
     """No report can be written."""

@@ -25,11 +25,6 @@ PROBE = {"linear_probe": {"epochs": 4, "batch_size": 16, "lr": 0.01}}
 
 
 @pytest.fixture(scope="module")
-def root(tmp_path_factory):
-    return tiny_clip.make(tmp_path_factory.mktemp("resume"))
-
-
-@pytest.fixture(scope="module")
 def whole(root):
     train.main(["--config", tiny_clip.config(root, "whole", PROBE)])
     return root / "runs" / "whole"

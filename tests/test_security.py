@@ -15,8 +15,9 @@ from PIL import Image
 from clip_ood.backbones.checkpoint_file import read_tensors
 from clip_ood.config import yaml_text
 from clip_ood.config.yaml_text import parse
-from clip_ood.data import sources, torchvision_sets
+from clip_ood.data import torchvision_sets
 from clip_ood.data.catalog import unpack
+from clip_ood.data.readers import on_disk
 from clip_ood.errors import ConfigError
 from clip_ood.experiments.checkpoints import check_checkpoint
 from clip_ood.files import text_files
@@ -40,7 +41,7 @@ FOLDERS = [
 GIB, MIB = 2**30, 2**20
 LIMITS = {
     f"above {2 * Image.MAX_IMAGE_PIXELS:,} pixels": True,
-    f"{sources.LARGEST // GIB} GiB, or {LONGEST} times longer than wide": True,
+    f"{on_disk.LARGEST // GIB} GiB, or {LONGEST} times longer than wide": True,
     f"texts above {text_files.LONGEST // MIB} MiB": True,
     f"above {text_files.LONGEST_LIST // GIB} GiB and names above {text_files.LONGEST_NAME:,} characters": True,
     f"at most {unpack.RATIO} times its size (or {unpack.SLACK // MIB} MiB), {unpack.MOST_MEMBERS:,} members": True,

@@ -27,11 +27,6 @@ METRICS = ("auroc", "fpr95", "fpr95_ood_positive", "aupr_in", "aupr_out", "f1")
 
 
 @pytest.fixture(scope="module")
-def root(tmp_path_factory):
-    return tiny_clip.make(tmp_path_factory.mktemp("seeds"))
-
-
-@pytest.fixture(scope="module")
 def seeded(root):
     train.main(["--config", tiny_clip.config(root, "probes", PROBE), "--seeds", "1", "2", "3"])
     return root / "runs" / "probes"

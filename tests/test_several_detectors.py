@@ -9,16 +9,10 @@ import json
 import judged_run
 import pyarrow.parquet as pq
 import pytest
-import tiny_clip
 
 import detect
 from clip_ood import load
 from clip_ood.judging.saved import SavedDetector
-
-
-@pytest.fixture(scope="module")
-def root(tmp_path_factory):
-    return tiny_clip.make(tmp_path_factory.mktemp("several"))
 
 
 @pytest.fixture(scope="module")

@@ -239,11 +239,6 @@ def test_too_many_open_files_say_nothing_of_a_segment(tmp_path, monkeypatch):
         Entries(tmp_path)
 
 
-@pytest.fixture(scope="module")
-def root(tmp_path_factory):
-    return tiny_clip.make(tmp_path_factory.mktemp("shortages"))
-
-
 class Hungry:
     """Turns images into pixels, but for those of one colour, for which there is no memory."""
 

@@ -21,10 +21,10 @@ from clip_ood.backbones.checkpoint_file import read_tensors
 from clip_ood.backbones.fingerprint import sha256
 from clip_ood.config.checks import check_folders
 from clip_ood.config.loading import find_config, load_config
-from clip_ood.data import sources as reading
 from clip_ood.data.inputs import is_stream, sources
 from clip_ood.data.label_files import read_labels
-from clip_ood.data.shards import index
+from clip_ood.data.readers import on_disk as reading
+from clip_ood.data.readers.tar import read_shards
 from clip_ood.data.tar_members import DamagedArchive, members
 from clip_ood.errors import ConfigError
 from clip_ood.features.segment import open_segment
@@ -68,7 +68,7 @@ READERS = {
     "segment": ("a.safetensors", open_segment),
     "image": ("x.jpg", reading.read_whole),
     "labels": ("labels.csv", lambda path: read_labels("id", path)),
-    "shard": ("x.tar", lambda path: index("id", [path])),
+    "shard": ("x.tar", lambda path: read_shards("id", [path])),
     "config": ("x.yaml", lambda path: find_config(str(path))),
 }
 

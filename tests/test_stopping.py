@@ -115,11 +115,6 @@ def test_a_command_that_waits_in_a_library_ends_all_the_same():
     assert process.returncode == 143 and "Stopped. Nothing is left half-written. Start again with: python" in said
 
 
-@pytest.fixture(scope="module")
-def root(tmp_path_factory):
-    return tiny_clip.make(tmp_path_factory.mktemp("stopping"))
-
-
 def test_sigterm_ends_training_with_its_status_and_the_way_on(root):
     config = tiny_clip.config(root, "trained", {"linear_probe": {"epochs": 100_000, "batch_size": 16}})
     process, last = started("train.py", "--config", config), root / "runs" / "trained" / "checkpoints" / "last.ckpt"

@@ -19,9 +19,10 @@ from store_lab import CLIP, Lab, draw_images, save_encoder, segments
 
 from clip_ood.backbones.open_clip_backbone import OpenClipBackbone
 from clip_ood.config.schema import ImageSet
-from clip_ood.data import image_list, sources
+from clip_ood.data import image_list
 from clip_ood.data.image_list import ImageList
 from clip_ood.data.listing import list_images
+from clip_ood.data.readers import on_disk
 from clip_ood.errors import ConfigError
 from clip_ood.experiments import extraction as extraction_module
 from clip_ood.experiments.commands import features as store_command
@@ -198,10 +199,12 @@ def test_corrupted_images_are_known_by_their_source_and_what_is_done_to_it(lab):
 
 def test_a_file_system_without_a_time_of_change_is_sampled(lab, monkeypatch):
     """SquashFS and FAT: another image of the same name, size and time. A sample is read; one difference forgets the set."""
-    monkeypatch.setattr(image_list, "hides_changes", lambda state: True)
-    monkeypatch.setattr(
-        image_list, "stamp", lambda path, state, *inside: identity_of(path, str(state.st_size), str(state.st_mtime_ns))
-    )
+
+    def known_by(place, state):
+        return identity_of(place.path, str(state.st_size), str(state.st_mtime_ns))
+
+    monkeypatch.setattr(on_disk, "hides_changes", lambda state: True)
+    monkeypatch.setattr(on_disk.Place, "known_by", known_by)
     before, _ = lab.load()
     lab.load()
     assert not lab.asked
@@ -223,16 +226,16 @@ def test_a_file_that_changes_while_it_is_read_is_read_again(tmp_path, monkeypatc
             path.write_bytes(b"after that")
         return states[-1]
 
-    monkeypatch.setattr(sources.os, "fstat", fstat)
-    content, state = sources.read_whole(path)
+    monkeypatch.setattr(on_disk.os, "fstat", fstat)
+    content, state = on_disk.read_whole(path)
     assert content == b"after that" and state.st_size == 10 and len(states) == 4
     monkeypatch.setattr(
-        sources.os,
+        on_disk.os,
         "fstat",
         lambda descriptor: SimpleNamespace(st_size=6, st_mtime_ns=time.monotonic_ns(), st_ctime_ns=0, st_ino=0),
     )
     with pytest.raises(OSError, match="the file changes while it is read"):
-        sources.read_whole(path)
+        on_disk.read_whole(path)
 
 
 def test_a_store_that_cannot_be_written_is_read(lab, monkeypatch):
@@ -332,8 +335,8 @@ def test_the_same_files_in_two_lists_are_read_once(lab, monkeypatch):
     for number, some in enumerate((names[:2], names[1:])):
         (lab.root / "data" / f"{number}.txt").write_text("".join(f"other/{name} -1\n" for name in some))
     sets = "--data.ood={a: {list: 0.txt}, b: {list: 1.txt}}"
-    read, real = [], image_list.read_whole
-    monkeypatch.setattr(image_list, "read_whole", lambda path, *inside: read.append(path) or real(path, *inside))
+    read, real = [], on_disk.read_whole
+    monkeypatch.setattr(on_disk, "read_whole", lambda path, *inside: read.append(path) or real(path, *inside))
     features, _ = lab.load(sets)
     assert len(read) == 11 + 3 and torch.equal(features["a"][1], features["b"][0])
 
@@ -446,7 +449,7 @@ def test_a_read_only_store_that_does_not_know_the_files_reads_them_once(lab, mon
     after, _ = lab.load()
     assert not lab.asked and all(torch.equal(after[name], before[name]) for name in before)
     assert capsys.readouterr().out.count(f"is kept in {lab.root}/cache/clip-ood/files") == 1
-    monkeypatch.setattr(sources, "read_whole", lambda *arguments: pytest.fail("read again"))
+    monkeypatch.setattr(on_disk.OnDisk, "load", lambda *arguments: pytest.fail("read again"))
     lab.load()
 
 

@@ -34,11 +34,6 @@ pytestmark = pytest.mark.slow
 
 
 @pytest.fixture(scope="module")
-def root(tmp_path_factory):
-    return tiny_clip.make(tmp_path_factory.mktemp("strangers"))
-
-
-@pytest.fixture(scope="module")
 def run(root):
     return judged_run.make(root, "probe")
 

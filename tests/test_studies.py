@@ -28,11 +28,6 @@ LINES = {
 }
 
 
-@pytest.fixture(scope="module")
-def root(tmp_path_factory):
-    return tiny_clip.make(tmp_path_factory.mktemp("studies"))
-
-
 def written(root, name, **keys):
     path = root / f"{name}.yaml"
     keys = {"config": tiny_clip.config(root, "base", PROBE), "studies_root": f"{root}/studies"} | keys

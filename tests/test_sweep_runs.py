@@ -26,11 +26,6 @@ SWEEP = {"lr": [1e-4, 0.1, 0.5], "weight_decay": [0, 1e-3], "min_confidence": [0
 PLP = {"plp": {"epochs": 6, "batch_size": 11, "sweep": SWEEP}}
 
 
-@pytest.fixture(scope="module")
-def root(tmp_path_factory):
-    return tiny_clip.make(tmp_path_factory.mktemp("sweep"))
-
-
 def config(root, name, method=PLP, val=0.25, **keys):
     data = {"root": f"{root}/data", "id": "id", "ood": {"near": "near"}, "splits": {"val": val, "test": 0.3}}
     return tiny_clip.config(root, name, method, data=data, **keys)

@@ -9,15 +9,9 @@ import shutil
 
 import judged_run
 import pytest
-import tiny_clip
 
 import detect
 from clip_ood.files.unreadable import Tolerance, TooManyUnreadable, first_of
-
-
-@pytest.fixture(scope="module")
-def root(tmp_path_factory):
-    return tiny_clip.make(tmp_path_factory.mktemp("unreadable"))
 
 
 @pytest.fixture(scope="module")

@@ -9,7 +9,9 @@ from contextlib import contextmanager, nullcontext
 
 from clip_ood.backbones.backbone import Backbone
 from clip_ood.backbones.downloads import offline, require_here
-from clip_ood.backbones.names import BackboneSpec, check_model
+from clip_ood.backbones.library import library
+from clip_ood.backbones.names import check_model
+from clip_ood.backbones.spec import BackboneSpec
 from clip_ood.backbones.weights import announce
 from clip_ood.errors import UserError
 
@@ -28,13 +30,7 @@ def create_backbone(spec: BackboneSpec, download: bool = True) -> Backbone:
     else:
         require_here(spec)
     with nullcontext() if download else offline(), _naming(spec):
-        if spec.library == "timm":
-            from clip_ood.backbones.timm_backbone import TimmBackbone
-
-            return TimmBackbone(spec)
-        from clip_ood.backbones.open_clip_backbone import OpenClipBackbone
-
-        images = OpenClipBackbone(spec, download)
+        images = library(spec.library).create(spec, download)
     if spec.text_spec is None:
         return images
     from clip_ood.backbones.other_text import OtherText

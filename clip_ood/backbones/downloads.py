@@ -7,8 +7,8 @@ from contextlib import contextmanager
 
 import torch
 
-from clip_ood.backbones.names import BackboneSpec
-from clip_ood.backbones.spec import ImageSpec
+from clip_ood.backbones.remote import Remote
+from clip_ood.backbones.spec import BackboneSpec, ImageSpec
 from clip_ood.backbones.weights import remote_config, remote_weights
 
 
@@ -20,9 +20,15 @@ def require_here(spec: BackboneSpec) -> None:
     """Raises WouldDownload for an encoder that would have to be downloaded: what, from where, how large, where to."""
     for what, remote in (("its configuration", remote_config(spec)), ("its weights", remote_weights(spec))):
         if remote is not None and not remote.cached():
-            raise WouldDownload(
-                f"{what} would be downloaded from {remote.address} to {remote.cache}: {_estimated_size(spec)}"
-            )
+            raise WouldDownload(f"{what} {would_download(spec, remote)}")
+
+
+def would_download(spec: BackboneSpec, remote: Remote) -> str:
+    """From where an encoder would come, where to, and how large it is by its architecture alone, where that is known."""
+    size = "the size is not known without asking there"
+    if parameters := parameters_of(spec):
+        size = f"about {4e-9 * parameters:.1f} GB, which is {parameters / 1e6:,.0f} million parameters as float32"
+    return f"would be downloaded from {remote.address} to {remote.cache}: {size}"
 
 
 @contextmanager
@@ -41,11 +47,10 @@ def offline() -> Iterator[None]:
         renew()
 
 
-def _estimated_size(spec: BackboneSpec) -> str:
-    """How large the weights are by the architecture alone, where it is known without asking."""
-    unknown = "the size is not known without asking there"
+def parameters_of(spec: BackboneSpec) -> int | None:
+    """The number of an encoder's parameters, text tower included; None where only the hub knows its architecture."""
     if spec.model.startswith("hf-hub:"):
-        return unknown
+        return None
     from clip_ood.backbones.create import create_backbone
 
     random = ImageSpec(spec.library, spec.model.removesuffix("-quickgelu"))
@@ -53,6 +58,5 @@ def _estimated_size(spec: BackboneSpec) -> str:
         with torch.device("meta"):
             backbone = create_backbone(random, download=False)
     except ValueError:  # its text tower is described on the hub
-        return unknown
-    parameters = sum(each.numel() for each in backbone.parameters())
-    return f"about {4e-9 * parameters:.1f} GB, which is {parameters / 1e6:,.0f} million parameters as float32"
+        return None
+    return sum(each.numel() for each in backbone.parameters())

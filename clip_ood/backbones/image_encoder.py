@@ -8,15 +8,13 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from tempfile import TemporaryDirectory
 
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from clip_ood.backbones.backbone import Backbone
-from clip_ood.backbones.names import BackboneSpec, check_model
-from clip_ood.backbones.open_clip_files import read_images_alone, without_text
-from clip_ood.backbones.spec import ImageSpec
+from clip_ood.backbones.library import library
+from clip_ood.backbones.spec import BackboneSpec
 from clip_ood.errors import UserError
 from clip_ood.files.tensor_files import save_tensors
 from clip_ood.files.writing import write_text
@@ -28,8 +26,7 @@ CONFIG = Path("architecture", "open_clip_config.json")  # beside weights, open_c
 def save_image_encoder(folder: Path, backbone: Backbone, spec: BackboneSpec) -> list[Path]:
     """Writes what turns images into g and h; the files. `backbone` is the one of `spec`, its weights trained on or not."""
     files = [folder / WEIGHTS]
-    if spec.library == "open_clip":
-        described = without_text(backbone.described) | {"preprocess_cfg": backbone.image_tower.preprocess_cfg}
+    if (described := library(spec.library).described(backbone)) is not None:
         files.append(folder / CONFIG)
         write_text(files[-1], json.dumps(described, indent=1, default=list))
     save_tensors(_weights(backbone), files[0])
@@ -41,20 +38,7 @@ def load_image_encoder(folder: Path, spec: BackboneSpec) -> Backbone:
 
     Raises: ValueError for a configuration that is not allowed, and for weights that are not this architecture's.
     """
-    if spec.library == "timm":
-        own = ImageSpec("timm", spec.model, precision=spec.precision)
-        check_model(own)
-        from clip_ood.backbones.timm_backbone import TimmBackbone
-
-        backbone = TimmBackbone(own)
-    else:
-        described = read_images_alone(folder / CONFIG)
-        from clip_ood.backbones.open_clip_backbone import OpenClipBackbone
-
-        with TemporaryDirectory() as place:
-            Path(place, CONFIG.name).write_text(json.dumps(described), encoding="utf-8")
-            own = ImageSpec("open_clip", f"local-dir:{place}", precision=spec.precision)
-            backbone = OpenClipBackbone(own, download=False)
+    backbone = library(spec.library).restored(spec, folder / CONFIG)
     weights = load_file(folder / WEIGHTS)
     for prefix, module in _modules(backbone).items():
         own = {name.removeprefix(prefix): value for name, value in weights.items() if name.startswith(prefix)}

@@ -24,9 +24,9 @@ from torch import Tensor, nn
 from clip_ood.backbones.backbone import Backbone, Preprocessing, unit
 from clip_ood.backbones.checkpoint_file import read_tensors
 from clip_ood.backbones.fitting import fit
-from clip_ood.backbones.names import SCHEMES, BackboneSpec
 from clip_ood.backbones.open_clip_files import describe, without_text, written
-from clip_ood.backbones.spec import ImageSpec
+from clip_ood.backbones.open_clip_library import SCHEMES
+from clip_ood.backbones.spec import BackboneSpec, ImageSpec
 from clip_ood.backbones.weights import weights_file
 from clip_ood.errors import UserError
 

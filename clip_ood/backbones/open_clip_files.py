@@ -30,8 +30,10 @@ from clip_ood.backbones.checked_config import (
     checked,
     read_checked,
 )
-from clip_ood.backbones.names import REPOSITORY, BackboneSpec
-from clip_ood.backbones.weights import CONFIG, Remote, remote_config
+from clip_ood.backbones.open_clip_library import CONFIG, REPOSITORY
+from clip_ood.backbones.remote import Remote
+from clip_ood.backbones.spec import BackboneSpec
+from clip_ood.backbones.weights import remote_config
 from clip_ood.errors import UserError
 from clip_ood.files.records import read_json, undamaged
 from clip_ood.files.writing import write_text

@@ -3,10 +3,22 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import Protocol
 
-if TYPE_CHECKING:
-    from clip_ood.backbones.names import BackboneSpec
+
+class BackboneSpec(Protocol):
+    """What names an encoder; `clip_ood.config.schema.BackboneConfig` is one."""
+
+    library: str
+    model: str
+    pretrained: str | None
+    preprocess: str | None
+    random_seed: int
+    precision: str
+
+    @property
+    def text_spec(self) -> BackboneSpec | None:
+        """The model whose text tower takes the place of this one's."""
 
 
 @dataclass(frozen=True)

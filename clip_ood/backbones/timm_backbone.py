@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from clip_ood.backbones.backbone import Backbone, Preprocessing
 from clip_ood.backbones.checkpoint_file import read_tensors
 from clip_ood.backbones.fitting import fit
-from clip_ood.backbones.names import BackboneSpec
+from clip_ood.backbones.spec import BackboneSpec
 
 FILTERS = ("checkpoint_filter_fn", "_filter_fn", "_filter_torchvision_pretrained")  # from published names to timm's
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Hashable
 from os import stat
@@ -35,9 +36,8 @@ def check_names(config: Config) -> None:
     and for a run that would lie in runs_root itself or above it."""
     if not config.name.strip("."):
         raise ConfigError(f"name: {config.name!r} must be the name of a folder below runs_root")
-    check_model(config.backbone)
     specs = read_specs(config.detectors)
-    for spec in _named(config).values():
+    for spec in named_sets(config).values():
         layouts(spec)
     if config.data.ood_val is None and (among := next((spec for spec in specs if spec.chosen_as), None)):
         raise ConfigError(
@@ -45,6 +45,7 @@ def check_names(config: Config) -> None:
             "for it (data.ood_val), or give one value"
         )
     check_trainer(config.trainer)
+    check_model(config.backbone)  # last: it may have to import the encoder's library
 
 
 def image_sets(config: Config) -> dict[str, ImageSet]:
@@ -52,7 +53,7 @@ def image_sets(config: Config) -> dict[str, ImageSet]:
     ood_val; those of the catalogue as the first of their layouts that is there."""
     root = config.data.root
     found = {}
-    for key, spec in _named(config).items():
+    for key, spec in named_sets(config).items():
         known = layouts(spec)
         found[key] = next((layout for layout in known if is_there(layout, root)), known[0])
     return found
@@ -73,7 +74,8 @@ def called(key: str) -> str:
     return key.partition("/")[2] or key
 
 
-def _named(config: Config) -> dict[str, ImageSet]:
+def named_sets(config: Config) -> dict[str, ImageSet]:
+    """Every image set as the config names it, by its key (see `image_sets`)."""
     data = config.data
     parts = {"id": data.id.images, "id.train": data.id.train, "id.val": data.id.val, "id.test": data.id.test}
     return (
@@ -118,6 +120,8 @@ def missing_places(spec: ImageSet, root: Path) -> list[str]:
         missing.append(f"folder {root / spec.folder}")
     if spec.labels is not None and (special(root / spec.labels) or not (root / spec.labels).exists()):
         missing.append(f"label file {root / spec.labels}")
+    if spec.path is not None and not (root / spec.path).exists():
+        missing.append(f"file or folder {root / spec.path}")
     if spec.list is not None and not (root / spec.list).is_file():
         missing.append(f"image list {root / spec.list}")
     return missing
@@ -183,6 +187,10 @@ def _places(spec: ImageSet, root: Path) -> list[tuple[str, Hashable]]:
     if spec.torchvision is not None:
         place = f"{spec.torchvision}, {spec.split or 'test'}, in {realpath(root)}"
         return [(place, place)]
+    if spec.reader is not None:
+        options = json.dumps(spec.options, default=str, sort_keys=True)
+        where = None if spec.path is None else _identity(root / spec.path)
+        return [(f"{spec.reader}, {spec.path or options}", (spec.reader, where, options))]
     paths = shard_paths(root / spec.shards) if spec.shards is not None else [spec.list or spec.folder]
     return [(realpath(root / path), _identity(root / path)) for path in paths if path is not None]
 
@@ -199,34 +207,40 @@ def _identity(path: str | Path) -> Hashable:
 def check_folders(config: Config) -> None:
     """Raises ConfigError for the first image set that is not there, for two keys that name the same images, and for negative
     words that are not there: which, where, how to get it."""
-    root = config.data.root
-    for key, spec in _named(config).items():
-        name, known = called(key), layouts(spec)
-        if known[0].torchvision is not None or any(is_there(layout, root) for layout in known):
-            continue  # torchvision's sets are downloaded by the run
-        lacking = [" and no ".join(missing_places(layout, root)) for layout in known]
-        if spec.catalog is None:
-            hint = f" Where to get it: {spec.source}" if spec.source else _advice(key, spec, root)
-            raise ConfigError(f"Image set {name}: there is no {lacking[0]}.{hint}")
-        raise ConfigError(
-            f"Image set {name}: {spec.catalog} is not under {root}: there is no {'; nor '.join(lacking)}. "
-            f"Where to get it: {entry(spec.catalog).advice(root)}"
-        )
+    for key, spec in named_sets(config).items():
+        check_there(key, spec, config.data.root)
     check_places(config)
-    _check_texts(config)
+    check_texts(config)
+
+
+def check_there(key: str, spec: ImageSet, root: Path) -> None:
+    """Raises ConfigError for an image set, as the config names it, that is not there; torchvision's sets are downloaded by the run."""
+    name, known = called(key), layouts(spec)
+    if known[0].torchvision is not None or any(is_there(layout, root) for layout in known):
+        return
+    lacking = [" and no ".join(missing_places(layout, root)) for layout in known]
+    if spec.catalog is None:
+        hint = f" Where to get it: {spec.source}" if spec.source else _advice(key, spec, root)
+        raise ConfigError(f"Image set {name}: there is no {lacking[0]}.{hint}")
+    raise ConfigError(
+        f"Image set {name}: {spec.catalog} is not under {root}: there is no {'; nor '.join(lacking)}. "
+        f"Where to get it: {entry(spec.catalog).advice(root)}"
+    )
 
 
 def _advice(key: str, spec: ImageSet, root: Path) -> str:
     option = "data." + ("id.images" if key == "id" else key.replace("/", "."))
     if spec.labels is not None and (root / spec.folder).is_dir():
         return no_file(root / spec.labels).replace(": it", " It", 1)
+    if spec.reader is not None:
+        return ""
     kind = next(kind for kind in ("folder", "list", "shards") if getattr(spec, kind) is not None)
     place = getattr(spec, kind)
     told = advice(option, kind, place if STREAM.match(str(place)) else root / place)
     return told and f" {told}"
 
 
-def _check_texts(config: Config) -> None:
+def check_texts(config: Config) -> None:
     """Raises ConfigError for class names or words that are not there or are not text, and for lists that are too large."""
     found, names = {}, config.data.id.class_names
     lists = {option_of(key): config.data.root / spec.list for key, spec in image_sets(config).items() if spec.list}

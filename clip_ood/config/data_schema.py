@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 
 from clip_ood.config.prompt_sets import with_sets
-from clip_ood.config.section import Fraction, Place, Positive, Section
+from clip_ood.config.section import Fraction, Place, Positive, Section, Untyped
 from clip_ood.errors import UserError
 from clip_ood.naming import fault, twins
 
 TAKEN = ("bank", "id_test", "mean", "ood_val", "val")  # in results: the project's own sets, and the mean over OOD sets
-PLACES = ("catalog", "folder", "list", "shards", "torchvision", "corruption")
+PLACES = ("catalog", "folder", "list", "shards", "torchvision", "reader", "corruption")
 CorruptionName = Literal[
     "gaussian_noise",
     "shot_noise",
@@ -28,8 +29,8 @@ CorruptionName = Literal[
 
 
 class ImageSet(Section):
-    """One set of images: exactly one of `catalog`, `folder`, `list`, `shards`, `torchvision`, `corruption`. A bare path
-    means `folder`."""
+    """One set of images: exactly one of `catalog`, `folder`, `list`, `shards`, `torchvision`, `reader`, `corruption`. A bare
+    path means `folder`."""
 
     bare = "folder"
 
@@ -51,6 +52,12 @@ class ImageSet(Section):
     dot, and it has one image); {000..009} counts through them. Relative to data.root."""
     torchvision: Literal["CIFAR10", "CIFAR100", "SVHN", "MNIST"] | None = None
     """A data set that torchvision downloads into data.root."""
+    reader: str | None = None
+    """The class path of a reader of your own (my_module.MyReader), a subclass of clip_ood.data.readers.Reader: docs/extending.md."""
+    path: Place | None = None
+    """With `reader`: the file or folder that it reads, its first argument. Relative to data.root."""
+    options: Untyped = {}
+    """With `reader`: what else it is made with, by the names of its arguments."""
     corruption: CorruptionName | None = None
     """Under data.ood alone: the ID test images corrupted so, made while they are read (clip_ood/data/corruptions.py)."""
     severity: Annotated[int, Field(ge=1, le=5)] | None = None
@@ -78,6 +85,10 @@ class ImageSet(Section):
             raise UserError(f"labels and numbered go with folder, not with {named[0]}")
         if self.labels is not None and self.numbered:
             raise UserError("either labels or numbered says what the classes are, not both")
+        if self.reader is None and (self.path is not None or self.options):
+            raise UserError(f"path and options go with reader, not with {named[0]}")
+        if self.reader is not None and not re.fullmatch(r"[^\W\d]\w*(\.[^\W\d]\w*)+", self.reader):
+            raise UserError(f"reader takes the path of a class, as my_module.MyReader, and not {self.reader!r}")
         if self.split is not None and named[0] not in ("catalog", "torchvision"):
             raise UserError(f"split goes with catalog or torchvision, not with {named[0]}")
         if self.torchvision is not None and self.split not in (None, "train", "test"):

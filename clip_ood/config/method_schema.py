@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from itertools import product
 from math import prod
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 from pydantic import Field, model_validator
 
@@ -16,8 +16,19 @@ from clip_ood.errors import UserError
 MOST_HEADS = 10_000  # of a sweep
 
 
-class ZeroShot(Section):
+class Settings(Section):
+    """The keys of one method, and what the method is: what it needs, and what it changes."""
+
+    trains: ClassVar[bool] = True  # a head, which needs two classes or more
+    needs_labels: ClassVar[bool] = True
+    needs_text: ClassVar[bool] = False  # an encoder of texts
+    tunes_encoder: ClassVar[bool] = False  # and reads images, not stored features
+
+
+class ZeroShot(Settings):
     """The encoder as it is: nothing is trained."""
+
+    trains, needs_labels = False, False
 
 
 class ProbeGrid(Section):
@@ -53,7 +64,7 @@ class PLPGrid(ProbeGrid):
     those of a batch that are above its own."""
 
 
-class LinearProbe(Section):
+class LinearProbe(Settings):
     """One linear layer on standardised features g, cross-entropy, Adam; warm-up over the first 10 % of steps, then
     cosine to 0; the last step is kept."""
 
@@ -82,15 +93,19 @@ class LinearProbe(Section):
 class PLP(LinearProbe):
     """Pseudo-label probing: a linear probe on labels that the text encoder gives."""
 
+    needs_labels, needs_text = False, True
+
     min_confidence: Fraction = 0.9
     """Images whose pseudo-probability is below this are left out (0: none is)."""
     sweep: PLPGrid | None = None
     """Train many heads in one pass and keep the one that agrees best with the pseudo-labels of ID val (default: one)."""
 
 
-class FineTune(Section):
+class FineTune(Settings):
     """The whole image tower and a linear head on g, cross-entropy, AdamW with smaller steps for earlier layers; linear
     warm-up, then cosine; the averaged weights of the last step are kept. Nothing is chosen on test or OOD images."""
+
+    tunes_encoder = True
 
     epochs: Positive = 30
     """Passes over the training images."""
@@ -195,5 +210,5 @@ class Method(Section):
         return next(iter(self.model_fields_set))
 
     @property
-    def settings(self) -> ZeroShot | LinearProbe | PLP | FineTune:
+    def settings(self) -> Settings:
         return getattr(self, self.name)

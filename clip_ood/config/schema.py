@@ -8,6 +8,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field, model_validator
 
+from clip_ood.backbones.library import LIBRARIES, library
 from clip_ood.config.data_schema import Data, IDSet, ImageSet, Splits
 from clip_ood.config.method_schema import PLP, FineTune, LinearProbe, Method, ZeroShot
 from clip_ood.config.section import Count, Place, Positive, Root, Section, Seed, Untyped
@@ -43,7 +44,7 @@ class TextTower(Section):
 class BackboneConfig(Section):
     """The image(-text) encoder."""
 
-    library: Literal["open_clip", "timm"] = "open_clip"
+    library: Literal[tuple(LIBRARIES)] = "open_clip"
     """open_clip: image and text; timm: images only."""
     model: str
     """Architecture (ViT-bigG-14, convnext_base_w, …), hf-hub:ORG/REPO, or local-dir:FOLDER; for timm its model name."""
@@ -62,6 +63,11 @@ class BackboneConfig(Section):
     text: TextTower | None = None
     """Reads prompts and words with the text tower of another model, as one that was trained against this image tower
     (xlm-roberta-large-ViT-H-14 against ViT-H-14). Image features stay the same (default: the model's own)."""
+
+    @property
+    def reads_text(self) -> bool:
+        """Whether images and texts have a joint space."""
+        return library(self.library).reads_text
 
     @property
     def text_spec(self) -> BackboneConfig | None:

@@ -88,15 +88,21 @@ def load_benchmark(config: Config) -> Benchmark:
     there must be.
     """
     check_folders(config)
-    data, specs = config.data, image_sets(config)
-    ood = {*(key_of("ood", name) for name in data.ood), "ood_val"}
-    images = {
-        key: list_images(
-            name_of(key), spec, data.root, key not in ood or spec.per_class is not None, config.seed, data.allow_partial
-        )
-        for key, spec in specs.items()
-        if spec.corruption is None
-    }
+    return arrange(
+        config,
+        {key: list_set(config, key, spec) for key, spec in image_sets(config).items() if spec.corruption is None},
+    )
+
+
+def list_set(config: Config, key: str, spec: ImageSet, download: bool = True) -> ImageList:
+    """The images of one of a config's `image_sets` that is no corruption. Raises as `list_images`."""
+    labelled = key not in _ood_keys(config) or spec.per_class is not None
+    return list_images(name_of(key), spec, config.data.root, labelled, config.seed, config.data.allow_partial, download)
+
+
+def arrange(config: Config, images: dict[str, ImageList]) -> Benchmark:
+    """The benchmark that a config makes of its sets, each as `list_set` gives it. Raises as `load_benchmark`."""
+    data, specs, ood = config.data, image_sets(config), _ood_keys(config)
     _say_partial(images, specs)
     first = next(iter(images.values()))  # the training images, or those that are divided
     known = find_classes(config, first)
@@ -125,6 +131,10 @@ def load_benchmark(config: Config) -> Benchmark:
     return Benchmark(
         images, {part.key: part for part in parts}, None if trained is None else trained.names, called(config, trained)
     )
+
+
+def _ood_keys(config: Config) -> set[str]:
+    return {*(key_of("ood", name) for name in config.data.ood), "ood_val"}
 
 
 def _without(path: Path | None, images: ImageList, rows: list[int]) -> list[int]:

@@ -79,7 +79,7 @@ def find_classes(config: Config, train: ImageList) -> Classes | None:
         classes = _from_names(given, train)
     if classes is not None:
         _check_names(classes)
-        if config.backbone.library == "open_clip":
+        if config.backbone.reads_text:
             _check_texts(config, classes, train)
     return classes
 

@@ -1,29 +1,28 @@
-"""A set of images as a list, wherever they lie: files, members of tar shards, or arrays in memory."""
+"""A set of images as a list: a reader's images, or some of them, with their labels and what is done to each."""
 
 from __future__ import annotations
 
 import hashlib
 import io
-import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
 from PIL import Image
 
-from clip_ood.data import shards
 from clip_ood.data.corruptions import Corruption
-from clip_ood.data.sources import hides_changes, of_pixels, read_whole, real_folder, real_path, stamp
-from clip_ood.errors import ConfigError
+from clip_ood.data.readers.reader import Reader, Stamps
+from clip_ood.errors import ConfigError, UserError
 from clip_ood.features.identity import SIZE, identity_of, pairs
 from clip_ood.files.pictures import decode
 
 
 @dataclass(frozen=True)
 class Loaded:
-    """An image as it was read: what tells it, what its file holds and what tells that file (None in memory), and the picture on
-    demand."""
+    """An image as it was read: what tells it, what its source holds and that source's stamp (both None where the reader has no
+    stamps), and the picture on demand."""
 
     identity: bytes
     content: bytes | None
@@ -35,110 +34,124 @@ class Loaded:
 class ImageList:
     """N images, in a fixed order.
 
-    Attributes: names, the paths relative to `root`; labels, a class index each (-1: none), None for a flat folder;
-    class_names, in label order where folders name them; pixels or members, of images that are no files of their own;
-    corruption, what is done to each after decoding.
+    Attributes: root, where they lie, for messages; rows, the place of each among the images of `reader`; labels, a class index
+    each (-1: none), None without classes; class_names, in label order where the source names them; corruption, what is done to
+    each after decoding.
     """
 
     name: str
     root: Path
-    names: tuple[str, ...]
+    reader: Reader
+    rows: Sequence[int]
     labels: tuple[int, ...] | None = None
     class_names: tuple[str, ...] | None = None
-    pixels: Sequence | None = None
-    members: tuple[shards.Member, ...] | None = None
     corruption: Corruption | None = None
 
+    @classmethod
+    def of(cls, name: str, root: Path, reader: Reader) -> ImageList:
+        """All images of a reader."""
+        labels = None if reader.labels is None else tuple(np.asarray(reader.labels, np.int64).tolist())
+        class_names = None if reader.class_names is None else tuple(reader.class_names)
+        return cls(name, root, reader, range(len(reader.names)), labels, class_names)
+
     def __len__(self) -> int:
-        return len(self.names)
+        return len(self.rows)
+
+    @cached_property
+    def names(self) -> tuple[str, ...]:
+        """What the reader calls each image."""
+        return tuple(self.reader.names[row] for row in self.rows)
 
     def read(self, index: int) -> Image.Image:
         """The image as 8-bit RGB; raises what reading raises."""
-        if self.pixels is not None:
-            return self._corrupted(index, _of_array(self.pixels[index]))
-        path, inside = self._place(index)
-        return self._picture(index, read_whole(path, *inside)[0])
+        return self._picture(index, self._checked(index, self.reader.open(self.rows[index])))
 
     def load(self, index: int) -> Loaded:
-        """The image, not decoded yet. Raises: OSError for a file that cannot be had."""
-        if self.pixels is not None:
-            pixels = self.pixels[index]
-            return Loaded(self._after_corruption(index, of_pixels(pixels)), None, None, lambda: self.read(index))
-        path, inside = self._place(index)
-        read, state = read_whole(path, *inside)
-        content = identity_of(read)
-        known_by = stamp(real_path(str(path)), state, *inside)
-        return Loaded(self._after_corruption(index, content), content, known_by, lambda: self._picture(index, read))
+        """The image, not decoded yet. Raises: OSError for one that cannot be had."""
+        read, stamp = self.reader.load(self.rows[index])
+        content = content_of(self._checked(index, read))
+        identity = self._after_corruption(index, content)
+        picture = lambda: self._picture(index, read)  # noqa: E731
+        return (
+            Loaded(identity, None, None, picture) if stamp is None else Loaded(identity, content, stamp.value, picture)
+        )
 
-    def _place(self, index: int) -> tuple[Path, tuple[int, ...]]:
-        """The file that an image lies in, and where in it: offset and size, nothing for the whole file."""
-        if self.members is None:
-            return self.root / self.names[index], ()
-        member = self.members[index]
-        return self.root / member.shard, (member.offset, member.size)
-
-    def content(self, row: int) -> bytes:
-        """What tells the content of an image's file, which is read: 16 bytes."""
-        path, inside = self._place(row)
-        return identity_of(read_whole(path, *inside)[0])
+    def content(self, index: int) -> bytes:
+        """What tells the content of an image's source, which is read: 16 bytes."""
+        return content_of(self._checked(index, self.reader.open(self.rows[index])))
 
     def identities(self) -> np.ndarray | None:
-        """What tells images in memory apart, (N, 2); None for files, which must be read first."""
-        if self.pixels is None:
-            return None
-        return self.derived(pairs([of_pixels(pixels) for pixels in self.pixels]))
+        """What tells images apart that have no stamps, (N, 2), for which each is read; None where they have some."""
+        try:
+            if not len(self) or self.reader.stamp(self.rows[0]) is not None:
+                return None
+            return self.derived(pairs([self.content(index) for index in range(len(self))]))
+        except OSError as error:
+            raise self._lost(error) from error
 
     def derived(self, contents: np.ndarray) -> np.ndarray:
         """What tells the images apart, (N, 2), of what tells their sources: the same but for corrupted images."""
         if self.corruption is None:
             return contents
         sources = contents.astype("<u8").tobytes()
-        return pairs(
-            [self._after_corruption(row, sources[row * SIZE : (row + 1) * SIZE]) for row in range(len(self.names))]
+        return pairs([self._after_corruption(row, sources[row * SIZE : (row + 1) * SIZE]) for row in range(len(self))])
+
+    def stamps(self, indices: np.ndarray | None = None) -> Stamps:
+        """Of some images (None: all), whose reader has stamps.
+
+        Raises: ConfigError for an image that is not there.
+        """
+        try:
+            return self.reader.stamps(self.rows if indices is None else [self.rows[i] for i in indices.tolist()])
+        except OSError as error:
+            raise self._lost(error) from error
+
+    def known_by(self) -> np.ndarray:
+        """What tells these images from others without reading more of them than must be, (N, 2)."""
+        identities = self.identities()
+        return self.stamps().values if identities is None else identities
+
+    def paths(self) -> list[str] | None:
+        """The file that each image is; None where they are no files of their own."""
+        found = [self.reader.path(row) for row in self.rows]
+        return None if None in found else found
+
+    def _checked(self, index: int, read: bytes | np.ndarray) -> bytes | np.ndarray:
+        """What a reader has opened. Raises: UserError for what is neither a file's bytes nor 8-bit pixels."""
+        is_pixels = isinstance(read, np.ndarray) and read.dtype == np.uint8 and 0 not in read.shape
+        if isinstance(read, bytes) or (is_pixels and (read.ndim == 2 or read.ndim == read.shape[-1] == 3)):
+            return read
+        given = f"an array {read.shape} of {read.dtype}" if isinstance(read, np.ndarray) else f"a {type(read).__name__}"
+        raise UserError(
+            f"Image set {self.name}: {type(self.reader).__name__}.open({self.rows[index]}) gave {given}; expected the bytes of an image "
+            "file, or an array (H, W) or (H, W, 3) of uint8"
         )
 
-    def stamps(self, rows: np.ndarray | None = None) -> tuple[np.ndarray, np.ndarray]:
-        """Of these rows (None: all): what each image's file is known by, (n, 2), and whether a change of it could go unnoticed,
-        (n,) bool.
-
-        Raises: ConfigError for a file that is not there.
-        """
-        real_folder.cache_clear()  # links may lead elsewhere by now
-        states: dict[str, os.stat_result] = {}
-        root, vague, found = str(self.root), [], []
-        try:
-            for row in range(len(self.names)) if rows is None else rows.tolist():
-                if self.members is None:
-                    path, inside = os.path.join(root, self.names[row]), ()
-                    state = os.stat(path)
-                else:
-                    member = self.members[row]
-                    path, inside = os.path.join(root, member.shard), (member.offset, member.size)
-                    state = states.get(path) or states.setdefault(path, os.stat(path))
-                vague.append(hides_changes(state))
-                found.append(stamp(real_path(path), state, *inside))
-        except OSError as error:
-            raise ConfigError(f"Image set {self.name}: {error.filename} cannot be had ({error.strerror})") from error
-        return pairs(found), np.array(vague, bool)
+    def _lost(self, error: OSError) -> ConfigError:
+        lost = error.filename or "an image"
+        return ConfigError(f"Image set {self.name}: {lost} cannot be had ({error.strerror or error})")
 
     def _after_corruption(self, index: int, identity: bytes) -> bytes:
         """The identity of an image after its corruption, whose noise is drawn by the image's name."""
         if self.corruption is None:
             return identity
-        return identity_of(identity, *map(str, self.corruption.key), self.names[index])
+        return identity_of(identity, *map(str, self.corruption.key), self.reader.names[self.rows[index]])
 
-    def _picture(self, index: int, content: bytes) -> Image.Image:
-        return self._corrupted(index, decode(io.BytesIO(content)))
-
-    def _corrupted(self, index: int, image: Image.Image) -> Image.Image:
-        return image if self.corruption is None else self.corruption(image, self.names[index])
+    def _picture(self, index: int, read: bytes | np.ndarray) -> Image.Image:
+        image = decode(io.BytesIO(read)) if isinstance(read, bytes) else Image.fromarray(read).convert("RGB")
+        return image if self.corruption is None else self.corruption(image, self.reader.names[self.rows[index]])
 
     def subset(self, keep: Sequence[int]) -> ImageList:
-        """The images at the positions `keep`, in that order."""
+        """The images at the positions `keep`, in that order; nothing is copied."""
         labels = None if self.labels is None else tuple(self.labels[i] for i in keep)
-        pixels = None if self.pixels is None else self.pixels[list(keep)]
-        members = None if self.members is None else tuple(self.members[i] for i in keep)
-        return replace(self, names=tuple(self.names[i] for i in keep), labels=labels, pixels=pixels, members=members)
+        return replace(self, rows=tuple(self.rows[i] for i in keep), labels=labels)
+
+
+def content_of(read: bytes | np.ndarray) -> bytes:
+    """What tells an image's content, 16 bytes: of its file, or of its pixels."""
+    if isinstance(read, bytes):
+        return identity_of(read)
+    return identity_of("pixels", str(read.shape), np.ascontiguousarray(read).tobytes())
 
 
 def balanced(images: ImageList, per_class: int, seed: int) -> list[int]:
@@ -156,7 +169,3 @@ def balanced(images: ImageList, per_class: int, seed: int) -> list[int]:
 def lot(seed: int, name: str) -> bytes:
     """The lot that an image draws: sorting by it is a seeded shuffle that new images don't upset."""
     return hashlib.blake2b(f"{seed}:{name}".encode("utf-8", "surrogateescape"), digest_size=8).digest()
-
-
-def _of_array(pixels: np.ndarray) -> Image.Image:
-    return Image.fromarray(pixels).convert("RGB")

@@ -15,8 +15,8 @@ from pathlib import Path
 
 from PIL import Image
 
-from clip_ood.data import shards
-from clip_ood.data.sources import read_whole
+from clip_ood.data.readers import tar
+from clip_ood.data.readers.on_disk import Place
 from clip_ood.data.tar_members import DamagedArchive, members, opened
 from clip_ood.files.hidden import is_hidden
 from clip_ood.files.pictures import SUFFIXES, decode
@@ -36,13 +36,12 @@ DEEPEST = 200  # folders in folders
 
 @dataclass(frozen=True)
 class Source:
-    """One image: the `path` that it is called by, the file that it lies in, the part of its name below the folder or shard that
-    was named (`inside`), where in a shard; or the `reason` why there is none."""
+    """One image: the `path` that it is called by, the part of its name below the folder or shard that was named (`inside`), and
+    where it lies; or the `reason` why there is none."""
 
     path: str
     inside: str
-    file: Path
-    member: shards.Member | None = None
+    place: Place
     reason: str | None = None
 
     def read(self) -> Image.Image:
@@ -50,12 +49,7 @@ class Source:
 
         Raises: UnreadableImage for what is not a whole image, OSError for a file that cannot be had.
         """
-        return decode(io.BytesIO(self.content()))
-
-    def content(self) -> bytes:
-        """The bytes of its file. Raises: OSError."""
-        inside = () if self.member is None else (self.member.offset, self.member.size)
-        return read_whole(self.file, *inside)[0]
+        return decode(io.BytesIO(self.place.read()))
 
 
 def sources(paths: Iterable[str]) -> Iterator[Source]:
@@ -99,7 +93,7 @@ def _listed(called: str, file: io.BufferedReader) -> Iterator[Source]:
 
 
 def _file(path: str, inside: str, reason: str | None = None) -> Source:
-    return Source(path, inside, Path(path), reason=reason)
+    return Source(path, inside, Place(path), reason)
 
 
 def _below(folder: str, inside: str, above: frozenset[str]) -> Iterator[Source]:
@@ -142,10 +136,10 @@ def _members(path: Path) -> Iterator[Source]:
             for info in members(file):
                 if info.isdir() or is_hidden(info.name) or info.name.lower().endswith(BESIDE):
                     continue
-                images += shards.is_image(info)
-                reason = shards.not_stored(info) if shards.is_image(info) else "no image by its name"
-                member = shards.Member(path.name, info.offset_data, info.size)
-                yield Source(f"{path}/{info.name}", f"{path.name}/{info.name}", path, member, reason)
+                images += tar.is_image(info)
+                reason = tar.not_stored(info) if tar.is_image(info) else "no image by its name"
+                place = Place(str(path), info.offset_data, info.size)
+                yield Source(f"{path}/{info.name}", f"{path.name}/{info.name}", place, reason)
     except (DamagedArchive, OSError) as error:
         if isinstance(error, OSError):
             check_of_file(error)
@@ -153,4 +147,4 @@ def _members(path: Path) -> Iterator[Source]:
     else:
         reason = None if images else "it holds no images"
     if reason is not None:
-        yield Source(str(path), path.name, path, reason=reason)
+        yield Source(str(path), path.name, Place(str(path)), reason)

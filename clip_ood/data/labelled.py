@@ -22,31 +22,26 @@ class LabelledTable(Protocol):
 
 
 class ImageTable:
-    """All rows of one part, with their labels."""
+    """The rows of one part with their labels: all, or of the image set those that are `valid` (N,)."""
 
-    def __init__(self, part: Part, labels: list[int]) -> None:
-        self.part = part
-        self.rows, self.labels = (torch.tensor(each, dtype=torch.long) for each in (part.rows, labels))
+    def __init__(self, part: Part, labels: list[int], valid: Tensor | None = None) -> None:
+        rows, labels = (torch.tensor(each, dtype=torch.long) for each in (part.rows, labels))
+        kept = slice(None) if valid is None else valid[rows]
+        self.part, self.rows, self.labels = part, rows[kept], labels[kept]
 
     def __len__(self) -> int:
         return len(self.rows)
 
 
-class FeatureTable(Dataset):
+class FeatureTable(ImageTable, Dataset):
     """The readable rows of one part: (n,) positions -> Outputs with features, embeddings, labels and indices.
 
     indices are rows of the image set; labels are the true ones, -1 where there is none.
     """
 
     def __init__(self, part: Part, stored: Features, labels: list[int]) -> None:
-        rows = torch.tensor(part.rows, dtype=torch.long)
-        readable = stored.valid[rows]
-        self.part, self.stored = part, stored
-        self.rows = rows[readable]
-        self.labels = torch.tensor(labels, dtype=torch.long)[readable]
-
-    def __len__(self) -> int:
-        return len(self.rows)
+        super().__init__(part, labels, stored.valid)
+        self.stored = stored
 
     def __getitem__(self, positions: Tensor) -> Outputs:
         rows = self.rows[positions]

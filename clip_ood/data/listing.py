@@ -1,10 +1,11 @@
-"""Folders, OpenOOD-style lists, tar shards and torchvision's arrays, each listed as an `ImageList`."""
+"""Image sets of a config, each listed as an `ImageList` by the reader that its keys name."""
 
 from __future__ import annotations
 
 import os
 import re
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from unicodedata import normalize
@@ -12,10 +13,13 @@ from unicodedata import normalize
 from clip_ood.config.checks import shard_paths
 from clip_ood.config.misnamed import tars_in
 from clip_ood.config.schema import ImageSet
-from clip_ood.data import shards, torchvision_sets
+from clip_ood.data import torchvision_sets
 from clip_ood.data.class_order import check_no_splits, in_order, is_number
 from clip_ood.data.image_list import ImageList, balanced
 from clip_ood.data.label_files import read_labels
+from clip_ood.data.readers.files import Files
+from clip_ood.data.readers.own import own_reader
+from clip_ood.data.readers.tar import read_shards
 from clip_ood.errors import ConfigError, shortened
 from clip_ood.files.hidden import is_hidden
 from clip_ood.files.pictures import SUFFIXES
@@ -34,13 +38,19 @@ def list_images(
     class folders, a folder that cannot be read, and wrong lines of a list.
     """
     where = _place(spec, root)
-    if spec.torchvision is not None:
-        images = _from_torchvision(name, spec, root, download)
+    if spec.reader is not None:
+        images = ImageList.of(name, where, own_reader(name, spec, root))
+        with suppress(OSError):  # an image that cannot be had is told where all are asked for
+            if len(images):
+                images.content(0)  # nonsense is told before any encoding
+    elif spec.torchvision is not None:
+        arrays = torchvision_sets.load(name, spec.torchvision, spec.split or "test", root, download)
+        images = ImageList.of(name, root, arrays)
     elif spec.shards is not None:
-        found = shards.index(name, shard_paths(where))
-        if found.passed_over:
-            _say_passed_over(name, list(found.passed_over))
-        images = ImageList(name, where.parent, found.names, found.labels, members=found.members)
+        shards = read_shards(name, shard_paths(where))
+        if shards.passed_over:
+            _say_passed_over(name, list(shards.passed_over))
+        images = ImageList.of(name, where.parent, shards)
     elif spec.list is not None:
         images = _from_list(name, where, root / spec.images_root, partial)
     elif spec.labels is not None:
@@ -65,7 +75,7 @@ def list_images(
 
 
 def _place(spec: ImageSet, root: Path) -> Path:
-    return root / (spec.folder or spec.list or spec.shards or "")
+    return root / (spec.folder or spec.list or spec.shards or spec.path or "")
 
 
 def _check_count(images: ImageList, spec: ImageSet, where: Path, labelled: bool, partial: bool) -> None:
@@ -95,10 +105,10 @@ def _from_folder(name: str, folder: Path, labelled: bool) -> ImageList:
     if len(names) < len(files):
         _say_passed_over(name, sorted(set(files).difference(names)))
     if not labelled:
-        return ImageList(name, folder, names)
+        return ImageList.of(name, folder, Files(folder, names))
     classes = [entry.name for entry in folder.iterdir() if entry.is_dir() and not is_hidden(entry.name)]
     if not classes:
-        return ImageList(name, folder, names)
+        return ImageList.of(name, folder, Files(folder, names))
     if wrong := next(filter(not_utf8, classes), None):
         raise ConfigError(f"Image set {name}: the name of the class folder {folder / wrong} is not UTF-8. Rename it.")
     classes = in_order(classes)
@@ -112,7 +122,7 @@ def _from_folder(name: str, folder: Path, labelled: bool) -> ImageList:
         raise ConfigError(f"Image set {name}: the class folder {folder / empty[0]} holds no images. Fill or remove it.")
     number = {label: index for index, label in enumerate(classes)}
     readable = tuple(label.replace("_", " ") for label in classes)
-    return ImageList(name, folder, names, tuple(number[top] for top in first), readable)
+    return ImageList.of(name, folder, Files(folder, names, tuple(number[top] for top in first), readable))
 
 
 def _walk(name: str, folder: Path, inside: str = "", above: frozenset[str] = frozenset()) -> Iterator[str]:
@@ -191,17 +201,11 @@ def _from_list(name: str, path: Path, root: Path, partial: bool) -> ImageList:
             )
         names.append(image)
         labels.append(max(int(found[1]), -1))
-    return ImageList(name, root, tuple(names), tuple(labels) if any(label >= 0 for label in labels) else None)
+    given = tuple(labels) if any(label >= 0 for label in labels) else None
+    return ImageList.of(name, root, Files(root, tuple(names), given))
 
 
 def _as_it_is_written(root: Path, image: str) -> str | None:
     """An image's path in the Unicode form that its file has: Macs write é as two characters, others as one. None without a file."""
     forms = (image, normalize("NFC", image), normalize("NFD", image))
     return next((form for form in forms if (root / form).is_file()), None)
-
-
-def _from_torchvision(name: str, spec: ImageSet, root: Path, download: bool) -> ImageList:
-    split = spec.split or "test"
-    data = torchvision_sets.load(name, spec.torchvision, split, root, download)
-    names = tuple(f"{spec.torchvision}/{split}/{index:05d}" for index in range(len(data.labels)))
-    return ImageList(name, root, names, data.labels, data.class_names, data.pixels)

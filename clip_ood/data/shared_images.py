@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
 from itertools import combinations
 
 from clip_ood.config.checks import may_share, option_of
@@ -14,35 +15,36 @@ Folder = tuple[int, int]  # device and inode
 
 def check_apart(images: dict[str, ImageList]) -> None:
     """Raises ConfigError where a file is an image of two sets, by key, that must have none in common: how many, and the first."""
-    listed = {key: each for key, each in images.items() if each.pixels is None and each.members is None and len(each)}
-    folders = {key: _folders(each) for key, each in listed.items()}
+    listed = {key: paths for key, each in images.items() if len(each) and (paths := each.paths()) is not None}
+    folders = {key: _folders(paths) for key, paths in listed.items()}
     for one, other in combinations(listed, 2):
         common = set(folders[one].values()) & set(folders[other].values())
         if not common or may_share(one, other):
             continue
-        theirs = set(_files(listed[one], folders[one], common))
-        if shared := [name for file, name in _files(listed[other], folders[other], common).items() if file in theirs]:
+        theirs = {file for file, _ in _files(listed[one], folders[one], common)}
+        of_both = [place for file, place in _files(listed[other], folders[other], common) if file in theirs]
+        if of_both:
+            first = images[other].names[of_both[0]]
             raise ConfigError(
-                f"{len(shared)} of {len(listed[other])} images of {option_of(other)} are images of {option_of(one)} as well ({shared[0]}): an "
+                f"{len(of_both)} of {len(images[other])} images of {option_of(other)} are images of {option_of(one)} as well ({first}): an "
                 "image that is scored as one must not be taken for the other. Take them out of one of both"
             )
 
 
-def _folders(images: ImageList) -> dict[str, Folder]:
+def _folders(paths: list[str]) -> dict[str, Folder]:
     """Every folder that images lie in, as it is spelled, and which it is: the same one by any link or spelling."""
-    root = str(images.root)
     found = {}
-    for spelled in {os.path.dirname(name) for name in images.names}:
-        state = os.stat(os.path.join(root, spelled))
+    for spelled in {os.path.dirname(path) for path in paths}:
+        state = os.stat(spelled or ".")
         found[spelled] = (state.st_dev, state.st_ino)
     return found
 
 
-def _files(images: ImageList, folders: dict[str, Folder], common: set[Folder]) -> dict[tuple[Folder, str], str]:
-    """The images in some of the folders: their names in the set by folder and file name."""
-    found = {}
-    for name in images.names:
-        spelled, file = os.path.split(name)
+def _files(
+    paths: list[str], folders: dict[str, Folder], common: set[Folder]
+) -> Iterator[tuple[tuple[Folder, str], int]]:
+    """The images in some of the folders: folder and file name, and the place in the set."""
+    for place, path in enumerate(paths):
+        spelled, file = os.path.split(path)
         if (folder := folders[spelled]) in common:
-            found[folder, file] = name
-    return found
+            yield (folder, file), place

@@ -12,7 +12,8 @@ def split(images: ImageList, shares: dict[str, float], rest: str, seed: int) -> 
     `rest`, which keeps at least one image of each class.
 
     >>> from pathlib import Path
-    >>> images = ImageList("id", Path(), tuple("abcdefghij"), (0,) * 10)
+    >>> from clip_ood.data.readers.files import Files
+    >>> images = ImageList.of("id", Path(), Files(Path(), tuple("abcdefghij"), (0,) * 10))
     >>> {part: len(rows) for part, rows in split(images, {"test": 0.3, "val": 0.2}, "train", 42).items()}
     {'test': 3, 'val': 2, 'train': 5}
     """

@@ -2,21 +2,12 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from pathlib import Path
-from typing import NamedTuple
 
-import numpy as np
-
+from clip_ood.data.readers.arrays import Arrays
 from clip_ood.errors import ConfigError
 from clip_ood.process.locks import in_turn
-
-
-class Arrays(NamedTuple):
-    """pixels (N, H, W, 3) or (N, H, W) 8 bit, labels (N,), class names in label order."""
-
-    pixels: np.ndarray
-    labels: tuple[int, ...]
-    class_names: tuple[str, ...]
 
 
 def load(set_name: str, kind: str, split: str, root: Path, download: bool) -> Arrays:
@@ -28,8 +19,9 @@ def load(set_name: str, kind: str, split: str, root: Path, download: bool) -> Ar
 
     part = {"split": split} if kind == "SVHN" else {"train": split == "train"}
     try:
-        root.mkdir(parents=True, exist_ok=True)
-        with in_turn(root / kind):  # processes of one run would all download
+        if download:
+            root.mkdir(parents=True, exist_ok=True)
+        with in_turn(root / kind) if download else nullcontext():  # processes of one run would all download
             data = getattr(datasets, kind)(root, **part, download=download)
     except Exception as error:
         tried = "download" if download else "read"
@@ -37,9 +29,10 @@ def load(set_name: str, kind: str, split: str, root: Path, download: bool) -> Ar
             f"Image set {set_name}: torchvision could not {tried} {kind} (size and source: clip-ood catalog) "
             f"in {root}: {error}"
         ) from error
+    names = tuple(f"{kind}/{split}/{index:05d}" for index in range(len(data.data)))
     if kind == "SVHN":  # channels first, and no class names
-        names = tuple(str(digit) for digit in range(10))
-        return Arrays(data.data.transpose(0, 2, 3, 1), tuple(data.labels.tolist()), names)
+        digits = tuple(str(digit) for digit in range(10))
+        return Arrays(data.data.transpose(0, 2, 3, 1), names, data.labels, digits)
     if kind == "MNIST":
-        return Arrays(data.data.numpy(), tuple(data.targets.tolist()), tuple(name[0] for name in data.classes))
-    return Arrays(data.data, tuple(data.targets), tuple(label.replace("_", " ") for label in data.classes))
+        return Arrays(data.data.numpy(), names, data.targets, tuple(name[0] for name in data.classes))
+    return Arrays(data.data, names, data.targets, tuple(label.replace("_", " ") for label in data.classes))

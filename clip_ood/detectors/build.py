@@ -11,7 +11,7 @@ from typing import Any, get_args, get_type_hints
 
 from clip_ood.detectors.detector import ONE_EACH, Detector
 from clip_ood.detectors.names import DETECTORS, ZOO, Spec, read_specs
-from clip_ood.dotted_paths import object_at
+from clip_ood.dotted_paths import module_of
 from clip_ood.errors import UserError
 from clip_ood.outputs import Outputs, Reference
 
@@ -88,7 +88,8 @@ def load_class(spec: Spec) -> type[Detector]:
         from clip_ood.detectors.zoo import adapt
 
         return adapt(spec.name)
-    cls = object_at(spec.target.replace(":", "."), f"detectors: {spec.name}")
+    module, name = module_of(spec.target.replace(":", "."), f"detectors: {spec.name}")
+    cls = getattr(module, name, None)
     if not (isinstance(cls, type) and issubclass(cls, Detector)):
         raise UserError(f"detectors: {spec.name}: expected a subclass of clip_ood.detectors.Detector, got {cls!r}")
     if cls._score is Detector._score:

@@ -141,16 +141,19 @@ class Detector(nn.Module):
         for field in needed:
             if hasattr(self.reference, field):
                 continue
-            value = getattr(outputs, field)
-            if value is None:
+            values = {name: value for name, value in outputs.tensors() if name.partition(".")[0] == field}
+            if not values:
                 raise self._error(f"needs {field}, and these outputs have none")
-            if len(value) != len(outputs):
-                raise self._error(f"{field} has {len(value)} rows, expected {len(outputs)}")
-            if not all(chunk.isfinite().all() for chunk in value.split(ROWS)):
-                raise self._error(f"{field} has values that are not finite")
+            for name, value in values.items():
+                if len(value) != len(outputs):
+                    raise self._error(f"{name} has {len(value)} rows, expected {len(outputs)}")
+                if not all(chunk.isfinite().all() for chunk in value.split(ROWS)):
+                    raise self._error(f"{name} has values that are not finite")
             names = self.reference.class_names
-            if field == "labels" and names is not None and (value >= len(names)).any():
-                raise self._error(f"label {int(value.max())}, expected less than {len(names)}, the class names")
+            if field == "labels" and names is not None and (outputs.labels >= len(names)).any():
+                raise self._error(
+                    f"label {int(outputs.labels.max())}, expected less than {len(names)}, the class names"
+                )
 
     def check_fitted(self) -> None:
         """Raises ValueError before `fit`."""
@@ -185,7 +188,7 @@ def score_together(
     """
     for detector in detectors:
         detector._check_ready(outputs)
-    device = next(_tensors(outputs)).device
+    device = _device(outputs)
     parts = []
     for rows in chunks(outputs, at_least=1):
         with exact(rows):
@@ -206,14 +209,14 @@ def _told(value: Any) -> str:
     return "None" if value is None else f"a {type(value).__name__}"
 
 
-def _tensors(outputs: Outputs) -> Iterator[Tensor]:
-    return (value for value in vars(outputs).values() if value is not None)
+def _device(outputs: Outputs) -> torch.device:
+    return next(value.device for _, value in outputs.tensors())
 
 
 @contextmanager
 def exact(rows: Outputs) -> Iterator[None]:
     """No autograd, no autocast, float32 products in full, and tensors that may be changed in place outside inference mode."""
-    device, precision = next(_tensors(rows)).device.type, torch.get_float32_matmul_precision()
+    device, precision = _device(rows).type, torch.get_float32_matmul_precision()
     torch.set_float32_matmul_precision("highest")
     try:
         with torch.inference_mode(False), torch.no_grad(), torch.autocast(device, enabled=False):

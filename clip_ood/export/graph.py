@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.nn.functional import normalize
 
 from clip_ood.backbones.backbone import Backbone
-from clip_ood.head import head_logits
+from clip_ood.model import classify, encode, head_of
 from clip_ood.outputs import Outputs, Reference
 
 
@@ -41,9 +41,7 @@ class ScoringGraph(nn.Module):
 
     def rows(self, pixels: Tensor) -> Outputs:
         """What encoder and head give of pixels (B, 3, H, W)."""
-        features, known = self.encode_image((pixels - self.mean) / self.std), self.reference
-        logits = None if known.weight is None else head_logits(features, known.weight, known.bias)
-        return Outputs(features, self.project(features), logits)
+        return classify(encode(self, (pixels - self.mean) / self.std), head_of(self.reference))
 
 
 def class_logits(rows: Outputs, reference: Reference) -> Tensor | None:

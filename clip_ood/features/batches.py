@@ -36,13 +36,13 @@ class PartRows:
 
 @dataclass
 class ImageBatch:
-    """Images of one part. `images` (B, 3, H, W) are those that must be encoded, at positions `encoded` among the n rows of the
-    batch; identities, and the contents and stamps of their files, None for images in memory, are of all rows, (n, 2) each;
-    `errors` tells, by position among the encoded, which could not be read (zeros) and why."""
+    """Images of one part. `images` (B, 3, H, W) are those that must be encoded, at positions `read` among the n rows of the
+    batch, or none (0, …) where they were only to be read; identities, and the contents and stamps of their files, None for images in
+    memory, are of all rows, (n, 2) each; `errors` tells, by position among those that were read, which could not be (zeros) and why."""
 
     images: Tensor
     part: Part
-    encoded: list[int]
+    read: list[int]
     identities: np.ndarray
     contents: np.ndarray | None
     stamps: np.ndarray | None

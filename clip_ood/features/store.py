@@ -56,16 +56,21 @@ def folder_of(root: Path, fingerprint: dict[str, Any]) -> Path:
     return root / digest([FORMAT, fingerprint])
 
 
+def dtype_of(precision: str) -> torch.dtype:
+    """What features of an encoder in this precision are kept in: half precisions as float16."""
+    return torch.float32 if precision == "fp32" else torch.float16
+
+
 class FeatureStore:
     """All that is stored of one encoder under a root folder.
 
-    `fingerprint` is what `clip_ood.backbones.fingerprint` says of the encoder; half precision is stored as float16.
+    `fingerprint` is what `clip_ood.backbones.fingerprint` says of the encoder.
     """
 
     def __init__(self, root: Path, fingerprint: dict[str, Any]) -> None:
         self.root, self.fingerprint = Path(root), fingerprint
         self.folder = folder_of(self.root, fingerprint)
-        self.dtype = torch.float32 if fingerprint["precision"] == "fp32" else torch.float16
+        self.dtype = dtype_of(fingerprint["precision"])
         self.images, self.texts = Entries(self.folder / "images"), Entries(self.folder / "texts")
 
     @cached_property
@@ -74,7 +79,7 @@ class FeatureStore:
         return KnownFiles(self.root)
 
     def image_set(self, name: str, images: Images, arrays: Sequence[str] = ("features",)) -> StoredSet:
-        """The entries of a list of images, with the arrays that are wanted of each."""
+        """The entries of a list of images, with the arrays that are wanted of each; of none it is only known which can be read."""
         return StoredSet(name, self, self.images, arrays, images)
 
     def word_set(self, name: str, phrases: Phrases) -> StoredSet:

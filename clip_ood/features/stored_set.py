@@ -63,10 +63,10 @@ class Known:
 
 @dataclass(frozen=True)
 class Features:
-    """The stored features of an image set: g, h (None for image-only encoders), which rows could be read (N,) bool, and what
-    tells the images apart (N, 2)."""
+    """The stored features of an image set: g (None where none is wanted), h (None for image-only encoders, too), which rows could be
+    read (N,) bool, and what tells the images apart (N, 2)."""
 
-    features: Rows
+    features: Rows | None
     embeddings: Rows | None
     valid: Tensor
     identities: np.ndarray | None = field(default=None, compare=False)
@@ -127,7 +127,7 @@ class StoredSet:
         return any(self.images.content(int(row)) != known for row, known in zip(rows, held, strict=True))
 
     def missing(self) -> np.ndarray:
-        """Rows of the set that must be read or encoded, ascending; those in `derivable` need not be."""
+        """Rows of the set that must be read, and encoded where arrays are wanted, ascending; those in `derivable` need not be."""
         identities, known = self._identities
         stored = known.copy()
         stored[known] = self.entries.has(identities[known], [*self.arrays, "valid"])
@@ -135,6 +135,8 @@ class StoredSet:
 
     def derivable(self, rows: np.ndarray) -> np.ndarray:
         """Those of some rows that lack nothing but arrays which can be computed from what is there."""
+        if not self.arrays:
+            return rows[:0]
         identities, known = self._identities
         rows = rows[known[rows]]
         needed = {DERIVED.get(name, name) for name in self.arrays}
@@ -214,7 +216,7 @@ class StoredSet:
         identities, _ = self._identities
         found = self.entries.rows(identities, [*self.arrays, "valid"])
         valid = found["valid"].take(torch.arange(len(identities)))
-        return Features(found["features"], found.get("embeddings"), valid, identities)
+        return Features(found.get("features"), found.get("embeddings"), valid, identities)
 
     def unreadable(self) -> list[tuple[str, str]]:
         """The name of each image that could not be read, as far as they were read, and why."""

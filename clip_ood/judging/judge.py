@@ -21,9 +21,9 @@ from clip_ood.detectors.detector import Detector, score_together
 from clip_ood.detectors.statistic import statistics_of
 from clip_ood.errors import UserError
 from clip_ood.files.pictures import as_picture, decode, read_image
-from clip_ood.head import head_logits
 from clip_ood.judging.manifest import DetectorFolderError
 from clip_ood.judging.saved import SavedDetector
+from clip_ood.model import classify, encode, linear
 from clip_ood.outputs import Outputs
 from clip_ood.predictions import HEAD, KNN, predict, voted
 
@@ -131,7 +131,7 @@ class Judge(nn.Module):
         pixels = torch.stack([self.backbone.transform(Image.new("RGB", (8, 8)))] * 2)
         encoded = self._encoded(pixels.to(self.device))  # what is tried is not the encoder
         try:
-            outputs = self._with_logits(*encoded).map(torch.nan_to_num)
+            outputs = classify(encoded, linear(self.weight, self.bias)).map(torch.nan_to_num)
             verdicts = self.verdicts(self.judged(outputs), [None, None])
         except Exception as error:  # of tensors that anybody may have written: anything
             raise DetectorFolderError(
@@ -187,21 +187,12 @@ class Judge(nn.Module):
 
     def outputs(self, pixels: Tensor) -> Outputs:
         """What encoder and head say of images (B, 3, H, W) that went through the encoder's transform."""
-        return self._with_logits(*self._encoded(pixels))
+        return classify(self._encoded(pixels), linear(self.weight, self.bias))
 
-    def _encoded(self, pixels: Tensor) -> tuple[Tensor, Tensor | None]:
-        device = pixels.device.type
-        with torch.autocast(device, dtype=self.autocast, enabled=self.autocast is not None):
-            features = self.backbone.encode_image(pixels)
-        with torch.autocast(device, enabled=False):
-            embeddings = self.backbone.project(features)
-            features = features.to(self.dtype)  # as the feature store keeps them
-            return features, None if embeddings is None else embeddings.to(self.dtype)
-
-    def _with_logits(self, features: Tensor, embeddings: Tensor | None) -> Outputs:
-        with torch.autocast(features.device.type, enabled=False):
-            logits = None if self.weight is None else head_logits(features, self.weight, self.bias)
-        return Outputs(features, embeddings, logits)
+    def _encoded(self, pixels: Tensor) -> Outputs:
+        """g and h as the feature store keeps them."""
+        with torch.autocast(pixels.device.type, dtype=self.autocast, enabled=self.autocast is not None):
+            return encode(self.backbone, pixels).map(lambda value: value.to(self.dtype))
 
     def judged(self, outputs: Outputs) -> Judged:
         """Scores, p-values and classes of some images."""

@@ -8,6 +8,7 @@ from typing import Annotated, Any, Literal
 from pydantic import AfterValidator, ConfigDict, Field, model_validator
 
 from clip_ood.backbones.fingerprint import digest
+from clip_ood.backbones.library import LIBRARIES
 from clip_ood.errors import UserError
 from clip_ood.files.records import Count, Damaged, Record, Share, Text, Unfit, fitting, read_record
 
@@ -51,7 +52,7 @@ class Closed(Record):
 class Spec(Closed):
     """As `clip_ood.backbones.spec.ImageSpec`."""
 
-    library: Literal["open_clip", "timm"]
+    library: Literal[tuple(LIBRARIES)]
     model: Text
     pretrained: Text | None = None
     preprocess: Text | None = None

@@ -15,8 +15,7 @@ from torch import Tensor
 from clip_ood.backbones.backbone import Backbone
 from clip_ood.backbones.fingerprint import sha256
 from clip_ood.backbones.image_encoder import save_image_encoder
-from clip_ood.backbones.names import BackboneSpec
-from clip_ood.backbones.spec import ImageSpec
+from clip_ood.backbones.spec import BackboneSpec, ImageSpec
 from clip_ood.calibration import summary
 from clip_ood.detectors.bank import Bank
 from clip_ood.detectors.build import Omitted
@@ -44,7 +43,7 @@ def described(spec: BackboneSpec) -> ImageSpec:
 
 def save_bank(folder: Path, detectors: Mapping[str, Detector], rank: int = 0) -> None:
     """Writes this process's part of the bank, if a detector searches one when it scores."""
-    bank = next((bank for each in detectors.values() if each.portable for bank in _searched(each)), None)
+    bank = next((bank for each in detectors.values() if each.portable for bank in searched(each)), None)
     if bank is not None:
         save_tensors(bank.state(), folder / f"bank-{rank:05d}.safetensors")
 
@@ -70,13 +69,10 @@ def save_detector(
     A detector that cannot be saved is left out by name.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    kept = {name: each for name, each in detectors.items() if each.portable and each.spec is not None}
+    why = {name: _obstacle(each, reference) for name, each in detectors.items()}
+    kept = {name: each for name, each in detectors.items() if why[name] is None}
     left_out = [asdict(each) for each in omitted]
-    left_out += [
-        {"detector": name, "reason": "keeps what it learnt in another package's objects, which are not saved"}
-        for name in detectors
-        if name not in kept
-    ]
+    left_out += [{"detector": name, "reason": reason} for name, reason in why.items() if reason is not None]
     state = _state(reference, kept, calibration)
     if predictor is not None and predictor.by == KNN:
         state["bank_labels"] = bank_labels.cpu()
@@ -119,6 +115,17 @@ def add_encoder(saved: SavedDetector, encoder: str | None = None, allow_download
     return True
 
 
+def _obstacle(detector: Detector, reference: Reference) -> str | None:
+    """Why a detector cannot judge new images by what a folder holds; None where it can."""
+    if not detector.portable or detector.spec is None:
+        return "keeps what it learnt in another package's objects, which are not saved"
+    if "logits" in detector.requires and reference.weight is None:
+        return "needs the logits of a head that is no linear layer, which is not saved"
+    if more := [name for name in ("layers", "tokens") if name in detector.requires]:
+        return f"needs {' and '.join(more)}, which judging does not make of new images"
+    return None
+
+
 def _hashes(folder: Path, paths: Iterable[Path]) -> dict[str, str]:
     return {path.relative_to(folder).as_posix(): sha256(path) for path in sorted(paths) if path.is_file()}
 
@@ -145,7 +152,8 @@ def _state(
     return {name: value.detach().cpu().clone(memory_format=torch.contiguous_format) for name, value in values.items()}
 
 
-def _searched(detector: Detector) -> list[Bank]:
+def searched(detector: Detector) -> list[Bank]:
+    """The banks that a detector looks into when it scores."""
     if not detector.searches:
         return []
     return [each for each in statistics_of(detector).values() if isinstance(each, Bank)]

@@ -63,22 +63,32 @@ def choose_folder(root: Path, name: str, resume: bool = False, overwrite: bool =
         else:
             shutil.rmtree(aside, ignore_errors=True)
             (root / name).rename(aside)
-    folder = _free(root, name, overwrite)
-    check_twin(folder)
     if is_follower():
+        folder = _free(root, name, overwrite)
+        check_twin(folder)
         return folder  # as the first process chooses, which alone writes
-    if (folder / CONFIG).is_file():
-        if not resume:
-            raise ConfigError(
-                f"{folder} holds an unfinished run. Add --resume to go on with it, or --overwrite to start anew."
-            )
-    elif resume:
-        raise _nothing_to_resume(root / name)
+    folder = free_folder(root, name, resume, overwrite)
     if folder != root / name:
         say(f"{root / name} holds a finished run, which is kept: this one goes to {folder}. (--overwrite replaces it.)")
         if there := unreported(root / name):
             say(there)
     folder.mkdir(parents=True, exist_ok=True)
+    check_writable(folder)
+    return folder
+
+
+def free_folder(root: Path, name: str, resume: bool = False, overwrite: bool = False) -> Path:
+    """The folder that `choose_folder` would take; nothing is made and nothing is set aside. Raises as `choose_folder`."""
+    _check_choice(root, name, resume, overwrite)
+    folder = _free(root, name, overwrite)
+    check_twin(folder)
+    unfinished = (folder / CONFIG).is_file() and not overwrite
+    if unfinished and not resume:
+        raise ConfigError(
+            f"{folder} holds an unfinished run. Add --resume to go on with it, or --overwrite to start anew."
+        )
+    if resume and not unfinished:
+        raise _nothing_to_resume(root / name)
     check_writable(folder)
     return folder
 

@@ -76,7 +76,7 @@ def craft(
     attack, config = plan.attack, plan.config
     made, images = variants(attack), benchmark.images[key_of("ood", attack.ood)]
     known_by = fingerprint(config.backbone, config.features_root / "hashes.json")
-    key = digest([*plan.settled(), known_by, pairs.aims, images.stamps()[0].tolist()])
+    key = digest([*plan.settled(), known_by, pairs.aims, images.known_by().tolist()])
     parts = Parts(folder / "parts", key)
     through = [Corruption(name, severity) for name, severity in attack.defences.items()]
 

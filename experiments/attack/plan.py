@@ -92,15 +92,17 @@ def _check(plan: Plan) -> None:
         raise ConfigError(
             f"ood: the experiment has no OOD set {attack.ood!r}.{nearest(attack.ood, config.data.ood)} Known: {known}"
         )
-    if config.method.name == "finetune":
+    if config.method.settings.tunes_encoder:
         raise ConfigError(
-            "An attack needs a frozen encoder: take a zero_shot, linear_probe or plp experiment, not finetune"
+            f"An attack needs a frozen encoder: take a zero_shot, linear_probe or plp experiment, not {config.method.name}"
         )
     if attack.score is not None:
         score_of(plan)
-    if attack.target == "text" and config.backbone.library == "timm":
-        raise ConfigError("target: text needs a text encoder, and timm's models have none: take train or nearest")
-    if plan.source is not None and config.method.name != "zero_shot":
+    if attack.target == "text" and not config.backbone.reads_text:
+        raise ConfigError(
+            f"target: text needs a text encoder, and {config.backbone.library}'s models have none: take train or nearest"
+        )
+    if plan.source is not None and config.method.settings.trains:
         check_heads(plan.source, config)
     if same := twins(attack.transfer):
         raise ConfigError(f"transfer: {same[0]!r} and {same[1]!r} are one name to some systems; call them otherwise")

@@ -47,7 +47,7 @@ def fit(
 ) -> Fitted:
     """The run's method with its trained head, and the detectors `specs` fitted on the whole bank."""
     module, data = build(plan.config, benchmark, features, text)
-    if plan.config.method.name != "zero_shot":
+    if plan.config.method.settings.trains:
         checkpoint = torch.load(head_of(plan.source or folder / CLEAN), map_location="cpu", weights_only=True)
         module.on_load_checkpoint(checkpoint)
         module.load_state_dict(checkpoint["state_dict"])
@@ -65,13 +65,13 @@ def check_score(plan: Plan, benchmark: Benchmark) -> None:
         return
     config = plan.config
     given = {"features"}
-    if config.backbone.library == "open_clip":
+    if config.backbone.reads_text:
         given |= {"embeddings", "logit_scale"}
         given |= {"text_embeddings", "class_names"} if benchmark.class_names else set()
         given |= {"neglabel", "csp"} if config.data.negative_words else set()
-    if config.method.name != "zero_shot":
+    if config.method.settings.trains:
         given |= {"logits", "weight", "bias"}
-    if benchmark.labelled or config.method.name == "plp":
+    if benchmark.labelled or config.method.settings.needs_text:
         given |= {"labels"}
     if missing := sorted(required([score_of(plan)]) - given):
         raise ConfigError(

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 
-from clip_ood.command_line import parse
+from clip_ood.command_line import add_plan, parse
 from clip_ood.config.checks import check_folders
 from clip_ood.config.loading import dump, load_config
 from clip_ood.errors import ConfigError, UserError
@@ -23,6 +24,7 @@ def add_options(parser) -> None:
         "--compare", metavar="DIR", nargs="+", help="finished runs side by side, with paired differences to the first"
     )
     parser.add_argument("--report", metavar="DIR", type=Path, help="write report.html of this finished run anew")
+    add_plan(parser)
     parser.add_argument("--html", metavar="FILE", type=Path, help="with --compare: write it as a page, too")
 
 
@@ -50,9 +52,13 @@ def main(argv: list[str] | None = None) -> None:
     if arguments.print_config:
         say(dump(config), end="")
         return
-    if arguments.run is None and config.method.name != "zero_shot":
+    if arguments.run is None and config.method.settings.trains:
         raise ConfigError(f"method.{config.method.name} is trained: {called('train')} --config {arguments.config}")
-    if arguments.run is not None and config.method.name != "zero_shot":
+    if arguments.plan:
+        from clip_ood.experiments.forecast.plan import plan_experiment
+
+        sys.exit(plan_experiment(config, arguments.run, arguments.resume, arguments.overwrite))
+    if arguments.run is not None and config.method.settings.trains:
         check_heads(arguments.run, config)
     check_folders(config)
     settle(config.trainer)

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from clip_ood.command_line import parse
+import sys
+
+from clip_ood.command_line import add_plan, parse
 from clip_ood.errors import ConfigError
-from clip_ood.experiments.study.plan import load_study, remove_runs
+from clip_ood.experiments.study.plan import load_study, read_study, remove_runs
 from clip_ood.process.launchers import settle
 from clip_ood.runs.going_on import again, stoppable
 from clip_ood.runs.run_folder import alone_in, check_report
@@ -12,15 +14,19 @@ from clip_ood.terminal.shown import say
 
 
 def main(argv: list[str] | None = None) -> None:
-    arguments, overrides = parse("study", argv, __doc__, lambda parser: None, of="study")
+    arguments, overrides = parse("study", argv, __doc__, add_plan, of="study")
     if arguments.config is None:
         raise ConfigError("Which study? Name one: --config few_shot_demo.yaml (see configs/studies/), or --help")
-    plan = load_study(arguments.config, overrides)
+    plan = (read_study if arguments.plan else load_study)(arguments.config, overrides)
     if arguments.print_config:
         from clip_ood.config.loading import dump
 
         say("\n---\n".join(map(dump, plan.runs.values())), end="")
         return
+    if arguments.plan:
+        from clip_ood.experiments.forecast.plan import plan_study
+
+        sys.exit(plan_study(plan, arguments.overwrite))
     settle(next(iter(plan.runs.values())).trainer)
     with alone_in(plan.folder, "this study"):
         if arguments.overwrite:

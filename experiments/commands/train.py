@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from clip_ood.command_line import parse
+import sys
+
+from clip_ood.command_line import add_plan, parse
 from clip_ood.config.checks import check_folders
 from clip_ood.config.loading import dump, load_config
 from clip_ood.errors import ConfigError
@@ -14,13 +16,17 @@ from clip_ood.terminal.shown import say
 
 
 def main(argv: list[str] | None = None) -> None:
-    arguments, overrides = parse("train", argv, __doc__, lambda parser: None)
+    arguments, overrides = parse("train", argv, __doc__, add_plan)
     if arguments.config is None:
         raise ConfigError("Which experiment? Name one: --config demo.yaml (see configs/), or --help")
     config = load_config(arguments.config, overrides)
     if arguments.print_config:
         say(dump(config), end="")
         return
+    if arguments.plan:
+        from clip_ood.experiments.forecast.plan import plan_experiment
+
+        sys.exit(plan_experiment(config, None, arguments.resume, arguments.overwrite))
     check_folders(config)
     settle(config.trainer)
     with chosen_folder(config.runs_root, config.name, arguments.resume, arguments.overwrite) as folder:

@@ -52,10 +52,18 @@ class Plan:
 
 
 def load_study(name: str, arguments: list[str] | None = None) -> Plan:
+    """As `read_study`. Raises: ConfigError also for images that are not there."""
+    plan = read_study(name, arguments)
+    for config in plan.runs.values():
+        check_folders(config)
+    return plan
+
+
+def read_study(name: str, arguments: list[str] | None = None) -> Plan:
     """The study `name` (a path, or looked up in configs/studies/); arguments `--key=value` change keys of the study
     (title, axes, lines, …) or else of every run.
 
-    Raises: ConfigError for wrong keys of the study or of any of its runs, and for images that are not there.
+    Raises: ConfigError for wrong keys of the study or of any of its runs.
     """
     path = find_config(name, CONFIGS / "studies")
     ours, theirs = divide(arguments or [], Study)
@@ -65,10 +73,7 @@ def load_study(name: str, arguments: list[str] | None = None) -> Plan:
         raise ConfigError(explain(error, Study)) from None
     check_name(study.name)
     check_twin(study.studies_root / study.name)
-    plan = _plan(study, theirs)
-    for config in plan.runs.values():
-        check_folders(config)
-    return plan
+    return _plan(study, theirs)
 
 
 def remove_runs(plan: Plan) -> None:

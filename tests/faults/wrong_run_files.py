@@ -128,7 +128,7 @@ def _checkpoint(run: Path) -> None:
 
     def begin() -> None:
         check_checkpoint(head_of(run))
-        initial_head(str(run), 1, None, torch.zeros(4, 32), {"class_names": ("cat", "dog", "fox")})
+        initial_head(str(run), 1, None, 32, None, {"class_names": ("cat", "dog", "fox")})
 
     answered(begin)
 

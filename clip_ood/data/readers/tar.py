@@ -8,9 +8,11 @@ from __future__ import annotations
 import posixpath
 import re
 import tarfile
+from collections.abc import Sequence
 from pathlib import Path
-from typing import BinaryIO, NamedTuple
+from typing import BinaryIO
 
+from clip_ood.data.readers.on_disk import OnDisk, Place
 from clip_ood.data.tar_members import DamagedArchive, members, opened
 from clip_ood.errors import ConfigError
 from clip_ood.files.hidden import is_hidden
@@ -19,26 +21,24 @@ from clip_ood.files.pictures import SUFFIXES
 LABEL = ".cls"
 
 
-class Member(NamedTuple):
-    """Some bytes of a file: `size` of them from `offset` of the shard `shard`."""
+class Shards(OnDisk):
+    """The images of shards, named "shard/member"; `passed_over`, members that belong to no image."""
 
-    shard: str
-    offset: int
-    size: int
+    def __init__(
+        self,
+        names: Sequence[str],
+        places: Sequence[Place],
+        labels: Sequence[int] | None = None,
+        passed_over: Sequence[str] = (),
+    ) -> None:
+        self.names, self.places, self.labels, self.passed_over = names, places, labels, passed_over
 
-
-class Index(NamedTuple):
-    """The images of shards, in their order: names "shard/member", where each lies, and labels where .cls files are; `passed_over`,
-    members that belong to no image."""
-
-    names: tuple[str, ...]
-    members: tuple[Member, ...]
-    labels: tuple[int, ...] | None
-    passed_over: tuple[str, ...] = ()
+    def place(self, index: int) -> Place:
+        return self.places[index]
 
 
-def index(set_name: str, paths: list[Path]) -> Index:
-    """Reads the headers of all shards, which lie in one folder; no image is read.
+def read_shards(set_name: str, paths: list[Path]) -> Shards:
+    """The images of all shards, in their order, by the headers alone; no image is read.
 
     Raises: ConfigError, naming shard, member and reason, for what is no whole, uncompressed tar file, for a sample of several
     images or labels, for an image that is a link, and for labels that are missing, no numbers, or of no image.
@@ -53,13 +53,13 @@ def index(set_name: str, paths: list[Path]) -> Index:
         except OSError as error:
             raise ConfigError(f"{where} cannot be read ({error.strerror or error})") from error
         names += [f"{path.name}/{name}" for name, _ in shard.images.values()]
-        places += [member for _, member in shard.images.values()]
+        places += [place for _, place in shard.images.values()]
         labels += [shard.labels[key][1] if key in shard.labels else None for key in shard.images]
         others += [f"{path.name}/{name}" for key, name in shard.others.items() if key not in shard.images]
     given = {label for label in labels if label is not None}
     if given and None in labels:
         raise ConfigError(f"Image set {set_name}: {names[labels.index(None)]} has no label ({LABEL}), others have one")
-    return Index(tuple(names), tuple(places), tuple(labels) if given - {-1} else None, tuple(others))
+    return Shards(tuple(names), tuple(places), tuple(labels) if given - {-1} else None, tuple(others))
 
 
 def is_image(info: tarfile.TarInfo) -> bool:
@@ -81,7 +81,7 @@ class _Shard:
 
     def __init__(self, path: Path, where: str) -> None:
         self.where = where
-        self.images: dict[str, tuple[str, Member]] = {}
+        self.images: dict[str, tuple[str, Place]] = {}
         self.labels: dict[str, tuple[str, int]] = {}
         self.others: dict[str, str] = {}
         with opened(path) as file:
@@ -106,9 +106,9 @@ class _Shard:
             file.seek(info.offset_data)
             self._add(self.labels, info.name, self._label(info.name, file.read(min(info.size, 32))))
         else:
-            self._add(self.images, info.name, Member(path.name, info.offset_data, info.size))
+            self._add(self.images, info.name, Place(str(path), info.offset_data, info.size))
 
-    def _add(self, samples: dict, name: str, what: Member | int) -> None:
+    def _add(self, samples: dict, name: str, what: Place | int) -> None:
         key = _key(name)
         if key not in samples:
             samples[key] = name, what

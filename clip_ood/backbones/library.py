@@ -1,0 +1,96 @@
+"""What is asked of a package that encoders come from: names, weights, fingerprint, and the encoder itself.
+
+A package of encoders is one file with a `Library`, and a line of `LIBRARIES`.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from functools import cache
+from importlib import import_module
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from clip_ood.backbones.spec import BackboneSpec
+from clip_ood.errors import UserError
+
+if TYPE_CHECKING:
+    from clip_ood.backbones.backbone import Backbone
+    from clip_ood.backbones.remote import Remote
+
+LIBRARIES = {  # as configs name them -> module:class
+    "open_clip": "clip_ood.backbones.open_clip_library:OpenClip",
+    "timm": "clip_ood.backbones.timm_library:Timm",
+}
+
+
+class Library(ABC):
+    """A package that encoders come from. It imports the package where it must, and answers `check` without.
+
+    Attributes: package, what is installed under; reads_text, whether its encoders have a joint space of images and texts.
+    """
+
+    package: ClassVar[str]
+    reads_text: ClassVar[bool]
+
+    @abstractmethod
+    def list_models(self) -> dict[str, list[str]]:
+        """Its architectures, each with the tags of its weights, as the package says; it is imported."""
+
+    @abstractmethod
+    def check(self, spec: BackboneSpec) -> None:
+        """Raises: UserError for a model, tag, folder or file that is not there, naming the nearest valid ones."""
+
+    def check_text(self, spec: BackboneSpec, text: BackboneSpec) -> None:
+        """Raises: UserError where the texts of another model cannot stand beside the images of this one."""
+        raise UserError(
+            f"backbone.text goes with open_clip: {self.package}'s encoders have no joint space for a text tower"
+        )
+
+    def remote_config(self, spec: BackboneSpec) -> Remote | None:
+        """Where the configuration of a model is that describes itself on the net; None for other models."""
+        return None
+
+    @abstractmethod
+    def remote_weights(self, spec: BackboneSpec) -> Remote | None:
+        """Where its weights come from; None for files, folders and random weights. Raises: UserError where there are none."""
+
+    def local_weights(self, spec: BackboneSpec) -> Path | None:
+        """The checkpoint file of a model; None for other weights and without any."""
+        return Path(spec.pretrained) if spec.pretrained and self.remote_weights(spec) is None else None
+
+    @abstractmethod
+    def fingerprint(self, spec: BackboneSpec, hashes: Path) -> dict[str, Any]:
+        """What tells its features from others' beside library, model and precision (see `clip_ood.backbones.fingerprint`)."""
+
+    @abstractmethod
+    def create(self, spec: BackboneSpec, download: bool) -> Backbone:
+        """The encoder, frozen, on the CPU. Raises what loading raises."""
+
+    @abstractmethod
+    def image_side(self, spec: BackboneSpec) -> Backbone:
+        """The image tower and projection with random weights, on the current default device.
+
+        Raises: ConnectionError where the configuration is not on this machine.
+        """
+
+    def described(self, backbone: Backbone) -> Mapping[str, Any] | None:
+        """The configuration that `restored` makes the encoder of again; None where the model's name is enough."""
+        return None
+
+    @abstractmethod
+    def restored(self, spec: BackboneSpec, described: Path) -> Backbone:
+        """The encoder without its weights, of the configuration in the file `described`, where there is one; no host is contacted.
+
+        Raises: UserError for a configuration that is not allowed.
+        """
+
+
+@cache
+def library(name: str) -> Library:
+    """The library of that name. Raises: UserError for another name."""
+    if name not in LIBRARIES:
+        raise UserError(f"There is no encoder library {name!r}: use {' or '.join(LIBRARIES)}.")
+    module, _, cls = LIBRARIES[name].partition(":")
+    return getattr(import_module(module), cls)()

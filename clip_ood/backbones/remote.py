@@ -1,0 +1,126 @@
+"""Weights and configurations that lie on the net: their revision, their size, and the copy in the cache."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+from clip_ood.errors import UserError
+from clip_ood.files.checksum import Checksum, record, recorded
+from clip_ood.files.download import download
+from clip_ood.files.file_types import check_type
+from clip_ood.process.locks import in_turn
+from clip_ood.terminal.shown import say
+
+
+@dataclass(frozen=True)
+class Remote:
+    """Weights in a repository of the Hugging Face hub (the first of `files` that is there), or at a URL.
+
+    cache is the folder that they are downloaded to.
+    """
+
+    cache: Path
+    repository: str = ""
+    files: tuple[str, ...] = ()
+    url: str = ""
+
+    def cached(self) -> Path | None:
+        """The downloaded file; None if it is not there yet."""
+        if self.url:
+            file = self.cache / self.url.rpartition("/")[2]
+            return file if file.is_file() else None
+        from huggingface_hub import try_to_load_from_cache
+
+        found = (try_to_load_from_cache(self.repository, file, cache_dir=self.cache) for file in self.files)
+        return next((Path(path) for path in found if isinstance(path, str)), None)
+
+    @property
+    def address(self) -> str:
+        """Where it is, for people."""
+        return self.url or f"https://huggingface.co/{self.repository}"
+
+    def fetch(self, allowed: bool) -> Path:
+        """The file: out of the cache, else downloaded, if that is allowed.
+
+        Raises: ConnectionError where it does not, and where the hub does not give it.
+        """
+        if self.url and allowed:
+            with in_turn(self.cache / self.url.rpartition("/")[2]):  # the hub's client has locks of its own
+                return self._from_url()
+        if cached := self.cached():
+            return cached
+        if not allowed:
+            raise ConnectionError(f"{self.address} is not in the local cache {self.cache}")
+        from huggingface_hub import hf_hub_download
+        from huggingface_hub.utils import EntryNotFoundError
+
+        for file in self.files:
+            try:
+                return Path(hf_hub_download(self.repository, file, cache_dir=self.cache))
+            except EntryNotFoundError:  # no such file there, or no answer and none in the cache
+                continue
+        raise ConnectionError(f"{self.address} has or gives no {' or '.join(self.files)}")
+
+    def _from_url(self) -> Path:
+        """The file at `url`: what is there already is held against its checksum, as what is downloaded: that in its address, else that
+        of the first download, which is kept beside it."""
+        file = self.cache / self.url.rpartition("/")[2]
+        known = _in_address(self.url) or recorded(file)
+        if file.is_file():
+            try:
+                check_type(file)
+                if known is not None:
+                    known.check(file)
+                return file
+            except UserError as error:
+                say(f"{file}: {error}: it is downloaded again", flush=True)
+        download(self.url, file, known)
+        if known is None:
+            say(f"No checksum of {file.name} was published. That of this first download is kept in {record(file)}")
+        return file
+
+    def revision(self) -> str:
+        """`repository@commit`: of the copy in the cache if there is one, else of the hub's newest; a URL as it is.
+
+        Raises: ConnectionError without a cached copy where the hub does not give one.
+        """
+        if self.url:
+            return self.url  # OpenAI's and open_clip's addresses hold the hash
+        if cached := self.cached():
+            return f"{self.repository}@{cached.parent.name}"
+        from huggingface_hub import HfApi
+
+        try:
+            return f"{self.repository}@{HfApi().model_info(self.repository).sha}"
+        except Exception as error:  # what the client raises depends on its version
+            raise ConnectionError(
+                f"The weights {self.repository} are not in the local cache and the Hugging Face hub does not give them "
+                f"({type(error).__name__}). With network they are downloaded to {self.cache}; without it, name a "
+                "checkpoint file as backbone.pretrained, or try --backbone=backbones/demo.yaml, which needs no download."
+            ) from error
+
+    def size(self) -> str:
+        """How large the download is, if the hub says so within seconds."""
+        from huggingface_hub import get_hf_file_metadata, hf_hub_url
+
+        for file in self.files:
+            try:
+                return f"{get_hf_file_metadata(hf_hub_url(self.repository, file), timeout=5).size / 1e9:.1f} GB"
+            except Exception:  # no such file, or no answer: only the line to print depends on it
+                continue
+        return "size not known"
+
+
+def hub_cache() -> Path:
+    """The folder that the Hugging Face hub's client downloads to."""
+    from huggingface_hub import constants
+
+    return Path(constants.HF_HUB_CACHE)
+
+
+def _in_address(url: str) -> Checksum | None:
+    """The checksum in an address of weights: OpenAI's folders are called by it, open_clip's own files end with its first digits."""
+    found = re.search(r"openaipublic.*/([0-9a-f]{64})/|mlfoundations.*-([0-9a-f]{8,64})\.\w+$", url)
+    return None if found is None else Checksum("sha256", found[1] or found[2], "and by its address begins with")

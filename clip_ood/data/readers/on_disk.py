@@ -1,0 +1,132 @@
+"""Bytes of files: where they lie, how they are read whole, and what tells that a file is still the one that was read."""
+
+from __future__ import annotations
+
+import os
+from abc import abstractmethod
+from collections.abc import Iterable
+from errno import EFBIG
+from functools import cache
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+from clip_ood.data.readers.reader import Reader, Stamp, Stamps
+from clip_ood.features.identity import identity_of, pairs
+from clip_ood.files.regular_file import check_regular
+from clip_ood.process.stalls import reading
+
+LARGEST = 1 << 30  # bytes of an image; one of that many pixels would be refused anyway
+TRIES = 3  # to read a file that others write
+
+
+class Place(NamedTuple):
+    """Where an image lies: the whole file at `path`, or `size` bytes of it from `offset`."""
+
+    path: str
+    offset: int = 0
+    size: int | None = None
+
+    def read(self) -> bytes:
+        """Its bytes. Raises as `read_whole`."""
+        return read_whole(*self)[0]
+
+    def load(self) -> tuple[bytes, Stamp]:
+        """Its bytes and its stamp when they were read. Raises as `read_whole`."""
+        content, state = read_whole(*self)
+        return content, Stamp(self.known_by(state), hides_changes(state))
+
+    def stamp(self) -> Stamp:
+        """Its stamp as the file is now. Raises: OSError."""
+        with reading(self.path):
+            state = os.stat(self.path)
+        return Stamp(self.known_by(state), hides_changes(state))
+
+    def known_by(self, state: os.stat_result) -> bytes:
+        """The value of its stamp where its file is in this state: a hash of its real path, size, times of writing and of any change,
+        and inode; and of offset and size of an image that lies inside of it."""
+        path, offset, size = self
+        about = f"{state.st_size},{state.st_mtime_ns},{state.st_ctime_ns},{state.st_ino}"
+        if size is not None:
+            about += f",{offset},{size}"
+        return identity_of(real_path(path), about)
+
+
+class OnDisk(Reader):
+    """Images that are files, or bytes of files."""
+
+    @abstractmethod
+    def place(self, index: int) -> Place:
+        """Where an image lies."""
+
+    def open(self, index: int) -> bytes:
+        return self.place(index).read()
+
+    def load(self, index: int) -> tuple[bytes, Stamp]:
+        return self.place(index).load()
+
+    def stamp(self, index: int) -> Stamp:
+        return self.place(index).stamp()
+
+    def stamps(self, indices: Iterable[int]) -> Stamps:
+        """One look at a file for all images in a row that lie in it."""
+        real_folder.cache_clear()  # links may lead elsewhere by now
+        values, vague, path, state = [], [], None, None
+        for index in indices:
+            place = self.place(index)
+            if place.path != path:
+                path, state = place.path, os.stat(place.path)
+            values.append(place.known_by(state))
+            vague.append(hides_changes(state))
+        return Stamps(pairs(values), np.array(vague, bool))
+
+
+@cache
+def real_folder(folder: str) -> str:
+    """The folder that a path stands for, links resolved; once a process."""
+    return os.path.realpath(folder)
+
+
+def real_path(path: str) -> str:
+    """A file's path with the links of its folder resolved."""
+    folder, _, name = path.rpartition("/")
+    return f"{real_folder(folder)}/{name}"
+
+
+def hides_changes(state: os.stat_result) -> bool:
+    """Whether a file could change without a sign: some file systems have no time of change, and give that of writing."""
+    return state.st_ctime_ns == state.st_mtime_ns
+
+
+def read_whole(path: str | Path, offset: int = 0, size: int | None = None) -> tuple[bytes, os.stat_result]:
+    """Bytes of a file and its state when they were read; a file that changed meanwhile is read again.
+
+    Raises: OSError for a file that cannot be had, that is none (a pipe would keep us waiting), that is shorter than asked for,
+    larger than any image, or that does not stop changing; MemoryError, which names the file.
+    """
+    with reading(path):
+        return _read(Path(path), offset, size)
+
+
+def _read(path: Path, offset: int, size: int | None) -> tuple[bytes, os.stat_result]:
+    if (check_regular(path) if size is None else size) > LARGEST:
+        raise OSError(EFBIG, f"over {LARGEST:,} bytes, more than any picture that is read", str(path))
+    for _ in range(TRIES):
+        with path.open("rb") as file:
+            before = os.fstat(file.fileno())
+            file.seek(offset)
+            try:
+                content = file.read(before.st_size if size is None else size)
+            except MemoryError:
+                raise MemoryError(f"{path} has {before.st_size if size is None else size:,} bytes") from None
+            after = os.fstat(file.fileno())
+        if size is not None and len(content) < size:
+            raise OSError(5, "the shard has become shorter", str(path))
+        if _state(before) == _state(after) and (size is not None or len(content) == after.st_size):
+            return content, after
+    raise OSError(5, "the file changes while it is read", str(path))
+
+
+def _state(found: os.stat_result) -> tuple[int, ...]:
+    return found.st_size, found.st_mtime_ns, found.st_ctime_ns, found.st_ino

@@ -1,0 +1,160 @@
+"""The encoders of some runs: what would be downloaded of them, and which of the images their features are not stored of yet."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import numpy as np
+
+from clip_ood.backbones.downloads import parameters_of, would_download
+from clip_ood.backbones.fingerprint import fingerprint
+from clip_ood.backbones.remote import Remote
+from clip_ood.backbones.shape import Shape, Unknown, shape_of
+from clip_ood.backbones.weights import remote_config, remote_weights
+from clip_ood.config.schema import BackboneConfig, Config
+from clip_ood.data.benchmark import Benchmark
+from clip_ood.data.image_list import ImageList
+from clip_ood.experiments.extraction import arrays_of, starting_images, stored_sets, texts_of
+from clip_ood.experiments.negatives import word_sets
+from clip_ood.features.identity import firsts
+from clip_ood.features.store import FeatureStore
+
+ENTRY = 25  # bytes of a stored image beside its features: its identity, its place, whether it could be read
+FILE = 40  # bytes for what a file was found to hold
+HALF = 2  # bytes of a stored feature, but for encoders of full precision
+
+
+@dataclass
+class Encoder:
+    """An encoder as the runs of one plan use it.
+
+    `to_read`, how many images nobody has read yet, of which some are to be encoded; `size`, the bytes that they and the prompts will
+    take (None: their widths are not known).
+    """
+
+    config: Config
+    spec: BackboneConfig = field(init=False)
+    _encoded: dict[int, np.ndarray] = field(default_factory=dict)  # identities of the missing images, by list
+    _only_read: dict[int, np.ndarray] = field(default_factory=dict)
+    _strings: dict[str, None] = field(default_factory=dict)
+    _words: dict[str, int] = field(default_factory=dict)
+    _unlisted: dict[str, int] = field(default_factory=dict)  # to be encoded
+    _unread: dict[str, int] = field(default_factory=dict)  # only to be read
+    _lists: list[ImageList] = field(default_factory=list)  # whose ids must stay theirs
+
+    def __post_init__(self) -> None:
+        self.spec = self.config.backbone
+
+    @property
+    def downloads(self) -> list[str]:
+        """What of it would be downloaded."""
+        return [f"{what} of {spec.model} {would_download(spec, remote)}" for what, spec, remote in self._absent]
+
+    @property
+    def incoming(self) -> dict[Path, int]:
+        """Bytes that come into folders with its weights, as far as they are known."""
+        sizes: dict[Path, int] = {}
+        for what, spec, remote in self._absent:
+            if what == "The weights" and (parameters := parameters_of(spec)):
+                sizes[remote.cache] = sizes.get(remote.cache, 0) + 4 * parameters
+        return sizes
+
+    @cached_property
+    def _absent(self) -> list[tuple[str, BackboneConfig, Remote]]:
+        specs = [each for each in (self.spec, self.spec.text_spec) if each is not None]
+        remotes = [
+            (what, spec, remote)
+            for spec in specs
+            for what, remote in (("The configuration", remote_config(spec)), ("The weights", remote_weights(spec)))
+        ]
+        return [each for each in remotes if each[2] is not None and not each[2].cached()]
+
+    @cached_property
+    def shape(self) -> Shape | None:
+        """Its widths, None where they are known only once it is loaded."""
+        try:
+            return shape_of(self.spec)
+        except Unknown:
+            return None
+
+    @cached_property
+    def _stores(self) -> tuple[FeatureStore, FeatureStore] | None:
+        """Of images and of texts; None where the weights are not here: then nothing is stored of them."""
+        return None if self._absent else (self._store(self.spec), self._store(self.spec.text_spec or self.spec))
+
+    def _store(self, spec: BackboneConfig) -> FeatureStore:
+        """A file's hash that is not known yet is remembered nowhere."""
+        root = self.config.features_root
+        with TemporaryDirectory() as place:
+            hashes = Path(place, "hashes.json")
+            if (root / hashes.name).is_file():
+                shutil.copy(root / hashes.name, hashes)
+            return FeatureStore(root, fingerprint(spec, hashes))
+
+    @property
+    def item(self) -> int:
+        """Bytes of a stored number."""
+        return 4 if self.spec.precision == "fp32" else HALF
+
+    def add_images(self, config: Config, images: dict[str, ImageList]) -> None:
+        """Counts those of some sets that the store lacks, each once."""
+        seen = self._only_read if config.method.settings.tunes_encoder else self._encoded
+        new = {key: each for key, each in images.items() if id(each) not in seen}
+        if self._stores is None:
+            for each in new.values():
+                self.add_count(config, f"{each.name} {each.root} {len(each)}", len(each))
+            return
+        for key, stored in stored_sets(config, self._stores[0], new).items():
+            seen[id(new[key])] = stored.identities_of(stored.missing())
+        self._lists += new.values()
+
+    def add_start(self, config: Config, benchmark: Benchmark) -> None:
+        """Counts the images that are encoded for the start of a head that is tuned with its encoder."""
+        for key, images in starting_images(config, benchmark).items():
+            if self._stores is None:
+                self._unlisted[key] = len(images)
+                continue
+            stored = self._stores[0].image_set(images.name, images, arrays_of(config))
+            self._encoded[id(images)] = stored.identities_of(stored.missing())
+            self._lists.append(images)
+
+    def add_count(self, config: Config, name: str, count: int) -> None:
+        """Counts the images of a set that cannot be looked up yet."""
+        (self._unread if config.method.settings.tunes_encoder else self._unlisted)[name] = count
+
+    def add_texts(self, config: Config, benchmark: Benchmark) -> None:
+        """Counts the prompts and words that are not stored."""
+        strings, chosen_from = texts_of(config, benchmark)
+        self._strings |= dict.fromkeys(self._stores[1].missing_texts(strings) if self._stores else strings)
+        for name, phrases in word_sets(chosen_from).items():
+            words = len(self._stores[1].word_set(name, phrases).missing()) if self._stores else len(phrases.words)
+            self._words[name] = max(words, self._words.get(name, 0))
+
+    @property
+    def to_encode(self) -> int:
+        return sum(self._unlisted.values()) + _distinct(self._encoded.values())
+
+    @property
+    def to_read(self) -> int:
+        unlisted = sum((self._unread | self._unlisted).values())
+        return unlisted + _distinct([*self._encoded.values(), *self._only_read.values()])
+
+    @property
+    def size(self) -> int | None:
+        if self.shape is None:
+            return None
+        joint = self.shape.embeddings or 0
+        images = self.to_encode * self.shape.width * self.item + self.to_read * (ENTRY + FILE)
+        return (
+            images + len(self._strings) * (4 * joint + ENTRY) + sum(self._words.values()) * (self.item * joint + ENTRY)
+        )
+
+
+def _distinct(identities: Iterable[np.ndarray]) -> int:
+    there = [each for each in identities if len(each)]
+    return len(firsts(np.concatenate(there))) if there else 0

@@ -1,0 +1,177 @@
+"""Some runs, looked at before they begin: what they find, what they need, and everything that they would stop for."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+
+import torch
+
+from clip_ood.backbones.library import library
+from clip_ood.config.checks import check_places, check_texts, image_sets
+from clip_ood.config.schema import Config, FineTune
+from clip_ood.data.benchmark import Benchmark, arrange, list_set
+from clip_ood.data.image_list import ImageList
+from clip_ood.errors import UserError
+from clip_ood.experiments.cautions import too_few_to_calibrate
+from clip_ood.experiments.forecast.encoders import Encoder
+from clip_ood.experiments.forecast.images import FoundSet, find_sets
+from clip_ood.experiments.forecast.runs import Run
+from clip_ood.experiments.forecast.space import Writing, check_room, checkpoint_size, detector_size
+from clip_ood.experiments.loggers import check_loggers
+from clip_ood.experiments.models import check_detectors, check_method
+from clip_ood.experiments.run import check_begun, decay_of, scoring
+from clip_ood.process.launchers import processes
+
+SETS = {"root", "id", "ood", "csid", "ood_val", "allow_partial"}  # the keys that say which images there are
+
+
+@dataclass
+class Expected:
+    """What is expected of one run.
+
+    benchmark is None where images are missing; checkpoint and detector are bytes, None where they are not known; steps, those of the
+    optimizer an epoch, None where nothing is trained or nobody knows.
+    """
+
+    run: Run
+    processes: int
+    benchmark: Benchmark | None = None
+    checkpoint: int | None = None
+    detector: int | None = None
+    steps: int | None = None
+
+
+@dataclass
+class Forecast:
+    """What was found out: `problems` are what runs would stop for, each with their names; `cautions` stop none."""
+
+    sets: dict[str, dict[str, FoundSet]] = field(default_factory=dict)
+    encoders: list[Encoder] = field(default_factory=list)
+    runs: list[Expected] = field(default_factory=list)
+    writings: list[Writing] = field(default_factory=list)
+    cautions: list[str] = field(default_factory=list)
+    problems: dict[str, list[str]] = field(default_factory=dict)
+
+    @contextmanager
+    def checking(self, run: str = "") -> Iterator[None]:
+        """Around checks of the run's own: what they raise is a problem of that run, or of all."""
+        try:
+            yield
+        except (UserError, OSError) as error:
+            self.problems.setdefault(str(error), []).append(run)
+
+
+def look_ahead(runs: Iterable[Run], forecast: Forecast) -> Forecast:
+    """Everything of these runs. No image is read, no weights are loaded, no host is asked and nothing is written."""
+    for run in runs:
+        forecast.runs.append(Expected(run, processes(run.config.trainer)))
+        _look_at(forecast.runs[-1], forecast)
+    for encoder in forecast.encoders:
+        forecast.writings.append(Writing(encoder.config.features_root, "features", encoder.size))
+        forecast.writings += [Writing(folder, "weights", size) for folder, size in encoder.incoming.items()]
+    for each in forecast.runs:
+        root = each.run.config.runs_root
+        forecast.writings.append(Writing(root, "checkpoints", each.checkpoint))
+        forecast.writings.append(Writing(root, "detectors", each.detector))
+    replaced = [each for each in forecast.runs if each.checkpoint and each.run.config.method.settings.epochs > 1]
+    if replaced:  # the new one is whole before the old one goes
+        largest = max(replaced, key=lambda each: each.checkpoint)
+        forecast.writings.append(Writing(largest.run.config.runs_root, "checkpoints", largest.checkpoint))
+    for error in check_room(forecast.writings):
+        forecast.problems[str(error)] = [""]
+    return forecast
+
+
+def _look_at(expected: Expected, forecast: Forecast) -> None:
+    run, config = expected.run, expected.run.config
+    found, encoder = _sets(config, forecast), _encoder(config, forecast)
+    for check in (check_places, check_texts):
+        with forecast.checking(run.name):
+            check(config)
+    listed = {key: each.images for key, each in found.items() if each.images is not None}
+    if len(listed) == len(found):
+        with forecast.checking(run.name):
+            expected.benchmark = arrange(config, _of_its_seed(config, listed))
+    if expected.benchmark is not None:
+        _look_at_benchmark(expected, encoder, forecast)
+        return
+    encoder.add_images(config, listed)
+    for key, each in found.items():
+        if each.images is None:
+            encoder.add_count(config, f"{config.data.root} {key}", each.count)
+
+
+def _look_at_benchmark(expected: Expected, encoder: Encoder, forecast: Forecast) -> None:
+    run, benchmark, averaged = expected.run, expected.benchmark, False
+    config = scoring(run.config, run.head)
+    settings, shape = config.method.settings, encoder.shape
+    with forecast.checking(run.name):
+        check_loggers(config.trainer)
+        check_method(config, benchmark)
+    if run.begun or run.head is not None:
+        with forecast.checking(run.name):
+            check_begun(run.config, run.folder, run.head, benchmark)
+    if run.trains and isinstance(settings, FineTune):
+        images = len(benchmark.parts["train"].rows)
+        expected.steps = images // settings.batch_size
+        accumulated = config.trainer.get("accumulate_grad_batches", 1)
+        with forecast.checking(run.name):
+            averaged = decay_of(settings, images, expected.processes, accumulated) is not None
+        with forecast.checking(run.name), torch.device("meta"):
+            if shape is not None:
+                library(config.backbone.library).image_side(config.backbone).train_images(
+                    settings.gradient_checkpointing
+                )
+    elif run.trains:
+        expected.steps = -(-_trained_on(config, benchmark) // settings.batch_size)
+    encoder.add_images(config, benchmark.images)
+    encoder.add_start(config, benchmark)
+    encoder.add_texts(config, benchmark)
+    if caution := too_few_to_calibrate(config, benchmark):
+        forecast.cautions += [caution] if caution not in forecast.cautions else []
+    if shape is None:
+        return
+    expected.checkpoint = (
+        checkpoint_size(config, shape, len(benchmark.class_names or ()), averaged) if run.trains else 0
+    )
+    with forecast.checking(run.name):
+        check_detectors(config, benchmark, shape.features, shape.embeddings)
+        size = detector_size(config, shape, benchmark, encoder.item)
+        expected.detector = size if config.evaluation.save_detector else 0
+
+
+def _trained_on(config: Config, benchmark: Benchmark) -> int:
+    """The images that a head learns from: of PLP at most so many."""
+    train, most = benchmark.parts["train"], config.method.settings.per_class
+    if most is None or not benchmark.labelled:
+        return len(train.rows)
+    return sum(min(count, most) for label, count in Counter(benchmark.labels(train)).items() if label >= 0)
+
+
+def _sets(config: Config, forecast: Forecast) -> dict[str, FoundSet]:
+    """The image sets of a run; those that another run has as well are looked for once."""
+    key = config.data.model_dump_json(include=SETS)
+    if key not in forecast.sets:
+        forecast.sets[key] = find_sets(config)
+        for each in forecast.sets[key].values():
+            if each.problem:
+                forecast.problems[each.problem] = [""]
+    return forecast.sets[key]
+
+
+def _of_its_seed(config: Config, images: dict[str, ImageList]) -> dict[str, ImageList]:
+    """The sets of a run; those of which it takes some images a class draw them by its seed."""
+    specs = image_sets(config)
+    drawn = {key: specs[key] for key in images if specs[key].per_class is not None}
+    return images | {key: list_set(config, key, spec, download=False) for key, spec in drawn.items()}
+
+
+def _encoder(config: Config, forecast: Forecast) -> Encoder:
+    for encoder in forecast.encoders:
+        if (encoder.config.backbone, encoder.config.features_root) == (config.backbone, config.features_root):
+            return encoder
+    forecast.encoders.append(Encoder(config))
+    return forecast.encoders[-1]

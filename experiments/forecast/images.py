@@ -1,0 +1,86 @@
+"""The image sets of a config one by one: what is found, how many there should be, and what the run would download."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from clip_ood.config.checks import check_there, image_sets, is_there, named_sets
+from clip_ood.config.schema import Config, ImageSet
+from clip_ood.config.sets import Entry, catalogue
+from clip_ood.data.benchmark import list_set
+from clip_ood.data.image_list import ImageList
+from clip_ood.errors import ConfigError, UserError
+
+
+@dataclass(frozen=True)
+class FoundSet:
+    """One image set of a config.
+
+    images, its list as the run would take it (None: the run would not begin, or downloads it first); found, how many are there;
+    published, how many there should be (None: nobody has said); problem, what the run would stop for.
+    """
+
+    key: str
+    images: ImageList | None = None
+    found: int = 0
+    published: int | None = None
+    problem: str = ""
+    download: str = ""
+
+    @property
+    def state(self) -> str:
+        """In a word or two."""
+        if self.download:
+            return "is downloaded"
+        if self.images is not None:
+            return "incomplete" if self.published is not None and self.found != self.published else "there"
+        if not self.found:
+            return "missing"
+        return "wrong count" if self.published is not None and self.found != self.published else "cannot be taken"
+
+    @property
+    def count(self) -> int:
+        """The images that a run would take, as far as it is known."""
+        return self.published or self.found if self.images is None else len(self.images)
+
+
+def find_sets(config: Config) -> dict[str, FoundSet]:
+    """The image sets of a config by key, but for those that are made of another one by a corruption."""
+    named, specs = named_sets(config), image_sets(config)
+    return {key: _find(config, key, named[key], spec) for key, spec in specs.items() if spec.corruption is None}
+
+
+def _find(config: Config, key: str, named: ImageSet, spec: ImageSet) -> FoundSet:
+    root, published = config.data.root, spec.count
+    if spec.torchvision is not None:
+        source, published = _of_torchvision(spec)
+        if not is_there(spec, root):
+            size = " + ".join(file.size for file in source.files)
+            told = f"{spec.torchvision} would be downloaded to {root}: {size}, {source.licence}, {source.source}"
+            return FoundSet(key, None, 0, published, download=told)
+    try:
+        check_there(key, named, root)
+        images = list_set(config, key, spec, download=False)
+    except UserError as error:
+        return FoundSet(key, None, _count(config, key, spec), published, str(error))
+    known = published is not None and not config.data.allow_partial  # of which some a class may be taken
+    return FoundSet(key, images, published if known else len(images), published)
+
+
+def _count(config: Config, key: str, spec: ImageSet) -> int:
+    """How many images there are of a set that the run would not take."""
+    data = config.data.model_copy(update={"allow_partial": True})
+    try:
+        return len(list_set(config.model_copy(update={"data": data}), key, spec, download=False))
+    except (UserError, OSError):  # it has been told already
+        return 0
+
+
+def _of_torchvision(spec: ImageSet) -> tuple[Entry, int]:
+    """What the catalogue knows of a set that torchvision downloads, and of the number of its images."""
+    wanted = spec.torchvision, spec.split or "test"
+    for each in catalogue().values():
+        for split in each.splits.values():
+            if any((layout.get("torchvision"), layout.get("split")) == wanted for layout in split.layouts):
+                return each, split.images
+    raise ConfigError(f"torchvision's {' '.join(wanted)} is not in the catalogue")

@@ -1,0 +1,145 @@
+"""A forecast at the terminal, and the exit status that it comes to."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from pathlib import Path
+
+import torch
+from rich.box import SIMPLE_HEAD
+from rich.filesize import decimal
+from rich.markup import escape
+from rich.table import Column, Table
+
+from clip_ood.config.checks import option_of
+from clip_ood.experiments.forecast.forecast import Expected, Forecast
+from clip_ood.experiments.forecast.space import Writing, free_at
+from clip_ood.experiments.run import encoder_name
+from clip_ood.runs.run_folder import is_follower
+from clip_ood.terminal.console import Terminal
+
+PARTS = {"train": "train", "val": "val", "id_test": "test", "bank": "bank"}
+
+
+def tell(forecast: Forecast) -> int:
+    """Prints what was found out; 1 where a run would stop, else 0."""
+    console = Terminal(quiet=is_follower())
+    for found in forecast.sets.values():
+        _show(console, "Images", _sets(found.values()))
+    _show(console, "Encoders", _encoders(forecast))
+    _show(console, "ID images of each run", _images(forecast.runs))
+    _show(console, "Runs", _runs(forecast.runs))
+    _show(console, "Disks", _disks(forecast.writings))
+    lines = [each.download for found in forecast.sets.values() for each in found.values() if each.download]
+    lines += [line for encoder in forecast.encoders for line in encoder.downloads]
+    most = max((encoder.to_read for encoder in forecast.encoders), default=0)
+    lines += [
+        f"The widths of {encoder.spec.model} are known only once its weights are loaded, and so is what it takes on the disks"
+        for encoder in forecast.encoders
+        if encoder.shape is None
+    ]
+    lines += list(dict.fromkeys(_processes(each, most) for each in forecast.runs))
+    for line in [*lines, *forecast.cautions, *_ending(forecast)]:
+        console.print(line, markup=False, highlight=False, soft_wrap=True)
+    return 1 if forecast.problems else 0
+
+
+def _show(console: Terminal, title: str, table: Table) -> None:
+    if table.rows:
+        table.title, table.title_justify, table.box = title, "left", SIMPLE_HEAD
+        console.print(table)
+
+
+def _table(*names: str, figures: Iterable[str]) -> Table:
+    """Names may be folded, figures may not."""
+    table = Table(*(Column(name, overflow="fold") for name in names))
+    for figure in figures:
+        table.add_column(figure, justify="right", no_wrap=True)
+    return table
+
+
+def _sets(found) -> Table:
+    table = _table("set", "state", figures=("found", "should be", "taken"))
+    for each in found:
+        published = "" if each.published is None else f"{each.published:,}"
+        taken = "–" if each.images is None else f"{len(each.images):,}"
+        table.add_row(
+            escape(option_of(each.key).removeprefix("data.")), each.state, f"{each.found:,}", published, taken
+        )
+    return table
+
+
+def _encoders(forecast: Forecast) -> Table:
+    table = _table("encoder", figures=("g", "h", "to read", "to encode", "features"))
+    for each in forecast.encoders:
+        shape = each.shape
+        widths = ("?", "?") if shape is None else (f"{shape.features:,}", f"{shape.embeddings or '–'}")
+        counts = (f"{each.to_read:,}", f"{each.to_encode:,}")
+        table.add_row(escape(encoder_name(each.config)), *widths, *counts, _bytes(each.size))
+    return table
+
+
+def _images(runs: list[Expected]) -> Table:
+    table = _table("run", figures=PARTS.values())
+    for each in runs:
+        if each.benchmark is not None:
+            counts = [len(each.benchmark.parts[part].rows) for part in PARTS]
+            table.add_row(escape(each.run.name), *(f"{count:,}" for count in counts))
+    return table
+
+
+def _runs(runs: list[Expected]) -> Table:
+    table = _table("run", figures=("train a process", "steps an epoch", "checkpoint", "detector"))
+    for each in runs:
+        if each.benchmark is not None:
+            share = -(-len(each.benchmark.parts["train"].rows) // each.processes)
+            steps = "–" if each.steps is None else f"{'≤ ' * each.run.pseudo}{each.steps:,}"
+            detector = f"≤ {_bytes(each.detector)}" if each.detector else _bytes(each.detector)
+            table.add_row(escape(each.run.name), f"{share:,}", steps, _bytes(each.checkpoint), detector)
+    return table
+
+
+def _disks(writings: list[Writing]) -> Table:
+    table = _table("folder", "what comes there", figures=("takes", "free"))
+    sums: dict[tuple[Path, str], int | None] = {}
+    for each in writings:
+        before = sums.get((each.folder, each.what), 0)
+        sums[each.folder, each.what] = None if None in (before, each.size) else before + each.size
+    for (folder, what), size in sums.items():
+        if size != 0:
+            table.add_row(escape(str(folder)), what, _bytes(size), decimal(free_at(folder)[1]))
+    return table
+
+
+def _bytes(size: int | None) -> str:
+    return "?" if size is None else "–" if size == 0 else decimal(size)
+
+
+def _processes(expected: Expected, images: int) -> str:
+    keys, count = expected.run.config.trainer, expected.processes
+    devices, nodes, gpus = keys.get("devices", "auto"), keys.get("num_nodes", 1), torch.cuda.device_count()
+    told = (
+        f"Processes: {count} (trainer.devices={devices}, trainer.num_nodes={nodes}), which read about {-(-images // count):,} images "
+        f"each; CUDA GPUs here: {gpus}"
+    )
+    if str(devices) in ("auto", "-1") and keys.get("accelerator") != "cpu":
+        return f"{told}. With {devices} there are as many processes on a machine as it has GPUs"
+    return told
+
+
+def _ending(forecast: Forecast) -> list[str]:
+    problems = [f"{problem}{_of_runs(names, forecast)}" for problem, names in forecast.problems.items()]
+    if not problems:
+        return ["The run would start." if len(forecast.runs) == 1 else f"The {len(forecast.runs)} runs would start."]
+    if len(problems) == 1:
+        return [f"The run would stop: {problems[0]}"]
+    numbered = [f"{number}. {problem}" for number, problem in enumerate(problems, start=1)]
+    return [*numbered, f"The run would stop, for the {len(problems)} reasons above."]
+
+
+def _of_runs(names: list[str], forecast: Forecast, most: int = 3) -> str:
+    """The runs that a problem is one of, where it is not one of all."""
+    if "" in names or len(set(names)) == len(forecast.runs):
+        return ""
+    more = f" and {len(names) - most} more" if len(names) > most else ""
+    return f" ({', '.join(names[:most])}{more})"
