@@ -35,11 +35,6 @@ ALL = [
 REST = ALL[1:]
 
 
-@pytest.fixture(scope="module")
-def root(tmp_path_factory):
-    return tiny_clip.make(tmp_path_factory.mktemp("loggers"))
-
-
 def config(root, name, logger, method=PROBE, **trainer):
     data = {"root": f"{root}/data", "id": "id", "ood": {"near": "near"}, "splits": {"val": 0.2, "test": 0.3}}
     keys = {"accelerator": "cpu", "devices": 1, "enable_progress_bar": False, "logger": logger} | trainer

@@ -18,11 +18,6 @@ PROBE = {"linear_probe": {"epochs": 4, "batch_size": 16, "lr": 0.01}}
 FINETUNE = {"finetune": {"epochs": 3, "warmup_epochs": 1, "batch_size": 4, "ema": 0.5}}
 
 
-@pytest.fixture(scope="module")
-def root(tmp_path_factory):
-    return tiny_clip.make(tmp_path_factory.mktemp("callbacks"))
-
-
 def trained(root, name, callbacks, *options, method=PROBE, val=0.2, every=0, **more):
     data = {"root": f"{root}/data", "id": "id", "ood": {"near": "near"}, "splits": {"val": val, "test": 0.3}} | more
     trainer = {
