@@ -10,7 +10,7 @@ import pytest
 import tiny_clip
 from tiny_clip import PROJECT
 
-from clip_ood.naming import FOLDERS
+from clip_ood.dotted_paths import FOLDERS
 
 
 @pytest.fixture(scope="module")
