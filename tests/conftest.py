@@ -9,7 +9,6 @@ import sys
 import threading
 
 import huggingface_hub.constants
-import judged_run
 import pytest
 import strangers
 import tiny_clip
@@ -28,6 +27,8 @@ def root(tmp_path_factory, request):
 @pytest.fixture(scope="session")
 def run(tmp_path_factory):
     """A finished linear probe that can judge images, with images and an encoder of its own; tests leave it as it is."""
+    import judged_run  # which needs the scripts: only `python -m pytest` finds them
+
     return judged_run.make(tiny_clip.make(tmp_path_factory.mktemp("judged")), "probe")
 
 

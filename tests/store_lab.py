@@ -17,9 +17,9 @@ from clip_ood.config.loading import load_config
 from clip_ood.data.benchmark import load_benchmark
 from clip_ood.experiments.extraction import load_features
 
-FP32, BF16 = {"precision": "fp32", "model": "a"}, {"precision": "bf16", "model": "a"}
 # What a first run asks of the encoder
 ID, OTHER, TEXT = ("encode_image", 11), ("encode_image", 3), ("encode_text", 2)
+
 CLIP = {
     "embed_dim": 8,
     "vision_cfg": {"image_size": 16, "layers": 1, "width": 16, "head_width": 8, "patch_size": 8},

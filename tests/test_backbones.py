@@ -8,18 +8,7 @@ import timm
 import torch
 from PIL import Image
 from safetensors.torch import save_file
-from tiny_towers import (
-    OPENAI,
-    TEXT,
-    TIMM_VIT,
-    VIT,
-    clip,
-    encoder,
-    images,
-    prepared,
-    shaken,
-    write_folder,
-)
+from tiny_towers import OPENAI, TEXT, TIMM_VIT, VIT, clip, encoder, images, prepared, shaken, write_folder
 from torch.nn.functional import cosine_similarity, normalize
 from torchvision.transforms import CenterCrop
 

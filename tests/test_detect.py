@@ -20,7 +20,6 @@ from clip_ood.judging import saved
 
 pytestmark = pytest.mark.slow
 
-
 HEADER = ["path", "is_ood", "score", "p_value", "predicted_class", "confidence", "detector"]
 
 

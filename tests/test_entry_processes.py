@@ -22,7 +22,6 @@ from clip_ood.files import writing as files
 
 pytestmark = pytest.mark.slow
 
-
 PROJECT = Path(__file__).parents[1]
 
 

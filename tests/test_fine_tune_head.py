@@ -20,7 +20,6 @@ from clip_ood.experiments.models import build
 
 pytestmark = pytest.mark.slow
 
-
 PROBE = {"linear_probe": {"epochs": 20, "batch_size": 8, "lr": 0.05}}
 
 

@@ -18,7 +18,6 @@ from clip_ood.lightning_modules.layer_decay import depths, parameter_groups
 
 pytestmark = pytest.mark.slow
 
-
 TOWERS = [  # parameters from stem to head, and the depth of the last
     (
         "open_clip",

@@ -13,7 +13,6 @@ from clip_ood.config.loading import CONFIGS, dump, load_config
 
 pytestmark = pytest.mark.usefixtures("demo_encoders", "unchecked_folders")
 
-
 PROJECT = CONFIGS.parent
 
 

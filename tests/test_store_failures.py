@@ -10,14 +10,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
-from store_lab import (
-    ID,
-    Lab,
-    replace_image,
-    segments,
-    swap,
-    touch,
-)
+from store_lab import ID, Lab, replace_image, segments, swap, touch
 
 from clip_ood.data import image_list
 from clip_ood.data.image_list import ImageList

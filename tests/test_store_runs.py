@@ -14,7 +14,6 @@ import torch
 from PIL import Image
 from store_lab import (
     CLIP,
-    FP32,
     ID,
     OTHER,
     TEXT,
@@ -193,7 +192,7 @@ def test_corrupted_images_need_no_look_at_their_files_of_their_own(lab):
     count = len(first["soft"])
     assert [each for kind, each in lab.asked if kind == "encode_image"] == [11, count, count]
     assert not torch.allclose(first["soft"], first["hard"], atol=1e-4)
-    known = FeatureStore(lab.root / "features", FP32).files
+    known = FeatureStore(lab.root / "features", {"precision": "fp32"}).files
     assert sum(map(len, known.places)) == 11
     again, _ = lab.load(blurred)
     assert not lab.asked and torch.equal(again["hard"], first["hard"])

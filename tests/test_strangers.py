@@ -24,7 +24,6 @@ from clip_ood.judging.saved import SavedDetector
 
 pytestmark = pytest.mark.slow
 
-
 COMMANDS = {
     "load": lambda folder, out: load(folder),
     "judge": lambda folder, out: detect.main(["--run", str(folder), str(folder)]),

@@ -14,7 +14,6 @@ from clip_ood.experiments.study.plan import load_study
 
 pytestmark = pytest.mark.usefixtures("demo_encoders", "unchecked_folders")
 
-
 STUDY = """
 config: base.yaml
 shows: table

@@ -13,7 +13,6 @@ from clip_ood.runs.run_folder import choose_folder
 
 pytestmark = pytest.mark.usefixtures("demo_encoders")
 
-
 LINEAR = "method: {linear_probe: {}}\n"
 ODD = [
     "photos #2",

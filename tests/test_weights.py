@@ -11,17 +11,7 @@ import pytest
 import timm
 import torch
 from safetensors.torch import save_file
-from tiny_towers import (
-    OPENAI,
-    VIT,
-    clip,
-    encoder,
-    has_quick_gelu,
-    images,
-    prepared,
-    shaken,
-    write_folder,
-)
+from tiny_towers import OPENAI, VIT, clip, encoder, has_quick_gelu, images, prepared, shaken, write_folder
 
 # Files
 
