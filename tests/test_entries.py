@@ -166,6 +166,7 @@ def test_an_entry_of_two_runs_is_stored_once_even_beside_large_segments(tmp_path
     assert values(first, [*range(24), 30]) == [*range(24), 30]
 
 
+@pytest.mark.slow
 def test_small_segments_become_few_large_ones(tmp_path, monkeypatch):
     """A thousand small additions stay within the limit, and none is lost."""
     monkeypatch.setattr(entries_module, "LARGE", 100)
