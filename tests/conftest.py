@@ -66,7 +66,8 @@ def unchecked_folders(monkeypatch):
 def server(monkeypatch):
     monkeypatch.setattr("clip_ood.files.download.BLOCK", 1000)
     server = Server(CONTENT)
-    thread = threading.Thread(target=server.serve_forever, daemon=True)
+    # It looks every 0.01 s whether it is to end.
+    thread = threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True)
     thread.start()
     yield server
     server.shutdown()
