@@ -18,7 +18,7 @@ import detect
 import eval as evaluation
 import train
 from clip_ood import load
-from clip_ood.errors import ConfigError
+from clip_ood.errors import UserError
 from clip_ood.judging.save import add_encoder
 from clip_ood.judging.saved import SavedDetector
 
@@ -101,7 +101,7 @@ def test_runs_refuse_such_an_encoder_before_anything_is_loaded(script, asking, r
     method = {"zero_shot": {}} if script is evaluation else judged_run.PROBE
     file = tiny_clip.config(root, "evil", method)
     for key in ("backbone.model", "backbone.text.model"):
-        with pytest.raises(ConfigError, match=re.escape(named) if asking in ASKING else named) as error:
+        with pytest.raises(UserError, match=re.escape(named) if asking in ASKING else named) as error:
             script.main(["--config", file, f"--{key}={model}"])
         assert "\n" not in str(error.value)
     assert watch.saw_nothing() and not (root / "runs" / "evil").exists()
