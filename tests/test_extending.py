@@ -53,7 +53,7 @@ def project(tmp_path):
     """A copy of the project's packages and scripts."""
     for name in PACKAGES:
         shutil.copytree(PROJECT / name, tmp_path / name, ignore=shutil.ignore_patterns("__pycache__"))
-    for script in PROJECT.glob("*.py"):
+    for script in (*PROJECT.glob("*.py"), PROJECT / "pyproject.toml"):
         shutil.copy(script, tmp_path)
     return tmp_path
 
@@ -78,20 +78,24 @@ def table(run: Path) -> dict[str, float]:
 
 
 def test_a_method_with_keys_of_its_own_is_three_files(root, project):
-    touched = followed(section("A method with keys of its own"), project)
+    text = section("A method with keys of its own")
+    touched = followed(text, project)
     assert len(touched) == 3
     linted(project, touched)
     explained = called(project, "train.py", "--help")
     assert "method.prototypes.temperature" in explained and "What halved squared distances are divided by." in explained
-    config = tiny_clip.config(root, "prototypes", {"prototypes": {"epochs": 3}})
-    planned = called(project, "train.py", "--config", config, "--plan")
-    assert "32" in planned, planned
+    method = yaml.safe_load(re.search(r"--method='(.*)'", text)[1])
+    config = tiny_clip.config(root, "prototypes", method)
+    called(project, "train.py", "--config", config, "--plan")
     assert "msp" in called(project, "train.py", "--config", config)
     run = root / "runs" / "prototypes"
     assert {"knn", "msp", "vim", "energy"} <= table(run).keys() and len(tiny_clip.results(run)["rows"]) > 12
     points = tiny_clip.checkpoint(run)["state_dict"]["points"]
     assert points.shape == (3, 32) and points.std(dim=0).min() > 0
-    called(project, "eval.py", "--run", str(run), "--config", config, "--name=again")
+    two = ("--trainer.devices=2", "--trainer.strategy=ddp", "--name=two")
+    called(project, "train.py", "--config", config, *two)
+    assert table(root / "runs" / "two") == pytest.approx(table(run), abs=1e-6)
+    called(project, "eval.py", "--run", str(run), "--name=again")
     assert table(root / "runs" / "again") == table(run)
     judged = called(project, "detect.py", "--run", str(run), "--detector", "msp", f"{root}/data/near/1.png")
     assert judged.startswith("path,is_ood") and judged.count("\n") == 2
@@ -119,6 +123,8 @@ def test_a_library_of_encoders_is_two_files(root, project, weights):
 
 def test_what_the_library_of_the_page_has_not_is_one_line(root, project):
     followed(section("A library of encoders"), project)
-    config = tiny_clip.config(root, "wrong", {"zero_shot": {}}, backbone={"library": "torchvision", "model": "resnet19"})
-    with pytest.raises(AssertionError, match="torchvision has no model 'resnet19'. Did you mean resnet18"):
+    config = tiny_clip.config(
+        root, "wrong", {"zero_shot": {}}, backbone={"library": "torchvision", "model": "resnet19"}
+    )
+    with pytest.raises(AssertionError, match=r"torchvision has no model 'resnet19'\. Did you mean resnet18"):
         called(project, "eval.py", "--config", config)
