@@ -18,6 +18,7 @@ from tiny_clip import PROJECT
 
 pytestmark = pytest.mark.slow
 
+SPLITS = ("--data.splits.val=0.45", "--data.splits.test=0.2")  # 20 or so of 46 images to calibrate on
 PACKAGES = ("callbacks", "clip_ood", "configs", "datamodules", "experiments", "lightning_modules")
 
 
@@ -87,13 +88,13 @@ def test_a_method_with_keys_of_its_own_is_three_files(root, project):
     method = yaml.safe_load(re.search(r"--method='(.*)'", text)[1])
     config = tiny_clip.config(root, "prototypes", method)
     called(project, "train.py", "--config", config, "--plan")
-    assert "msp" in called(project, "train.py", "--config", config)
+    assert "msp" in called(project, "train.py", "--config", config, *SPLITS)
     run = root / "runs" / "prototypes"
     assert {"knn", "msp", "vim", "energy"} <= table(run).keys() and len(tiny_clip.results(run)["rows"]) > 12
     points = tiny_clip.checkpoint(run)["state_dict"]["points"]
     assert points.shape == (3, 32) and points.std(dim=0).min() > 0
     two = ("--trainer.devices=2", "--trainer.strategy=ddp", "--name=two")
-    called(project, "train.py", "--config", config, *two)
+    called(project, "train.py", "--config", config, *SPLITS, *two)
     assert table(root / "runs" / "two") == pytest.approx(table(run), abs=1e-6)
     called(project, "eval.py", "--run", str(run), "--name=again")
     assert table(root / "runs" / "again") == table(run)
@@ -114,7 +115,7 @@ def test_a_library_of_encoders_is_two_files(root, project, weights):
         backbone["pretrained"] = str(root / "resnet18.pth")
     config = tiny_clip.config(root, weights, {"linear_probe": {"epochs": 2}}, backbone=backbone)
     called(project, "train.py", "--config", config, "--plan")
-    assert "msp" in called(project, "train.py", "--config", config, "--evaluation.with_encoder=true")
+    assert "msp" in called(project, "train.py", "--config", config, *SPLITS, "--evaluation.with_encoder=true")
     run = root / "runs" / weights
     assert {"knn", "msp", "vim"} <= table(run).keys()
     judged = called(project, "detect.py", "--run", str(run), f"{root}/data/near/1.png")
