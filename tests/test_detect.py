@@ -257,8 +257,8 @@ def test_a_killed_run_goes_on_with_what_is_missing(root, run, tmp_path, monkeypa
 def test_parts_of_other_inputs_or_settings_are_not_used(root, run, tmp_path):
     shutil.copytree(root / "data" / "near", tmp_path / "in")
     parts = VerdictParts(tmp_path / "out.csv.parts", "other key")
-    parts._write(0)
-    parts._write(7)  # of more images than there are
+    parts.keep(0, [], [])
+    parts.keep(7, [], [])  # of more images than there are
     judged("--run", run, tmp_path / "in", "--out", tmp_path / "out.csv")
     assert len(read(tmp_path / "out.csv")) == 9
 
@@ -267,8 +267,7 @@ def test_a_part_whose_files_changed_is_judged_anew(tmp_path):
     (tmp_path / "a.png").write_bytes(b"1")
     sources = list(inputs.sources([str(tmp_path / "a.png")]))
     parts = VerdictParts(tmp_path / "parts", "key")
-    parts._sources = sources
-    parts._write(0)
+    parts.keep(0, sources, [])
     assert parts.is_whole(0, sources) and list(parts.read(1)) == []
     (tmp_path / "a.png").write_bytes(b"22")
     assert not parts.is_whole(0, sources)
