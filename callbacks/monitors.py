@@ -6,11 +6,13 @@ from lightning.pytorch import Trainer
 
 from clip_ood.errors import UserError
 
+HELD_OUT = "ood_val/"
 REPORTED = ("ood/", "id/")  # measured on the sets that the table reports on
 
 
-def check_monitors(trainer: Trainer) -> None:
-    """Refuses a monitor that would choose by test images, and any monitor where nothing is validated.
+def check_monitors(trainer: Trainer, every_n_epochs: int = 1) -> None:
+    """Refuses a monitor that would choose by test images, any monitor where nothing is validated, and one of OOD val that is not
+    measured in every epoch: callbacks would take an old value for a new one.
 
     It looks at every callback with a `monitor` (ModelCheckpoint, EarlyStopping, …) and, once they are there, at the
     monitors of learning-rate schedulers.
@@ -30,4 +32,10 @@ def check_monitors(trainer: Trainer) -> None:
             raise UserError(
                 f"{who} monitors {monitor}, and nothing is validated while this run trains: set "
                 "evaluation.every_n_epochs to 1 or more (limit_val_batches of a Trainer of yours), or monitor nothing"
+            )
+        if monitor.startswith(HELD_OUT) and every_n_epochs != 1:
+            raise UserError(
+                f"{who} monitors {monitor} after every epoch, and it is measured "
+                f"{f'every {every_n_epochs} epochs' if every_n_epochs else 'at the end alone'}: set evaluation.every_n_epochs=1, or "
+                "monitor val/accuracy"
             )

@@ -9,6 +9,8 @@ import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from rich.progress import track
 from torch import Tensor
+from torch.nn.functional import cross_entropy
+from torchmetrics import MeanMetric
 from torchmetrics.classification import MulticlassAccuracy
 
 from clip_ood.callbacks.monitors import check_monitors
@@ -39,9 +41,12 @@ class OODEvaluation(Callback):
 
     Every number goes through a torchmetrics `Metric` on the module's device, which gathers the images of all processes, and is logged in all of them:
 
-    - `val/accuracy`; `ood_val/<detector>/<metric>`, ID val against OOD val: what may be chosen by, with ModelCheckpoint or
-      EarlyStopping (another monitor is refused)
+    - `val/loss`, `val/accuracy`; `ood_val/<detector>/<metric>`, ID val against OOD val: what may be chosen by, with
+      ModelCheckpoint or EarlyStopping (another monitor is refused)
     - `id/accuracy`, `id/knn_accuracy`, `ood/<set>/<detector>/<metric>`, ID test against an OOD set: for looking
+
+    Of the metrics of a detector loggers are given the AUROC; callbacks see all. A validation whose only loader is ID val tells
+    val/loss and val/accuracy alone; `every_n_epochs` says in which epochs all loaders come (0: in none).
 
     A detector whose scores are not all finite, or the same for all ID and OOD images, is left out by name with the reason.
     After every evaluation `results` holds what was found, on rank 0, with intervals after a test.
@@ -55,16 +60,18 @@ class OODEvaluation(Callback):
         resamples: int,
         seed: int,
         tables: Sequence[LabelledTable] = (),
+        every_n_epochs: int = 1,
     ) -> None:
         self.specs, self.resamples, self.seed, self.tables = detectors, resamples, seed, tables
+        self.every_n_epochs = every_n_epochs
 
     def setup(self, trainer: Trainer, module: LightningModule, stage: str) -> None:
-        check_monitors(trainer)
+        check_monitors(trainer, self.every_n_epochs)
         if not self.tables and stage != "predict":
             raise UserError("OODEvaluation does not know what the loaders hold: give it tables=data.evaluated")
 
     def on_fit_start(self, trainer: Trainer, module: LightningModule) -> None:
-        check_monitors(trainer)  # those of the schedulers are there by now
+        check_monitors(trainer, self.every_n_epochs)  # those of the schedulers are there by now
 
     def _start(self, trainer: Trainer, module: LightningModule) -> None:
         known = module.reference() if hasattr(module, "reference") else Reference()
@@ -74,6 +81,7 @@ class OODEvaluation(Callback):
         self._table_metrics: TableMetrics | None = None
         self._images: dict[str, ImageScores] = {}
         self._accuracies: dict[str, MulticlassAccuracy] = {}
+        self._loss: MeanMetric | None = None
 
     def _batch(self, module: LightningModule, outputs: Outputs, loader: int) -> None:
         if loader == 0:
@@ -96,10 +104,11 @@ class OODEvaluation(Callback):
                 self._images[name] = ImageScores(list(self.suite.detectors)).to(module.device)
             self._images[name].update(scores)
         if role in ("val", "id") and (table.labels >= 0).any() and not self._of_one_class():
-            labels = table.labels[torch.searchsorted(table.rows, scores.indices)].to(module.device)
+            labels = _labels(table, scores.indices, module.device)
             self._count_hits(f"{role}/accuracy", scores.predictions, labels)
             self._count_hits(f"{role}/knn_accuracy", scores.votes, labels)
             if role == "val":
+                self._add_loss(outputs.logits, labels)
                 for by, classes in self.suite.classes(outputs, scores).items():
                     self._count_hits(f"{PREDICTED_BY}{by}", classes, labels)
 
@@ -143,6 +152,20 @@ class OODEvaluation(Callback):
             classes, labels = classes.new_zeros(1), labels.new_full((1,), -1)
         self._accuracies[key].update(classes.to(labels.device), labels)
 
+    def _add_loss(self, logits: Tensor | None, labels: Tensor) -> None:
+        """Adds a batch of ID val to the mean cross-entropy over its images that have a label."""
+        if logits is None:
+            return
+        if self._loss is None:
+            self._loss = MeanMetric(nan_strategy="disable").to(labels.device)
+        known = labels >= 0
+        self._loss.update(cross_entropy(logits[known].float(), labels[known], reduction="none"))
+
+    def _of_head(self) -> dict[str, float]:
+        """The accuracies, and the loss on ID val, of all processes together."""
+        found = {key: metric.compute().item() for key, metric in self._accuracies.items()}
+        return found if self._loss is None else found | {"val/loss": self._loss.compute().item()}
+
     def _end(self, trainer: Trainer, module: LightningModule, intervals: bool) -> None:
         roles = self._roles()
         self._leave_out_useless("ood" in roles.values())
@@ -157,12 +180,14 @@ class OODEvaluation(Callback):
         groups = {table.part.name: table.part.group for table in self._tables}
         sizes = {name: len(of_set.indices) for name, of_set in scored.items()}
         rows = table_rows(self._table_metrics.compute(), list(self.suite.detectors), roles, groups, sizes)
-        accuracies = {key: metric.compute().item() for key, metric in self._accuracies.items()}
+        accuracies = self._of_head()
         by = {key: accuracies.pop(key) for key in list(accuracies) if key.startswith(PREDICTED_BY)}
         labelled = sum(int((table.labels >= 0).sum()) for table in self._tables if table.part.role == "val")
-        module.log_dict(
-            accuracies | self._held_out_values() | _row_values(rows), sync_dist=True
-        )  # equal in all processes
+        detected = self._held_out_values() | _row_values(rows)
+        shown = {key: value for key, value in detected.items() if key.endswith("/auroc")}
+        module.log_dict(accuracies | shown, sync_dist=True)  # equal in all processes
+        rest = {key: value for key, value in detected.items() if key not in shown}  # in the order of all processes
+        module.log_dict(rest, logger=False, sync_dist=True)
         if not trainer.is_global_zero:
             return
         if intervals:
@@ -213,14 +238,34 @@ class OODEvaluation(Callback):
     def on_validation_epoch_start(self, trainer: Trainer, module: LightningModule) -> None:
         if not trainer.sanity_checking:
             self._start(trainer, module)  # averaged weights, if any, are in place by now
+            self._alone = len(trainer.num_val_batches) == 1  # ID val
 
     def on_validation_batch_end(self, trainer, module, outputs, batch, batch_idx, dataloader_idx=0) -> None:
-        if not trainer.sanity_checking:
+        if trainer.sanity_checking:
+            return
+        if not self._alone:
             self._batch(module, outputs, dataloader_idx)
+            return
+        labels = _labels(self._val, outputs.indices, module.device)
+        self._count_hits("val/accuracy", outputs.logits.argmax(dim=1), labels)
+        self._add_loss(outputs.logits, labels)
 
     def on_validation_epoch_end(self, trainer: Trainer, module: LightningModule) -> None:
-        if not trainer.sanity_checking:
+        if trainer.sanity_checking:
+            return
+        if self._alone:
+            module.log_dict(self._of_head(), sync_dist=True)
+        else:
             self._end(trainer, module, intervals=False)
+
+    @property
+    def _val(self) -> LabelledTable:
+        return next(table for table in self.tables if table.part.role == "val")
+
+
+def _labels(table: LabelledTable, indices: Tensor, device: torch.device) -> Tensor:
+    """The labels (n,) of the images at these rows of their set, on a device."""
+    return table.labels[torch.searchsorted(table.rows, indices.cpu())].to(device)
 
 
 def _row_values(rows: list[Row]) -> dict[str, float]:

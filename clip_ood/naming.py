@@ -9,14 +9,6 @@ from hashlib import blake2b
 from pathlib import Path
 from unicodedata import category, normalize
 
-FOLDERS = (
-    "callbacks",
-    "configs",
-    "datamodules",
-    "demo",
-    "experiments",
-    "lightning_modules",
-)  # of clip_ood, beside it in a clone
 LONGEST = 200  # bytes; a file's name has 255 at most, of which the project adds some
 DEVICES = re.compile(
     r"(con|prn|aux|nul|com[0-9¹²³]|lpt[0-9¹²³])", re.IGNORECASE

@@ -53,17 +53,10 @@ class BenchmarkData(EvaluationData):
         dataset = TrainingImages(table, self.images[table.part.images], self.augmented, self.seed)
         return DataLoader(dataset, batch_sampler=batches, **self._loading())
 
-    def test_dataloader(self) -> list[DataLoader]:
+    def loader(self, table: ImageTable) -> DataLoader:
         size = tuple(self._blank().shape[1:])
-        return [
-            DataLoader(
-                EvaluationImages(table, self.images[table.part.images], self.transform, size),
-                sampler=self._batches(len(table)),
-                batch_size=None,
-                **self._loading(),
-            )
-            for table in self.evaluated
-        ]
+        images = EvaluationImages(table, self.images[table.part.images], self.transform, size)
+        return DataLoader(images, sampler=self._batches(len(table)), batch_size=None, **self._loading())
 
     def _blank(self) -> Tensor:
         return self.transform(Image.new("RGB", (256, 256)))

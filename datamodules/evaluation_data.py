@@ -15,7 +15,12 @@ from clip_ood.errors import UserError
 
 
 class EvaluationData(LightningDataModule):
-    """Tables of a benchmark's parts, by key, and those that are `evaluated`: [bank, val, ood_val, id_test, csid…, ood…]."""
+    """Tables of a benchmark's parts, by key, and those that are `evaluated`: [bank, val, ood_val, id_test, csid…, ood…].
+
+    All of them are validated on every `evaluate_every` epochs (0: never), in between ID val alone.
+    """
+
+    evaluate_every = 1
 
     def __init__(self, benchmark: Benchmark, tables: Mapping[str, LabelledTable], batch_size: int) -> None:
         super().__init__()
@@ -33,8 +38,20 @@ class EvaluationData(LightningDataModule):
                 "again: give it use_distributed_sampler=False"
             )
 
+    def loader(self, table: LabelledTable) -> DataLoader:
+        """This device's batches of a table."""
+        raise NotImplementedError
+
+    def test_dataloader(self) -> list[DataLoader]:
+        return [self.loader(table) for table in self.evaluated]
+
     def val_dataloader(self) -> list[DataLoader]:
-        return self.test_dataloader()
+        due = self.evaluate_every and (self.trainer.current_epoch + 1) % self.evaluate_every == 0
+        return self.test_dataloader() if due else [self.val_loader()]
+
+    def val_loader(self) -> DataLoader:
+        """ID val alone."""
+        return self.loader(self.tables["val"])
 
     def _batches(self, count: int) -> list[Tensor]:
         """Positions of this device's batches: as many on every device, since detectors score them together."""

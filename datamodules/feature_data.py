@@ -29,6 +29,7 @@ class FeatureData(EvaluationData):
             for key, part in benchmark.parts.items()
         }
         super().__init__(benchmark, tables, batch_size)
+        self._val: list[Outputs] | None = None
 
     @property
     def train(self) -> FeatureTable:
@@ -37,8 +38,15 @@ class FeatureData(EvaluationData):
     def train_dataloader(self):
         return self.training_batches()
 
-    def test_dataloader(self) -> list[DataLoader]:
-        return [DataLoader(table, sampler=self._batches(len(table)), batch_size=None) for table in self.evaluated]
+    def loader(self, table: FeatureTable) -> DataLoader:
+        return DataLoader(table, sampler=self._batches(len(table)), batch_size=None)
+
+    def val_loader(self) -> DataLoader:
+        """ID val, read once and kept on the device, as what a head is trained on is: to read it again takes as long as an epoch."""
+        if self._val is None:
+            device = self.trainer.strategy.root_device
+            self._val = [batch.map(lambda tensor: tensor.to(device)) for batch in super().val_loader()]
+        return DataLoader(self._val, batch_size=None)
 
     def transfer_batch_to_device(self, batch, device: torch.device, dataloader_idx: int):
         return batch.map(lambda tensor: tensor.to(device)) if isinstance(batch, Outputs) else batch

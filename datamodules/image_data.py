@@ -130,16 +130,10 @@ class ImageData(EvaluationData):
         mine = -(-self.settings.batch_size // trainer.accumulate_grad_batches // trainer.world_size)
         return DataLoader(dataset, batch_sampler=batches, **self._loading(mine))
 
-    def test_dataloader(self) -> list[DataLoader]:
-        return [
-            DataLoader(
-                EvaluationImages(table, self.images[table.part.images], self.transform, self.size),
-                sampler=self._batches(len(table)),
-                batch_size=None,
-                **self._loading(self.batch_size),
-            )
-            for table in self.evaluated
-        ]
+    def loader(self, table: ImageTable) -> DataLoader:
+        images = EvaluationImages(table, self.images[table.part.images], self.transform, self.size)
+        batches = self._batches(len(table))
+        return DataLoader(images, sampler=batches, batch_size=None, **self._loading(self.batch_size))
 
     def _loading(self, images: int) -> dict[str, Any]:
         height, width = self.size

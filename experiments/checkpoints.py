@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import io
 import pickle
+import re
 import zipfile
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +35,7 @@ class Checkpoint(Record):
     global_step: Count
     state_dict: dict[Text, Tensor]
     loops: dict[Text, dict[str, Any]]
-    callbacks: dict[Text, dict[str, Any]]
+    callbacks: dict[Text, Any]
     optimizer_states: list[dict[str, Any]]
     lr_schedulers: list[dict[str, Any]]
     class_names: list[Text] = []  # noqa: RUF012
@@ -45,11 +48,29 @@ class WholeCheckpoints(TorchCheckpointIO):
     writer overwrites the last one, from a file in the system's temporary folder."""
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any = None) -> None:
-        """Raises: OSError, with the last checkpoint left as it is."""
+        """Raises: OSError, with the last checkpoint left as it is; UserError for a callback whose state could not be read again."""
+        check_states(checkpoint.get("callbacks", {}))
         with written_whole(Path(path)) as file:
             late = LateErrors(file)
             torch.save(checkpoint, late)
             late.check()
+
+
+def check_states(states: Mapping[str, Any]) -> None:
+    """Raises UserError for the state of a callback, by its name, that holds more than is ever read from a checkpoint."""
+    for name, state in states.items():
+        file = io.BytesIO()
+        try:
+            torch.save(state, file)
+            file.seek(0)
+            torch.load(file, weights_only=True)
+        except (pickle.PickleError, AttributeError, TypeError) as error:
+            kind = re.search(r"(?:global|class|object|Can't \w+) '?([\w.]+)", str(error))
+            raise UserError(
+                f"trainer.callbacks: the state_dict() of {name.partition('{')[0]} holds more than tensors, numbers, texts, lists and "
+                f"dictionaries{f' ({kind[1]})' if kind else ''}, and nothing else is ever read from a checkpoint: --resume would fail. "
+                "Keep the state in these"
+            ) from error
 
 
 def check_checkpoint(path: Path) -> None:

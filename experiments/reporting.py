@@ -1,33 +1,37 @@
-"""What is drawn of a finished run, from its own files: TensorBoard's pages and report.html. Whatever fails there, the run stands."""
+"""What is drawn of a finished run, from its own files: its loggers' pages and report.html. Whatever fails there, the run stands."""
 
 from __future__ import annotations
 
 import sys
 import traceback
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
+from lightning.pytorch.loggers import Logger
 
 from clip_ood.command_line import answer
 from clip_ood.config.schema import Config
 from clip_ood.data.benchmark import Benchmark, load_benchmark
-from clip_ood.experiments.board import Board, describe
+from clip_ood.experiments.logged import describe, log_figure
+from clip_ood.experiments.loggers import check_loggers, ending_trackers, label, make_loggers
 from clip_ood.experiments.resume import begun_with, check_images
-from clip_ood.report.figures import add_figures
+from clip_ood.report.figures import figures
 from clip_ood.report.run_page import write_report, write_seeds_report
 from clip_ood.runs.run_folder import alone_in, head_of, read_results, seed_folder
 from clip_ood.runs.scores import read_scores
 from clip_ood.terminal.shown import say
 
 
-def draw(folder: Path, config: Config, benchmark: Benchmark, board: Board) -> None:
-    """Adds figures and pages to the events of the run in `folder`, then writes its report, as far as its config asks for them.
+def draw(folder: Path, config: Config, benchmark: Benchmark, loggers: Sequence[Logger]) -> None:
+    """Gives the loggers of the run in `folder` its figures, settings and table, then writes its report, as far as its config asks
+    for them.
 
     Where the report cannot be had, that is told, and its absence tells it later on (`run_folder.unreported`).
     Raises: what is raised where no report is asked for.
     """
     try:
-        _draw(folder, config, board)
+        _draw(folder, config, loggers)
         if config.evaluation.report:
             write_report(folder, benchmark)
     except Exception as error:
@@ -62,15 +66,20 @@ def draw_again(folder: Path) -> Path:
 def _again(folder: Path, config: Config) -> Path:
     benchmark = load_benchmark(config)
     check_images(folder, benchmark)
-    _draw(folder, config, Board(folder))
+    check_loggers(config.trainer)
+    with ending_trackers():
+        _draw(folder, config, make_loggers(config.trainer, folder, label(config, folder)))
     return write_report(folder, benchmark)
 
 
-def _draw(folder: Path, config: Config, board: Board) -> None:
-    with board.named():
-        if config.evaluation.figures:
-            add_figures(board.experiment, read_scores(folder / "scores.parquet"), _steps(folder))
-        describe(board, config, read_results(folder))
+def _draw(folder: Path, config: Config, loggers: Sequence[Logger]) -> None:
+    if loggers and config.evaluation.figures:
+        step = _steps(folder)
+        for name, figure in figures(read_scores(folder / "scores.parquet")):
+            for logger in loggers:
+                log_figure(logger, name, figure, step)
+    for logger in loggers:
+        describe(logger, config, read_results(folder))
 
 
 def _steps(folder: Path) -> int:

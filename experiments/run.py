@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from lightning.pytorch import Trainer
-from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.callbacks import Checkpoint, ModelCheckpoint
 
 from clip_ood.backbones.fingerprint import fingerprint
 from clip_ood.calibration import summary
@@ -20,11 +20,12 @@ from clip_ood.config.resuming import FREE
 from clip_ood.config.schema import Config, FineTune, Method
 from clip_ood.data.benchmark import Benchmark, load_benchmark
 from clip_ood.datamodules.evaluation_data import EvaluationData
-from clip_ood.experiments.board import Board
 from clip_ood.experiments.cautions import shared_by_sets, too_few_to_calibrate
 from clip_ood.experiments.checkpoints import WholeCheckpoints, check_checkpoint
 from clip_ood.experiments.extraction import load_features, using_features
+from clip_ood.experiments.loggers import check_loggers, ending_trackers, label, make_loggers
 from clip_ood.experiments.models import build, check_detectors, check_method
+from clip_ood.experiments.own_classes import make_callbacks
 from clip_ood.experiments.quiet import hush
 from clip_ood.experiments.reporting import draw
 from clip_ood.experiments.resume import (
@@ -61,6 +62,7 @@ def run(config: Config, folder: Path, checkpoint: Path | None = None) -> dict[st
     """
     if checkpoint is None and not is_follower():
         check_resumed(config, folder, FREE | {"detectors"})
+    check_loggers(config.trainer)
     stalls.wait_at_most(config.timeout)
     with Terminal(quiet=is_follower()).status("Listing the images"):
         benchmark = load_benchmark(config)
@@ -71,7 +73,7 @@ def run(config: Config, folder: Path, checkpoint: Path | None = None) -> dict[st
     with started(folder, dump(config)):
         if not is_follower():
             record_images(folder, benchmark)
-        with using_features(config):
+        with using_features(config), ending_trackers():
             return _run(config, folder, checkpoint, benchmark)
 
 
@@ -95,9 +97,12 @@ def scoring(config: Config, checkpoint: Path | None) -> Config:
 def _run(config: Config, folder: Path, checkpoint: Path | None, benchmark: Benchmark) -> dict[str, Any]:
     config = scoring(config, checkpoint)
     check_method(config, benchmark)
-    evaluation = OODEvaluation(config.detectors, config.evaluation.resamples, config.seed)
-    trains = config.method.settings.trains and checkpoint is None
-    trainer = make_trainer(config, folder, evaluation, trains)
+    every, trains = config.evaluation.every_n_epochs, config.method.settings.trains and checkpoint is None
+    evaluation = OODEvaluation(
+        config.detectors, config.evaluation.resamples, config.seed, every_n_epochs=every if trains else 1
+    )
+    validates = trains and benchmark.labelled and bool(benchmark.parts["val"].rows)
+    trainer = make_trainer(config, folder, evaluation, trains, validates)
     if trains and isinstance(config.method.settings, FineTune):
         plan_steps(trainer, config.method.settings, len(benchmark.parts["train"].rows))
     features, text = load_features(config, benchmark, trainer, folder)
@@ -115,6 +120,7 @@ def _run(config: Config, folder: Path, checkpoint: Path | None, benchmark: Bench
         check_detectors(config, benchmark, first.features.width, joint)
     module, data = build(config, benchmark, features, text)
     evaluation.tables = data.evaluated
+    data.evaluate_every = every if validates else 1
     if config.evaluation.save_detector:
         trainer.callbacks.append(detector_writer(config, folder, evaluation))
     if trains:
@@ -141,7 +147,7 @@ def _run(config: Config, folder: Path, checkpoint: Path | None, benchmark: Bench
     (folder / REPORT).unlink(missing_ok=True)  # of earlier results
     write_results(folder, evaluation.results, about | {"calibration": calibration(config, evaluation)}, benchmark)
     results = read_results(folder)
-    draw(folder, config, benchmark, trainer.logger)
+    draw(folder, config, benchmark, trainer.loggers)
     return results
 
 
@@ -153,23 +159,28 @@ def split_of(config: Config, data: EvaluationData) -> dict[str, Any]:
     return {"redrawn": redrawn} | {name: len(data.tables[part]) for name, part in counts.items()}
 
 
-def make_trainer(config: Config, folder: Path, evaluation: OODEvaluation, trains: bool) -> Trainer:
-    """The one Trainer that extracts, trains (then it keeps the last step) and evaluates."""
+def make_trainer(
+    config: Config, folder: Path, evaluation: OODEvaluation, trains: bool, validates: bool = False
+) -> Trainer:
+    """The one Trainer that extracts, trains (then it keeps the last step) and evaluates; with `validates` it looks at ID val after
+    every epoch."""
     every = config.evaluation.every_n_epochs
     last = ModelCheckpoint(
         folder / "checkpoints", filename="last", enable_version_counter=False, save_on_train_epoch_end=True
     )  # save_last would keep nothing before the end
+    own = make_callbacks(config.trainer)
     ours = {
         "max_epochs": getattr(config.method.settings, "epochs", 1),
-        "callbacks": [*([last, Throughput()] if trains else []), evaluation],
-        "enable_checkpointing": trains,
+        "callbacks": [*([last, Throughput()] if trains else []), evaluation, *own],
+        "enable_checkpointing": trains or any(isinstance(each, Checkpoint) for each in own),
         "plugins": [WholeCheckpoints()],
-        "logger": Board(folder),
+        "logger": make_loggers(config.trainer, folder, label(config, folder)),
         "default_root_dir": folder,  # where Lightning looks for what it saved when SLURM ended a job
         "use_distributed_sampler": False,
         "num_sanity_val_steps": 0,
-        "check_val_every_n_epoch": every or 1,
-        "limit_val_batches": 1.0 if every else 0,
+        "check_val_every_n_epoch": 1 if validates else every or 1,
+        "limit_val_batches": 1.0 if every or validates or not trains else 0,
+        "reload_dataloaders_every_n_epochs": int(validates and every > 1),  # ID val alone in most epochs, else all sets
         "gradient_clip_val": getattr(config.method.settings, "clip_gradient", None),
         "enable_model_summary": False,
         "log_every_n_steps": 1,

@@ -19,6 +19,7 @@ from lightning.pytorch.strategies import DDPStrategy
 from lightning.pytorch.strategies.launchers import subprocess_script
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
+from clip_ood.config.trainer_keys import OBJECTS
 from clip_ood.errors import ConfigError
 from clip_ood.process import stalls
 from clip_ood.process.watch import watch_ranks
@@ -32,7 +33,10 @@ def new_trainer(ours: dict[str, Any], keys: dict[str, Any], option: str = "train
     Raises: ConfigError for what this machine has not: devices, an accelerator, an optional library.
     """
     try:
-        trainer = Trainer(**(ours | keys | {"plugins": [*ours.get("plugins", []), *_environment()]}))
+        theirs = {
+            key: value for key, value in keys.items() if key not in OBJECTS
+        }  # of which `ours` holds what was made
+        trainer = Trainer(**(ours | theirs | {"plugins": [*ours.get("plugins", []), *_environment()]}))
     except (MisconfigurationException, TypeError, ValueError, RuntimeError, ImportError) as error:
         asked = ", ".join(f"{option}{key}={value}" for key, value in keys.items()) or "no keys"
         raise ConfigError(

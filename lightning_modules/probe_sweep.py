@@ -34,6 +34,7 @@ class ProbeSweep(LinearProbe):
     """
 
     sweep: list[dict[str, Any]] | None = None
+    _chosen_after: int | None = None  # steps
 
     def __init__(self, settings, width: int, seed: int, **classes) -> None:
         super().__init__(settings, width, seed, **classes)
@@ -120,14 +121,12 @@ class ProbeSweep(LinearProbe):
 
     def on_train_epoch_end(self) -> None:  # before the epoch's checkpoint is written
         self._choose()
-        if self.trainer.logger is not None:
-            names = [",".join(f"{key}={value:g}" for key, value in each.items()) for each in self._swept]
-            values = [row["val_accuracy"] for row in self.sweep]
-            tags = {f"sweep/{name}/val_accuracy": value for name, value in zip(names, values, strict=True)}
-            self.trainer.logger.log_metrics(tags, step=self.trainer.global_step)
 
     @torch.no_grad()
     def _choose(self) -> None:
+        if self._chosen_after == (steps := self.trainer.global_step):
+            return  # by the epoch's validation
+        self._chosen_after = steps
         totals = torch.zeros(2, len(self.candidates), device=self.device)
         for features, labels in zip(*(each.split(self.settings.batch_size) for each in self._val), strict=True):
             losses, hits = self._judge(features, labels[:, None])

@@ -9,7 +9,7 @@ import torch
 
 from clip_ood.command_line import OURS, answer, guarded
 from clip_ood.detectors import neighbours
-from clip_ood.detectors.build import importable
+from clip_ood.dotted_paths import importable
 from clip_ood.errors import ConfigError, UserError
 from clip_ood.experiments.models import initial_head
 from clip_ood.judging.manifest import DetectorFolderError

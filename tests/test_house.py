@@ -18,7 +18,7 @@ import tiny_clip
 import tomllib
 from tiny_clip import PROJECT
 
-from clip_ood.naming import FOLDERS
+from clip_ood.dotted_paths import FOLDERS
 
 pytestmark = pytest.mark.slow
 

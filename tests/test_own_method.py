@@ -1,7 +1,9 @@
-"""The script of docs/extending.md: a LightningModule and a Trainer of somebody's own, with our data and our evaluation."""
+"""The snippets of docs/extending.md: a LightningModule and a Trainer of somebody's own, with our data and our evaluation; a callback
+and a logger for our Trainer."""
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import subprocess
@@ -9,6 +11,7 @@ import sys
 
 import pytest
 import replica
+import tiny_clip
 from tiny_clip import PROJECT
 
 pytestmark = pytest.mark.slow
@@ -68,3 +71,22 @@ def test_what_is_missing_or_cannot_be_shared_is_told_before_any_training(root, t
     assert ended.returncode != 0 and "give it tables=data.evaluated" in ended.stderr
     ended = said(root, tmp_path, 1, ("batch_size=16", "batch_size=1000"))
     assert ended.returncode != 0 and "at most the 80 training images" in ended.stderr
+
+
+def test_a_callback_and_a_logger_of_hers_take_part(tmp_path):
+    page = (PROJECT / "docs" / "extending.md").read_text()
+    blocks = re.findall(r"^```python\n(.*?)^```$", page, re.MULTILINE | re.DOTALL)
+    for name, what in (("my_callbacks", "class WeightNorm"), ("my_loggers", "class JSONLines")):
+        (tmp_path / f"{name}.py").write_text(next(block for block in blocks if what in block))
+    options = [f"--trainer.{key}={value}" for key, value in re.findall(r"--trainer\.(callbacks|logger)='(.*)'", page)]
+    assert len(options) == 2
+    root = tiny_clip.make(tmp_path / "own")
+    config = tiny_clip.config(root, "hers", {"linear_probe": {"epochs": 12, "batch_size": 16}}, detectors=["knn"])
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(PROJECT)}
+    command = [sys.executable, str(PROJECT / "train.py"), "--config", config, *options]
+    ended = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
+    assert ended.returncode == 0, ended.stderr
+    lines = [json.loads(line) for line in (tmp_path / "lines.jsonl").read_text().splitlines()]
+    assert len([line for line in lines if "train/weight_norm" in line]) == 2  # epochs 0 and 10
+    assert lines[-1]["method"] == "linear_probe" and any("ood/mean/knn/auroc" in line for line in lines)
+    assert list((root / "runs" / "hers").glob("events.out*"))

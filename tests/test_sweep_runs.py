@@ -59,10 +59,10 @@ def test_all_heads_are_written_and_one_is_chosen(swept):
     assert chosen["val_accuracy"] == max(head["val_accuracy"] for head in heads)
     events = EventAccumulator(str(swept))
     events.Reload()
-    for head in heads:
-        settings = ",".join(f"{key}={head[key]:g}" for key in SWEEP)
-        values = [event.value for event in events.Scalars(f"sweep/{settings}/val_accuracy")]
-        assert len(values) == 6 and values[-1] == pytest.approx(head["val_accuracy"])
+    assert (
+        len(events.Scalars("val/loss")) == len(events.Scalars("val/accuracy")) == 7
+    )  # of the head chosen so far, and at the test
+    assert not [tag for tag in events.Tags()["scalars"] if tag.startswith("sweep/")]  # which may be thousands
 
 
 def test_the_chosen_head_is_the_head_of_the_run(root, swept):

@@ -14,7 +14,7 @@ import detect
 import eval as evaluation
 import train
 from clip_ood.config.loading import load_config
-from clip_ood.config.trainer_keys import JUDGING, NEEDED, REFUSED, TAKEN, check_judging, check_trainer
+from clip_ood.config.trainer_keys import JUDGING, NEEDED, OBJECTS, REFUSED, TAKEN, check_judging, check_trainer
 from clip_ood.errors import ConfigError
 from clip_ood.experiments.trainer import new_trainer
 
@@ -72,7 +72,7 @@ ODD += [
 
 
 def test_every_key_of_lightnings_is_taken_or_refused():
-    assert {*TAKEN, *REFUSED} == set(signature(Trainer.__init__).parameters) - {"self"}
+    assert {*TAKEN, *OBJECTS, *REFUSED} == set(signature(Trainer.__init__).parameters) - {"self"}
     assert not TAKEN.keys() & REFUSED.keys() and set(JUDGING) | set(NEEDED) <= TAKEN.keys()
 
 
@@ -168,7 +168,7 @@ def test_keys_in_the_environment_are_refused(name, monkeypatch):
         detect.main(["--run", "anywhere", "."])
 
 
-@pytest.mark.parametrize("key", sorted({*TAKEN, *REFUSED} - {*JUDGING, "precision"}))
+@pytest.mark.parametrize("key", sorted({*TAKEN, *OBJECTS, *REFUSED} - {*JUDGING, "precision"}))
 def test_what_says_nothing_of_judging_is_refused_by_detect(key):
     with pytest.raises(ConfigError, match=rf"--trainer\.{key} is not for detect\.py, where all images are judged"):
         check_judging({key: 1})

@@ -25,6 +25,7 @@ MACHINE = {
     "trainer.enable_model_summary",  # what Lightning shows and logs
     "trainer.enable_progress_bar",
     "trainer.log_every_n_steps",
+    "trainer.logger",  # … and where; a callback may steer the training, and stays
 }
 OUTPUTS = {  # what is written beside the results
     "evaluation.figures",

@@ -87,10 +87,11 @@ class Evaluation(Section):
     resamples: int = Field(default=500, ge=0, le=100_000)
     """Bootstrap resamples for the intervals, shared by all detectors (0: no intervals)."""
     every_n_epochs: Count = 0
-    """Evaluate while training as well, every n epochs (0: only at the end). Training may be steered by val/accuracy and by
-    ood_val/<detector>/<metric> (data.ood_val); what is measured on test sets, ood/… and id/…, is for looking only."""
+    """Score all sets while training as well, every n epochs (0: only at the end); loss and accuracy on ID val are measured after
+    every epoch in any case. Callbacks may choose by val/loss, val/accuracy and ood_val/<detector>/<metric> (data.ood_val); what is
+    measured on test sets, ood/… and id/…, is for looking only."""
     figures: bool = True
-    """Score histograms and ROC / PR curves in TensorBoard."""
+    """Score histograms and ROC / PR curves for TensorBoard, or what trainer.logger names instead."""
     report: bool = True
     """report.html in the run's folder: tables, charts and the images that were judged wrongly, in one file."""
     batch_size: Positive = 4096
@@ -146,7 +147,8 @@ class Config(Section):
     """What the table is made of."""
     trainer: Untyped = {}
     """Keys of Lightning's Trainer: accelerator, devices, num_nodes, strategy, precision, gradient_clip_val, deterministic, … What would
-    cut a run short (max_steps, limit_…_batches, fast_dev_run) is refused."""
+    cut a run short (max_steps, limit_…_batches, fast_dev_run) is refused. logger: tensorboard (default), csv, wandb, mlflow, false, a
+    class, or a list of these; callbacks: a list of classes; a class is {class_path: my_module.Mine, init_args: {…}}."""
 
     @model_validator(mode="after")
     def _encoder_lies_somewhere(self) -> Config:

@@ -12,6 +12,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from clip_ood.backbones.checked_config import TRUTH, Kind, one_of
+from clip_ood.config.class_paths import check_callbacks, check_logger
 from clip_ood.config.section import MOST
 from clip_ood.errors import ConfigError, nearest
 
@@ -35,10 +36,8 @@ REFUSED = {
     "check_val_every_n_epoch": EVERY,
     "reload_dataloaders_every_n_epochs": "the images stay the same while a run trains",
     "enable_checkpointing": "the last step is kept",
-    "callbacks": "the run sets its own",
     "plugins": "they are Python objects; set trainer.precision, trainer.strategy or trainer.num_nodes instead",
     "profiler": "its report would be written nowhere; take a profiler of processes, such as py-spy or python -m cProfile",
-    "logger": "the run logs to TensorBoard in its folder",
     "model_registry": "the run keeps its checkpoint in its folder",
     "default_root_dir": "set runs_root and name instead",
     "use_distributed_sampler": "every loader divides its rows among devices itself, unpadded",
@@ -92,6 +91,7 @@ TAKEN = {
     "enable_model_summary": TRUTH,
     "enable_autolog_hparams": TRUTH,
 }
+OBJECTS = {"logger": check_logger, "callbacks": check_callbacks}  # what the run makes for its Trainer out of a value
 NEEDED = ("accelerator", "devices", "num_nodes", "strategy", "accumulate_grad_batches")  # null says nothing of these
 JUDGING = (
     "accelerator",
@@ -117,9 +117,14 @@ def check_trainer(keys: Mapping[str, Any], option: str = "trainer.") -> None:
     for key, value in keys.items():
         if key in REFUSED:
             raise ConfigError(f"{option}{key} is not for configs: {REFUSED[key]}.")
+        if key in OBJECTS:
+            if value is not None:
+                OBJECTS[key](value, f"{option}{key}")
+            continue
         if key not in TAKEN:
+            near = nearest(key, TAKEN | OBJECTS)
             raise ConfigError(
-                f"Lightning's Trainer has no key {key!r} ({option}{key}), or none that a run takes.{nearest(key, TAKEN)}"
+                f"Lightning's Trainer has no key {key!r} ({option}{key}), or none that a run takes.{near}"
             )
         if value is None and key in NEEDED:
             raise ConfigError(f"{option}{key} has no value, and must be {TAKEN[key].words}; or leave the key out")
@@ -136,7 +141,7 @@ def check_judging(keys: Mapping[str, Any]) -> None:
     """As `check_trainer`, for detect.py, which trains nothing."""
     option = "--trainer."
     for key in keys:
-        if key in TAKEN.keys() | REFUSED.keys() and key not in JUDGING and key != "precision":
+        if key in TAKEN.keys() | OBJECTS.keys() | REFUSED.keys() and key not in JUDGING and key != "precision":
             raise ConfigError(
                 f"{option}{key} is not for detect.py, where all images are judged and nothing is trained: it takes "
                 f"{', '.join(option + name for name in JUDGING[:4])}"

@@ -6,15 +6,13 @@ import inspect
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, fields
 from difflib import get_close_matches
-from importlib import import_module
-from importlib.util import find_spec
 from math import isfinite
 from typing import Any, get_args, get_type_hints
 
 from clip_ood.detectors.detector import ONE_EACH, Detector
 from clip_ood.detectors.names import DETECTORS, ZOO, Spec, read_specs
+from clip_ood.dotted_paths import module_of
 from clip_ood.errors import UserError
-from clip_ood.naming import FOLDERS
 from clip_ood.outputs import Outputs, Reference
 
 NEGATIVES = "needs negative labels: set data.negative_words (wordnet), with an encoder of texts and named classes"
@@ -90,30 +88,14 @@ def load_class(spec: Spec) -> type[Detector]:
         from clip_ood.detectors.zoo import adapt
 
         return adapt(spec.name)
-    module, _, name = spec.target.partition(":")
-    module = importable(module)
-    try:
-        cls = getattr(import_module(module), name, None)
-    except ModuleNotFoundError as error:
-        if error.name is None or not f"{module}.".startswith(f"{error.name}."):
-            raise  # found, but something that it imports is missing
-        raise UserError(f"detectors: {spec.name}: no module {error.name!r} on the Python path") from error
+    module, name = module_of(spec.target.replace(":", "."), f"detectors: {spec.name}")
+    cls = getattr(module, name, None)
     if not (isinstance(cls, type) and issubclass(cls, Detector)):
         raise UserError(f"detectors: {spec.name}: expected a subclass of clip_ood.detectors.Detector, got {cls!r}")
     if cls._score is Detector._score:
         raise UserError(f"detectors: {spec.name}: {cls.__name__} has no _score(self, rows), which gives {ONE_EACH}")
     _check_requires(spec, cls)
     return cls
-
-
-def importable(module: str) -> str:
-    """The module's name, where it is one of this project's by the folder that it lies in: `datamodules.x` is `clip_ood.datamodules.x`,
-    so that no file becomes two modules."""
-    own = f"clip_ood.{module}"
-    try:
-        return own if module.partition(".")[0] in FOLDERS and find_spec(own) else module
-    except ModuleNotFoundError:
-        return module
 
 
 def _check_requires(spec: Spec, cls: type[Detector]) -> None:

@@ -1,15 +1,14 @@
-"""Score histograms and ROC / PR curves as TensorBoard figures, under the same tags in every run."""
+"""Score histograms and ROC / PR curves as figures for loggers, under the same tags in every run."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 import matplotlib
 import numpy as np
 import torch
 from matplotlib.figure import Figure
 from torch import Tensor
-from torch.utils.tensorboard import SummaryWriter
 
 from clip_ood.metrics.curves import pr_curve, roc_curve
 from clip_ood.runs.scores import ScoredSet
@@ -18,13 +17,13 @@ POINTS = 500  # of a drawn curve
 ID_COLOUR, OOD_COLOUR = "#0072B2", "#D55E00"  # told apart by colour-blind readers too
 
 
-def add_figures(board: SummaryWriter, sets: Sequence[ScoredSet], step: int) -> None:
-    """A histogram figure and a curve figure for each OOD set among those that a run was scored on."""
+def figures(sets: Sequence[ScoredSet]) -> Iterator[tuple[str, Figure]]:
+    """A histogram figure and a curve figure for each OOD set among those that a run was scored on, with the tag of each."""
     id_scores = next(each.scores for each in sets if each.role == "id")
     for each in sets:
         if each.role == "ood":
-            board.add_figure(f"ood/{each.name}/histograms", histograms(id_scores, each.scores, each.name), step)
-            board.add_figure(f"ood/{each.name}/curves", curves(id_scores, each.scores, each.name), step)
+            yield f"ood/{each.name}/histograms", histograms(id_scores, each.scores, each.name)
+            yield f"ood/{each.name}/curves", curves(id_scores, each.scores, each.name)
 
 
 def histograms(id_scores: Mapping[str, np.ndarray], ood_scores: Mapping[str, np.ndarray], name: str) -> Figure:

@@ -20,6 +20,7 @@ from clip_ood.experiments.forecast.encoders import Encoder
 from clip_ood.experiments.forecast.images import FoundSet, find_sets
 from clip_ood.experiments.forecast.runs import Run
 from clip_ood.experiments.forecast.space import Writing, check_room, checkpoint_size, detector_size
+from clip_ood.experiments.loggers import check_loggers
 from clip_ood.experiments.models import check_detectors, check_method
 from clip_ood.experiments.run import check_begun, decay_of, scoring
 from clip_ood.process.launchers import processes
@@ -108,6 +109,7 @@ def _look_at_benchmark(expected: Expected, encoder: Encoder, forecast: Forecast)
     config = scoring(run.config, run.head)
     settings, shape = config.method.settings, encoder.shape
     with forecast.checking(run.name):
+        check_loggers(config.trainer)
         check_method(config, benchmark)
     if run.begun or run.head is not None:
         with forecast.checking(run.name):

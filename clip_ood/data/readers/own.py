@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import inspect
 import operator
-from importlib import import_module
 from pathlib import Path
 
 from clip_ood.config.schema import ImageSet
 from clip_ood.data.readers.reader import Reader, Stamp
-from clip_ood.detectors.build import importable
+from clip_ood.dotted_paths import module_of
 from clip_ood.errors import ConfigError, nearest
 from clip_ood.features.identity import SIZE
 
@@ -31,15 +30,9 @@ def own_reader(set_name: str, spec: ImageSet, root: Path) -> Reader:
 
 
 def _find(where: str, path: str) -> type[Reader]:
-    module, _, name = path.rpartition(".")
-    try:
-        found = import_module(importable(module))
-    except ModuleNotFoundError as error:
-        if error.name is None or not f"{importable(module)}.".startswith(f"{error.name}."):
-            raise  # found, but something that it imports is missing
-        raise ConfigError(f"{where}: there is no module {error.name!r} on the Python path") from error
-    if (cls := getattr(found, name, None)) is None:
-        raise ConfigError(f"{where}: {module} has no class {name!r}.{nearest(name, vars(found))}")
+    module, name = module_of(path, where)
+    if (cls := getattr(module, name, None)) is None:
+        raise ConfigError(f"{where}: {module.__name__} has no class {name!r}.{nearest(name, vars(module))}")
     if not (isinstance(cls, type) and issubclass(cls, Reader)):
         raise ConfigError(f"{where} is no reader: expected a subclass of clip_ood.data.readers.Reader, got {cls!r}")
     if cls.open is Reader.open:

@@ -1,0 +1,142 @@
+"""The loggers that a config names: what a run logs goes into its folder, unless their own variables say otherwise."""
+
+from __future__ import annotations
+
+import csv
+import logging
+import os
+import sys
+import warnings
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+from uuid import uuid4
+
+from lightning.fabric.loggers.logger import rank_zero_experiment
+from lightning.pytorch.loggers import CSVLogger, Logger, MLFlowLogger, WandbLogger
+from lightning.pytorch.loggers.logger import DummyLogger
+
+from clip_ood.config.schema import Config
+from clip_ood.errors import UserError
+from clip_ood.experiments.board import Board
+from clip_ood.experiments.own_classes import check_classes, make
+from clip_ood.files.text_files import read_text
+from clip_ood.files.writing import write_text
+from clip_ood.runs.run_folder import is_follower
+
+PROJECT = "clip-ood"  # what W&B and MLflow call the runs of this project together
+SERVER = os.environ.get("MLFLOW_TRACKING_URI")  # before MLflow writes there which store it was told to take
+PACKAGES = {"wandb": ("wandb",), "mlflow": ("mlflow", "sqlalchemy", "alembic")}
+
+
+def check_loggers(trainer: Mapping[str, Any]) -> None:
+    """Raises UserError for a logger or callback that cannot be had: a package that is missing, and what `check_classes` raises."""
+    for name in _asked(trainer):
+        if missing := [package for package in PACKAGES.get(str(name), ()) if find_spec(package) is None]:
+            raise UserError(
+                f"trainer.logger: {name} needs the package {missing[0]}: pip install 'clip-ood[loggers]'; or take tensorboard or csv"
+            )
+    check_classes(trainer)
+
+
+def make_loggers(trainer: Mapping[str, Any], folder: Path, name: str) -> list[Logger]:
+    """The loggers of the run in `folder`, which trackers of many runs call `name`; none for trainer.logger=false."""
+    return [
+        MAKERS[each](folder, name) if isinstance(each, str) else make(each, Logger, "trainer.logger")
+        for each in _asked(trainer)
+    ]
+
+
+def label(config: Config, folder: Path) -> str:
+    """What trackers of many runs call the run in `folder`: its place below runs_root, as demo/seed-42."""
+    below = folder.is_relative_to(config.runs_root)
+    return folder.relative_to(config.runs_root).as_posix() if below else folder.name
+
+
+def _asked(trainer: Mapping[str, Any]) -> Sequence[str | Mapping[str, Any]]:
+    value = trainer.get("logger")
+    if value is None or value is False:
+        return ["tensorboard"] if value is None else []
+    return value if isinstance(value, list) else [value]
+
+
+class Lines(CSVLogger):
+    """metrics.csv of the run in `folder`: a line whenever something is logged. A run that goes on adds to its lines."""
+
+    def __init__(self, folder: Path) -> None:
+        super().__init__(folder.parent, name=folder.name, version="", flush_logs_every_n_steps=1)
+
+    @property
+    @rank_zero_experiment
+    def experiment(self) -> Any:
+        if self._experiment is None:
+            path = Path(self.log_dir, "metrics.csv")
+            earlier = list(csv.DictReader(read_text(path).splitlines())) if path.is_file() else []
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # Lightning's writer says that it removes the file
+                writer = super().experiment
+            writer.metrics = earlier
+            writer.save()
+        return super().experiment
+
+
+def _wandb(folder: Path, name: str) -> Logger:
+    """W&B without a network, unless WANDB_MODE says otherwise; `wandb sync` brings the run to a server later on."""
+    os.environ.setdefault("WANDB_ERROR_REPORTING", "false")  # its own faults, told to its makers
+    import wandb
+
+    mode = os.environ.get("WANDB_MODE", "offline")
+    quiet = wandb.Settings(silent=True, console="off")  # what is printed is this project's own
+    return WandbLogger(name, folder, id=_kept_id(folder / "wandb.id"), project=PROJECT, mode=mode, settings=quiet)
+
+
+def _mlflow(folder: Path, name: str) -> Logger:
+    """MLflow's SQLite store in the folder, unless MLFLOW_TRACKING_URI names another."""
+    if is_follower():
+        return DummyLogger()  # a store is opened when its logger is made, and the first process alone logs
+    os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
+    from mlflow.tracking import MlflowClient
+
+    logging.getLogger("mlflow.store.db").setLevel(logging.WARNING)  # it tells of every table that it makes
+    place, kept = folder.resolve(), folder / "mlflow.id"
+    store = SERVER or f"sqlite:///{place / 'mlflow.db'}"
+    if not kept.is_file():
+        client = MlflowClient(store)
+        known = client.get_experiment_by_name(PROJECT)
+        pictures = (place / "mlartifacts").as_uri() if store.startswith("sqlite:") else None
+        number = client.create_experiment(PROJECT, pictures) if known is None else known.experiment_id
+        write_text(kept, client.create_run(number, run_name=name).info.run_id)
+    return MLFlowLogger(PROJECT, tracking_uri=store, run_id=read_text(kept))
+
+
+def _kept_id(path: Path) -> str:
+    """What a tracker knows the run in this folder by, also when it goes on."""
+    if not path.is_file() and not is_follower():
+        write_text(path, uuid4().hex[:8])
+    return read_text(path) if path.is_file() else ""
+
+
+MAKERS: dict[str, Callable[[Path, str], Logger]] = {
+    "tensorboard": lambda folder, _: Board(folder),
+    "csv": lambda folder, _: Lines(folder),
+    "wandb": _wandb,
+    "mlflow": _mlflow,
+}
+
+
+@contextmanager
+def ending_trackers() -> Iterator[None]:
+    """Around a run: W&B's run of this process ends with it, so that the next one, as of another seed, is not taken for the same."""
+    try:
+        yield
+    except BaseException:
+        _end_wandb(exit_code=1)
+        raise
+    _end_wandb(exit_code=0)
+
+
+def _end_wandb(exit_code: int) -> None:
+    if (wandb := sys.modules.get("wandb")) is not None and wandb.run is not None:
+        wandb.finish(exit_code)
