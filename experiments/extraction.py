@@ -122,7 +122,7 @@ def stored_sets(config: Config, store: FeatureStore, images: Mapping[str, ImageL
 
 def texts_of(config: Config, benchmark: Benchmark) -> tuple[list[str], dict[str, Pool]]:
     """The filled prompts, and what negative labels are chosen from; none without classes or a text encoder."""
-    if config.backbone.library != "open_clip" or benchmark.class_names is None:
+    if not config.backbone.reads_text or benchmark.class_names is None:
         return [], {}
     strings = fill(config.data.prompts, [name for names in benchmark.called for name in names])
     return strings, pools(config, benchmark)
