@@ -24,10 +24,10 @@ from clip_ood.backbones.create import create_backbone
 from clip_ood.backbones.spec import ImageSpec
 from clip_ood.config.schema import ImageSet
 from clip_ood.data.listing import list_images
+from clip_ood.detect.save import save_bank, save_detector
+from clip_ood.detect.saved import Encoder
 from clip_ood.detectors.build import build_detectors
 from clip_ood.experiments.detect import Request, conduct
-from clip_ood.judging.save import save_bank, save_detector
-from clip_ood.judging.saved import Encoder
 from clip_ood.outputs import Outputs, Reference
 
 PROJECT = Path(__file__).parents[1]

@@ -11,8 +11,8 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 
 from clip_ood.backbones.spec import BackboneSpec
 from clip_ood.callbacks.ood_evaluation import OODEvaluation
-from clip_ood.judging.save import add_encoder, save_bank, save_detector
-from clip_ood.judging.saved import Encoder, SavedDetector
+from clip_ood.detect.save import add_encoder, save_bank, save_detector
+from clip_ood.detect.saved import Encoder, SavedDetector
 
 MIXED = {"bf16-mixed": "bfloat16", "16-mixed": "float16"}  # precision of the Trainer -> that of the encoder
 

@@ -14,6 +14,7 @@ from torchmetrics import MeanMetric
 from torchmetrics.classification import MulticlassAccuracy
 
 from clip_ood.callbacks.monitors import check_monitors
+from clip_ood.class_predictions import ClassPredictor
 from clip_ood.data.labelled import LabelledTable
 from clip_ood.distributed import exchange
 from clip_ood.errors import UserError
@@ -23,7 +24,6 @@ from clip_ood.metrics.image_scores import ImageScores
 from clip_ood.metrics.metric import OODMetrics
 from clip_ood.metrics.score_range import ScoreRange
 from clip_ood.outputs import Outputs, Reference
-from clip_ood.predictions import Predictor
 from clip_ood.table import Row, TableMetrics, table_rows, with_intervals
 from clip_ood.terminal.console import Terminal
 
@@ -200,7 +200,9 @@ class OODEvaluation(Callback):
             knn_accuracy=accuracies.get("id/knn_accuracy"),
             omitted=self.suite.omitted,
             notes=self.suite.notes,
-            predictor=Predictor.best({key.removeprefix(PREDICTED_BY): value for key, value in by.items()}, labelled),
+            predictor=ClassPredictor.best(
+                {key.removeprefix(PREDICTED_BY): value for key, value in by.items()}, labelled
+            ),
         )
 
     @property

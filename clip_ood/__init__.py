@@ -3,8 +3,8 @@
 Importing this package, or the list of detector names, imports nothing heavy: command-line errors answer at once.
 
     from clip_ood import load
-    judge = load("runs/demo")
-    judge(["a.jpg", picture, tensor])     # [Verdict(path="a.jpg", is_ood=False, score=0.91, p_value=0.47, …), …]
+    predictor = load("runs/demo")
+    predictor(["a.jpg", picture, tensor])     # [Prediction(path="a.jpg", is_ood=False, score=0.91, p_value=0.47, …), …]
 """
 
 from __future__ import annotations
@@ -13,9 +13,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from clip_ood.judging.judge import Judge, Verdict, load
+    from clip_ood.detect.predictor import Prediction, Predictor, load
 
-__all__ = ["Judge", "Verdict", "load"]
+__all__ = ["Prediction", "Predictor", "load"]
 
 _CLONE = Path(__file__).parents[1]
 
@@ -26,6 +26,6 @@ if (_CLONE / "pyproject.toml").is_file() and (_CLONE / "lightning_modules").is_d
 def __getattr__(name: str) -> Any:
     if name not in __all__:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    from clip_ood.judging import judge
+    from clip_ood.detect import predictor
 
-    return getattr(judge, name)
+    return getattr(predictor, name)

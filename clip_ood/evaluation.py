@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from clip_ood.class_predictions import HEAD, KNN, TEXT, ClassPredictor, predict, voted
 from clip_ood.detectors.bank import Bank
 from clip_ood.detectors.build import Omitted, build_detectors
 from clip_ood.detectors.detector import Detector, score_together, take_in
@@ -18,7 +19,6 @@ from clip_ood.detectors.names import read_specs
 from clip_ood.detectors.statistic import Statistic, share
 from clip_ood.errors import UserError
 from clip_ood.outputs import Outputs, Reference
-from clip_ood.predictions import HEAD, KNN, TEXT, Predictor, predict, voted
 from clip_ood.scores import Scores
 from clip_ood.table import Row
 
@@ -202,7 +202,7 @@ class Results:
     knn_accuracy: float | None
     omitted: list[Omitted]
     notes: dict[str, list[str]]
-    predictor: Predictor | None = None
+    predictor: ClassPredictor | None = None
 
     def of_role(self, role: str) -> Scores | None:
         """The scores of the first set of a role; None without one."""

@@ -1,4 +1,4 @@
-"""New images through a finished run: from a request to verdicts and their summary."""
+"""New images through a finished run: from a request to predictions and their summary."""
 
 from __future__ import annotations
 
@@ -11,21 +11,21 @@ from typing import Any
 from lightning.pytorch import Callback, Trainer
 
 from clip_ood.backbones.fingerprint import digest
-from clip_ood.callbacks.verdict_writer import VerdictParts, VerdictPrinter
+from clip_ood.callbacks.prediction_writer import PredictionParts, PredictionPrinter
 from clip_ood.config.detecting import beside
 from clip_ood.data.inputs import is_stream, sources
-from clip_ood.datamodules.judged_images import JudgedImages
+from clip_ood.datamodules.new_images import NewImages
+from clip_ood.detect.predictor import Decision, Predictor
+from clip_ood.detect.saved import SavedDetector
 from clip_ood.errors import ConfigError, UserError
+from clip_ood.experiments.predictions import Counts, printed, written
 from clip_ood.experiments.quiet import hush
 from clip_ood.experiments.set_aside import Aside
 from clip_ood.experiments.tolerated import Tolerated
 from clip_ood.experiments.trainer import new_trainer, predict
-from clip_ood.experiments.verdicts import Counts, printed, written
 from clip_ood.files.text_files import not_utf8
 from clip_ood.files.unreadable import SHARE, Tolerance
-from clip_ood.judging.judge import Decision, Judge
-from clip_ood.judging.saved import SavedDetector
-from clip_ood.lightning_modules.judging import Judging
+from clip_ood.lightning_modules.prediction import PredictionModule
 from clip_ood.process import stalls
 from clip_ood.process.called import called
 from clip_ood.runs.going_on import next_step
@@ -71,7 +71,7 @@ class Request:
 
 
 def conduct(request: Request) -> Counts | None:
-    """Judges all images, prints or writes the verdicts, tells how many on standard error; None beside the first process.
+    """Judges all images, prints or writes the predictions, tells how many on standard error; None beside the first process.
 
     Raises: ValueError for a run that cannot judge, before its encoder is loaded.
     """
@@ -82,47 +82,47 @@ def conduct(request: Request) -> Counts | None:
     for column in columns:
         Decision(column, saved.calibration(column), accept)
     trainer = _trainer(request)
-    with redirect_stdout(sys.stderr):  # what is downloaded is said there: verdicts may go to a program
+    with redirect_stdout(sys.stderr):  # what is downloaded is said there: predictions may go to a program
         backbone = saved.backbone(request.encoder, request.allow_download)
-    judge = Judge(saved, backbone, columns, accept)
+    predictor = Predictor(saved, backbone, columns, accept)
     go = _print if request.out is None else _write
-    counts = go(request, saved, judge, trainer)
+    counts = go(request, saved, predictor, trainer)
     if counts is not None:
-        _tell(counts, judge, request)
+        _tell(counts, predictor, request)
     return counts
 
 
-def _print(request: Request, saved: SavedDetector, judge: Judge, trainer: Trainer) -> Counts:
-    with printed(request.format, request.tolerated(), judge.columns, request.aside) as verdicts:
-        printer = VerdictPrinter(verdicts.take)
-        _predict(request, judge, trainer, printer, lambda part, sources: False, batches=1)
-    return verdicts.counts
+def _print(request: Request, saved: SavedDetector, predictor: Predictor, trainer: Trainer) -> Counts:
+    with printed(request.format, request.tolerated(), predictor.columns, request.aside) as predictions:
+        printer = PredictionPrinter(predictions.take)
+        _predict(request, predictor, trainer, printer, lambda part, sources: False, batches=1)
+    return predictions.counts
 
 
-def _write(request: Request, saved: SavedDetector, judge: Judge, trainer: Trainer) -> Counts | None:
+def _write(request: Request, saved: SavedDetector, predictor: Predictor, trainer: Trainer) -> Counts | None:
     folder = request.out.with_name(f"{request.out.name}.parts")
-    size = request.batch_size or judge.batch_size
-    about = [saved.manifest["digest"], judge.columns, judge.accept, size, versions()]
-    parts = VerdictParts(folder, digest(about), request.tolerated().take)
-    count = _predict(request, judge, trainer, parts, parts.is_whole, BATCHES)
+    size = request.batch_size or predictor.batch_size
+    about = [saved.manifest["digest"], predictor.columns, predictor.accept, size, versions()]
+    parts = PredictionParts(folder, digest(about), request.tolerated().take)
+    count = _predict(request, predictor, trainer, parts, parts.is_whole, BATCHES)
     trainer.strategy.barrier("judged")
     if not trainer.is_global_zero:
         return None
     exact = request.out.suffix.lower() == ".parquet" and any(not_utf8(line["path"]) for line in parts.read(count))
-    with written(request.out, request.tolerated(), judge.columns, request.aside, exact) as verdicts:
+    with written(request.out, request.tolerated(), predictor.columns, request.aside, exact) as predictions:
         for line in parts.read(count):
-            verdicts.take(line)
+            predictions.take(line)
     parts.remove()
-    return verdicts.counts
+    return predictions.counts
 
 
-def _predict(request: Request, judge: Judge, trainer: Trainer, writer: Callback, is_whole, batches: int) -> int:
+def _predict(request: Request, predictor: Predictor, trainer: Trainer, writer: Callback, is_whole, batches: int) -> int:
     """Judges what is not there; the number of parts."""
-    size = request.batch_size or judge.batch_size
-    data = JudgedImages(
-        lambda: sources(request.paths), is_whole, judge.backbone.transform, size, batches, request.workers
+    size = request.batch_size or predictor.batch_size
+    data = NewImages(
+        lambda: sources(request.paths), is_whole, predictor.backbone.transform, size, batches, request.workers
     )
-    predict(trainer, Judging(judge), data, writer)
+    predict(trainer, PredictionModule(predictor), data, writer)
     if data.parts is None:
         raise UserError("Not all inputs were judged: Lightning stopped before their end")
     return data.parts
@@ -145,7 +145,7 @@ def _trainer(request: Request) -> Trainer:
     return trainer
 
 
-def _tell(counts: Counts, judge: Judge, request: Request) -> None:
+def _tell(counts: Counts, predictor: Predictor, request: Request) -> None:
     """The summary, on standard error: standard output may be read by a program."""
 
     def tell(line: str) -> None:
@@ -156,7 +156,7 @@ def _tell(counts: Counts, judge: Judge, request: Request) -> None:
     if counts.failed > len(counts.shown):
         where = f"see {beside(request.out)}" if request.out else "with --out FILE all of them are listed"
         tell(f"not judged: {counts.failed - len(counts.shown):,} more: {where}")
-    for each in judge.decisions:
+    for each in predictor.decisions:
         ood = counts.ood[each.column]
         share = f" ({100 * ood / counts.judged:.1f} %)" if counts.judged else ""
         tell(
@@ -164,28 +164,28 @@ def _tell(counts: Counts, judge: Judge, request: Request) -> None:
             f"accepts {100 * each.expected:.1f} % of new ID images (calibrated on {len(each.calibration):,})"
             + (f"; {counts.failed:,} could not be judged" if counts.failed else "")
         )
-    if judge.predictor is not None:
-        tell(f"predicted_class is by {judge.predictor.told()}")
+    if predictor.class_predictor is not None:
+        tell(f"predicted_class is by {predictor.class_predictor.told()}")
     for path, reason in counts.left_shown:
         tell(f"judged, but not set aside: {path}: {reason}")
     if counts.left > len(counts.left_shown):
         tell(f"judged, but not set aside: {counts.left - len(counts.left_shown):,} more")
     if request.out is not None:
-        tell(f"Verdicts: {request.out}")
-    if request.copy_ood is not None and counts.ood[judge.column]:
+        tell(f"Predictions: {request.out}")
+    if request.copy_ood is not None and counts.ood[predictor.column]:
         how = "linked" if request.link else "copied"
         tell(f"OOD images: {how} to {request.copy_ood}; they stay where they are, too")
-    tell(_next(counts, judge, request))
+    tell(_next(counts, predictor, request))
 
 
-def _next(counts: Counts, judge: Judge, request: Request) -> str:
+def _next(counts: Counts, predictor: Predictor, request: Request) -> str:
     """The next step: to see the images that were flagged, or to hear the other detectors."""
     command = [*called("detect").split(), "--run", str(request.run)]
     few = request.paths if len(request.paths) < MANY else [request.paths[0], "..."]
     same = [*command, *few, *(["--accept", f"{request.accept:g}"] if request.accept is not None else [])]
-    if counts.ood[judge.column] and request.copy_ood is None:
+    if counts.ood[predictor.column] and request.copy_ood is None:
         what = "copy the OOD images together and look at them"
-        return next_step([*same, "--detector", judge.column, "--copy-ood", "odd/"], what)
-    if len(judge.columns) == 1:
+        return next_step([*same, "--detector", predictor.column, "--copy-ood", "odd/"], what)
+    if len(predictor.columns) == 1:
         return next_step([*same, "--detector", "all"], "ask all detectors of the run in one pass")
     return next_step([*command, "--export", "model.onnx"], "write encoder and detectors as one file")

@@ -5,11 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 
 from clip_ood.calibration import needed
+from clip_ood.class_predictions import CALLED, HEAD, TEXT
+from clip_ood.detect.save import add_encoder
+from clip_ood.detect.saved import SavedDetector, find_folder
 from clip_ood.export import export, format_of
-from clip_ood.judging.save import add_encoder
-from clip_ood.judging.saved import SavedDetector, find_folder
 from clip_ood.outputs import Reference
-from clip_ood.predictions import CALLED, HEAD, TEXT
 from clip_ood.process.called import called
 from clip_ood.process.locks import alone
 from clip_ood.runs.run_folder import CONFIG
@@ -57,7 +57,7 @@ def export_run(
         say(f"Left out: {each.detector} ({each.reason})")
     for note in done.notes:
         say(note)
-    if (predictor := saved.predictor) is not None and predictor.by != (own := predicts_by(saved.reference)):
+    if (predictor := saved.class_predictor) is not None and predictor.by != (own := predicts_by(saved.reference)):
         say(f"predicted is by {CALLED.get(own, 'nothing')} in it, where detect.py takes {predictor.told()}")
     if not enough:
         say("It holds no thresholds: the run has too few ID val images")

@@ -20,6 +20,9 @@ from clip_ood.config.resuming import FREE
 from clip_ood.config.schema import Config, FineTune, Method
 from clip_ood.data.benchmark import Benchmark, load_benchmark
 from clip_ood.datamodules.evaluation_data import EvaluationData
+from clip_ood.detect.manifest import FOLDER
+from clip_ood.detect.save import described
+from clip_ood.detect.saved import Encoder
 from clip_ood.experiments.cautions import shared_by_sets, too_few_to_calibrate
 from clip_ood.experiments.checkpoints import WholeCheckpoints, check_checkpoint
 from clip_ood.experiments.extraction import load_features, using_features
@@ -40,9 +43,6 @@ from clip_ood.experiments.resume import (
 )
 from clip_ood.experiments.trainer import new_trainer
 from clip_ood.features.store import dtype_of
-from clip_ood.judging.manifest import FOLDER
-from clip_ood.judging.save import described
-from clip_ood.judging.saved import Encoder
 from clip_ood.leaks import told
 from clip_ood.process import stalls
 from clip_ood.runs.results_files import write_results

@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 from pathlib import Path
 
-from clip_ood.callbacks.verdict_writer import Line
+from clip_ood.callbacks.prediction_writer import Line
 from clip_ood.data.inputs import is_stream, sources
 from clip_ood.files.unreadable import LEAST, Tolerance, TooManyUnreadable
 from clip_ood.files.writing import written_text
@@ -17,7 +17,7 @@ class Tolerated:
 
     All of them so far are then listed in the file `listed`, if there is one. How many images the inputs hold is counted when it
     matters; nobody knows it of standard input, which is judged to its end. Of several processes each counts what it judges, and the
-    first counts all when it joins their verdicts.
+    first counts all when it joins their predictions.
     """
 
     def __init__(self, paths: list[str], tolerance: Tolerance, listed: Path | None) -> None:

@@ -49,6 +49,6 @@ def judged(*arguments, status=0):
 
 
 def read(path: Path) -> list[dict[str, str]]:
-    """Verdicts, or images that could not be judged, as a CSV file lists them."""
+    """Predictions, or images that could not be judged, as a CSV file lists them."""
     with path.open(encoding="utf-8", errors="surrogateescape", newline="") as file:
         return list(csv.DictReader(file))

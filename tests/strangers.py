@@ -13,7 +13,7 @@ from tiny_clip import CLIP, PREPROCESSING
 
 from clip_ood.backbones.fingerprint import fingerprint, sha256
 from clip_ood.backbones.spec import ImageSpec
-from clip_ood.judging.manifest import sealed
+from clip_ood.detect.manifest import sealed
 
 BERT = {"model_type": "bert", "hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
 BERT |= {"intermediate_size": 16, "vocab_size": 12, "pad_token_id": 0}

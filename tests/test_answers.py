@@ -8,11 +8,11 @@ import pytest
 import torch
 
 from clip_ood.command_line import OURS, answer, guarded
+from clip_ood.detect.manifest import DetectorFolderError
 from clip_ood.detectors import neighbours
 from clip_ood.dotted_paths import importable
 from clip_ood.errors import ConfigError, UserError
 from clip_ood.experiments.models import initial_head
-from clip_ood.judging.manifest import DetectorFolderError
 
 
 def raising(error):

@@ -17,7 +17,8 @@ from safetensors.torch import load_file, save_file
 from clip_ood import load
 from clip_ood.backbones import fingerprint
 from clip_ood.backbones.fingerprint import sha256
-from clip_ood.callbacks.verdict_writer import VerdictParts
+from clip_ood.callbacks.prediction_writer import PredictionParts
+from clip_ood.detect.manifest import DetectorFolderError, sealed
 from clip_ood.errors import ConfigError
 from clip_ood.experiments.checkpoints import check_checkpoint
 from clip_ood.experiments.resume import check_contents, check_images
@@ -25,7 +26,6 @@ from clip_ood.features.segment import StoreError, open_segment, write_segment
 from clip_ood.features.upkeep import encoders
 from clip_ood.files import download
 from clip_ood.files.records import Count, Damaged, Record, Text, read_record
-from clip_ood.judging.manifest import DetectorFolderError, sealed
 from clip_ood.report.compare import show
 from clip_ood.runs.run_folder import read_results
 from clip_ood.runs.seed_scores import SeedScores
@@ -272,8 +272,8 @@ def test_a_segment_with_arrays_of_other_shapes(name, wrong, tmp_path):
         open_segment(tmp_path / "a.safetensors")
 
 
-def test_a_changed_part_of_verdicts_is_judged_again(tmp_path):
-    parts = VerdictParts(tmp_path / "parts", "key")
+def test_a_changed_part_of_predictions_is_judged_again(tmp_path):
+    parts = PredictionParts(tmp_path / "parts", "key")
     lines = [{"path": "a.png", "score": 1.25}, {"path": "b.png", "score": 2.5}]
     parts.keep(0, [], [json.dumps(line).encode() + b"\n" for line in lines])
     path = parts.path(0)

@@ -16,7 +16,7 @@ from tiny_clip import PROJECT
 
 import detect
 from clip_ood import load
-from clip_ood.judging import saved
+from clip_ood.detect import saved
 
 pytestmark = pytest.mark.slow
 
@@ -24,7 +24,7 @@ HEADER = ["path", "is_ood", "score", "p_value", "predicted_class", "confidence",
 
 
 @pytest.mark.parametrize("ending", ["csv", "jsonl", "parquet"])
-def test_every_format_holds_the_same_verdicts_in_the_order_of_the_inputs(root, run, tmp_path, ending, capsys):
+def test_every_format_holds_the_same_predictions_in_the_order_of_the_inputs(root, run, tmp_path, ending, capsys):
     out = tmp_path / f"out.{ending}"
     inputs = [root / "data" / "far", root / "data" / "id" / "dog", root / "data" / "near" / "3.png"]
     judged("--run", run, *inputs, "--out", out)
@@ -36,17 +36,21 @@ def test_every_format_holds_the_same_verdicts_in_the_order_of_the_inputs(root, r
         "parquet": lambda: pq.read_table(out).to_pylist(),
     }[ending]()
     assert [list(row) for row in rows] == [HEADER] * len(files)
-    for row, verdict in zip(rows, expected, strict=True):
-        assert (row["path"], row["predicted_class"], row["detector"]) == (verdict.path, verdict.predicted_class, "knn")
-        assert float(row["score"]) == pytest.approx(verdict.score, rel=1e-6)
-        assert float(row["p_value"]) == verdict.p_value
-        assert row["is_ood"] == (str(verdict.is_ood).lower() if ending == "csv" else verdict.is_ood)
+    for row, prediction in zip(rows, expected, strict=True):
+        assert (row["path"], row["predicted_class"], row["detector"]) == (
+            prediction.path,
+            prediction.predicted_class,
+            "knn",
+        )
+        assert float(row["score"]) == pytest.approx(prediction.score, rel=1e-6)
+        assert float(row["p_value"]) == prediction.p_value
+        assert row["is_ood"] == (str(prediction.is_ood).lower() if ending == "csv" else prediction.is_ood)
     said = capsys.readouterr()
     assert said.out == "" and f"{len(files)} images judged" in said.err and "calibrated on" in said.err
     assert sorted(path.name for path in tmp_path.iterdir()) == [out.name]
 
 
-def test_verdicts_are_printed_without_a_file(root, run, capsys):
+def test_predictions_are_printed_without_a_file(root, run, capsys):
     judged("--run", run, root / "data" / "near", "--detector", "msp", "--accept", "0.5")
     rows = list(csv.DictReader(io.StringIO(capsys.readouterr().out)))
     assert len(rows) == 9 and {row["detector"] for row in rows} == {"msp"}

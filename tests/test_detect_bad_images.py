@@ -12,7 +12,7 @@ from judged_run import judged, read
 from PIL import Image
 
 from clip_ood.backbones.open_clip_backbone import OpenClipBackbone
-from clip_ood.experiments import verdicts as verdicts_module
+from clip_ood.experiments import predictions as predictions_module
 
 pytestmark = pytest.mark.slow
 
@@ -105,7 +105,7 @@ def test_features_that_are_not_finite_are_a_reason(root, run, tmp_path, monkeypa
 
 
 def test_many_failures_are_counted_in_the_terminal(root, run, tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(verdicts_module, "SHOWN", 2)
+    monkeypatch.setattr(predictions_module, "SHOWN", 2)
     for number in range(5):
         (tmp_path / f"{number}.png").touch()
     judged("--run", run, tmp_path)

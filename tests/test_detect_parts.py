@@ -1,4 +1,4 @@
-"""detect.py writes verdicts in parts: it goes on after a kill, and several processes write what one does."""
+"""detect.py writes predictions in parts: it goes on after a kill, and several processes write what one does."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from judged_run import judged, read
 from tiny_clip import PROJECT
 
 import detect
-from clip_ood.callbacks.verdict_writer import VerdictParts
+from clip_ood.callbacks.prediction_writer import PredictionParts
 from clip_ood.data import inputs
 from clip_ood.experiments import detect as conducting
-from clip_ood.lightning_modules.judging import Judging
+from clip_ood.lightning_modules.prediction import PredictionModule
 
 pytestmark = pytest.mark.slow
 
@@ -23,7 +23,7 @@ def test_a_killed_run_goes_on_with_what_is_missing(root, run, tmp_path, monkeypa
     monkeypatch.setattr(conducting, "BATCHES", 2)
     folder, out = root / "data" / "id", tmp_path / "out.csv"
     judged("--run", run, folder, "--out", out)
-    whole, real, seen = out.read_bytes(), Judging.predict_step, []
+    whole, real, seen = out.read_bytes(), PredictionModule.predict_step, []
 
     def stops(module, batch, batch_idx):
         seen.append(batch.batch.part)
@@ -32,12 +32,12 @@ def test_a_killed_run_goes_on_with_what_is_missing(root, run, tmp_path, monkeypa
         return real(module, batch, batch_idx)
 
     out.unlink()
-    monkeypatch.setattr(Judging, "predict_step", stops)
+    monkeypatch.setattr(PredictionModule, "predict_step", stops)
     with pytest.raises((KeyboardInterrupt, SystemExit)):
         detect.main(["--run", str(run), str(folder), "--out", str(out)])
     assert not out.exists() and seen == [0, 0, 1, 1]
     seen.clear()
-    monkeypatch.setattr(Judging, "predict_step", lambda *a: seen.append(a[1].batch.part) or real(*a))
+    monkeypatch.setattr(PredictionModule, "predict_step", lambda *a: seen.append(a[1].batch.part) or real(*a))
     judged("--run", run, folder, "--out", out)
     assert out.read_bytes() == whole and seen[:2] == [1, 1]
     assert not (tmp_path / "out.csv.parts").exists()
@@ -45,7 +45,7 @@ def test_a_killed_run_goes_on_with_what_is_missing(root, run, tmp_path, monkeypa
 
 def test_parts_of_other_inputs_or_settings_are_not_used(root, run, tmp_path):
     shutil.copytree(root / "data" / "near", tmp_path / "in")
-    parts = VerdictParts(tmp_path / "out.csv.parts", "other key")
+    parts = PredictionParts(tmp_path / "out.csv.parts", "other key")
     parts.keep(0, [], [])
     parts.keep(7, [], [])  # of more images than there are
     judged("--run", run, tmp_path / "in", "--out", tmp_path / "out.csv")
@@ -55,7 +55,7 @@ def test_parts_of_other_inputs_or_settings_are_not_used(root, run, tmp_path):
 def test_a_part_whose_files_changed_is_judged_anew(tmp_path):
     (tmp_path / "a.png").write_bytes(b"1")
     sources = list(inputs.sources([str(tmp_path / "a.png")]))
-    parts = VerdictParts(tmp_path / "parts", "key")
+    parts = PredictionParts(tmp_path / "parts", "key")
     parts.keep(0, sources, [])
     assert parts.is_whole(0, sources) and list(parts.read(1)) == []
     (tmp_path / "a.png").write_bytes(b"22")

@@ -44,7 +44,7 @@ def test_that_flagged_images_are_copied_is_said(root, run, tmp_path, option, cap
     assert sorted((tmp_path / "in").iterdir()) == before and any((tmp_path / "odd").iterdir())
 
 
-def test_what_cannot_be_set_aside_is_told_and_the_verdicts_stand(root, run, tmp_path, capsys):
+def test_what_cannot_be_set_aside_is_told_and_the_predictions_stand(root, run, tmp_path, capsys):
     (tmp_path / "new").mkdir()
     shutil.copytree(root / "data" / "near", tmp_path / "new" / "inside")
     (tmp_path / "odd").mkdir()

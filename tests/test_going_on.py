@@ -115,10 +115,10 @@ def test_a_study_goes_on(root, capsys, interrupt):
 
 def test_judging_goes_on_with_a_file_and_says_that_it_cannot_without(root, capsys, monkeypatch, tmp_path):
     from clip_ood.experiments import detect as conducting
-    from clip_ood.lightning_modules.judging import Judging
+    from clip_ood.lightning_modules.prediction import PredictionModule
 
     monkeypatch.setattr(conducting, "BATCHES", 1)
-    run, real, seen = judged_run.make(root, "judged"), Judging.predict_step, []
+    run, real, seen = judged_run.make(root, "judged"), PredictionModule.predict_step, []
 
     def interrupted(module, batch, batch_idx):
         seen.append(batch_idx)
@@ -126,7 +126,7 @@ def test_judging_goes_on_with_a_file_and_says_that_it_cannot_without(root, capsy
             raise KeyboardInterrupt
         return real(module, batch, batch_idx)
 
-    monkeypatch.setattr(Judging, "predict_step", interrupted)
+    monkeypatch.setattr(PredictionModule, "predict_step", interrupted)
     argv = ["--run", str(run), str(root / "data" / "near"), "--batch-size", "4"]
     words = arguments(stopped(detect.main, [*argv, "--out", str(tmp_path / "o.csv")], capsys), "detect.py")
     with pytest.raises(SystemExit):

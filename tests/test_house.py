@@ -132,8 +132,8 @@ import clip_ood.detectors
 from clip_ood import load
 from clip_ood.metrics import ood_metrics, roc_curve
 
-(verdict,) = load(sys.argv[1])([sys.argv[2]])
-print(verdict.is_ood, verdict.score)
+(prediction,) = load(sys.argv[1])([sys.argv[2]])
+print(prediction.is_ood, prediction.score)
 """
 
 
@@ -187,7 +187,7 @@ def test_nobody_knows_whom_he_must_not_know(installed):
     ("module", "line"),
     [
         ("detectors/knn.py", "import clip_ood.features.store"),
-        ("judging/judge.py", "import clip_ood.experiments.run"),
+        ("detect/predictor.py", "import clip_ood.experiments.run"),
         ("datamodules/image_data.py", "import clip_ood.lightning_modules.plp"),
         ("files/records.py", "import lightning"),
     ],

@@ -19,13 +19,13 @@ from clip_ood.backbones.fingerprint import sha256
 from clip_ood.calibration import Calibration
 from clip_ood.config.loading import load_config
 from clip_ood.data.benchmark import load_benchmark
+from clip_ood.detect.manifest import DetectorFolderError, sealed
+from clip_ood.detect.predictor import Predictor
+from clip_ood.detect.save import add_encoder
+from clip_ood.detect.saved import SavedDetector
 from clip_ood.detectors.bank import Bank
 from clip_ood.detectors.knn import KNN
 from clip_ood.files.pictures import UnreadableImage
-from clip_ood.judging.judge import Judge
-from clip_ood.judging.manifest import DetectorFolderError, sealed
-from clip_ood.judging.save import add_encoder
-from clip_ood.judging.saved import SavedDetector
 from clip_ood.outputs import Outputs
 
 
@@ -47,16 +47,16 @@ def test_scores_are_those_of_the_evaluation(root, method):
     detectors = json.loads((run / "results.json").read_text())["calibration"]["thresholds"]
     assert list(detectors) == saved.columns and len(saved.columns) >= (3 if method == "zero_shot" else 17)
     for column in saved.columns:
-        judge = Judge(saved, backbone, column)
-        for path, verdict in zip(files, judge(files), strict=True):
+        predictor = Predictor(saved, backbone, column)
+        for path, prediction in zip(files, predictor(files), strict=True):
             row = expected.get(path.relative_to(root / "data/id").as_posix())
             if row is None:
                 continue  # a training image
             # live features of a fine-tuned encoder come in other batches there: the test set's, not the folder's
             tolerance = 1e-4 if method == "finetune" else 1e-6
-            assert verdict.score == pytest.approx(row[column], rel=tolerance), (column, path)
-            if judge.by == ("text" if method == "zero_shot" else "head"):  # what scores.parquet predicts by
-                assert verdict.predicted_class == row["prediction"]
+            assert prediction.score == pytest.approx(row[column], rel=tolerance), (column, path)
+            if predictor.by == ("text" if method == "zero_shot" else "head"):  # what scores.parquet predicts by
+                assert prediction.predicted_class == row["prediction"]
 
 
 def test_scores_of_an_encoder_in_half_precision_are_those_of_the_evaluation(root):
@@ -64,42 +64,44 @@ def test_scores_of_an_encoder_in_half_precision_are_those_of_the_evaluation(root
     run = judged_run.make(root, "half", backbone=half, detectors=["knn", "mcm", "msp", "rmd"])
     expected = judged_run.scores(run)
     for column in ("knn", "mcm", "msp", "rmd"):
-        for path, verdict in zip(in_order(root), load(run, column)(in_order(root)), strict=True):
+        for path, prediction in zip(in_order(root), load(run, column)(in_order(root)), strict=True):
             row = expected.get(path.relative_to(root / "data/id").as_posix())
-            assert row is None or verdict.score == pytest.approx(row[column], rel=1e-6)
+            assert row is None or prediction.score == pytest.approx(row[column], rel=1e-6)
 
 
 def test_p_values_and_flags_are_those_of_the_val_scores(root, run):
     val = judged_run.scores(run, "val")
-    judge = load(run, "msp")
+    predictor = load(run, "msp")
     calibration = Calibration(torch.tensor([row["msp"] for row in val.values()], dtype=torch.float32))
     stated = tiny_clip.results(run)["calibration"]
     assert (stated["n"], stated["needed"], stated["default"]) == (len(val), 19, "knn")
-    assert stated["thresholds"]["msp"] == judge.threshold == calibration.threshold(0.95)
-    assert stated["expected"] == judge.expected == calibration.expected(0.95)
-    verdicts = judge(in_order(root) + sorted((root / "data" / "far").iterdir()))
-    found = torch.tensor([verdict.score for verdict in verdicts])
-    assert [verdict.p_value for verdict in verdicts] == calibration.p_values(found).tolist()
-    assert [verdict.is_ood for verdict in verdicts] == [verdict.p_value <= 0.05 + 1e-12 for verdict in verdicts]
-    assert any(verdict.is_ood for verdict in load(run, "msp", accept=0.5)(in_order(root)))
+    assert stated["thresholds"]["msp"] == predictor.threshold == calibration.threshold(0.95)
+    assert stated["expected"] == predictor.expected == calibration.expected(0.95)
+    predictions = predictor(in_order(root) + sorted((root / "data" / "far").iterdir()))
+    found = torch.tensor([prediction.score for prediction in predictions])
+    assert [prediction.p_value for prediction in predictions] == calibration.p_values(found).tolist()
+    assert [prediction.is_ood for prediction in predictions] == [
+        prediction.p_value <= 0.05 + 1e-12 for prediction in predictions
+    ]
+    assert any(prediction.is_ood for prediction in load(run, "msp", accept=0.5)(in_order(root)))
 
 
 def test_paths_pictures_and_tensors_are_the_same_images(root, run):
-    judge = load(run)
+    predictor = load(run)
     path = in_order(root)[0]
     picture = Image.open(path)
     pixels = torch.from_numpy(np.array(picture)).permute(2, 0, 1)
-    verdicts = judge([path, str(path), picture, pixels, pixels / 255])
-    assert [verdict.path for verdict in verdicts] == [str(path)] * 2 + [None] * 3
-    assert [verdict.score for verdict in verdicts] == pytest.approx([verdicts[0].score] * 5, abs=1e-6)
+    predictions = predictor([path, str(path), picture, pixels, pixels / 255])
+    assert [prediction.path for prediction in predictions] == [str(path)] * 2 + [None] * 3
+    assert [prediction.score for prediction in predictions] == pytest.approx([predictions[0].score] * 5, abs=1e-6)
     assert (
-        judge(picture)[0].score == judge(pixels)[0].score == pytest.approx(verdicts[0].score, abs=1e-6)
+        predictor(picture)[0].score == predictor(pixels)[0].score == pytest.approx(predictions[0].score, abs=1e-6)
     )  # a batch of one
-    assert judge([]) == []
+    assert predictor([]) == []
 
 
 def test_what_is_no_image_is_named(root, run, tmp_path):
-    judge = load(run)
+    predictor = load(run)
     (tmp_path / "broken.png").write_bytes(b"no image")
     for image, error, message in [
         (tmp_path / "broken.png", UnreadableImage, "cannot identify"),
@@ -109,7 +111,7 @@ def test_what_is_no_image_is_named(root, run, tmp_path):
         (7, TypeError, "not a int"),
     ]:
         with pytest.raises(error, match=message):
-            judge([image])
+            predictor([image])
 
 
 def moved(root, run, tmp_path, with_encoder):
@@ -137,7 +139,7 @@ def test_a_folder_with_its_encoder_needs_nothing_else(root, run, tmp_path, away)
     folder = moved(root, run, tmp_path, with_encoder=True)
     assert {path.suffix for path in folder.rglob("*") if path.is_file()} == {".json", ".safetensors"}
     after = load(folder)([root / "data_away" / path for path in files])
-    assert [verdict.score for verdict in after] == [verdict.score for verdict in before]
+    assert [prediction.score for prediction in after] == [prediction.score for prediction in before]
 
 
 def test_an_encoder_that_is_elsewhere_is_asked_for(root, run, tmp_path, away):
@@ -341,8 +343,8 @@ def test_flat_folders_have_no_classes(root):
     run = judged_run.make(
         root, "flat", "zero_shot", data={"id": "id/cat", "splits": {"val": 0.7, "test": 0.1}, "ood": {}}
     )
-    verdict = load(run, accept=0.9)(in_order(root)[0])[0]
-    assert (verdict.predicted_class, verdict.confidence) == (None, None)
+    prediction = load(run, accept=0.9)(in_order(root)[0])[0]
+    assert (prediction.predicted_class, prediction.confidence) == (None, None)
 
 
 def test_a_run_can_do_without_a_detector(root):

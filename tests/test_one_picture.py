@@ -20,11 +20,11 @@ from tiny_clip import PROJECT
 
 import detect
 from clip_ood import load
+from clip_ood.class_predictions import HEAD
+from clip_ood.detect.predictor import Predictor
+from clip_ood.detect.saved import SavedDetector
 from clip_ood.export.preparation import resize_of
 from clip_ood.files.pictures import UnreadableImage, as_picture, pixels, read_image
-from clip_ood.judging.judge import Judge
-from clip_ood.judging.saved import SavedDetector
-from clip_ood.predictions import HEAD
 
 pytestmark = pytest.mark.extras
 
@@ -41,22 +41,22 @@ def folder(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def judge(run):
+def predictor(run):
     return load(run, "mahalanobis", accept=0.5)  # the pictures lie on both sides of its threshold
 
 
 @pytest.fixture(scope="module")
-def of_paths(judge, folder):
-    return {name: judge(folder / name)[0] for name in ALL}
+def of_paths(predictor, folder):
+    return {name: predictor(folder / name)[0] for name in ALL}
 
 
 def test_the_pictures_are_told_apart_and_lie_on_both_sides(of_paths):
-    assert len({verdict.score for verdict in of_paths.values()}) > 20
-    assert {verdict.is_ood for verdict in of_paths.values()} == {True, False}
+    assert len({prediction.score for prediction in of_paths.values()}) > 20
+    assert {prediction.is_ood for prediction in of_paths.values()} == {True, False}
 
 
 @pytest.mark.parametrize("name", ALL)
-def test_every_way_to_give_a_picture_gives_its_score(name, judge, folder, of_paths):
+def test_every_way_to_give_a_picture_gives_its_score(name, predictor, folder, of_paths):
     path, expected = folder / name, of_paths[name]
     whole = torch.from_numpy(np.array(read_image(path))).permute(2, 0, 1)
     ways = {
@@ -73,10 +73,10 @@ def test_every_way_to_give_a_picture_gives_its_score(name, judge, folder, of_pat
             if name not in ("text_last.png", "turned_grey.tif"):  # Pillow refuses one, and maps and scrambles the other
                 ways["PIL, loaded"] = Image.open(path)
                 ways["PIL, loaded"].load()
-        found = {way: judge(image)[0] for way, image in ways.items()}
-    for way, verdict in found.items():
-        assert verdict.score == pytest.approx(expected.score, rel=1e-5), way
-        assert verdict.is_ood == expected.is_ood, way
+        found = {way: predictor(image)[0] for way, image in ways.items()}
+    for way, prediction in found.items():
+        assert prediction.score == pytest.approx(expected.score, rel=1e-5), way
+        assert prediction.is_ood == expected.is_ood, way
 
 
 def test_detect_says_the_same(run, folder, of_paths, tmp_path):
@@ -96,10 +96,10 @@ def test_no_text_and_no_profile_hides_a_picture(name, folder, tmp_path):
     np.testing.assert_array_equal(np.asarray(read_image(folder / name)), np.asarray(read_image(tmp_path / "same.png")))
 
 
-def test_a_picture_that_is_opened_stays_of_use_to_its_owner(judge, folder):
+def test_a_picture_that_is_opened_stays_of_use_to_its_owner(predictor, folder):
     for name in ("turned.tif", "palette.png", "turned6.jpg", "animation.gif"):
         given, untouched = Image.open(folder / name), Image.open(folder / name)
-        judge(given)
+        predictor(given)
         np.testing.assert_array_equal(np.asarray(given), np.asarray(untouched))
 
 
@@ -120,13 +120,13 @@ def test_a_picture_of_any_mode_in_memory_becomes_rgb(mode):
     assert as_picture(image).mode == "RGB"
 
 
-def test_pixels_without_a_stated_range_are_refused_however_they_come(judge, tmp_path):
+def test_pixels_without_a_stated_range_are_refused_however_they_come(predictor, tmp_path):
     (tmp_path / "floats.tif").write_bytes(FLOATS)
     opened = Image.open(tmp_path / "floats.tif")
     opened.load()
     for image in (tmp_path / "floats.tif", FLOATS, Image.open(tmp_path / "floats.tif"), opened):
         with pytest.raises(UnreadableImage, match="floating-point pixels have no stated range"):
-            judge([image])
+            predictor([image])
 
 
 @pytest.mark.parametrize(
@@ -141,9 +141,9 @@ def test_pixels_without_a_stated_range_are_refused_however_they_come(judge, tmp_
         (Image.new("RGB", (1, 300)), "one side is over 200 times the other"),
     ],
 )
-def test_what_is_no_picture_is_named(image, message, judge):
+def test_what_is_no_picture_is_named(image, message, predictor):
     with pytest.raises(ValueError, match=message):
-        judge([image])
+        predictor([image])
 
 
 # The graph, prepared for as docs/new_images.md shows
@@ -166,7 +166,7 @@ def snippet() -> str:
     return next(block for block in blocks if "onnxruntime" in block)
 
 
-def test_the_readmes_lines_give_the_verdicts_of_the_run(run, folder, exported, tmp_path, monkeypatch):
+def test_the_readmes_lines_give_the_predictions_of_the_run(run, folder, exported, tmp_path, monkeypatch):
     for file in exported.iterdir():
         shutil.copy(file, tmp_path)
     monkeypatch.chdir(tmp_path)
@@ -174,7 +174,7 @@ def test_the_readmes_lines_give_the_verdicts_of_the_run(run, folder, exported, t
     monkeypatch.setattr("builtins.print", lambda *_: None)
     saved = SavedDetector(run)
     backbone = saved.backbone()
-    judges = {column: Judge(saved, backbone, column) for column in saved.columns}
+    judges = {column: Predictor(saved, backbone, column) for column in saved.columns}
     assert len(judges) >= 17
     for each in judges.values():
         each.by, each.bank = HEAD, None  # as the graph, whatever is right most often on ID val
@@ -185,10 +185,10 @@ def test_the_readmes_lines_give_the_verdicts_of_the_run(run, folder, exported, t
         space: dict = {}
         exec(snippet(), space)
         for column, one in judges.items():
-            verdict, score = one(folder / name)[0], float(space["said"][f"score_{column}"][0])
-            assert (score < space["about"]["thresholds"][column]) == verdict.is_ood, (name, column)
-            scores[column].append((score, verdict.score))
-        assert space["about"]["class_names"][space["said"]["predicted"][0]] == verdict.predicted_class
+            prediction, score = one(folder / name)[0], float(space["said"][f"score_{column}"][0])
+            assert (score < space["about"]["thresholds"][column]) == prediction.is_ood, (name, column)
+            scores[column].append((score, prediction.score))
+        assert space["about"]["class_names"][space["said"]["predicted"][0]] == prediction.predicted_class
     for column, pairs in scores.items():
         found, expected = np.array(pairs).T
         np.testing.assert_allclose(found, expected, rtol=0, atol=1e-5 * np.abs(expected).max(), err_msg=column)

@@ -14,11 +14,11 @@ from PIL import Image
 
 import detect
 from clip_ood import load
+from clip_ood.class_predictions import ClassPredictor, predict, voted
+from clip_ood.detect.manifest import sealed
+from clip_ood.detect.saved import SavedDetector
 from clip_ood.detectors.bank import Bank
-from clip_ood.judging.manifest import sealed
-from clip_ood.judging.saved import SavedDetector
 from clip_ood.outputs import Outputs
-from clip_ood.predictions import Predictor, predict, voted
 from clip_ood.runs.results_table import predictions_told
 
 COLOURS = {"cat": (200, 30, 30), "dog": (30, 200, 30), "fox": (30, 30, 200)}
@@ -41,8 +41,8 @@ def zero_shot(root):
     return judged_run.make(root, "zero_shot", "zero_shot")
 
 
-def hits(verdicts):
-    return sum(verdict.predicted_class == verdict.path.split("/")[-2] for verdict in verdicts)
+def hits(predictions):
+    return sum(prediction.predicted_class == prediction.path.split("/")[-2] for prediction in predictions)
 
 
 def files(root):
@@ -54,10 +54,10 @@ def test_k_nn_predicts_where_it_is_better_than_the_texts(root, zero_shot, capsys
     assert stated["by"] == "knn" and stated["accuracy"]["knn"] == 1 > stated["accuracy"]["text"]
     assert stated["images"] == tiny_clip.results(zero_shot)["calibration"]["n"]
     for column in ("knn", "mcm"):  # whichever detector judges
-        judge = load(zero_shot, column)
-        verdicts = judge(files(root))
-        assert judge.by == "knn" and hits(verdicts) == len(verdicts)
-        assert all(0 < verdict.confidence <= 1 + 1e-9 for verdict in verdicts)
+        predictor = load(zero_shot, column)
+        predictions = predictor(files(root))
+        assert predictor.by == "knn" and hits(predictions) == len(predictions)
+        assert all(0 < prediction.confidence <= 1 + 1e-9 for prediction in predictions)
     capsys.readouterr()
     with pytest.raises(SystemExit):
         detect.main(["--run", str(zero_shot), str(root / "data" / "near")])
@@ -137,8 +137,8 @@ def test_the_texts_predict_beside_a_head_where_they_are_asked():
     [({"head": 0.5, "text": 0.5, "knn": 0.5}, "head"), ({"text": 0.4, "knn": 0.5, "head": 0.1}, "knn"), ({}, None)],
 )
 def test_the_best_is_taken_and_of_equals_the_first(accuracy, by):
-    best = Predictor.best(accuracy, 10)
-    assert (best and best.by) == by and Predictor.best(accuracy, 0) is None
+    best = ClassPredictor.best(accuracy, 10)
+    assert (best and best.by) == by and ClassPredictor.best(accuracy, 0) is None
 
 
 # Pseudo-label probing
@@ -176,4 +176,4 @@ def test_a_plp_run_says_it(root, capsys):
     passed = tiny_clip.results(run)["pseudo_labels"]
     told = [line for line in capsys.readouterr().out.splitlines() if line.startswith("PLP kept fewer")]
     assert passed["starved"] >= 1 and len(told) == 1
-    assert SavedDetector(run).predictor is None
+    assert SavedDetector(run).class_predictor is None

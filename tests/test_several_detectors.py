@@ -12,7 +12,7 @@ import pytest
 
 import detect
 from clip_ood import load
-from clip_ood.judging.saved import SavedDetector
+from clip_ood.detect.saved import SavedDetector
 
 
 def judged(*arguments) -> int:
@@ -31,7 +31,7 @@ def rows_of(out):
 
 
 @pytest.mark.parametrize("ending", [".csv", ".jsonl", ".parquet"])
-def test_each_gives_the_verdicts_that_it_gives_alone_and_images_are_encoded_once(
+def test_each_gives_the_predictions_that_it_gives_alone_and_images_are_encoded_once(
     root, run, tmp_path, ending, monkeypatch, capsys
 ):
     from clip_ood.backbones.open_clip_backbone import OpenClipBackbone
@@ -48,11 +48,11 @@ def test_each_gives_the_verdicts_that_it_gives_alone_and_images_are_encoded_once
     for name in ("msp", "knn"):
         alone = load(run, name, accept=0.6)(sorted(folder.iterdir()))
         ours = [row for row in rows if row["detector"] == name]
-        for row, verdict in zip(ours, alone, strict=True):
-            assert row["path"] == verdict.path and float(row["score"]) == pytest.approx(verdict.score, rel=1e-6)
-            assert str(row["is_ood"]).lower() == str(verdict.is_ood).lower()
-            assert float(row["p_value"]) == pytest.approx(verdict.p_value)
-        assert f"{sum(verdict.is_ood for verdict in alone)} of them OOD" in said.partition(f"{name} below")[0]
+        for row, prediction in zip(ours, alone, strict=True):
+            assert row["path"] == prediction.path and float(row["score"]) == pytest.approx(prediction.score, rel=1e-6)
+            assert str(row["is_ood"]).lower() == str(prediction.is_ood).lower()
+            assert float(row["p_value"]) == pytest.approx(prediction.p_value)
+        assert f"{sum(prediction.is_ood for prediction in alone)} of them OOD" in said.partition(f"{name} below")[0]
     assert len((tmp_path / f"out{ending}.unreadable.csv").read_text().splitlines()) == 2
 
 
@@ -83,7 +83,7 @@ def test_the_first_says_what_is_copied_and_the_status(root, run, tmp_path):
 
 def test_a_run_goes_on_only_with_the_same_detectors(root, run, tmp_path, monkeypatch):
     from clip_ood.experiments import detect as conducting
-    from clip_ood.experiments import verdicts
+    from clip_ood.experiments import predictions
 
     def killed(*_):
         raise KeyboardInterrupt
@@ -93,7 +93,7 @@ def test_a_run_goes_on_only_with_the_same_detectors(root, run, tmp_path, monkeyp
         patch.setattr(conducting, "written", killed)
         with pytest.raises((KeyboardInterrupt, SystemExit)):
             detect.main(["--run", str(run), str(folder), "--out", str(out), "--detector", "knn"])
-    assert (tmp_path / "out.csv.parts").is_dir() and verdicts
+    assert (tmp_path / "out.csv.parts").is_dir() and predictions
     judged("--run", run, folder, "--out", out, "--detector", "knn,msp")
     assert [row["detector"] for row in rows_of(out)] == ["knn", "msp"] * 9
 
@@ -111,9 +111,9 @@ def test_a_column_of_the_name_all_or_with_a_comma_is_that_column(root):
     assert saved.chosen(["energy", "a,b"]) == ["energy", "a,b"]
 
 
-def test_python_gives_a_verdict_each_image_by_image(root, run):
-    verdicts = load(run, "knn,msp")([root / "data" / "near" / "1.png", root / "data" / "near" / "0.png"])
-    assert [(verdict.path[-5:], verdict.detector) for verdict in verdicts] == [
+def test_python_gives_a_prediction_each_image_by_image(root, run):
+    predictions = load(run, "knn,msp")([root / "data" / "near" / "1.png", root / "data" / "near" / "0.png"])
+    assert [(prediction.path[-5:], prediction.detector) for prediction in predictions] == [
         ("1.png", "knn"),
         ("1.png", "msp"),
         ("0.png", "knn"),

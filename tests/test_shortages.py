@@ -126,10 +126,10 @@ def test_a_file_that_cannot_be_written_leaves_the_one_before(tmp_path, name):
 
 def test_lines_that_cannot_be_written_name_their_file(tmp_path):
     def work():
-        with full_disk(), written_text(tmp_path / "verdicts.csv") as file:
+        with full_disk(), written_text(tmp_path / "predictions.csv") as file:
             file.write("a\n" * 10**6)
 
-    assert lack(raised(work)).startswith(f"{tmp_path}/verdicts.csv: ") and not list(tmp_path.iterdir())
+    assert lack(raised(work)).startswith(f"{tmp_path}/predictions.csv: ") and not list(tmp_path.iterdir())
 
 
 def test_a_part_of_an_attack_that_cannot_be_written_is_not_there(tmp_path):

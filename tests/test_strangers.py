@@ -18,9 +18,9 @@ import detect
 import eval as evaluation
 import train
 from clip_ood import load
+from clip_ood.detect.save import add_encoder
+from clip_ood.detect.saved import SavedDetector
 from clip_ood.errors import UserError
-from clip_ood.judging.save import add_encoder
-from clip_ood.judging.saved import SavedDetector
 
 pytestmark = pytest.mark.slow
 
@@ -175,9 +175,9 @@ def test_weights_are_fetched_where_that_is_allowed_and_kept(root, run, tmp_path,
     with pytest.raises(ValueError, match="--allow-download"):
         load(folder)
     images = sorted((root / "data" / "near").iterdir())
-    expected = [verdict.score for verdict in load(run)(images)]
+    expected = [prediction.score for prediction in load(run)(images)]
     for allowed in (True, False):  # the second time it is there
-        assert [verdict.score for verdict in load(folder, allow_download=allowed)(images)] == expected
+        assert [prediction.score for prediction in load(folder, allow_download=allowed)(images)] == expected
     assert watch.saw_nothing()
 
 

@@ -53,11 +53,11 @@ def test_judging_stops_at_the_sixth_and_goes_on_where_more_are_allowed(
     root, run, folder, tmp_path, monkeypatch, capsys
 ):
     from clip_ood.experiments import detect as conducting
-    from clip_ood.lightning_modules.judging import Judging
+    from clip_ood.lightning_modules.prediction import PredictionModule
 
     monkeypatch.setattr(conducting, "BATCHES", 1)
-    out, judgings, real = tmp_path / "out.csv", [], Judging.predict_step
-    monkeypatch.setattr(Judging, "predict_step", lambda *a: judgings.append(a[2]) or real(*a))
+    out, judgings, real = tmp_path / "out.csv", [], PredictionModule.predict_step
+    monkeypatch.setattr(PredictionModule, "predict_step", lambda *a: judgings.append(a[2]) or real(*a))
     options = ["--run", run, root / "data" / "id", folder, "--out", out, "--batch-size", "4"]
     with pytest.raises(TooManyUnreadable, match=r"6 of 63|7 of 63|8 of 63") as raised:
         detect.main([str(each) for each in options])

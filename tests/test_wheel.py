@@ -66,8 +66,8 @@ def test_a_run_its_judging_and_a_detector_of_ones_own_in_any_folder(environment,
     options = ["--data.id=photos/", f"--backbone={{model: local-dir:{root}/clip}}", "--evaluation.accept=0.5"]
     said = called([command, "train", "--config", "own_images.yaml", *options, "--evaluation.resamples=0"], root)
     assert "clip-ood detect --run runs/own_images photos/" in said
-    called([command, "detect", "--run", "runs/own_images", "photos/", "--out", "verdicts.csv"], root)
-    assert len((root / "verdicts.csv").read_text().splitlines()) == 1 + 46
+    called([command, "detect", "--run", "runs/own_images", "photos/", "--out", "predictions.csv"], root)
+    assert len((root / "predictions.csv").read_text().splitlines()) == 1 + 46
     (root / "my_scores.py").write_text(OWN)
     own = Path(tiny_clip.config(root, "mine", {"zero_shot": {}}, detectors=["knn", "my_scores.Norm"]))
 

@@ -22,6 +22,7 @@ from rich.text import Text
 from tiny_clip import PROJECT
 
 from clip_ood.config.loading import dump, validate
+from clip_ood.detect.prediction_files import COLUMNS, CSVFile, JSONLines, Parquet
 from clip_ood.detectors.names import ABOUT, read_specs
 from clip_ood.files.text_files import names_as_bytes, read_names
 from clip_ood.files.written_names import (
@@ -36,7 +37,6 @@ from clip_ood.files.written_names import (
     text_cell,
     text_of,
 )
-from clip_ood.judging.verdict_files import COLUMNS, CSVFile, JSONLines, Parquet
 from clip_ood.runs.files import read_scores
 from clip_ood.runs.going_on import as_typed
 from clip_ood.runs.results_files import write_json
@@ -48,7 +48,14 @@ from clip_ood.terminal.shown import TURNED, one_line, say, shown
 pytestmark = pytest.mark.slow
 
 ESCAPE = "a\x1b[2Jb"
-VERDICT = {"is_ood": True, "score": -0.5, "p_value": 0.1, "predicted_class": "-x", "confidence": 0.9, "detector": "knn"}
+PREDICTION = {
+    "is_ood": True,
+    "score": -0.5,
+    "p_value": 0.1,
+    "predicted_class": "-x",
+    "confidence": 0.9,
+    "detector": "knn",
+}
 CELLS = [
     *ODD.values(),
     "x",
@@ -91,13 +98,13 @@ def test_numbers_stay_numbers():
     }
 
 
-def test_verdicts_hold_exact_paths_in_every_format(tmp_path):
+def test_predictions_hold_exact_paths_in_every_format(tmp_path):
     names = [*ODD.values(), "\x7f"]
     text, lines, table = io.StringIO(newline=""), io.StringIO(), io.BytesIO()
     files = [CSVFile(text), JSONLines(lines), Parquet(table, exact=True)]
     for name in names:
         for file in files:
-            file.write({"path": name} | VERDICT)
+            file.write({"path": name} | PREDICTION)
     for file in files:
         file.close()
     text.seek(0)
@@ -114,7 +121,7 @@ def test_verdicts_hold_exact_paths_in_every_format(tmp_path):
     plain = tmp_path / "plain.parquet"
     with plain.open("wb") as out:
         file = Parquet(out)
-        file.write({"path": "=1.png"} | VERDICT)
+        file.write({"path": "=1.png"} | PREDICTION)
         file.close()
     assert pq.read_table(plain).column_names == list(COLUMNS) and pq.read_table(plain)["path"][0].as_py() == "=1.png"
 
@@ -226,12 +233,12 @@ def test_whatever_reports_a_name_shows_it(what):
 
 
 @pytest.mark.parametrize("to", ["file", "pipe", "terminal"])
-def test_printed_verdicts_are_exact_in_a_file_and_shown_to_a_terminal(to, tmp_path):
+def test_printed_predictions_are_exact_in_a_file_and_shown_to_a_terminal(to, tmp_path):
     code = (
-        "import sys; from clip_ood.experiments.verdicts import Printed; from clip_ood.judging.verdict_files import CSVFile\n"
+        "import sys; from clip_ood.experiments.predictions import Printed; from clip_ood.detect.prediction_files import CSVFile\n"
         "sys.stdout.reconfigure(encoding='utf-8', errors='surrogateescape', newline='')\n"
-        "file = CSVFile(Printed(sys.stdout)); verdict = " + repr(VERDICT) + "\n"
-        "[file.write({'path': name} | verdict) for name in ('a\\x1bb', 'caf\\udce9', 'two\\nlines')]; sys.stdout.flush()"
+        "file = CSVFile(Printed(sys.stdout)); prediction = " + repr(PREDICTION) + "\n"
+        "[file.write({'path': name} | prediction) for name in ('a\\x1bb', 'caf\\udce9', 'two\\nlines')]; sys.stdout.flush()"
     )
     master, slave = pty.openpty() if to == "terminal" else (None, None)
     with (tmp_path / "out").open("wb") as file:

@@ -42,14 +42,14 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         "--detector",
         metavar="NAME",
         help="which of the run's detectors (default: its first); several, as knn,vim, or all judge the images in one pass, a "
-        "verdict each: the first of them says what --copy-ood and --fail-on-ood go by",
+        "prediction each: the first of them says what --copy-ood and --fail-on-ood go by",
     )
     add("--accept", type=float, metavar="SHARE", help="share of new ID images to accept (default: the run's, 0.95)")
     add(
         "--out",
         type=Path,
         metavar="FILE",
-        help="write verdicts to FILE.csv, .jsonl or .parquet; a killed run goes on (default: print them)",
+        help="write predictions to FILE.csv, .jsonl or .parquet; a killed run goes on (default: print them)",
     )
     add("--format", choices=("csv", "jsonl"), default="csv", help="how to print them (default: csv)")
     add("--overwrite", action="store_true", help="replace the file of --out or --export")
@@ -118,7 +118,9 @@ def check(arguments: argparse.Namespace) -> None:
     if STDIN in arguments.paths and sys.stdin is None:
         raise ConfigError("Standard input is closed, so no paths can be read from it (-)")
     if arguments.paths and arguments.out is None and is_closed(sys.stdout):
-        raise ConfigError("Standard output is closed, so no verdicts can be printed: write them to a file, --out FILE")
+        raise ConfigError(
+            "Standard output is closed, so no predictions can be printed: write them to a file, --out FILE"
+        )
     if arguments.accept is not None and not 0 < arguments.accept < 1:
         raise ConfigError(f"--accept: {arguments.accept:g} must lie between 0 and 1, as 0.95")
     if arguments.workers is not None and not 0 <= arguments.workers <= 1024:
@@ -163,7 +165,7 @@ def alone_at_file(arguments: argparse.Namespace) -> Iterator[None]:
 
 
 def beside(out: Path) -> Path:
-    """The list of what could not be judged, beside the file of verdicts."""
+    """The list of what could not be judged, beside the file of predictions."""
     return out.with_name(f"{out.name}.unreadable.csv")
 
 

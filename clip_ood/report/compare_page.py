@@ -35,7 +35,7 @@ class Dot:
     text: str
     interval: str
     spread: str
-    verdict: str
+    prediction: str
     colour: int
     low: float
     at: float
@@ -107,11 +107,11 @@ def _dot(difference: Difference, colour: int, reach: float) -> Dot:
     low, at, high = (
         50 + 50 * min(max(100 * end / reach, -1), 1) for end in (difference.low, difference.value, difference.high)
     )
-    verdict = "better" if difference.low > 0 else "worse" if difference.high < 0 else ""
+    prediction = "better" if difference.low > 0 else "worse" if difference.high < 0 else ""
     interval = f"{_signed(difference.low)} … {_signed(difference.high)}"
     spread = "" if difference.std is None else f"± {percent(difference.std, 2)}"
     return Dot(
-        _signed(difference.value), interval, spread, verdict, colour, round(low, 2), round(at, 2), round(high, 2)
+        _signed(difference.value), interval, spread, prediction, colour, round(low, 2), round(at, 2), round(high, 2)
     )
 
 

@@ -13,10 +13,10 @@ import pyarrow.parquet as pq
 from pydantic import Field, create_model, model_validator
 
 from clip_ood.config.method_schema import Method
+from clip_ood.detect.manifest import Predicts
 from clip_ood.errors import UserError
 from clip_ood.files.records import Count, Record, Share, Text, Unfit, fitting, read_json, read_record, undamaged
 from clip_ood.files.written_names import BYTES
-from clip_ood.judging.manifest import Predicts
 from clip_ood.metrics.curves import METRICS
 from clip_ood.metrics.ood import MEAN
 

@@ -12,7 +12,7 @@ from rich.markup import escape
 from rich.table import Column, Table
 from rich.text import Text
 
-from clip_ood.predictions import HEAD, TEXT, Predictor
+from clip_ood.class_predictions import HEAD, TEXT, ClassPredictor
 from clip_ood.process.called import called
 from clip_ood.terminal.console import Terminal
 
@@ -187,7 +187,7 @@ def predictions_told(results: dict[str, Any]) -> list[str]:
     lines, several = [], len(results["seeds"]) > 1
     if len(predictors) == 1 and len(predictors[0]["accuracy"]) > 1:
         found = {key: predictors[0][key] for key in ("by", "accuracy", "images")}
-        lines.append(f"predicted_class of new images is by {Predictor(**found).told()}")
+        lines.append(f"predicted_class of new images is by {ClassPredictor(**found).told()}")
     if results["method"] != "plp":
         return lines
     worse = [each for each in predictors if each["accuracy"][HEAD] < each["accuracy"][TEXT]]

@@ -14,7 +14,7 @@ from clip_ood.process.streams import Parser
 from clip_ood.runs.going_on import again, stoppable
 
 if TYPE_CHECKING:
-    from clip_ood.experiments.verdicts import Counts
+    from clip_ood.experiments.predictions import Counts
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -39,8 +39,8 @@ def main(argv: list[str] | None = None) -> None:
 def answer(arguments: argparse.Namespace, trainer: dict[str, Any], argv: list[str] | None) -> Counts | None:
     """Judges, and counts; or writes what --export and --with-encoder ask for: then None."""
     if arguments.export is not None:
+        from clip_ood.detect.saved import SavedDetector
         from clip_ood.experiments.exporting import export_run
-        from clip_ood.judging.saved import SavedDetector
 
         saved = SavedDetector(arguments.run, arguments.trust_classes)
         own = (arguments.detector, arguments.accept, arguments.encoder, arguments.allow_download)
@@ -55,7 +55,7 @@ def answer(arguments: argparse.Namespace, trainer: dict[str, Any], argv: list[st
 
     asked = {name: value for name, value in vars(arguments).items() if name in Request.__dataclass_fields__}
     kept = f"What was judged is kept. Go on with: {again('detect', argv)}"
-    lost = "Printed verdicts are not kept: with --out FILE, a stopped call goes on where it was"
+    lost = "Printed predictions are not kept: with --out FILE, a stopped call goes on where it was"
     with stoppable(lambda: lost if arguments.out is None else kept):
         return conduct(Request(**asked, trainer=trainer))
 

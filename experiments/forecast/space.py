@@ -14,11 +14,11 @@ from rich.filesize import decimal
 from clip_ood.backbones.shape import Shape
 from clip_ood.config.schema import Config
 from clip_ood.data.benchmark import Benchmark
+from clip_ood.detect.save import searched
 from clip_ood.detectors.bank import Bank
 from clip_ood.detectors.build import build_detectors
 from clip_ood.detectors.statistic import statistics_of
 from clip_ood.errors import ConfigError
-from clip_ood.judging.save import searched
 from clip_ood.outputs import Reference
 
 FLOAT, DOUBLE = 4, 8  # bytes

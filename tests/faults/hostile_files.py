@@ -10,7 +10,7 @@ from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
-from clip_ood.judging.manifest import sealed
+from clip_ood.detect.manifest import sealed
 from faults import lab, process
 from faults.trial import Trial
 
@@ -57,7 +57,7 @@ def _in_a_set(name: str, make: Callable[[Path], None], folder: Path) -> list[str
 
 
 def _judged(name: str, make: Callable[[Path], None], folder: Path) -> list[str]:
-    out = ["--out", f"{folder}/verdicts.csv"]
+    out = ["--out", f"{folder}/predictions.csv"]
     return ["detect.py", "--run", f"{lab.shared()}/runs/finished", str(_put(make, folder / name)), *out]
 
 

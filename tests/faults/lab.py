@@ -63,7 +63,7 @@ def _eval(folder: Path) -> list[str]:
 def _detect(folder: Path) -> list[str]:
     root = shared()
     images = [f"{root}/data/{name}" for name in ("near", "far")]
-    return ["detect.py", "--run", f"{root}/runs/finished", *images, "--out", f"{folder}/verdicts.csv"]
+    return ["detect.py", "--run", f"{root}/runs/finished", *images, "--out", f"{folder}/predictions.csv"]
 
 
 def _attack(folder: Path) -> list[str]:

@@ -84,12 +84,14 @@ def trials() -> list[Trial]:
         "images of odd names in a study whose lines are formulas": _studied,
         "a run compared, whose images have odd names": _compared,
         "damaged images of odd names are listed": _damaged,
-        "verdicts in a file that goes on": _judged_again,
+        "predictions in a file that goes on": _judged_again,
         "odd names on standard input and in a list": _listed,
         "odd names in an environment of ASCII": _in_ascii,
     }
-    whole |= {f"verdicts on odd names as {suffix}": partial(_judged, suffix) for suffix in ("csv", "jsonl", "parquet")}
-    samples = {"images of odd names are trained on, scored and shown", "verdicts on odd names as csv"}
+    whole |= {
+        f"predictions on odd names as {suffix}": partial(_judged, suffix) for suffix in ("csv", "jsonl", "parquet")
+    }
+    samples = {"images of odd names are trained on, scored and shown", "predictions on odd names as csv"}
     found = [Trial(name, each, sample=name in samples) for name, each in whole.items()]
     for kind, (place, put) in itertools.product(ELSEWHERE, PLACES.items()):
         found.append(Trial(f"{place}: {kind}", partial(put, ODD[kind])))
@@ -201,10 +203,10 @@ def _damaged(folder: Path) -> None:
     _survives(["eval.py", "--config", lab.config(folder, "eval", {"zero_shot": {}}, data=data)], folder)
     with (folder / "runs" / "eval" / "unreadable.csv").open(**TEXT) as file:
         assert sorted(row["path"] for row in csv_rows(file)) == sorted(f"{name}.png" for name in names)
-    out = folder / "verdicts.csv"
+    out = folder / "predictions.csv"
     command = ["detect.py", "--run", f"{lab.shared()}/runs/finished", f"{folder}/data/odd", "--out", str(out)]
     _survives([*command, "--max-unreadable", "0.9"], folder)
-    with (folder / "verdicts.csv.unreadable.csv").open(**TEXT) as file:
+    with (folder / "predictions.csv.unreadable.csv").open(**TEXT) as file:
         paths = [row["path"] for row in csv_rows(file)]
     assert sorted(paths) == sorted(f"{folder}/data/odd/{name}.png" for name in names)
 
@@ -224,7 +226,7 @@ def _judge(folder: Path, *arguments: str) -> list[str]:
 
 def _judged(suffix: str, folder: Path) -> None:
     names = _fill(folder / "photos")
-    out = folder / f"verdicts.{suffix}"
+    out = folder / f"predictions.{suffix}"
     aside = ["--accept", "0.5", "--copy-ood", f"{folder}/odd"]
     _survives(_judge(folder, f"{folder}/photos", "--out", str(out), *aside), folder)
     assert _paths(out) == sorted(f"{folder}/photos/{name}" for name in names)
@@ -236,7 +238,7 @@ def _judged(suffix: str, folder: Path) -> None:
 
 def _judged_again(folder: Path) -> None:
     names = _fill(folder / "photos", [*ODD.values()][:16])
-    out, parts = folder / "verdicts.parquet", folder / "kept"
+    out, parts = folder / "predictions.parquet", folder / "kept"
     command = _judge(folder, f"{folder}/photos", "--out", str(out))
     _survives(command, folder)
     shutil.rmtree(parts, ignore_errors=True)
@@ -249,7 +251,7 @@ def _judged_again(folder: Path) -> None:
 def _listed(folder: Path) -> None:
     names = _fill(folder / "photos")
     paths = [f"{folder}/photos/{name}" for name in names]
-    listed, out = folder / "list.txt", folder / "verdicts.jsonl"
+    listed, out = folder / "list.txt", folder / "predictions.jsonl"
     listed.write_bytes(b"".join(os.fsencode(path) + b"\0" for path in paths))
     _survives(_judge(folder, str(listed), "--out", str(out)), folder)
     assert _paths(out) == paths
@@ -264,7 +266,7 @@ def _listed(folder: Path) -> None:
 
 def _in_ascii(folder: Path) -> None:
     names = _fill(folder / "photos")
-    out = folder / "verdicts.csv"
+    out = folder / "predictions.csv"
     command = _judge(folder, f"{folder}/photos", "--out", str(out))
     _survives(command, folder, PYTHONIOENCODING="ascii", LC_ALL="C")
     assert sorted(_paths(out)) == sorted(f"{folder}/photos/{name}" for name in names)

@@ -59,7 +59,7 @@ def stopped(ended: Ended, status: int) -> list[str]:
 
 
 def results(folder: Path) -> dict[str, object]:
-    """What a command has found: its tables, scores and verdicts."""
+    """What a command has found: its tables, scores and predictions."""
     found: dict[str, object] = {}
     for path in sorted(folder.rglob("*")):
         place = str(path.relative_to(folder))

@@ -118,7 +118,7 @@ def go_on(name: str, folder: Path) -> str:
         name != "study" and not any(folder.glob("runs/*/results.json")) and any(folder.glob("runs/*/config.yaml"))
     )
     finished = any(folder.glob("runs/*/results.json"))
-    if (folder / "verdicts.csv").exists():
+    if (folder / "predictions.csv").exists():
         return ""
     if unfinished:
         said = _answered(line, folder, "Add --resume to go on with it")

@@ -81,7 +81,7 @@ def _as_alone(name: str, folder: Path, ended: list[Ended]) -> None:
 
 
 def content(folder: Path) -> dict[str, object]:
-    """What a command has left in a folder: results, tables and verdicts as they are, of all other files that they are there."""
+    """What a command has left in a folder: results, tables and predictions as they are, of all other files that they are there."""
     found: dict[str, object] = {}
     for path in sorted(folder.rglob("*")):
         place = path.relative_to(folder).as_posix()
@@ -145,15 +145,15 @@ def _wait_for(flag: Path, process: Started) -> None:
 
 
 def _different_images_to_one_file(folder: Path) -> None:
-    first, second = (_detect(folder, images, "--out", "verdicts.csv") for images in ("near", "far"))
+    first, second = (_detect(folder, images, "--out", "predictions.csv") for images in ("near", "far"))
     ended = [each.finish() for each in [Started(first, folder / "log-1"), Started(second, folder / "log-2", impatient)]]
     assert sorted(each.status for each in ended) == [0, 2] and not any(each.traceback for each in ended), ended
     done = "near" if ended[0].status == 0 else "far"
-    lines = (folder / "verdicts.csv").read_text().splitlines()[1:]
+    lines = (folder / "predictions.csv").read_text().splitlines()[1:]
     assert len(lines) == len(list((lab.shared() / "data" / done).iterdir())) and all(
         f"/{done}/" in line for line in lines
     )
-    assert _names(folder) == {"verdicts.csv"}
+    assert _names(folder) == {"predictions.csv"}
 
 
 def _files_of_each_format_beside_each_other(folder: Path) -> None:
@@ -313,7 +313,9 @@ def _offer(url: str) -> None:
 
 def _detect(folder: Path, images: str | None, *options: str) -> list[str]:
     paths = [f"{lab.shared()}/data/{images}"] if images else []
-    placed = [f"{folder}/{each}" if each.startswith(("v.", "verdicts", "odd", "model")) else each for each in options]
+    placed = [
+        f"{folder}/{each}" if each.startswith(("v.", "predictions", "odd", "model")) else each for each in options
+    ]
     return ["detect.py", "--run", f"{lab.shared()}/runs/finished", *paths, *placed]
 
 

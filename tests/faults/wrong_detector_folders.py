@@ -16,8 +16,8 @@ from torch import Tensor
 
 from clip_ood import load
 from clip_ood.backbones.fingerprint import sha256
-from clip_ood.judging.manifest import sealed
-from clip_ood.judging.saved import SavedDetector
+from clip_ood.detect.manifest import sealed
+from clip_ood.detect.saved import SavedDetector
 from faults import lab
 from faults.mutated import answered, bytes_of, in_parts, mutations
 from faults.trial import Trial
@@ -109,11 +109,11 @@ def _judge(folder: Path) -> None:
     expected = _expected()
 
     def work() -> None:
-        judge = load(folder, detector="all")
-        verdicts = judge(images)
-        assert {each.detector for each in verdicts} == set(SavedDetector(folder).columns)
+        predictor = load(folder, detector="all")
+        predictions = predictor(images)
+        assert {each.detector for each in predictions} == set(SavedDetector(folder).columns)
         known = {(each.path, each.detector): each for each in expected}
-        for each in verdicts:
+        for each in predictions:
             assert each.score == each.score, f"{each.detector} gives NaN"
             was = known.get((each.path, each.detector))
             assert was is None or 0 <= each.p_value <= 1

@@ -17,6 +17,9 @@ from clip_ood.backbones.fingerprint import sha256
 from clip_ood.backbones.image_encoder import save_image_encoder
 from clip_ood.backbones.spec import BackboneSpec, ImageSpec
 from clip_ood.calibration import summary
+from clip_ood.class_predictions import KNN, ClassPredictor
+from clip_ood.detect.manifest import ENCODER, FORMAT, MANIFEST, STATE, sealed
+from clip_ood.detect.saved import Encoder, SavedDetector
 from clip_ood.detectors.bank import Bank
 from clip_ood.detectors.build import Omitted
 from clip_ood.detectors.detector import Detector
@@ -24,10 +27,7 @@ from clip_ood.detectors.statistic import statistics_of
 from clip_ood.files.tensor_files import save_tensors
 from clip_ood.files.writing import written_whole
 from clip_ood.files.written_names import json_bytes
-from clip_ood.judging.manifest import ENCODER, FORMAT, MANIFEST, STATE, sealed
-from clip_ood.judging.saved import Encoder, SavedDetector
 from clip_ood.outputs import Reference
-from clip_ood.predictions import KNN, Predictor
 from clip_ood.versions import versions
 
 
@@ -58,7 +58,7 @@ def save_detector(
     about: Mapping[str, Any],
     accept: float,
     trained: tuple[Backbone, BackboneSpec] | None = None,
-    predictor: Predictor | None = None,
+    predictor: ClassPredictor | None = None,
     bank_labels: Tensor | None = None,
 ) -> None:
     """Writes all but the bank, whose parts lie in `folder` already; the manifest last.

@@ -28,6 +28,8 @@ from clip_ood.backbones.image_encoder import load_image_encoder
 from clip_ood.backbones.names import check_model
 from clip_ood.backbones.spec import ImageSpec
 from clip_ood.calibration import Calibration
+from clip_ood.class_predictions import ClassPredictor
+from clip_ood.detect.manifest import ENCODER, MANIFEST, STATE, DetectorFolderError, find_folder, read_manifest
 from clip_ood.detectors.bank import Bank
 from clip_ood.detectors.build import build_detectors
 from clip_ood.detectors.detector import Detector
@@ -38,9 +40,7 @@ from clip_ood.files.cache import cache
 from clip_ood.files.records import Unfit
 from clip_ood.files.shapes import check_bank, check_finite, check_reference, check_shapes
 from clip_ood.files.text_files import OTHER_BYTES, not_utf8
-from clip_ood.judging.manifest import ENCODER, MANIFEST, STATE, DetectorFolderError, find_folder, read_manifest
 from clip_ood.outputs import NegativeLabels, Outputs, Reference
-from clip_ood.predictions import Predictor
 from clip_ood.process.called import called
 
 ALL = "all"  # every detector of a run
@@ -107,10 +107,10 @@ class SavedDetector:
         return Reference(logit_scale=self.manifest["logit_scale"], **values)
 
     @property
-    def predictor(self) -> Predictor | None:
+    def class_predictor(self) -> ClassPredictor | None:
         """What predicts classes; None: the head, else the text embeddings."""
         told = self.manifest.get("predictor")
-        return None if told is None else Predictor(**told)
+        return None if told is None else ClassPredictor(**told)
 
     def bank_labels(self) -> Tensor:
         """The classes of the bank's images by their index, where k-NN predicts."""

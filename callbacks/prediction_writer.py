@@ -1,4 +1,4 @@
-"""Verdicts on new images: printed as they come, or kept in parts that become one file, in the order of the inputs."""
+"""Predictions on new images: printed as they come, or kept in parts that become one file, in the order of the inputs."""
 
 from __future__ import annotations
 
@@ -17,16 +17,16 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from clip_ood.backbones.fingerprint import digest
 from clip_ood.callbacks.part_writer import PartWriter
 from clip_ood.data.inputs import Source
+from clip_ood.detect.batches import BatchResult, NewImageBatch
 from clip_ood.errors import UserError
 from clip_ood.files.writing import written_whole
-from clip_ood.judging.batches import Finding, JudgedBatch
 
 CHANGED = "The inputs changed while they were judged: run it again, and only what changed is judged anew"
-# the fields of a Verdict, or path, error and whether it `is_image` by its name; and `source`: inside, and its place
+# the fields of a Prediction, or path, error and whether it `is_image` by its name; and `source`: inside, and its place
 Line = dict[str, Any]
 
 
-class VerdictPrinter(Callback):
+class PredictionPrinter(Callback):
     """Hands every line on as soon as its batch is judged: one device, nothing to go on from."""
 
     def __init__(self, emit: Callable[[Line], None]) -> None:
@@ -36,8 +36,8 @@ class VerdictPrinter(Callback):
         self,
         trainer: Trainer,
         module: LightningModule,
-        outputs: Finding,
-        batch: JudgedBatch,
+        outputs: BatchResult,
+        batch: NewImageBatch,
         batch_idx: int,
         dataloader_idx: int = 0,
     ) -> None:
@@ -45,7 +45,7 @@ class VerdictPrinter(Callback):
             self.emit(line)
 
 
-class VerdictParts(PartWriter):
+class PredictionParts(PartWriter):
     """Keeps the lines of a part in `folder`, whole or not at all; `key` tells what they are of. `watch` sees each line at once."""
 
     def __init__(self, folder: Path, key: str, watch: Callable[[Line], None] = lambda line: None) -> None:
@@ -87,7 +87,7 @@ class VerdictParts(PartWriter):
         with suppress(OSError):
             self.folder.rmdir()
 
-    def see(self, module: LightningModule, batch: JudgedBatch, outputs: Finding) -> list[bytes]:
+    def see(self, module: LightningModule, batch: NewImageBatch, outputs: BatchResult) -> list[bytes]:
         """The batch's lines as they are written."""
         found = lines(module, outputs, batch)
         for line in found:
@@ -95,7 +95,7 @@ class VerdictParts(PartWriter):
         batch.images = None  # let go of the pixels
         return [json.dumps(line).encode() + b"\n" for line in found]
 
-    def write(self, module: LightningModule, found: list[tuple[JudgedBatch, list[bytes]]]) -> None:
+    def write(self, module: LightningModule, found: list[tuple[NewImageBatch, list[bytes]]]) -> None:
         written = [line for _, of_batch in found for line in of_batch]
         sources = [source for batch, _ in found for source in batch.batch.sources]
         self.keep(found[0][0].batch.part, sources, written)
@@ -127,7 +127,7 @@ def _size_and_time(path: str) -> tuple[int, int] | tuple[()]:
     return stat.st_size, stat.st_mtime_ns
 
 
-def lines(module: LightningModule, finding: Finding, batch: JudgedBatch) -> list[Line]:
+def lines(module: LightningModule, finding: BatchResult, batch: NewImageBatch) -> list[Line]:
     """A line for each source of the batch and each detector, in order; one for a source that could not be judged."""
     sources = batch.batch.sources
     found: dict[int, list[Line]] = {
@@ -136,9 +136,9 @@ def lines(module: LightningModule, finding: Finding, batch: JudgedBatch) -> list
     }
     if finding.judged is not None:
         names = [sources[place].path for place in finding.places]
-        verdicts = iter(module.judge.verdicts(finding.judged, names))
-        several = len(module.judge.decisions)
-        found |= {place: [asdict(each) for each in islice(verdicts, several)] for place in finding.places}
+        predictions = iter(module.predictor.predictions(finding.judged, names))
+        several = len(module.predictor.decisions)
+        found |= {place: [asdict(each) for each in islice(predictions, several)] for place in finding.places}
     return [
         line | {"source": [each.inside, *each.place]} for place, each in enumerate(sources) for line in found[place]
     ]

@@ -1,4 +1,4 @@
-"""Verdicts as CSV, JSON Lines or parquet."""
+"""Predictions as CSV, JSON Lines or parquet."""
 
 from __future__ import annotations
 
@@ -15,47 +15,47 @@ ROW_GROUP = 65_536  # lines of a parquet file in memory
 NAMES = ("predicted_class", "detector")
 
 
-class VerdictFile:
-    """Takes verdicts one after the other; `close` ends the file."""
+class PredictionFile:
+    """Takes predictions one after the other; `close` ends the file."""
 
     @abstractmethod
-    def write(self, verdict: Mapping[str, Any]) -> None:
+    def write(self, prediction: Mapping[str, Any]) -> None:
         """One line, of a mapping with (at least) the columns."""
 
     def close(self) -> None:
         """The last lines."""
 
 
-class CSVFile(VerdictFile):
-    """A header, then a line a verdict; is_ood is true or false, what is None is empty."""
+class CSVFile(PredictionFile):
+    """A header, then a line a prediction; is_ood is true or false, what is None is empty."""
 
     def __init__(self, file: TextIO) -> None:
         self.file, self.writer = file, csv.writer(file)
         self.writer.writerow(COLUMNS)
 
-    def write(self, verdict: Mapping[str, Any]) -> None:
-        values = {name: verdict[name] for name in COLUMNS} | {"is_ood": str(verdict["is_ood"]).lower()}
+    def write(self, prediction: Mapping[str, Any]) -> None:
+        values = {name: prediction[name] for name in COLUMNS} | {"is_ood": str(prediction["is_ood"]).lower()}
         self.writer.writerow(cells(values, NAMES).values())
 
     def close(self) -> None:
         self.file.flush()
 
 
-class JSONLines(VerdictFile):
+class JSONLines(PredictionFile):
     """An object a line."""
 
     def __init__(self, file: TextIO) -> None:
         self.file = file
 
-    def write(self, verdict: Mapping[str, Any]) -> None:
-        self.file.write(json.dumps({name: verdict[name] for name in COLUMNS}).replace("\x7f", "\\u007f") + "\n")
+    def write(self, prediction: Mapping[str, Any]) -> None:
+        self.file.write(json.dumps({name: prediction[name] for name in COLUMNS}).replace("\x7f", "\\u007f") + "\n")
 
     def close(self) -> None:
         self.file.flush()
 
 
-class Parquet(VerdictFile):
-    """A row a verdict; with `exact`, the bytes of paths that are no UTF-8 in a further column (see `path_columns`)."""
+class Parquet(PredictionFile):
+    """A row a prediction; with `exact`, the bytes of paths that are no UTF-8 in a further column (see `path_columns`)."""
 
     def __init__(self, file: BinaryIO, exact: bool = False) -> None:
         import pyarrow as pa
@@ -67,8 +67,8 @@ class Parquet(VerdictFile):
         self.exact, self.schema, self.rows = exact, pa.schema(types), []
         self.writer = pq.ParquetWriter(file, self.schema, compression="zstd")
 
-    def write(self, verdict: Mapping[str, Any]) -> None:
-        self.rows.append({name: verdict[name] for name in COLUMNS})
+    def write(self, prediction: Mapping[str, Any]) -> None:
+        self.rows.append({name: prediction[name] for name in COLUMNS})
         if len(self.rows) == ROW_GROUP:
             self._flush()
 

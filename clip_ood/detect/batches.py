@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from clip_ood.data.inputs import Source
-from clip_ood.judging.judge import Judged
+from clip_ood.detect.predictor import BatchPredictions
 
 
 @dataclass
@@ -20,7 +20,7 @@ class SourceBatch:
 
 
 @dataclass
-class JudgedBatch:
+class NewImageBatch:
     """Images (B, 3, H, W), None without any, and of all sources of the batch: which row each has (None: none), and why some
     cannot be read."""
 
@@ -33,15 +33,15 @@ class JudgedBatch:
         """Whether it is the last of its part."""
         return self.batch.last
 
-    def pin_memory(self) -> JudgedBatch:
+    def pin_memory(self) -> NewImageBatch:
         self.images = None if self.images is None else self.images.pin_memory()
         return self
 
 
 @dataclass(frozen=True)
-class Finding:
+class BatchResult:
     """What was found of a batch of sources: the places of those that were judged, what of them, and why others were not."""
 
     places: list[int]
-    judged: Judged | None
+    judged: BatchPredictions | None
     errors: dict[int, str]

@@ -61,7 +61,7 @@ class Spec(Closed):
 
 
 class Encoder(Closed):
-    """As `clip_ood.judging.saved.Encoder`."""
+    """As `clip_ood.detect.saved.Encoder`."""
 
     spec: Spec
     fingerprint: dict[str, Any]
@@ -84,7 +84,7 @@ class LeftOut(Record):
 
 
 class Predicts(Record):
-    """As `clip_ood.predictions.Predictor`."""
+    """As `clip_ood.class_predictions.ClassPredictor`."""
 
     by: By
     accuracy: dict[By, Share]

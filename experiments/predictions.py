@@ -1,4 +1,4 @@
-"""Where verdicts go: a file or standard output, the images that could not be judged beside it, flagged ones set aside."""
+"""Where predictions go: a file or standard output, the images that could not be judged beside it, flagged ones set aside."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ from pathlib import Path
 from stat import S_ISREG
 from typing import TextIO
 
-from clip_ood.callbacks.verdict_writer import Line
+from clip_ood.callbacks.prediction_writer import Line
 from clip_ood.config.detecting import beside
+from clip_ood.detect.prediction_files import CSVFile, JSONLines, Parquet, PredictionFile
 from clip_ood.experiments.set_aside import Aside
 from clip_ood.experiments.tolerated import Tolerated
 from clip_ood.files.unreadable import SHOWN
 from clip_ood.files.writing import written_text, written_whole
 from clip_ood.files.written_names import TEXT, path_cell, text_cell
-from clip_ood.judging.verdict_files import CSVFile, JSONLines, Parquet, VerdictFile
 from clip_ood.terminal.shown import shown
 
 END = "\r\n"  # of a line of CSV
@@ -39,12 +39,12 @@ class Counts:
     left_shown: list[tuple[str, str]] = field(default_factory=list)
 
 
-class Verdicts:
+class Predictions:
     """Takes lines in the order of the inputs, and counts. Images that the first of `detectors` flags are set aside in `aside`."""
 
     def __init__(
         self,
-        file: VerdictFile,
+        file: PredictionFile,
         failures: csv.writer | None,
         tolerated: Tolerated,
         detectors: list[str],
@@ -54,7 +54,7 @@ class Verdicts:
         self.counts, self.first = Counts(ood=dict.fromkeys(detectors, 0)), detectors[0]
 
     def take(self, line: Line) -> None:
-        """A verdict, or why there is none.
+        """A prediction, or why there is none.
 
         Raises: OSError where it cannot be written, TooManyUnreadable for one reason too many.
         """
@@ -73,7 +73,7 @@ class Verdicts:
         if line["is_ood"] and line["detector"] == self.first and self.aside is not None:
             try:
                 self.aside.take(*line["source"])
-            except OSError as error:  # the verdict stands
+            except OSError as error:  # the prediction stands
                 counts.left += 1
                 if len(counts.left_shown) < SHOWN:
                     counts.left_shown.append((line["path"], error.strerror or str(error)))
@@ -100,19 +100,19 @@ def _is_file(stream: TextIO) -> bool:
 
 
 @contextmanager
-def printed(format: str, tolerated: Tolerated, detectors: list[str], aside: Aside | None) -> Iterator[Verdicts]:
+def printed(format: str, tolerated: Tolerated, detectors: list[str], aside: Aside | None) -> Iterator[Predictions]:
     """To standard output, as they come."""
     with suppress(AttributeError):  # not a stream of the system
         sys.stdout.reconfigure(**TEXT, line_buffering=True)  # whoever reads it need not wait
     file = JSONLines(sys.stdout) if format == "jsonl" else CSVFile(Printed(sys.stdout))
-    yield Verdicts(file, None, tolerated, detectors, aside)
+    yield Predictions(file, None, tolerated, detectors, aside)
     file.close()
 
 
 @contextmanager
 def written(
     out: Path, tolerated: Tolerated, detectors: list[str], aside: Aside | None, exact: bool = False
-) -> Iterator[Verdicts]:
+) -> Iterator[Predictions]:
     """To `out` (.csv, .jsonl or .parquet, there with a column for `exact` paths), whole or not at all; what could not be judged to
     `out`.unreadable.csv."""
     unreadable = beside(out)
@@ -122,8 +122,8 @@ def written(
         failures = csv.writer(others)
         failures.writerow(("path", "reason"))
         file = kind(whole, exact) if kind is Parquet else kind(whole)
-        verdicts = Verdicts(file, failures, tolerated, detectors, aside)
-        yield verdicts
+        predictions = Predictions(file, failures, tolerated, detectors, aside)
+        yield predictions
         file.close()
-    if not verdicts.counts.failed:
+    if not predictions.counts.failed:
         unreadable.unlink()

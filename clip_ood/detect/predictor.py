@@ -16,27 +16,27 @@ from torch import Tensor, nn
 
 from clip_ood.backbones.backbone import Backbone
 from clip_ood.calibration import Calibration
+from clip_ood.class_predictions import HEAD, KNN, predict, voted
+from clip_ood.detect.manifest import DetectorFolderError
+from clip_ood.detect.saved import SavedDetector
 from clip_ood.detectors.bank import Bank
 from clip_ood.detectors.detector import Detector, score_together
 from clip_ood.detectors.statistic import statistics_of
 from clip_ood.errors import UserError
 from clip_ood.files.pictures import as_picture, decode, read_image
-from clip_ood.judging.manifest import DetectorFolderError
-from clip_ood.judging.saved import SavedDetector
 from clip_ood.model import classify, encode, linear
 from clip_ood.outputs import Outputs
-from clip_ood.predictions import HEAD, KNN, predict, voted
 
 OneImage = str | Path | Image.Image | bytes | BinaryIO | Tensor
 
 
 @dataclass(frozen=True)
-class Verdict:
+class Prediction:
     """What a detector says of one image.
 
     path: of the file, None for a picture that came without one; is_ood: p_value ≤ 1 − accept; score: higher = more
     in-distribution; p_value: the share of ID images that would score as low, see `clip_ood.calibration`; predicted_class and
-    its confidence: by what the judge's `predictor` says, the probability of the head or the text embeddings or the share of the
+    its confidence: by what the predictor's `class_predictor` says, the probability of the head or the text embeddings or the share of the
     neighbours' vote; None without classes.
     """
 
@@ -50,7 +50,7 @@ class Verdict:
 
 
 @dataclass(frozen=True)
-class Judged:
+class BatchPredictions:
     """The same of B images by K detectors, as tensors on the CPU: scores (B, K) float32, p_values (B, K) float64, is_ood (B, K)
     bool; classes (B,) int64 and confidence (B,) float64, None without classes."""
 
@@ -86,7 +86,7 @@ class Decision:
         return self.calibration.expected(self.accept)
 
 
-class Judge(nn.Module):
+class Predictor(nn.Module):
     """Judges images by one or several detectors of a finished run: pixels → features → scores → p-values.
 
     An image is OOD where its score lies below the detector's threshold: `decisions` has one for each detector. Images are encoded
@@ -111,8 +111,8 @@ class Judge(nn.Module):
         self.dtype = getattr(torch, saved.encoder.features)
         self.autocast = None if saved.encoder.autocast is None else getattr(torch, saved.encoder.autocast)
         self.backbone, self.detectors = backbone, nn.ModuleList(saved.detectors(self.columns).values())
-        self.predictor = saved.predictor
-        self.by = HEAD if self.predictor is None else self.predictor.by
+        self.class_predictor = saved.class_predictor
+        self.by = HEAD if self.class_predictor is None else self.class_predictor.by
         self.bank, bank_labels = None, None
         if self.by == KNN:  # the detectors' own, where they have it
             searched = (each for each in self.detectors if each.searches)
@@ -132,13 +132,13 @@ class Judge(nn.Module):
         encoded = self._encoded(pixels.to(self.device))  # what is tried is not the encoder
         try:
             outputs = classify(encoded, linear(self.weight, self.bias)).map(torch.nan_to_num)
-            verdicts = self.verdicts(self.judged(outputs), [None, None])
+            predictions = self.predictions(self.predict(outputs), [None, None])
         except Exception as error:  # of tensors that anybody may have written: anything
             raise DetectorFolderError(
                 f"{saved.folder} does not fit its encoder or this version of clip-ood ({type(error).__name__}: "
                 f"{' '.join(str(error).split())[:200]})"
             ) from error
-        if wrong := next((each.detector for each in verdicts if isnan(each.score)), None):
+        if wrong := next((each.detector for each in predictions if isnan(each.score)), None):
             raise DetectorFolderError(f"{saved.folder}: what {wrong} learnt gives no score (NaN): do not use it")
 
     @property
@@ -162,8 +162,8 @@ class Judge(nn.Module):
         return self.decisions[0].expected
 
     @torch.inference_mode()
-    def forward(self, images: OneImage | Iterable[OneImage]) -> list[Verdict]:
-        """Verdicts on images, in their order, of each detector in turn: paths, PIL images, the bytes of files, open files, and
+    def forward(self, images: OneImage | Iterable[OneImage]) -> list[Prediction]:
+        """Predictions on images, in their order, of each detector in turn: paths, PIL images, the bytes of files, open files, and
         tensors (3, H, W), uint8 or floats in [0, 1]. The first four are prepared alike (see `clip_ood.files.pictures.decode`); tensors
         are taken as they are.
 
@@ -173,12 +173,12 @@ class Judge(nn.Module):
             images = [images]
         if isinstance(images, Tensor) and images.ndim == 3:
             images = [images]
-        verdicts = []
+        predictions = []
         for batch in _batches(images, self.batch_size):
             pixels = torch.stack([self.backbone.transform(_picture(each)) for each in batch])
             names = [str(each) if isinstance(each, str | Path) else None for each in batch]
-            verdicts += self.verdicts(self.judged(self.outputs(pixels.to(self.device))), names)
-        return verdicts
+            predictions += self.predictions(self.predict(self.outputs(pixels.to(self.device))), names)
+        return predictions
 
     @property
     def device(self) -> torch.device:
@@ -194,7 +194,7 @@ class Judge(nn.Module):
         with torch.autocast(pixels.device.type, dtype=self.autocast, enabled=self.autocast is not None):
             return encode(self.backbone, pixels).map(lambda value: value.to(self.dtype))
 
-    def judged(self, outputs: Outputs) -> Judged:
+    def predict(self, outputs: Outputs) -> BatchPredictions:
         """Scores, p-values and classes of some images."""
         vote = [] if self.bank is None else [lambda rows: voted(rows, self.bank, self.bank_labels)]
         values = [value.cpu() for value in score_together(list(self.detectors), outputs, vote)]
@@ -206,9 +206,9 @@ class Judge(nn.Module):
             classes, confidence = (None, None) if predicted is None else (value.cpu() for value in predicted)
         p_values = [decision.calibration.p_values(each) for decision, each in zip(self.decisions, scores, strict=True)]
         is_ood = [each < decision.threshold for decision, each in zip(self.decisions, scores, strict=True)]
-        return Judged(*(torch.stack(each, dim=1) for each in (scores, p_values, is_ood)), classes, confidence)
+        return BatchPredictions(*(torch.stack(each, dim=1) for each in (scores, p_values, is_ood)), classes, confidence)
 
-    def verdicts(self, judged: Judged, names: list[str | None]) -> list[Verdict]:
+    def predictions(self, judged: BatchPredictions, names: list[str | None]) -> list[Prediction]:
         """One value an image and detector, image by image."""
         empty = [None] * len(names)
         classes, confidence = empty, empty
@@ -220,7 +220,7 @@ class Judge(nn.Module):
             ]
         is_ood, scores, p_values = (each.tolist() for each in (judged.is_ood, judged.scores, judged.p_values))
         return [
-            Verdict(names[i], is_ood[i][k], scores[i][k], p_values[i][k], classes[i], confidence[i], decision.column)
+            Prediction(names[i], is_ood[i][k], scores[i][k], p_values[i][k], classes[i], confidence[i], decision.column)
             for i, (k, decision) in product(range(len(names)), enumerate(self.decisions))
         ]
 
@@ -233,18 +233,18 @@ def load(
     device: str | torch.device = "cpu",
     trust_classes: bool = False,
     allow_download: bool = False,
-) -> Judge:
-    """The judge of a finished run, or of a copy of its folder detector/: `load("runs/demo")(["a.jpg", picture, tensor])`.
+) -> Predictor:
+    """The predictor of a finished run, or of a copy of its folder detector/: `load("runs/demo")(["a.jpg", picture, tensor])`.
 
-    detector: default the run's first; of several ("knn,vim", "all" or a list), each gives a verdict on each image; accept: the share of ID images to accept, default the run's (0.95); encoder: where its
+    detector: default the run's first; of several ("knn,vim", "all" or a list), each gives a prediction on each image; accept: the share of ID images to accept, default the run's (0.95); encoder: where its
     weights are, if not where the run had them; trust_classes: let the folder import detectors of somebody's own;
     allow_download: let weights that the local cache lacks be fetched from where the run had them (else no host is contacted).
-    Raises: DetectorFolderError for a folder that cannot be used, ValueError as `Judge`.
+    Raises: DetectorFolderError for a folder that cannot be used, ValueError as `Predictor`.
     """
     saved = SavedDetector(Path(place), trust_classes)
     for column in saved.chosen(detector):
         Decision(column, saved.calibration(column), saved.accept if accept is None else accept)
-    return Judge(saved, saved.backbone(encoder, allow_download), detector, accept).to(device)
+    return Predictor(saved, saved.backbone(encoder, allow_download), detector, accept).to(device)
 
 
 def _picture(image: OneImage) -> Image.Image:

@@ -18,7 +18,7 @@ NEIGHBOURS = 20  # that vote
 
 
 @dataclass(frozen=True)
-class Predictor:
+class ClassPredictor:
     """What predicts classes best on the ID val images: `by` is head, text or knn; `accuracy` is the share of its `images` labelled
     images that each of those which there are predicts right."""
 
@@ -27,10 +27,10 @@ class Predictor:
     images: int
 
     @classmethod
-    def best(cls, accuracy: Mapping[str, float], images: int) -> Predictor | None:
+    def best(cls, accuracy: Mapping[str, float], images: int) -> ClassPredictor | None:
         """The most accurate one (ties: head, then text); None where nothing predicts or no image has a label.
 
-        >>> Predictor.best({"text": 0.21, "knn": 0.55}, 31).by
+        >>> ClassPredictor.best({"text": 0.21, "knn": 0.55}, 31).by
         'knn'
         """
         if not accuracy or not images:
@@ -41,7 +41,7 @@ class Predictor:
     def told(self) -> str:
         """In words.
 
-        >>> Predictor.best({"text": 0.21, "knn": 0.55}, 31).told()
+        >>> ClassPredictor.best({"text": 0.21, "knn": 0.55}, 31).told()
         'k-NN (right on 31 ID val images: zero-shot 21.0 %, k-NN 55.0 %)'
         """
         listed = ", ".join(f"{CALLED[by]} {100 * value:.1f} %" for by, value in self.accuracy.items())

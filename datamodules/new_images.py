@@ -18,9 +18,9 @@ from torch.utils.data import DataLoader, Dataset
 
 from clip_ood.data.inputs import Source
 from clip_ood.datamodules.workers import loading
+from clip_ood.detect.batches import NewImageBatch, SourceBatch
 from clip_ood.files.pictures import UnreadableImage
 from clip_ood.files.unreadable import NO_MEMORY, check_of_file, is_no_memory
-from clip_ood.judging.batches import JudgedBatch, SourceBatch
 
 MANY = 16  # times a batch's images: so many sources are a batch, if few of them are images
 
@@ -32,10 +32,10 @@ class Pictures(Dataset):
         self.transform = transform
         self.blank = torch.zeros_like(transform(Image.new("RGB", (256, 256))))
 
-    def __getitem__(self, batch: SourceBatch) -> JudgedBatch:
+    def __getitem__(self, batch: SourceBatch) -> NewImageBatch:
         errors = {place: each.reason for place, each in enumerate(batch.sources) if each.reason is not None}
         tensors = [self._tensor(each, place, errors) for place, each in enumerate(batch.sources) if place not in errors]
-        return JudgedBatch(torch.stack(tensors) if tensors else None, batch, errors)
+        return NewImageBatch(torch.stack(tensors) if tensors else None, batch, errors)
 
     def _tensor(self, source: Source, place: int, errors: dict[int, str]) -> Tensor:
         try:
@@ -54,7 +54,7 @@ class Pictures(Dataset):
         return self.blank
 
 
-class JudgedImages(LightningDataModule):
+class NewImages(LightningDataModule):
     """The parts of some inputs that are not whole yet, for `Trainer.predict`.
 
     `inputs` begins the sources anew; a part has `per_part` batches of `batch_size` images; `is_whole(part, sources)` says whether
@@ -83,7 +83,9 @@ class JudgedImages(LightningDataModule):
         size = self.batch_size * dataset.blank.nbytes
         return DataLoader(dataset, sampler=sampler, batch_size=None, **loading(self.trainer, self.workers, size))
 
-    def transfer_batch_to_device(self, batch: JudgedBatch, device: torch.device, dataloader_idx: int) -> JudgedBatch:
+    def transfer_batch_to_device(
+        self, batch: NewImageBatch, device: torch.device, dataloader_idx: int
+    ) -> NewImageBatch:
         if batch.images is not None:
             batch.images = batch.images.to(device, non_blocking=True)
         return batch
@@ -92,7 +94,7 @@ class JudgedImages(LightningDataModule):
 class _Batches:
     """The batches of this device; of a length that only the end tells."""
 
-    def __init__(self, data: JudgedImages, rank: int, world: int) -> None:
+    def __init__(self, data: NewImages, rank: int, world: int) -> None:
         self.data, self.rank, self.world = data, rank, world
 
     def __iter__(self) -> Iterator[SourceBatch]:

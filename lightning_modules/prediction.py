@@ -5,24 +5,24 @@ from __future__ import annotations
 import torch
 from lightning.pytorch import LightningModule
 
-from clip_ood.judging.batches import Finding, JudgedBatch
-from clip_ood.judging.judge import Judge
+from clip_ood.detect.batches import BatchResult, NewImageBatch
+from clip_ood.detect.predictor import Predictor
 
 NOT_FINITE = "the encoder gives NaN or Inf for it"
 
 
-class Judging(LightningModule):
-    """A judge's verdicts on batches of images, at the encoder's own precision."""
+class PredictionModule(LightningModule):
+    """Predictions on batches of images, at the encoder's own precision."""
 
-    def __init__(self, judge: Judge) -> None:
+    def __init__(self, predictor: Predictor) -> None:
         super().__init__()
-        self.judge = judge
+        self.predictor = predictor
 
-    def predict_step(self, batch: JudgedBatch, batch_idx: int) -> Finding:
+    def predict_step(self, batch: NewImageBatch, batch_idx: int) -> BatchResult:
         errors = dict(batch.errors)
         if batch.images is None:
-            return Finding([], None, errors)
-        outputs = self.judge.outputs(batch.images)
+            return BatchResult([], None, errors)
+        outputs = self.predictor.outputs(batch.images)
         sources = batch.batch.sources
         taken = [place for place, each in enumerate(sources) if each.reason is None]  # a row each
         finite = outputs.features.isfinite().all(dim=1).tolist()
@@ -31,8 +31,8 @@ class Judging(LightningModule):
         }
         rows = [row for row, place in enumerate(taken) if place not in errors]
         if not rows:
-            return Finding([], None, errors)
+            return BatchResult([], None, errors)
         if len(rows) < len(taken):
             kept = torch.tensor(rows, device=outputs.features.device)
             outputs = outputs.map(lambda value: value[kept])
-        return Finding([taken[row] for row in rows], self.judge.judged(outputs), errors)
+        return BatchResult([taken[row] for row in rows], self.predictor.predict(outputs), errors)

@@ -1,1 +1,0 @@
-"""A finished run as a detector: a folder that can be copied, and a judge of new images."""
