@@ -41,7 +41,7 @@ def ours(images: ImageList, backbone: Backbone, batch: int) -> None:
     with tempfile.TemporaryDirectory() as folder:
         store = FeatureStore(Path(folder), {"precision": "fp32"})
         stored = {"images": store.image_set("images", images)}
-        data = ExtractionData({"images": images}, stored, [], lambda: backbone.transform, batch, num_workers=0)
+        data = ExtractionData({"images": images}, stored, [], lambda: backbone.transform, batch, workers=0)
         trainer = Trainer(
             accelerator="cpu",
             devices=1,

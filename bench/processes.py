@@ -70,7 +70,7 @@ def extract(count: int, folder: Path, store: Path) -> None:
         use_distributed_sampler=False,
     )
     encoder = cache(lambda: create_backbone(SPEC))
-    data = ExtractionData(sets, stored, [], lambda: encoder().transform, batch_size=32, num_workers=0)
+    data = ExtractionData(sets, stored, [], lambda: encoder().transform, batch_size=32, workers=0)
     trainer.predict(FeatureExtractor(encoder), datamodule=data, return_predictions=False)
     if trainer.is_global_zero:
         print(f"seconds {clock.seconds}", flush=True)

@@ -4,19 +4,20 @@ from __future__ import annotations
 
 import numpy as np
 import torch
-from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch import LightningModule
 from torch import Tensor
 
-from clip_ood.features.batches import Batch, ImageBatch, StoredBatch, TextBatch, WordBatch
+from clip_ood.callbacks.part_writer import PartWriter
+from clip_ood.features.batches import Batch, ImageBatch, TextBatch
 from clip_ood.features.store import FeatureStore, TextEmbeddings
 from clip_ood.features.stored_set import StoredSet
 from clip_ood.files.unreadable import Tolerance, TooManyUnreadable
 
 
-class FeatureWriter(Callback):
+class FeatureWriter(PartWriter):
     """Collects the batches of a part on the device and writes the part when it is whole; prompts go to the store `texts`.
 
-    `written` counts the parts that this process has finished. Raises: StoreError, with the first batch, where the store cannot be
+    Raises: StoreError, with the first batch, where the store cannot be
     written or is too small; TooManyUnreadable, with what is there written, as soon as this process has met more unreadable images of a set than
     `tolerance` allows.
     """
@@ -28,50 +29,30 @@ class FeatureWriter(Callback):
         strings: list[str],
         tolerance: Tolerance = Tolerance(),  # noqa: B008 - frozen
     ) -> None:
+        super().__init__()
         self.texts, self.stored, self.strings, self.tolerance = texts, stored, strings, tolerance
-        self.written = 0
         self._unreadable: dict[str, list[tuple[str, str]]] = {}
         self._checked: set[FeatureStore] = set()
-        self._rows: list[tuple[ImageBatch | StoredBatch | WordBatch, dict[str, Tensor]]] = []
-        self._texts: list[Tensor] = []
 
-    def on_predict_batch_end(
-        self,
-        trainer: Trainer,
-        module: LightningModule,
-        outputs: dict[str, Tensor],
-        batch: Batch,
-        batch_idx: int,
-        dataloader_idx: int = 0,
-    ) -> None:
+    def see(self, module: LightningModule, batch: Batch, outputs: dict[str, Tensor]) -> dict[str, Tensor]:
         if outputs or (isinstance(batch, ImageBatch) and batch.read):
             self._check(batch, outputs)
-        if isinstance(batch, TextBatch):
-            self._texts.append(outputs["embeddings"])
-            if batch.last:
-                embeddings = torch.cat(self._texts)
-                self.texts.write_texts(self.strings, TextEmbeddings(embeddings, module.backbone.logit_scale))
-            return
         if isinstance(batch, ImageBatch):
             batch.images = None  # let go of the pixels
-        start = sum(len(each.identities) for each, _ in self._rows)
-        self._rows.append((batch, outputs))
-        if isinstance(batch, ImageBatch) and batch.errors:
-            self._count(batch, start)
-        if start + len(batch.identities) == len(batch.part.rows):
-            self._write()
-            self._rows.clear()
-            self.written += 1
+            if batch.errors:
+                self._count(module, batch, outputs)
+        return outputs
 
-    def _count(self, batch: ImageBatch, start: int) -> None:
-        """Counts the unreadable images of a batch whose first row is number `start` of its part."""
+    def _count(self, module: LightningModule, batch: ImageBatch, outputs: dict[str, Tensor]) -> None:
+        """Counts the unreadable images of the part's next batch."""
+        start = sum(len(each.identities) for each, _ in self._found)
         stored, found = self.stored[batch.part.source], self._unreadable.setdefault(batch.part.source, [])
         rows = batch.part.rows[start:]
         found += [(stored.images.names[rows[batch.read[place]]], why) for place, why in batch.errors.items()]
         try:
             self.tolerance.check(f"Image set {stored.name}", len(stored.images), found)
         except TooManyUnreadable:
-            self._write()
+            self.write(module, [*self._found, (batch, outputs)])
             raise
 
     def _check(self, batch: Batch, outputs: dict[str, Tensor]) -> None:
@@ -88,12 +69,16 @@ class FeatureWriter(Callback):
         store.check_writable(missing * row)
         self._checked.add(store)
 
-    def _write(self) -> None:
-        """Writes the part whose batches are all there: first what was encoded, then what its files were found to hold."""
-        batches = [batch for batch, _ in self._rows]
+    def write(self, module: LightningModule, found: list[tuple[Batch, dict[str, Tensor]]]) -> None:
+        """First what was encoded, then what the part's files were found to hold."""
+        batches = [batch for batch, _ in found]
+        if isinstance(batches[0], TextBatch):
+            embeddings = torch.cat([outputs["embeddings"] for _, outputs in found])
+            self.texts.write_texts(self.strings, TextEmbeddings(embeddings, module.backbone.logit_scale))
+            return
         part, stored = batches[0].part, self.stored[batches[0].part.source]
         identities, errors, count = [], {}, 0
-        for batch, _ in self._rows:
+        for batch in batches:
             if isinstance(batch, ImageBatch):
                 errors |= {count + place: reason for place, reason in batch.errors.items()}
                 identities.append(batch.identities[batch.read])
@@ -101,7 +86,7 @@ class FeatureWriter(Callback):
                 identities.append(batch.identities)
             count += len(identities[-1])
         if count:
-            given = [outputs for _, outputs in self._rows if outputs]
+            given = [outputs for _, outputs in found if outputs]
             names = given[0] if given else ()  # none where images were only read
             arrays = {name: torch.cat([outputs[name] for outputs in given]) for name in names}
             most = max(len(each) for each in identities)

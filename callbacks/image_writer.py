@@ -6,12 +6,13 @@ import json
 from pathlib import Path
 
 import torch
-from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch import LightningModule
 from PIL import Image
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from clip_ood.adversarial.images import Moved, PairBatch
+from clip_ood.callbacks.part_writer import PartWriter
 from clip_ood.data.corruptions import Corruption
 from clip_ood.files.tensor_files import save_tensors
 from clip_ood.files.writing import naming
@@ -50,7 +51,7 @@ class Parts:
         return {"key": self.key, "stop": positions.stop}
 
 
-class ImageWriter(Callback):
+class ImageWriter(PartWriter):
     """Writes images/<set>/<position>.png of each batch, then its part.
 
     `names`: file names by position; `folders`: where before, after and other variants go; `through`: corruptions that
@@ -58,17 +59,11 @@ class ImageWriter(Callback):
     """
 
     def __init__(self, parts: Parts, names: list[str], folder, through: list[Corruption], main: str) -> None:
+        super().__init__()
         self.parts, self.names, self.folder, self.through, self.main = parts, names, folder, through, main
 
-    def on_predict_batch_end(
-        self,
-        trainer: Trainer,
-        module: LightningModule,
-        outputs: Moved,
-        batch: PairBatch,
-        batch_idx: int,
-        dataloader_idx: int = 0,
-    ) -> None:
+    def write(self, module: LightningModule, found: list[tuple[PairBatch, Moved]]) -> None:
+        ((batch, outputs),) = found
         sets = {batch.variant: outputs.after}
         if batch.variant == self.main:
             sets = (

@@ -15,6 +15,7 @@ from typing import Any
 from lightning.pytorch import Callback, LightningModule, Trainer
 
 from clip_ood.backbones.fingerprint import digest
+from clip_ood.callbacks.part_writer import PartWriter
 from clip_ood.data.inputs import Source
 from clip_ood.errors import UserError
 from clip_ood.files.writing import written_whole
@@ -44,14 +45,13 @@ class VerdictPrinter(Callback):
             self.emit(line)
 
 
-class VerdictParts(Callback):
+class VerdictParts(PartWriter):
     """Keeps the lines of a part in `folder`, whole or not at all; `key` tells what they are of. `watch` sees each line at once."""
 
     def __init__(self, folder: Path, key: str, watch: Callable[[Line], None] = lambda line: None) -> None:
+        super().__init__()
         self.folder, self.key, self.watch = folder, key, watch
         self._expected: dict[int, dict[str, str]] = {}
-        self._lines: list[Line] = []
-        self._sources: list[Source] = []
 
     def path(self, part: int) -> Path:
         """The file of a part."""
@@ -87,27 +87,22 @@ class VerdictParts(Callback):
         with suppress(OSError):
             self.folder.rmdir()
 
-    def on_predict_batch_end(
-        self,
-        trainer: Trainer,
-        module: LightningModule,
-        outputs: Finding,
-        batch: JudgedBatch,
-        batch_idx: int,
-        dataloader_idx: int = 0,
-    ) -> None:
+    def see(self, module: LightningModule, batch: JudgedBatch, outputs: Finding) -> list[bytes]:
+        """The batch's lines as they are written."""
         found = lines(module, outputs, batch)
         for line in found:
             self.watch(line)
-        self._lines += found
-        self._sources += batch.batch.sources
-        if batch.batch.last:
-            self._write(batch.batch.part)
-            self._lines, self._sources = [], []
+        batch.images = None  # let go of the pixels
+        return [json.dumps(line).encode() + b"\n" for line in found]
 
-    def _write(self, part: int) -> None:
-        found = [json.dumps(line).encode() + b"\n" for line in self._lines]
-        about = self._about(self._sources) | {"lines": _digest(found)}
+    def write(self, module: LightningModule, found: list[tuple[JudgedBatch, list[bytes]]]) -> None:
+        written = [line for _, of_batch in found for line in of_batch]
+        sources = [source for batch, _ in found for source in batch.batch.sources]
+        self.keep(found[0][0].batch.part, sources, written)
+
+    def keep(self, part: int, sources: Sequence[Source], found: list[bytes]) -> None:
+        """Writes the lines of a part of these sources."""
+        about = self._about(sources) | {"lines": _digest(found)}
         with written_whole(self.path(part)) as file:
             file.writelines([json.dumps(about).encode() + b"\n", *found])
 

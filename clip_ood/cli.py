@@ -11,6 +11,8 @@ from collections.abc import Callable
 from importlib import import_module
 from pathlib import Path
 
+from clip_ood.process.streams import usable_streams
+
 COMMANDS = {  # name -> its module, and what it does
     "train": ("train", "train a head or the encoder, and score the result"),
     "eval": ("evaluate", "score an encoder or a run's head, or show several runs side by side"),
@@ -26,16 +28,17 @@ COMMANDS = {  # name -> its module, and what it does
 def main() -> None:
     """Runs `clip-ood COMMAND OPTIONS`."""
     given = sys.argv[1] if len(sys.argv) > 1 else "--help"
-    if given in ("--help", "-h"):
-        print(usage())
-    elif given in COMMANDS:
+    if given in COMMANDS:
         run(given, sys.argv[2:])
-    else:
-        sys.exit(f"error: there is no command {given!r}\n\n{usage()}")
+        return
+    with usable_streams():
+        if given not in ("--help", "-h"):
+            sys.exit(f"error: there is no command {given!r}\n\n{usage()}")
+        print(usage())
 
 
 def usage() -> str:
-    """What the command says of itself."""
+    """The commands, a line each."""
     width = max(map(len, COMMANDS))
     lines = [f"  {name:{width}}  {about}" for name, (_, about) in COMMANDS.items()]
     return "\n".join(["usage: clip-ood COMMAND OPTIONS   (clip-ood COMMAND --help explains the options)", "", *lines])

@@ -5,14 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 
 import torch
-from lightning.pytorch import LightningDataModule
 from PIL import Image
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from clip_ood.adversarial.images import PairBatch
 from clip_ood.data.image_list import ImageList
-from clip_ood.datamodules.workers import loading
+from clip_ood.datamodules.parts_data import PartsData
 
 
 class AttackedImages(Dataset):
@@ -27,9 +26,9 @@ class AttackedImages(Dataset):
         return PairBatch(torch.stack(read), positions, variant)
 
 
-class AttackData(LightningDataModule):
-    """The batches (variant, positions) that are `pending`, dealt to the devices like cards; `pixels` gives what an encoder's images
-    are made by, where any are pending."""
+class AttackData(PartsData):
+    """The batches (variant, positions) that are `pending`, a part each; `pixels` gives what an encoder's images are made by, where
+    any are pending."""
 
     def __init__(
         self,
@@ -39,21 +38,15 @@ class AttackData(LightningDataModule):
         pixels: Callable[[], Callable[[Image.Image], Tensor]],
         workers: int | None,
     ) -> None:
-        super().__init__()
-        self.allow_zero_length_dataloader_with_multiple_devices = True  # fewer batches than devices
-        self.images, self.rows, self.pending, self.pixels, self.workers = images, rows, pending, pixels, workers
-
-    def setup(self, stage: str) -> None:
-        self.batches = self.trainer.strategy.broadcast(self.pending())  # as the first process sees them
+        super().__init__(pending, workers)
+        self.images, self.rows, self.pixels = images, rows, pixels
 
     def predict_dataloader(self) -> DataLoader | list[DataLoader]:
-        if not self.batches:
+        if not self.parts:
             return []
-        mine = self.batches[self.trainer.global_rank :: self.trainer.world_size]
         dataset = AttackedImages(self.images, self.rows, self.pixels())
         blank = dataset.pixels(Image.new("RGB", (256, 256)))
-        size = max((len(positions) for _, positions in self.batches), default=0) * blank.nbytes
-        return DataLoader(dataset, sampler=mine, batch_size=None, **loading(self.trainer, self.workers, size))
+        return self.loader(dataset, self.mine, max(len(positions) for _, positions in self.parts) * blank.nbytes)
 
     def transfer_batch_to_device(self, batch: PairBatch, device: torch.device, dataloader_idx: int) -> PairBatch:
         return PairBatch(batch.pixels.to(device), batch.positions, batch.variant)

@@ -12,13 +12,12 @@ from uuid import uuid4
 
 import numpy as np
 import torch
-from lightning.pytorch import LightningDataModule
 from PIL import Image
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from clip_ood.data.image_list import ImageList, Loaded
-from clip_ood.datamodules.workers import loading
+from clip_ood.datamodules.parts_data import PartsData
 from clip_ood.features import store
 from clip_ood.features.batches import Batch, ImageBatch, Part, PartRows, StoredBatch, TextBatch, WordBatch
 from clip_ood.features.identity import firsts, pairs
@@ -55,13 +54,13 @@ class Batches(Dataset):
             return batch
         if phrases := self.words.get(batch.part.source):
             strings = fill(phrases.prompts, [phrases.words[row] for row in batch.rows])
-            return WordBatch(strings, len(phrases.prompts), batch.part, batch.identities)
+            return WordBatch(strings, len(phrases.prompts), batch.part, batch.identities, batch.last)
         if batch.identities is not None:
             rows = self.entries[batch.part.source].rows(batch.identities, ["features"])["features"]
-            return StoredBatch(rows.take(torch.arange(len(rows))), batch.part, batch.identities)
-        return self._images(batch.part, batch.rows.tolist())
+            return StoredBatch(rows.take(torch.arange(len(rows))), batch.part, batch.identities, batch.last)
+        return self._images(batch.part, batch.rows.tolist(), batch.last)
 
-    def _images(self, part: Part, rows: list[int]) -> ImageBatch:
+    def _images(self, part: Part, rows: list[int], last: bool) -> ImageBatch:
         all_loaded: list[Loaded] = []
         read, tensors, errors, met = [], [], {}, set()
         prepare = self.transform if self.arrays[part.source] else _drop
@@ -77,9 +76,9 @@ class Batches(Dataset):
         images = torch.stack(tensors) if tensors and prepare is not _drop else self.blank[None][:0]
         identities = pairs([each.identity for each in all_loaded])
         if all_loaded[0].stamp is None:
-            return ImageBatch(images, part, read, identities, None, None, errors)
+            return ImageBatch(images, part, read, identities, None, None, errors, last)
         contents, stamps = (pairs([getattr(each, kind) for each in all_loaded]) for kind in ("content", "stamp"))
-        return ImageBatch(images, part, read, identities, contents, stamps, errors)
+        return ImageBatch(images, part, read, identities, contents, stamps, errors, last)
 
     def _stored(self, source: str, identities: list[bytes]) -> np.ndarray:
         return self.entries[source].has(pairs(identities), [*self.arrays[source], "valid"])
@@ -103,12 +102,11 @@ def _drop(picture: Image.Image) -> Tensor:
     return torch.empty(0)
 
 
-class ExtractionData(LightningDataModule):
+class ExtractionData(PartsData):
     """The missing entries of sets of images and words and the missing prompts, for `Trainer.predict`.
 
     `stored` is keyed by set name, as are `images` and `words`; of an image that stands in several sets, what the first of them wants
-    is made. `strings` are prompts whose embeddings are missing; `transform` gives that of the encoder, where it is needed. The first process looks what is missing, for all: another run may be filling the same
-    store.
+    is made. `strings` are prompts whose embeddings are missing; `transform` gives that of the encoder, where it is needed.
     """
 
     def __init__(
@@ -118,14 +116,12 @@ class ExtractionData(LightningDataModule):
         strings: list[str],
         transform: Callable[[], Callable[[Image.Image], Tensor]],
         batch_size: int,
-        num_workers: int | None,
+        workers: int | None,
         words: dict[str, Phrases] | None = None,
     ) -> None:
-        super().__init__()
-        self.allow_zero_length_dataloader_with_multiple_devices = True  # fewer parts than devices
+        super().__init__(self._parts, workers)
         self.images, self.stored, self.strings, self.words = images, stored, strings, words or {}
-        self.transform = transform
-        self.batch_size, self.num_workers = batch_size, num_workers
+        self.transform, self.batch_size = transform, batch_size
 
     @property
     def is_missing(self) -> bool:
@@ -138,8 +134,8 @@ class ExtractionData(LightningDataModule):
         return bool(self.strings) or any(self.stored[part.source].arrays for part in self.parts)
 
     def setup(self, stage: str) -> None:
-        parts = list(self._parts()) if self.trainer.is_global_zero else []
-        self.parts, self.strings = self.trainer.strategy.broadcast((parts, self.strings))
+        super().setup(stage)
+        self.strings = self.trainer.strategy.broadcast(self.strings)
 
     def _parts(self) -> Iterator[Part]:
         """What is missing, each image once, whatever sets and folders it is known to stand in."""
@@ -167,12 +163,10 @@ class ExtractionData(LightningDataModule):
     def predict_dataloader(self) -> list[DataLoader]:
         if not self.is_missing:
             return []
-        rank, world = self.trainer.global_rank, self.trainer.world_size
-        batches = [*self._batches(self.parts[rank::world]), *(self._texts() if rank == 0 else [])]
+        batches = [*self._batches(self.mine), *(self._texts() if self.trainer.is_global_zero else [])]
         transform = self.transform() if self.needs_encoder else None
         dataset = Batches(self.images, self.words, self.stored, transform)
-        size = self.batch_size * dataset.blank.nbytes
-        return [DataLoader(dataset, sampler=batches, batch_size=None, **loading(self.trainer, self.num_workers, size))]
+        return [self.loader(dataset, batches, self.batch_size * dataset.blank.nbytes)]
 
     def transfer_batch_to_device(self, batch: Batch, device: torch.device, dataloader_idx: int) -> Batch:
         if isinstance(batch, ImageBatch):

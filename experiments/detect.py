@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from lightning.pytorch import Trainer
+from lightning.pytorch import Callback, Trainer
 
 from clip_ood.backbones.fingerprint import digest
 from clip_ood.callbacks.verdict_writer import VerdictParts, VerdictPrinter
@@ -19,7 +19,7 @@ from clip_ood.errors import ConfigError, UserError
 from clip_ood.experiments.quiet import hush
 from clip_ood.experiments.set_aside import Aside
 from clip_ood.experiments.tolerated import Tolerated
-from clip_ood.experiments.trainer import new_trainer
+from clip_ood.experiments.trainer import new_trainer, predict
 from clip_ood.experiments.verdicts import Counts, printed, written
 from clip_ood.files.text_files import not_utf8
 from clip_ood.files.unreadable import SHARE, Tolerance
@@ -94,8 +94,8 @@ def conduct(request: Request) -> Counts | None:
 
 def _print(request: Request, saved: SavedDetector, judge: Judge, trainer: Trainer) -> Counts:
     with printed(request.format, request.tolerated(), judge.columns, request.aside) as verdicts:
-        trainer.callbacks.append(VerdictPrinter(verdicts.take))
-        _predict(request, judge, trainer, lambda part, sources: False, batches=1)
+        printer = VerdictPrinter(verdicts.take)
+        _predict(request, judge, trainer, printer, lambda part, sources: False, batches=1)
     return verdicts.counts
 
 
@@ -104,8 +104,7 @@ def _write(request: Request, saved: SavedDetector, judge: Judge, trainer: Traine
     size = request.batch_size or judge.batch_size
     about = [saved.manifest["digest"], judge.columns, judge.accept, size, versions()]
     parts = VerdictParts(folder, digest(about), request.tolerated().take)
-    trainer.callbacks.append(parts)
-    count = _predict(request, judge, trainer, parts.is_whole, BATCHES)
+    count = _predict(request, judge, trainer, parts, parts.is_whole, BATCHES)
     trainer.strategy.barrier("judged")
     if not trainer.is_global_zero:
         return None
@@ -117,13 +116,13 @@ def _write(request: Request, saved: SavedDetector, judge: Judge, trainer: Traine
     return verdicts.counts
 
 
-def _predict(request: Request, judge: Judge, trainer: Trainer, is_whole, batches: int) -> int:
+def _predict(request: Request, judge: Judge, trainer: Trainer, writer: Callback, is_whole, batches: int) -> int:
     """Judges what is not there; the number of parts."""
     size = request.batch_size or judge.batch_size
     data = JudgedImages(
         lambda: sources(request.paths), is_whole, judge.backbone.transform, size, batches, request.workers
     )
-    trainer.predict(Judging(judge), datamodule=data, return_predictions=False)
+    predict(trainer, Judging(judge), data, writer)
     if data.parts is None:
         raise UserError("Not all inputs were judged: Lightning stopped before their end")
     return data.parts

@@ -24,6 +24,7 @@ from clip_ood.data.image_list import ImageList
 from clip_ood.datamodules.extraction import ExtractionData
 from clip_ood.errors import UserError
 from clip_ood.experiments.negatives import choose, pools, word_sets
+from clip_ood.experiments.trainer import predict
 from clip_ood.features.known_files import FILES
 from clip_ood.features.store import FeatureStore, TextEmbeddings, folder_of
 from clip_ood.features.stored_set import Features, StoredSet
@@ -121,7 +122,7 @@ def stored_sets(config: Config, store: FeatureStore, images: Mapping[str, ImageL
 
 def texts_of(config: Config, benchmark: Benchmark) -> tuple[list[str], dict[str, Pool]]:
     """The filled prompts, and what negative labels are chosen from; none without classes or a text encoder."""
-    if config.backbone.library != "open_clip" or benchmark.class_names is None:
+    if not config.backbone.reads_text or benchmark.class_names is None:
         return [], {}
     strings = fill(config.data.prompts, [name for names in benchmark.called for name in names])
     return strings, pools(config, benchmark)
@@ -158,11 +159,7 @@ def _extract(
     data = ExtractionData(images, stored, missing, *reading, words)
     extractor = FeatureExtractor(encoder, needed=lambda: data.needs_encoder)
     writer = FeatureWriter(texts, stored, missing, Tolerance(config.data.max_unreadable))
-    trainer.callbacks.append(writer)
-    try:
-        trainer.predict(extractor, datamodule=data, return_predictions=False)
-    finally:
-        trainer.callbacks.remove(writer)
+    predict(trainer, extractor, data, writer)
     if data.is_missing:
         device = trainer.strategy.root_device
         written = trainer.strategy.reduce(torch.tensor(float(writer.written), device=device), reduce_op="sum")
@@ -172,7 +169,7 @@ def _extract(
                 store.merge()
         trainer.strategy.barrier("merged")
         _look_again(stored, texts)
-        if round(float(written)) < len(data.parts):
+        if round(float(written)) < len(data.parts) + bool(data.strings):  # strings are one part
             return  # a process has not made all of its parts: opening says so
     _wait_until_visible(stored, texts, strings)
 

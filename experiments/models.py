@@ -132,22 +132,28 @@ def _zero_shot(
 
 
 def _probe(
-    alone: type[LinearProbe],
-    swept: type[LinearProbe],
+    alone: type[LinearProbe], swept: type[LinearProbe], config: Config, *given: Any
+) -> tuple[LightningModule, EvaluationData]:
+    return _on_features(swept if config.method.settings.sweep else alone, config, *given)
+
+
+def _on_features(
+    kind: type[LightningModule],
     config: Config,
     benchmark: Benchmark,
     features: dict[str, Features],
     classes: dict[str, Any],
 ) -> tuple[LightningModule, EvaluationData]:
-    data, settings = FeatureData(benchmark, features, config.evaluation.batch_size), config.method.settings
-    kind = swept if settings.sweep else alone
-    return joined(kind(settings, data.train.stored.features.width, config.seed, **classes), data), data
+    """A method that learns from stored features."""
+    data = FeatureData(benchmark, features, config.evaluation.batch_size)
+    width = data.train.stored.features.width
+    return joined(kind(config.method.settings, width, config.seed, **classes), data), data
 
 
-def joined(probe: LinearProbe, data: FeatureData) -> LinearProbe:
-    """A probe that is given what it learns from, whose batches its data then serve."""
-    probe.tables, data.training_batches = data.tables, probe.training_batches
-    return probe
+def joined(module: LightningModule, data: FeatureData) -> LightningModule:
+    """A module that is given the tables it learns from, whose batches its data then serve."""
+    module.tables, data.training_batches = data.tables, module.training_batches
+    return module
 
 
 def check_texts(embeddings: Tensor, names: Sequence[str]) -> None:

@@ -14,7 +14,7 @@ from lightning.fabric.plugins.environments import (
     SLURMEnvironment,
     TorchElasticEnvironment,
 )
-from lightning.pytorch import Trainer
+from lightning.pytorch import Callback, LightningDataModule, LightningModule, Trainer
 from lightning.pytorch.strategies import DDPStrategy
 from lightning.pytorch.strategies.launchers import subprocess_script
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
@@ -51,6 +51,15 @@ def new_trainer(ours: dict[str, Any], keys: dict[str, Any], option: str = "train
             f"{option}sync_batchnorm needs CUDA GPUs, and this run is on {trainer.strategy.root_device}: leave it out"
         )
     return trainer
+
+
+def predict(trainer: Trainer, module: LightningModule, data: LightningDataModule, writer: Callback) -> None:
+    """A predict loop whose batches `writer` sees, and which returns nothing."""
+    trainer.callbacks.append(writer)
+    try:
+        trainer.predict(module, datamodule=data, return_predictions=False)
+    finally:
+        trainer.callbacks.remove(writer)
 
 
 def _environment() -> list[ClusterEnvironment]:

@@ -2,8 +2,18 @@
 
 from __future__ import annotations
 
+import hashlib
 import re
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+
+import numpy as np
+
+from clip_ood.files.checksum import Checksum
+
+CONTENT = np.random.default_rng(0).bytes(100_000)
+MD5 = hashlib.md5(CONTENT).hexdigest()
+PUBLISHED = Checksum("md5", MD5)
+PAGE = b"<!DOCTYPE html><html><title>Google Drive - Quota exceeded</title>" + b" " * 2000
 
 
 class Server(ThreadingHTTPServer):

@@ -1,13 +1,18 @@
-"""What tests of several files need: images with a tiny encoder, and the wheel."""
+"""What tests of several files need: finished runs, folders, servers and caches, and the wheel."""
 
 from __future__ import annotations
 
+import io
 import shutil
 import subprocess
 import sys
+import threading
 
+import huggingface_hub.constants
 import pytest
+import strangers
 import tiny_clip
+from bad_server import CONTENT, Server
 from tiny_clip import PROJECT
 
 from clip_ood.dotted_paths import FOLDERS
@@ -17,6 +22,14 @@ from clip_ood.dotted_paths import FOLDERS
 def root(tmp_path_factory, request):
     """A folder of the test file's own, with images (data/) and a tiny random CLIP (clip/)."""
     return tiny_clip.make(tmp_path_factory.mktemp(request.module.__name__))
+
+
+@pytest.fixture(scope="session")
+def run(tmp_path_factory):
+    """A finished linear probe that can judge images, with images and an encoder of its own; tests leave it as it is."""
+    import judged_run  # which needs the scripts: only `python -m pytest` finds them
+
+    return judged_run.make(tiny_clip.make(tmp_path_factory.mktemp("judged")), "probe")
 
 
 @pytest.fixture(scope="session")
@@ -30,3 +43,48 @@ def wheel(tmp_path_factory):
     command = [sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", "--no-build-isolation", "./project"]
     subprocess.run(command, cwd=folder, check=True)
     return next(folder.glob("*.whl"))
+
+
+@pytest.fixture
+def demo_encoders(tmp_path, monkeypatch):
+    """A working directory in which the demo's encoders exist."""
+    for encoder in ("demo_encoder", "demo_encoder_lite1", "demo_encoder_lite2", "demo_encoder_cls"):
+        (tmp_path / "data" / encoder).mkdir(parents=True)
+        (tmp_path / "data" / encoder / "open_clip_config.json").write_text('{"model_cfg": {"embed_dim": 384}}')
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HOME", "/home/me")
+
+
+@pytest.fixture
+def unchecked_folders(monkeypatch):
+    """Studies and attacks whose image sets need not be there."""
+    monkeypatch.setattr("clip_ood.experiments.study.plan.check_folders", lambda config: None)
+    monkeypatch.setattr("clip_ood.experiments.attack.plan.check_folders", lambda config: None)
+
+
+@pytest.fixture
+def server(monkeypatch):
+    monkeypatch.setattr("clip_ood.files.download.BLOCK", 1000)
+    server = Server(CONTENT)
+    # It looks every 0.01 s whether it is to end.
+    thread = threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True)
+    thread.start()
+    yield server
+    server.shutdown()
+    server.server_close()
+
+
+@pytest.fixture
+def hub(tmp_path, monkeypatch):
+    """A Hugging Face cache of its own, and the client as it is without HF_HUB_OFFLINE."""
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", False)
+    return tmp_path / "hub"
+
+
+@pytest.fixture
+def watch(tmp_path, monkeypatch, hub):
+    """Whoever is asked whether to run code says yes: what is on standard input may be a stranger's list of files."""
+    monkeypatch.setattr(sys, "stdin", io.StringIO("y\n" * 100))
+    monkeypatch.chdir(tmp_path)
+    return strangers.Watch(monkeypatch, tmp_path)

@@ -1,13 +1,16 @@
-"""Finished runs on the tiny CLIP with ID val images enough for a threshold, for tests of what judges new images."""
+"""Finished runs on the tiny CLIP with ID val images enough for a threshold, for tests of what judges new images; and detect.py."""
 
 from __future__ import annotations
 
+import csv
 from pathlib import Path
 from typing import Any
 
 import pyarrow.parquet as pq
+import pytest
 import tiny_clip
 
+import detect
 import eval as evaluation
 import train
 
@@ -36,3 +39,16 @@ def scores(run: Path, role: str | None = None) -> dict[str, dict[str, Any]]:
     """Rows of scores.parquet by path, of one role or all."""
     rows = pq.read_table(run / "scores.parquet").to_pylist()
     return {row["path"]: row for row in rows if role in (None, row["role"])}
+
+
+def judged(*arguments, status=0):
+    """Runs detect.py; it ends with `status`."""
+    with pytest.raises(SystemExit) as ended:
+        detect.main([str(each) for each in arguments])
+    assert (ended.value.code or 0) == status
+
+
+def read(path: Path) -> list[dict[str, str]]:
+    """Verdicts, or images that could not be judged, as a CSV file lists them."""
+    with path.open(encoding="utf-8", errors="surrogateescape", newline="") as file:
+        return list(csv.DictReader(file))

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from pathlib import Path
+import os
+import shutil
 
 import numpy as np
 import open_clip
@@ -16,9 +17,8 @@ from clip_ood.config.loading import load_config
 from clip_ood.data.benchmark import load_benchmark
 from clip_ood.experiments.extraction import load_features
 
-PROJECT = Path(__file__).parents[1]
-FP32, BF16 = {"precision": "fp32", "model": "a"}, {"precision": "bf16", "model": "a"}
-
+# What a first run asks of the encoder
+ID, OTHER, TEXT = ("encode_image", 11), ("encode_image", 3), ("encode_text", 2)
 
 CLIP = {
     "embed_dim": 8,
@@ -88,3 +88,29 @@ features_root: {self.root}/{store}
 
 def segments(folder):
     return sorted(folder.glob("*/images/*.safetensors"))
+
+
+# What may become of images
+
+
+def touch(lab):
+    os.utime(lab.root / "data/other/001.png", (1, 1))
+
+
+def replace_image(lab):
+    draw_images(lab.root / "data/other", 3, seed=99)
+
+
+def of_the_id_set(lab):
+    shutil.copy(lab.root / "data/id/cat/001.png", lab.root / "data/other/001.png")
+
+
+def swap(lab):
+    """Another image under the same name, of the same size and time."""
+    path = lab.root / "data/other/001.png"
+    state = path.stat()
+    Image.new("RGB", (8, 8), "red").save(path, "PNG")
+    content = path.read_bytes()
+    path.write_bytes(content + b"\0" * (state.st_size - len(content)))
+    os.utime(path, ns=(state.st_atime_ns, state.st_mtime_ns))
+    assert path.stat().st_size == state.st_size and path.stat().st_mtime_ns == state.st_mtime_ns

@@ -14,7 +14,7 @@ import pytest
 import timm
 import torch
 from safetensors.torch import save_file
-from test_backbones import TIMM_VIT, VIT, clip, encoder, images, shaken, write_folder
+from tiny_towers import TIMM_VIT, VIT, clip, encoder, images, shaken, write_folder
 from torch import nn
 
 from clip_ood.backbones.torchscript import read_torchscript

@@ -274,10 +274,10 @@ def test_a_segment_with_arrays_of_other_shapes(name, wrong, tmp_path):
 
 def test_a_changed_part_of_verdicts_is_judged_again(tmp_path):
     parts = VerdictParts(tmp_path / "parts", "key")
-    parts._lines = [{"path": "a.png", "score": 1.25}, {"path": "b.png", "score": 2.5}]
-    parts._write(0)
+    lines = [{"path": "a.png", "score": 1.25}, {"path": "b.png", "score": 2.5}]
+    parts.keep(0, [], [json.dumps(line).encode() + b"\n" for line in lines])
     path = parts.path(0)
-    assert parts.is_whole(0, []) and list(parts.read(1)) == parts._lines
+    assert parts.is_whole(0, []) and list(parts.read(1)) == lines
     whole = path.read_bytes()
     for content in (
         whole.replace(b"1.25", b"1.26"),

@@ -4,50 +4,26 @@ from __future__ import annotations
 
 import hashlib
 import re
-import shutil
-import tarfile
-import threading
 import urllib.request
 from functools import partial
 from http.client import HTTPMessage
-from pathlib import Path
 
-import numpy as np
 import pytest
-import torch
 from archives import tarred
-from bad_server import Handler, Server
+from bad_server import CONTENT, MD5, PAGE, PUBLISHED, Handler
 
-from clip_ood.backbones.remote import Remote
-from clip_ood.config.sets import Entry, File, Split, catalogue
-from clip_ood.data.catalog.get import get
-from clip_ood.errors import ConfigError
 from clip_ood.files import download as downloads
 from clip_ood.files import https
-from clip_ood.files.checksum import Checksum
 from clip_ood.files.download import DownloadError, download
-from clip_ood.files.file_types import TYPES
-
-CONTENT = np.random.default_rng(0).bytes(100_000)
-MD5 = hashlib.md5(CONTENT).hexdigest()
-PUBLISHED = Checksum("md5", MD5)
-
-
-@pytest.fixture
-def server(monkeypatch):
-    monkeypatch.setattr(downloads, "BLOCK", 1000)
-    server = Server(CONTENT)
-    thread = threading.Thread(target=server.serve_forever, daemon=True)
-    thread.start()
-    yield server
-    server.shutdown()
-    server.server_close()
 
 
 def fetched(server, folder, checksum=PUBLISHED, **more):
     download(server.url, folder / "set.bin", checksum, pause=0, **more)
     assert sorted(path.name for path in folder.iterdir()) == ["set.bin"]  # no notes, no part
     return (folder / "set.bin").read_bytes()
+
+
+# Broken off, and taken up again
 
 
 @pytest.mark.parametrize("checksum", [PUBLISHED, None])
@@ -104,9 +80,26 @@ def test_two_versions_are_never_stitched_together(etag, server, tmp_path):
     assert fetched(server, tmp_path, None) == server.content
 
 
+@pytest.mark.parametrize("checksum", [PUBLISHED, None])
+@pytest.mark.parametrize("etags", [('W/"1"', 'W/"2"'), (None, '"2"'), (None, None)])
+def test_versions_of_one_size_are_not_stitched_together_either(etags, checksum, server, tmp_path):
+    server.breaks_after, server.ranges, server.etag = 30_000, False, etags[0]
+    server.content = CONTENT[::-1]
+    with pytest.raises(DownloadError, match="given up"):
+        download(server.url, tmp_path / "set.bin", checksum, pause=0)
+    server.content, server.breaks_after, server.ranges, server.etag = CONTENT, None, True, etags[1]
+    if checksum and etags == (None, None):  # nothing but the checksum tells
+        with pytest.raises(DownloadError, match="MD5"):
+            download(server.url, tmp_path / "set.bin", checksum, pause=0)
+    assert fetched(server, tmp_path, checksum) == CONTENT
+
+
 def test_a_part_whose_notes_are_lost_is_not_trusted(server, tmp_path):
     (tmp_path / "set.bin.part").write_bytes(b"x" * 500)
     assert fetched(server, tmp_path, None) == CONTENT and server.asked == [None]
+
+
+# Other sizes, bytes and answers than announced
 
 
 def test_a_server_that_announces_more_than_it_has(server, tmp_path):
@@ -160,7 +153,7 @@ def test_a_disk_without_room_is_told_before_anything_is_written(server, tmp_path
 
 # Something else in place of the file
 
-PAGE = b"<!DOCTYPE html><html><title>Google Drive - Quota exceeded</title>" + b" " * 2000
+
 OTHER = {  # what a server sends with status 200: the file's name, and what is said of it
     "a page": (PAGE, "set.tar.gz", "it is a web page, and no gzip file"),
     "a page with a mark": (b"\xef\xbb\xbf\n <HTML>log in</HTML>", "set.tar.gz", "it is a web page, and no gzip file"),
@@ -206,24 +199,13 @@ def test_a_page_does_not_cost_what_is_there_of_the_file(server, tmp_path):
     assert (tmp_path / "set.tar.gz").read_bytes() == whole and server.asked == ["bytes=30000-"]
 
 
-@pytest.mark.parametrize("checksum", [PUBLISHED, None])
-@pytest.mark.parametrize("etags", [('W/"1"', 'W/"2"'), (None, '"2"'), (None, None)])
-def test_versions_of_one_size_are_not_stitched_together_either(etags, checksum, server, tmp_path):
-    server.breaks_after, server.ranges, server.etag = 30_000, False, etags[0]
-    server.content = CONTENT[::-1]
-    with pytest.raises(DownloadError, match="given up"):
-        download(server.url, tmp_path / "set.bin", checksum, pause=0)
-    server.content, server.breaks_after, server.ranges, server.etag = CONTENT, None, True, etags[1]
-    if checksum and etags == (None, None):  # nothing but the checksum tells
-        with pytest.raises(DownloadError, match="MD5"):
-            download(server.url, tmp_path / "set.bin", checksum, pause=0)
-    assert fetched(server, tmp_path, checksum) == CONTENT
-
-
 def test_a_file_in_another_encoding_is_refused(server, tmp_path):
     server.headers = {"Content-Encoding": "gzip"}
     with pytest.raises(DownloadError, match="in another encoding"):
         download(server.url, tmp_path / "set.bin", None, pause=0)
+
+
+# Redirects
 
 
 @pytest.mark.parametrize(
@@ -252,179 +234,3 @@ def test_a_redirect_to_no_web_address_is_an_error_of_one_line(server, tmp_path):
     with pytest.raises(DownloadError, match=r"the server sends on to ftp://example\.org/set\.bin, .*nothing was taken"):
         download(server.url, tmp_path / "set.bin", None, pause=0)
     assert list(tmp_path.iterdir()) == []
-
-
-def test_every_file_of_the_catalogue_comes_by_https_and_is_of_a_known_type():
-    files = [file for entry in catalogue().values() for file in entry.files]
-    assert files and all(file.url.startswith("https://") for file in files)
-    assert all(Path(file.name).suffix in TYPES for file in files)
-
-
-# Downloaded, unpacked and counted
-
-
-def a_set(server, images, published=True):
-    md5 = hashlib.md5(server.content).hexdigest() if published else None
-    files = (File(f"{server.url}.tar.gz", gives="photos", md5=md5),)
-    return Entry(
-        "Photos", "photos", "free", "example.org", {"test": Split(images, [{"folder": "photos"}])}, files=files
-    )
-
-
-@pytest.fixture
-def photos(server, tmp_path):
-    members = [(f"photos/{index}.jpg", CONTENT[:900]) for index in range(3)]
-    server.content = tarred(tmp_path / "source.tar.gz", *members).read_bytes()
-    return server
-
-
-def test_a_set_is_downloaded_unpacked_and_counted(photos, tmp_path, monkeypatch, capsys):
-    entry = a_set(photos, 3)
-    monkeypatch.setattr("clip_ood.config.checks.entry", lambda name: entry)
-    get(entry, tmp_path / "data")
-    assert [path.name for path in (tmp_path / "data").iterdir()] == ["photos"]
-    said = capsys.readouterr().out
-    assert re.search(r"set\.bin\.tar\.gz: .* (bytes|kB) from http.* to .*data", said) and "test: 3 images" in said
-    get(entry, tmp_path / "data")
-    assert "is there already" in capsys.readouterr().out and len(photos.asked) == 1
-
-
-def test_another_number_of_images_than_published_is_an_error(photos, tmp_path, monkeypatch):
-    entry = a_set(photos, 4)
-    monkeypatch.setattr("clip_ood.config.checks.entry", lambda name: entry)
-    with pytest.raises(ConfigError, match="Photos: test has 3 images, published are 4"):
-        get(entry, tmp_path / "data")
-
-
-@pytest.fixture
-def unpublished(photos, monkeypatch):
-    """A set without a published checksum."""
-    entry = a_set(photos, 3, published=False)
-    monkeypatch.setattr("clip_ood.config.checks.entry", lambda name: entry)
-    return entry
-
-
-def test_the_checksum_of_a_first_download_is_kept_and_compared(unpublished, photos, tmp_path, capsys):
-    root = tmp_path / "data"
-    get(unpublished, root)
-    note = root / "set.bin.tar.gz.sha256"
-    assert (
-        f"No checksum of set.bin.tar.gz was published. That of this first download is kept in {note}"
-        in capsys.readouterr().out
-    )
-    assert note.read_text() == f"{hashlib.sha256(photos.content).hexdigest()}  set.bin.tar.gz\n"
-    shutil.rmtree(root / "photos")
-    get(unpublished, root)
-    assert "No checksum" not in capsys.readouterr().out
-    shutil.rmtree(root / "photos")
-    first, photos.content = photos.content, tarred(tmp_path / "b.tar.gz", ("photos/0.jpg", b"another")).read_bytes()
-    with pytest.raises(
-        DownloadError,
-        match=rf"SHA256 checksum {hashlib.sha256(photos.content).hexdigest()}, .*first download, noted in {note}",
-    ):
-        get(unpublished, root)
-    assert not {path.name for path in root.iterdir()} & {"photos", "set.bin.tar.gz", "set.bin.tar.gz.part"}
-    note.write_text("nothing")
-    with pytest.raises(ValueError, match="holds no SHA-256 checksum: remove it"):
-        get(unpublished, root)
-    note.unlink()
-    photos.content = first
-    get(unpublished, root)
-    assert note.is_file()
-
-
-@pytest.mark.parametrize("content", [b"", PAGE])
-def test_an_archive_that_lies_there_is_checked_as_well(content, unpublished, photos, tmp_path):
-    (tmp_path / "data").mkdir()
-    (tmp_path / "data" / "set.bin.tar.gz").write_bytes(content)
-    with pytest.raises(ConfigError, match=r"set\.bin\.tar\.gz: it is .*Remove it, and get it again"):
-        get(unpublished, tmp_path / "data")
-    assert not (tmp_path / "data" / "photos").exists() and not photos.asked
-
-
-def test_an_archive_that_lies_there_has_the_published_checksum(photos, tmp_path):
-    (tmp_path / "data").mkdir()
-    tarred(tmp_path / "data" / "set.bin.tar.gz", ("photos/0.jpg", b"another"))
-    with pytest.raises(ConfigError, match=r"set\.bin\.tar\.gz: the file has the MD5 checksum"):
-        get(a_set(photos, 3), tmp_path / "data")
-
-
-def test_a_page_that_was_once_kept_as_a_file_of_the_set_is_told(server, tmp_path):
-    (tmp_path / "test.mat").write_bytes(PAGE)
-    entry = Entry("Digits", "", "", "", {}, files=(File(f"{server.url}/test.mat", gives="test.mat"),))
-    with pytest.raises(ConfigError, match=r"test\.mat is not what it should be: it is a web page"):
-        get(entry, tmp_path)
-
-
-def test_members_that_are_no_files_are_named(photos, tmp_path, monkeypatch, capsys):
-    links = [(f"photos/link{index}", (tarfile.SYMTYPE, "/etc/passwd")) for index in range(4)]
-    members = [(f"photos/{index}.jpg", CONTENT[:900]) for index in range(3)]
-    photos.content = tarred(tmp_path / "b.tar.gz", *members, *links).read_bytes()
-    entry = a_set(photos, 3)
-    monkeypatch.setattr("clip_ood.config.checks.entry", lambda name: entry)
-    get(entry, tmp_path / "data")
-    said = capsys.readouterr().out
-    assert (
-        "4 members are passed over, being no files: photos/link0 (a symbolic link to /etc/passwd), " in said
-        and "and 1 more" in said
-    )
-
-
-# Weights of encoders at an address
-
-
-def weights(server, folder, place):
-    return Remote(folder, url=f"http://127.0.0.1:{server.server_port}/{place}")
-
-
-@pytest.fixture
-def checkpoint(server, tmp_path):
-    torch.save({"weight": torch.zeros(1000)}, tmp_path / "made.pt")
-    server.content = (tmp_path / "made.pt").read_bytes()
-    return server
-
-
-@pytest.mark.parametrize("place", ["openaipublic/{}/ViT.pt", "mlfoundations/vit-{:.8}.pt"])
-def test_weights_have_the_checksum_in_their_address(place, checkpoint, tmp_path):
-    remote = weights(checkpoint, tmp_path / "cache", place.format(hashlib.sha256(checkpoint.content).hexdigest()))
-    assert remote.fetch(True).read_bytes() == checkpoint.content
-    remote.fetch(True).write_bytes(checkpoint.content[:500])  # cut off
-    assert remote.fetch(True).read_bytes() == checkpoint.content and len(checkpoint.asked) == 2
-    assert [path.name for path in (tmp_path / "cache").iterdir()] == [remote.url.rpartition("/")[2]]
-    other = weights(checkpoint, tmp_path / "other", place.format("0" * 64))
-    with pytest.raises(DownloadError, match="and by its address begins with 0000"):
-        other.fetch(True)
-
-
-def test_weights_without_one_are_whole_and_recorded(checkpoint, tmp_path, capsys):
-    remote = weights(checkpoint, tmp_path / "cache", "ijepa/weights.pth.tar")
-    checkpoint.breaks_after = 1500
-    assert remote.fetch(True).read_bytes() == checkpoint.content and len(checkpoint.asked) > 1
-    assert f"kept in {tmp_path}/cache/weights.pth.tar.sha256" in capsys.readouterr().out
-    (tmp_path / "cache" / "weights.pth.tar").write_bytes(PAGE)
-    assert remote.fetch(True).read_bytes() == checkpoint.content
-    assert "weights.pth.tar: it is a web page" in capsys.readouterr().out
-
-
-def test_a_page_never_becomes_the_weights(checkpoint, tmp_path):
-    checkpoint.content = PAGE
-    with pytest.raises(DownloadError, match="it is a web page, and no checkpoint of torch"):
-        weights(checkpoint, tmp_path / "cache", "vit.pt").fetch(True)
-    assert list((tmp_path / "cache").iterdir()) == []
-
-
-def test_a_damaged_archive_does_not_stand_in_the_way_of_a_whole_one(unpublished, photos, tmp_path):
-    whole, photos.content = photos.content, photos.content[:-10]
-    with pytest.raises(ValueError, match=r"set\.bin\.tar\.gz is damaged .*It was removed: get it again"):
-        get(unpublished, tmp_path / "data")
-    photos.content = whole
-    get(unpublished, tmp_path / "data")
-    assert len(list((tmp_path / "data" / "photos").iterdir())) == 3
-
-
-def test_a_damaged_archive_of_ones_own_is_left_as_it_is(unpublished, photos, tmp_path):
-    (tmp_path / "data").mkdir()
-    (tmp_path / "data" / "set.bin.tar.gz").write_bytes(photos.content[:-10])
-    with pytest.raises(ValueError, match="Remove it, and get it again"):
-        get(unpublished, tmp_path / "data")
-    assert (tmp_path / "data" / "set.bin.tar.gz").is_file()

@@ -11,10 +11,8 @@ import shutil
 import sys
 from pathlib import Path
 
-import judged_run
 import numpy as np
 import pytest
-import tiny_clip
 import torch
 from odd_pictures import DEEP, FLOATS, PICTURES, PIXELS, SAME, TOO_LARGE, encoded
 from PIL import Image
@@ -31,11 +29,6 @@ from clip_ood.predictions import HEAD
 pytestmark = pytest.mark.extras
 
 ALL = PICTURES | TOO_LARGE
-
-
-@pytest.fixture(scope="module")
-def run(tmp_path_factory):
-    return judged_run.make(tiny_clip.make(tmp_path_factory.mktemp("picture")), "probe")
 
 
 @pytest.fixture(scope="module")

@@ -15,11 +15,6 @@ from clip_ood import load
 from clip_ood.judging.saved import SavedDetector
 
 
-@pytest.fixture(scope="module")
-def run(root):
-    return judged_run.make(root, "probe")
-
-
 def judged(*arguments) -> int:
     with pytest.raises(SystemExit) as ended:
         detect.main([str(each) for each in arguments])

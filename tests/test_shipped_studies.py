@@ -18,16 +18,12 @@ DEMO = ["id", "ood/stamps", "ood/symbols", "ood/digits"]
 
 
 @pytest.fixture
-def project(tmp_path, monkeypatch):
+def project(tmp_path, demo_encoders):
     """A working directory with the folders of ImageNet, of the demo's images and of its encoders."""
     for folder in IMAGENET:
         (tmp_path / "sets" / folder).mkdir(parents=True)
     for folder in DEMO:
         (tmp_path / "data" / "demo" / folder).mkdir(parents=True)
-    for encoder in ("demo_encoder", "demo_encoder_lite1", "demo_encoder_lite2", "demo_encoder_cls"):
-        (tmp_path / "data" / encoder).mkdir()
-        (tmp_path / "data" / encoder / "open_clip_config.json").write_text('{"model_cfg": {"embed_dim": 384}}')
-    monkeypatch.chdir(tmp_path)
     return tmp_path
 
 

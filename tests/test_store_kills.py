@@ -18,7 +18,6 @@ from clip_ood.features.entries import Entries
 pytestmark = pytest.mark.slow
 
 PROJECT = Path(__file__).parents[1]
-FP32, BF16 = {"precision": "fp32", "model": "a"}, {"precision": "bf16", "model": "a"}
 
 
 @pytest.fixture

@@ -60,6 +60,7 @@ def test_names_that_the_locale_lacks_are_explained(root):
         "train.py --help",
         "train.py --config demo.yaml --print_config",
         "study.py --config few_shot_demo.yaml --help",
+        "-m clip_ood --help",
         "-m clip_ood catalog",
         "train.py --config nowhere.yaml 2>&1",
     ],

@@ -7,16 +7,10 @@ import io
 import json
 import shutil
 
-import judged_run
 import pytest
 
 import detect
 from clip_ood.files.unreadable import Tolerance, TooManyUnreadable, first_of
-
-
-@pytest.fixture(scope="module")
-def run(root):
-    return judged_run.make(root, "probe")
 
 
 @pytest.fixture

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from PIL import Image
@@ -23,6 +24,7 @@ class PairBatch:
     pixels: Tensor
     positions: range
     variant: str
+    last: ClassVar[bool] = True  # of its part, which it is alone
 
 
 def pixels_of(backbone: Backbone) -> Callable[[Image.Image], Tensor]:

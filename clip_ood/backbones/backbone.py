@@ -95,6 +95,28 @@ class Backbone(nn.Module):
             raise UserError(f"gradient_checkpointing: {type(tower).__name__} does not offer it; set it to false")
 
 
+class ImageBackbone(Backbone):
+    """An encoder of images alone: g is what `model` gives of images (B, 3, H, W). It is frozen, in its precision."""
+
+    def __init__(
+        self,
+        model: nn.Module,
+        transform: Callable[[Image], Tensor],
+        preprocessing: Preprocessing,
+        precision: str = "fp32",
+    ) -> None:
+        super().__init__(precision)
+        self.model, self.transform, self.preprocessing = model, transform, preprocessing
+        self.freeze()
+
+    @property
+    def image_tower(self) -> nn.Module:
+        return self.model
+
+    def encode_image(self, images: Tensor) -> Tensor:
+        return self.model(images.to(self.dtype)).float()
+
+
 def unit(vectors: Tensor) -> Tensor:
     """Rows at length 1, in float32."""
     return normalize(vectors.float(), dim=-1)

@@ -12,7 +12,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from clip_ood.backbones.spec import BackboneSpec
+from clip_ood.backbones.spec import BackboneSpec, ImageSpec
 from clip_ood.errors import UserError
 
 if TYPE_CHECKING:
@@ -52,9 +52,9 @@ class Library(ABC):
         """Where the configuration of a model is that describes itself on the net; None for other models."""
         return None
 
-    @abstractmethod
     def remote_weights(self, spec: BackboneSpec) -> Remote | None:
         """Where its weights come from; None for files, folders and random weights. Raises: UserError where there are none."""
+        return None
 
     def local_weights(self, spec: BackboneSpec) -> Path | None:
         """The checkpoint file of a model; None for other weights and without any."""
@@ -68,23 +68,24 @@ class Library(ABC):
     def create(self, spec: BackboneSpec, download: bool) -> Backbone:
         """The encoder, frozen, on the CPU. Raises what loading raises."""
 
-    @abstractmethod
     def image_side(self, spec: BackboneSpec) -> Backbone:
         """The image tower and projection with random weights, on the current default device.
 
         Raises: ConnectionError where the configuration is not on this machine.
         """
+        return self.create(ImageSpec(spec.library, spec.model, precision=spec.precision), download=False)
 
     def described(self, backbone: Backbone) -> Mapping[str, Any] | None:
         """The configuration that `restored` makes the encoder of again; None where the model's name is enough."""
         return None
 
-    @abstractmethod
     def restored(self, spec: BackboneSpec, described: Path) -> Backbone:
         """The encoder without its weights, of the configuration in the file `described`, where there is one; no host is contacted.
 
-        Raises: UserError for a configuration that is not allowed.
+        Raises: UserError for a configuration that is not allowed, and for a model that there is not.
         """
+        self.check(ImageSpec(spec.library, spec.model))
+        return self.image_side(spec)
 
 
 @cache

@@ -9,7 +9,7 @@ from clip_ood.backbones.fingerprint import weights_of
 from clip_ood.backbones.library import Library
 from clip_ood.backbones.model_lists import models, nearest_of
 from clip_ood.backbones.remote import Remote, hub_cache
-from clip_ood.backbones.spec import BackboneSpec, ImageSpec
+from clip_ood.backbones.spec import BackboneSpec
 from clip_ood.errors import UserError
 
 if TYPE_CHECKING:
@@ -46,16 +46,9 @@ class Timm(Library):
         return {"weights": weights_of(spec, hashes), "preprocessing": get_pretrained_cfg(spec.model).to_dict()}
 
     def create(self, spec: BackboneSpec, download: bool) -> Backbone:
-        from clip_ood.backbones.timm_backbone import TimmBackbone
+        from clip_ood.backbones.timm_backbone import timm_backbone
 
-        return TimmBackbone(spec)
-
-    def image_side(self, spec: BackboneSpec) -> Backbone:
-        return self.create(ImageSpec("timm", spec.model, precision=spec.precision), download=False)
-
-    def restored(self, spec: BackboneSpec, described: Path) -> Backbone:
-        self.check(ImageSpec("timm", spec.model))
-        return self.image_side(spec)
+        return timm_backbone(spec)
 
 
 def _check(spec: BackboneSpec) -> None:

@@ -19,8 +19,8 @@ MOST_HEADS = 10_000  # of a sweep
 class Settings(Section):
     """The keys of one method, and what the method is: what it needs, and what it changes."""
 
-    trains: ClassVar[bool] = True  # a head, which needs two classes or more
-    needs_labels: ClassVar[bool] = True
+    trains: ClassVar[bool] = False  # a head, which needs two classes or more
+    needs_labels: ClassVar[bool] = False
     needs_text: ClassVar[bool] = False  # an encoder of texts
     tunes_encoder: ClassVar[bool] = False  # and reads images, not stored features
 
@@ -28,7 +28,16 @@ class Settings(Section):
 class ZeroShot(Settings):
     """The encoder as it is: nothing is trained."""
 
-    trains, needs_labels = False, False
+
+class Training(Settings):
+    """The keys of one method that trains."""
+
+    trains, needs_labels = True, True
+
+    epochs: Positive
+    """Passes over the training images."""
+    batch_size: Positive = 256
+    """Global batch of an optimizer step, over all devices."""
 
 
 class ProbeGrid(Section):
@@ -64,7 +73,7 @@ class PLPGrid(ProbeGrid):
     those of a batch that are above its own."""
 
 
-class LinearProbe(Settings):
+class LinearProbe(Training):
     """One linear layer on standardised features g, cross-entropy, Adam; warm-up over the first 10 % of steps, then
     cosine to 0; the last step is kept."""
 
@@ -101,7 +110,7 @@ class PLP(LinearProbe):
     """Train many heads in one pass and keep the one that agrees best with the pseudo-labels of ID val (default: one)."""
 
 
-class FineTune(Settings):
+class FineTune(Training):
     """The whole image tower and a linear head on g, cross-entropy, AdamW with smaller steps for earlier layers; linear
     warm-up, then cosine; the averaged weights of the last step are kept. Nothing is chosen on test or OOD images."""
 

@@ -22,16 +22,18 @@ class Part:
     def batch(self, start: int, size: int) -> PartRows:
         """`size` rows from the one at `start`, fewer at the end."""
         some = slice(start, start + size)
-        return PartRows(self, self.rows[some], None if self.identities is None else self.identities[some])
+        known = None if self.identities is None else self.identities[some]
+        return PartRows(self, self.rows[some], known, start + size >= len(self.rows))
 
 
 @dataclass(frozen=True)
 class PartRows:
-    """The rows of one batch of a part, and their identities, if they are known."""
+    """The rows of one batch of a part, their identities, if they are known, and whether they are the last."""
 
     part: Part
     rows: np.ndarray
     identities: np.ndarray | None
+    last: bool
 
 
 @dataclass
@@ -47,6 +49,7 @@ class ImageBatch:
     contents: np.ndarray | None
     stamps: np.ndarray | None
     errors: dict[int, str]
+    last: bool
 
     def pin_memory(self) -> ImageBatch:
         self.images = self.images.pin_memory()
@@ -60,6 +63,7 @@ class StoredBatch:
     features: Tensor
     part: Part
     identities: np.ndarray
+    last: bool
 
 
 @dataclass
@@ -70,6 +74,7 @@ class WordBatch:
     num_prompts: int
     part: Part
     identities: np.ndarray
+    last: bool
 
 
 @dataclass

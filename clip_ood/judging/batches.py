@@ -28,6 +28,11 @@ class JudgedBatch:
     batch: SourceBatch
     errors: dict[int, str]
 
+    @property
+    def last(self) -> bool:
+        """Whether it is the last of its part."""
+        return self.batch.last
+
     def pin_memory(self) -> JudgedBatch:
         self.images = None if self.images is None else self.images.pin_memory()
         return self

@@ -12,6 +12,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from pydantic import Field, create_model, model_validator
 
+from clip_ood.config.method_schema import Method
 from clip_ood.errors import UserError
 from clip_ood.files.records import Count, Record, Share, Text, Unfit, fitting, read_json, read_record, undamaged
 from clip_ood.files.written_names import BYTES
@@ -109,7 +110,7 @@ class Finished(Record):
     """results.json but for what is told differently of one seed and of several; keys with a default are not in all versions."""
 
     run: Text
-    method: Literal["zero_shot", "linear_probe", "plp", "finetune"]
+    method: Literal[tuple(Method.model_fields)]
     encoder: Text
     seeds: Annotated[Seeds, Field(min_length=1)]
     split: Split | None = None

@@ -21,6 +21,7 @@ from clip_ood.datamodules.attacked_images import AttackData
 from clip_ood.detectors.detector import Detector
 from clip_ood.experiments.attack.pairs import Pairs
 from clip_ood.experiments.attack.plan import AFTER, BEFORE, Plan
+from clip_ood.experiments.trainer import predict
 from clip_ood.lightning_modules.pixel_attack import PixelAttack
 from clip_ood.naming import short
 
@@ -96,13 +97,9 @@ def craft(
         frozenset(looked_at(attack)),
         attack.curve.pairs if attack.curve else 0,
         AFTER,
-        needed=lambda: bool(data.batches),
+        needed=lambda: bool(data.parts),
     )
     writer = ImageWriter(parts, file_names(pairs), lambda name: folder_of(plan, folder, name), through, AFTER)
-    trainer.callbacks.append(writer)
-    try:
-        trainer.predict(module, datamodule=data, return_predictions=False)
-    finally:
-        trainer.callbacks.remove(writer)
+    predict(trainer, module, data, writer)
     trainer.strategy.barrier("attacked")
     return parts.read(AFTER, batches(attack.pairs, attack.batch_size))

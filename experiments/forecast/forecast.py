@@ -145,7 +145,7 @@ def _look_at_benchmark(expected: Expected, encoder: Encoder, forecast: Forecast)
 
 def _trained_on(config: Config, benchmark: Benchmark) -> int:
     """The images that a head learns from: of PLP at most so many."""
-    train, most = benchmark.parts["train"], config.method.settings.per_class
+    train, most = benchmark.parts["train"], getattr(config.method.settings, "per_class", None)
     if most is None or not benchmark.labelled:
         return len(train.rows)
     return sum(min(count, most) for label, count in Counter(benchmark.labels(train)).items() if label >= 0)

@@ -43,7 +43,7 @@ def checkpoint_size(config: Config, shape: Shape, classes: int, averaged: bool) 
     if settings.tunes_encoder:
         values = (1 + averaged) * (shape.values + head) + 2 * (shape.parameters + head)
     else:
-        heads = len(settings.candidates()) if settings.sweep else 0
+        heads = len(settings.candidates()) if getattr(settings, "sweep", None) else 0
         values = 2 * shape.features + head + (3 * heads if heads else 2) * head
     return FLOAT * (values + texts)
 

@@ -1,0 +1,32 @@
+"""What a predict loop has yet to make, in parts that are dealt to the devices like cards."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from typing import Any
+
+from lightning.pytorch import LightningDataModule
+from torch.utils.data import DataLoader, Dataset
+
+from clip_ood.datamodules.workers import loading
+
+
+class PartsData(LightningDataModule):
+    """`pending` lists the parts that are not there yet; the first process is asked, for all: another run may be making them, too."""
+
+    def __init__(self, pending: Callable[[], Iterable[Any]], workers: int | None) -> None:
+        super().__init__()
+        self.allow_zero_length_dataloader_with_multiple_devices = True  # fewer parts than devices
+        self.pending, self.workers = pending, workers
+
+    def setup(self, stage: str) -> None:
+        self.parts = self.trainer.strategy.broadcast(list(self.pending()) if self.trainer.is_global_zero else [])
+
+    @property
+    def mine(self) -> list[Any]:
+        """The parts of this device."""
+        return self.parts[self.trainer.global_rank :: self.trainer.world_size]
+
+    def loader(self, dataset: Dataset, batches: Iterable[Any], size: int) -> DataLoader:
+        """The items of a data set at `batches`, each a batch of at most `size` bytes."""
+        return DataLoader(dataset, sampler=batches, batch_size=None, **loading(self.trainer, self.workers, size))

@@ -1,0 +1,97 @@
+"""detect.py writes verdicts in parts: it goes on after a kill, and several processes write what one does."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+import sys
+
+import pytest
+from judged_run import judged, read
+from tiny_clip import PROJECT
+
+import detect
+from clip_ood.callbacks.verdict_writer import VerdictParts
+from clip_ood.data import inputs
+from clip_ood.experiments import detect as conducting
+from clip_ood.lightning_modules.judging import Judging
+
+pytestmark = pytest.mark.slow
+
+
+def test_a_killed_run_goes_on_with_what_is_missing(root, run, tmp_path, monkeypatch):
+    monkeypatch.setattr(conducting, "BATCHES", 2)
+    folder, out = root / "data" / "id", tmp_path / "out.csv"
+    judged("--run", run, folder, "--out", out)
+    whole, real, seen = out.read_bytes(), Judging.predict_step, []
+
+    def stops(module, batch, batch_idx):
+        seen.append(batch.batch.part)
+        if len(seen) == 4:
+            raise KeyboardInterrupt
+        return real(module, batch, batch_idx)
+
+    out.unlink()
+    monkeypatch.setattr(Judging, "predict_step", stops)
+    with pytest.raises((KeyboardInterrupt, SystemExit)):
+        detect.main(["--run", str(run), str(folder), "--out", str(out)])
+    assert not out.exists() and seen == [0, 0, 1, 1]
+    seen.clear()
+    monkeypatch.setattr(Judging, "predict_step", lambda *a: seen.append(a[1].batch.part) or real(*a))
+    judged("--run", run, folder, "--out", out)
+    assert out.read_bytes() == whole and seen[:2] == [1, 1]
+    assert not (tmp_path / "out.csv.parts").exists()
+
+
+def test_parts_of_other_inputs_or_settings_are_not_used(root, run, tmp_path):
+    shutil.copytree(root / "data" / "near", tmp_path / "in")
+    parts = VerdictParts(tmp_path / "out.csv.parts", "other key")
+    parts.keep(0, [], [])
+    parts.keep(7, [], [])  # of more images than there are
+    judged("--run", run, tmp_path / "in", "--out", tmp_path / "out.csv")
+    assert len(read(tmp_path / "out.csv")) == 9
+
+
+def test_a_part_whose_files_changed_is_judged_anew(tmp_path):
+    (tmp_path / "a.png").write_bytes(b"1")
+    sources = list(inputs.sources([str(tmp_path / "a.png")]))
+    parts = VerdictParts(tmp_path / "parts", "key")
+    parts.keep(0, sources, [])
+    assert parts.is_whole(0, sources) and list(parts.read(1)) == []
+    (tmp_path / "a.png").write_bytes(b"22")
+    assert not parts.is_whole(0, sources)
+    with pytest.raises(ValueError, match="inputs changed while they were judged"):
+        list(parts.read(1))
+
+
+def test_a_process_inside_another_launcher_writes_too(root, run, tmp_path, monkeypatch):
+    monkeypatch.setenv("RANK", "1")  # of somebody else's job: one device here
+    monkeypatch.setenv("SLURM_PROCID", "1")
+    judged("--run", run, root / "data" / "near", "--out", tmp_path / "out.csv", "--trainer.accelerator=cpu")
+    assert len(read(tmp_path / "out.csv")) == 9
+
+
+def test_two_processes_write_what_one_does(root, run, tmp_path):
+    (tmp_path / "bad.png").write_bytes(b"no image")
+    inputs = [str(root / "data" / "id"), str(tmp_path / "bad.png"), str(root / "data" / "near")]
+    judged("--run", run, *inputs, "--out", tmp_path / "one.csv")
+    command = [
+        sys.executable,
+        "detect.py",
+        "--run",
+        run,
+        *inputs,
+        "--out",
+        tmp_path / "two.csv",
+        "--trainer.accelerator=cpu",
+    ]
+    command += ["--trainer.devices=2", "--trainer.strategy=ddp"]
+    done = subprocess.run([str(each) for each in command], cwd=PROJECT, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    one, two = read(tmp_path / "one.csv"), read(tmp_path / "two.csv")
+    for ours, theirs in zip(one, two, strict=True):
+        for name in ("path", "predicted_class", "detector"):
+            assert ours[name] == theirs[name]
+        for name in ("score", "confidence"):  # fewer threads sum in another order, and flags of calibration images tip
+            assert float(ours[name]) == pytest.approx(float(theirs[name]), rel=1e-5)
+    assert (tmp_path / "two.csv.unreadable.csv").read_bytes() == (tmp_path / "one.csv.unreadable.csv").read_bytes()
