@@ -248,3 +248,11 @@ def test_a_wrong_class_is_one_line_before_any_image_is_listed(root, entry, messa
         trained(root, "wrong_logger", entry)
     assert "\n" not in str(error.value)
     assert not (root / "runs" / "wrong_logger" / "config.yaml").exists()
+
+
+def test_a_plan_says_what_would_stop_the_run(root, capsys):
+    path = config(root, "planned", {"class_path": "own_watchers.Neither"})
+    with pytest.raises(SystemExit) as ended:
+        train.main(["--config", path, "--plan"])
+    out = re.sub(r"\s+", " ", capsys.readouterr().out)
+    assert ended.value.code == 1 and "expected a subclass of lightning.pytorch's Logger" in out

@@ -133,3 +133,13 @@ def test_a_wrong_class_is_one_line_before_any_image_is_read(root, entry, message
 def test_what_is_no_list_of_classes_is_refused_at_once(value, message):
     with pytest.raises(ConfigError, match=rf"^trainer\.callbacks: .*{message}"):
         load_config("own_images.yaml", [f"--trainer.callbacks={value}"])
+
+
+def test_what_an_attack_moves_images_with_logs_nothing_and_has_none(root, tmp_path, monkeypatch):
+    """Its runs have both; the Trainer that moves the images keeps no folder."""
+    from clip_ood.experiments.attack.conduct import _trainer
+
+    monkeypatch.chdir(tmp_path)
+    keys = {"accelerator": "cpu", "devices": 1, "logger": "csv", "callbacks": [counting(tmp_path / "seen")]}
+    trainer = _trainer(load_config(tiny_clip.config(root, "attacked", {"zero_shot": {}}, trainer=keys)))
+    assert trainer.loggers == [] and "Counting" not in [type(each).__name__ for each in trainer.callbacks]

@@ -98,8 +98,8 @@ def _once(config: Config, folder: Path, source: Path | None) -> None:
 
 def _trainer(config: Config) -> Trainer:
     """The Trainer that looks stored features up and attacks; weights take no gradients, pixels do."""
-    ours = {"logger": False, "enable_checkpointing": False, "enable_model_summary": False}
-    return new_trainer({}, config.trainer | ours | {"inference_mode": False, "use_distributed_sampler": False})
+    ours = {"enable_checkpointing": False, "enable_model_summary": False, "inference_mode": False}
+    return new_trainer({"logger": False}, config.trainer | ours | {"use_distributed_sampler": False})
 
 
 def _sets(plan: Plan, folder: Path) -> dict[str, ImageSet]:
