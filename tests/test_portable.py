@@ -18,7 +18,7 @@ from torch.utils.data import DataLoader
 import attack
 import detect
 import train
-from clip_ood.datamodules import attacked_images, extraction, image_data, new_images
+from clip_ood.datamodules import image_data, new_images, parts_data
 
 pytestmark = pytest.mark.slow
 
@@ -110,7 +110,7 @@ def test_what_workers_need_can_be_sent_to_them_and_is_small(root, monkeypatch):
         }  # of no use without processes
         return DataLoader(pickle.loads(content), **keys)
 
-    for module in (extraction, image_data, new_images, attacked_images):
+    for module in (parts_data, image_data, new_images):
         monkeypatch.setattr(module, "DataLoader", loader)
     fine_tuning = {"finetune": {"epochs": 1, "warmup_epochs": 0, "batch_size": 8, "augment": "rand-m9-n2-inc1"}}
     train.main(["--config", config(root, "sent", fine_tuning, workers=1, features_root=f"{root}/sent")])
