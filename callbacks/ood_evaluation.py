@@ -15,6 +15,7 @@ from torchmetrics.classification import MulticlassAccuracy
 
 from clip_ood.callbacks.monitors import check_monitors
 from clip_ood.class_predictions import ClassPredictor
+from clip_ood.data.benchmark import BANK
 from clip_ood.data.labelled import LabelledTable
 from clip_ood.distributed import exchange
 from clip_ood.errors import UserError
@@ -84,7 +85,7 @@ class OODEvaluation(Callback):
         self._loss: MeanMetric | None = None
 
     def _batch(self, module: LightningModule, outputs: Outputs, loader: int) -> None:
-        if loader == 0:
+        if loader == BANK:
             self.suite.update(outputs)
             return
         if self._bank_labels is None:

@@ -91,9 +91,9 @@ class FineTune(ZeroShot):
         self.log("train/accuracy", hits, on_step=False, on_epoch=True, batch_size=size, sync_dist=True)
         return loss
 
-    def evaluation_step(self, batch: LabelledImages, dataloader_idx: int) -> Outputs:
-        outputs = classify(encode(self, batch.images), linear(self.head.weight, self.head.bias))
-        return replace(outputs, labels=batch.labels, indices=batch.indices)
+    def outputs(self, batch: LabelledImages) -> Outputs:
+        given = classify(encode(self, batch.images), linear(self.head.weight, self.head.bias))
+        return replace(given, labels=batch.labels, indices=batch.indices)
 
     def encode_image(self, images: Tensor) -> Tensor:
         """Features g (B, D) of images; B may be 0, of a set smaller than the number of devices, which towers refuse."""

@@ -93,7 +93,7 @@ class LinearProbe(ZeroShot):
         self.log("train/accuracy", hits, **averaged)
         return loss
 
-    def evaluation_step(self, batch: Outputs, dataloader_idx: int) -> Outputs:
+    def outputs(self, batch: Outputs) -> Outputs:
         return classify(batch, linear(*self.head.folded()))
 
     def reference(self) -> Reference:

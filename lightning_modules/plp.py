@@ -36,9 +36,8 @@ class PLP(LinearProbe):
     def labels(self, table: FeatureTable) -> Tensor:
         return torch.cat([self._pseudo_labels(table[rows]) for rows in torch.arange(len(table)).split(8192)])
 
-    def evaluation_step(self, batch: Outputs, dataloader_idx: int) -> Outputs:
-        outputs = super().evaluation_step(batch, dataloader_idx)
-        return replace(outputs, labels=self._pseudo_labels(batch)) if dataloader_idx == 0 else outputs
+    def bank_outputs(self, batch: Outputs) -> Outputs:
+        return replace(self.outputs(batch), labels=self._pseudo_labels(batch))
 
     def _pseudo_labels(self, batch: Outputs) -> Tensor:
         text = self.text_embeddings.to(batch.embeddings.device)

@@ -7,6 +7,7 @@ from typing import Any
 from lightning.pytorch import LightningModule
 from torch import Tensor
 
+from clip_ood.data.benchmark import BANK
 from clip_ood.errors import UserError
 from clip_ood.outputs import NegativeLabels, Outputs, Reference
 
@@ -47,15 +48,19 @@ class ZeroShot(LightningModule):
         """What detectors may know beside the rows."""
         return Reference(self.class_names, self.text_embeddings, self.logit_scale, **self.negatives)
 
-    def evaluation_step(self, batch: Outputs, dataloader_idx: int) -> Outputs:
-        """A batch of the bank (loader 0) or of a scored set, as the detectors see it."""
+    def outputs(self, batch: Outputs) -> Outputs:
+        """A batch of a scored set as the detectors see it."""
         return batch
 
-    def test_step(self, batch: Outputs, batch_idx: int, dataloader_idx: int = 0) -> Outputs:
-        return self.evaluation_step(batch, dataloader_idx)
+    def bank_outputs(self, batch: Outputs) -> Outputs:
+        """A batch of the bank as the detectors see it: the labels are those that they take class statistics by."""
+        return self.outputs(batch)
 
-    def validation_step(self, batch: Outputs, batch_idx: int, dataloader_idx: int = 0) -> Outputs:
-        return self.evaluation_step(batch, dataloader_idx)
+    def test_step(self, batch: Outputs, batch_idx: int, dataloader_idx: int = BANK) -> Outputs:
+        return self.bank_outputs(batch) if dataloader_idx == BANK else self.outputs(batch)
+
+    def validation_step(self, batch: Outputs, batch_idx: int, dataloader_idx: int = BANK) -> Outputs:
+        return self.test_step(batch, batch_idx, dataloader_idx)
 
 
 def check_classes(checkpoint: dict[str, Any], class_names: tuple[str, ...] | None, what: str) -> None:

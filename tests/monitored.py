@@ -67,7 +67,7 @@ class Drifting(ZeroShot):
     def training_step(self, batch, batch_idx):
         return self.weight.square().sum()
 
-    def evaluation_step(self, batch: Outputs, dataloader_idx: int) -> Outputs:
+    def test_step(self, batch: Outputs, batch_idx: int, dataloader_idx: int = 0) -> Outputs:
         shift = SHIFT.get(self.roles[dataloader_idx], [0.0] * 5)[min(self.current_epoch, 4)]
         moved = batch.features + shift * 3 * torch.eye(4)[3]
         return Outputs(moved, normalize(moved, dim=1), None, batch.labels, batch.indices)

@@ -36,7 +36,7 @@ def test_a_probe(root, method, kind):
     assert weights.keys() == content["state_dict"].keys()
     assert all(torch.equal(weights[name], value) for name, value in content["state_dict"].items())
     features = torch.randn(5, module.hparams["width"])
-    assert module.evaluation_step(Outputs(features), 1).logits.shape == (5, len(module.class_names))
+    assert module.outputs(Outputs(features)).logits.shape == (5, len(module.class_names))
 
 
 def test_a_sweep(root):
@@ -60,4 +60,4 @@ def test_fine_tuning_with_its_encoder(root):
     images = torch.randn(2, 3, *backbone.preprocessing.size)
     batch = LabelledImages(images, torch.tensor([0, 1]), torch.tensor([0, 1]))
     with torch.no_grad():
-        assert module.evaluation_step(batch, 1).logits.shape == (2, len(module.class_names))
+        assert module.outputs(batch).logits.shape == (2, len(module.class_names))

@@ -252,10 +252,10 @@ def test_plp_trains_on_passing_rows_and_reports_them():
         "starved": sum(int((labels[passed] == label).sum()) < 2 for label in range(len(texts()))),
         "accuracy": pytest.approx((labels[passed] == rows[passed] % 3).double().mean().item()),
     }
-    bank = module.evaluation_step(data.tables["bank"][torch.arange(15)], 0)
+    bank = module.bank_outputs(data.tables["bank"][torch.arange(15)])
     assert torch.equal(bank.labels, labels.where(passed, -1))
     test = data.tables["id_test"][torch.arange(7)]
-    assert torch.equal(module.evaluation_step(test, 1).labels, test.labels)
+    assert torch.equal(module.outputs(test).labels, test.labels)
 
 
 def test_plp_never_sees_true_labels():

@@ -205,7 +205,7 @@ def test_trainer_method_and_detectors_are_made_and_take_a_batch(config, backbone
         assert len(data.augmented.transforms) > 2
         return
 
-    outputs = module.evaluation_step(data.tables["bank"][torch.arange(4)], 0)
+    outputs = module.bank_outputs(data.tables["bank"][torch.arange(4)])
     assert (outputs.logits is not None) == trained
     if trained:
         assert outputs.logits.shape == (4, len(module.class_names))

@@ -202,7 +202,7 @@ def test_the_pseudo_label_report_is_that_of_the_chosen_threshold():
     swept.on_test_start()
     chosen = swept.settings.min_confidence
     assert swept.report["passed"] == (PROBABILITIES[: len(TRAIN)].max(dim=1).values >= chosen).sum()
-    bank = swept.evaluation_step(data.tables["bank"][torch.arange(len(TRAIN))], 0)
+    bank = swept.bank_outputs(data.tables["bank"][torch.arange(len(TRAIN))])
     assert (bank.labels >= 0).sum() == swept.report["passed"]
 
 

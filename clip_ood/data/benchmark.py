@@ -20,6 +20,8 @@ from clip_ood.files.regular_file import no_file
 from clip_ood.files.text_files import not_utf8, read_names
 from clip_ood.process.ranks import say_once
 
+BANK = 0  # the loader of the images that detectors are fitted on; those that are scored come after it
+
 
 @dataclass(frozen=True)
 class Part:

@@ -33,7 +33,7 @@ class Fitted:
     def scores(self, features: torch.Tensor, embeddings: torch.Tensor | None) -> dict[str, torch.Tensor]:
         """Scores (n,) by detector of features (n, D) and embeddings (n, E)."""
         outputs = Outputs(features, embeddings, indices=torch.arange(len(features)))
-        return self.suite.score(self.module.evaluation_step(outputs, 1)).scores
+        return self.suite.score(self.module.outputs(outputs)).scores
 
 
 @torch.no_grad()
@@ -54,7 +54,7 @@ def fit(
     suite = DetectorSuite(module.reference(), specs)
     bank = data.tables["bank"]
     for positions in torch.arange(len(bank)).split(plan.config.evaluation.batch_size):
-        suite.update(module.evaluation_step(bank[positions], 0))
+        suite.update(module.bank_outputs(bank[positions]))
     suite.fit()
     return Fitted(module, suite)
 
