@@ -135,7 +135,7 @@ def in_a_process(root, path, *options):
     assert ended.returncode == 0, ended.stderr
 
 
-@pytest.mark.parametrize("logger", ALL)
+@pytest.mark.parametrize("logger", ["csv", pytest.param("mlflow", marks=pytest.mark.extras)])
 def test_of_two_processes_the_first_logs_and_what_is_overwritten_begins_anew(root, logger):
     path, run = config(root, f"two_{logger}", logger, devices=2, strategy="ddp"), root / "runs" / f"two_{logger}"
     in_a_process(root, path)

@@ -23,7 +23,7 @@ from clip_ood.backbones.create import create_backbone
 from clip_ood.config.loading import dump, load_config
 from clip_ood.config.schema import BackboneConfig
 from clip_ood.data.benchmark import load_benchmark
-from clip_ood.errors import ConfigError
+from clip_ood.errors import ConfigError, UserError
 from clip_ood.texts.prompts import fill, prototypes
 from clip_ood.texts.wordnet import find_synsets, lemmas
 
@@ -164,7 +164,7 @@ def test_another_text_tower_changes_texts_alone(root):
     ],
 )
 def test_wrong_text_towers_are_answered_at_once(root, arguments, message):
-    with pytest.raises(ConfigError, match=message):
+    with pytest.raises(UserError, match=message):
         load_config(tiny_clip.config(root, "wrong", {"zero_shot": {}}), arguments)
 
 
