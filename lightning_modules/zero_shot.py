@@ -56,10 +56,11 @@ class ZeroShot(LightningModule):
         """A batch of the bank as the detectors see it: the labels are those that they take class statistics by."""
         return self.outputs(batch)
 
-    def test_step(self, batch: Outputs, batch_idx: int, dataloader_idx: int = BANK) -> Outputs:
+    def test_step(self, batch: Outputs, batch_idx: int, dataloader_idx: int | None = None) -> Outputs:
+        """Lightning names no loader where there is a single one, which is ID val."""
         return self.bank_outputs(batch) if dataloader_idx == BANK else self.outputs(batch)
 
-    def validation_step(self, batch: Outputs, batch_idx: int, dataloader_idx: int = BANK) -> Outputs:
+    def validation_step(self, batch: Outputs, batch_idx: int, dataloader_idx: int | None = None) -> Outputs:
         return self.test_step(batch, batch_idx, dataloader_idx)
 
 

@@ -12,7 +12,7 @@ from torch.nn.functional import normalize
 
 from clip_ood.config.schema import PLP as PLPSettings
 from clip_ood.config.schema import LinearProbe as ProbeSettings
-from clip_ood.data.benchmark import Part
+from clip_ood.data.benchmark import BANK, Part
 from clip_ood.datamodules.feature_data import FeatureData
 from clip_ood.experiments.models import joined
 from clip_ood.features.rows import Rows
@@ -254,8 +254,11 @@ def test_plp_trains_on_passing_rows_and_reports_them():
     }
     bank = module.bank_outputs(data.tables["bank"][torch.arange(15)])
     assert torch.equal(bank.labels, labels.where(passed, -1))
+    rows = data.tables["bank"][torch.arange(15)]
+    assert torch.equal(module.validation_step(rows, 0, BANK).labels, bank.labels)
     test = data.tables["id_test"][torch.arange(7)]
-    assert torch.equal(module.outputs(test).labels, test.labels)
+    for seen in (module.outputs(test), module.test_step(test, 0, 1), module.validation_step(test, 0)):
+        assert torch.equal(seen.labels, test.labels)  # of ID val as the only loader, too
 
 
 def test_plp_never_sees_true_labels():
