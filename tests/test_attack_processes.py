@@ -10,6 +10,7 @@ import sys
 import time
 from pathlib import Path
 
+import forked
 import pytest
 import tiny_clip
 import yaml
@@ -30,7 +31,7 @@ def started(root, name, *options):
     path.write_text(yaml.safe_dump(content))
     command = [sys.executable, "attack.py", "--config", str(path), *options]
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
-    return subprocess.Popen(command, cwd=PROJECT, env=ENVIRONMENT, start_new_session=True, **pipes)
+    return forked.Popen(command, cwd=PROJECT, env=ENVIRONMENT, **pipes)
 
 
 def finished(root, name, *options):

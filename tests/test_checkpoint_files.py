@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import os
 import signal
-import subprocess
 import sys
 from pathlib import Path
 
+import forked
 import pytest
 import torch
 
@@ -32,7 +32,7 @@ def epoch(path):
 def test_a_kill_while_a_checkpoint_is_written_leaves_the_one_before(tmp_path):
     path = tmp_path / "checkpoints" / "last.ckpt"
     WholeCheckpoints().save_checkpoint({"epoch": 1}, path)
-    killed = subprocess.run([sys.executable, "-c", WRITER.format(project=str(PROJECT), path=str(path))])
+    killed = forked.run([sys.executable, "-c", WRITER.format(project=str(PROJECT), path=str(path))])
     assert killed.returncode == -signal.SIGKILL and epoch(path) == 1 and len(os.listdir(path.parent)) == 2
     WholeCheckpoints().save_checkpoint({"epoch": 3}, path)
     assert epoch(path) == 3 and os.listdir(path.parent) == ["last.ckpt"]

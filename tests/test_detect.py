@@ -9,6 +9,7 @@ import shutil
 import subprocess
 import sys
 
+import forked
 import pyarrow.parquet as pq
 import pytest
 from judged_run import judged, read
@@ -60,7 +61,7 @@ def test_predictions_are_printed_without_a_file(root, run, capsys):
 
 def test_standard_input_is_judged_as_it_comes(root, run):
     command = [sys.executable, "detect.py", "--run", str(run), "-", "--batch-size", "1", "--format", "jsonl"]
-    with subprocess.Popen(
+    with forked.Popen(
         command, cwd=PROJECT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, bufsize=1
     ) as process:
         for name in ("near/1.png", "far/2.png"):
@@ -73,7 +74,7 @@ def test_standard_input_is_judged_as_it_comes(root, run):
 
 def test_a_run_that_is_told_to_end_ends(root, run):
     command = [sys.executable, "detect.py", "--run", str(run), "-", "--batch-size", "1"]
-    with subprocess.Popen(command, cwd=PROJECT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
+    with forked.Popen(command, cwd=PROJECT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
         process.stdin.write(f"{root}/data/near/1.png\n" * 2)
         process.stdin.flush()
         assert process.stdout.readline().startswith("path,") and "near/1.png" in process.stdout.readline()

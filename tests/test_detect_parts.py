@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import shutil
-import subprocess
 import sys
 
+import forked
 import pytest
 from judged_run import judged, read
 from tiny_clip import PROJECT
@@ -86,7 +86,7 @@ def test_two_processes_write_what_one_does(root, run, tmp_path):
         "--trainer.accelerator=cpu",
     ]
     command += ["--trainer.devices=2", "--trainer.strategy=ddp"]
-    done = subprocess.run([str(each) for each in command], cwd=PROJECT, capture_output=True, text=True, timeout=300)
+    done = forked.run(command, cwd=PROJECT, timeout=300)
     assert done.returncode == 0, done.stderr
     one, two = read(tmp_path / "one.csv"), read(tmp_path / "two.csv")
     for ours, theirs in zip(one, two, strict=True):

@@ -13,6 +13,7 @@ import sys
 import time
 from pathlib import Path
 
+import forked
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
@@ -68,9 +69,9 @@ trainer: {{accelerator: cpu, devices: 1, enable_progress_bar: false}}
     return str(path)
 
 
-def start(command):
+def start(command, popen=subprocess.Popen):
     environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(PROJECT)}
-    return subprocess.Popen(
+    return popen(
         [str(part) for part in command], cwd=PROJECT, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
     )
 
@@ -173,7 +174,7 @@ def test_a_head_does_not_depend_on_processes(alone, together):
 
 def test_a_killed_run_goes_on_to_the_same_head(root, alone):
     name = config(root, "killed", PROBE, "store")
-    process = start([*SMALL, "train", "--config", name])
+    process = start([*SMALL, "train", "--config", name], forked.Popen)
     checkpoint = root / "runs" / "killed" / "checkpoints" / "last.ckpt"
     while not checkpoint.is_file() and process.poll() is None:
         time.sleep(0.005)
@@ -200,6 +201,6 @@ def test_a_run_evaluated_again_gives_its_own_table(root, alone, monkeypatch):
 def test_processes_without_a_share_wait_for_the_others(root):
     """One set is one part: there is nothing to extract for the second process."""
     name = config(root, "one_set", "{zero_shot: {}}", "store_of_one_set")
-    finish(start([sys.executable, "eval.py", "--config", name, *TWO, "--data.ood={}"]))
+    finish(start([sys.executable, "eval.py", "--config", name, *TWO, "--data.ood={}"], forked.Popen))
     assert len(entries(root / "store_of_one_set")) == 67
     assert pq.read_table(root / "runs" / "one_set" / "scores.parquet").num_rows == 13 + 20

@@ -10,6 +10,7 @@ import sys
 import time
 from pathlib import Path
 
+import forked
 import pytest
 from stored_entries import fill, values
 
@@ -29,7 +30,7 @@ def merge(folder, paths):
     code = f"import sys; sys.path.insert(0, {str(PROJECT)!r})\n"
     code += "from pathlib import Path; from clip_ood.features.entries import Entries\n"
     code += f"Entries(Path({str(folder)!r})).merge([Path(p) for p in {[str(p) for p in paths]!r}])"
-    subprocess.run([sys.executable, "-c", code], check=True)
+    forked.run([sys.executable, "-c", code], check=True)
 
 
 def test_a_merge_in_between_is_no_loss(tmp_path, monkeypatch):
@@ -79,7 +80,7 @@ def writer(folder, first, last):
     code = WRITER.format(project=str(PROJECT), folder=str(folder), first=first, last=last)
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
-    return subprocess.Popen([sys.executable, "-c", code], **pipes, env=environment, text=True)
+    return forked.Popen([sys.executable, "-c", code], **pipes, env=environment, text=True)
 
 
 def test_three_writers_at_once_lose_nothing(tmp_path):

@@ -9,6 +9,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import forked
 import pytest
 import tiny_clip
 import torch
@@ -61,7 +62,7 @@ def project(tmp_path):
 
 def called(project: Path, *command: str) -> str:
     own = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(project), "COLUMNS": "200"}
-    ended = subprocess.run([sys.executable, *command], cwd=project, env=own, capture_output=True, text=True)
+    ended = forked.run([sys.executable, *command], cwd=project, env=own)
     assert ended.returncode == 0, ended.stderr
     return ended.stdout
 

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import os
-import subprocess
 import sys
 
+import forked
 import pytest
 import tiny_clip
 from fine_tuning import FITTED, STILL, assert_same_state, start, written_scores
@@ -19,12 +19,10 @@ pytestmark = pytest.mark.slow
 def start_two(root, name, settings, **keys):
     """The same as `start`, in two processes."""
     path = tiny_clip.config(root, name, {"finetune": settings}, **keys)
-    done = subprocess.run(
+    done = forked.run(
         [sys.executable, "train.py", "--config", path, "--trainer.devices=2", "--trainer.strategy=ddp"],
         cwd=PROJECT,
         env=os.environ | {"OMP_NUM_THREADS": "1"},
-        capture_output=True,
-        text=True,
         timeout=120,
     )
     assert done.returncode == 0, done.stdout + done.stderr

@@ -10,6 +10,7 @@ import sys
 import time
 from pathlib import Path
 
+import forked
 import judged_run
 import pytest
 import tiny_clip
@@ -151,16 +152,11 @@ def test_an_attack_goes_on(root, capsys, monkeypatch):
     assert capsys.readouterr().out.splitlines()[-1].startswith("Next: ")
 
 
-def heed_ctrl_c():
-    """Shells let what they start in the background ignore Ctrl-C, and so would these tests."""
-    signal.signal(signal.SIGINT, signal.SIG_DFL)
-
-
 def test_a_real_ctrl_c_leaves_no_traceback(root):
     config = tiny_clip.config(root, "real", {"linear_probe": {"epochs": 100_000, "batch_size": 16}})
     command = [sys.executable, "train.py", "--config", config]
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
-    with subprocess.Popen(command, cwd=PROJECT, preexec_fn=heed_ctrl_c, **pipes) as process:
+    with forked.Popen(command, cwd=PROJECT, **pipes) as process:
         try:
             last = root / "runs" / "real" / "checkpoints" / "last.ckpt"
             end = time.monotonic() + 120

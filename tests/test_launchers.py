@@ -8,6 +8,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import forked
 import pytest
 import tiny_clip
 
@@ -197,7 +198,7 @@ def begun(root, name, variables, *options, splits=0.0):
     environment = {key: value for key, value in os.environ.items() if key not in (*launchers.RANK, PARENT)}
     command = [sys.executable, "train.py", "--config", configured(root, name, splits), *options]
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
-    return subprocess.Popen(command, cwd=PROJECT, env=environment | {"OMP_NUM_THREADS": "1"} | variables, **pipes)
+    return forked.Popen(command, cwd=PROJECT, env=environment | {"OMP_NUM_THREADS": "1"} | variables, **pipes)
 
 
 def ended(process, status=0):
@@ -237,9 +238,7 @@ def test_a_run_and_its_judging_need_no_launcher(stray, root, alone):
         "0.5",
         root / "data" / "near" / "1.png",
     ]
-    done = subprocess.run(
-        command, cwd=PROJECT, env=os.environ | STRAY[stray], capture_output=True, text=True, timeout=120
-    )
+    done = forked.run(command, cwd=PROJECT, env=os.environ | STRAY[stray], timeout=120)
     assert done.returncode == 0 and "1 images judged" in done.stderr, done.stderr
 
 

@@ -10,6 +10,7 @@ import sqlite3
 import subprocess
 import sys
 
+import forked
 import pytest
 import tiny_clip
 from lightning.pytorch import Trainer
@@ -131,7 +132,7 @@ def in_a_process(root, path, *options):
     environment = {key: value for key, value in os.environ.items() if not key.startswith(("MLFLOW", "WANDB"))}
     environment |= {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(PROJECT)}
     command = [sys.executable, str(PROJECT / "train.py"), "--config", path, *options]
-    ended = subprocess.run(command, cwd=root, env=environment, capture_output=True, text=True, timeout=240)
+    ended = forked.run(command, cwd=root, env=environment, timeout=240)
     assert ended.returncode == 0, ended.stderr
 
 

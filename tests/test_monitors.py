@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import json
 import os
-import subprocess
 import sys
 from pathlib import Path
 
+import forked
 import pytest
 from lightning.pytorch import Trainer
 from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint
@@ -30,7 +30,7 @@ def seen(tmp_path_factory):
         folder = tmp_path_factory.mktemp(f"of_{devices}")
         environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(PROJECT)}
         command = [sys.executable, str(PROJECT / "tests" / "monitored.py"), str(folder), str(devices)]
-        done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, timeout=120)
+        done = forked.run(command, cwd=folder, env=environment, timeout=120)
         assert done.returncode == 0, done.stderr
         assert "recommended to use `self.log" not in done.stderr
         found[devices] = [json.loads((folder / f"seen-{rank}.json").read_text()) for rank in range(devices)]

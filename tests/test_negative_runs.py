@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import os
-import subprocess
 import sys
 from pathlib import Path
 
+import forked
 import numpy as np
 import open_clip
 import pyarrow.parquet as pq
@@ -115,7 +115,7 @@ def test_two_processes_score_as_one(root, monkeypatch):
     options = [*with_words(root), "--trainer.devices=2", "--trainer.strategy=ddp"]
     command = [sys.executable, "tests/small_parts.py", "eval", "--config", config, *options]
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
-    done = subprocess.run(command, cwd=PROJECT, env=environment, capture_output=True, text=True, timeout=120)
+    done = forked.run(command, cwd=PROJECT, env=environment, timeout=120)
     assert done.returncode == 0, done.stderr
     found = [pq.read_table(root / "runs" / name / "scores.parquet") for name in ("one", "two")]
     assert found[0]["path"] == found[1]["path"]

@@ -6,10 +6,10 @@ import json
 import os
 import shutil
 import signal
-import subprocess
 import sys
 from pathlib import Path
 
+import forked
 import pyarrow.parquet as pq
 import pytest
 import tiny_clip
@@ -86,7 +86,7 @@ from lightning.pytorch import Trainer
 Trainer.test = lambda *arguments, **more: os.kill(os.getpid(), signal.SIGKILL)
 train.main(["--config", {config!r}, "--overwrite"])
 """
-    assert subprocess.run([sys.executable, "-c", code], capture_output=True).returncode == -signal.SIGKILL
+    assert forked.run([sys.executable, "-c", code]).returncode == -signal.SIGKILL
 
 
 @pytest.mark.parametrize("name", ["../victim", "/tmp/victim", ".", ".."])

@@ -6,9 +6,9 @@ from __future__ import annotations
 import json
 import os
 import re
-import subprocess
 import sys
 
+import forked
 import pytest
 import replica
 import tiny_clip
@@ -31,7 +31,7 @@ def said(root, tmp_path, devices, *changes):
     (tmp_path / "mine.py").write_text(script)
     environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(PROJECT)}
     command = [sys.executable, "mine.py", str(root), str(devices), "--data.allow_partial=true"]
-    return subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
+    return forked.run(command, cwd=tmp_path, env=environment)
 
 
 def rows(ended):
@@ -84,7 +84,7 @@ def test_a_callback_and_a_logger_of_hers_take_part(tmp_path):
     config = tiny_clip.config(root, "hers", {"linear_probe": {"epochs": 12, "batch_size": 16}}, detectors=["knn"])
     environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(PROJECT)}
     command = [sys.executable, str(PROJECT / "train.py"), "--config", config, *options]
-    ended = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
+    ended = forked.run(command, cwd=tmp_path, env=environment)
     assert ended.returncode == 0, ended.stderr
     lines = [json.loads(line) for line in (tmp_path / "lines.jsonl").read_text().splitlines()]
     assert len([line for line in lines if "train/weight_norm" in line]) == 2  # epochs 0 and 10

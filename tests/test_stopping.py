@@ -12,6 +12,7 @@ import time
 from contextlib import ExitStack
 from pathlib import Path
 
+import forked
 import pytest
 import tiny_clip
 
@@ -95,7 +96,7 @@ def test_a_command_that_is_done_does_not_wait_for_the_watch(monkeypatch):
 def started(*command, **variables):
     environment = os.environ | {"OMP_NUM_THREADS": "1"} | variables
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
-    return subprocess.Popen([sys.executable, *command], cwd=PROJECT, env=environment, **pipes)
+    return forked.Popen([sys.executable, *command], cwd=PROJECT, env=environment, **pipes)
 
 
 def test_a_command_that_waits_in_a_library_ends_all_the_same():

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import csv
 import os
-import subprocess
 import sys
 from pathlib import Path
 
+import forked
 import pytest
 import tiny_clip
 import torch
@@ -117,7 +117,7 @@ def test_two_processes_train_and_choose_as_one(root, swept):
     path = config(root, "two")
     command = [sys.executable, "train.py", "--config", path, "--trainer.devices=2", "--trainer.strategy=ddp"]
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
-    done = subprocess.run(command, cwd=PROJECT, env=environment, capture_output=True, text=True, timeout=240)
+    done = forked.run(command, cwd=PROJECT, env=environment, timeout=240)
     assert done.returncode == 0, done.stderr
     assert_same_run(swept, root / "runs" / "two", rel=1e-4)
     for name, weights in tiny_clip.checkpoint(swept)["heads"].items():

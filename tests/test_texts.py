@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import os
-import subprocess
 import sys
 from pathlib import Path
 
+import forked
 import numpy as np
 import open_clip
 import pyarrow.parquet as pq
@@ -177,7 +177,7 @@ def test_two_processes_fill_an_empty_store_with_images_and_texts(root):
         command = [sys.executable, "eval.py", "--config", file, f"--trainer.devices={devices}"]
         command += ["--trainer.strategy=ddp"] if devices > 1 else []
         environment = os.environ | {"OMP_NUM_THREADS": "1"}
-        done = subprocess.run(command, cwd=PROJECT, env=environment, capture_output=True, text=True, timeout=120)
+        done = forked.run(command, cwd=PROJECT, env=environment, timeout=120)
         assert done.returncode == 0, done.stderr
         tables[run] = [row["auroc"] for row in tiny_clip.results(root / "runs" / run)["rows"]]
     assert tables["of_one"] == pytest.approx(tables["of_two"], abs=1e-6)

@@ -5,10 +5,10 @@ from __future__ import annotations
 
 import json
 import os
-import subprocess
 import sys
 from pathlib import Path
 
+import forked
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
@@ -36,7 +36,7 @@ trainer: {{accelerator: cpu, devices: 1, enable_progress_bar: false}}
     )
     command = [sys.executable, "eval.py", "--config", str(path), *options]
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
-    done = subprocess.run(command, cwd=PROJECT, env=environment, capture_output=True, text=True, timeout=570)
+    done = forked.run(command, cwd=PROJECT, env=environment, timeout=570)
     assert done.returncode == 0, done.stderr
     return root / "runs" / name
 

@@ -10,6 +10,7 @@ import sys
 from dataclasses import replace
 from itertools import pairwise
 
+import forked
 import numpy as np
 import pytest
 import tiny_clip
@@ -241,7 +242,7 @@ def test_two_processes_leave_out_the_same(root):
     config = tiny_clip.config(root, "two", {"zero_shot": {}}, data=data, detectors=detectors)
     command = [sys.executable, "eval.py", "--config", config, "--trainer.devices=2", "--trainer.strategy=ddp"]
     environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(PROJECT / "tests")}
-    done = subprocess.run(command, cwd=PROJECT, env=environment, capture_output=True, text=True, timeout=180)
+    done = forked.run(command, cwd=PROJECT, env=environment, timeout=180)
     assert done.returncode == 0, done.stderr
     results = tiny_clip.results(root / "runs" / "two")
     assert columns(results) == {"knn", "mcm"} and "NaN" in reasons(results)["Logarithm"]

@@ -9,11 +9,20 @@ import sys
 import time
 from concurrent.futures import ProcessPoolExecutor
 
+from forked import IMPORTED
+
 from faults import lab
 from faults.kinds import KINDS, attempt, trials
 from faults.process import CONTEXT
 
 AT_ONCE = 2
+COMMANDS = [
+    "clip_ood.experiments.attack.conduct",
+    "clip_ood.experiments.detect",
+    "clip_ood.experiments.seeds",
+    "clip_ood.experiments.study.conduct",
+    "faults.lab",
+]
 
 
 def main(chosen: list[str]) -> int:
@@ -22,6 +31,7 @@ def main(chosen: list[str]) -> int:
         return 0
     if unknown := set(chosen) - set(KINDS):
         sys.exit(f"No such kind: {', '.join(sorted(unknown))}. There are: {', '.join(KINDS)}")
+    CONTEXT.set_forkserver_preload([*IMPORTED, *COMMANDS])
     lab.shared()  # made once, before the processes that share it
     failed = 0
     with ProcessPoolExecutor(AT_ONCE, CONTEXT) as pool:

@@ -1,4 +1,4 @@
-"""Commands of the project in processes of their own, forked from one that has imported everything: a start takes no seconds."""
+"""Commands of the project in processes of their own, forked from one that has imported the libraries: a start takes no seconds."""
 
 from __future__ import annotations
 
@@ -10,31 +10,16 @@ import sys
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
-from multiprocessing import get_context
 from pathlib import Path
+
+from forked import CONTEXT
 
 TESTS = Path(__file__).parents[1]
 PROJECT = TESTS.parent
-IMPORTED = [
-    "lightning.pytorch",
-    "open_clip",
-    "pyarrow.parquet",
-    "tensorboard",
-    "torchmetrics",
-    "torchvision",
-    "clip_ood.experiments.attack.conduct",
-    "clip_ood.experiments.detect",
-    "clip_ood.experiments.seeds",
-    "faults.lab",
-    "clip_ood.experiments.study.conduct",
-]
-
 os.environ["PYTHONPATH"] = os.pathsep.join(
     [str(PROJECT), str(TESTS)]
 )  # of the server, and of the ranks that Lightning starts
 os.environ.setdefault("OMP_NUM_THREADS", "1")
-CONTEXT = get_context("forkserver")
-CONTEXT.set_forkserver_preload(IMPORTED)
 
 
 @dataclass(frozen=True)
