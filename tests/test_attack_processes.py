@@ -24,7 +24,7 @@ TWO = ["--trainer.devices=2", "--trainer.strategy=ddp"]
 
 def started(root, name, *options):
     path = root / f"{name}_attack.yaml"
-    keys = {"ood": "near", "pairs": 7, "batch_size": 1, "steps": 100, "lr": 0.02, "smoothness": 10.0}
+    keys = {"ood": "near", "pairs": 7, "batch_size": 1, "steps": 40, "lr": 0.02, "smoothness": 10.0}
     keys |= {"curve": {"pairs": 3, "smoothness": [0.0, 10.0]}, "defences": {"jpeg": 1}}
     experiment = tiny_clip.config(root, name, {"linear_probe": {"epochs": 2, "batch_size": 16}})
     content = {"name": name, "config": experiment, "runs_root": f"{root}/attacks", **keys}
