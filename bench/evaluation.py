@@ -103,7 +103,7 @@ def table(scored: dict[str, Scores], roles: dict[str, str], detectors: list[str]
         metrics.update(name, scores)
     sizes = {name: len(scores.indices) for name, scores in scored.items()}
     rows = table_rows(metrics.compute(), detectors, roles, dict.fromkeys(roles, ""), sizes)
-    return with_intervals(rows, scored, roles, 0, 0)
+    return with_intervals(rows, scored, roles)
 
 
 def run(*size: int) -> dict[str, float]:

@@ -112,7 +112,7 @@ def main(sizes: Sizes) -> None:
             "data": {"root": folder, "id": "id", "ood": {"ood": "ood"}},
             "backbone": {"library": sizes.library, "model": sizes.model},
             "method": {"linear_probe": {}},
-            "evaluation": {"resamples": 0, "figures": False, "report": False, "save_detector": False},
+            "evaluation": {"figures": False, "report": False, "save_detector": False},
             "runs_root": f"{folder}/runs",
             "features_root": f"{folder}/features",
             "trainer": {"accelerator": accelerator, "devices": 1, "enable_progress_bar": False},

@@ -19,8 +19,9 @@ from torch import Tensor
 from torch.nn.functional import one_hot
 
 from bench import chosen
+from clip_ood.metrics.influence import Influence, auroc_influence
 from clip_ood.metrics.paired import auroc_difference, seed_difference
-from clip_ood.metrics.placements import Placed, place
+from clip_ood.metrics.ranking import rank_scores
 
 CLASSES, WIDTH = 9, 64
 POOL, VAL, TEST = 154, 31, 46
@@ -87,21 +88,22 @@ def redrawn(studies: int, seeds: int, per_class: int | None = None, seed: int = 
     return found
 
 
-def published(studies: int, seeds: int, seed: int = 0) -> Iterator[list[list[Placed]]]:
+def published(studies: int, seeds: int, seed: int = 0) -> Iterator[list[list[Influence]]]:
     """A study at a time, what each image contributes by encoder and seed, where each seed trains on another half of the same
     images and all are tested on the same ones."""
     drawn = world(seed)
     train = both_ways(drawn.seen(drawn.centres[:, None], CLASSES, 20))  # 2 × (C, 40, D)
     labels = torch.arange(150) % CLASSES
+    numbers = torch.arange(150), torch.arange(150, 450)  # tested in every seed
     for _ in range(studies):
         inside, outside = drawn.seen(drawn.centres[labels], 150), drawn.seen(drawn.outside, 150)
-        study: list[list[Placed]] = [[], []]
+        study: list[list[Influence]] = [[], []]
         for _ in range(seeds):
             for view in range(2):
                 half = drawn.order(CLASSES, 40)[:, :20]
                 means = _rows(train[view], half).mean(1)  # (C, D)
                 scores = (-torch.cdist(images[view], means).amin(-1) for images in (inside, outside))
-                study[view].append(place(next(scores), [next(scores)]))
+                study[view].append(auroc_influence(rank_scores(*scores), *numbers))
         yield study
 
 
@@ -127,7 +129,7 @@ def main(studies: int) -> None:
         differences = [auroc_difference(*study) for study in published(studies, seeds)]
         over_images = sum(each.claimed for each in differences) / studies
         of_seeds = (
-            [each.auroc for each in (b - a for a, b in zip(*study, strict=True))] for study in published(studies, seeds)
+            [each.value for each in (b - a for a, b in zip(*study, strict=True))] for study in published(studies, seeds)
         )
         over_seeds = sum(seed_difference([0] * seeds, each, 0).claimed for each in of_seeds) / studies
         print(

@@ -13,6 +13,7 @@ from torch.nn.functional import cross_entropy
 from torchmetrics import MeanMetric
 from torchmetrics.classification import MulticlassAccuracy
 
+from clip_ood.calibration import summary
 from clip_ood.callbacks.monitors import check_monitors
 from clip_ood.class_predictions import ClassPredictor
 from clip_ood.data.benchmark import BANK
@@ -20,7 +21,7 @@ from clip_ood.data.labelled import LabelledTable
 from clip_ood.distributed import exchange
 from clip_ood.errors import UserError
 from clip_ood.evaluation import DetectorSuite, Results
-from clip_ood.metrics.curves import METRICS
+from clip_ood.metrics.curves import OF_SCORES
 from clip_ood.metrics.image_scores import ImageScores
 from clip_ood.metrics.metric import OODMetrics
 from clip_ood.metrics.score_range import ScoreRange
@@ -38,7 +39,9 @@ class OODEvaluation(Callback):
 
     The module's `validation_step` and `test_step` return `Outputs`; its `reference()`, if it has one, says what detectors know beside
     them (`Reference`): class names, text embeddings, the head. `tables` has one for each loader, with `part`, `labels` and `rows`;
-    it may be given later, before the first loop.
+    it may be given later, before the first loop. `images` may be given then too: by set, a number (int64) for each row of its image
+    set, the same one where an image stands in two sets or is made of one that does; without it all images are different ones.
+    F1 is taken at the threshold that accepts the share `accept` of ID val, and left out where that has too few images.
 
     Every number goes through a torchmetrics `Metric` on the module's device, which gathers the images of all processes, and is logged in all of them:
 
@@ -58,13 +61,12 @@ class OODEvaluation(Callback):
     def __init__(
         self,
         detectors: Sequence[str | Mapping[str, Any]] | None,
-        resamples: int,
-        seed: int,
         tables: Sequence[LabelledTable] = (),
         every_n_epochs: int = 1,
+        accept: float = 0.95,
     ) -> None:
-        self.specs, self.resamples, self.seed, self.tables = detectors, resamples, seed, tables
-        self.every_n_epochs = every_n_epochs
+        self.specs, self.tables, self.every_n_epochs, self.accept = detectors, tables, every_n_epochs, accept
+        self.images: Mapping[str, Tensor] = {}
 
     def setup(self, trainer: Trainer, module: LightningModule, stage: str) -> None:
         check_monitors(trainer, self.every_n_epochs)
@@ -191,8 +193,11 @@ class OODEvaluation(Callback):
         module.log_dict(rest, logger=False, sync_dist=True)
         if not trainer.is_global_zero:
             return
+        images = {name: numbers[scored[name].indices] for name, numbers in self.images.items() if name in scored}
         if intervals:
-            rows = with_intervals(rows, scored, roles, self.resamples, self.seed, _watch)
+            val = next((scored[name] for name, role in roles.items() if role == "val"), None)
+            thresholds = None if val is None else summary(val.scores, self.accept)["thresholds"]
+            rows = with_intervals(rows, scored, roles, thresholds, images, _watch)
         self.results = Results(
             rows=rows,
             scored=scored,
@@ -201,6 +206,7 @@ class OODEvaluation(Callback):
             knn_accuracy=accuracies.get("id/knn_accuracy"),
             omitted=self.suite.omitted,
             notes=self.suite.notes,
+            images=images,
             predictor=ClassPredictor.best(
                 {key.removeprefix(PREDICTED_BY): value for key, value in by.items()}, labelled
             ),
@@ -224,7 +230,7 @@ class OODEvaluation(Callback):
         return {
             f"ood_val/{column}/{metric}": self._chosen_by[f"{name}/{metric}"].item()
             for name, column in kept
-            for metric in METRICS
+            for metric in OF_SCORES
         }
 
     def on_test_epoch_start(self, trainer: Trainer, module: LightningModule) -> None:

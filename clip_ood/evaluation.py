@@ -193,7 +193,8 @@ def _zeroed(value: Tensor | Mapping[str, Tensor], rows: Tensor) -> Tensor | dict
 
 @dataclass(frozen=True)
 class Results:
-    """One evaluation: rows of the table, scores by set, accuracies (fractions), what was left out and must be said."""
+    """One evaluation: rows of the table, scores by set, accuracies (fractions), what was left out and must be said; `images`, by set,
+    what tells the scored images apart, by their content."""
 
     rows: list[Row]
     scored: dict[str, Scores]
@@ -203,6 +204,7 @@ class Results:
     omitted: list[Omitted]
     notes: dict[str, list[str]]
     predictor: ClassPredictor | None = None
+    images: dict[str, Tensor] = field(default_factory=dict)
 
     def of_role(self, role: str) -> Scores | None:
         """The scores of the first set of a role; None without one."""

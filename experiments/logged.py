@@ -87,9 +87,11 @@ def rows_of(results: dict[str, Any]) -> list[dict[str, Any]]:
 
 def lines(results: dict[str, Any]) -> list[list[str]]:
     """The table's rows as text, metrics in percent."""
-    return [
-        [row["detector"], row["ood"], *(f"{100 * row[metric]:.2f}" for metric in METRICS)] for row in rows_of(results)
-    ]
+    return [[row["detector"], row["ood"], *(_percent(row[metric]) for metric in METRICS)] for row in rows_of(results)]
+
+
+def _percent(value: float | None) -> str:
+    return "" if value is None else f"{100 * value:.2f}"
 
 
 def markdown(results: dict[str, Any]) -> str:

@@ -27,6 +27,7 @@ from clip_ood.experiments.benchmarks import load_benchmark
 from clip_ood.experiments.cautions import shared_by_sets, too_few_to_calibrate
 from clip_ood.experiments.checkpoints import WholeCheckpoints, check_checkpoint
 from clip_ood.experiments.extraction import load_features, using_features
+from clip_ood.experiments.image_numbers import image_numbers
 from clip_ood.experiments.loggers import check_loggers, ending_trackers, label, make_loggers
 from clip_ood.experiments.models import build, check_detectors, check_method
 from clip_ood.experiments.own_classes import make_callbacks
@@ -99,9 +100,7 @@ def _run(config: Config, folder: Path, checkpoint: Path | None, benchmark: Bench
     config = scoring(config, checkpoint)
     check_method(config, benchmark)
     every, trains = config.evaluation.every_n_epochs, config.method.settings.trains and checkpoint is None
-    evaluation = OODEvaluation(
-        config.detectors, config.evaluation.resamples, config.seed, every_n_epochs=every if trains else 1
-    )
+    evaluation = OODEvaluation(config.detectors, every_n_epochs=every if trains else 1, accept=config.evaluation.accept)
     validates = trains and benchmark.labelled and bool(benchmark.parts["val"].rows)
     trainer = make_trainer(config, folder, evaluation, trains, validates)
     if trains and isinstance(config.method.settings, FineTune):
@@ -120,7 +119,7 @@ def _run(config: Config, folder: Path, checkpoint: Path | None, benchmark: Bench
         joint = None if first.embeddings is None else first.embeddings.width
         check_detectors(config, benchmark, first.features.width, joint)
     module, data = build(config, benchmark, features, text)
-    evaluation.tables = data.evaluated
+    evaluation.tables, evaluation.images = data.evaluated, image_numbers(benchmark, features)
     data.evaluate_every = every if validates else 1
     if config.evaluation.save_detector:
         trainer.callbacks.append(detector_writer(config, folder, evaluation))

@@ -84,8 +84,8 @@ class Evaluation(Section):
     """Fit detectors on a seeded draw of this many training images a class (default: all; the results say so)."""
     bank_without: Place | None = None
     """A text file of ID training images that detectors are not fitted on, a path a line as in scores.parquet (default: none)."""
-    resamples: int = Field(default=500, ge=0, le=100_000)
-    """Bootstrap resamples for the intervals, shared by all detectors (0: no intervals)."""
+    resamples: int | None = Field(default=None, ge=0, le=100_000)
+    """Has no effect any more: intervals need no resamples. Configs of earlier versions have it."""
     every_n_epochs: Count = 0
     """Score all sets while training as well, every n epochs (0: only at the end); loss and accuracy on ID val are measured after
     every epoch in any case. Callbacks may choose by val/loss, val/accuracy and ood_val/<detector>/<metric> (data.ood_val); what is
@@ -127,7 +127,7 @@ class Config(Section):
     features_root: Root = Path("features")
     """The feature store, shared by all runs."""
     seed: Seed = 42
-    """Seeds splits, draws, heads and resamples."""
+    """Seeds splits, draws and heads."""
     seeds: list[Seed] = Field(default=[], max_length=1000)
     """Several seeds: one run each, in sub-folders, and a table of their mean ± standard deviation, with 95 % intervals (on the
     command line also --seeds 42 43 44). Each redraws the split, unless train and test are as published; features come from

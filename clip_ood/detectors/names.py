@@ -35,7 +35,15 @@ DETECTORS: dict[str, str] = {  # name -> "module:Class"
     "she": "clip_ood.detectors.she:SHE",
 }
 
-ABOUT = ("set", "role", "path", "path_bytes", "label", "prediction")  # columns of scores.parquet that are no detector's
+ABOUT = (
+    "set",
+    "role",
+    "path",
+    "path_bytes",
+    "label",
+    "prediction",
+    "image",
+)  # columns of scores.parquet that are no detector's
 ZOO = "pytorch_ood."  # what begins so is a detector of the package pytorch-ood
 NAMED: dict[
     str, dict[str, Any]

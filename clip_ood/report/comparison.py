@@ -13,7 +13,7 @@ import pyarrow as pa
 
 from clip_ood.errors import ConfigError, nearest
 from clip_ood.metrics.ood import MEAN
-from clip_ood.metrics.paired import Difference, Line, auroc_difference, seed_difference
+from clip_ood.metrics.paired import Difference, Line, auroc_difference, holm, seed_difference
 from clip_ood.process.called import called
 from clip_ood.runs.results_table import over_seeds
 from clip_ood.runs.run_folder import FINISHED, of_seed, read_results, read_scores
@@ -112,7 +112,7 @@ def compare(runs: list[Finished]) -> Comparison:
     if not lines:
         raise ConfigError(f"--compare: no detector is in two seeds or more of all runs ({'; '.join(remarks)})")
     over = "the same images, paired (DeLong)" if split is None else over_seeds(split, len(seeds))
-    return Comparison(runs, lines, over, remarks)
+    return Comparison(runs, holm(lines), over, remarks)
 
 
 # From runs, seeds, detector, the OOD sets of a column and what it is called to the differences to the first run.
@@ -140,7 +140,7 @@ def _over_images(runs: list[Finished], seeds: list[int]) -> Differences:
 
     def differences(runs, seeds, detector, sets, ood) -> list[Difference]:
         first, *others = (
-            [scores[run.folder][seed].placed(run.detector or detector, sets) for seed in seeds] for run in runs
+            [scores[run.folder][seed].influence(run.detector or detector, sets) for seed in seeds] for run in runs
         )
         return [auroc_difference(first, other) for other in others]
 

@@ -17,13 +17,15 @@ from clip_ood.detect.manifest import Predicts
 from clip_ood.errors import UserError
 from clip_ood.files.records import Count, Record, Share, Text, Unfit, fitting, read_json, read_record, undamaged
 from clip_ood.files.written_names import BYTES
-from clip_ood.metrics.curves import METRICS
+from clip_ood.metrics.curves import OF_SCORES
 from clip_ood.metrics.ood import MEAN
 
 Number = Annotated[float, Field(ge=0)]  # of images or classes; a mean over seeds need not be whole
 Seeds = list[int]
 Interval = Annotated[list[Share], Field(min_length=2, max_length=2)]
-Metrics = create_model("Metrics", __base__=Record, **{name: (Share, ...) for name in METRICS})
+Metrics = create_model(
+    "Metrics", __base__=Record, f1=(Share | None, None), **{name: (Share, ...) for name in OF_SCORES}
+)
 
 
 class Row(Metrics):
@@ -172,9 +174,21 @@ class Part(Record):
 def read_results(path: Path) -> dict[str, Any]:
     """The content of a results.json. Raises: Damaged for what no run writes, OSError."""
     with undamaged(path):
-        content = read_json(path)
+        content = _renamed(read_json(path))
         several = isinstance(content, dict) and "accuracy_seeds" in content
         return fitting(content, OverSeeds if several else OfSeed)
+
+
+def _renamed(content: Any) -> Any:
+    """The content with the best F1, which earlier versions called f1, under its name; f1 is then not known."""
+    rows = content.get("rows") if isinstance(content, dict) else None
+    for row in rows if isinstance(rows, list) else ():
+        if isinstance(row, dict) and "f1" in row and "best_f1" not in row:
+            row |= {"best_f1": row["f1"], "f1": None}
+            for each in ("intervals", "std"):
+                if isinstance(row.get(each), dict):
+                    row[each] = {name: value for name, value in row[each].items() if name != "f1"}
+    return content
 
 
 def read_images(path: Path) -> dict[str, dict[str, Any]]:
@@ -187,6 +201,7 @@ def read_contents(path: Path) -> dict[str, str]:
     return read_record(path, dict[Text, Text])
 
 
+IMAGE = "image"  # not in files of earlier versions
 ABOUT = {"set": pa.string(), "role": pa.string(), "path": pa.string(), "label": pa.string(), "prediction": pa.string()}
 
 
@@ -203,9 +218,10 @@ def read_scores(path: Path, columns: Sequence[str] | None = None) -> pa.Table:
         for name, kind in ABOUT.items():
             if columns is None or name in columns:
                 _check_column(table, name, kind)
-        if BYTES in table.column_names:
-            _check_column(table, BYTES, pa.binary())
-        for name in (each for each in table.column_names if each not in (*ABOUT, BYTES)):
+        for name, kind in ((BYTES, pa.binary()), (IMAGE, pa.int64())):
+            if name in table.column_names:
+                _check_column(table, name, kind)
+        for name in (each for each in table.column_names if each not in (*ABOUT, BYTES, IMAGE)):
             values = table[name]
             if not pa.types.is_floating(values.type) or values.null_count or not pc.all(pc.is_finite(values)).as_py():
                 raise Unfit(f"its column {name!r} holds other things than finite scores")

@@ -89,7 +89,8 @@ def write_sweep(path: Path, heads: list[dict[str, Any]]) -> None:
 
 
 def write_scores(path: Path, results: Results, benchmark: Benchmark) -> None:
-    """A row an image: set, role, path (see `path_columns`), label and prediction (class names), then a column a detector."""
+    """A row an image: set, role, path (see `path_columns`), label and prediction (class names), image (8 bytes of its
+    content's hash, of a corrupted one that of the original), then a column a detector."""
     names = benchmark.class_names
 
     def named(classes: list[int]) -> list[str | None]:
@@ -104,6 +105,7 @@ def write_scores(path: Path, results: Results, benchmark: Benchmark) -> None:
         labels = (
             [-1] * len(rows) if images.labels is None or part.role == "ood" else [images.labels[row] for row in rows]
         )
+        numbers = results.images.get(name)
         predictions = [-1] * len(rows) if scored.predictions is None else scored.predictions.tolist()
         columns = {
             "set": pa.array([name] * len(rows)),
@@ -111,6 +113,7 @@ def write_scores(path: Path, results: Results, benchmark: Benchmark) -> None:
             **path_columns([images.names[row] for row in rows], exact),
             "label": pa.array(named(labels), pa.string()),
             "prediction": pa.array(named(predictions), pa.string()),
+            "image": pa.array([None] * len(rows) if numbers is None else numbers.tolist(), pa.int64()),
         }
         tables.append(pa.table(columns | {key: pa.array(score.numpy()) for key, score in scored.scores.items()}))
     with written_whole(path) as file:
@@ -118,7 +121,7 @@ def write_scores(path: Path, results: Results, benchmark: Benchmark) -> None:
 
 
 def _json_row(row: Row) -> dict[str, Any]:
-    values = {name: estimate.value for name, estimate in row.metrics.items()}
+    values = {name: row.metrics[name].value if name in row.metrics else None for name in METRICS}
     intervals = {name: [e.low, e.high] for name, e in row.metrics.items() if e.low is not None}
     about = {"detector": row.detector, "setting": row.setting, "ood": row.ood, "group": row.group}
     return about | values | {"n_id": row.n_id, "n_ood": row.n_ood, "intervals": intervals}

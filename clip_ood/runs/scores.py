@@ -14,17 +14,19 @@ from clip_ood.errors import UserError
 from clip_ood.files.written_names import paths_of
 from clip_ood.process.called import called
 from clip_ood.runs import files as run_files
+from clip_ood.runs.files import IMAGE
 
 ACCEPT = 0.95  # of the ID test images, where a run is not calibrated
 
 
 @dataclass(frozen=True)
 class ScoredSet:
-    """An image set of N images: paths, true and predicted classes (None where there are none), scores (N,) by detector."""
+    """An image set of N images: paths, what tells the images apart (None: not known), true and predicted classes (None where there are none), scores (N,) by detector."""
 
     name: str
     role: str
     paths: list[str]
+    images: list[int] | None
     labels: list[str | None]
     predictions: list[str | None]
     scores: dict[str, np.ndarray]
@@ -53,7 +55,9 @@ def read_scores(path: Path) -> list[ScoredSet]:
     for name in table["set"].unique().to_pylist():
         rows = table.filter(pc.equal(table["set"], name))
         scores = {detector: rows[detector].to_numpy().astype(np.float64) for detector in detectors}
-        about = (paths_of(rows), *(rows[column].to_pylist() for column in ("label", "prediction")))
+        known = IMAGE in table.column_names and not rows[IMAGE].null_count
+        images = rows[IMAGE].to_pylist() if known else None
+        about = (paths_of(rows), images, *(rows[column].to_pylist() for column in ("label", "prediction")))
         sets.append(ScoredSet(name, rows["role"][0].as_py(), *about, scores))
     return [each for each in sets if each.role in ("id", "csid", "ood")]
 

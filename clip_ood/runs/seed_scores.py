@@ -8,13 +8,14 @@ from pathlib import Path
 import torch
 
 from clip_ood.errors import ConfigError
-from clip_ood.metrics.placements import Placed, place
+from clip_ood.metrics.influence import Influence, auroc_influence, average
+from clip_ood.metrics.ranking import rank_scores
 from clip_ood.process.called import called
 from clip_ood.runs.run_folder import SCORES, scored_again
 from clip_ood.runs.scores import read_scores
 from clip_ood.table import settings_of
 
-Numbers = dict[tuple[str, str], int]  # set, path -> the number that an image has in every seed
+Numbers = dict[tuple[str, str] | int, int]  # its content, or set and path -> the number that an image has in every seed
 
 
 class SeedScores:
@@ -27,12 +28,14 @@ class SeedScores:
             self.sets = {each.name: each for each in read_scores(self.path)}
         self.settings = settings_of({name: each.role for name, each in self.sets.items()})
         self.images = {
-            name: torch.tensor([numbers.setdefault((name, path), len(numbers)) for path in each.paths])
+            name: torch.tensor(
+                [numbers.setdefault(key, len(numbers)) for key in each.images or _named(name, each.paths)]
+            )
             for name, each in self.sets.items()
         }
 
-    def placed(self, detector: str, ood: Sequence[str], setting: str = "standard") -> Placed:
-        """What each image contributes to a detector's AUROC, averaged over OOD sets."""
+    def influence(self, detector: str, ood: Sequence[str], setting: str = "standard") -> Influence:
+        """How a detector's AUROC, averaged over OOD sets, depends on each image."""
         for name in {*self.settings.get(setting, ["standard"]), *ood}:
             if name not in self.sets or detector not in self.sets[name].scores:
                 raise ConfigError(
@@ -41,12 +44,17 @@ class SeedScores:
                 )
         positives = self.settings[setting]
         inside = torch.cat([self._scores(name, detector) for name in positives])
-        return place(
-            inside,
-            [self._scores(name, detector) for name in ood],
-            torch.cat([self.images[name] for name in positives]),
-            [self.images[name] for name in ood],
+        images = torch.cat([self.images[name] for name in positives])
+        return average(
+            [
+                auroc_influence(rank_scores(inside, self._scores(name, detector)), images, self.images[name])
+                for name in ood
+            ]
         )
 
     def _scores(self, name: str, detector: str) -> torch.Tensor:
         return torch.from_numpy(self.sets[name].scores[detector])
+
+
+def _named(name: str, paths: Sequence[str]) -> list[tuple[str, str]]:
+    return [(name, path) for path in paths]

@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from math import isinf
 from pathlib import Path
-from statistics import NormalDist, mean, stdev
+from statistics import mean, stdev
 from typing import Any
 
 from clip_ood.metrics.curves import METRICS
+from clip_ood.metrics.intervals import interval
 from clip_ood.metrics.ood import MEAN
-from clip_ood.metrics.placements import standard_error
 from clip_ood.metrics.seeds import seed_margin
 from clip_ood.runs.run_folder import read_results, seed_folder
 from clip_ood.runs.seed_scores import Numbers, SeedScores
 
+BEST_F1 = "best_f1"  # chosen on the images that it speaks of: no interval
 Results = dict[str, Any]  # the content of a results.json
 Row = dict[str, Any]
 Intervals = Callable[[Row, dict[int, Row]], dict[str, list[float]]]
@@ -63,7 +63,9 @@ def mean_rows(of_seed: dict[int, list[Row]], intervals: Intervals = lambda row, 
         row = {"detector": detector, "setting": setting, "ood": ood, "group": group}
         row |= {name: _mean(each) for name, each in values.items()}
         row["seeds"] = len(rows)
-        row["std"] = {name: stdev(values[name]) if len(rows) > 1 else None for name in METRICS}
+        row["std"] = {
+            name: stdev(values[name]) if len(rows) > 1 and None not in values[name] else None for name in METRICS
+        }
         alone = len(rows) == 1 < len(of_seed)
         joined.append(row | {"intervals": {} if alone else intervals(row, rows)})
     return joined
@@ -88,16 +90,15 @@ def _intervals(folder: Path, seeds: list[int], split: dict[str, Any] | None) -> 
 
 
 def _over_splits(row: Row, rows: dict[int, Row], test_to_train: float) -> dict[str, list[float]]:
-    margins = {name: seed_margin([each[name] for each in rows.values()], test_to_train) for name in METRICS}
+    values = {name: [each[name] for each in rows.values()] for name in METRICS if name != BEST_F1}
+    margins = {name: seed_margin(each, test_to_train) for name, each in values.items() if None not in each}
     return {name: _around(row[name], margin) for name, margin in margins.items()}
 
 
 def _over_images(row: Row, scores: list[SeedScores]) -> dict[str, list[float]]:
     sets = [row["ood"]] if row["ood"] != MEAN else [name for name, each in scores[0].sets.items() if each.role == "ood"]
-    error = standard_error([each.placed(row["detector"], sets, row["setting"]) for each in scores])
-    if isinf(error):  # a set of a single image
-        return {}
-    return {"auroc": _around(row["auroc"], NormalDist().inv_cdf(0.975) * error)}
+    ends = interval([each.influence(row["detector"], sets, row["setting"]) for each in scores])
+    return {} if ends is None else {"auroc": list(ends)}
 
 
 def _around(value: float, margin: float) -> list[float]:

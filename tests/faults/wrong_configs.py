@@ -230,5 +230,5 @@ def _accepted(config: Config, folder: Path = Path("runs"), source: Path | None =
     again = validate(parse(dump(config).encode(errors="surrogateescape").decode(errors="surrogateescape")))
     assert contents(again) == contents(config), "its config.yaml is read back as another config"
     load_benchmark(config)
-    evaluation = OODEvaluation(config.detectors, config.evaluation.resamples, config.seed)
+    evaluation = OODEvaluation(config.detectors)
     make_trainer(config, folder, evaluation, trains=True)
