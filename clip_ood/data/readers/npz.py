@@ -19,8 +19,9 @@ class Npz(Arrays):
 
     def __init__(self, path: Path, classes: Sequence[str] | None = None) -> None:
         try:
-            arrays = dict(np.load(path))
-        except (BadZipFile, TypeError) as error:  # cut off; an array alone, as numpy.save writes it
+            loaded = np.load(path)
+            arrays = {"an array": loaded} if isinstance(loaded, np.ndarray) else dict(loaded)
+        except BadZipFile as error:
             raise ValueError(f"{path} is no whole file of numpy.savez: {error}") from error
         if "images" not in arrays or arrays["images"].ndim < 3:
             shapes = ", ".join(f"{name} {each.shape}" for name, each in arrays.items()) or "nothing"
