@@ -105,6 +105,12 @@ def test_a_subset_shares_the_pixels_of_all():
     assert some.identities().tolist() == images.identities()[1:].tolist()
 
 
+def test_a_list_equals_itself_alone():
+    """What is known of a list is kept by the list, whose labels and rows need not be hashable."""
+    one, other = (ImageList("a", Path(), Arrays(PIXELS, ("0", "1")), [0, 1]) for _ in range(2))
+    assert {one: 1, other: 2} == {one: 1, other: 2} and one != other and len({one, other}) == 2
+
+
 def test_images_in_memory_are_known_by_their_pixels_and_files_by_their_stamps(tmp_path):
     """As the attack tells whether its parts are of the same images."""
     arrays = ImageList.of("a", Path(), Arrays(PIXELS, ("0", "1")))
