@@ -7,6 +7,7 @@ import sys
 from clip_ood.command_line import add_plan, parse
 from clip_ood.errors import ConfigError
 from clip_ood.experiments.attack.plan import check_resumed, load_attack, read_attack
+from clip_ood.experiments.commands.checks import check_named
 from clip_ood.process.launchers import settle
 from clip_ood.runs.going_on import resume_line, stoppable
 from clip_ood.runs.run_folder import FINISHED, check_report, chosen_folder, replacing, started
@@ -26,6 +27,7 @@ def main(argv: list[str] | None = None) -> None:
 
         sys.exit(plan_attack(plan, arguments.resume, arguments.overwrite))
     settle(plan.config.trainer)
+    check_named(plan.config.trainer)
     with chosen_folder(plan.attack.runs_root, plan.attack.name, arguments.resume, arguments.overwrite) as folder:
         if arguments.resume:
             check_resumed(plan, folder)
