@@ -10,12 +10,12 @@ from lightning.pytorch.loggers import Logger
 from matplotlib.figure import Figure
 from PIL import Image
 
-from clip_ood.data.benchmark import load_benchmark
 from clip_ood.experiments.attack.conduct import Found
 from clip_ood.experiments.attack.craft import folder_of, looked_at, variants
 from clip_ood.experiments.attack.figures import curves, gallery
 from clip_ood.experiments.attack.plan import AFTER, BEFORE, Plan
 from clip_ood.experiments.attack.values import PLAIN, Row, Scores, as_dicts, curve_of, rows_of
+from clip_ood.experiments.benchmarks import load_benchmark
 from clip_ood.experiments.logged import log_figure, log_text
 from clip_ood.experiments.loggers import ending_trackers, label, make_loggers
 from clip_ood.experiments.run import encoder_name

@@ -47,8 +47,8 @@ class FoundSet:
 def sets_of(config: Config) -> dict[str, tuple[ImageSet, ImageSet]]:
     """The image sets of a config by key, as it names each and as its first layout that is there; but for those that are made of
     another one by a corruption."""
-    named = named_sets(config)
-    return {key: (named[key], spec) for key, spec in image_sets(config).items() if spec.corruption is None}
+    named = named_sets(config.data)
+    return {key: (named[key], spec) for key, spec in image_sets(config.data).items() if spec.corruption is None}
 
 
 def find_set(config: Config, key: str, named: ImageSet, spec: ImageSet) -> FoundSet:
@@ -62,7 +62,7 @@ def find_set(config: Config, key: str, named: ImageSet, spec: ImageSet) -> Found
             return FoundSet(key, None, 0, published, download=told)
     try:
         check_there(key, named, root)
-        images = list_set(config, key, spec, download=False)
+        images = list_set(config.data, key, spec, config.seed, download=False)
     except UserError as error:
         return FoundSet(key, None, _count(config, key, spec), published, str(error))
     known = published is not None and not config.data.allow_partial  # of which some a class may be taken
@@ -73,7 +73,7 @@ def _count(config: Config, key: str, spec: ImageSet) -> int:
     """How many images there are of a set that the run would not take."""
     data = config.data.model_copy(update={"allow_partial": True})
     try:
-        return len(list_set(config.model_copy(update={"data": data}), key, spec, download=False))
+        return len(list_set(data, key, spec, config.seed, download=False))
     except (UserError, OSError):  # it has been told already
         return 0
 
