@@ -50,11 +50,10 @@ def check_pairs(attack: AttackConfig, benchmark: Benchmark) -> None:
 
 
 def _enough(attack: AttackConfig, found: int, what: str) -> None:
-    for key, wanted in (("pairs", attack.pairs), ("curve.pairs", attack.curve.pairs if attack.curve else 0)):
-        if wanted > found:
-            raise ConfigError(
-                f"{key}: {wanted} images are to be attacked, and the OOD set {attack.ood} has {found} {what}"
-            )
+    if attack.pairs > found:
+        raise ConfigError(
+            f"pairs: {attack.pairs} images are to be attacked, and the OOD set {attack.ood} has {found} {what}"
+        )
 
 
 def draw_pairs(
