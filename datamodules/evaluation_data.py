@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Mapping
 
 import torch
@@ -14,7 +15,7 @@ from clip_ood.data.labelled import LabelledTable
 from clip_ood.errors import UserError
 
 
-class EvaluationData(LightningDataModule):
+class EvaluationData(LightningDataModule, ABC):
     """Tables of a benchmark's parts, by key, and those that are `evaluated`: [bank, val, ood_val, id_test, csid…, ood…].
 
     All of them are validated on every `evaluate_every` epochs (0: never), in between ID val alone.
@@ -38,9 +39,9 @@ class EvaluationData(LightningDataModule):
                 "again: give it use_distributed_sampler=False"
             )
 
+    @abstractmethod
     def loader(self, table: LabelledTable) -> DataLoader:
         """This device's batches of a table."""
-        raise NotImplementedError
 
     def test_dataloader(self) -> list[DataLoader]:
         return [self.loader(table) for table in self.evaluated]

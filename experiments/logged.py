@@ -44,6 +44,22 @@ def _(logger: MLFlowLogger, name: str, figure: Figure, step: int) -> None:
 
 
 @singledispatch
+def log_text(logger: Logger, name: str, text: str) -> None:
+    """Adds a text in Markdown, if the logger takes any."""
+
+
+@log_text.register
+def _(logger: TensorBoardLogger, name: str, text: str) -> None:
+    with naming_its_folder(logger):
+        logger.experiment.add_text(name, text)
+
+
+@log_text.register
+def _(logger: MLFlowLogger, name: str, text: str) -> None:
+    logger.experiment.log_text(logger.run_id, text, f"{name}.md")
+
+
+@singledispatch
 def describe(logger: Logger, config: Config, results: dict[str, Any]) -> None:
     """Adds the config, the settings that tell the run from others, and the table with all metrics; then closes the logger."""
     logger.log_hyperparams(settings(config, results) | {"config": contents(config)})

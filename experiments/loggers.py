@@ -12,6 +12,7 @@ from contextlib import contextmanager
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 from uuid import uuid4
 
 from lightning.fabric.loggers.logger import rank_zero_experiment
@@ -101,14 +102,24 @@ def _mlflow(folder: Path, name: str) -> Logger:
 
     logging.getLogger("mlflow.store.db").setLevel(logging.WARNING)  # it tells of every table that it makes
     place, kept = folder.resolve(), folder / "mlflow.id"
-    store = SERVER or f"sqlite:///{place / 'mlflow.db'}"
     if not kept.is_file():
+        store = SERVER or _mlflow_store(place, uuid4().hex)
         client = MlflowClient(store)
         known = client.get_experiment_by_name(PROJECT)
         pictures = (place / "mlartifacts").as_uri() if store.startswith("sqlite:") else None
         number = client.create_experiment(PROJECT, pictures) if known is None else known.experiment_id
         write_text(kept, client.create_run(number, run_name=name).info.run_id)
-    return MLFlowLogger(PROJECT, tracking_uri=store, run_id=read_text(kept))
+    known_by = read_text(kept)
+    return MLFlowLogger(PROJECT, tracking_uri=SERVER or _mlflow_store(place, known_by), run_id=known_by)
+
+
+def _mlflow_store(place: Path, run: str) -> str:
+    """The address of the store in a folder, another one for each run: MLflow keeps what it has opened at an address until its process
+    ends, also where --overwrite has put a new file there. SQLite takes no notice of `run`."""
+    from sqlalchemy import URL
+
+    file = f"file:{quote(str(place / 'mlflow.db'))}"
+    return URL.create("sqlite", database=file, query={"uri": "true", "run": run}).render_as_string()
 
 
 def _kept_id(path: Path) -> str:

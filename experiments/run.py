@@ -14,6 +14,7 @@ from clip_ood.calibration import summary
 from clip_ood.callbacks.averaging import MovingAverage
 from clip_ood.callbacks.detector_writer import DetectorWriter
 from clip_ood.callbacks.ood_evaluation import OODEvaluation
+from clip_ood.callbacks.stopped_early import StoppedEarly
 from clip_ood.callbacks.throughput import Throughput
 from clip_ood.config.loading import dump
 from clip_ood.config.resuming import FREE
@@ -172,7 +173,7 @@ def make_trainer(
     own = make_callbacks(config.trainer)
     ours = {
         "max_epochs": getattr(config.method.settings, "epochs", 1),
-        "callbacks": [*([last, Throughput()] if trains else []), evaluation, *own],
+        "callbacks": [*([last, StoppedEarly(), Throughput()] if trains else []), evaluation, *own],
         "enable_checkpointing": trains or any(isinstance(each, Checkpoint) for each in own),
         "plugins": [WholeCheckpoints()],
         "logger": make_loggers(config.trainer, folder, label(config, folder)),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 
 import torch
@@ -10,6 +11,8 @@ from torch import nn
 from clip_ood.backbones.library import library
 from clip_ood.backbones.spec import BackboneSpec
 from clip_ood.errors import UserError
+
+NO_NUMBERS = re.compile(r"\bmeta\b|register_meta", re.IGNORECASE)  # in what torch says of a tensor without numbers
 
 
 class Unknown(UserError):
@@ -36,13 +39,19 @@ class Shape:
 
 
 def shape_of(spec: BackboneSpec) -> Shape:
-    """The shape of the encoder that `spec` names; no host is contacted. Raises: Unknown, where its configuration does not tell."""
+    """The shape of the encoder that `spec` names; no host is contacted.
+
+    Raises: Unknown, where its configuration is not on this machine, or the encoder computes with numbers that only weights have; what
+    its own code raises.
+    """
     try:
         with torch.device("meta"), torch.inference_mode():
             backbone = library(spec.library).image_side(spec)
             features = backbone.encode_image(torch.zeros(2, 3, *backbone.preprocessing.size))
             embeddings = backbone.project(features)
-    except (ConnectionError, NotImplementedError, RuntimeError) as error:  # not in the cache; reads numbers as it runs
+    except (ConnectionError, TypeError, RuntimeError) as error:
+        if not (isinstance(error, ConnectionError) or NO_NUMBERS.search(str(error))):
+            raise
         raise Unknown(f"the widths of {spec.model} are known only once its weights are loaded") from error
     kept = [backbone.image_tower, getattr(backbone, "projection", nn.Identity())]
     return Shape(

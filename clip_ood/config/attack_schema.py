@@ -82,4 +82,9 @@ class AttackConfig(Section):
     def _consistent(self) -> AttackConfig:
         if self.score is not None and "target" in self.model_fields_set:
             raise UserError("score and target exclude each other: a score is raised, or features are matched")
+        if self.curve is not None and self.curve.pairs > self.pairs:
+            raise UserError(
+                f"curve.pairs: {self.curve.pairs} images are to be attacked for the curve, and {self.pairs} in all (pairs): lower it, or "
+                "leave the curve out (curve: null)"
+            )
         return self

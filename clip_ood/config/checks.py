@@ -12,6 +12,7 @@ from pathlib import Path
 from clip_ood.backbones.names import check_model
 from clip_ood.config.data_schema import Data, ImageSet
 from clip_ood.config.misnamed import STREAM, advice
+from clip_ood.config.reader_names import class_path
 from clip_ood.config.schema import Config
 from clip_ood.config.sets import entry
 from clip_ood.config.trainer_keys import check_trainer
@@ -190,7 +191,7 @@ def _places(spec: ImageSet, root: Path) -> list[tuple[str, Hashable]]:
     if spec.reader is not None:
         options = json.dumps(spec.options, default=str, sort_keys=True)
         where = None if spec.path is None else _identity(root / spec.path)
-        return [(f"{spec.reader}, {spec.path or options}", (spec.reader, where, options))]
+        return [(f"{spec.reader}, {spec.path or options}", (class_path(spec.reader), where, options))]
     paths = shard_paths(root / spec.shards) if spec.shards is not None else [spec.list or spec.folder]
     return [(realpath(root / path), _identity(root / path)) for path in paths if path is not None]
 

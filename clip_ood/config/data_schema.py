@@ -9,8 +9,9 @@ from typing import Annotated, Any, Literal
 from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 
 from clip_ood.config.prompt_sets import with_sets
+from clip_ood.config.reader_names import READERS, class_path
 from clip_ood.config.section import Fraction, Place, Positive, Section, Untyped
-from clip_ood.errors import UserError
+from clip_ood.errors import UserError, nearest
 from clip_ood.naming import fault, twins
 
 TAKEN = ("bank", "id_test", "mean", "ood_val", "val")  # in results: the project's own sets, and the mean over OOD sets
@@ -53,11 +54,12 @@ class ImageSet(Section):
     torchvision: Literal["CIFAR10", "CIFAR100", "SVHN", "MNIST"] | None = None
     """A data set that torchvision downloads into data.root."""
     reader: str | None = None
-    """The class path of a reader of your own (my_module.MyReader), a subclass of clip_ood.data.readers.Reader: docs/extending.md."""
+    """npz, a file that numpy.savez wrote with `images` (N, H, W, 3) and, if they have classes, `labels` (N,); or the class path of a
+    reader of your own (my_module.MyReader), a subclass of clip_ood.data.readers.Reader: docs/extending.md."""
     path: Place | None = None
     """With `reader`: the file or folder that it reads, its first argument. Relative to data.root."""
     options: Untyped = {}
-    """With `reader`: what else it is made with, by the names of its arguments."""
+    """With `reader`: what else it is made with, by the names of its arguments; of npz, `classes`, their names in label order."""
     corruption: CorruptionName | None = None
     """Under data.ood alone: the ID test images corrupted so, made while they are read (clip_ood/data/corruptions.py)."""
     severity: Annotated[int, Field(ge=1, le=5)] | None = None
@@ -87,8 +89,11 @@ class ImageSet(Section):
             raise UserError("either labels or numbered says what the classes are, not both")
         if self.reader is None and (self.path is not None or self.options):
             raise UserError(f"path and options go with reader, not with {named[0]}")
-        if self.reader is not None and not re.fullmatch(r"[^\W\d]\w*(\.[^\W\d]\w*)+", self.reader):
-            raise UserError(f"reader takes the path of a class, as my_module.MyReader, and not {self.reader!r}")
+        if self.reader is not None and not re.fullmatch(r"[^\W\d]\w*(\.[^\W\d]\w*)+", class_path(self.reader)):
+            raise UserError(
+                f"reader takes one of {', '.join(READERS)}, or the path of a class, as my_module.MyReader, and not {self.reader!r}."
+                f"{nearest(self.reader, READERS)}"
+            )
         if self.split is not None and named[0] not in ("catalog", "torchvision"):
             raise UserError(f"split goes with catalog or torchvision, not with {named[0]}")
         if self.torchvision is not None and self.split not in (None, "train", "test"):

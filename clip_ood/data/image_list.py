@@ -30,9 +30,9 @@ class Loaded:
     picture: Callable[[], Image.Image]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class ImageList:
-    """N images, in a fixed order.
+    """N images, in a fixed order. A list equals itself alone.
 
     Attributes: root, where they lie, for messages; rows, the place of each among the images of `reader`; labels, a class index
     each (-1: none), None without classes; class_names, in label order where the source names them; corruption, what is done to

@@ -9,6 +9,7 @@ from clip_ood.command_line import add_plan, parse
 from clip_ood.config.checks import check_folders
 from clip_ood.config.loading import dump, load_config
 from clip_ood.errors import ConfigError, UserError
+from clip_ood.experiments.commands.checks import check_named
 from clip_ood.experiments.resume import check_heads, check_resumed
 from clip_ood.files.writing import check_writable
 from clip_ood.process.called import called
@@ -62,6 +63,7 @@ def main(argv: list[str] | None = None) -> None:
         check_heads(arguments.run, config)
     check_folders(config)
     settle(config.trainer)
+    check_named(config.trainer)
     with chosen_folder(config.runs_root, config.name, arguments.resume, arguments.overwrite) as folder:
         if arguments.resume:
             check_resumed(config, folder)

@@ -39,13 +39,12 @@ class Encoder:
 
     config: Config
     spec: BackboneConfig = field(init=False)
-    _encoded: dict[int, np.ndarray] = field(default_factory=dict)  # identities of the missing images, by list
-    _only_read: dict[int, np.ndarray] = field(default_factory=dict)
+    _encoded: dict[ImageList, np.ndarray] = field(default_factory=dict)  # identities of the missing images
+    _only_read: dict[ImageList, np.ndarray] = field(default_factory=dict)
     _strings: dict[str, None] = field(default_factory=dict)
     _words: dict[str, int] = field(default_factory=dict)
     _unlisted: dict[str, int] = field(default_factory=dict)  # to be encoded
     _unread: dict[str, int] = field(default_factory=dict)  # only to be read
-    _lists: list[ImageList] = field(default_factory=list)  # whose ids must stay theirs
 
     def __post_init__(self) -> None:
         self.spec = self.config.backbone
@@ -104,14 +103,13 @@ class Encoder:
     def add_images(self, config: Config, images: dict[str, ImageList]) -> None:
         """Counts those of some sets that the store lacks, each once."""
         seen = self._only_read if config.method.settings.tunes_encoder else self._encoded
-        new = {key: each for key, each in images.items() if id(each) not in seen}
+        new = {key: each for key, each in images.items() if each not in seen}
         if self._stores is None:
             for each in new.values():
                 self.add_count(config, f"{each.name} {each.root} {len(each)}", len(each))
             return
         for key, stored in stored_sets(config, self._stores[0], new).items():
-            seen[id(new[key])] = stored.identities_of(stored.missing())
-        self._lists += new.values()
+            seen[new[key]] = stored.identities_of(stored.missing())
 
     def add_start(self, config: Config, benchmark: Benchmark) -> None:
         """Counts the images that are encoded for the start of a head that is tuned with its encoder."""
@@ -120,8 +118,7 @@ class Encoder:
                 self._unlisted[key] = len(images)
                 continue
             stored = self._stores[0].image_set(images.name, images, arrays_of(config))
-            self._encoded[id(images)] = stored.identities_of(stored.missing())
-            self._lists.append(images)
+            self._encoded[images] = stored.identities_of(stored.missing())
 
     def add_count(self, config: Config, name: str, count: int) -> None:
         """Counts the images of a set that cannot be looked up yet."""

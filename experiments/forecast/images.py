@@ -44,13 +44,15 @@ class FoundSet:
         return self.published or self.found if self.images is None else len(self.images)
 
 
-def find_sets(config: Config) -> dict[str, FoundSet]:
-    """The image sets of a config by key, but for those that are made of another one by a corruption."""
-    named, specs = named_sets(config.data), image_sets(config.data)
-    return {key: _find(config, key, named[key], spec) for key, spec in specs.items() if spec.corruption is None}
+def sets_of(config: Config) -> dict[str, tuple[ImageSet, ImageSet]]:
+    """The image sets of a config by key, as it names each and as its first layout that is there; but for those that are made of
+    another one by a corruption."""
+    named = named_sets(config.data)
+    return {key: (named[key], spec) for key, spec in image_sets(config.data).items() if spec.corruption is None}
 
 
-def _find(config: Config, key: str, named: ImageSet, spec: ImageSet) -> FoundSet:
+def find_set(config: Config, key: str, named: ImageSet, spec: ImageSet) -> FoundSet:
+    """What is there of one of a config's `sets_of`."""
     root, published = config.data.root, spec.count
     if spec.torchvision is not None:
         source, published = _of_torchvision(spec)

@@ -17,11 +17,13 @@ from clip_ood.data.benchmark import Benchmark
 from clip_ood.detect.save import searched
 from clip_ood.detectors.bank import Bank
 from clip_ood.detectors.build import build_detectors
+from clip_ood.detectors.names import read_specs
 from clip_ood.detectors.statistic import statistics_of
 from clip_ood.errors import ConfigError
 from clip_ood.outputs import Reference
 
 FLOAT, DOUBLE = 4, 8  # bytes
+ROW = 200  # bytes of a row of scores: the image's path, its set and classes
 
 
 @dataclass(frozen=True)
@@ -75,6 +77,12 @@ def detector_size(config: Config, shape: Shape, benchmark: Benchmark, item: int)
     if tuned or config.evaluation.with_encoder:
         size += shape.values * (FLOAT if tuned or config.backbone.precision == "fp32" else 2)
     return size
+
+
+def scores_size(config: Config, benchmark: Benchmark, more: int) -> int:
+    """Bytes of a run's scores.parquet, at most, of the images of its benchmark and so many more."""
+    images = sum(len(part.rows) for part in benchmark.reported.values()) + more
+    return images * (ROW + DOUBLE * len(read_specs(config.detectors)))
 
 
 def free_at(folder: Path) -> tuple[int, int]:

@@ -1,4 +1,4 @@
-"""Readers that a config names by their class path, checked before any image is encoded."""
+"""Readers that a config names by a word or their class path, checked before any image is encoded."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import operator
 from pathlib import Path
 
 from clip_ood.config.data_schema import ImageSet
+from clip_ood.config.reader_names import class_path
 from clip_ood.data.readers.reader import Reader, Stamp
 from clip_ood.dotted_paths import module_of
 from clip_ood.errors import ConfigError, nearest
@@ -20,7 +21,7 @@ def own_reader(set_name: str, spec: ImageSet, root: Path) -> Reader:
     labels, class names and stamps that do not fit each other.
     """
     where = f"Image set {set_name}: {spec.reader}"
-    reader = _make(where, _find(where, spec.reader), spec, root)
+    reader = _make(where, _find(where, class_path(spec.reader)), spec, root)
     _check_names(where, reader)
     if reader.labels is not None:
         _check_labels(where, reader)
