@@ -203,7 +203,7 @@ def score_together(
 
 
 def chunks(outputs: Outputs, at_least: int = 0) -> Iterator[Outputs]:
-    """Splits outputs into pieces of at most `ROWS` images; it yields empty ones if there would be fewer than `at_least`."""
+    """Splits outputs into pieces of at most `ROWS` images; if `at_least` is 1, it yields an empty piece of no images."""
     for start in range(0, max(len(outputs), at_least), ROWS):
         yield outputs.map(lambda value, start=start: value[start : start + ROWS])
 
