@@ -152,9 +152,7 @@ class OODEvaluation(Callback):
             number = max(len(self.suite.reference.class_names or ()), 2)
             micro = MulticlassAccuracy(number, average="micro", ignore_index=-1, validate_args=False)
             self._accuracies[key] = micro.to(labels.device)
-        if not len(
-            labels
-        ):  # with fewer images than processes; torchmetrics refuses an empty batch, and ignores this one
+        if not len(labels):  # fewer images than processes: torchmetrics refuses an empty batch, and ignores this one
             classes, labels = classes.new_zeros(1), labels.new_full((1,), -1)
         self._accuracies[key].update(classes.to(labels.device), labels)
 

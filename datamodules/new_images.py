@@ -103,9 +103,7 @@ class _Batches:
         while part := list(islice(batches, self.data.per_part)):
             everything = [source for batch in part for source in batch]
             mine = number % self.world == self.rank
-            whole = (mine or self.rank == 0) and self.data.is_whole(
-                number, everything
-            )  # the first is told of all parts
+            whole = (mine or self.rank == 0) and self.data.is_whole(number, everything)  # the first is told of all
             if mine and not whole:
                 for place, batch in enumerate(part):
                     yield SourceBatch(tuple(batch), number, place == len(part) - 1)

@@ -179,9 +179,7 @@ def _split(runs: list[Finished], seeds: list[int]) -> dict[str, Any] | None:
                 f"{run.folder.name}-eval"
             )
     splits = [joined_split([run.of_seed[seed]["split"] for seed in seeds]) for run in runs]
-    return max(
-        splits, key=lambda split: split["test"] / split["train"]
-    )  # for the same images, this gives the longest interval
+    return max(splits, key=lambda split: split["test"] / split["train"])  # which gives the longest interval
 
 
 def _detectors(runs: list[Finished]) -> list[str]:

@@ -1,10 +1,10 @@
-"""What lies in a feature store, whether it is whole, and how to be rid of it.
+"""Lists what lies in a feature store, checks whether it is whole, and removes it.
 
 clip-ood features list                          encoders, images, texts, bytes, last use
-clip-ood features check --repair                reads everything; removes what is damaged, to be made again
+clip-ood features check --repair                reads everything; removes what is damaged, which the next run makes again
 clip-ood features remove 3f2a --dry-run         an encoder's entries, by the beginning of its number
 clip-ood features remove --old                  what older versions have left
-clip-ood features remove --unused-for 90        encoders that no run has read from for so many days
+clip-ood features remove --unused-for 90        encoders that no run has read from for this many days
 clip-ood features remove --files                what files were found to hold: the next run reads them once
 """
 

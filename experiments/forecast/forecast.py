@@ -1,4 +1,4 @@
-"""Some runs, looked at before they begin: what they find, what they need, and everything that they would stop for."""
+"""Looks at some runs before they begin: what they find, what they need, and everything for which they would stop."""
 
 from __future__ import annotations
 
@@ -32,8 +32,8 @@ SETS = {"root", "id", "ood", "csid", "ood_val", "allow_partial"}  # the keys tha
 class Expected:
     """What is expected of one run.
 
-    benchmark is None where images are missing; checkpoint and detector are bytes, None where they are not known; steps, those of the
-    optimizer an epoch, None where nothing is trained or nobody knows.
+    benchmark is None if images are missing; checkpoint and detector are bytes, None if they are not known; steps are those of the
+    optimizer in an epoch, None if nothing is trained or they cannot be known.
     """
 
     run: Run
@@ -46,7 +46,7 @@ class Expected:
 
 @dataclass
 class Forecast:
-    """What was found out: `problems` are what runs would stop for, each with their names; `cautions` stop none."""
+    """The result of looking ahead: `problems` would stop runs, each with the runs' names; `cautions` stop none."""
 
     sets: dict[str, dict[str, FoundSet]] = field(default_factory=dict)
     encoders: list[Encoder] = field(default_factory=list)
@@ -57,7 +57,7 @@ class Forecast:
 
     @contextmanager
     def checking(self, run: str = "") -> Iterator[None]:
-        """Around checks of the run's own: what they raise is a problem of that run, or of all."""
+        """Wraps checks of a run: what they raise becomes a problem of that run, or of all."""
         try:
             yield
         except (UserError, OSError) as error:
@@ -65,7 +65,7 @@ class Forecast:
 
 
 def look_ahead(runs: Iterable[Run], forecast: Forecast) -> Forecast:
-    """Everything of these runs. No image is read, no weights are loaded, no host is asked and nothing is written."""
+    """Returns everything about these runs. No image is read, no weights are loaded, no host is contacted and nothing is written."""
     for run in runs:
         forecast.runs.append(Expected(run, processes(run.config.trainer)))
         _look_at(forecast.runs[-1], forecast)
@@ -77,7 +77,7 @@ def look_ahead(runs: Iterable[Run], forecast: Forecast) -> Forecast:
         forecast.writings.append(Writing(root, "checkpoints", each.checkpoint))
         forecast.writings.append(Writing(root, "detectors", each.detector))
     replaced = [each for each in forecast.runs if each.checkpoint and each.run.config.method.settings.epochs > 1]
-    if replaced:  # the new one is whole before the old one goes
+    if replaced:  # the new file is whole before the old one is removed
         largest = max(replaced, key=lambda each: each.checkpoint)
         forecast.writings.append(Writing(largest.run.config.runs_root, "checkpoints", largest.checkpoint))
     for error in check_room(forecast.writings):
@@ -144,7 +144,7 @@ def _look_at_benchmark(expected: Expected, encoder: Encoder, forecast: Forecast)
 
 
 def _trained_on(config: Config, benchmark: Benchmark) -> int:
-    """The images that a head learns from: of PLP at most so many."""
+    """Returns the number of images that a head learns from; for PLP, the largest possible one."""
     train, most = benchmark.parts["train"], getattr(config.method.settings, "per_class", None)
     if most is None or not benchmark.labelled:
         return len(train.rows)
@@ -152,7 +152,7 @@ def _trained_on(config: Config, benchmark: Benchmark) -> int:
 
 
 def _sets(config: Config, forecast: Forecast) -> dict[str, FoundSet]:
-    """The image sets of a run; those that another run has as well are looked for once."""
+    """Returns the image sets of a run; those that another run has as well are looked for once."""
     key = config.data.model_dump_json(include=SETS)
     if key not in forecast.sets:
         forecast.sets[key] = find_sets(config)
@@ -163,7 +163,7 @@ def _sets(config: Config, forecast: Forecast) -> dict[str, FoundSet]:
 
 
 def _of_its_seed(config: Config, images: dict[str, ImageList]) -> dict[str, ImageList]:
-    """The sets of a run; those of which it takes some images a class draw them by its seed."""
+    """Returns the sets of a run; those of which it takes some images of each class draw them by its seed."""
     specs = image_sets(config)
     drawn = {key: specs[key] for key in images if specs[key].per_class is not None}
     return images | {key: list_set(config, key, spec, download=False) for key, spec in drawn.items()}
