@@ -45,7 +45,7 @@ def shape_of(spec: BackboneSpec) -> Shape:
             backbone = library(spec.library).image_side(spec)
             features = backbone.encode_image(torch.zeros(2, 3, *backbone.preprocessing.size))
             embeddings = backbone.project(features)
-    except (ConnectionError, NotImplementedError, RuntimeError) as error:  # not in the cache, or reads numbers as it runs
+    except (ConnectionError, NotImplementedError, RuntimeError) as error:  # not in the cache; reads numbers as it runs
         raise Unknown(f"the widths of {spec.model} are known only once its weights are loaded") from error
     kept = [backbone.image_tower, getattr(backbone, "projection", nn.Identity())]
     return Shape(

@@ -1,4 +1,4 @@
-"""The options of detect.py, checked before anything heavy is imported."""
+"""Defines the options of detect.py, and checks them before anything heavy is imported."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ LONGEST_NAME = 255  # bytes of a file's name, on most systems
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
-    """Everything that detect.py takes."""
+    """Adds all options of detect.py."""
     add = parser.add_argument
     add(
         "paths",
@@ -154,7 +154,7 @@ def check(arguments: argparse.Namespace) -> None:
 
 @contextmanager
 def alone_at_file(arguments: argparse.Namespace) -> Iterator[None]:
-    """Keeps other calls from the file of --out or --export. Raises: InUse; ConfigError where another call has made it meanwhile."""
+    """Keeps other calls from the file of --out or --export. Raises: InUse; ConfigError if another call has made it meanwhile."""
     option, path = ("--out", arguments.out) if arguments.export is None else ("--export", arguments.export)
     if path is None or not is_first():
         yield
@@ -165,7 +165,7 @@ def alone_at_file(arguments: argparse.Namespace) -> Iterator[None]:
 
 
 def beside(out: Path) -> Path:
-    """The list of what could not be judged, beside the file of predictions."""
+    """Returns the list of images that could not be judged, which lies beside the file of predictions."""
     return out.with_name(f"{out.name}.unreadable.csv")
 
 
@@ -193,7 +193,7 @@ def _check_new(option: str, path: Path, overwrite: bool) -> None:
 
 
 def _free(path: Path) -> Path:
-    """The name of a file with the first number that is free."""
+    """Returns the name of a file with the first number that is free."""
     return next(each for number in count(2) if not (each := path.with_stem(f"{path.stem}-{number}")).exists())
 
 
@@ -203,7 +203,7 @@ def _check_suffix(option: str, path: Path, known: tuple[str, ...]) -> None:
 
 
 def trainer_of(overrides: list[str]) -> dict[str, Any]:
-    """The keys of Lightning's Trainer among arguments `--trainer.KEY=VALUE`.
+    """Returns the keys of Lightning's Trainer among arguments `--trainer.KEY=VALUE`.
 
     Raises: ConfigError for any other argument, and for a key or value that judging cannot have.
     """

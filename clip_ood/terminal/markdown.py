@@ -1,4 +1,4 @@
-"""Tables in Markdown, whatever their cells hold."""
+"""Writes tables in Markdown, whatever their cells hold."""
 
 from __future__ import annotations
 

@@ -1,1 +1,1 @@
-"""Names, words and prompts, and what a text encoder makes of them."""
+"""Turns names, words and prompts into text embeddings' prototypes and labels."""
