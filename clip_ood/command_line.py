@@ -38,9 +38,11 @@ def parse(
         "--config", metavar="NAME.yaml", help="a config: a path, or a name that is looked up in configs/"
     )
     parser.add_argument("--print_config", action="store_true", help="print the complete config and stop")
-    parser.add_argument("--seeds", metavar="SEED", nargs="+", help="one run a seed, and their mean ± std")
     parser.add_argument(
-        "--resume", action="store_true", help="go on with an unfinished run, under the settings that it was begun with"
+        "--seeds", metavar="SEED", nargs="+", help="make a run for each seed, and show their mean ± std"
+    )
+    parser.add_argument(
+        "--resume", action="store_true", help="continue an unfinished run, with the settings that it was begun with"
     )
     parser.add_argument("--overwrite", action="store_true", help="replace a run of the same name")
     parser.add_argument("--help", "-h", action="store_true", help="explain every option and key")
@@ -72,7 +74,7 @@ def add_plan(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--plan",
         action="store_true",
-        help="begin nothing: say which images, weights and room there are and what is missing; status 1 if the run would stop",
+        help="begin nothing, but say which images, weights and room there are and what is missing; status 1 if the run would stop",
     )
 
 

@@ -35,7 +35,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         "paths",
         nargs="*",
         metavar="PATH",
-        help="images, folders (with all below), text files of paths, tar shards, - for paths on standard input",
+        help="images, folders (with everything below), text files of paths, tar shards, or - for paths on standard input",
     )
     add("--run", type=Path, required=True, metavar="DIR", help="a finished run, or a copy of its folder detector/")
     add(
@@ -49,18 +49,18 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         "--out",
         type=Path,
         metavar="FILE",
-        help="write predictions to FILE.csv, .jsonl or .parquet; a killed run goes on (default: print them)",
+        help="write predictions to FILE.csv, .jsonl or .parquet; a killed call can be continued (default: print them)",
     )
-    add("--format", choices=("csv", "jsonl"), default="csv", help="how to print them (default: csv)")
+    add("--format", choices=("csv", "jsonl"), default="csv", help="format of printed predictions (default: csv)")
     add("--overwrite", action="store_true", help="replace the file of --out or --export")
     add(
         "--copy-ood",
         "--move-ood",
         type=Path,
         metavar="DIR",
-        help="copy flagged images into DIR; nothing is moved (--move-ood is an older name of it)",
+        help="copy flagged images into DIR; nothing is moved (--move-ood is its older name)",
     )
-    add("--link", action="store_true", help="with --copy-ood: link them instead")
+    add("--link", action="store_true", help="with --copy-ood: link the images instead")
     add("--fail-on-ood", action="store_true", help="exit status 3 when an image is OOD")
     add("--strict", action="store_true", help="exit status 1 when an image cannot be judged")
     add(
@@ -71,14 +71,18 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         help="stop as soon as a larger share of the images cannot be read (default: 0.01; 5 may be in any case, and standard input "
         "is judged to its end)",
     )
-    add("--trust-classes", action="store_true", help="let the detector be a class of somebody's own, whose code is run")
+    add(
+        "--trust-classes",
+        action="store_true",
+        help="import detector classes that are not part of this project, and run their code",
+    )
     add(
         "--allow-download",
         action="store_true",
         help="fetch the encoder's weights from where the run had them, if the local cache lacks them (default: contact no host)",
     )
     add("--encoder", metavar="PLACE", help="the encoder's folder or checkpoint file, if it is not where the run had it")
-    add("--with-encoder", action="store_true", help="let the detector's folder hold the encoder's weights from now on")
+    add("--with-encoder", action="store_true", help="put the encoder's weights into the detector's folder")
     add(
         "--export",
         type=Path,
@@ -97,7 +101,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         type=float,
         default=1800,
         metavar="SECONDS",
-        help="wait so long for an image that is being read, and for other processes, then end (default: 1800)",
+        help="wait this long for an image that is being read, and for other processes, then end (default: 1800)",
     )
     parser.epilog = (
         "Lightning's Trainer takes its keys as --trainer.KEY=VALUE: --trainer.accelerator=gpu --trainer.devices=4"

@@ -19,13 +19,16 @@ from clip_ood.terminal.shown import say
 
 
 def add_options(parser) -> None:
-    parser.add_argument("--run", metavar="DIR", type=Path, help="evaluate the head of this run; goes to DIR-eval")
+    parser.add_argument("--run", metavar="DIR", type=Path, help="evaluate the head of this run; results go to DIR-eval")
     parser.add_argument(
-        "--compare", metavar="DIR", nargs="+", help="finished runs side by side, with paired differences to the first"
+        "--compare",
+        metavar="DIR",
+        nargs="+",
+        help="show finished runs side by side, with paired differences to the first",
     )
-    parser.add_argument("--report", metavar="DIR", type=Path, help="write report.html of this finished run anew")
+    parser.add_argument("--report", metavar="DIR", type=Path, help="write report.html of this finished run again")
     add_plan(parser)
-    parser.add_argument("--html", metavar="FILE", type=Path, help="with --compare: write it as a page, too")
+    parser.add_argument("--html", metavar="FILE", type=Path, help="with --compare: write the comparison as a page, too")
 
 
 def main(argv: list[str] | None = None) -> None:

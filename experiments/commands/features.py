@@ -24,17 +24,17 @@ def main(argv: list[str] | None = None) -> None:
     parser = Parser(prog="clip-ood features", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--root", type=Path, default=Path("features"), help="the store [features]")
     actions = parser.add_subparsers(dest="action", required=True)
-    actions.add_parser("list", help="encoders, images, texts, bytes, last use")
+    actions.add_parser("list", help="list encoders with their images, texts, bytes and last use")
     checking = actions.add_parser("check", help="read every segment and compare it with its checksum")
     checking.add_argument("--repair", action="store_true", help="remove what is damaged, so that it is made again")
     removing = actions.add_parser("remove", help="remove entries of encoders")
     removing.add_argument("numbers", nargs="*", metavar="NUMBER", help="the beginning of an encoder's number")
-    removing.add_argument("--old", action="store_true", help="what older versions have left")
-    removing.add_argument("--unused-for", type=float, metavar="DAYS", help="what no run has read for so many days")
+    removing.add_argument("--old", action="store_true", help="remove what older versions have left")
+    removing.add_argument("--unused-for", type=float, metavar="DAYS", help="remove what no run has read for DAYS days")
     removing.add_argument(
-        "--files", action="store_true", help="what files were found to hold: the next run reads them once"
+        "--files", action="store_true", help="remove what files were found to hold; the next run reads them once"
     )
-    removing.add_argument("--dry-run", action="store_true", help="say what would go, and remove nothing")
+    removing.add_argument("--dry-run", action="store_true", help="say what would be removed, and remove nothing")
     for each in actions.choices.values():
         each.add_argument("--root", type=Path, default=argparse.SUPPRESS, help="the store [features]")
     given = parser.parse_args(argv)
