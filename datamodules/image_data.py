@@ -17,7 +17,8 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 from torchvision.transforms import Compose, Normalize
 
 from clip_ood.backbones.backbone import Backbone, Preprocessing
-from clip_ood.config.schema import Data, FineTune
+from clip_ood.config.data_schema import Data
+from clip_ood.config.method_schema import FineTune
 from clip_ood.data.benchmark import Benchmark
 from clip_ood.data.image_list import ImageList
 from clip_ood.data.labelled import ImageTable, LabelledImages

@@ -12,7 +12,8 @@ from lightning.pytorch.loggers import Logger
 
 from clip_ood.command_line import answer
 from clip_ood.config.schema import Config
-from clip_ood.data.benchmark import Benchmark, load_benchmark
+from clip_ood.data.benchmark import Benchmark
+from clip_ood.experiments.benchmarks import load_benchmark
 from clip_ood.experiments.logged import describe, log_figure
 from clip_ood.experiments.loggers import check_loggers, ending_trackers, label, make_loggers
 from clip_ood.experiments.resume import begun_with, check_images

@@ -18,11 +18,12 @@ from clip_ood.callbacks.throughput import Throughput
 from clip_ood.config.loading import dump
 from clip_ood.config.resuming import FREE
 from clip_ood.config.schema import Config, FineTune, Method
-from clip_ood.data.benchmark import Benchmark, load_benchmark
+from clip_ood.data.benchmark import Benchmark
 from clip_ood.datamodules.evaluation_data import EvaluationData
 from clip_ood.detect.manifest import FOLDER
 from clip_ood.detect.save import described
 from clip_ood.detect.saved import Encoder
+from clip_ood.experiments.benchmarks import load_benchmark
 from clip_ood.experiments.cautions import shared_by_sets, too_few_to_calibrate
 from clip_ood.experiments.checkpoints import WholeCheckpoints, check_checkpoint
 from clip_ood.experiments.extraction import load_features, using_features

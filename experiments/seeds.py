@@ -8,7 +8,7 @@ from typing import Any
 from clip_ood.config.loading import dump
 from clip_ood.config.resuming import MACHINE, differences
 from clip_ood.config.schema import Config
-from clip_ood.data.benchmark import load_benchmark
+from clip_ood.experiments.benchmarks import load_benchmark
 from clip_ood.experiments.checkpoints import check_checkpoint
 from clip_ood.experiments.reporting import draw_seeds
 from clip_ood.experiments.resume import begun_with, check_images

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
 from clip_ood.backbones.backbone import Backbone
-from clip_ood.config.schema import FineTune as Settings
+from clip_ood.config.method_schema import FineTune as Settings
 from clip_ood.data.labelled import LabelledImages
 from clip_ood.lightning_modules.layer_decay import parameter_groups
 from clip_ood.lightning_modules.zero_shot import ZeroShot

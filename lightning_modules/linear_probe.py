@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
-from clip_ood.config.schema import LinearProbe as Settings
+from clip_ood.config.method_schema import LinearProbe as Settings
 from clip_ood.data.labelled import FeatureTable
 from clip_ood.errors import UserError
 from clip_ood.head import StandardisedLinear, mean_and_std

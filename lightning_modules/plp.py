@@ -7,7 +7,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from clip_ood.config.schema import PLP as Settings
+from clip_ood.config.method_schema import PLP as Settings
 from clip_ood.data.labelled import FeatureTable
 from clip_ood.errors import UserError
 from clip_ood.lightning_modules.linear_probe import LinearProbe

@@ -13,7 +13,7 @@ from torch.nn.functional import normalize
 import train
 from clip_ood.backbones.create import create_backbone
 from clip_ood.config.loading import load_config
-from clip_ood.data.benchmark import load_benchmark
+from clip_ood.experiments.benchmarks import load_benchmark
 
 STILL = {"mixup": 0, "cutmix": 0, "augment": None, "random_erasing": 0, "min_crop": 1, "flip": 0, "label_smoothing": 0}
 FITTED = STILL | {"epochs": 30, "warmup_epochs": 2, "batch_size": 16, "lr": 0.02, "layer_decay": 0.9}

@@ -11,7 +11,7 @@ import tiny_clip
 
 import eval as evaluation
 from clip_ood.config.loading import load_config
-from clip_ood.data.benchmark import load_benchmark
+from clip_ood.experiments.benchmarks import load_benchmark
 from clip_ood.report.run_page import write_report
 
 REPORTED = {"resamples": 20, "figures": False}

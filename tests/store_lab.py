@@ -14,7 +14,7 @@ from PIL import Image
 
 from clip_ood.backbones.open_clip_backbone import OpenClipBackbone
 from clip_ood.config.loading import load_config
-from clip_ood.data.benchmark import load_benchmark
+from clip_ood.experiments.benchmarks import load_benchmark
 from clip_ood.experiments.extraction import load_features
 
 # What a first run asks of the encoder

@@ -10,7 +10,7 @@ import clip_ood.experiments.run
 from clip_ood.backbones.open_clip_backbone import OpenClipBackbone
 from clip_ood.callbacks.ood_evaluation import OODEvaluation
 from clip_ood.config.loading import load_config
-from clip_ood.data.benchmark import load_benchmark
+from clip_ood.experiments.benchmarks import load_benchmark
 from clip_ood.experiments.extraction import START, load_features
 
 FEW = {"epochs": 4, "warmup_epochs": 1, "batch_size": 8}

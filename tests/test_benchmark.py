@@ -13,13 +13,13 @@ from torchvision.datasets import CIFAR10, CIFAR100
 
 from clip_ood.config.loading import validate
 from clip_ood.config.schema import ImageSet
-from clip_ood.data.benchmark import load_benchmark
 from clip_ood.data.class_names import imagenet_wnids
 from clip_ood.data.image_list import ImageList, balanced
 from clip_ood.data.listing import list_images
 from clip_ood.data.readers.files import Files
 from clip_ood.data.splits import split
 from clip_ood.errors import ConfigError
+from clip_ood.experiments.benchmarks import load_benchmark
 
 
 def fill(root, **counts):

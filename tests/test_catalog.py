@@ -19,8 +19,8 @@ from clip_ood.config.checks import check_folders, layouts
 from clip_ood.config.loading import CONFIGS, load_config, validate
 from clip_ood.config.schema import ImageSet
 from clip_ood.config.sets import Entry, Split, catalogue, entry
-from clip_ood.data.benchmark import load_benchmark
 from clip_ood.errors import ConfigError
+from clip_ood.experiments.benchmarks import load_benchmark
 from clip_ood.experiments.commands.catalog import main
 
 pytestmark = pytest.mark.slow

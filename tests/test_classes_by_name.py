@@ -15,8 +15,8 @@ from PIL import Image
 import eval as evaluation
 import train
 from clip_ood.config.loading import validate
-from clip_ood.data.benchmark import load_benchmark
 from clip_ood.errors import ConfigError
+from clip_ood.experiments.benchmarks import load_benchmark
 from clip_ood.experiments.models import check_texts
 
 COMPOSED, DECOMPOSED = "caf\u00e9", "cafe\u0301"

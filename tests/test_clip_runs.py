@@ -18,8 +18,8 @@ from sklearn.metrics import average_precision_score, roc_auc_score
 import eval as evaluation
 import train
 from clip_ood.config.loading import load_config
-from clip_ood.data.benchmark import load_benchmark
 from clip_ood.detectors.detector import Detector
+from clip_ood.experiments.benchmarks import load_benchmark
 
 CLASSES = ("cat", "dog", "red_fox")
 SIZES = {"id/cat": 24, "id/dog": 21, "id/red_fox": 20, "shifted/cat": 6, "shifted/dog": 5, "near": 9, "far": 7}

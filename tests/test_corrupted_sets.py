@@ -16,10 +16,10 @@ import clip_ood.experiments.extraction as extraction
 import train
 from clip_ood.config.help import explain
 from clip_ood.config.loading import dump, validate
-from clip_ood.data.benchmark import load_benchmark
 from clip_ood.data.corruptions import CORRUPTIONS, Corruption
 from clip_ood.data.readers.arrays import Arrays
 from clip_ood.errors import ConfigError
+from clip_ood.experiments.benchmarks import load_benchmark
 from clip_ood.features.identity import pairs
 
 

@@ -18,7 +18,7 @@ from clip_ood.callbacks.averaging import MovingAverage, moving_average
 from clip_ood.callbacks.ood_evaluation import OODEvaluation
 from clip_ood.config.loading import load_config
 from clip_ood.config.schema import FineTune as Settings
-from clip_ood.data.benchmark import load_benchmark
+from clip_ood.experiments.benchmarks import load_benchmark
 from clip_ood.lightning_modules.fine_tune import FineTune
 
 pytestmark = pytest.mark.slow

@@ -14,7 +14,7 @@ import train
 from clip_ood.callbacks.ood_evaluation import OODEvaluation
 from clip_ood.config.loading import load_config
 from clip_ood.config.schema import Method
-from clip_ood.data.benchmark import load_benchmark
+from clip_ood.experiments.benchmarks import load_benchmark
 from clip_ood.experiments.extraction import load_features
 from clip_ood.experiments.models import build
 

@@ -19,8 +19,8 @@ from clip_ood.backbones.create import create_backbone
 from clip_ood.config.loading import load_config
 from clip_ood.config.schema import BackboneConfig
 from clip_ood.config.schema import FineTune as Settings
-from clip_ood.data.benchmark import load_benchmark
 from clip_ood.datamodules.image_data import EpochBatches, ImageData, augmentation, plain
+from clip_ood.experiments.benchmarks import load_benchmark
 from clip_ood.features.rows import Rows
 from clip_ood.features.stored_set import Features
 

@@ -190,6 +190,7 @@ def test_nobody_knows_whom_he_must_not_know(installed):
         ("detect/predictor.py", "import clip_ood.experiments.run"),
         ("datamodules/image_data.py", "import clip_ood.lightning_modules.plp"),
         ("files/records.py", "import lightning"),
+        ("data/splits.py", "from clip_ood.config.schema import Config"),
     ],
 )
 def test_a_broken_rule_is_seen(installed, tmp_path, module, line):

@@ -18,13 +18,13 @@ from clip_ood import load
 from clip_ood.backbones.fingerprint import sha256
 from clip_ood.calibration import Calibration
 from clip_ood.config.loading import load_config
-from clip_ood.data.benchmark import load_benchmark
 from clip_ood.detect.manifest import DetectorFolderError, sealed
 from clip_ood.detect.predictor import Predictor
 from clip_ood.detect.save import add_encoder
 from clip_ood.detect.saved import SavedDetector
 from clip_ood.detectors.bank import Bank
 from clip_ood.detectors.knn import KNN
+from clip_ood.experiments.benchmarks import load_benchmark
 from clip_ood.files.pictures import UnreadableImage
 from clip_ood.outputs import Outputs
 

@@ -16,10 +16,10 @@ from replica import CLASSES, TRAIN, put, validation
 
 from clip_ood.config.loading import validate
 from clip_ood.config.schema import ImageSet
-from clip_ood.data.benchmark import load_benchmark
 from clip_ood.data.class_names import imagenet_names
 from clip_ood.data.listing import list_images
 from clip_ood.errors import ConfigError
+from clip_ood.experiments.benchmarks import load_benchmark
 
 ORDER = sorted(CLASSES)
 NAMES = dict(zip(replica.WNIDS, imagenet_names(), strict=True))

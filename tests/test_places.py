@@ -10,8 +10,8 @@ import pytest
 from clip_ood.config import checks
 from clip_ood.config.checks import check_folders, check_places
 from clip_ood.config.loading import CONFIGS, load_config, validate
-from clip_ood.data.benchmark import load_benchmark
 from clip_ood.errors import ConfigError
+from clip_ood.experiments.benchmarks import load_benchmark
 
 
 @pytest.fixture

@@ -24,7 +24,7 @@ from report_runs import Page, remade, zero_shot
 import eval as evaluation
 import train
 from clip_ood.config.loading import load_config
-from clip_ood.data.benchmark import load_benchmark
+from clip_ood.experiments.benchmarks import load_benchmark
 from clip_ood.metrics.paired import Difference, Line
 from clip_ood.report.charts import histogram, precision_recall, roc
 from clip_ood.report.compare_page import Side, write_compare_page

@@ -16,9 +16,9 @@ import eval as evaluation
 from clip_ood.config.checks import check_folders
 from clip_ood.config.data_schema import TAKEN
 from clip_ood.config.loading import validate
-from clip_ood.data.benchmark import load_benchmark
 from clip_ood.detectors.names import ABOUT, read_specs
 from clip_ood.errors import ConfigError
+from clip_ood.experiments.benchmarks import load_benchmark
 
 OWN = ["train", "id", "id.train", "id.val", "id.test", "test", "ood", "csid", "Mean", "ood/near", "csp classes", "None"]
 SIZES = {"near": 9, "far": 7, "lone": 1}

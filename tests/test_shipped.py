@@ -25,11 +25,11 @@ import clip_ood.experiments.run
 from clip_ood.backbones.create import create_backbone
 from clip_ood.config.loading import CONFIGS, load_config
 from clip_ood.config.schema import BackboneConfig
-from clip_ood.data.benchmark import load_benchmark
 from clip_ood.data.class_names import imagenet_wnids
 from clip_ood.detectors import DETECTORS
 from clip_ood.detectors.build import required
 from clip_ood.evaluation import DetectorSuite
+from clip_ood.experiments.benchmarks import load_benchmark
 from clip_ood.features.rows import Rows
 from clip_ood.features.store import TextEmbeddings
 from clip_ood.features.stored_set import Features

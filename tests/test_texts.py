@@ -22,8 +22,8 @@ import eval as evaluation
 from clip_ood.backbones.create import create_backbone
 from clip_ood.config.loading import dump, load_config
 from clip_ood.config.schema import BackboneConfig
-from clip_ood.data.benchmark import load_benchmark
 from clip_ood.errors import ConfigError, UserError
+from clip_ood.experiments.benchmarks import load_benchmark
 from clip_ood.texts.prompts import fill, prototypes
 from clip_ood.texts.wordnet import find_synsets, lemmas
 

@@ -10,8 +10,9 @@ from os.path import realpath
 from pathlib import Path
 
 from clip_ood.backbones.names import check_model
+from clip_ood.config.data_schema import Data, ImageSet
 from clip_ood.config.misnamed import STREAM, advice
-from clip_ood.config.schema import Config, ImageSet
+from clip_ood.config.schema import Config
 from clip_ood.config.sets import entry
 from clip_ood.config.trainer_keys import check_trainer
 from clip_ood.detectors.names import read_specs
@@ -40,7 +41,7 @@ def check_names(config: Config) -> None:
     if not config.name.strip("."):
         raise ConfigError(f"name: {config.name!r} must be the name of a folder below runs_root")
     specs = read_specs(config.detectors)
-    for spec in named_sets(config).values():
+    for spec in named_sets(config.data).values():
         layouts(spec)
     if config.data.ood_val is None and (among := next((spec for spec in specs if spec.chosen_as), None)):
         raise ConfigError(
@@ -51,14 +52,14 @@ def check_names(config: Config) -> None:
     check_model(config.backbone)  # comes last, because it may have to import the encoder's library
 
 
-def image_sets(config: Config) -> dict[str, ImageSet]:
-    """Returns every image set of a config by its key: the ID parts as id, id.train, …, csid and OOD sets (see `key_of`), ood_val.
+def image_sets(data: Data) -> dict[str, ImageSet]:
+    """Returns every image set by its key: the ID parts as id, id.train, …, csid and OOD sets (see `key_of`), and ood_val.
 
     A set of the catalogue is the first of its layouts that is there.
     """
-    root = config.data.root
+    root = data.root
     found = {}
-    for key, spec in named_sets(config).items():
+    for key, spec in named_sets(data).items():
         known = layouts(spec)
         found[key] = next((layout for layout in known if is_there(layout, root)), known[0])
     return found
@@ -80,9 +81,8 @@ def called(key: str) -> str:
     return key.partition("/")[2] or key
 
 
-def named_sets(config: Config) -> dict[str, ImageSet]:
+def named_sets(data: Data) -> dict[str, ImageSet]:
     """Returns every image set as the config names it, by its key (see `image_sets`)."""
-    data = config.data
     parts = {"id": data.id.images, "id.train": data.id.train, "id.val": data.id.val, "id.test": data.id.test}
     return (
         {name: part for name, part in parts.items() if part is not None}
@@ -172,7 +172,7 @@ def check_places(config: Config) -> None:
     """
     seen: dict[Hashable, str] = {}
     folders: dict[Hashable, tuple[str, str]] = {}
-    for key, spec in image_sets(config).items():
+    for key, spec in image_sets(config.data).items():
         for shown, place in _places(spec, config.data.root):
             if (other := seen.setdefault(place, key)) != key:
                 raise ConfigError(
@@ -218,7 +218,7 @@ def check_folders(config: Config) -> None:
     """Raises ConfigError for the first image set that is not there, for two keys that name the same images, and for negative
     words that are not there; it says which, where, and how to get it.
     """
-    for key, spec in named_sets(config).items():
+    for key, spec in named_sets(config.data).items():
         check_there(key, spec, config.data.root)
     check_places(config)
     check_texts(config)
@@ -256,7 +256,7 @@ def _advice(key: str, spec: ImageSet, root: Path) -> str:
 def check_texts(config: Config) -> None:
     """Raises ConfigError for class names or words that are not there or are not text, and for lists that are too large."""
     found, names = {}, config.data.id.class_names
-    lists = {option_of(key): config.data.root / spec.list for key, spec in image_sets(config).items() if spec.list}
+    lists = {option_of(key): config.data.root / spec.list for key, spec in image_sets(config.data).items() if spec.list}
     if config.evaluation.bank_without is not None:
         lists["evaluation.bank_without"] = config.evaluation.bank_without
     for key, path in lists.items():

@@ -1,4 +1,4 @@
-"""The image sets of a config and the parts they play: bank, val, id_test, covariate-shifted ID, OOD."""
+"""Image sets and the parts they play in an experiment: bank, val, id_test, covariate-shifted ID, OOD."""
 
 from __future__ import annotations
 
@@ -6,8 +6,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from clip_ood.config.checks import called as name_of
-from clip_ood.config.checks import check_folders, image_sets, key_of
-from clip_ood.config.schema import Config, ImageSet
+from clip_ood.config.checks import image_sets, key_of
+from clip_ood.config.data_schema import Data, ImageSet
 from clip_ood.data.class_names import called, find_classes
 from clip_ood.data.corruptions import Corruption
 from clip_ood.data.image_list import ImageList, balanced
@@ -44,7 +44,7 @@ class Part:
 
 @dataclass(frozen=True)
 class Benchmark:
-    """Everything a config says of its images, listed and checked; no image is read.
+    """The images of an experiment, listed and checked; no image is read.
 
     Attributes: images, the lists that features are extracted from, and parts, both by key; parts in the order of evaluation:
     bank, id_test, csid…, ood…, then train and val; class_names, None for ID images without classes; called, the names of each
@@ -83,44 +83,43 @@ class Benchmark:
         )
 
 
-def load_benchmark(config: Config) -> Benchmark:
-    """Lists the images of a config.
+def list_set(data: Data, key: str, spec: ImageSet, seed: int, download: bool = True) -> ImageList:
+    """Lists the images of one of the `image_sets` of `data` that is no corruption. Raises as `list_images`."""
+    labelled = key not in _ood_keys(data) or spec.per_class is not None
+    return list_images(name_of(key), spec, data.root, labelled, seed, data.allow_partial, download)
 
-    Raises: ConfigError for a missing folder, an empty set or class, or another number of images, classes or names than
+
+def arrange(
+    data: Data,
+    images: dict[str, ImageList],
+    seed: int,
+    reads_text: bool = True,
+    bank_per_class: int | None = None,
+    bank_without: Path | None = None,
+) -> Benchmark:
+    """Divides listed image sets, each as `list_set` gives it, into the parts of a benchmark.
+
+    `reads_text`: class names must mean something to a text encoder; `bank_per_class` and `bank_without`: which training images
+    detectors are fitted on. Raises: ConfigError for sets that share files, leave a part empty, or have other classes or names than
     there must be.
     """
-    check_folders(config)
-    return arrange(
-        config,
-        {key: list_set(config, key, spec) for key, spec in image_sets(config).items() if spec.corruption is None},
-    )
-
-
-def list_set(config: Config, key: str, spec: ImageSet, download: bool = True) -> ImageList:
-    """The images of one of a config's `image_sets` that is no corruption. Raises as `list_images`."""
-    labelled = key not in _ood_keys(config) or spec.per_class is not None
-    return list_images(name_of(key), spec, config.data.root, labelled, config.seed, config.data.allow_partial, download)
-
-
-def arrange(config: Config, images: dict[str, ImageList]) -> Benchmark:
-    """The benchmark that a config makes of its sets, each as `list_set` gives it. Raises as `load_benchmark`."""
-    data, specs, ood = config.data, image_sets(config), _ood_keys(config)
+    specs, ood = image_sets(data), _ood_keys(data)
     _say_partial(images, specs)
     first = next(iter(images.values()))  # the training images, or those that are divided
-    known = find_classes(config, first)
+    known = find_classes(data, first, reads_text)
     by_wnid = data.id.class_names == "imagenet" and first.class_names is not None  # of which an ID set may have some
     trained = trained_on(first, known, data.allow_partial or by_wnid)
     images = {key: listed if key in ood else numbered(listed, known, trained, first) for key, listed in images.items()}
     check_apart(images)
-    id_parts = _id_parts(config, images)
+    id_parts = _id_parts(data, images, seed)
     train, id_test = id_parts["train"], id_parts["id_test"]
     images |= _corrupted(images[id_test.images].subset(id_test.rows), specs)
-    bank = _without(config.evaluation.bank_without, images[train.images], train.rows)
-    if config.evaluation.bank_per_class is not None:
+    bank = _without(bank_without, images[train.images], train.rows)
+    if bank_per_class is not None:
         if images[train.images].labels is None:
             raise ConfigError("evaluation.bank_per_class needs classes, and the ID images are a flat folder")
         listed = images[train.images].subset(bank)
-        bank = [bank[i] for i in balanced(listed, config.evaluation.bank_per_class, config.seed)]
+        bank = [bank[i] for i in balanced(listed, bank_per_class, seed)]
     parts = [Part("bank", "bank", "", train.images, bank), id_test]
     for role, sets in (("csid", data.csid), ("ood", data.ood)):
         keys = {name: key_of(role, name) for name in sets}
@@ -130,13 +129,12 @@ def arrange(config: Config, images: dict[str, ImageList]) -> Benchmark:
         parts.append(Part("ood_val", "ood_val", "", "ood_val", list(range(len(images["ood_val"])))))
         if not id_parts["val"].rows:
             raise ConfigError("data.ood_val stands against ID val, which has no images: raise data.splits.val")
-    return Benchmark(
-        images, {part.key: part for part in parts}, None if trained is None else trained.names, called(config, trained)
-    )
+    names = None if trained is None else trained.names
+    return Benchmark(images, {part.key: part for part in parts}, names, called(data.lemmas, trained))
 
 
-def _ood_keys(config: Config) -> set[str]:
-    return {*(key_of("ood", name) for name in config.data.ood), "ood_val"}
+def _ood_keys(data: Data) -> set[str]:
+    return {*(key_of("ood", name) for name in data.ood), "ood_val"}
 
 
 def _without(path: Path | None, images: ImageList, rows: list[int]) -> list[int]:
@@ -156,11 +154,11 @@ def _without(path: Path | None, images: ImageList, rows: list[int]) -> list[int]
     return kept
 
 
-def _id_parts(config: Config, images: dict[str, ImageList]) -> dict[str, Part]:
+def _id_parts(data: Data, images: dict[str, ImageList], seed: int) -> dict[str, Part]:
     """train, val and id_test: of one set divided by the shares, or as published with val held out of train."""
-    shares = config.data.splits
-    if config.data.id.images is not None:
-        rows = split(images["id"], {"id_test": shares.test, "val": shares.val}, "train", config.seed)
+    shares = data.splits
+    if data.id.images is not None:
+        rows = split(images["id"], {"id_test": shares.test, "val": shares.val}, "train", seed)
         source = dict.fromkeys(rows, "id")
     else:
         source = {"train": "id.train", "val": "id.train", "id_test": "id.test"}
@@ -169,7 +167,7 @@ def _id_parts(config: Config, images: dict[str, ImageList]) -> dict[str, Part]:
             source["val"] = "id.val"
             rows |= {"train": list(range(len(images["id.train"]))), "val": list(range(len(images["id.val"])))}
         else:
-            rows |= split(images["id.train"], {"val": shares.val}, "train", config.seed)
+            rows |= split(images["id.train"], {"val": shares.val}, "train", seed)
     for name in ("train", "id_test"):
         if not rows[name]:
             raise ConfigError(
@@ -180,7 +178,7 @@ def _id_parts(config: Config, images: dict[str, ImageList]) -> dict[str, Part]:
 
 
 def _corrupted(tested: ImageList, specs: dict[str, ImageSet]) -> dict[str, ImageList]:
-    """The ID test images as each corruption of a config makes them, by key."""
+    """The ID test images as each corruption makes them, by key."""
     return {
         key: replace(tested, name=name_of(key), corruption=Corruption(spec.corruption, spec.severity))
         for key, spec in specs.items()

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from clip_ood.config.schema import Config
+from clip_ood.config.data_schema import Data
 from clip_ood.data.class_order import is_number
 from clip_ood.data.image_list import ImageList
 from clip_ood.errors import ConfigError
@@ -57,13 +57,13 @@ def imagenet_wnids() -> tuple[str, ...]:
     return tuple(ImageNetInfo("imagenet-1k").label_names())
 
 
-def find_classes(config: Config, train: ImageList) -> Classes | None:
+def find_classes(data: Data, train: ImageList, reads_text: bool) -> Classes | None:
     """All classes that labels may count through, as data.id.class_names and the training folders tell; None without any.
 
     Raises: ConfigError for names of the wrong number, not distinct, empty, or lacking for a class folder, for names that belong to
     other folders than their place says, and where a text encoder would read numbers of WordNet or one text for two classes.
     """
-    given, own = config.data.id.class_names, train.class_names
+    given, own = data.id.class_names, train.class_names
     if given is None:
         classes = None if own is None else _classes(own, own)
     elif given == "imagenet":
@@ -74,13 +74,13 @@ def find_classes(config: Config, train: ImageList) -> Classes | None:
                 f"{other[0]!r}. Leave class_names out to take the folders' names"
             )
     elif isinstance(given, Path):
-        classes = _from_file(config.data.root / given, train)
+        classes = _from_file(data.root / given, train)
     else:
         classes = _from_names(given, train)
     if classes is not None:
         _check_names(classes)
-        if config.backbone.reads_text:
-            _check_texts(config, classes, train)
+        if reads_text:
+            _check_texts(data, classes, train)
     return classes
 
 
@@ -143,14 +143,14 @@ def _check_names(classes: Classes) -> None:
         )
 
 
-def _check_texts(config: Config, classes: Classes, train: ImageList) -> None:
+def _check_texts(data: Data, classes: Classes, train: ImageList) -> None:
     """What names are to a text encoder: two that are one, numbers that say nothing to it."""
     if same := twins(classes.names):
         raise ConfigError(
             f"The classes {same[0]!r} and {same[1]!r} of {train.root} are one text to a text encoder: call them otherwise "
             "(data.id.class_names)"
         )
-    if config.data.id.class_names is not None or config.data.lemmas != "given":
+    if data.id.class_names is not None or data.lemmas != "given":
         return
     if all(re.fullmatch(r"n\d{8}", name) for name in classes.names):
         of_imagenet = set(classes.names) <= set(imagenet_wnids())
@@ -169,15 +169,15 @@ def _say(text: str) -> None:
     say_once(text)
 
 
-def called(config: Config, classes: Classes | None) -> tuple[tuple[str, ...], ...] | None:
-    """What prompts call each class, by data.lemmas; says which classes WordNet does not know.
+def called(lemma: str, classes: Classes | None) -> tuple[tuple[str, ...], ...] | None:
+    """What prompts call each class: its `given` name, its `first` lemma or `all` of them; says which classes WordNet does not know.
 
     Raises: ConfigError without WordNet.
     """
     if classes is None:
         return None
     given = tuple((name,) for name in classes.names)
-    if config.data.lemmas == "given":
+    if lemma == "given":
         return given
     try:
         found = lemmas(find_synsets(), classes.keys, classes.names)
@@ -186,7 +186,7 @@ def called(config: Config, classes: Classes | None) -> tuple[tuple[str, ...], ..
     if unknown := [name for name, each in zip(classes.names, found, strict=True) if each is None]:
         _say(f"WordNet does not know {', '.join(unknown)}: prompts call them so (data.lemmas)")
     found = [each or name for each, name in zip(found, given, strict=True)]
-    if config.data.lemmas == "first":
+    if lemma == "first":
         found = [each[:1] for each in found]
     times = Counter(tuple(sorted(map(one_text, each))) for each in found)
     if shared := [place for place, each in enumerate(found) if times[tuple(sorted(map(one_text, each)))] > 1]:

@@ -11,8 +11,8 @@ from pathlib import Path
 from unicodedata import normalize
 
 from clip_ood.config.checks import shard_paths
+from clip_ood.config.data_schema import ImageSet
 from clip_ood.config.misnamed import tars_in
-from clip_ood.config.schema import ImageSet
 from clip_ood.data import torchvision_sets
 from clip_ood.data.class_order import check_no_splits, in_order, is_number
 from clip_ood.data.image_list import ImageList, balanced

@@ -11,11 +11,11 @@ from torch import Tensor
 
 from clip_ood.config.data_schema import ImageSet
 from clip_ood.config.schema import Config
-from clip_ood.data.benchmark import load_benchmark
 from clip_ood.experiments.attack.craft import craft, file_names, folder_of, looked_at, variants
 from clip_ood.experiments.attack.pairs import Pairs, check_size, draw_pairs
 from clip_ood.experiments.attack.plan import AFTER, APART, BEFORE, CLEAN, SCORED, Plan, image_set, score_of, transferred
 from clip_ood.experiments.attack.scoring import check_score, fit
+from clip_ood.experiments.benchmarks import load_benchmark
 from clip_ood.experiments.extraction import load_features, using_features
 from clip_ood.experiments.resume import check_images
 from clip_ood.experiments.seeds import experiment

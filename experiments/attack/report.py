@@ -9,12 +9,12 @@ from typing import Any
 from PIL import Image
 from torch.utils.tensorboard import SummaryWriter
 
-from clip_ood.data.benchmark import load_benchmark
 from clip_ood.experiments.attack.conduct import Found
 from clip_ood.experiments.attack.craft import folder_of, looked_at, variants
 from clip_ood.experiments.attack.figures import curves, gallery
 from clip_ood.experiments.attack.plan import AFTER, BEFORE, Plan
 from clip_ood.experiments.attack.values import PLAIN, Row, Scores, as_dicts, curve_of, rows_of
+from clip_ood.experiments.benchmarks import load_benchmark
 from clip_ood.experiments.run import encoder_name
 from clip_ood.files.writing import write_text, written_text, written_whole
 from clip_ood.files.written_names import cells, path_cell, text_cell

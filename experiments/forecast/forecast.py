@@ -12,9 +12,10 @@ import torch
 from clip_ood.backbones.library import library
 from clip_ood.config.checks import check_places, check_texts, image_sets
 from clip_ood.config.schema import Config, FineTune
-from clip_ood.data.benchmark import Benchmark, arrange, list_set
+from clip_ood.data.benchmark import Benchmark, list_set
 from clip_ood.data.image_list import ImageList
 from clip_ood.errors import UserError
+from clip_ood.experiments.benchmarks import benchmark_of
 from clip_ood.experiments.cautions import too_few_to_calibrate
 from clip_ood.experiments.forecast.encoders import Encoder
 from clip_ood.experiments.forecast.images import FoundSet, find_sets
@@ -94,7 +95,7 @@ def _look_at(expected: Expected, forecast: Forecast) -> None:
     listed = {key: each.images for key, each in found.items() if each.images is not None}
     if len(listed) == len(found):
         with forecast.checking(run.name):
-            expected.benchmark = arrange(config, _of_its_seed(config, listed))
+            expected.benchmark = benchmark_of(config, _of_its_seed(config, listed))
     if expected.benchmark is not None:
         _look_at_benchmark(expected, encoder, forecast)
         return
@@ -164,9 +165,9 @@ def _sets(config: Config, forecast: Forecast) -> dict[str, FoundSet]:
 
 def _of_its_seed(config: Config, images: dict[str, ImageList]) -> dict[str, ImageList]:
     """Returns the sets of a run; those of which it takes some images of each class draw them by its seed."""
-    specs = image_sets(config)
+    specs = image_sets(config.data)
     drawn = {key: specs[key] for key in images if specs[key].per_class is not None}
-    return images | {key: list_set(config, key, spec, download=False) for key, spec in drawn.items()}
+    return images | {key: list_set(config.data, key, spec, config.seed, download=False) for key, spec in drawn.items()}
 
 
 def _encoder(config: Config, forecast: Forecast) -> Encoder:

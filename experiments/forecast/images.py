@@ -46,7 +46,7 @@ class FoundSet:
 
 def find_sets(config: Config) -> dict[str, FoundSet]:
     """Returns the image sets of a config by key, except those that are made of another one by a corruption."""
-    named, specs = named_sets(config), image_sets(config)
+    named, specs = named_sets(config.data), image_sets(config.data)
     return {key: _find(config, key, named[key], spec) for key, spec in specs.items() if spec.corruption is None}
 
 
@@ -60,7 +60,7 @@ def _find(config: Config, key: str, named: ImageSet, spec: ImageSet) -> FoundSet
             return FoundSet(key, None, 0, published, download=told)
     try:
         check_there(key, named, root)
-        images = list_set(config, key, spec, download=False)
+        images = list_set(config.data, key, spec, config.seed, download=False)
     except UserError as error:
         return FoundSet(key, None, _count(config, key, spec), published, str(error))
     known = published is not None and not config.data.allow_partial  # of which some a class may be taken
@@ -71,7 +71,7 @@ def _count(config: Config, key: str, spec: ImageSet) -> int:
     """Returns how many images there are in a set that the run would not take."""
     data = config.data.model_copy(update={"allow_partial": True})
     try:
-        return len(list_set(config.model_copy(update={"data": data}), key, spec, download=False))
+        return len(list_set(data, key, spec, config.seed, download=False))
     except (UserError, OSError):  # it has been reported already
         return 0
 

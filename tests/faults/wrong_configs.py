@@ -21,7 +21,7 @@ from clip_ood.callbacks.ood_evaluation import OODEvaluation
 from clip_ood.config.loading import contents, dump, validate
 from clip_ood.config.schema import Config
 from clip_ood.config.yaml_text import parse
-from clip_ood.data.benchmark import load_benchmark
+from clip_ood.experiments.benchmarks import load_benchmark
 from clip_ood.experiments.run import make_trainer
 from faults import lab
 from faults.mutated import WRONG, answered, bytes_of, mutations, places

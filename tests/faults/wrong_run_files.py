@@ -15,7 +15,7 @@ import pyarrow.parquet as pq
 import torch
 
 from clip_ood.config.loading import load_config
-from clip_ood.data.benchmark import load_benchmark
+from clip_ood.experiments.benchmarks import load_benchmark
 from clip_ood.experiments.checkpoints import check_checkpoint
 from clip_ood.experiments.commands.features import main as features
 from clip_ood.experiments.models import initial_head

@@ -8,7 +8,7 @@ from pathlib import Path
 from rich.table import Table
 
 from clip_ood.config.checks import is_there, layouts
-from clip_ood.config.schema import ImageSet
+from clip_ood.config.data_schema import ImageSet
 from clip_ood.config.sets import Entry, catalogue
 from clip_ood.errors import UserError
 

@@ -6,7 +6,7 @@ import inspect
 import operator
 from pathlib import Path
 
-from clip_ood.config.schema import ImageSet
+from clip_ood.config.data_schema import ImageSet
 from clip_ood.data.readers.reader import Reader, Stamp
 from clip_ood.dotted_paths import module_of
 from clip_ood.errors import ConfigError, nearest
