@@ -19,7 +19,7 @@ NEIGHBOURS = 20  # vote
 
 @dataclass(frozen=True)
 class ClassPredictor:
-    """What predicts classes best on the ID val images: `by` is head, text or knn.
+    """The predictor of classes that is best on the ID val images: `by` is head, text or knn.
 
     `accuracy` is the share of its `images` labelled images that each available predictor predicts right.
     """

@@ -1,4 +1,4 @@
-"""What the scripts share: options, --help, and errors without a traceback."""
+"""The options, --help and error reports that all scripts share."""
 
 from __future__ import annotations
 

@@ -191,7 +191,7 @@ class FineTune(Training):
 
 
 class Method(Section):
-    """What is trained, given by exactly one of the keys below. An empty value ({}) takes the method's defaults."""
+    """The method, given by exactly one of the keys below. An empty value ({}) takes the method's defaults."""
 
     zero_shot: ZeroShot | None = None
     """Trains nothing; the encoder itself gives the scores."""

@@ -1,4 +1,4 @@
-"""What is encoded for the store: parts of image sets and of words, and their batches."""
+"""Parts of image sets and of words that are encoded for the store, and their batches."""
 
 from __future__ import annotations
 

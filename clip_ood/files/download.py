@@ -187,7 +187,7 @@ def _size(path: Path) -> int:
 
 
 class Notes(Record):
-    """What is kept of a server's answer beside the beginning of a file."""
+    """The part of a server's answer that is kept beside the beginning of a file."""
 
     total: Count | None
     version: Text | None

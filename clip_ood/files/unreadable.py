@@ -37,7 +37,7 @@ class TooManyUnreadable(UserError):
 
 @dataclass(frozen=True)
 class Tolerance:
-    """Of n images, max(share · n, 5) may be unreadable; `key` is the key that sets the share."""
+    """The largest number of unreadable images: max(share · n, 5) of n images; `key` is the key that sets the share."""
 
     share: float = SHARE
     key: str = "data.max_unreadable"

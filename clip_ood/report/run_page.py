@@ -35,7 +35,7 @@ class Panel:
 
 @dataclass(frozen=True)
 class Accepted:
-    """How many of the `total` images of a set a threshold accepts, and its colour in the charts."""
+    """The number of a set's `total` images that a threshold accepts, and the set's colour in the charts."""
 
     name: str
     colour: int

@@ -13,8 +13,10 @@ TURNED = frozenset("\u061c\u200e\u200f\u202a\u202b\u202c\u202d\u202e\u2066\u2067
 
 
 def shown(text: str, keep: str = LAID_OUT) -> str:
-    """The text with its lines and tabs (`keep`); other control characters (C0, DEL, C1), marks of direction, ends of lines and
-    bytes that are no UTF-8 (as Python keeps them) are spelt out.
+    """Returns the text with its lines and tabs (`keep`), and with escapes for what may not be shown.
+
+    These are other control characters (C0, DEL, C1), marks of direction, ends of lines, and bytes that are not UTF-8 (as Python
+    keeps them).
 
     >>> print(shown("a\\x1b[2Jb\\x9bc \\u202egpj.exe\\ntwo"))
     a\\x1b[2Jb\\x9bc \\u202egpj.exe
@@ -26,7 +28,7 @@ def shown(text: str, keep: str = LAID_OUT) -> str:
 
 
 def one_line(text: str) -> str:
-    """As `shown`, with the ends of lines and tabs of a single name spelt out, too.
+    """Returns a single name as `shown` does, but with escapes for ends of lines and tabs, too.
 
     >>> print(one_line("a\\nb\\udce9.png"))
     a\\nb\\udce9.png

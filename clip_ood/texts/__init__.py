@@ -1,1 +1,1 @@
-"""Turns names, words and prompts into text embeddings' prototypes and labels."""
+"""Chooses names, words and prompts, and turns their embeddings into prototypes, negative labels and pseudo-labels."""

@@ -17,7 +17,7 @@ from clip_ood.terminal.shown import say
 
 
 class State(Enum):
-    """How far a run is."""
+    """The state of a study's run: how much of it is done."""
 
     DONE = "done"
     UNSCORED = "unscored"  # finished with other detectors, or other files beside the results; its head stays
@@ -25,7 +25,7 @@ class State(Enum):
 
 
 def state(plan: Plan, run: str) -> State:
-    """Returns how far a run of the study is.
+    """Returns the state of a run of the study.
 
     Raises: ConfigError if its folder holds a run with other settings.
     """
