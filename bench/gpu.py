@@ -51,9 +51,7 @@ def grating(generator: np.random.Generator, angle: float, waves: float) -> np.nd
 
 
 def make(root: Path, images: int) -> None:
-    """Makes image folders id/<class>, where each class is an angle of lines, and ood, with finer lines between two of these
-    angles.
-    """
+    """Makes image folders: id/<class>, where each class is an angle of lines, and ood, finer lines between two of these angles."""
     generator = np.random.default_rng(0)
     places = {f"id/{number}": (number * np.pi / CLASSES, 9) for number in range(CLASSES)} | {"ood": (0.4, 13)}
     for place, (angle, waves) in places.items():

@@ -128,9 +128,7 @@ def _size_and_time(path: str) -> tuple[int, int] | tuple[()]:
 
 
 def lines(module: LightningModule, finding: BatchResult, batch: NewImageBatch) -> list[Line]:
-    """Returns a line for each source of the batch and each detector, in order, and one line for a source that could not be
-    judged.
-    """
+    """Returns a line for each judged source of the batch and each detector, in order, and one for a source that was not judged."""
     sources = batch.batch.sources
     found: dict[int, list[Line]] = {
         place: [{"path": sources[place].path, "error": why, "is_image": sources[place].reason is None}]

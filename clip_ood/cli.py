@@ -45,8 +45,9 @@ def usage() -> str:
 
 
 def run(name: str, argv: list[str] | None = None) -> None:
-    """Runs a command in a terminal, and reports errors in one line. Modules of the current folder can be imported, unless an
-    installed one has their name.
+    """Runs a command in a terminal, and reports errors in one line.
+
+    Modules of the current folder can be imported, unless an installed one has their name.
     """
     here, beside = os.getcwd(), str(Path(__file__).parents[1])
     if here not in sys.path:

@@ -192,9 +192,7 @@ def _zeroed(value: Tensor | Mapping[str, Tensor], rows: Tensor) -> Tensor | dict
 
 @dataclass(frozen=True)
 class Results:
-    """The results of one evaluation: rows of the table, scores by set, accuracies (fractions), omitted detectors, and what must
-    be said.
-    """
+    """The results of one evaluation: rows of the table, scores by set, accuracies (fractions), omitted detectors, and notes."""
 
     rows: list[Row]
     scored: dict[str, Scores]

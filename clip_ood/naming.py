@@ -35,9 +35,7 @@ def twins(names: Iterable[str]) -> tuple[str, str] | None:
 
 
 def matches(keys: Sequence[str], names: Sequence[str]) -> dict[str, str]:
-    """Returns for each key the name that is one text with it: the same name, or the only one that differs in case or Unicode's
-    form.
-    """
+    """Returns for each key the name that is one text with it: the same name, or the only one that differs in case or form."""
     texts = Counter(map(one_text, names))
     by_text = {one_text(name): name for name in names if texts[one_text(name)] == 1}
     by_text |= {name: name for name in names}

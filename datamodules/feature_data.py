@@ -42,9 +42,7 @@ class FeatureData(EvaluationData):
         return DataLoader(table, sampler=self._batches(len(table)), batch_size=None)
 
     def val_loader(self) -> DataLoader:
-        """Returns ID val, read once and kept on the device, as the training features are: reading it again takes as long as an
-        epoch.
-        """
+        """Returns ID val, read once and kept on the device, because reading it again takes as long as an epoch."""
         if self._val is None:
             device = self.trainer.strategy.root_device
             self._val = [batch.map(lambda tensor: tensor.to(device)) for batch in super().val_loader()]

@@ -12,8 +12,9 @@ from clip_ood.datamodules.workers import loading
 
 
 class PartsData(LightningDataModule):
-    """`pending` lists the parts that are not there yet; the first process is asked for all, since another run may be making them
-    too.
+    """Loads the parts that `pending` lists as not there yet.
+
+    The first process is asked for all, since another run may be making them too.
     """
 
     def __init__(self, pending: Callable[[], Iterable[Any]], workers: int | None) -> None:

@@ -40,8 +40,9 @@ def default_workers(on_gpu: bool) -> int:
 
 
 def _that_fit(workers: int, batch: int, devices: int) -> int:
-    """Returns at most `workers`, for each of this many devices of this machine; if shared memory is full, workers die or wait for
-    ever.
+    """Returns at most `workers` for each of this many devices of this machine, as far as shared memory has room.
+
+    If it is full, workers die or wait for ever.
     """
     if not workers or not batch or sys.platform != "linux":
         return workers

@@ -1,6 +1,4 @@
-"""Adds to TensorBoard what it shows of a run besides curves: config and table, a line of the hparams page, charts that compare
-runs.
-"""
+"""Adds to TensorBoard, besides a run's curves, its config and table, a line of the hparams page, and charts that compare runs."""
 
 from __future__ import annotations
 
@@ -65,9 +63,7 @@ def describe_on_board(
 
 
 def charts(rows: list[dict[str, Any]]) -> dict[str, dict[str, list]]:
-    """Returns charts with every run of the log directory: a page of the training, then one for each OOD set with a chart for each
-    detector.
-    """
+    """Returns charts with every run of the log directory: a page of the training, then one for each OOD set, by detector."""
     layout: dict[str, dict[str, list]] = {}
     for row in rows:
         tag = f"ood/{row['ood']}/{row['detector']}/auroc"

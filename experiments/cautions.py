@@ -16,9 +16,7 @@ ROLES = ("train", "val", "ood_val", "id", "csid", "ood")  # the bank is a part o
 
 
 def too_few_to_calibrate(config: Config, benchmark: Benchmark) -> str | None:
-    """Returns one line if the run's detector will have no threshold for want of ID val images, with what it takes; otherwise
-    None.
-    """
+    """Returns one line if ID val has too few images for a threshold, which says how many it takes; otherwise None."""
     count, accept = len(benchmark.parts["val"].rows), config.evaluation.accept
     takes = needed(accept)
     if count >= takes or not config.evaluation.save_detector:

@@ -71,10 +71,9 @@ class Request:
 
 
 def conduct(request: Request) -> Counts | None:
-    """Judges all images, prints or writes the predictions, and counts them on standard error; it returns None except in the first
-    process.
+    """Judges all images, prints or writes the predictions, and counts them on standard error.
 
-    Raises: ValueError for a run that cannot judge, before its encoder is loaded.
+    It returns None except in the first process. Raises: ValueError for a run that cannot judge, before its encoder is loaded.
     """
     stalls.wait_at_most(request.timeout)
     saved = SavedDetector(request.run, request.trust_classes)

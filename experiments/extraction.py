@@ -183,8 +183,7 @@ def _look_again(stored: dict[str, StoredSet], texts: FeatureStore) -> None:
 
 
 def _wait_until_visible(stored: dict[str, StoredSet], texts: FeatureStore, strings: list[str]) -> None:
-    """Looks again until everything that was written, by whatever process, is seen, which may take a while on a network file
-    system.
+    """Waits until everything that any process has written is seen, which may take a while on a network file system.
 
     Raises: ValueError for files that were changed after the run had listed them: their features are those of the earlier content,
     or are not there.

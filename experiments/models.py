@@ -38,9 +38,7 @@ SAME = 1e-6  # 1 - the cosine of two prototypes of one text, which rounding in o
 
 
 def check_method(config: Config, benchmark: Benchmark) -> None:
-    """Raises UserError, before any image is read, for a method that the ID set or the encoder cannot serve, or an unknown
-    detector.
-    """
+    """Raises UserError, before images are read, for a method that the ID set or encoder cannot serve, or an unknown detector."""
     required(config.detectors)
     try_own(config.detectors, _count(benchmark))
     method, settings = config.method.name, config.method.settings

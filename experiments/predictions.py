@@ -84,8 +84,10 @@ class Predictions:
 
 
 class Printed:
-    """Takes lines of CSV for a stream. In a file, names are exact; a terminal is shown escapes for what would steer it, and so is
-    a pipe, which may lead to a terminal.
+    """Takes lines of CSV for a stream.
+
+    In a file, names are exact. A terminal is shown escapes for what would steer it, and so is a pipe, which may lead to a
+    terminal.
     """
 
     def __init__(self, stream: TextIO) -> None:

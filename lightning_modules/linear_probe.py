@@ -22,9 +22,9 @@ from clip_ood.terminal.console import Terminal
 
 
 class LinearProbe(ZeroShot):
-    """Trains with cross-entropy on true labels and Adam; lr · batch / 256 rises linearly over a tenth of the steps, then falls to
-    0 by a cosine.
+    """Trains one linear layer with cross-entropy on true labels and Adam.
 
+    The learning rate lr · batch / 256 rises linearly over a tenth of the steps, then falls to 0 by a cosine.
     `tables` holds what it is trained on (`train`; a sweep also takes `val`); it must be set before the module is fitted, or
     tested as PLP. Source: Adaloglou et al. 2024, arXiv 2303.05828. Raises: ValueError when fewer than two classes have images.
     """

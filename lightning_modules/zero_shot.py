@@ -13,9 +13,9 @@ from clip_ood.outputs import NegativeLabels, Outputs, Reference
 
 
 class ZeroShot(LightningModule):
-    """Trains nothing; classes, if any, are the text embeddings (C, E) of their names; negatives are the negative labels by
-    detector.
+    """Trains nothing.
 
+    Classes, if any, are the text embeddings (C, E) of their names; negatives are the negative labels by detector.
     `load_from_checkpoint` makes a module again, except for what checkpoints do not keep and must be given again: `negatives`, and
     the `backbone` of fine-tuning.
     """

@@ -73,9 +73,9 @@ class Backbone(nn.Module):
         return self.eval().requires_grad_(False).to(self.dtype)
 
     def train_images(self, gradient_checkpointing: bool = False, compile: bool = False) -> Backbone:
-        """Prepares the encoder for fine-tuning: the image tower is trainable in float32, the layers after it are frozen, and the
-        text tower is removed.
+        """Prepares the encoder for fine-tuning.
 
+        The image tower is trainable in float32, the layers after it are frozen, and the text tower is removed.
         Raises: ValueError for gradient checkpointing of a tower that does not support it.
         """
         self.dtype = torch.float32

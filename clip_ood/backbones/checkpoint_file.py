@@ -36,8 +36,7 @@ WRAPPERS = (  # keys that hold the weights beside optimizers and settings; avera
 
 
 def read_tensors(path: Path) -> dict[str, Tensor]:
-    """Reads the state dict in a file of safetensors, torch or TorchScript (recognised by its content, not by its name), on the
-    CPU.
+    """Reads the state dict in a file of safetensors, torch or TorchScript, recognised by its content, on the CPU.
 
     Raises: pickle.UnpicklingError for a file that holds more than data, or that is none of these; ValueError for one that is
     truncated or holds no tensors.

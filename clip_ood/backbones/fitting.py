@@ -38,8 +38,7 @@ class Misfit:
 
 
 def fit(model: nn.Module, state: State, prepare: Callable[[State], State], spare: Callable[[str], bool]) -> None:
-    """Loads what `prepare` makes of `state` (its names and grids as this library has them), with or without a prefix of its
-    names.
+    """Loads what `prepare` makes of `state`, its names and grids as this library has them, with or without a prefix of names.
 
     `spare` says which names the model may lack, such as a classifier's. Raises: ValueError for weights that do not fit exactly.
     """

@@ -87,8 +87,7 @@ class Library(ABC):
         return None
 
     def restored(self, spec: BackboneSpec, described: Path) -> Backbone:
-        """Makes the encoder without its weights, from the configuration in the file `described` if there is one, without
-        contacting a host.
+        """Makes the encoder without its weights, from the configuration in the file `described`, if any; no host is contacted.
 
         Raises: UserError for a configuration that is not allowed, and for a model that does not exist.
         """

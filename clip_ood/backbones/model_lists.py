@@ -1,6 +1,4 @@
-"""Lists the models of a library of encoders, as it lists them itself; the list is cached for each version, as imports take
-seconds.
-"""
+"""Lists the models of a library of encoders, as it lists them itself; lists are cached by version, as imports take seconds."""
 
 from __future__ import annotations
 

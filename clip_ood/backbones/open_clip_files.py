@@ -44,8 +44,7 @@ OF_TEXT = ("text_cfg", "multimodal_cfg", "custom_text")
 
 
 def describe(spec: BackboneSpec, download: bool = True) -> dict[str, Any]:
-    """Returns the content of an open_clip_config.json for the model that `spec` names: its architecture, and how images are
-    prepared.
+    """Returns the content of an open_clip_config.json for the model that `spec` names: its architecture and preprocessing.
 
     Raises: ValueError for a configuration with a key that is not allowed, ConnectionError as `Remote.fetch` does.
     """

@@ -123,8 +123,9 @@ def hub_cache() -> Path:
 
 
 def _in_address(url: str) -> Checksum | None:
-    """Returns the checksum in an address of weights: OpenAI's folders have it as their name, open_clip's own files end with its
-    first digits.
+    """Returns the checksum in an address of weights.
+
+    OpenAI's folders have it as their name, and open_clip's own files end with its first digits.
     """
     found = re.search(r"openaipublic.*/([0-9a-f]{64})/|mlfoundations.*-([0-9a-f]{8,64})\.\w+$", url)
     return None if found is None else Checksum("sha256", found[1] or found[2], "and by its address begins with")

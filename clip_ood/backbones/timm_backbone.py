@@ -44,9 +44,7 @@ def _load(model: nn.Module, file: Path, name: str) -> None:
 
 
 def _named_as_here(model: nn.Module, state: dict[str, Tensor], name: str) -> dict[str, Tensor]:
-    """Converts published weights of the model `name` as timm itself does: it renames them, and interpolates grids of another
-    size.
-    """
+    """Converts published weights of the model `name` as timm does: it renames them, and interpolates grids of another size."""
     source = sys.modules[model_entrypoint(name.partition(".")[0]).__module__]
     convert = next((getattr(source, each) for each in FILTERS if hasattr(source, each)), None)
     if convert is None:

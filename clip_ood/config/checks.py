@@ -33,8 +33,7 @@ TORCHVISION = {  # files that lie under data.root once a set is there
 
 
 def check_names(config: Config) -> None:
-    """Raises ConfigError for an unknown model, pretrained tag, image set, detector or Trainer key, and names the nearest valid
-    ones.
+    """Raises ConfigError for an unknown model, pretrained tag, image set, detector or Trainer key, and names the nearest ones.
 
     It also raises for a run that would lie in runs_root itself or above it.
     """
@@ -158,9 +157,7 @@ def option_of(key: str) -> str:
 
 
 def may_share(one: str, other: str) -> bool:
-    """Says whether the sets with these keys may have images in common: OOD sets, such as a set and its halves, and
-    covariate-shifted ones.
-    """
+    """Says whether the sets with these keys may share images: OOD sets (a set and its halves), and covariate-shifted ones."""
     roles = {key.partition("/")[0] for key in (one, other) if "/" in key}
     return len(roles) == 1 and "/" in one and "/" in other
 
@@ -225,8 +222,9 @@ def check_folders(config: Config) -> None:
 
 
 def check_there(key: str, spec: ImageSet, root: Path) -> None:
-    """Raises ConfigError for an image set, as the config names it, that is not there; the run downloads torchvision's sets
-    itself.
+    """Raises ConfigError for an image set, as the config names it, that is not there; torchvision's sets need not be.
+
+    The run downloads these itself.
     """
     name, known = called(key), layouts(spec)
     if known[0].torchvision is not None or any(is_there(layout, root) for layout in known):

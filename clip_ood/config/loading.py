@@ -51,9 +51,9 @@ def find_config(name: str, beside: Path | None = None) -> Path:
 
 
 def read(path: Path, section: Any = Config, within: tuple[Path, ...] = ()) -> dict[str, Any]:
-    """Returns the mapping in a YAML file of the keys of a section, with blocks filled in; `within` are the files that it is a
-    block of.
+    """Returns the mapping in a YAML file of the keys of a section, with blocks filled in.
 
+    `within` are the files that it is a block of.
     Raises: ConfigError for a file that is no YAML mapping, for a key that is there twice or is replaced by a later one, and for a
     file that is a block of itself.
     """

@@ -16,9 +16,7 @@ RANGES = "Tar files are named one by one or as a range of numbers, name-{000..00
 
 
 def advice(option: str, kind: str, place: Path) -> str:
-    """Says how to name the set under `option` if its `kind` (folder, list or shards) is not at `place`; it is empty without an
-    idea.
-    """
+    """Says how to name the set under `option` if its `kind` (folder, list or shards) is not at `place`; "" without an idea."""
     if STREAM.match(str(place)):
         return "Images are read from files of this machine: download them first."
     if (other := special(place)) is not None:

@@ -69,10 +69,10 @@ def locate(key: str, annotation: Any) -> tuple[list[str], Any]:
 
 
 def typed(text: str, annotation: Any) -> Any:
-    """Returns the value typed for a key of this type: `null`, `{…}`, `[…]`, or otherwise the text itself. Keys that are none are
-    {}.
+    """Returns the value typed for a key of this type: `null`, `{…}`, `[…]`, or otherwise the text itself.
 
-    Raises: ConfigError for braces and brackets that cannot be read, if text is not meant.
+    None stands for no keys, {}, if keys are meant. Raises: ConfigError for braces and brackets that cannot be read, if text is
+    not meant.
     """
     takes_ = takes(annotation)
     if len(text) > LONGEST and not text.startswith(("[", "{")):

@@ -104,8 +104,9 @@ class _Loader(yaml.SafeLoader):
         return None if node is None else self.construct_document(node)
 
     def compose_node(self, parent: yaml.Node | None, index: Any) -> yaml.Node:
-        """Composes a node at `index` (in a mapping: the node of its key), and counts its values; an alias counts as what it
-        stands for.
+        """Composes a node and counts its values; an alias counts as what it stands for.
+
+        In a mapping, `index` is the node of its key.
         """
         key = index.value if isinstance(index, yaml.ScalarNode) else index
         if self.check_event(yaml.AliasEvent):

@@ -21,8 +21,9 @@ from clip_ood.files.pictures import decode
 
 @dataclass(frozen=True)
 class Loaded:
-    """An image as it was read: its identity, its source's content and stamp (both None if the reader has no stamps), and the
-    picture, which is decoded on demand.
+    """An image as it was read: its identity, its source's content and stamp, and the picture, which is decoded on demand.
+
+    Content and stamp are None if the reader has no stamps.
     """
 
     identity: bytes

@@ -206,8 +206,9 @@ def _from_list(name: str, path: Path, root: Path, partial: bool) -> ImageList:
 
 
 def _as_it_is_written(root: Path, image: str) -> str | None:
-    """Returns an image's path in the Unicode form that its file has, or None without a file: Macs write é as two characters,
-    others as one.
+    """Returns an image's path in the Unicode form that its file has, or None without a file.
+
+    Macs write é as two characters, other systems as one.
     """
     forms = (image, normalize("NFC", image), normalize("NFD", image))
     return next((form for form in forms if (root / form).is_file()), None)

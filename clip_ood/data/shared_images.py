@@ -32,9 +32,7 @@ def check_apart(images: dict[str, ImageList]) -> None:
 
 
 def _folders(paths: list[str]) -> dict[str, Folder]:
-    """Returns every folder that images lie in, as it is written, with its device and inode, which are the same by any link or
-    spelling.
-    """
+    """Returns the device and inode of every folder that images lie in, which are the same by any link or spelling."""
     found = {}
     for spelled in {os.path.dirname(path) for path in paths}:
         state = os.stat(spelled or ".")

@@ -1,6 +1,4 @@
-"""Divides images into train, val and test: seeded, stratified by class, and the same wherever and in whatever order files are
-read.
-"""
+"""Divides images into train, val and test: seeded, stratified by class, and independent of the place and order of files."""
 
 from __future__ import annotations
 

@@ -83,9 +83,7 @@ def _check_start(file: BinaryIO) -> None:
 
 
 def _end_of(file: BinaryIO, offset: int) -> str | None:
-    """Returns what is wrong with the end of an archive whose last member ends at `offset`, or None if it ends in zeros as it
-    should.
-    """
+    """Returns what is wrong with the end of an archive whose last member ends at `offset`, or None if it ends in zeros."""
     left = os.fstat(file.fileno()).st_size - offset
     if left < BLOCK:
         return "the file ends here, without the end mark of a tar file: it was cut"

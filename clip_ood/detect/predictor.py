@@ -237,8 +237,9 @@ def load(
     trust_classes: bool = False,
     allow_download: bool = False,
 ) -> Predictor:
-    """Loads the predictor of a finished run, or of a copy of its folder detector/: `load("runs/demo")(["a.jpg", picture,
-    tensor])`.
+    """Loads the predictor of a finished run, or of a copy of its folder detector/.
+
+    `load("runs/demo")(["a.jpg", picture, tensor])` returns a list of Predictions.
 
     detector: a name (default: the run's first detector), or several ("knn,vim", "all" or a list), each of which gives a
     prediction on each image; accept: the share of ID images to accept (default: the run's, 0.95); encoder: the place of the

@@ -137,10 +137,9 @@ class SavedDetector:
         )
 
     def chosen(self, asked: str | Sequence[str] | None) -> list[str]:
-        """Returns the detectors that were asked for: a name, several with commas between them, a list, or "all"; None is the
-        first.
+        """Returns the detectors that were asked for: a name, several with commas between them, a list, or "all".
 
-        Raises as `check_column` does.
+        None asks for the first. Raises as `check_column` does.
         """
         if not asked:
             return self.columns[:1]

@@ -75,10 +75,9 @@ class Bank(Statistic):
         return bank
 
     def dense(self) -> Tensor:
-        """Returns all rows on the unit sphere as the columns of one matrix (D, N), float32, for graphs that search by one
-        product.
+        """Returns all rows on the unit sphere as the columns of one matrix (D, N), float32.
 
-        Raises ValueError if other processes hold a part.
+        It serves graphs that search by one product. Raises ValueError if other processes hold a part.
         """
         if self._elsewhere:
             raise UserError(f"bank: other processes hold {self._elsewhere} of its rows; fit detectors in one process")

@@ -109,12 +109,11 @@ class Detector(nn.Module):
         return [name for name in self._buffers if name not in self._non_persistent_buffers_set]
 
     def traceable(self) -> Callable[[Outputs], Tensor]:
-        """Returns the score as a function of tensor operations alone, for an exported graph: Outputs of N images -> (N,), as
-        `_score`.
+        """Returns the score as a function of tensor operations alone: Outputs of N images -> (N,), as `_score` returns it.
 
-        Whatever the function needs is made here, not while it is traced. A detector whose `_score` loops over images, reads
-        tensors into Python numbers or changes itself must return another function. Raises ValueError before `fit`, and if the
-        detector has no such function.
+        An exported graph is traced from it. Whatever the function needs is made here, not while it is traced. A detector whose
+        `_score` loops over images, reads tensors into Python numbers or changes itself must return another function. Raises
+        ValueError before `fit`, and if the detector has no such function.
         """
         self.check_fitted()
         return self._score

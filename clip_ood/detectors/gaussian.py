@@ -107,8 +107,8 @@ class Moments(ClassSums):
         return self.second[1] / self.labelled().sum() - torch.outer(self.mean(), self.mean())
 
     def rounding(self, u: Tensor | None = None) -> Rounding:
-        """Returns the variance that rounding may leave in `within` and `total` if all rows are equal or, with u (D,), in
-        `around(u)`.
+        """Returns the variance that rounding may leave in `within` and `total`, or with u (D,) in `around(u)`, if all rows are
+        equal.
 
         For N rows with mean square s, float64 sums are exact to max(N, D) ε₆₄ s, as in numpy's `matrix_rank`. The rows
         themselves, of a dtype with machine epsilon ε, are exact to (8 ε)² s, and on average to the D-th part of it in one

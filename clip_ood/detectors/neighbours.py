@@ -58,10 +58,9 @@ def nearest(
 
 
 def largest_products(queries: Tensor, columns: Tensor, k: int) -> Tensor:
-    """Returns the products that `nearest` finds, by one matrix product for an exported graph: queries (N, D), bank (D, M) -> (N,
-    k).
+    """Returns the products (N, k), descending, that `nearest` finds, by one matrix product of queries (N, D) and bank (D, M).
 
-    The products are in descending order.
+    It serves exported graphs.
     """
     return (queries @ columns).topk(k, dim=1).values
 

@@ -19,8 +19,7 @@ BATCHES = (1, 3)  # sizes that are tried
 
 
 def compare(run: Run, live: ScoringGraph, detectors: Mapping[str, Detector]) -> dict[str, float]:
-    """Returns the largest difference of each output between a file, `run`, and the detectors, as a fraction of the output's
-    spread.
+    """Returns each output's largest difference between a file, `run`, and the detectors, as a fraction of the output's spread.
 
     The confidence is that of the class which the file predicts, because either of two equal classes may be predicted.
     Raises: ValueError for a difference above `TOLERANCE`.

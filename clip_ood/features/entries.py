@@ -157,11 +157,10 @@ class Entries:
         made_with: Mapping[str, Any] | None = None,
         name: str = "",
     ) -> Path:
-        """Writes entries (n, 2) with their arrays, (n, …) each, as one segment; of two with the same identity, it writes the
-        first.
+        """Writes entries (n, 2) with their arrays, (n, …) each, as one segment.
 
-        `failures`: by row, why an entry could not be made. Segments are read and merged in the order of their names.
-        Raises: StoreError if the segment cannot be written; then nothing of it is there.
+        Of two with the same identity, it writes the first. `failures`: by row, why an entry could not be made. Segments are read
+        and merged in the order of their names. Raises: StoreError if the segment cannot be written; then nothing of it is there.
         """
         kept = firsts(identities)
         reasons = {str(place): failures[row] for place, row in enumerate(kept.tolist()) if row in (failures or {})}
@@ -242,9 +241,7 @@ class Entries:
             raise StoreError(f"{self.folder} cannot be written ({error})") from error
 
     def _replace(self, group: list[Segment], dropped: np.ndarray) -> None:
-        """Writes the entries of some segments, each once and in their order, as one segment without the rows `dropped`; then
-        removes them.
-        """
+        """Replaces some segments by one that holds each of their entries once, in their order, without the rows `dropped`."""
         identities = np.concatenate([segment.identities for segment in group])
         kept = np.setdiff1d(firsts(identities), dropped)
         ends = np.cumsum([len(segment) for segment in group])
@@ -272,7 +269,7 @@ class Entries:
 
     @contextmanager
     def _alone(self, wait: float) -> Iterator[bool]:
-        """Says whether this process has got the folder's lock within this many seconds."""
+        """Yields whether this process has got the folder's lock within this many seconds."""
         if not self.folder.is_dir():
             yield False
             return

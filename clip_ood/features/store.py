@@ -79,9 +79,7 @@ class FeatureStore:
         return KnownFiles(self.root)
 
     def image_set(self, name: str, images: Images, arrays: Sequence[str] = ("features",)) -> StoredSet:
-        """Returns the entries of a list of images, with the arrays that are wanted; with no arrays, only whether images can be
-        read.
-        """
+        """Returns the entries of a list of images with the wanted arrays; with no arrays, only whether images can be read."""
         return StoredSet(name, self, self.images, arrays, images)
 
     def word_set(self, name: str, phrases: Phrases) -> StoredSet:
@@ -90,9 +88,7 @@ class FeatureStore:
         return StoredSet(name, self, self.texts, ["features"], Known(phrases.words, identities))
 
     def missing_texts(self, strings: Sequence[str]) -> list[str]:
-        """Returns those strings whose embeddings are not there, each once and in their order, or all if the logit scale is
-        missing.
-        """
+        """Returns those strings whose embeddings are missing, each once and in their order, or all if the logit scale is missing."""
         wanted = list(dict.fromkeys(strings))
         if not wanted or not self.texts.has(SCALE, ["logit_scale"])[0]:
             return wanted

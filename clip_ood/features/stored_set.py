@@ -133,9 +133,7 @@ class StoredSet:
         return any(self.images.content(int(row)) != known for row, known in zip(rows, held, strict=True))
 
     def missing(self) -> np.ndarray:
-        """Returns the ascending rows of the set that must be read, and encoded if arrays are wanted; rows in `derivable` need not
-        be.
-        """
+        """Returns the ascending rows that must be read, and encoded if arrays are wanted; rows in `derivable` need not be read."""
         identities, known = self._identities
         stored = known.copy()
         stored[known] = self.entries.has(identities[known], [*self.arrays, "valid"])

@@ -14,9 +14,7 @@ BLOCK = 1 << 20  # bytes read at a time
 
 @dataclass(frozen=True)
 class Checksum:
-    """The checksum that a file must have: digits of a hashlib `algorithm` (or the first of them, at least eight), and their
-    source.
-    """
+    """A file's expected checksum: digits of a hashlib `algorithm` (or the first of them, at least eight), and their source."""
 
     algorithm: str
     digits: str

@@ -43,8 +43,7 @@ def check_finite(tensors: Mapping[str, Tensor]) -> None:
 
 
 def check_shapes(tensors: Mapping[str, Tensor], shapes: Mapping[str, str], sizes: dict[str, int]) -> None:
-    """Raises Unfit for a tensor that `shapes` does not name, and for one whose shape does not fit its letters or the known
-    `sizes`.
+    """Raises Unfit for a tensor that `shapes` does not name, or whose shape does not fit its letters or the known `sizes`.
 
     Sizes that are found are added to `sizes`.
     """
@@ -61,9 +60,7 @@ def check_shapes(tensors: Mapping[str, Tensor], shapes: Mapping[str, str], sizes
 
 
 def check_reference(tensors: Mapping[str, Tensor], classes: int | None) -> None:
-    """Raises Unfit for tensors that are not a head, text embeddings and negative labels of this many classes (None: any), or are
-    incomplete.
-    """
+    """Raises Unfit for tensors that are not a whole head, text embeddings and negative labels of this many classes (None: any)."""
     check_finite(tensors)
     check_shapes(tensors, REFERENCE, {} if classes is None else {"C": classes})
     for one, other in (

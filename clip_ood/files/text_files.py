@@ -84,9 +84,7 @@ def _names_of(path: Path) -> Iterator[str]:
 
 
 def names_as_bytes(names: Iterable[str]) -> bytes:
-    """Writes a list of file names that `read_names` gives back: one on each line or, if a name holds a line end, each ended by
-    NUL.
-    """
+    """Writes a list of file names that `read_names` gives back: one on each line or, if one holds a line end, ended by NULs."""
     names = list(names)
     lines = not any({"\n", "\r"} & set(name) for name in names) and not "".join(names[:1]).startswith("\ufeff")
     return "".join(name + ("\n" if lines else "\0") for name in names).encode("utf-8", "surrogateescape")

@@ -1,6 +1,4 @@
-"""Explains errors of torch whose cause is the loss of something beside this process: workers that decode images, other processes
-of the run, or shared memory.
-"""
+"""Explains errors of torch whose cause is the loss of workers that decode images, other processes of the run, or shared memory."""
 
 from __future__ import annotations
 

@@ -25,8 +25,9 @@ class Peers:
 
     @classmethod
     def found(cls, here: int) -> Peers | None:
-        """Connects to the store; returns None before torch.distributed has found the processes, and if all of them are the `here`
-        processes that know of each other.
+        """Connects to the store, if torch.distributed has found the processes and there are more than `here`.
+
+        `here` counts the processes that know of each other already.
         """
         dist = sys.modules.get("torch.distributed")
         met = getattr(dist, "is_initialized", None)  # absent while it is being imported
@@ -47,9 +48,7 @@ class Peers:
             return None
 
     def tell(self, status: int) -> None:
-        """Tells the others that this process ends with `status`; the first process waits until they know, since the store ends
-        with it.
-        """
+        """Tells the others that this process ends with `status`; the first process waits for them, since the store ends with it."""
         if self.store is None:
             return
         with suppress(RuntimeError):

@@ -198,9 +198,7 @@ def watch_ranks(processes: list[subprocess.Popen]) -> None:
 
 
 def _in_forked() -> None:
-    """Clears the watch in a forked process, as one that decodes images: the process that forked it ends it, so it hears no
-    signals.
-    """
+    """Clears the watch in a forked process, which its parent ends, so that it hears no signals."""
     for watch in _watches:
         signal.set_wakeup_fd(-1)
         for number in watch.taken:

@@ -1,6 +1,4 @@
-"""Writes runs side by side as a page: AUROC by detector and OOD set, and paired differences to the first run as dots with
-intervals.
-"""
+"""Writes a page of runs side by side: AUROC by detector and OOD set, and paired differences to the first run with intervals."""
 
 from __future__ import annotations
 
@@ -31,10 +29,9 @@ class Side:
 
 @dataclass(frozen=True)
 class Dot:
-    """A difference to the first run in points of AUROC, written out, and its place in the chart in per cent of the width from the
-    left.
+    """A difference to the first run in points of AUROC, written out, and its place in the chart.
 
-    `spread` is ± its standard deviation over seeds, "" for a single seed.
+    The place is in per cent of the width from the left. `spread` is ± its standard deviation over seeds, "" for a single seed.
     """
 
     text: str
@@ -49,9 +46,7 @@ class Dot:
 
 @dataclass(frozen=True)
 class Chart:
-    """The detectors on one OOD set, each with the AUROC of every run and the dots of the later ones; the chart's ends are ±
-    reach.
-    """
+    """The detectors on one OOD set, each with the AUROC of every run and the dots of the later ones; it reaches to ± reach."""
 
     reach: float
     rows: list[tuple[str, list[str], list[Dot]]]

@@ -16,8 +16,7 @@ Results = dict[str, Any]
 
 @dataclass(frozen=True)
 class Value:
-    """A metric in percent, its 95 % interval, whether that is useless (wider than 20 points), and ± its standard deviation over
-    seeds.
+    """A metric in percent, its 95 % interval, whether that is useless (wider than 20 points), and ± its deviation over seeds.
 
     Texts are "" if there is no such value.
     """

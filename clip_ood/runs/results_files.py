@@ -90,9 +90,7 @@ def write_sweep(path: Path, heads: list[dict[str, Any]]) -> None:
 
 
 def write_scores(path: Path, results: Results, benchmark: Benchmark) -> None:
-    """Writes a row for each image: set, role, path (see `path_columns`), label and prediction (class names), and each detector's
-    score.
-    """
+    """Writes a row for each image: set, role, path (see `path_columns`), label and prediction (class names), and all scores."""
     names = benchmark.class_names
 
     def named(classes: list[int]) -> list[str | None]:

@@ -25,8 +25,7 @@ USELESS = 0.2  # width of an interval above which an AUROC tells little
 
 
 def print_table(results: dict[str, Any], console: Terminal | None = None) -> None:
-    """Prints AUROC / FPR95 in percent, with a line for each detector, a column for each OOD set, and each column's best AUROC in
-    bold.
+    """Prints AUROC / FPR95 in percent, with a line for each detector and a column for each OOD set, whose best AUROC is bold.
 
     If that is too wide, intervals are left to results.json, then OOD sets move to further tables below: no figure is cut off.
     `results` is the content of results.json.

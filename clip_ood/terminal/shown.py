@@ -1,6 +1,4 @@
-"""Cleans text that a person is shown: names of files and messages of libraries may steer a terminal, reorder a line, or be no
-text.
-"""
+"""Cleans text that a person is shown: names of files and messages of libraries may steer a terminal or reorder a line."""
 
 from __future__ import annotations
 

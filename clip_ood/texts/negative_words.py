@@ -55,9 +55,7 @@ def neglabel_pool(words: Words, class_names: Sequence[str]) -> Pool:
 
 
 def csp_pool(words: Words, class_names: Sequence[str]) -> Pool:
-    """Returns nouns and classes as means of eight prompts, and each adjective with a seeded draw of the superclasses in four
-    prompts.
-    """
+    """Returns nouns and classes as means of eight prompts, and each adjective with drawn superclasses in four prompts."""
     joined = random.Random(0).choices(SUPERCLASSES, k=len(words.adjectives))
     phrases = tuple(f"{adjective} {noun}" for adjective, noun in zip(words.adjectives, joined, strict=True))
     nouns = Phrases(words.nouns, NOUN_PROMPTS)

@@ -33,8 +33,7 @@ class Damaged(UserError):
 
 
 def unpack(archive: Path, target: Path) -> list[str]:
-    """Puts the content that has `target`'s name there: a member of a tar or zip file, a .gz file's content, or any other file
-    itself.
+    """Unpacks to `target` the content that has its name: a member of a tar or zip file, a .gz file's content, or any other file.
 
     Links and special members (devices, pipes) are left out; it returns what they are.
 
