@@ -86,7 +86,10 @@ def test_a_method_with_keys_of_its_own_is_three_files(root, project):
     assert len(touched) == 3
     linted(project, touched)
     explained = called(project, "train.py", "--help")
-    assert "method.prototypes.temperature" in explained and "What halved squared distances are divided by." in explained
+    assert (
+        "method.prototypes.temperature" in explained
+        and "Temperature by which halved squared distances are divided." in explained
+    )
     method = yaml.safe_load(re.search(r"--method='(.*)'", text)[1])
     config = tiny_clip.config(root, "prototypes", method)
     called(project, "train.py", "--config", config, "--plan")

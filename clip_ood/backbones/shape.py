@@ -1,4 +1,4 @@
-"""How wide an encoder's features are and how many numbers it has, by its configuration alone: no weights are read."""
+"""Tells how wide an encoder's features are and how many numbers it has, from its configuration alone: no weights are read."""
 
 from __future__ import annotations
 
@@ -16,15 +16,15 @@ NO_NUMBERS = re.compile(r"\bmeta\b|register_meta", re.IGNORECASE)  # in what tor
 
 
 class Unknown(UserError):
-    """What is only known once an encoder's weights are loaded."""
+    """This is only known once the encoder's weights are loaded."""
 
 
 @dataclass(frozen=True)
 class Shape:
     """The widths of g (D) and h (E, None without a joint space), and how many numbers the image side keeps.
 
-    parameters are those of the image tower, which fine-tuning changes; values are all that its checkpoint keeps: the tower's
-    parameters and buffers, and the projection.
+    parameters are those of the image tower, which fine-tuning changes; values are all numbers that its checkpoint keeps: the
+    tower's parameters and buffers, and the projection.
     """
 
     features: int
@@ -34,7 +34,7 @@ class Shape:
 
     @property
     def width(self) -> int:
-        """Numbers that are stored of an image."""
+        """The number of values that are stored for an image."""
         return self.features + (self.embeddings or 0)
 
 

@@ -1,4 +1,4 @@
-"""Can the detectors be fooled? OOD images moved onto ID features, and what every score says of them."""
+"""Can the detectors be fooled? OOD images are perturbed towards ID features, and every detector scores them again."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""One experiment: images → features → training → table."""
+"""Conducts one experiment: images → features → training → table."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def main(argv: list[str] | None = None) -> None:
         if arguments.resume:
             check_resumed(config, folder)
         from clip_ood.experiments.seeds import (
-            conduct,  # torch and Lightning, only now that the config is known to be right
+            conduct,  # imports torch and Lightning, so only now that the config is known to be right
         )
 
         with stoppable(lambda: resume_line("train", argv, folder)), replacing(folder):

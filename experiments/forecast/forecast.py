@@ -1,4 +1,4 @@
-"""Some runs, looked at before they begin: what they find, what they need, and everything that they would stop for."""
+"""Looks at some runs before they begin: what they find, what they need, and everything for which they would stop."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ class Forecast:
 
     @contextmanager
     def checking(self, run: str = "") -> Iterator[None]:
-        """Around checks of the run's own: what they raise is a problem of that run, or of all."""
+        """Wraps checks of a run: what they raise becomes a problem of that run, or of all."""
         try:
             yield
         except (UserError, OSError) as error:
@@ -92,7 +92,7 @@ class Forecast:
 
 
 def look_ahead(runs: Iterable[Run], forecast: Forecast) -> Forecast:
-    """Everything of these runs. No image is read, no weights are loaded, no host is asked and nothing is written."""
+    """Returns everything about these runs. No image is read, no weights are loaded, no host is contacted and nothing is written."""
     for run in runs:
         forecast.runs.append(Expected(run, processes(run.config.trainer)))
         _look_at(forecast.runs[-1], forecast)
@@ -105,7 +105,7 @@ def look_ahead(runs: Iterable[Run], forecast: Forecast) -> Forecast:
         forecast.writings.append(Writing(root, "detectors", each.detector))
         forecast.writings.append(Writing(root, "scores", each.scores))
     replaced = [each for each in forecast.runs if each.checkpoint and each.run.config.method.settings.epochs > 1]
-    if replaced:  # the new one is whole before the old one goes
+    if replaced:  # the new file is whole before the old one is removed
         largest = max(replaced, key=lambda each: each.checkpoint)
         forecast.writings.append(Writing(largest.run.config.runs_root, "checkpoints", largest.checkpoint))
     for error in check_room(forecast.writings):
@@ -175,7 +175,7 @@ def _look_at_benchmark(expected: Expected, encoder: Encoder, forecast: Forecast)
 
 
 def _trained_on(config: Config, benchmark: Benchmark) -> int:
-    """The images that a head learns from: of PLP at most so many."""
+    """Returns the number of images that a head learns from; for PLP, the largest possible one."""
     train, most = benchmark.parts["train"], getattr(config.method.settings, "per_class", None)
     if most is None or not benchmark.labelled:
         return len(train.rows)
@@ -183,7 +183,7 @@ def _trained_on(config: Config, benchmark: Benchmark) -> int:
 
 
 def _of_its_seed(config: Config, images: dict[str, ImageList]) -> dict[str, ImageList]:
-    """The sets of a run; those of which it takes some images a class draw them by its seed."""
+    """Returns the sets of a run; those of which it takes some images of each class draw them by its seed."""
     specs = image_sets(config.data)
     drawn = {key: specs[key] for key in images if specs[key].per_class is not None}
     return images | {key: list_set(config.data, key, spec, config.seed, download=False) for key, spec in drawn.items()}

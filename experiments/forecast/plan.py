@@ -1,4 +1,4 @@
-"""What `--plan` does: the runs of a command, looked ahead at and told."""
+"""Carries out `--plan`: looks ahead at the runs of a command, and reports."""
 
 from __future__ import annotations
 
@@ -24,7 +24,10 @@ from clip_ood.terminal.console import Terminal
 
 
 def plan_experiment(config: Config, source: Path | None, resume: bool, overwrite: bool) -> int:
-    """Tells what an experiment would find and need: the exit status, 1 where it would stop. `source`: the run whose heads it takes."""
+    """Tells what an experiment would find and need; returns the exit status, 1 if it would stop.
+
+    `source` is the run whose heads it takes.
+    """
     forecast, folder = Forecast(), config.runs_root / config.name
     with forecast.checking():
         folder = free_folder(config.runs_root, config.name, resume, overwrite)
@@ -41,7 +44,7 @@ def plan_experiment(config: Config, source: Path | None, resume: bool, overwrite
 
 
 def plan_study(plan: Plan, overwrite: bool) -> int:
-    """As `plan_experiment`, of the runs of a study that are not finished."""
+    """Does what `plan_experiment` does for the runs of a study that are not finished."""
     forecast, runs = Forecast(), []
     for name, config in plan.runs.items():
         there, folder = State.MISSING, plan.folder / name

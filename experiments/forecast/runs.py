@@ -1,4 +1,4 @@
-"""Which runs a command would make: one a seed, each with the folder and the head that it would have."""
+"""Tells which runs a command would make: one for each seed, with the folder and the head that it would have."""
 
 from __future__ import annotations
 
@@ -43,12 +43,12 @@ class Run:
 
     @property
     def pseudo(self) -> bool:
-        """Whether only the encoder says which images it learns from."""
+        """Whether only the encoder decides which images it learns from."""
         return self.config.method.plp is not None
 
 
 def single_runs(name: str, config: Config, folder: Path, source: Path | None, begun: bool) -> Iterator[Run]:
-    """The runs of an experiment in `folder` that are not finished; with `source`, heads are taken from that run."""
+    """Yields the runs of an experiment in `folder` that are not finished; with `source`, heads are taken from that run."""
     given = source if config.method.settings.trains else None
     if not config.seeds:
         yield Run(name, config, folder, given and head_of(given), begun)

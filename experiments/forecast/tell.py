@@ -1,4 +1,4 @@
-"""A forecast at the terminal, and the exit status that it comes to."""
+"""Prints a forecast in the terminal, and returns its exit status."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ PARTS = {"train": "train", "val": "val", "id_test": "test", "bank": "bank"}
 
 
 def tell(forecast: Forecast) -> int:
-    """Prints what was found out; 1 where a run would stop, else 0."""
+    """Prints what was found out; returns 1 if a run would stop, otherwise 0."""
     console = Terminal(quiet=is_follower())
     for found in forecast.sets:
         _show(console, "Images", _sets(found.values()))
@@ -57,7 +57,7 @@ def _show(console: Terminal, title: str, table: Table) -> None:
 
 
 def _table(*names: str, figures: Iterable[str]) -> Table:
-    """Names may be folded, figures may not."""
+    """Returns a table in which names may be folded, but figures may not."""
     table = Table(*(Column(name, overflow="fold") for name in names))
     for figure in figures:
         table.add_column(figure, justify="right", no_wrap=True)
@@ -165,7 +165,7 @@ def _ending(forecast: Forecast) -> list[str]:
 
 
 def _of_runs(names: list[str], forecast: Forecast, most: int = 3) -> str:
-    """The runs that a problem is one of, where it is not one of all."""
+    """Names the runs that have a problem, if not all of them do."""
     if "" in names or len(set(names)) == len(forecast.runs):
         return ""
     more = f" and {len(names) - most} more" if len(names) > most else ""

@@ -15,10 +15,10 @@ from clip_ood.features.identity import SIZE
 
 
 def own_reader(set_name: str, spec: ImageSet, root: Path) -> Reader:
-    """The reader of an image set, made with the set's path below `root` and its options.
+    """Makes the reader of an image set with the set's path below `root` and its options.
 
-    Raises: ConfigError for a class that is not there or is no whole reader, for arguments that it does not take, and for names,
-    labels, class names and stamps that do not fit each other.
+    Raises: ConfigError for a class that is not there or is no complete reader, for arguments that it does not take, and for
+    names, labels, class names and stamps that do not fit each other.
     """
     where = f"Image set {set_name}: {spec.reader}"
     reader = _make(where, _find(where, class_path(spec.reader)), spec, root)
@@ -110,7 +110,7 @@ def _check_stamp(where: str, reader: Reader) -> None:
     try:
         stamp = reader.stamp(0)
     except OSError:
-        return  # told where all stamps are asked for
+        return  # it is reported later, with all other stamps
     fits = isinstance(stamp, Stamp) and isinstance(stamp.value, bytes) and len(stamp.value) == SIZE
     if stamp is not None and not fits:
         raise ConfigError(
