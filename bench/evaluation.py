@@ -97,7 +97,7 @@ def measure(sizes: Sizes, images: int, width: int, classes: int) -> dict[str, fl
 
 
 def table(scored: dict[str, Scores], roles: dict[str, str], detectors: list[str]) -> list[Row]:
-    """The rows with DeLong's intervals, as the callback makes them."""
+    """Returns the rows with DeLong's intervals, as the callback makes them."""
     metrics = TableMetrics(detectors, roles)
     for name, scores in scored.items():
         metrics.update(name, scores)

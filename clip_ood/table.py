@@ -1,4 +1,4 @@
-"""The table of an evaluation: its metrics over all processes, and its rows, with intervals where they are asked for."""
+"""Computes the table of an evaluation: its metrics over all processes, and its rows, with intervals if they are asked for."""
 
 from __future__ import annotations
 
@@ -29,11 +29,11 @@ class Row:
 
 
 class TableMetrics:
-    """An `OODMetrics` for each setting and OOD set, of all detectors, on one device.
+    """Holds an `OODMetrics` for each setting and OOD set, over all detectors, on one device.
 
     Args:
         detectors: their names.
-        roles: the role of each set by its name: id, csid, ood; others are passed over.
+        roles: the role of each set by its name: id, csid, ood; other roles are ignored.
     """
 
     def __init__(self, detectors: Sequence[str], roles: Mapping[str, str], device: torch.device | str = "cpu") -> None:
@@ -45,7 +45,7 @@ class TableMetrics:
         }
 
     def update(self, name: str, batch: Scores) -> None:
-        """Add a batch of the set `name`; every process must add one of every set, an empty one if it has no image."""
+        """Adds a batch of the set `name`; every process must add one of every set, an empty one if it has no image."""
         scores = batch.matrix(self.detectors)
         for (setting, ood), metric in self.metrics.items():
             positives = self.positives[setting]
@@ -55,15 +55,15 @@ class TableMetrics:
                 metric.update(scores, False, batch.indices)
 
     def keep(self, detectors: Sequence[str]) -> None:
-        """Go on with some of the detectors alone; the same ones in every process."""
+        """Continues with only some of the detectors, the same ones in every process."""
         self.detectors = list(detectors)
         for metric in self.metrics.values():
             metric.keep(detectors)
 
     def compute(self) -> dict[tuple[str, str], dict[str, Tensor]]:
-        """By setting and OOD set, the values of `OODMetrics.compute`, the same in every process.
+        """Returns, by setting and OOD set, the values of `OODMetrics.compute`, the same in every process.
 
-        Raises: ValueError where a detector's scores are NaN or infinite, naming it and the OOD set.
+        Raises: ValueError if a detector's scores are NaN or infinite; it names the detector and the OOD set.
         """
         values = {}
         for (setting, ood), metric in self.metrics.items():
@@ -75,7 +75,7 @@ class TableMetrics:
 
 
 def settings_of(roles: Mapping[str, str]) -> dict[str, list[str]]:
-    """The sets that count as positives in each setting, from set name -> role: csid sets only in full_spectrum.
+    """Returns the sets that are positives in each setting, from set name -> role; csid sets are only in full_spectrum.
 
     >>> settings_of({"id_test": "id", "v2": "csid", "svhn": "ood"})
     {'standard': ['id_test'], 'full_spectrum': ['id_test', 'v2']}
@@ -92,9 +92,9 @@ def table_rows(
     groups: Mapping[str, str],
     sizes: Mapping[str, int],
 ) -> list[Row]:
-    """A row for each setting, detector and OOD set, and one for the mean over OOD sets, without intervals.
+    """Returns a row for each setting, detector and OOD set, and one for the mean over OOD sets, without intervals.
 
-    `values` are those of `TableMetrics.compute`; `sizes`, the number of images of each set.
+    `values` are those of `TableMetrics.compute`; `sizes` are the numbers of images of the sets.
     """
     rows = []
     for setting, positives in settings_of(roles).items():

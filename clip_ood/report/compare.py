@@ -1,4 +1,4 @@
-"""Finished runs side by side, in the terminal, as Markdown, as CSV and as a page."""
+"""Shows finished runs side by side, in the terminal, as Markdown, as CSV and as a page."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def _caption(comparison: Comparison) -> str:
 
 
 def print_comparison(comparison: Comparison, console: Terminal | None = None) -> None:
-    """The lines in the terminal; differences whose interval excludes 0 are bold and starred."""
+    """Prints the comparison in the terminal; differences whose interval excludes 0 are bold and starred."""
     runs = comparison.runs
     console = console or Terminal()
     if not console.is_terminal:
@@ -68,7 +68,7 @@ def print_comparison(comparison: Comparison, console: Terminal | None = None) ->
 
 
 def write_comparison(comparison: Comparison) -> list[Path]:
-    """Markdown and CSV beside the first run: compare-A-B….md, .csv."""
+    """Writes the comparison as Markdown and CSV beside the first run: compare-A-B….md, .csv."""
     runs = comparison.runs
     name = short("compare-" + "-".join(run.title.replace(":", "_") for run in runs))
     stem = runs[0].folder.parent / name
@@ -103,7 +103,7 @@ def _starred(line: Line, runs: int) -> list[str]:
 
 
 def show(specs: list[str], page: Path | None = None) -> None:
-    """Prints the comparison of runs and writes it beside the first; as a page too, where one is named."""
+    """Prints the comparison of runs and writes it beside the first; it also writes a page if one is named."""
     comparison = compare([open_run(spec) for spec in specs])
     print_comparison(comparison)
     written = write_comparison(comparison)

@@ -1,5 +1,4 @@
-"""What the files of a finished run hold, as every reader of them relies on it: results.json, images.json, contents.json,
-scores.parquet."""
+"""Declares the files of a finished run, on which every reader relies: results.json, images.json, contents.json, scores.parquet."""
 
 from __future__ import annotations
 
@@ -20,7 +19,7 @@ from clip_ood.files.written_names import BYTES
 from clip_ood.metrics.curves import OF_SCORES
 from clip_ood.metrics.ood import MEAN
 
-Number = Annotated[float, Field(ge=0)]  # of images or classes; a mean over seeds need not be whole
+Number = Annotated[float, Field(ge=0)]  # of images or classes; a mean over seeds need not be an integer
 Seeds = list[int]
 Interval = Annotated[list[Share], Field(min_length=2, max_length=2)]
 Metrics = create_model(
@@ -29,7 +28,7 @@ Metrics = create_model(
 
 
 class Row(Metrics):
-    """A detector against an OOD set, or the mean over them."""
+    """A detector's results on an OOD set, or on the mean over them."""
 
     detector: Text
     setting: Literal["standard", "full_spectrum"]
@@ -43,7 +42,7 @@ class Row(Metrics):
 
 
 class Said(Record):
-    """Why a detector is left out, or what is noted of it; `seeds`, where not all say so."""
+    """The reason why a detector is left out, or a note on it; `seeds` are given if it does not hold for all."""
 
     detector: Text
     seeds: Seeds = []
@@ -109,7 +108,7 @@ class Calibration(Record):
 
 
 class Finished(Record):
-    """results.json but for what is told differently of one seed and of several; keys with a default are not in all versions."""
+    """The content of results.json that one seed and several have in common; keys with a default are not in all versions."""
 
     run: Text
     method: Literal[tuple(Method.model_fields)]
@@ -130,7 +129,7 @@ class Finished(Record):
 
     @model_validator(mode="after")
     def _is_a_table(self) -> Finished:
-        """Each setting has a row for each detector and OOD set, and for their mean."""
+        """Checks that each setting has a row for each detector and OOD set, and for their mean."""
         for setting in {row.setting for row in self.rows}:
             cells = [(row.detector, row.ood) for row in self.rows if row.setting == setting]
             detectors, sets = ({cell[place] for cell in cells} for place in (0, 1))
@@ -140,7 +139,7 @@ class Finished(Record):
 
     @model_validator(mode="after")
     def _compares_plp(self) -> Finished:
-        """Of pseudo-label probing, the head is compared to the texts."""
+        """Checks that the head of pseudo-label probing is compared with the texts."""
         told = getattr(self, "predictor", None)
         told = told if isinstance(told, list) else [told] if told else []
         if self.method == "plp" and not all({"head", "text"} <= each.accuracy.keys() for each in told):
@@ -149,14 +148,14 @@ class Finished(Record):
 
 
 class OfSeed(Finished):
-    """results.json of one seed."""
+    """The results.json of one seed."""
 
     predictor: Predicts | None = None
     calibration: Calibration | None = None
 
 
 class OverSeeds(Finished):
-    """results.json of a run over several seeds."""
+    """The results.json of a run over several seeds."""
 
     predictor: list[Predicts] | None = None
     calibration: list[Calibration] | None = None
@@ -172,7 +171,7 @@ class Part(Record):
 
 
 def read_results(path: Path) -> dict[str, Any]:
-    """The content of a results.json. Raises: Damaged for what no run writes, OSError."""
+    """Reads a results.json. Raises: Damaged for anything that no run writes, OSError."""
     with undamaged(path):
         content = _renamed(read_json(path))
         several = isinstance(content, dict) and "accuracy_seeds" in content
@@ -192,12 +191,12 @@ def _renamed(content: Any) -> Any:
 
 
 def read_images(path: Path) -> dict[str, dict[str, Any]]:
-    """The content of an images.json, by part. Raises as `read_results`."""
+    """Reads an images.json, by part. Raises as `read_results` does."""
     return read_record(path, dict[Text, Part])
 
 
 def read_contents(path: Path) -> dict[str, str]:
-    """The content of a contents.json, by part. Raises as `read_results`."""
+    """Reads a contents.json, by part. Raises as `read_results` does."""
     return read_record(path, dict[Text, Text])
 
 
@@ -206,10 +205,10 @@ ABOUT = {"set": pa.string(), "role": pa.string(), "path": pa.string(), "label": 
 
 
 def read_scores(path: Path, columns: Sequence[str] | None = None) -> pa.Table:
-    """A scores.parquet, or some columns of what says which image a row is of. Raises as `read_results`."""
+    """Reads a scores.parquet, or some of the columns that say which image a row is for. Raises as `read_results` does."""
     with undamaged(path):
         try:
-            with path.open("rb") as file:  # pyarrow opens no path that is not UTF-8
+            with path.open("rb") as file:  # pyarrow cannot open a path that is not UTF-8
                 found = pq.ParquetFile(file)
                 odd = [BYTES] if BYTES in found.schema_arrow.names and "path" in (columns or ()) else []
                 table = found.read(None if columns is None else [*columns, *odd])

@@ -1,4 +1,4 @@
-"""The scores of a run, seed by seed, as what each image contributes to an AUROC."""
+"""Reads the scores of a run, seed by seed, as each image's contribution to an AUROC."""
 
 from __future__ import annotations
 
@@ -19,8 +19,9 @@ Numbers = dict[tuple[str, str] | int, int]  # its content, or set and path -> th
 
 
 class SeedScores:
-    """scores.parquet in the folder of a single seed. `numbers`, shared by the seeds of a comparison, tells which images are the
-    same ones."""
+    """The scores.parquet in the folder of a single seed. `numbers`, shared by the seeds of a comparison, says which images are
+    the same.
+    """
 
     def __init__(self, folder: Path, numbers: Numbers) -> None:
         self.path = folder / SCORES
@@ -35,7 +36,7 @@ class SeedScores:
         }
 
     def influence(self, detector: str, ood: Sequence[str], setting: str = "standard") -> Influence:
-        """How a detector's AUROC, averaged over OOD sets, depends on each image."""
+        """Returns how a detector's AUROC, averaged over OOD sets, depends on each image."""
         for name in {*self.settings.get(setting, ["standard"]), *ood}:
             if name not in self.sets or detector not in self.sets[name].scores:
                 raise ConfigError(
