@@ -31,6 +31,7 @@ PARTS = (
     "peers",
     "metrics",
     "intervals",
+    "statistics",
     "evaluation",
     "store",
     "gpu",

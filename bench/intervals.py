@@ -96,7 +96,7 @@ def published(studies: int, seeds: int, seed: int = 0) -> Iterator[list[list[Inf
     drawn = world(seed)
     train = both_ways(drawn.seen(drawn.centres[:, None], CLASSES, 20))  # 2 × (C, 40, D)
     labels = torch.arange(150) % CLASSES
-    numbers = torch.arange(150), torch.arange(150, 450)  # tested in every seed
+    numbers = torch.arange(150), torch.arange(150, 300)  # tested in every seed
     for _ in range(studies):
         inside, outside = drawn.seen(drawn.centres[labels], 150), drawn.seen(drawn.outside, 150)
         study: list[list[Influence]] = [[], []]

@@ -41,7 +41,7 @@ REST = ALL[1:]
 def config(root, name, logger, method=PROBE, **trainer):
     data = {"root": f"{root}/data", "id": "id", "ood": {"near": "near"}, "splits": {"val": 0.2, "test": 0.3}}
     keys = {"accelerator": "cpu", "devices": 1, "enable_progress_bar": False, "logger": logger} | trainer
-    shown = {"resamples": 0, "figures": True, "report": False, "save_detector": False}
+    shown = {"figures": True, "report": False, "save_detector": False}
     return tiny_clip.config(root, name, method, data=data, trainer=keys, evaluation=shown, detectors=["knn", "msp"])
 
 

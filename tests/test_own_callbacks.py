@@ -28,7 +28,7 @@ def trained(root, name, callbacks, *options, method=PROBE, val=0.2, every=0, **m
         "logger": "csv",
         "callbacks": callbacks,
     }
-    evaluated = {"resamples": 0, "figures": False, "report": False, "save_detector": False, "every_n_epochs": every}
+    evaluated = {"figures": False, "report": False, "save_detector": False, "every_n_epochs": every}
     keys = {"data": data, "trainer": trainer, "evaluation": evaluated, "detectors": ["knn", "msp"]}
     train.main(["--config", tiny_clip.config(root, name, method, **keys), *options])
     return root / "runs" / name

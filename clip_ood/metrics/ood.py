@@ -59,6 +59,7 @@ def ood_metrics(
         ValueError: empty, NaN or infinite scores; a level outside (0, 1).
 
     Example:
+        >>> import torch
         >>> result = ood_metrics(torch.tensor([-900.0, -950.0, -980.0]), torch.tensor([-990.0, -960.0]))
         >>> round(result["auroc"].value, 4), result["fpr95"].value
         (0.8333, 0.5)
@@ -103,7 +104,8 @@ def mean_over_sets(of_set: Mapping[str, Mapping[str, Estimate]], level: float = 
     """
     if not of_set:
         raise ValueError("the mean over OOD sets needs at least one set, got none")
-    names = next(iter(of_set.values()))
+    first, *others = of_set.values()
+    names = [name for name in first if all(name in each for each in others)]
     return {name: _mean([estimates[name] for estimates in of_set.values()], level) for name in names}
 
 

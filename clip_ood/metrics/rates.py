@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from clip_ood.metrics.curves import least_95
-from clip_ood.metrics.intervals import LEVEL, wilson
+from clip_ood.metrics.intervals import LEVEL, share_interval, wilson
 from clip_ood.metrics.ranking import Ranking
 
 FLAT = 0.75  # of ID images: from here to the lowest of them the curve is prolonged
@@ -72,15 +72,16 @@ def fpr95_parts(
 
     ID part: the true share of ID images above the threshold lies in Wilson's interval of 95 % of M; FPR at these two shares is read
     off the curve, interpolated between ID images, and below the lowest of them prolonged as a line in normal quantiles.
-    OOD part: Wilson's interval of the share of N OOD images above the threshold.
+    OOD part: `share_interval` of the share of N OOD images above the threshold.
     """
     num_id, num_ood = len(ranking.id_order), len(ranking.ood_order)
     z = NormalDist().inv_cdf((1 + level) / 2)
     place = int(torch.searchsorted(ranking.id_above, least_95(num_id)))
-    value = int(ranking.ood_above[place]) / num_ood
+    count = int(ranking.ood_above[place])
+    value = count / num_ood
     fewer, more = (_fpr(ranking, share) for share in wilson(0.95, num_id, z))
     fewer, more = min(fewer, value), max(more, value)
-    low, high = wilson(value, num_ood, z)
+    low, high = share_interval(count, num_ood, level)
     low = min(low - value, wilson(fewer, num_ood, z)[0] - fewer)
     high = max(high - value, wilson(more, num_ood, z)[1] - more)
     together = _together(ranking, place, id_images, ood_images)
@@ -91,15 +92,15 @@ def f1_parts(
     id_scores: Tensor, ood_scores: Tensor, threshold: float, ood_images: Tensor | None = None, level: float = LEVEL
 ) -> TwoParts:
     """Returns F1 = 2 a M / (a M + b N + M) at a threshold that was not chosen on these images, with the parts of its interval: a and b are
-    the shares of M ID and N OOD images with a score of at least the threshold, each with Wilson's interval."""
+    the shares of M ID and N OOD images with a score of at least the threshold, each with its `share_interval`."""
     num_id, num_ood = len(id_scores), len(ood_scores)
-    z = NormalDist().inv_cdf((1 + level) / 2)
 
     def f1(hits: float, misses: float) -> float:
         return 2 * hits * num_id / (hits * num_id + misses * num_ood + num_id)
 
-    hits, misses = ((scores >= threshold).double().mean().item() for scores in (id_scores, ood_scores))
-    (fewest_hits, most_hits), (fewest, most) = wilson(hits, num_id, z), wilson(misses, num_ood, z)
+    counts = [int((scores >= threshold).sum()) for scores in (id_scores, ood_scores)]
+    hits, misses = counts[0] / num_id, counts[1] / num_ood
+    (fewest_hits, most_hits), (fewest, most) = map(share_interval, counts, (num_id, num_ood), (level, level))
     value = f1(hits, misses)
     below = value - f1(fewest_hits, misses), value - f1(hits, most)
     return TwoParts(value, below, (f1(most_hits, misses) - value, f1(hits, fewest) - value), 0.0, ood_images)

@@ -54,8 +54,8 @@ class Chart:
 
 @dataclass(frozen=True)
 class Tally:
-    """For how many detectors' means the interval of a run's differences lies above 0, below 0, or around it; `only` is the
-    difference if there is a single detector.
+    """For how many detectors' means the corrected test finds a run better, worse, or neither; `only` is the difference if there is
+    a single detector.
     """
 
     title: str
@@ -84,6 +84,7 @@ def write_compare_page(
         tallies=[_tally(side.title, k, of_set[MEAN], charts[MEAN]) for k, side in enumerate(sides[1:])],
         over=over,
         remarks=remarks,
+        tested=sum(len(line.differences) for line in lines),
         seeds=any(each.std is not None for line in lines for each in line.differences),
     )
     return path
@@ -103,7 +104,7 @@ def _chart(lines: list[Line]) -> Chart:
 
 def _tally(title: str, number: int, means: list[Line], chart: Chart) -> Tally:
     found = [line.differences[number] for line in means]
-    better, worse = sum(each.low > 0 for each in found), sum(each.high < 0 for each in found)
+    better, worse = (sum(each.claimed and sign * each.value > 0 for each in found) for sign in (1, -1))
     only = chart.rows[0][2][number] if len(means) == 1 else None
     return Tally(title, better, worse, len(found) - better - worse, only)
 
@@ -112,7 +113,7 @@ def _dot(difference: Difference, colour: int, reach: float) -> Dot:
     low, at, high = (
         50 + 50 * min(max(100 * end / reach, -1), 1) for end in (difference.low, difference.value, difference.high)
     )
-    prediction = "better" if difference.low > 0 else "worse" if difference.high < 0 else ""
+    prediction = ("better" if difference.value > 0 else "worse") if difference.claimed else ""
     interval = f"{_signed(difference.low)} … {_signed(difference.high)}"
     spread = "" if difference.std is None else f"± {percent(difference.std, 2)}"
     return Dot(

@@ -62,6 +62,31 @@ class Comparison:
     lines: list[Line]
     over: str
     remarks: list[str]
+    redrawn: bool
+
+    @property
+    def tested(self) -> int:
+        """The number of differences in the table."""
+        return sum(len(line.differences) for line in self.lines)
+
+    def method(self) -> str:
+        """Returns a paragraph on what was done, for a paper: the test, the numbers of images, the correction."""
+        first = self.runs[0].results
+        sizes = {
+            row["ood"]: row["n_ood"] for row in first["rows"] if row["ood"] != MEAN and row["setting"] == "standard"
+        }
+        listed = ", ".join(f"{name} {count:g}" for name, count in sizes.items())
+        n_id = next(row["n_id"] for row in first["rows"] if row["setting"] == "standard")
+        test = (
+            "the corrected resampled t-test (Nadeau and Bengio 2003)"
+            if self.redrawn
+            else "DeLong's test for correlated curves (1988)"
+        )
+        return (
+            f"AUROCs were compared on the same {n_id:g} ID images and OOD images ({listed}), each of {self.tested} differences to "
+            f"{self.runs[0].title} by {test}, two-sided; p-values were corrected for all {self.tested} differences, means over OOD sets "
+            "included, by Holm's method (1979), at a level of 5 %. Intervals are single 95 % intervals, without correction."
+        )
 
 
 def open_run(spec: str) -> Finished:
@@ -112,7 +137,7 @@ def compare(runs: list[Finished]) -> Comparison:
     if not lines:
         raise ConfigError(f"--compare: no detector is in two seeds or more of all runs ({'; '.join(remarks)})")
     over = "the same images, paired (DeLong)" if split is None else over_seeds(split, len(seeds))
-    return Comparison(runs, holm(lines), over, remarks)
+    return Comparison(runs, holm(lines), over, remarks, redrawn)
 
 
 # A function of runs, seeds, detector, the OOD sets of a column and its name, which returns the differences to the first run.

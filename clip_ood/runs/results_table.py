@@ -40,7 +40,7 @@ def print_table(results: dict[str, Any], console: Terminal | None = None) -> Non
         caption = " / FPR95, percent; ID is positive: FPR95 = share of OOD accepted at 95 % of ID"
         table = _table(results, rows, sets, intervals=True)
         if _fits(table, console):
-            table.title, table.caption = title, f"AUROC ± {_spread_name(results)}{caption}"
+            table.title, table.caption = title, f"AUROC {_spread_name(results)}{caption}"
             console.print(table)
             continue
         while sets:
@@ -89,7 +89,7 @@ def _table(results: dict[str, Any], rows: list[dict[str, Any]], sets: list[str],
 
 def _spread_name(results: dict[str, Any]) -> str:
     seeds = len(results["seeds"])
-    return "half its 95 % interval" if seeds == 1 else f"its standard deviation over {seeds} seeds"
+    return escape("[its 95 % interval]") if seeds == 1 else f"± its standard deviation over {seeds} seeds"
 
 
 def intervals_told(results: dict[str, Any]) -> str:
@@ -132,11 +132,12 @@ def _doubt(row: dict[str, Any]) -> str:
 
 def _cell(row: dict[str, Any], best: float, intervals: bool) -> str:
     low, high = row["intervals"].get("auroc", (None, None))
-    half = 50 * (high - low) if low is not None else None
-    if row.get("std", {}).get("auroc") is not None:
-        half = 100 * row["std"]["auroc"]
-    doubt = _doubt(row) if row.get("std", {}).get("auroc") is None else ""
-    spread = f" ± {half:.1f}{doubt}" if intervals and half is not None else ""
+    std = row.get("std", {}).get("auroc")
+    spread = ""
+    if intervals and std is not None:
+        spread = f" ± {100 * std:.1f}"
+    elif intervals and low is not None:
+        spread = escape(f" [{100 * low:.1f}, {100 * high:.1f}]{_doubt(row)}")
     auroc = f"{100 * row['auroc']:.1f}"
     return f"{f'[bold]{auroc}[/bold]' if row['auroc'] == best else auroc}{spread} / {100 * row['fpr95']:.1f}"
 

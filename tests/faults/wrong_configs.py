@@ -113,7 +113,7 @@ def _probe() -> dict[str, Any]:
         "features_root": "features",
         "seed": 1,
         "seeds": [1, 2],
-        "evaluation": {"resamples": 10, "bank_per_class": 5, "bank_without": None, "every_n_epochs": 1, "accept": 0.9},
+        "evaluation": {"bank_per_class": 5, "bank_without": None, "every_n_epochs": 1, "accept": 0.9},
     }
 
 

@@ -19,7 +19,7 @@ class Npz(Arrays):
 
     def __init__(self, path: Path, classes: Sequence[str] | None = None) -> None:
         try:
-            loaded = np.load(path)
+            loaded = np.load(path, allow_pickle=False)
             arrays = {"an array": loaded} if isinstance(loaded, np.ndarray) else dict(loaded)
         except BadZipFile as error:
             raise ValueError(f"{path} is no whole file of numpy.savez: {error}") from error
