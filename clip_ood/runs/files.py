@@ -98,6 +98,12 @@ class Shared(Record):
     total: Count
 
 
+class Chosen(Record):
+    n: Count
+    expected: Share
+    candidates: Count
+
+
 class Calibration(Record):
     n: Count
     accept: Share
@@ -105,6 +111,7 @@ class Calibration(Record):
     default: Text
     expected: Share | None
     thresholds: dict[Text, float] | None
+    chosen: dict[Text, Chosen] = {}
 
 
 class Finished(Record):
