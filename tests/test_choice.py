@@ -126,7 +126,10 @@ def test_where_val_is_too_small_for_that_the_stated_share_allows_for_the_choice(
     assert 3 <= n < 28 and stated["chosen"].keys() == {"knn", "free"}
     assert stated["thresholds"]["knn"] == Calibration(val_scores(images, "knn")).threshold(0.875)
     calibration = SavedDetector(images / "runs" / "tiny").calibration("knn")
-    assert (calibration.choice.candidates, calibration.choice.images) == (among, len(list((images / "data" / "chosen_by").iterdir())))
+    assert (calibration.choice.candidates, calibration.choice.images) == (
+        among,
+        len(list((images / "data" / "chosen_by").iterdir())),
+    )
     assert (
         calibration.expected(0.875)
         == stated["chosen"]["knn"]["expected"]
