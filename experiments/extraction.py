@@ -115,8 +115,9 @@ def arrays_of(config: Config) -> tuple[str, ...]:
 
 def stored_sets(config: Config, store: FeatureStore, images: Mapping[str, ImageList]) -> dict[str, StoredSet]:
     """What a store holds of image sets, by the same keys: features, or only which images can be read where the method tunes the encoder,
-    which will give others."""
-    wanted = () if config.method.settings.tunes_encoder else arrays_of(config)
+    which will give others, and no near copies are sought by them."""
+    needless = config.method.settings.tunes_encoder and config.evaluation.leaks == "exact"
+    wanted = () if needless else arrays_of(config)
     return {key: store.image_set(each.name, each, wanted) for key, each in images.items()}
 
 

@@ -216,6 +216,10 @@ class Data(Section):
     """Images a forward pass and device in feature extraction."""
     num_workers: int | None = Field(default=None, ge=0, le=1024)
     """Processes that decode images, a device (default: 8 at most with a GPU, none without)."""
+    drop_duplicates: Literal["tested", "bank", "none"] = "none"
+    """Take exact copies out: `tested`, of each tested set the images that are also learnt from, chosen by, or in a tested set of
+    another kind; `bank`, of the training images, and so of the bank, those that are in any other set. Of equal images in one set the
+    first stays. Copies between OOD sets, or between csid sets, stay. `none`: they are only told."""
     max_unreadable: Fraction = 0.01
     """Largest share of a set's images that may be unreadable before the run stops; 5 may be in any set. They are left out, and
     listed in unreadable.csv of the run."""

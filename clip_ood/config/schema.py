@@ -96,6 +96,10 @@ class Evaluation(Section):
     """report.html in the run's folder: tables, charts and the images that were judged wrongly, in one file."""
     batch_size: Positive = 4096
     """Stored features scored at a time."""
+    leaks: Literal["exact", "near"] = "exact"
+    """Which copies are sought between the sets, and within each: exact ones, equal byte for byte, or near ones as well, which were
+    resized, saved anew or mirrored. That takes a search as of k-NN, and decodes some images again; a method that tunes the encoder
+    encodes all images once more for it. All that are found are in leaks.csv of the run."""
     accept: Annotated[float, Field(gt=0, lt=1)] = 0.95
     """Share of new ID images that the run's thresholds accept, calibrated on ID val (detect.py --accept changes it)."""
     save_detector: bool = True

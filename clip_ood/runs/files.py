@@ -95,6 +95,17 @@ class Shared(Record):
     later: Text
     images: Count
     total: Count
+    kind: Literal["exact", "near", "corrupted"] = "exact"
+    seed: Count | None = None
+
+
+class Dropped(Record):
+    """How many images of a set were taken out, since they are copies."""
+
+    set: Text
+    images: Count
+    total: Count
+    seed: Count | None = None
 
 
 class Calibration(Record):
@@ -119,6 +130,7 @@ class Finished(Record):
     trained_on: Trained | None
     sweep: list[Head] | None
     shared_images: list[Shared] = []
+    dropped: list[Dropped] = []
     versions: dict[Text, Text] | None = None
     accuracy: Share | None
     knn_accuracy: Share | None

@@ -29,7 +29,7 @@ def write_results(folder: Path, results: Results, about: dict[str, Any], benchma
 
     `about`: run, method, encoder, seeds, split (whether seeds redraw the ID test images; the images it trains on, holds out as
     val and tests on), bank, pseudo_labels, sweep (the heads of a probe sweep; also as sweep.csv), shared_images (pairs of sets,
-    see `clip_ood.leaks`), predictor (what predicts classes best on ID val), versions.
+    see `clip_ood.leaks.copies.Shared`), dropped (images that were taken out of sets), predictor (what predicts classes best on ID val), versions.
     """
     rows = [_json_row(row) for row in results.rows]
     write_table(folder / "results.csv", rows)

@@ -13,6 +13,7 @@ from rich.table import Column, Table
 from rich.text import Text
 
 from clip_ood.class_predictions import HEAD, TEXT, ClassPredictor
+from clip_ood.leaks.told import leaks_told
 from clip_ood.process.called import called
 from clip_ood.terminal.console import Terminal
 
@@ -159,7 +160,8 @@ def missing_seeds(results: dict[str, Any]) -> dict[str, str]:
 
 
 def remarks(results: dict[str, Any]) -> list[str]:
-    """What must be said beside the table: intervals of no use, accuracies, pseudo-labels, the sweep's choice, the bank, the detectors' notes."""
+    """What must be said beside the table: intervals of no use, accuracies, pseudo-labels, the sweep's choice, the bank, copies, the detectors'
+    notes."""
     lines = [f"{name}: {few}" for name, few in missing_seeds(results).items()]
     if not results["rows"]:
         lines.append("No OOD set was named (data.ood): scores were written, there is no AUROC.")
@@ -176,6 +178,7 @@ def remarks(results: dict[str, Any]) -> list[str]:
     bank = results["bank"]
     sample = f", at most {bank['per_class']} a class" if bank["per_class"] else ""
     lines.append(f"Bank: {bank['images']} ID training images{sample}")
+    lines += leaks_told(results)
     return lines + [f"{each['detector']}: {told(each, 'note')}" for each in results["notes"]]
 
 
