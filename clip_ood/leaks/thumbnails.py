@@ -5,16 +5,17 @@ from __future__ import annotations
 import numpy as np
 from PIL import Image
 
-SIDE = 32  # pixels
+SIDE = 16  # pixels
 FLAT = 1.0  # grey levels: a picture whose thumbnail varies less is of one colour, and resembles nothing
-SAME = 0.985
-"""From this similarity on two pictures count as copies. Of 150 images of the demo, 98 % of those saved as JPEG at quality 30 and 98 % of
-those made 64 pixels wide reach it, and no two of its 755 that are different pictures, not mirrored ones, do."""
+SAME = 0.99
+"""The similarity from which on two pictures count as copies. Of the demo's 755 images, 99 % of those that are saved as JPEG at quality 30,
+made half as wide, or 64 pixels wide, reach it, and 98 % of those that are made half as wide and saved at quality 50. Of the 284,635
+pairs of different images, seven reach it: five are mirrored glyphs, as p and q, and two are I, l and i."""
 
 
 def thumbnail(picture: Image.Image) -> np.ndarray:
     """A picture as SIDE × SIDE × 3 numbers of mean 0 and norm 1, whatever its size and shape; zeros for one of a single colour."""
-    small = picture.convert("RGB").resize((SIDE, SIDE), Image.Resampling.BOX)
+    small = picture.convert("RGB").resize((SIDE, SIDE), Image.Resampling.BILINEAR)
     values = np.asarray(small, np.float64)
     values = values - values.mean()
     return values / np.linalg.norm(values) if values.std() >= FLAT else np.zeros_like(values)

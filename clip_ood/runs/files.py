@@ -96,7 +96,6 @@ class Shared(Record):
     images: Count
     total: Count
     kind: Literal["exact", "near", "corrupted"] = "exact"
-    seed: Count | None = None
 
 
 class Dropped(Record):
@@ -105,7 +104,6 @@ class Dropped(Record):
     set: Text
     images: Count
     total: Count
-    seed: Count | None = None
 
 
 class Calibration(Record):
