@@ -72,10 +72,10 @@ def test_exact_copies_of_each_kind_are_named_in_every_run(root, capsys):
     told = " ".join(capsys.readouterr().out.split())
     page = (root / "runs" / "exact" / "report.html").read_text()
     for line in (
-        "1 of the 10 images of val are also in train, 1 of the 14 images of id_test are also in train, "
-        "1 of the 8 images of ood/a are also in id_test",
-        "share images: 1 of the 9 images of ood/b are also in ood/a.",
-        "several times: 1 of the 9 images of ood/b are copies of others of it",
+        "1 of the 10 images of val is also in train, 1 of the 14 images of id_test is also in train, "
+        "1 of the 8 images of ood/a is also in id_test",
+        "share images: 1 of the 9 images of ood/b is also in ood/a.",
+        "several times: 1 of the 9 images of ood/b is a copy of others of it",
         "Each copy is named in leaks.csv",
     ):
         assert told.count(line) == 2 and line in page, line  # before the run, and below the table
@@ -89,7 +89,7 @@ def test_near_copies_are_found_by_features_and_told_by_their_pixels(root, capsys
     assert counted(results, "near") == counts_of(NEAR) and counted(results, "exact") == counts_of(EXACT)
     told = " ".join(capsys.readouterr().out.split())
     page = (root / "runs" / "near" / "report.html").read_text()
-    line = "saved anew or mirrored, and stand there again: 1 of the 14 images of id_test are near copies of images of train"
+    line = "There are near copies (resized, saved anew or mirrored): 1 of the 14 images of id_test is a near copy of images of train"
     assert told.count(line) == 2 and line in page
 
 

@@ -7,8 +7,6 @@ from typing import Any
 
 SHOWN = 3  # pairs of sets in a line
 
-CORRUPTED = "are corruptions of images of"
-
 
 def leaks_told(results: Mapping[str, Any]) -> list[str]:
     """The lines about copies below a table: of `shared_images` and `dropped` of a results.json, those of several seeds at their most."""
@@ -39,7 +37,7 @@ def _lines(exact: Sequence[Mapping[str, Any]], near: Sequence[Mapping[str, Any]]
         )
     if near:
         lines.append(
-            f"Some images were resized, saved anew or mirrored, and stand there again: {_listed(near)}. Scores of such near copies say "
+            f"There are near copies (resized, saved anew or mirrored): {_listed(near)}. Scores of such images say "
             "little about new images; data.drop_duplicates leaves them in"
         )
     return lines
@@ -83,9 +81,14 @@ def _listed(shared: Sequence[Mapping[str, Any]]) -> str:
 
 
 def _where(each: Mapping[str, Any]) -> str:
-    near = each.get("kind") == "near"
-    if each.get("kind") == "corrupted":
-        return f"{CORRUPTED} {each['earlier']}"
+    is_one, kind = each["images"] == 1, each.get("kind", "exact")
+    copies = "a copy" if is_one else "copies"
+    if kind == "near":
+        copies = "a near copy" if is_one else "near copies"
+    if kind == "corrupted":
+        copies = "a corruption" if is_one else "corruptions"
     if _within(each):
-        return f"are {'near ' if near else ''}copies of others of it"
-    return f"are {'near copies of images of' if near else 'also in'} {each['earlier']}"
+        told = f"{copies} of others of it"
+    else:
+        told = f"also in {each['earlier']}" if kind == "exact" else f"{copies} of images of {each['earlier']}"
+    return f"{'is' if is_one else 'are'} {told}"
