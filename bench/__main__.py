@@ -32,6 +32,7 @@ PARTS = (
     "peers",
     "metrics",
     "intervals",
+    "statistics",
     "evaluation",
     "store",
     "gpu",

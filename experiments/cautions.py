@@ -1,4 +1,4 @@
-"""What somebody should know of a run's images before it is trained: nothing of it stops the run."""
+"""Words what a user should know of a run's images before it is trained; none of it stops the run."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from clip_ood.data.benchmark import Benchmark
 
 
 def too_few_to_calibrate(config: Config, benchmark: Benchmark) -> str | None:
-    """One line where the run's detector will have no threshold for want of ID val images, with what it takes; else None."""
+    """Returns one line if ID val has too few images for a threshold, which says how many it takes; otherwise None."""
     count, accept = len(benchmark.parts["val"].rows), config.evaluation.accept
     takes = needed(accept)
     if count >= takes or not config.evaluation.save_detector:

@@ -1,4 +1,4 @@
-"""The copies among the images of a run, once their contents are known and before anything is trained: told, written, taken out."""
+"""Finds the copies among the images of a run once their contents are known, before anything is trained, and takes them out."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ import torch
 from clip_ood.config.schema import Config
 from clip_ood.data.benchmark import Benchmark, Part
 from clip_ood.distributed import exchange
+from clip_ood.experiments.image_numbers import contents_of
 from clip_ood.features.stored_set import Features
 from clip_ood.leaks.copies import ROLES, Copies, ImageSet
 from clip_ood.leaks.duplicates import check_left, dropped
@@ -25,14 +26,14 @@ from clip_ood.terminal.console import Terminal
 
 @dataclass(frozen=True)
 class Leaks:
-    """The copies in some sets, by their keys, and the rows of those images that are taken out, by set."""
+    """The copies in the sets of a run, which are called by the keys of parts, and by set the rows of the images to take out."""
 
     sets: list[ImageSet]
     copies: list[Copies]
     out: dict[str, np.ndarray]
 
     def about(self) -> dict[str, Any]:
-        """What results.json says: copies that are left, and how many images of which set were taken out."""
+        """Returns what results.json says: the copies that are left, and how many images were taken out of which set."""
         left = [each.without(self.out) for each in self.copies]
         gone = [
             {"set": each.name, "images": len(self.out[each.name]), "total": len(each)}
@@ -42,14 +43,14 @@ class Leaks:
         return {"shared_images": [asdict(each.count) for each in left if len(each)], "dropped": gone}
 
     def write(self, folder: Path) -> None:
-        """Names all copies in the run's leaks.csv."""
+        """Writes the run's leaks.csv, which names all copies."""
         write_leaks(folder / LEAKS, self.copies, self.sets, self.out)
 
 
 def find_leaks(
     config: Config, benchmark: Benchmark, features: Mapping[str, Features], device: torch.device, quiet: bool
 ) -> Leaks:
-    """All processes look together. Raises: ConfigError where data.drop_duplicates would leave no image of a set."""
+    """Finds the copies; all processes call this together. Raises: ConfigError if data.drop_duplicates would leave no image of a set."""
     sets = image_sets(benchmark, features)
     copies, out = exact_copies(sets), {}
     if (drop := config.data.drop_duplicates) != "none":
@@ -61,7 +62,7 @@ def find_leaks(
 
 
 def image_sets(benchmark: Benchmark, features: Mapping[str, Features]) -> list[ImageSet]:
-    """The readable images of the parts that are learnt from, chosen by or scored; the bank is a part of train."""
+    """Returns the readable images of the parts that are learnt from, chosen by or scored; the bank is a part of train."""
     parts = sorted(
         (part for part in benchmark.parts.values() if part.role in ROLES), key=lambda part: ROLES.index(part.role)
     )
@@ -70,17 +71,13 @@ def image_sets(benchmark: Benchmark, features: Mapping[str, Features]) -> list[I
 
 def _image_set(benchmark: Benchmark, features: Mapping[str, Features], part: Part) -> ImageSet:
     images, stored, rows = benchmark.images[part.images], features[part.images], np.asarray(part.rows, int)
-    contents = stored.identities
-    if images.corruption is not None:  # made of the ID test images, in their order
-        tested = benchmark.parts["id_test"]
-        contents = features[tested.images].identities[tested.rows]
     rows = rows[stored.valid.numpy()[rows]]
-    corrupted = images.corruption is not None
-    return ImageSet(part.key, part.role, rows, contents[rows], images, stored.features, corrupted)
+    contents = contents_of(benchmark, features, part)[rows]
+    return ImageSet(part.key, part.role, rows, contents, images, stored.features, images.corruption is not None)
 
 
 def without(benchmark: Benchmark, out: Mapping[str, np.ndarray]) -> Benchmark:
-    """A benchmark without the images at these rows of its parts, by their keys; what leaves train leaves the bank."""
+    """Returns a benchmark without the images at these rows, by part; what is taken out of train is taken out of the bank, too."""
     if not out:
         return benchmark
     gone = {**out, "bank": out.get("train", ())}

@@ -12,6 +12,7 @@ from dataclasses import asdict
 import forked
 import numpy as np
 import planted
+import pyarrow.parquet as pq
 import pytest
 import tiny_clip
 import torch
@@ -160,6 +161,10 @@ def test_originals_of_corrupted_images_among_the_training_images(root):
     assert not any("ood/noise" in pair for kind in ("exact", "near") for pair in counted(results, kind))
     results, _ = run(root, "corrupted_without", data={"ood": ood, "drop_duplicates": "tested"})
     assert {each["set"]: each["images"] for each in results["dropped"]} == {"id_test": 1, "ood/noise": 1}
+    table = pq.read_table(root / "runs" / "corrupted_without" / "scores.parquet", columns=["set", "path", "image"])
+    images = {(row["set"], row["path"]): row["image"] for row in table.to_pylist()}
+    tested = {path: image for (name, path), image in images.items() if name == "id_test"}
+    assert {path: image for (name, path), image in images.items() if name == "noise"} == tested and len(tested) == 13
 
 
 def test_a_set_of_copies_alone_is_told_and_never_emptied(root, capsys):

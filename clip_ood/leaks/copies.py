@@ -14,7 +14,7 @@ from clip_ood.features.rows import Rows
 Kind = Literal["exact", "near", "corrupted"]
 HELD_OUT = ("val", "ood_val")  # roles of the sets that thresholds and choices come from
 TESTED = ("id", "csid", "ood")
-ROLES = ("train", *HELD_OUT, *TESTED)  # in this order: of two copies, the later one is spoken of
+ROLES = ("train", *HELD_OUT, *TESTED)  # in this order: the copy is the image in the later set
 
 
 class Pictures(Protocol):
@@ -30,8 +30,8 @@ class Pictures(Protocol):
 class ImageSet:
     """The n readable images of a set.
 
-    Attributes: rows (n,), their places in `images` and in `features`; contents (n, 2), what tells their contents; corrupted, whether
-    each is a corruption: `contents` are then those of the images that they are made of.
+    Attributes: rows (n,) are their places in `images` and in `features`; contents (n, 2) are their identities; corrupted says that
+    they are corruptions, so that `contents` are the identities of the images that they are made of.
     """
 
     name: str
@@ -59,9 +59,9 @@ class Shared:
 
 @dataclass(frozen=True)
 class Copies:
-    """m images of the set `later`, by their rows (m,), and the rows (m,) of those of the set `earlier` that they are copies of.
+    """m images of the set `later`, by their rows (m,), which are copies of images of the set `earlier`, by theirs, `originals` (m,).
 
-    Attributes: total, the images of `later`; similarity (m,), 1 but for near copies.
+    Attributes: total is the number of images of `later`; similarity (m,) is 1 unless the copies are near ones.
     """
 
     earlier: str
@@ -80,12 +80,12 @@ class Copies:
         return Shared(self.earlier, self.later, len(self), self.total, self.kind)
 
     def dropped(self, out: Mapping[str, np.ndarray]) -> np.ndarray:
-        """Of which pairs (m,) one image is among those that are taken `out`, the rows of each set."""
+        """Returns for each pair (m,) whether one of its images is taken out; `out` holds, by set, the rows that are."""
         gone = {name: out.get(name, np.empty(0, int)) for name in (self.earlier, self.later)}
         return np.isin(self.originals, gone[self.earlier]) | np.isin(self.rows, gone[self.later])
 
     def without(self, out: Mapping[str, np.ndarray]) -> Copies:
-        """Those that are left."""
+        """Returns the pairs of which both images are left."""
         left = ~self.dropped(out)
         arrays = {name: getattr(self, name)[left] for name in ("originals", "rows", "similarity")}
         return replace(self, total=self.total - len(out.get(self.later, ())), **arrays)

@@ -1,4 +1,4 @@
-"""Which copies to take out, so that nothing is scored that was learnt from, and nothing twice."""
+"""Chooses the copies to take out, so that no image is scored that was learnt from, and none twice."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ KEY = "data.drop_duplicates"
 def dropped(
     sets: Sequence[ImageSet], copies: Sequence[Copies], drop: Literal["tested", "bank"]
 ) -> dict[str, np.ndarray]:
-    """The rows of the images to take out, ascending, by the name of their set; near copies stay.
+    """Returns by set the rows of the images to take out, in ascending order; near copies stay.
 
-    `tested`: out of each tested set the images that stand in an earlier set of another role, and all but the first of equal ones.
-    `bank`: out of the training images those that stand in any other set, and all but the first of equal ones.
+    `tested` takes from each tested set the images that are also in an earlier set of another role, and all but the first of equal
+    images. `bank` takes from the training images those that are also in any other set, and all but the first of equal images.
     """
     out = (_of_tested if drop == "tested" else _of_training)(sets, [each for each in copies if each.kind != "near"])
     return {name: found for name, rows in out.items() if len(found := np.unique(np.concatenate(rows)))}

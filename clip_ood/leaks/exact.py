@@ -1,4 +1,4 @@
-"""Copies that are equal byte for byte."""
+"""Finds copies that are equal byte for byte."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from clip_ood.leaks.copies import HELD_OUT, Copies, ImageSet
 
 
 def exact_copies(sets: Sequence[ImageSet]) -> list[Copies]:
-    """The copies in each pair of sets and within each set, pair by pair in the order of the sets.
+    """Returns the copies in each pair of sets and within each set, in the order of the sets.
 
-    An image of the later set comes once, beside the first of its copies in the earlier set, whatever other sets it stands in. Within
-    a set all but the first of equal images are copies. Corrupted images are no copies of anything, but those whose originals
-    something was learnt from or chosen by come as `corrupted`.
+    An image of the later set is listed once for each earlier set that holds it, beside the first of its copies there. Within a set
+    all but the first of equal images are copies. A corrupted image is a copy of nothing; it is listed as `corrupted` if the image
+    that it is made of is one to train on, to calibrate or to choose by.
     """
     if not sets:
         return []
@@ -44,7 +44,7 @@ def _share(groups: list[np.ndarray], one: int, other: int) -> bool:
 def _copies(
     sets: Sequence[ImageSet], places: list[np.ndarray], groups: list[np.ndarray], one: int, other: int
 ) -> Copies:
-    """`places`: of each set, its images that have copies anywhere; `groups`: a number for the content of each."""
+    """Joins two sets by `groups`, a number for the content of each of those images, at `places`, that have copies anywhere."""
     known, first = np.unique(groups[one], return_index=True)
     at = np.searchsorted(known, groups[other]).clip(max=len(known) - 1)
     is_copy = known[at] == groups[other]

@@ -1,4 +1,4 @@
-"""leaks.csv of a run: every copy by its name, beside the image that it is a copy of."""
+"""Writes leaks.csv of a run, which names every copy beside the image that it is a copy of."""
 
 from __future__ import annotations
 
@@ -16,8 +16,11 @@ COLUMNS = ("set", "path", "copy_set", "copy_path", "kind", "similarity", "droppe
 
 
 def write_leaks(path: Path, copies: Sequence[Copies], sets: Sequence[ImageSet], out: Mapping[str, np.ndarray]) -> None:
-    """A line a copy: the image (set, path), its copy in a later place (copy_set, copy_path), exact, near or corrupted, how like the
-    two are (1: equal), and the set whose image was taken out, empty where both are left; no file without copies."""
+    """Writes a line for each copy, or no file if there is none.
+
+    Columns: an image (set, path); its copy in the same or a later set (copy_set, copy_path); kind: exact, near or corrupted;
+    similarity of the two (1: equal); dropped: the set that one of them was taken out of, empty if both are left.
+    """
     path.unlink(missing_ok=True)
     if copies:
         with written_text(path) as file:

@@ -1,4 +1,4 @@
-"""Copies that were resized, saved anew or mirrored: neighbours by their features that look the same as thumbnails."""
+"""Finds copies that were resized, saved anew or mirrored: neighbours by their features whose thumbnails are the same."""
 
 from __future__ import annotations
 
@@ -28,11 +28,11 @@ TOGETHER = 256  # images whose candidates are decoded together, each once
 def near_copies(
     sets: Sequence[ImageSet], exact: Sequence[Copies], device: torch.device, exchange: Exchange
 ) -> list[Copies]:
-    """The near copies in each pair of sets and within each set but the training set, pair by pair in the order of the sets.
+    """Returns the near copies in each pair of sets and within each set but the training set, in the order of the sets.
 
-    An image of the later set comes at most once, beside what looks most like it in the earlier set: of its CANDIDATES nearest
+    An image of the later set is listed at most once for each earlier set, beside what looks most like it in the earlier set: of its CANDIDATES nearest
     neighbours there, those of a cosine of CLOSE or more are decoded and compared. An image that has an `exact` copy there is not
-    sought again. Corrupted sets are passed over. All processes call this together, and each looks for its share of the images.
+    sought again. Corrupted sets are left out. All processes call this together, and each looks for its share of the images.
     Raises: UserError for an image that can be read no longer.
     """
     known = {(each.earlier, each.later): each.rows for each in exact if each.kind == "exact"}
@@ -53,7 +53,8 @@ def near_copies(
 
 
 def _alike(earlier: ImageSet, later: ImageSet, mine: np.ndarray, device: torch.device) -> tuple[Tensor, Tensor]:
-    """Places in both sets (m, 2) of the images at the places `mine` of `later` that have a near copy, and its similarity (m,)."""
+    """Returns the places in both sets (m, 2) of near copies among the images at the places `mine` of `later`, and their
+    similarity (m,)."""
     pairs, likeness = [], []
     for places, candidates in _candidates(earlier, later, mine, device):
         for start in range(0, len(places), TOGETHER):
@@ -73,7 +74,7 @@ def _alike(earlier: ImageSet, later: ImageSet, mine: np.ndarray, device: torch.d
 def _candidates(
     earlier: ImageSet, later: ImageSet, mine: np.ndarray, device: torch.device
 ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """Block by block, places (n,) in `later` and those of the candidates of each in `earlier` (n, k), -1 where there are fewer."""
+    """Yields, block by block, places (n,) in `later` and the places of their candidates in `earlier` (n, k), -1 for none."""
     within = earlier is later
     for start in range(0, len(mine), BLOCK):
         places = mine[start : start + BLOCK]
@@ -93,7 +94,7 @@ def _candidates(
 
 
 def _directions(images: ImageSet, places: np.ndarray, device: torch.device) -> Tensor:
-    """The features (n, D) of the images at these places of a set, as vectors of length 1 in float32."""
+    """Returns the features (n, D) of the images at these places of a set, L2-normalised, in float32."""
     return normalize(images.features.take(torch.from_numpy(images.rows[places])).to(device, torch.float32), dim=1)
 
 

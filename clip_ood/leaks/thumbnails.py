@@ -1,4 +1,4 @@
-"""Whether two pictures show the same, told by their thumbnails: nearly the same for a picture that was resized or saved anew."""
+"""Compares pictures by thumbnails, which hardly change if a picture is resized or saved anew."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ pairs of different images, seven reach it: five are mirrored glyphs, as p and q,
 
 
 def thumbnail(picture: Image.Image) -> np.ndarray:
-    """A picture as SIDE × SIDE × 3 numbers of mean 0 and norm 1, whatever its size and shape; zeros for one of a single colour."""
+    """Returns a picture of any size as (SIDE, SIDE, 3) numbers with mean 0 and norm 1; zeros for a picture of one colour."""
     small = picture.convert("RGB").resize((SIDE, SIDE), Image.Resampling.BILINEAR)
     values = np.asarray(small, np.float64)
     values = values - values.mean()
@@ -22,5 +22,5 @@ def thumbnail(picture: Image.Image) -> np.ndarray:
 
 
 def similarity(one: np.ndarray, other: np.ndarray) -> float:
-    """The correlation of two thumbnails, or of one and the other mirrored, whichever is larger: 1 for the same picture."""
+    """Returns the correlation of two thumbnails, or of one with the other mirrored, whichever is larger: 1 for the same picture."""
     return float(max((one * other).sum(), (one[:, ::-1] * other).sum()))

@@ -1,4 +1,4 @@
-"""What is said of copies: how many, in which sets, and what follows from it."""
+"""Words how many copies are in which sets, and what follows from it."""
 
 from __future__ import annotations
 
@@ -9,7 +9,8 @@ SHOWN = 3  # pairs of sets in a line
 
 
 def leaks_told(results: Mapping[str, Any]) -> list[str]:
-    """The lines about copies below a table: of `shared_images` and `dropped` of a results.json, those of several seeds at their most."""
+    """Returns the lines about copies below a table, from `shared_images` and `dropped` of a results.json; of several seeds, each count
+    is the largest."""
     shared = _most(results.get("shared_images") or [], ("kind", "earlier", "later"))
     exact = [each for each in shared if each.get("kind", "exact") != "near"]
     lines = _lines(exact, [each for each in shared if each.get("kind") == "near"])
@@ -33,7 +34,7 @@ def _lines(exact: Sequence[Mapping[str, Any]], near: Sequence[Mapping[str, Any]]
         )
     if within := [each for each in exact if _within(each)]:
         lines.append(
-            f"The same image stands in one set several times: {_listed(within)}. Intervals take such copies for images of their own"
+            f"The same image stands in one set several times: {_listed(within)}. A score counts such an image several times"
         )
     if near:
         lines.append(
@@ -52,7 +53,7 @@ def _dropped(dropped: Iterable[Mapping[str, Any]]) -> list[str]:
 
 
 def _kind(key: str) -> str:
-    """csid, ood, or a set that is alone of its kind."""
+    """Returns csid, ood, or the name of a set that is the only one of its kind."""
     return key.partition("/")[0]
 
 
@@ -61,7 +62,7 @@ def _within(each: Mapping[str, Any]) -> bool:
 
 
 def _most(listed: Iterable[Mapping[str, Any]], keys: Sequence[str]) -> list[Mapping[str, Any]]:
-    """Of several seeds' entries that agree in `keys`, the one with most images."""
+    """Returns, of the entries of several seeds that agree in `keys`, the one with most images."""
     found: dict[tuple, Mapping[str, Any]] = {}
     for each in listed:
         key = tuple(each.get(name) for name in keys)
