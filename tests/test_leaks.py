@@ -270,6 +270,28 @@ def test_what_is_taken_out_leaves_nothing_to_take_out(drop):
         assert {tuple(row) for row in contents[name].tolist()} <= others | {tuple(row) for row in left[name].tolist()}
 
 
+def test_corruptions_stay_in_step_with_the_images_that_they_are_made_of():
+    tested = np.array([[1, 1], [2, 2], [1, 1], [3, 3]], np.uint64)
+    sets = sets_of({"train": tested[3:], "id_test": tested, "ood/a": tested}, corrupted={"ood/a"})
+    copies = exact_copies(sets)
+    assert [(each.earlier, each.later, each.kind) for each in copies] == [
+        ("train", "id_test", "exact"),
+        ("train", "ood/a", "corrupted"),
+        ("id_test", "id_test", "exact"),
+    ]
+    out = dropped(sets, copies, "tested")
+    assert out["id_test"].tolist() == out["ood/a"].tolist() == [102, 103]
+
+
+def test_several_seeds_say_at_most_how_many_copies_there_are(root, capsys):
+    results, _ = run(root, "seeds", seeds=[1, 2], data={"drop_duplicates": "tested"})
+    assert [(each["seed"], each["set"]) for each in results["dropped"]][::3] == [(1, "id_test"), (2, "id_test")]
+    assert {each["seed"] for each in results["shared_images"]} == {1, 2}
+    told = " ".join(capsys.readouterr().out.split())
+    assert told.count("up to 1 of the 10 images of val is also in train") == 1
+    assert named(root / "runs" / "seeds" / "seed-1") == named(root / "runs" / "seeds" / "seed-2") != []
+
+
 def test_no_set_may_be_emptied():
     one = np.ones((1, 2), np.uint64)
     sets = sets_of({"train": one, "id_test": one})
@@ -328,8 +350,12 @@ def test_near_copies_are_sought_block_by_block(root, monkeypatch):
     pictures[35], features[35] = pictures[30].resize((30, 30)), features[30] + 0.01
     contents = np.arange(80).reshape(40, 2).astype(np.uint64)
     sets = [
-        ImageSet(name, role, np.array(rows), contents[rows], Listed(), Rows([features]))
-        for name, role, rows in (("train", "train", range(20)), ("ood/a", "ood", range(20, 40)))
+        ImageSet(name, role, np.array(rows, int), contents[rows], Listed(), Rows([features]))
+        for name, role, rows in (
+            ("train", "train", range(20)),
+            ("val", "val", range(0)),
+            ("ood/a", "ood", range(20, 40)),
+        )
     ]
     for block in (3, 16384):
         monkeypatch.setattr(near, "BLOCK", block)

@@ -36,7 +36,7 @@ def near_copies(
     Raises: UserError for an image that can be read no longer.
     """
     known = {(each.earlier, each.later): each.rows for each in exact if each.kind == "exact"}
-    plain = [each for each in sets if not each.corrupted and len(each)]
+    plain = [each for each in sets if not each.corrupted]
     processes, found = len(exchange.gather(torch.zeros(1, device=device))), []
     for number, earlier in enumerate(plain):
         for later in plain[number:]:
