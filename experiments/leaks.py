@@ -62,11 +62,11 @@ def find_leaks(
 
 
 def image_sets(benchmark: Benchmark, features: Mapping[str, Features]) -> list[ImageSet]:
-    """Returns the readable images of the parts that are learnt from, chosen by or scored; the bank is a part of train."""
-    parts = sorted(
-        (part for part in benchmark.parts.values() if part.role in ROLES), key=lambda part: ROLES.index(part.role)
-    )
-    return [_image_set(benchmark, features, part) for part in parts]
+    """Returns the readable images of the parts that are learnt from, chosen by or scored, if their contents are known; the bank is a
+    part of train."""
+    parts = [part for part in benchmark.parts.values() if part.role in ROLES]
+    known = [part for part in parts if features[part.images].identities is not None]
+    return [_image_set(benchmark, features, part) for part in sorted(known, key=lambda part: ROLES.index(part.role))]
 
 
 def _image_set(benchmark: Benchmark, features: Mapping[str, Features], part: Part) -> ImageSet:
