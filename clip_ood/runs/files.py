@@ -107,6 +107,12 @@ class Dropped(Record):
     total: Count
 
 
+class Chosen(Record):
+    n: Count
+    expected: Share
+    candidates: Count
+
+
 class Calibration(Record):
     n: Count
     accept: Share
@@ -114,6 +120,7 @@ class Calibration(Record):
     default: Text
     expected: Share | None
     thresholds: dict[Text, float] | None
+    chosen: dict[Text, Chosen] = {}
 
 
 class Finished(Record):
