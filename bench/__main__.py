@@ -28,6 +28,7 @@ PARTS = (
     "rmd",
     "knn",
     "knn_memory",
+    "leaks",
     "peers",
     "metrics",
     "intervals",

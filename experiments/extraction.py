@@ -116,9 +116,11 @@ def arrays_of(config: Config) -> tuple[str, ...]:
 def stored_sets(config: Config, store: FeatureStore, images: Mapping[str, ImageList]) -> dict[str, StoredSet]:
     """Returns what a store holds of image sets, by the same keys.
 
-    These are features, or only which images can be read if the method tunes the encoder, which then gives other features.
+    These are features, or only which images can be read if the method tunes the encoder, which then gives other features,
+    and no near copies are sought.
     """
-    wanted = () if config.method.settings.tunes_encoder else arrays_of(config)
+    needless = config.method.settings.tunes_encoder and config.evaluation.leaks == "exact"
+    wanted = () if needless else arrays_of(config)
     return {key: store.image_set(each.name, each, wanted) for key, each in images.items()}
 
 

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+import numpy as np
 import torch
 from torch import Tensor
 
-from clip_ood.data.benchmark import Benchmark
+from clip_ood.data.benchmark import Benchmark, Part
 from clip_ood.features.stored_set import Features
 
 
@@ -16,12 +17,18 @@ def image_numbers(benchmark: Benchmark, features: Mapping[str, Features]) -> dic
     the number of the image that it is made of. Empty where contents are not known."""
     if any(features[part.images].identities is None for part in benchmark.evaluated):
         return {}
+    return {
+        part.name: torch.from_numpy(contents_of(benchmark, features, part)[:, 0].astype("int64"))
+        for part in benchmark.evaluated
+    }
+
+
+def contents_of(benchmark: Benchmark, features: Mapping[str, Features], part: Part) -> np.ndarray:
+    """Returns the identity (N, 2) of each image of a part's image set; a corrupted ID image has that of the image it is made of.
+
+    `benchmark` is the one that was listed, with all of its ID test images.
+    """
+    if benchmark.images[part.images].corruption is None:
+        return features[part.images].identities
     tested = benchmark.parts["id_test"]
-    numbers = {}
-    for part in benchmark.evaluated:
-        made = benchmark.images[part.images].corruption is not None
-        identities = features[tested.images if made else part.images].identities[:, 0]
-        if made:
-            identities = identities[tested.rows]
-        numbers[part.name] = torch.from_numpy(identities.astype("int64"))
-    return numbers
+    return features[tested.images].identities[tested.rows]

@@ -159,6 +159,11 @@ def check_division(run: Path, config: Config) -> None:
             f"are val or test ones here, under seed {config.seed} and {config.data.splits!r}: train it with the seed and "
             "data.splits of this run, or keep its own"
         )
+    if config.data.drop_duplicates == "bank" and theirs.data.drop_duplicates != "bank":
+        raise ConfigError(
+            f"data.drop_duplicates: bank takes images out of the training set, and the head of {run} was trained on them: train a head "
+            "without them, or take out copies of tested images (tested)"
+        )
 
 
 def check_head_images(head: Path, config: Config, benchmark: Benchmark) -> None:

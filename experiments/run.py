@@ -25,10 +25,11 @@ from clip_ood.detect.manifest import FOLDER
 from clip_ood.detect.save import described
 from clip_ood.detect.saved import Encoder
 from clip_ood.experiments.benchmarks import load_benchmark
-from clip_ood.experiments.cautions import shared_by_sets, too_few_to_calibrate
+from clip_ood.experiments.cautions import too_few_to_calibrate
 from clip_ood.experiments.checkpoints import WholeCheckpoints, check_checkpoint
 from clip_ood.experiments.extraction import load_features, using_features
 from clip_ood.experiments.image_numbers import image_numbers
+from clip_ood.experiments.leaks import find_leaks, without
 from clip_ood.experiments.loggers import check_loggers, ending_trackers, label, make_loggers
 from clip_ood.experiments.models import build, check_detectors, check_method
 from clip_ood.experiments.own_classes import make_callbacks
@@ -46,7 +47,7 @@ from clip_ood.experiments.resume import (
 )
 from clip_ood.experiments.trainer import new_trainer
 from clip_ood.features.store import dtype_of
-from clip_ood.leaks import told
+from clip_ood.leaks.told import leaks_told
 from clip_ood.process import stalls
 from clip_ood.runs.results_files import write_results
 from clip_ood.runs.run_folder import REPORT, head_of, is_follower, read_results, started
@@ -116,14 +117,18 @@ def _run(config: Config, folder: Path, checkpoint: Path | None, benchmark: Bench
         check_head_contents(checkpoint, config, now)
     if trainer.is_global_zero:
         record_contents(folder, now)
-        if shared := shared_by_sets(benchmark, features):
-            say(told(shared), flush=True)
+    leaks = find_leaks(config, benchmark, features, trainer.strategy.root_device, quiet=not trainer.is_global_zero)
+    numbers, benchmark = image_numbers(benchmark, features), without(benchmark, leaks.out)
+    if trainer.is_global_zero:
+        leaks.write(folder)
+        for line in leaks_told(leaks.about()):
+            say(line, flush=True)
     first = next(iter(features.values()))
     if first.features is not None:  # a tuned encoder's widths are known only once it is loaded
         joint = None if first.embeddings is None else first.embeddings.width
         check_detectors(config, benchmark, first.features.width, joint)
     module, data = build(config, benchmark, features, text)
-    evaluation.tables, evaluation.images = data.evaluated, image_numbers(benchmark, features)
+    evaluation.tables, evaluation.images = data.evaluated, numbers
     data.evaluate_every = every if validates else 1
     if config.evaluation.save_detector:
         trainer.callbacks.append(detector_writer(config, folder, evaluation))
@@ -144,7 +149,7 @@ def _run(config: Config, folder: Path, checkpoint: Path | None, benchmark: Bench
         "pseudo_labels": getattr(module, "report", None),
         "trained_on": getattr(module, "trained_on", None),
         "sweep": getattr(module, "sweep", None),
-        "shared_images": [asdict(each) for each in shared],
+        **leaks.about(),
         "predictor": (best := evaluation.results.predictor) and asdict(best),
         "versions": versions("lightning"),
     }

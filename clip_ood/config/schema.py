@@ -97,6 +97,10 @@ class Evaluation(Section):
     """Write report.html into the run's folder: tables, charts and the images that were judged wrongly, in one file."""
     batch_size: Positive = 4096
     """Number of stored features that are scored at a time."""
+    leaks: Literal["exact", "near"] = "exact"
+    """Which copies are sought between the sets and within each set: exact copies, which are equal byte for byte, or also near copies,
+    which were resized, saved anew or mirrored. Near copies take a search like that of k-NN, and some images are decoded again; a method
+    that tunes the encoder first encodes all images with the encoder as it was. The run's leaks.csv names all copies that are found."""
     accept: Annotated[float, Field(gt=0, lt=1)] = 0.95
     """Share of new ID images that the run's thresholds accept. Thresholds are calibrated on ID val; detect.py --accept changes it."""
     save_detector: bool = True

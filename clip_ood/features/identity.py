@@ -49,13 +49,24 @@ def find(first: np.ndarray, second: np.ndarray, wanted: np.ndarray) -> np.ndarra
     return found
 
 
+def originals(identities: np.ndarray) -> np.ndarray:
+    """Returns, for each of n identities (n, 2), the row of the first one that equals it (n,): its own row unless it is a copy.
+
+    >>> originals(np.array([[3, 1], [2, 0], [3, 1]], np.uint64))
+    array([0, 1, 0])
+    """
+    order = np.lexsort((identities[:, 1], identities[:, 0]))  # stable: of equal ones the first comes first
+    is_new = np.ones(len(order), bool)
+    is_new[1:] = (identities[order[1:]] != identities[order[:-1]]).any(axis=1)
+    first = np.empty(len(order), np.int64)
+    first[order] = order[is_new][np.cumsum(is_new) - 1]
+    return first
+
+
 def firsts(identities: np.ndarray) -> np.ndarray:
     """Returns the first row of each distinct identity (n, 2), ascending.
 
     >>> firsts(np.array([[3, 1], [2, 0], [3, 1]], np.uint64))
     array([0, 1])
     """
-    order = np.lexsort((identities[:, 1], identities[:, 0]))  # stable: equal ones keep their order
-    is_new = np.ones(len(order), bool)
-    is_new[1:] = (identities[order[1:]] != identities[order[:-1]]).any(axis=1)
-    return np.sort(order[is_new])
+    return np.flatnonzero(originals(identities) == np.arange(len(identities)))

@@ -96,6 +96,15 @@ class Shared(Record):
     later: Text
     images: Count
     total: Count
+    kind: Literal["exact", "near", "corrupted"] = "exact"
+
+
+class Dropped(Record):
+    """How many images of a set were taken out, since they are copies."""
+
+    set: Text
+    images: Count
+    total: Count
 
 
 class Chosen(Record):
@@ -127,6 +136,7 @@ class Finished(Record):
     trained_on: Trained | None
     sweep: list[Head] | None
     shared_images: list[Shared] = []
+    dropped: list[Dropped] = []
     versions: dict[Text, Text] | None = None
     accuracy: Share | None
     knn_accuracy: Share | None

@@ -29,7 +29,8 @@ def write_results(folder: Path, results: Results, about: dict[str, Any], benchma
 
     `about`: run, method, encoder, seeds, split (whether seeds redraw the ID test images; how many images it trains on, holds out
     as val and tests on), bank, pseudo_labels, sweep (the heads of a probe sweep; also written as sweep.csv), shared_images (pairs
-    of sets, see `clip_ood.leaks`), predictor (what predicts classes best on ID val), versions.
+    of sets, see `clip_ood.leaks.copies.Shared`), dropped (how many images were taken out of which set), predictor (what predicts
+    classes best on ID val), versions.
     """
     rows = [_json_row(row) for row in results.rows]
     write_table(folder / "results.csv", rows)

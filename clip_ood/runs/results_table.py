@@ -13,6 +13,7 @@ from rich.table import Column, Table
 from rich.text import Text
 
 from clip_ood.class_predictions import HEAD, TEXT, ClassPredictor
+from clip_ood.leaks.told import leaks_told
 from clip_ood.process.called import called
 from clip_ood.terminal.console import Terminal
 
@@ -161,7 +162,7 @@ def missing_seeds(results: dict[str, Any]) -> dict[str, str]:
 
 def remarks(results: dict[str, Any]) -> list[str]:
     """Returns what must be said beside the table: useless intervals, accuracies, pseudo-labels, the sweep's choice, the bank,
-    notes.
+    copies, notes.
     """
     lines = [f"{name}: {few}" for name, few in missing_seeds(results).items()]
     if not results["rows"]:
@@ -179,6 +180,7 @@ def remarks(results: dict[str, Any]) -> list[str]:
     bank = results["bank"]
     sample = f", at most {bank['per_class']} a class" if bank["per_class"] else ""
     lines.append(f"Bank: {bank['images']} ID training images{sample}")
+    lines += leaks_told(results)
     return lines + [f"{each['detector']}: {told(each, 'note')}" for each in results["notes"]]
 
 

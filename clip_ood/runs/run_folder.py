@@ -30,6 +30,7 @@ FINISHED = "results.json"
 SCORES = "scores.parquet"
 REPORT = "report.html"
 UNREADABLE = "unreadable.csv"  # the images that were left out
+LEAKS = "leaks.csv"  # the images that stand in several sets, or several times in one
 
 
 @contextmanager

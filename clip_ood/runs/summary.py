@@ -37,6 +37,7 @@ def summarise(folder: Path, seeds: list[int]) -> Results:
         "sweep": _by_seed({seed: _chosen(results["sweep"]) for seed, results in of_seed.items()}) or None,
         "predictor": _by_seed({seed: _listed(results.get("predictor")) for seed, results in of_seed.items()}) or None,
         "shared_images": _by_seed({seed: results.get("shared_images") or [] for seed, results in of_seed.items()}),
+        "dropped": _by_seed({seed: results.get("dropped") or [] for seed, results in of_seed.items()}),
         "versions": _versions([results.get("versions") or {} for results in found]),
         "calibration": _by_seed({seed: _listed(results.get("calibration")) for seed, results in of_seed.items()})
         or None,
