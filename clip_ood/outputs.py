@@ -49,10 +49,11 @@ class Outputs:
 
 @dataclass(frozen=True)
 class NegativeLabels:
-    """ID classes (C, E) and words far from them (M, E), as the text encoder sees them; unit norm."""
+    """ID classes (C, E) and words far from them (M, E), as the text encoder sees them, unit norm; and those M words, if they are known."""
 
     classes: Tensor
     negatives: Tensor
+    words: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)

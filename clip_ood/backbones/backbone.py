@@ -67,6 +67,13 @@ class Backbone(nn.Module):
         """
         raise TypeError(f"{type(self).__name__} has no text encoder")
 
+    def text_vectors(self, texts: list[str]) -> Tensor:
+        """What the text tower gives of K texts before it is put on the unit sphere: (K, E).
+
+        Raises: TypeError for an encoder that tells unit-norm embeddings alone.
+        """
+        raise TypeError(f"{type(self).__name__} gives unit-norm embeddings of texts alone")
+
     def freeze(self) -> Backbone:
         """The encoder in evaluation mode, without gradients, in its precision."""
         return self.eval().requires_grad_(False).to(self.dtype)

@@ -94,15 +94,16 @@ class OpenClipBackbone(Backbone):
         return super().train_images(gradient_checkpointing, compile)
 
     def encode_text(self, texts: list[str]) -> Tensor:
-        if not self.has_text:
-            return super().encode_text(texts)
+        return unit(self.text_vectors(texts)) if self.has_text else super().encode_text(texts)
+
+    def text_vectors(self, texts: list[str]) -> Tensor:
         tokens = self._tokenize(texts)
         tower = getattr(self.model, "text", None)
         if isinstance(tower, HFTextEncoder):  # it masks padding: drop what all texts share
             tokens = tokens[:, : int((tokens != tower.config.pad_token_id).any(dim=0).nonzero().max()) + 1]
         tokens = tokens.to(next(self.model.parameters()).device)
         embeddings = self.model.encode_text(tokens)
-        return unit(embeddings[0] if isinstance(embeddings, tuple) else embeddings)
+        return embeddings[0] if isinstance(embeddings, tuple) else embeddings
 
 
 def _tokenizer(text: dict[str, Any], folder: Path) -> Callable[[list[str]], Tensor]:

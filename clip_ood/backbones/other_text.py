@@ -44,3 +44,6 @@ class OtherText(Backbone):
 
     def encode_text(self, texts: list[str]) -> Tensor:
         return self.texts.encode_text(texts)
+
+    def text_vectors(self, texts: list[str]) -> Tensor:
+        return self.texts.text_vectors(texts)

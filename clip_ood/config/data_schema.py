@@ -209,9 +209,17 @@ class Data(Section):
     know keeps its name, and the run says so. WordNet: clip-ood demo wordnet, or Debian's wordnet-base."""
     negative_words: Literal["wordnet"] | Place | None = None
     """What NegLabel and CSP choose negative labels from: `wordnet` (found in data/wordnet or /usr/share/wordnet), a
-    folder with its index.noun and index.adj, or a text file with one noun a line (default: none, both are left out)."""
+    folder with its index.noun and index.adj or with the authors' noun.*.txt and adj.*.txt, or a text file with one noun a line
+    (default: none, both are left out)."""
     max_negative_words: Positive | None = None
     """Take a fixed draw of this many of these words (default: all; WordNet's 136,000 are a million prompts for CSP)."""
+    negative_classes: Literal["dropped", "kept"] = "dropped"
+    """Whether the names of the ID classes may be negative labels (kept, as in the authors' code) or not (dropped)."""
+    negative_averages: Literal["unit", "raw"] = "unit"
+    """What CSP averages over prompts: unit-norm embeddings, or what the text tower gives (raw, as in the authors' code)."""
+    csp_without: list[str] = []
+    """Of a folder with noun.*.txt and adj.*.txt: files whose words CSP leaves out, as the authors do with
+    [noun.person, noun.quantity, noun.group, adj.pert]."""
     batch_size: Positive = 256
     """Images a forward pass and device in feature extraction."""
     num_workers: int | None = Field(default=None, ge=0, le=1024)

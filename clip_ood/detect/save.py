@@ -144,7 +144,7 @@ def _state(
         if isinstance(value, Tensor):
             values[f"reference.{name}"] = value
         elif name in ("neglabel", "csp") and value is not None:
-            values |= {f"reference.{name}.{part}": tensor for part, tensor in vars(value).items()}
+            values |= {f"reference.{name}.classes": value.classes, f"reference.{name}.negatives": value.negatives}
     for column, detector in detectors.items():
         values |= {f"detectors.{column}.{name}": value for name, value in detector.state().items()}
         if calibration:

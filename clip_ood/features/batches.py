@@ -68,10 +68,11 @@ class StoredBatch:
 
 @dataclass
 class WordBatch:
-    """The prompts of n words of one part, all of the first word first."""
+    """The prompts of n words of one part, all of the first word first; `raw` as of `Phrases`."""
 
     strings: list[str]
     num_prompts: int
+    raw: bool
     part: Part
     identities: np.ndarray
     last: bool

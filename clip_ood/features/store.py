@@ -84,7 +84,8 @@ class FeatureStore:
 
     def word_set(self, name: str, phrases: Phrases) -> StoredSet:
         """The entries of words, each the mean over prompts."""
-        identities = pairs([identity_of("word", word, *phrases.prompts) for word in phrases.words])
+        kind = "word of raw averages" if phrases.raw else "word"
+        identities = pairs([identity_of(kind, word, *phrases.prompts) for word in phrases.words])
         return StoredSet(name, self, self.texts, ["features"], Known(phrases.words, identities))
 
     def missing_texts(self, strings: Sequence[str]) -> list[str]:

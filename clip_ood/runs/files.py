@@ -97,6 +97,12 @@ class Shared(Record):
     total: Count
 
 
+class NegativeWords(Record):
+    file: Text
+    sha256: Text
+    words: dict[Text, Count]
+
+
 class Calibration(Record):
     n: Count
     accept: Share
@@ -118,6 +124,7 @@ class Finished(Record):
     pseudo_labels: PseudoLabels | None
     trained_on: Trained | None
     sweep: list[Head] | None
+    negative_words: NegativeWords | None = None
     shared_images: list[Shared] = []
     versions: dict[Text, Text] | None = None
     accuracy: Share | None

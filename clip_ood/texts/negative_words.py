@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -39,13 +39,20 @@ PHRASE_PROMPTS = ("{}", "a nice photo of {}", "a good photo of {}", "a close-up 
 class Pool:
     """What a detector chooses its negatives from, and the ID classes as it names them.
 
-    Attributes: same, the cosine to an ID class above which a candidate is none (None: any may be).
+    Attributes: same, the cosine to an ID class above which a candidate is none (None: any may be); keeps_classes, whether a
+    class's own name may be chosen.
     """
 
     classes: Phrases
     nouns: Phrases
     adjectives: Phrases
     same: float | None = None
+    keeps_classes: bool = False
+
+    def raw(self) -> Pool:
+        """The same with raw averages over prompts."""
+        parts = {part: replace(getattr(self, part), raw=True) for part in ("classes", "nouns", "adjectives")}
+        return replace(self, **parts)
 
 
 def neglabel_pool(words: Words, class_names: Sequence[str]) -> Pool:
@@ -100,8 +107,8 @@ def _unit(rows: Tensor) -> Tensor:
     return torch.nn.functional.normalize(rows.double(), dim=1)
 
 
-def negative_labels(classes: Tensor, chosen: Sequence[Tensor]) -> NegativeLabels:
-    """Classes (C, E), and the chosen candidates, each (k, E), after each other.
+def negative_labels(classes: Tensor, chosen: Sequence[Tensor], words: Sequence[str] = ()) -> NegativeLabels:
+    """Classes (C, E), and the chosen candidates, each (k, E), after each other, with their `words` in the same order.
 
     Raises: ValueError where nothing was chosen.
     """
@@ -111,4 +118,4 @@ def negative_labels(classes: Tensor, chosen: Sequence[Tensor]) -> NegativeLabels
             f"No negative words are left: all are class names or have a cosine above {SAME} to one. Name more words "
             "(data.negative_words, data.max_negative_words), or leave the detector out"
         )
-    return NegativeLabels(unit(classes), unit(negatives))
+    return NegativeLabels(unit(classes), unit(negatives), tuple(words))
