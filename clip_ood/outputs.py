@@ -60,7 +60,8 @@ class NegativeLabels:
 class Reference:
     """What a detector may know beside the rows: the classes as the text encoder and as the head see them.
 
-    Shapes: text_embeddings (C, E) unit norm; logit_scale the model's own s; weight (C, D) and bias (C,) of the head
+    Shapes: text_embeddings (C, E) unit norm; logit_scale and, of a model trained with a sigmoid loss,
+    logit_bias, the model's own s and b in s ⟨h, t⟩ + b; weight (C, D) and bias (C,) of the head
     with the standardisation folded in, so that z = W g + b; neglabel and csp, the negative labels that these
     detectors choose.
     """
@@ -72,3 +73,4 @@ class Reference:
     bias: Tensor | None = None
     neglabel: NegativeLabels | None = None
     csp: NegativeLabels | None = None
+    logit_bias: float | None = None

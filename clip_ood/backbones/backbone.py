@@ -48,6 +48,11 @@ class Backbone(nn.Module):
         return None
 
     @property
+    def logit_bias(self) -> float | None:
+        """The model's b in σ(s · cos(h, t) + b); None for a model that was not trained with a sigmoid loss."""
+        return None
+
+    @property
     @abstractmethod
     def image_tower(self) -> nn.Module:
         """The module that turns images into g."""

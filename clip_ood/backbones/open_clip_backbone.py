@@ -72,11 +72,17 @@ class OpenClipBackbone(Backbone):
         self.model = model
         with_scale = self.has_text and not model.logit_scale.is_meta
         self._scale = model.logit_scale.detach().float().exp().item() if with_scale else None
+        bias = getattr(model, "logit_bias", None)
+        self._bias = bias.detach().float().item() if with_scale and bias is not None else None
         self.freeze()
 
     @property
     def logit_scale(self) -> float | None:
         return self._scale
+
+    @property
+    def logit_bias(self) -> float | None:
+        return self._bias
 
     @property
     def image_tower(self) -> nn.Module:

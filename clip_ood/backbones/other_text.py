@@ -28,6 +28,10 @@ class OtherText(Backbone):
         return self.texts.logit_scale
 
     @property
+    def logit_bias(self) -> float | None:
+        return self.texts.logit_bias
+
+    @property
     def image_tower(self) -> nn.Module:
         return self.images.image_tower
 

@@ -87,6 +87,7 @@ def save_detector(
         "encoder": asdict(encoder),
         "class_names": None if reference.class_names is None else list(reference.class_names),
         "logit_scale": reference.logit_scale,
+        "logit_bias": reference.logit_bias,
         "detectors": [{"column": name, "spec": each.spec, "notes": each.notes} for name, each in kept.items()],
         "omitted": left_out,
         "predictor": None if predictor is None else asdict(predictor),
