@@ -31,6 +31,7 @@ PARTS = (
     "peers",
     "metrics",
     "intervals",
+    "conventions",
     "evaluation",
     "store",
     "gpu",
