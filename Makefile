@@ -10,7 +10,7 @@ INSTALLED := .venv/.installed
 
 STUDIES := main_table accuracy prompts shift confidence few_shot
 
-.PHONY: demo demo-cifar test test-all faults browser lint docs bench demo-studies
+.PHONY: demo demo-cifar test test-all faults browser lint docs bench bench-statistics demo-studies
 
 demo: $(INSTALLED) data/demo_encoder/.made data/demo/.made data/wordnet/.made
 	$(PY) train.py --config demo.yaml $(DEMO_FLAGS)
@@ -46,7 +46,11 @@ docs: $(INSTALLED)
 	$(PY) -m pip install --quiet $(PIP_FLAGS) -e '.[docs]'
 	$(PY) -m sphinx -W --keep-going -q docs build/docs
 
+# `make bench-statistics` prints what intervals cover and tests claim in simulations, in ten minutes.
 # `make bench BENCH_FLAGS=--tiny` goes through every part in two minutes and measures nothing.
+bench-statistics: $(INSTALLED)
+	$(PY) -m bench.statistics
+
 bench: $(INSTALLED)
 	$(PY) -m pip install --quiet $(PIP_FLAGS) -e '.[bench]'
 	$(PY) -m bench $(BENCH_FLAGS)

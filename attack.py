@@ -1,4 +1,4 @@
-"""Can the detectors be fooled? OOD images moved onto ID features, and what every score says of them.
+"""Can the detectors be fooled? OOD images are perturbed towards ID features, and every detector scores them again.
 
 python attack.py --config adversarial_demo.yaml
 python attack.py --config adversarial_vitg_cifar100.yaml --data.root=/data --trainer.devices=8

@@ -1,4 +1,4 @@
-"""The table of an encoder as it is, or of a run's head, without training; or several runs side by side.
+"""Evaluates an encoder as it is, or a run's head, without training; or compares several runs side by side.
 
 python eval.py --config zero_shot_demo.yaml
 python eval.py --run runs/demo --detectors='[knn, {name: knn, k: 10}, msp]'

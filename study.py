@@ -1,4 +1,4 @@
-"""A table or a figure over many runs; what is finished is not run again.
+"""Makes a table or a figure from many runs; finished runs are not run again.
 
 python study.py --config few_shot_demo.yaml
 python study.py --config main_table.yaml --data.root=/data --trainer.devices=8

@@ -1,4 +1,4 @@
-"""One experiment: images → features → training → table.
+"""Conducts one experiment: images → features → training → table.
 
 python train.py --config demo.yaml
 python train.py --config plp_vitg.yaml --trainer.devices=8 --data.root=/data

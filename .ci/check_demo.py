@@ -16,6 +16,7 @@ COLUMNS = [
     "aupr_in",
     "aupr_out",
     "f1",
+    "best_f1",
     "n_id",
     "n_ood",
 ]

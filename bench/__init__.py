@@ -10,5 +10,5 @@ T = TypeVar("T")
 
 
 def chosen(full: T, tiny: T) -> T:
-    """The sizes that the command line asks for."""
+    """Returns the sizes that the command line asks for."""
     return tiny if "--tiny" in sys.argv[1:] else full

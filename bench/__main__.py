@@ -32,6 +32,7 @@ PARTS = (
     "metrics",
     "intervals",
     "conventions",
+    "statistics",
     "evaluation",
     "store",
     "gpu",

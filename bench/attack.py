@@ -81,7 +81,7 @@ def seconds(function: Callable, *arguments) -> float:
 
 
 def loop(backbone: Backbone, pixels: torch.Tensor, targets: torch.Tensor, steps: int) -> None:
-    """The attack's loop by itself, without reading, scoring and saving."""
+    """Runs the attack's loop by itself, without reading, scoring and saving."""
     perturb(
         lambda each: -cosine_similarity(backbone.encode_image(cut_out(each, backbone)), targets),
         pixels,

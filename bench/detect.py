@@ -47,7 +47,7 @@ SMALL = ImageSpec("timm", "test_vit")  # an encoder of no cost
 
 
 def save(folder: Path, backbone: Backbone, spec: ImageSpec, width: int, sizes: Sizes) -> None:
-    """A 1-NN detector with a bank of random features, its encoder beside it."""
+    """Saves a 1-NN detector with a bank of random features, and its encoder beside it."""
     generator = torch.Generator().manual_seed(0)
     built, _ = build_detectors(["knn"], Reference(), ["features"])
     built["knn"].update(Outputs(torch.randn(sizes.bank, width, generator=generator), indices=torch.arange(sizes.bank)))

@@ -97,13 +97,13 @@ def measure(sizes: Sizes, images: int, width: int, classes: int) -> dict[str, fl
 
 
 def table(scored: dict[str, Scores], roles: dict[str, str], detectors: list[str]) -> list[Row]:
-    """The rows with DeLong's intervals, as the callback makes them."""
+    """Returns the rows with DeLong's intervals, as the callback makes them."""
     metrics = TableMetrics(detectors, roles)
     for name, scores in scored.items():
         metrics.update(name, scores)
     sizes = {name: len(scores.indices) for name, scores in scored.items()}
     rows = table_rows(metrics.compute(), detectors, roles, dict.fromkeys(roles, ""), sizes)
-    return with_intervals(rows, scored, roles, 0, 0)
+    return with_intervals(rows, scored, roles)
 
 
 def run(*size: int) -> dict[str, float]:

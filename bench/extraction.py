@@ -66,7 +66,7 @@ def bare(images: ImageList, backbone: Backbone, batch: int) -> None:
 
 
 def keeping(images: ImageList, width: int, batch: int) -> None:
-    """What the store adds to extraction: hashes, look-ups, checksums and syncs, without decoding or encoding."""
+    """Does what the store adds to extraction: hashes, look-ups, checksums and syncs, without decoding or encoding."""
     with tempfile.TemporaryDirectory() as folder:
         store = FeatureStore(Path(folder), {"precision": "fp32"})
         stored = store.image_set("images", images)
@@ -85,7 +85,7 @@ def keeping(images: ImageList, width: int, batch: int) -> None:
 
 
 def reading(images: ImageList) -> None:
-    """The reading of all bytes, which extraction needs in any case."""
+    """Reads all bytes, which extraction needs in any case."""
     for name in images.names:
         (images.root / name).read_bytes()
 

@@ -1,4 +1,4 @@
-"""What a GPU, bf16, compiling and several devices change: times, and the largest change of an AUROC.
+"""Measures what a GPU, bf16, compiling and several devices change: times, and the largest change of an AUROC.
 
 python -m bench.gpu [accelerator] [images a set] [model]. Needs no download: patterns as images, random weights. With --tiny it
 goes through its code on the CPU.
@@ -44,14 +44,14 @@ TINY = Sizes("cpu", 8, "test_vit", "timm", 1, 2, (500, 20, 16))
 
 
 def grating(generator: np.random.Generator, angle: float, waves: float) -> np.ndarray:
-    """A noisy pattern (224, 224, 3) of lines at an angle."""
+    """Returns a noisy pattern (224, 224, 3) of lines at an angle."""
     x, y = np.meshgrid(*[np.linspace(0, 2 * np.pi, 224)] * 2)
     lines = np.sin(waves * (x * np.cos(angle) + y * np.sin(angle)) + generator.uniform(0, 6))
     return (120 + 60 * lines[..., None] + generator.normal(0, 25, (224, 224, 3))).clip(0, 255).astype(np.uint8)
 
 
 def make(root: Path, images: int) -> None:
-    """Image folders id/<class>, where each class is an angle of lines, and ood, finer lines between two of these angles."""
+    """Makes image folders: id/<class>, where each class is an angle of lines, and ood, finer lines between two of these angles."""
     generator = np.random.default_rng(0)
     places = {f"id/{number}": (number * np.pi / CLASSES, 9) for number in range(CLASSES)} | {"ood": (0.4, 13)}
     for place, (angle, waves) in places.items():
@@ -74,7 +74,7 @@ def run(config: Path, name: str, *arguments: str) -> tuple[float, dict[str, floa
 
 
 def table(config: Path, title: str, variants: dict[str, list[str]]) -> None:
-    """A line for each variant, against the first."""
+    """Prints a line for each variant, compared with the first."""
     first = None
     for name, arguments in variants.items():
         seconds, auroc = run(config, f"{title}_{name}".replace(", ", "_").replace(" ", "_"), *arguments)
@@ -87,7 +87,7 @@ def table(config: Path, title: str, variants: dict[str, list[str]]) -> None:
 
 
 def search(device: str, rows: int, asked: int, width: int) -> None:
-    """The bank's 1-NN search against the bare product and its maximum, in float32."""
+    """Compares the bank's 1-NN search with the bare product and its maximum, in float32."""
     bank, queries = (torch.randn(count, width, device=device) for count in (rows, asked))
     bank, queries = bank / bank.norm(dim=1, keepdim=True), queries / queries.norm(dim=1, keepdim=True)
     times = {"ours": [], "bare": []}
@@ -112,7 +112,7 @@ def main(sizes: Sizes) -> None:
             "data": {"root": folder, "id": "id", "ood": {"ood": "ood"}},
             "backbone": {"library": sizes.library, "model": sizes.model},
             "method": {"linear_probe": {}},
-            "evaluation": {"resamples": 0, "figures": False, "report": False, "save_detector": False},
+            "evaluation": {"figures": False, "report": False, "save_detector": False},
             "runs_root": f"{folder}/runs",
             "features_root": f"{folder}/features",
             "trainer": {"accelerator": accelerator, "devices": 1, "enable_progress_bar": False},

@@ -1,11 +1,11 @@
-"""How often equally good scores are claimed to differ, over seeds: python -m bench.intervals
+"""Measures how often equally good scores are claimed to differ, over seeds: python -m bench.intervals
 
-Images are seen by two encoders that are drawn alike, so that neither is better: a score that learns from the one is as good as
-the same score from the other, against the same OOD images too, since for each of them there is one with the encoders changed
-over. A claim is a 95 % interval of the difference that excludes 0: 5 % of studies may make one.
+Images are seen by two encoders that are drawn from one distribution, so that neither is better: a score that learns from the one
+is as good as the same score from the other. This also holds against the same OOD images, since for each of them there is one with
+the encoders exchanged. A claim is a 95 % interval of the difference that excludes 0; 5 % of the studies may make one.
 
-Redrawn: each study draws a pool of 154 images in 9 classes, which each seed divides into 77 to train on, 31 and 46 to test on.
-Published: each study draws 150 images to test on; each seed trains on another half of the same 360, which are drawn once.
+Redrawn: each study draws a pool of 154 images in 9 classes, which each seed divides into 77 train, 31 val and 46 test images.
+Published: each study draws 150 test images; each seed trains on another half of the same 360 images, which are drawn once.
 """
 
 from __future__ import annotations
@@ -19,8 +19,9 @@ from torch import Tensor
 from torch.nn.functional import one_hot
 
 from bench import chosen
+from clip_ood.metrics.influence import Influence, auroc_influence
 from clip_ood.metrics.paired import auroc_difference, seed_difference
-from clip_ood.metrics.placements import Placed, place
+from clip_ood.metrics.ranking import rank_scores
 
 CLASSES, WIDTH = 9, 64
 POOL, VAL, TEST = 154, 31, 46
@@ -43,12 +44,12 @@ class World:
         return [centre + NOISE * (math.sqrt(SHARED) * common + math.sqrt(1 - SHARED) * each) for each in own]
 
     def order(self, *shape: int) -> Tensor:
-        """Random permutations along the last dimension."""
+        """Returns random permutations along the last dimension."""
         return torch.rand(*shape, generator=self.generator).argsort(-1)
 
 
 def world(seed: int) -> World:
-    """The centres of a seed."""
+    """Draws the centres of a seed."""
     generator = torch.Generator().manual_seed(seed)
     centres = torch.randn(CLASSES, WIDTH, generator=generator)
     return World(centres, 0.3 * torch.randn(WIDTH, generator=generator), generator)
@@ -60,12 +61,12 @@ def nearest_mean(train: Tensor, kept: Tensor) -> Tensor:
 
 
 def both_ways(images: list[Tensor]) -> list[Tensor]:
-    """The images, and each again with the encoders changed over, along the dimension before the last."""
+    """Returns the images, and each again with the encoders exchanged, along the dimension before the last."""
     return [torch.cat(images, -2), torch.cat(images[::-1], -2)]
 
 
 def redrawn(studies: int, seeds: int, per_class: int | None = None, seed: int = 0) -> Tensor:
-    """AUROCs (2, studies, seeds) of minus the distance to the nearest class mean, where each seed redraws the split.
+    """Returns AUROCs (2, studies, seeds) of minus the distance to the nearest class mean, where each seed redraws the split.
 
     With `per_class` the means are of so many of the training images a class.
     """
@@ -87,26 +88,29 @@ def redrawn(studies: int, seeds: int, per_class: int | None = None, seed: int = 
     return found
 
 
-def published(studies: int, seeds: int, seed: int = 0) -> Iterator[list[list[Placed]]]:
-    """A study at a time, what each image contributes by encoder and seed, where each seed trains on another half of the same
-    images and all are tested on the same ones."""
+def published(studies: int, seeds: int, seed: int = 0) -> Iterator[list[list[Influence]]]:
+    """Yields for each study what each image contributes by encoder and seed.
+
+    Each seed trains on another half of the same images, and all are tested on the same ones.
+    """
     drawn = world(seed)
     train = both_ways(drawn.seen(drawn.centres[:, None], CLASSES, 20))  # 2 × (C, 40, D)
     labels = torch.arange(150) % CLASSES
+    numbers = torch.arange(150), torch.arange(150, 300)  # tested in every seed
     for _ in range(studies):
         inside, outside = drawn.seen(drawn.centres[labels], 150), drawn.seen(drawn.outside, 150)
-        study: list[list[Placed]] = [[], []]
+        study: list[list[Influence]] = [[], []]
         for _ in range(seeds):
             for view in range(2):
                 half = drawn.order(CLASSES, 40)[:, :20]
                 means = _rows(train[view], half).mean(1)  # (C, D)
                 scores = (-torch.cdist(images[view], means).amin(-1) for images in (inside, outside))
-                study[view].append(place(next(scores), [next(scores)]))
+                study[view].append(auroc_influence(rank_scores(*scores), *numbers))
         yield study
 
 
 def claims_redrawn(aurocs: Tensor, seeds: int, test_to_train: float) -> float:
-    """The share of studies whose interval over the first seeds, of AUROCs (2, studies, …), excludes 0."""
+    """Returns the share of studies whose interval over the first seeds, of AUROCs (2, studies, …), excludes 0."""
     first, second = aurocs[..., :seeds].tolist()
     pairs = zip(first, second, strict=True)
     return sum(seed_difference(a, b, test_to_train).claimed for a, b in pairs) / len(first)
@@ -127,7 +131,7 @@ def main(studies: int) -> None:
         differences = [auroc_difference(*study) for study in published(studies, seeds)]
         over_images = sum(each.claimed for each in differences) / studies
         of_seeds = (
-            [each.auroc for each in (b - a for a, b in zip(*study, strict=True))] for study in published(studies, seeds)
+            [each.value for each in (b - a for a, b in zip(*study, strict=True))] for study in published(studies, seeds)
         )
         over_seeds = sum(seed_difference([0] * seeds, each, 0).claimed for each in of_seeds) / studies
         print(
@@ -138,12 +142,12 @@ def main(studies: int) -> None:
 
 
 def _rows(images: Tensor, chosen: Tensor) -> Tensor:
-    """(S, N, D) and positions (S, n) -> (S, n, D)."""
+    """Returns the rows (S, n, D) of (S, N, D) at positions (S, n)."""
     return images.gather(1, chosen[..., None].expand(-1, -1, images.shape[-1]))
 
 
 def _auroc(inside: Tensor, outside: Tensor) -> Tensor:
-    """(S, M) and (S, N) scores without ties -> (S,)."""
+    """Returns AUROCs (S,) of (S, M) and (S, N) scores without ties."""
     below = torch.searchsorted(outside.sort(-1).values, inside.contiguous())
     return below.double().mean(-1) / outside.shape[-1]
 

@@ -17,7 +17,7 @@ ALONE = ["--curve=null", "--defences={}", "--transfer={}"]
 
 
 def after(config: str, folder: str, name: str, arguments: list[str]) -> dict[str, float]:
-    """AUROC in percent after an attack, by detector."""
+    """Returns AUROC in percent after an attack, by detector."""
     given = [*arguments, *ALONE, f"--name={name}", f"--runs_root={folder}"]
     subprocess.run([sys.executable, "attack.py", "--config", config, *given], check=True, stdout=subprocess.DEVNULL)
     rows = json.loads(Path(folder, name, "results.json").read_text(encoding="utf-8"))["rows"]

@@ -77,7 +77,7 @@ def extract(count: int, folder: Path, store: Path) -> None:
 
 
 def seconds(count: int, folder: Path) -> float:
-    """Of one extraction in processes of its own."""
+    """Returns the seconds of one extraction in processes of its own."""
     with tempfile.TemporaryDirectory() as store:
         command = [sys.executable, "-m", "bench.processes", str(count), str(folder), store]
         environment = os.environ | {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}

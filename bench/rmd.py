@@ -34,8 +34,10 @@ def ours(x: Tensor, labels: Tensor) -> Tensor:
 
 
 def loop(x: Tensor, labels: Tensor, scored: Tensor, classes: int, of: int) -> tuple[Tensor, float]:
-    """The definition in float64, both covariances inverted once, over `classes` of so many classes; the seconds that all take, by
-    proportion."""
+    """Computes the definition in float64, with both covariances inverted once, over `classes` of the `of` classes.
+
+    It also returns the seconds that all classes would take, in proportion.
+    """
     start = perf_counter()
     x, scored = x.double(), scored.double()
     means = torch.stack([x[labels == c].mean(dim=0) for c in range(of)])

@@ -37,12 +37,12 @@ TINY = Sizes(images=3_000, width=16, entries=5_000, files=300, wanted=100)
 
 
 def identities(count: int, seed: int) -> np.ndarray:
-    """Random ones, (count, 2)."""
+    """Returns random identities (count, 2)."""
     return np.random.default_rng(seed).integers(0, 2**64, (count, 2), dtype=np.uint64)
 
 
 def sparse_segment(path: Path, of: np.ndarray, width: int) -> None:
-    """A segment of these entries (n, 2) whose float16 features are a hole of zeros; its checksum is none."""
+    """Writes a segment of these entries (n, 2) whose float16 features are a hole of zeros, without a valid checksum."""
     order, n = np.argsort(of[:, 0]), len(of)
     ours = [of[order, 0].tobytes(), of[order, 1].tobytes(), order.astype(np.int64).tobytes()]
     header, end = {"__metadata__": {"about": json.dumps({"errors": {}, "made_with": []})}}, 0

@@ -1,4 +1,4 @@
-"""How long a mistyped key takes to be answered: python -m bench.typo"""
+"""Measures how long a mistyped key takes to be answered: python -m bench.typo"""
 
 from __future__ import annotations
 

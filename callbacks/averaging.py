@@ -1,4 +1,4 @@
-"""A moving average of the weights: what is evaluated and kept of a fine-tuning run."""
+"""Keeps a moving average of the weights, which is evaluated and saved by a fine-tuning run."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from torch import Tensor
 class MovingAverage(WeightAveraging):
     """w̄ ← decay · w̄ + (1 − decay) · w after every optimizer step, from the first one's weights on, on `device`.
 
-    Buffers of floating numbers (BatchNorm's statistics) are averaged too; whole numbers are copied: a rounded average
-    would change the indices that Swin keeps in a buffer.
+    Floating-point buffers (BatchNorm's statistics) are averaged too. Integers are copied, because a rounded average would change
+    the indices that Swin keeps in a buffer.
     """
 
     def __init__(self, decay: float, device: torch.device) -> None:
@@ -26,7 +26,7 @@ class MovingAverage(WeightAveraging):
 
 
 def moving_average(decay: float) -> Callable[[list[Tensor], list[Tensor], Tensor], None]:
-    """The update of averaged tensors of one dtype by the current ones, in place."""
+    """Returns the function that updates averaged tensors of one dtype by the current ones, in place."""
 
     @torch.no_grad()
     def update(averaged: list[Tensor], current: list[Tensor], _: Tensor) -> None:

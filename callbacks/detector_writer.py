@@ -1,4 +1,4 @@
-"""What an evaluation fitted becomes a detector's folder, beside the results."""
+"""Writes what an evaluation fitted as a detector's folder, beside the results."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ MIXED = {"bf16-mixed": "bfloat16", "16-mixed": "float16"}  # precision of the Tr
 
 
 class DetectorWriter(Callback):
-    """After the test, writes `folder` from what `evaluation` fitted, each process its part of the bank.
+    """After the test, writes to `folder` what `evaluation` fitted; each process writes its part of the bank.
 
-    `encoder` gives the features; where the run is `tuned`, the module has changed it (its `backbone`), and its weights are
-    written too, as those of any other one are `with_encoder`.
-    `about`: what the manifest says beside. Calibrated on the scores of the role val, if there are any.
+    `encoder` gives the features. If the run is `tuned`, the module has changed the encoder (its `backbone`), and its weights are
+    always written; other weights are written if `with_encoder`.
+    `about`: further entries of the manifest. Detectors are calibrated on the scores of the role val, if there are any.
     """
 
     def __init__(
@@ -67,4 +67,4 @@ class DetectorWriter(Callback):
             self.evaluation.bank_labels,
         )
         if self.with_encoder:
-            add_encoder(SavedDetector(self.folder), allow_download=True)  # as the run's own config
+            add_encoder(SavedDetector(self.folder), allow_download=True)  # as the run's own config allows it

@@ -1,4 +1,4 @@
-"""What the encoder says goes to the feature store, a whole part at a time."""
+"""Writes the encoder's outputs to the feature store, a whole part at a time."""
 
 from __future__ import annotations
 
@@ -17,9 +17,8 @@ from clip_ood.files.unreadable import Tolerance, TooManyUnreadable
 class FeatureWriter(PartWriter):
     """Collects the batches of a part on the device and writes the part when it is whole; prompts go to the store `texts`.
 
-    Raises: StoreError, with the first batch, where the store cannot be
-    written or is too small; TooManyUnreadable, with what is there written, as soon as this process has met more unreadable images of a set than
-    `tolerance` allows.
+    Raises: StoreError, with the first batch, if the store cannot be written or is too small; TooManyUnreadable, once what is
+    there is written, as soon as this process has met more unreadable images of a set than `tolerance` allows.
     """
 
     def __init__(
@@ -38,7 +37,7 @@ class FeatureWriter(PartWriter):
         if outputs or (isinstance(batch, ImageBatch) and batch.read):
             self._check(batch, outputs)
         if isinstance(batch, ImageBatch):
-            batch.images = None  # let go of the pixels
+            batch.images = None  # frees the pixels
             if batch.errors:
                 self._count(module, batch, outputs)
         return outputs
@@ -56,7 +55,7 @@ class FeatureWriter(PartWriter):
             raise
 
     def _check(self, batch: Batch, outputs: dict[str, Tensor]) -> None:
-        """Before a store's first part is made: whether it can be written, and has room for all that is missing in it."""
+        """Checks, before a store's first part is made, that it can be written and has room for everything that is missing in it."""
         store = self.texts if isinstance(batch, TextBatch) else self.stored[batch.part.source].store
         if store in self._checked:
             return
@@ -70,7 +69,7 @@ class FeatureWriter(PartWriter):
         self._checked.add(store)
 
     def write(self, module: LightningModule, found: list[tuple[Batch, dict[str, Tensor]]]) -> None:
-        """First what was encoded, then what the part's files were found to hold."""
+        """Writes what was encoded, and then what the part's files were found to hold."""
         batches = [batch for batch, _ in found]
         if isinstance(batches[0], TextBatch):
             embeddings = torch.cat([outputs["embeddings"] for _, outputs in found])
@@ -88,7 +87,7 @@ class FeatureWriter(PartWriter):
             count += len(identities[-1])
         if count:
             given = [outputs for _, outputs in found if outputs]
-            names = given[0] if given else ()  # none where images were only read
+            names = given[0] if given else ()  # none if images were only read
             arrays = {name: torch.cat([outputs[name] for outputs in given]) for name in names}
             most = max(len(each) for each in identities)
             stored.add(np.concatenate(identities), arrays, errors, most, part.name)

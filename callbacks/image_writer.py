@@ -1,4 +1,4 @@
-"""Attacked images as PNG files, and a part file a batch that says that they are whole."""
+"""Writes attacked images as PNG files, and a part file for each batch, which says that its images are whole."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from clip_ood.files.writing import naming
 
 
 class Parts:
-    """The part files of an attack: what was found of each pair, a file a batch; `key` tells what they are of."""
+    """The part files of an attack, one for each batch, with the results of each pair; `key` identifies the attack."""
 
     def __init__(self, folder: Path, key: str) -> None:
         self.folder, self.key = folder, key
@@ -28,11 +28,11 @@ class Parts:
         return self.folder / f"{variant}-{positions.start:06d}.safetensors"
 
     def is_whole(self, variant: str, positions: range) -> bool:
-        """Whether a batch is done, with these settings."""
+        """Says whether a batch is done, with these settings."""
         try:
             with safe_open(self.path(variant, positions), "pt") as file:
                 return json.loads(file.metadata()["about"]) == self._about(positions)
-        except (FileNotFoundError, SafetensorError, LookupError, TypeError, ValueError):  # damaged: it is made again
+        except (FileNotFoundError, SafetensorError, LookupError, TypeError, ValueError):  # a damaged part is made again
             return False
 
     def write(self, variant: str, positions: range, tensors: dict[str, Tensor]) -> None:
@@ -40,7 +40,7 @@ class Parts:
         save_tensors(tensors, self.path(variant, positions), {"about": json.dumps(self._about(positions))})
 
     def read(self, variant: str, batches: list[range]) -> dict[str, Tensor]:
-        """The tensors of some batches, one after the other."""
+        """Returns the tensors of some batches, one after the other."""
         parts = []
         for positions in batches:
             with safe_open(self.path(variant, positions), "pt") as file:
@@ -52,10 +52,10 @@ class Parts:
 
 
 class ImageWriter(PartWriter):
-    """Writes images/<set>/<position>.png of each batch, then its part.
+    """Writes images/<set>/<position>.png for each batch, then its part.
 
-    `names`: file names by position; `folders`: where before, after and other variants go; `through`: corruptions that
-    before and after are saved through as well, under <set>_<corruption>.
+    `names`: file names by position; `folders`: where before, after and other variants go; `through`: corruptions, through which
+    before and after are saved as well, under <set>_<corruption>.
     """
 
     def __init__(self, parts: Parts, names: list[str], folder, through: list[Corruption], main: str) -> None:

@@ -1,4 +1,4 @@
-"""What Lightning's callbacks and schedulers may choose by while a run trains."""
+"""Checks which values Lightning's callbacks and schedulers may monitor while a run trains."""
 
 from __future__ import annotations
 
@@ -7,16 +7,16 @@ from lightning.pytorch import Trainer
 from clip_ood.errors import UserError
 
 HELD_OUT = "ood_val/"
-REPORTED = ("ood/", "id/")  # measured on the sets that the table reports on
+REPORTED = ("ood/", "id/")  # begin values measured on sets that the table reports on
 
 
 def check_monitors(trainer: Trainer, every_n_epochs: int = 1) -> None:
-    """Refuses a monitor that would choose by test images, any monitor where nothing is validated, and one of OOD val that is not
-    measured in every epoch: callbacks would take an old value for a new one.
+    """Refuses a monitor that would choose by test images, any monitor if nothing is validated, and one of OOD val that is not
+    measured in every epoch, because callbacks would take an old value for a new one.
 
     It looks at every callback with a `monitor` (ModelCheckpoint, EarlyStopping, …) and, once they are there, at the
     monitors of learning-rate schedulers.
-    Raises: ValueError, naming what monitors which value, and what to monitor instead.
+    Raises: ValueError, which names what monitors which value, and what to monitor instead.
     """
     monitors = [(type(each).__name__, each.monitor) for each in trainer.callbacks if getattr(each, "monitor", None)]
     for each in getattr(trainer.strategy, "lr_scheduler_configs", ()):

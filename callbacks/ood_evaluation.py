@@ -1,4 +1,4 @@
-"""Detectors fitted on the bank, every other set scored, at test and (on demand) at validation."""
+"""Fits detectors on the bank and scores every other set, at test and, if asked for, at validation."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from torch.nn.functional import cross_entropy
 from torchmetrics import MeanMetric
 from torchmetrics.classification import MulticlassAccuracy
 
+from clip_ood.calibration import summary
 from clip_ood.callbacks.monitors import check_monitors
 from clip_ood.class_predictions import ClassPredictor
 from clip_ood.data.benchmark import BANK
@@ -20,7 +21,7 @@ from clip_ood.data.labelled import LabelledTable
 from clip_ood.distributed import exchange
 from clip_ood.errors import UserError
 from clip_ood.evaluation import DetectorSuite, Results
-from clip_ood.metrics.curves import METRICS
+from clip_ood.metrics.curves import OF_SCORES
 from clip_ood.metrics.image_scores import ImageScores
 from clip_ood.metrics.metric import OODMetrics
 from clip_ood.metrics.score_range import ScoreRange
@@ -29,28 +30,34 @@ from clip_ood.table import Row, TableMetrics, table_rows, with_intervals
 from clip_ood.terminal.console import Terminal
 
 PREDICTED_BY = "predicted by "
-HELD_OUT = ("val", "ood_val")  # roles of the sets that something may be chosen by
+HELD_OUT = ("val", "ood_val")  # roles of the sets by which something may be chosen
 
 
 class OODEvaluation(Callback):
-    """Fits detectors on loader 0 (the bank), scores ID val, chooses among candidates by it and OOD val, where that comes
-    next, and scores the others (ID test, covariate-shifted ID, OOD).
+    """Fits detectors on loader 0, the bank, and scores the sets of all other loaders.
 
-    The module's `validation_step` and `test_step` return `Outputs`; its `reference()`, if it has one, says what detectors know beside
-    them (`Reference`): class names, text embeddings, the head. `tables` has one for each loader, with `part`, `labels` and `rows`;
-    it may be given later, before the first loop.
+    ID val is scored first. If OOD val follows, candidates for detectors are chosen by these two. Then the other sets are scored:
+    ID test, covariate-shifted ID, OOD.
 
-    Every number goes through a torchmetrics `Metric` on the module's device, which gathers the images of all processes, and is logged in all of them:
+    The module's `validation_step` and `test_step` return `Outputs`. Its `reference()`, if it has one, returns what detectors know
+    besides these (`Reference`): class names, text embeddings, the head. `tables` has one table for each loader, with `part`,
+    `labels` and `rows`; it may be set later, before the first loop. `images` may be set then too: by set, a number (int64) for
+    each row of its image set, which is the same if an image is in two sets or is made of one that is; without it all images are
+    taken for different ones. F1 is at the threshold that accepts the share `accept` of ID val; it is left out if ID val has too
+    few images for that.
 
-    - `val/loss`, `val/accuracy`; `ood_val/<detector>/<metric>`, ID val against OOD val: what may be chosen by, with
-      ModelCheckpoint or EarlyStopping (another monitor is refused)
-    - `id/accuracy`, `id/knn_accuracy`, `ood/<set>/<detector>/<metric>`, ID test against an OOD set: for looking
+    Every number goes through a torchmetrics `Metric` on the module's device, which gathers the images of all processes, and is
+    logged in all of them:
 
-    Of the metrics of a detector loggers are given the AUROC; callbacks see all. A validation whose only loader is ID val tells
-    val/loss and val/accuracy alone; `every_n_epochs` says in which epochs all loaders come (0: in none).
+    - `val/loss`, `val/accuracy`, and `ood_val/<detector>/<metric>` (ID val against OOD val) are those that ModelCheckpoint or
+      EarlyStopping may choose by; another monitor is refused
+    - `id/accuracy`, `id/knn_accuracy`, and `ood/<set>/<detector>/<metric>` (ID test against an OOD set) are for looking only
 
-    A detector whose scores are not all finite, or the same for all ID and OOD images, is left out by name with the reason.
-    After every evaluation `results` holds what was found, on rank 0, with intervals after a test.
+    Of a detector's metrics, loggers are given the AUROC, while callbacks see all of them. A validation whose only loader is ID
+    val logs only val/loss and val/accuracy; `every_n_epochs` says in which epochs all loaders are validated (0: in none).
+
+    A detector whose scores are not all finite, or are the same for all ID and OOD images, is left out by name with the reason.
+    After every evaluation, `results` holds the results on rank 0, with intervals after a test.
     """
 
     results: Results | None = None
@@ -58,13 +65,12 @@ class OODEvaluation(Callback):
     def __init__(
         self,
         detectors: Sequence[str | Mapping[str, Any]] | None,
-        resamples: int,
-        seed: int,
         tables: Sequence[LabelledTable] = (),
         every_n_epochs: int = 1,
+        accept: float = 0.95,
     ) -> None:
-        self.specs, self.resamples, self.seed, self.tables = detectors, resamples, seed, tables
-        self.every_n_epochs = every_n_epochs
+        self.specs, self.tables, self.every_n_epochs, self.accept = detectors, tables, every_n_epochs, accept
+        self.images: Mapping[str, Tensor] = {}
 
     def setup(self, trainer: Trainer, module: LightningModule, stage: str) -> None:
         check_monitors(trainer, self.every_n_epochs)
@@ -72,7 +78,7 @@ class OODEvaluation(Callback):
             raise UserError("OODEvaluation does not know what the loaders hold: give it tables=data.evaluated")
 
     def on_fit_start(self, trainer: Trainer, module: LightningModule) -> None:
-        check_monitors(trainer, self.every_n_epochs)  # those of the schedulers are there by now
+        check_monitors(trainer, self.every_n_epochs)  # now the schedulers are there too
 
     def _start(self, trainer: Trainer, module: LightningModule) -> None:
         known = module.reference() if hasattr(module, "reference") else Reference()
@@ -100,7 +106,7 @@ class OODEvaluation(Callback):
             self._held_out.update(scores.matrix(self._held_out.detectors), role == "val", scores.indices)
         else:
             self._table_metrics.update(name, scores)
-        if role != "ood_val":  # which no file shows
+        if role != "ood_val":  # no file shows this set
             if name not in self._images:
                 self._images[name] = ImageScores(list(self.suite.detectors)).to(module.device)
             self._images[name].update(scores)
@@ -121,7 +127,7 @@ class OODEvaluation(Callback):
         self._range = ScoreRange(list(self.suite.detectors)).to(device)
 
     def _choose(self, device: torch.device) -> None:
-        """Settles which candidates are scored on what is reported, by what is not."""
+        """Decides, by the held-out sets, which candidates are scored on the sets that are reported."""
         if any(table.part.role in HELD_OUT for table in self._tables):
             self.suite.leave_out(self._range.broken())
             self._held_out.keep(list(self.suite.detectors))
@@ -137,12 +143,12 @@ class OODEvaluation(Callback):
         return {table.part.name: table.part.role for table in self._tables if table.part.role != "ood_val"}
 
     def _of_one_class(self) -> bool:
-        """Whether every prediction is right, there being a single class."""
+        """Says whether every prediction is right because there is a single class."""
         names = self.suite.reference.class_names
         return names is not None and len(names) == 1
 
     def _count_hits(self, key: str, classes: Tensor | None, labels: Tensor) -> None:
-        """Adds a batch to an accuracy over the images that have a label; None where nothing predicts classes."""
+        """Adds a batch to an accuracy over the images that have a label; `classes` is None if nothing predicts classes."""
         if classes is None:
             return
         if key not in self._accuracies:
@@ -163,7 +169,7 @@ class OODEvaluation(Callback):
         self._loss.update(cross_entropy(logits[known].float(), labels[known], reduction="none"))
 
     def _of_head(self) -> dict[str, float]:
-        """The accuracies, and the loss on ID val, of all processes together."""
+        """Returns the accuracies, and the loss on ID val, of all processes together."""
         found = {key: metric.compute().item() for key, metric in self._accuracies.items()}
         return found if self._loss is None else found | {"val/loss": self._loss.compute().item()}
 
@@ -187,12 +193,15 @@ class OODEvaluation(Callback):
         detected = self._held_out_values() | _row_values(rows)
         shown = {key: value for key, value in detected.items() if key.endswith("/auroc")}
         module.log_dict(accuracies | shown, sync_dist=True)  # equal in all processes
-        rest = {key: value for key, value in detected.items() if key not in shown}  # in the order of all processes
+        rest = {key: value for key, value in detected.items() if key not in shown}  # in the same order in all processes
         module.log_dict(rest, logger=False, sync_dist=True)
         if not trainer.is_global_zero:
             return
+        images = {name: numbers[scored[name].indices] for name, numbers in self.images.items() if name in scored}
         if intervals:
-            rows = with_intervals(rows, scored, roles, self.resamples, self.seed, _watch)
+            val = next((scored[name] for name, role in roles.items() if role == "val"), None)
+            thresholds = None if val is None else summary(val.scores, self.accept)["thresholds"]
+            rows = with_intervals(rows, scored, roles, thresholds, images, _watch)
         self.results = Results(
             rows=rows,
             scored=scored,
@@ -201,6 +210,7 @@ class OODEvaluation(Callback):
             knn_accuracy=accuracies.get("id/knn_accuracy"),
             omitted=self.suite.omitted,
             notes=self.suite.notes,
+            images=images,
             predictor=ClassPredictor.best(
                 {key.removeprefix(PREDICTED_BY): value for key, value in by.items()}, labelled
             ),
@@ -212,19 +222,18 @@ class OODEvaluation(Callback):
         return self._bank_labels
 
     def _leave_out_useless(self, with_ood: bool) -> None:
-        """Goes on without the detectors whose scores on what is reported are no numbers, or tell nothing where OOD images are
-        among it."""
+        """Leaves out the detectors whose scores on the reported sets are not finite or, if OOD images are among them, all equal."""
         self.suite.leave_out((self._range.constant() if with_ood else {}) | self._range.broken())
         self._table_metrics.keep(list(self.suite.detectors))
         self._kept = {label: column for label, column in self._kept.items() if column in self.suite.detectors}
 
     def _held_out_values(self) -> dict[str, float]:
-        """The metrics of ID val against OOD val, of the detectors that were kept; none without OOD val."""
+        """Returns the metrics of ID val against OOD val for the detectors that were kept; there are none without OOD val."""
         kept = self._kept.items() if self._chosen_by else ()
         return {
             f"ood_val/{column}/{metric}": self._chosen_by[f"{name}/{metric}"].item()
             for name, column in kept
-            for metric in METRICS
+            for metric in OF_SCORES
         }
 
     def on_test_epoch_start(self, trainer: Trainer, module: LightningModule) -> None:
@@ -236,12 +245,12 @@ class OODEvaluation(Callback):
     def on_test_epoch_end(self, trainer: Trainer, module: LightningModule) -> None:
         self._end(trainer, module, intervals=True)
 
-    # The sanity check sees two batches a loader: detectors could not be fitted on them.
+    # The sanity check sees two batches of each loader, on which detectors could not be fitted.
 
     def on_validation_epoch_start(self, trainer: Trainer, module: LightningModule) -> None:
         if not trainer.sanity_checking:
             self._start(trainer, module)  # averaged weights, if any, are in place by now
-            self._alone = len(trainer.num_val_batches) == 1  # ID val
+            self._alone = len(trainer.num_val_batches) == 1  # the only loader is ID val
 
     def on_validation_batch_end(self, trainer, module, outputs, batch, batch_idx, dataloader_idx=0) -> None:
         if trainer.sanity_checking:
@@ -267,7 +276,7 @@ class OODEvaluation(Callback):
 
 
 def _labels(table: LabelledTable, indices: Tensor, device: torch.device) -> Tensor:
-    """The labels (n,) of the images at these rows of their set, on a device."""
+    """Returns the labels (n,) of the images at these rows of their set, on a device."""
     return table.labels[torch.searchsorted(table.rows, indices.cpu())].to(device)
 
 

@@ -1,4 +1,4 @@
-"""What a predict loop makes of parts: each is written once it is whole, so that a killed run loses the begun one alone."""
+"""Writes the parts of a predict loop, each once it is whole, so that a killed run loses only the part that it had begun."""
 
 from __future__ import annotations
 
@@ -9,8 +9,11 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 
 
 class PartWriter(Callback):
-    """Collects the batches of a part and hands them on once the part is whole. A batch says whether it is the `last` of its part;
-    parts come one after the other. `written` counts the parts that this process has finished."""
+    """Collects the batches of a part and hands them on once the part is whole.
+
+    A batch says whether it is the `last` of its part; parts come one after the other. `written` counts the parts that this
+    process has finished.
+    """
 
     def __init__(self) -> None:
         self.written = 0
@@ -32,7 +35,7 @@ class PartWriter(Callback):
             self.written += 1
 
     def see(self, module: LightningModule, batch: Any, outputs: Any) -> Any:
-        """What is kept of a batch's outputs until its part is written."""
+        """Returns what is kept of a batch's outputs until its part is written."""
         return outputs
 
     @abstractmethod

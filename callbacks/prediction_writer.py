@@ -1,4 +1,4 @@
-"""Predictions on new images: printed as they come, or kept in parts that become one file, in the order of the inputs."""
+"""Prints predictions on new images as they come, or keeps them in parts that become one file, in the order of the inputs."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ Line = dict[str, Any]
 
 
 class PredictionPrinter(Callback):
-    """Hands every line on as soon as its batch is judged: one device, nothing to go on from."""
+    """Passes every line on as soon as its batch is judged; it serves one device, and nothing can be resumed."""
 
     def __init__(self, emit: Callable[[Line], None]) -> None:
         self.emit = emit
@@ -46,7 +46,7 @@ class PredictionPrinter(Callback):
 
 
 class PredictionParts(PartWriter):
-    """Keeps the lines of a part in `folder`, whole or not at all; `key` tells what they are of. `watch` sees each line at once."""
+    """Keeps the lines of a part in `folder`, whole or not at all; `key` identifies the settings. `watch` sees each line at once."""
 
     def __init__(self, folder: Path, key: str, watch: Callable[[Line], None] = lambda line: None) -> None:
         super().__init__()
@@ -54,11 +54,11 @@ class PredictionParts(PartWriter):
         self._expected: dict[int, dict[str, str]] = {}
 
     def path(self, part: int) -> Path:
-        """The file of a part."""
+        """Returns the file of a part."""
         return self.folder / f"part-{part:06d}.jsonl"
 
     def is_whole(self, part: int, sources: Sequence[Source]) -> bool:
-        """Whether the part is there, of these sources as they are now and with these settings."""
+        """Says whether the part is there, made of these sources as they are now and with these settings."""
         self._expected[part] = self._about(sources)
         try:
             with self.path(part).open("rb") as file:
@@ -67,9 +67,9 @@ class PredictionParts(PartWriter):
             return False
 
     def read(self, count: int) -> Iterator[Line]:
-        """The lines of the first `count` parts, in order, all of which this process was asked about.
+        """Yields the lines of the first `count` parts, in order; `is_whole` was called for each of them in this process.
 
-        Raises: ValueError for one that is of other sources: another process saw other inputs.
+        Raises: ValueError for a part of other sources, which shows that another process saw other inputs.
         """
         for part in range(count):
             if not self.path(part).is_file():
@@ -88,11 +88,11 @@ class PredictionParts(PartWriter):
             self.folder.rmdir()
 
     def see(self, module: LightningModule, batch: NewImageBatch, outputs: BatchResult) -> list[bytes]:
-        """The batch's lines as they are written."""
+        """Returns the batch's lines as they are written."""
         found = lines(module, outputs, batch)
         for line in found:
             self.watch(line)
-        batch.images = None  # let go of the pixels
+        batch.images = None  # frees the pixels
         return [json.dumps(line).encode() + b"\n" for line in found]
 
     def write(self, module: LightningModule, found: list[tuple[NewImageBatch, list[bytes]]]) -> None:
@@ -112,7 +112,7 @@ class PredictionParts(PartWriter):
 
 
 def _digest(lines: Iterable[bytes]) -> str:
-    """What tells a part's lines from damaged ones."""
+    """Returns a digest of a part's lines, by which damaged lines are recognised."""
     content = blake2b(digest_size=8)
     for line in lines:
         content.update(line)
@@ -128,7 +128,7 @@ def _size_and_time(path: str) -> tuple[int, int] | tuple[()]:
 
 
 def lines(module: LightningModule, finding: BatchResult, batch: NewImageBatch) -> list[Line]:
-    """A line for each source of the batch and each detector, in order; one for a source that could not be judged."""
+    """Returns a line for each judged source of the batch and each detector, in order, and one for a source that was not judged."""
     sources = batch.batch.sources
     found: dict[int, list[Line]] = {
         place: [{"path": sources[place].path, "error": why, "is_image": sources[place].reason is None}]

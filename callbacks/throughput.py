@@ -1,4 +1,4 @@
-"""Images a second and peak memory of training, under the same tags in every run."""
+"""Logs the images a second and the peak memory of training, under the same tags in every run."""
 
 from __future__ import annotations
 
@@ -17,8 +17,11 @@ GIB = 2**30
 
 
 class Throughput(Callback):
-    """Logs train/images_per_second of all devices together, validation left out, and train/peak_memory_gib of the
-    first: of the accelerator where there is one, else of the process, if the system tells that."""
+    """Logs train/images_per_second and train/peak_memory_gib.
+
+    The first counts all devices together and leaves validation out. The second is the memory of the first device's accelerator
+    or, without one, of its process, if the system tells that.
+    """
 
     def on_train_epoch_start(self, trainer: Trainer, module: LightningModule) -> None:
         self._start, self._images = perf_counter(), 0
@@ -34,7 +37,7 @@ class Throughput(Callback):
 
 
 def peak_memory(device: torch.device) -> int | None:
-    """Bytes: of tensors on a CUDA device, else of the process's resident set; None where the system does not tell."""
+    """Returns bytes: of tensors on a CUDA device, otherwise of the process's resident set; None if the system does not tell."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
     if resource is None:

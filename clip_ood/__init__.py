@@ -1,6 +1,6 @@
-"""Out-of-distribution detection with pretrained image-text encoders: the science, free of Lightning.
+"""Detects out-of-distribution images with pretrained image-text encoders; this library is free of Lightning.
 
-Importing this package, or the list of detector names, imports nothing heavy: command-line errors answer at once.
+Importing this package, or the list of detector names, imports nothing heavy, so that command-line errors are reported at once.
 
     from clip_ood import load
     predictor = load("runs/demo")
@@ -20,7 +20,7 @@ __all__ = ["Prediction", "Predictor", "load"]
 _CLONE = Path(__file__).parents[1]
 
 if (_CLONE / "pyproject.toml").is_file() and (_CLONE / "lightning_modules").is_dir():
-    __path__.append(str(_CLONE))  # before those of another clone, which may be the one that is installed
+    __path__.append(str(_CLONE))  # before the folders of another clone, which may be installed
 
 
 def __getattr__(name: str) -> Any:

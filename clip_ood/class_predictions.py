@@ -1,4 +1,4 @@
-"""The class of an image and how sure that is: by a head, by the text embeddings, or by the nearest ID training images."""
+"""Predicts the class of an image and how sure that is: by a head, by the text embeddings, or by the nearest ID training images."""
 
 from __future__ import annotations
 
@@ -14,13 +14,15 @@ from clip_ood.outputs import Outputs
 
 HEAD, TEXT, KNN = "head", "text", "knn"
 CALLED = {HEAD: "the head", TEXT: "zero-shot", KNN: "k-NN"}
-NEIGHBOURS = 20  # that vote
+NEIGHBOURS = 20  # vote
 
 
 @dataclass(frozen=True)
 class ClassPredictor:
-    """What predicts classes best on the ID val images: `by` is head, text or knn; `accuracy` is the share of its `images` labelled
-    images that each of those which there are predicts right."""
+    """The predictor of classes that is best on the ID val images: `by` is head, text or knn.
+
+    `accuracy` is the share of its `images` labelled images that each available predictor predicts right.
+    """
 
     by: str
     accuracy: Mapping[str, float]
@@ -28,7 +30,7 @@ class ClassPredictor:
 
     @classmethod
     def best(cls, accuracy: Mapping[str, float], images: int) -> ClassPredictor | None:
-        """The most accurate one (ties: head, then text); None where nothing predicts or no image has a label.
+        """Returns the most accurate one (ties: head, then text), or None if nothing predicts or no image has a label.
 
         >>> ClassPredictor.best({"text": 0.21, "knn": 0.55}, 31).by
         'knn'
@@ -39,7 +41,7 @@ class ClassPredictor:
         return cls(max(known, key=known.get), known, images)
 
     def told(self) -> str:
-        """In words.
+        """Says in words what predicts classes, and how often each predictor is right.
 
         >>> ClassPredictor.best({"text": 0.21, "knn": 0.55}, 31).told()
         'k-NN (right on 31 ID val images: zero-shot 21.0 %, k-NN 55.0 %)'
@@ -51,8 +53,10 @@ class ClassPredictor:
 def predict(
     outputs: Outputs, text_embeddings: Tensor | None, logit_scale: float | None = None, by: str = HEAD
 ) -> tuple[Tensor, Tensor] | None:
-    """The class of each row (N,) and its probability (N,) float64: max softmax(z) of the head's logits (N, C), without a head
-    or `by` text max_c softmax(s ⟨h, t_c⟩) over text embeddings t (C, E), s = `logit_scale`. None without either.
+    """Returns the class of each row (N,) and its probability (N,) float64, or None without a head and text embeddings.
+
+    The probability is max softmax(z) of the head's logits (N, C) or, without a head or `by` text, max_c softmax(s ⟨h, t_c⟩) over
+    text embeddings t (C, E), s = `logit_scale`.
     """
     if outputs.logits is not None and by == HEAD:
         logits = outputs.logits.double()
@@ -66,8 +70,10 @@ def predict(
 
 
 def voted(rows: Outputs, bank: Bank, labels: Tensor) -> Tensor:
-    """The class that the 20 nearest of the bank's images vote for, and its share of the vote: (N, 2) float64; class -1 where none
-    of them has a label. `labels` are those of the bank's images by their index, -1 for one without."""
+    """Returns the class that the 20 nearest of the bank's images vote for, and its share of the vote: (N, 2) float64.
+
+    The class is -1 if none of them has a label. `labels` are those of the bank's images by their index, -1 for one without.
+    """
     cosines, neighbours = bank.nearest(rows, min(NEIGHBOURS, len(bank)))
     of_neighbours = labels.to(neighbours.device)[neighbours].where(neighbours >= 0, -1)
     share, classes = vote_shares(cosines, of_neighbours, int(labels.max()) + 1).max(dim=1)

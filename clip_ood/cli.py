@@ -1,4 +1,4 @@
-"""The command `clip-ood`, and the scripts of a clone, which call the same functions.
+"""Runs the command `clip-ood`, and the scripts of a clone, which call the same functions.
 
 clip-ood train --config plp_vitg.yaml            as python train.py --config plp_vitg.yaml in a clone
 """
@@ -38,21 +38,23 @@ def main() -> None:
 
 
 def usage() -> str:
-    """The commands, a line each."""
+    """Returns the commands, one on each line."""
     width = max(map(len, COMMANDS))
     lines = [f"  {name:{width}}  {about}" for name, (_, about) in COMMANDS.items()]
     return "\n".join(["usage: clip-ood COMMAND OPTIONS   (clip-ood COMMAND --help explains the options)", "", *lines])
 
 
 def run(name: str, argv: list[str] | None = None) -> None:
-    """Runs a command for somebody at a terminal: errors are told in a line. Modules of the current folder can be imported, where no
-    installed one has their name."""
+    """Runs a command in a terminal, and reports errors in one line.
+
+    Modules of the current folder can be imported, unless an installed one has their name.
+    """
     here, beside = os.getcwd(), str(Path(__file__).parents[1])
     if here not in sys.path:
         sys.path.append(here)
     if (
         sys.path[0] == beside != here
-    ):  # a clone's script, called from elsewhere: its folders are not what is meant by their names
+    ):  # a clone's script was called from elsewhere, so its folders are not what these names mean
         sys.path.append(sys.path.pop(0))
     main = command(name)
     from clip_ood.command_line import guarded
@@ -61,7 +63,7 @@ def run(name: str, argv: list[str] | None = None) -> None:
 
 
 def command(name: str) -> Callable[[list[str] | None], None]:
-    """The function that carries out a command."""
+    """Returns the function that carries out a command."""
     try:
         return import_module(f"clip_ood.experiments.commands.{COMMANDS[name][0]}").main
     except ModuleNotFoundError as missing:

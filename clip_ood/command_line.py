@@ -1,4 +1,4 @@
-"""What the scripts share: options, --help, and errors without a traceback."""
+"""The options, --help and error reports that all scripts share."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from clip_ood.runs.going_on import ended_early
 from clip_ood.terminal.shown import say
 
 OURS = "This is a fault of clip-ood's own: please report it, with the lines above."
-INTERRUPTED = 130  # the exit status of what SIGINT ends
+INTERRUPTED = 130  # the exit status of a command that SIGINT ends
 
 _A = {"study": "a study", "attack": "an attack"}
 
@@ -32,15 +32,17 @@ def parse(
     options: Callable[[argparse.ArgumentParser], None],
     of: Literal["study", "attack"] | None = None,
 ):
-    """Known options, and the `--key=value` overrides that are left; --help explains the keys of what it is `of` as well."""
+    """Returns known options, and the remaining `--key=value` overrides; --help also explains the keys of what it is `of`."""
     parser = Parser(prog=called(command), description=about, add_help=False, allow_abbrev=False)
     parser.add_argument(
         "--config", metavar="NAME.yaml", help="a config: a path, or a name that is looked up in configs/"
     )
     parser.add_argument("--print_config", action="store_true", help="print the complete config and stop")
-    parser.add_argument("--seeds", metavar="SEED", nargs="+", help="one run a seed, and their mean ± std")
     parser.add_argument(
-        "--resume", action="store_true", help="go on with an unfinished run, under the settings that it was begun with"
+        "--seeds", metavar="SEED", nargs="+", help="make a run for each seed, and show their mean ± std"
+    )
+    parser.add_argument(
+        "--resume", action="store_true", help="continue an unfinished run, with the settings that it was begun with"
     )
     parser.add_argument("--overwrite", action="store_true", help="replace a run of the same name")
     parser.add_argument("--help", "-h", action="store_true", help="explain every option and key")
@@ -68,17 +70,19 @@ def parse(
 
 
 def add_plan(parser: argparse.ArgumentParser) -> None:
-    """The option of commands whose runs are looked ahead at."""
+    """Adds the option --plan, for commands that can look ahead at their runs."""
     parser.add_argument(
         "--plan",
         action="store_true",
-        help="begin nothing: say which images, weights and room there are and what is missing; status 1 if the run would stop",
+        help="begin nothing, but say which images, weights and room there are and what is missing; status 1 if the run would stop",
     )
 
 
 def _divided(given: list[str], parser: argparse.ArgumentParser) -> tuple[list[str], list[str]]:
-    """Arguments for the parser's own options, and all keys as `--key=value` in their order (argparse takes those with
-    spaces for values)."""
+    """Divides arguments into those for the parser's own options, and all keys as `--key=value` in their order.
+
+    argparse itself takes arguments with spaces for values.
+    """
     known, overrides, rest = [], [], list(given)
     while rest:
         argument = rest.pop(0)
@@ -93,20 +97,23 @@ def _divided(given: list[str], parser: argparse.ArgumentParser) -> tuple[list[st
 
 
 def before_and_after_dashes(arguments: list[str]) -> tuple[list[str], list[str]]:
-    """What stands before the first `--`, and behind it, where nothing is an option."""
+    """Returns the arguments before the first `--`, and those after it, where nothing is an option."""
     place = arguments.index("--") if "--" in arguments else len(arguments)
     return arguments[:place], arguments[place + 1 :]
 
 
 def guarded(main: Callable[[], None]) -> None:
-    """Runs a command. What asks for its end (`clip_ood.process.stopping`) is one line and the exit status; what a user can mend
-    (`UserError`), or the file system objects to, is one message and exit status 2; any other error keeps its traceback."""
+    """Runs a command, and reports how it ends.
+
+    What asks for its end (`clip_ood.process.stopping`) gives one line and the exit status; what a user can mend (`UserError`), or
+    the file system objects to, gives one message and exit status 2; any other error keeps its traceback.
+    """
     threading.excepthook = _of_thread
     try:
         with usable_streams():
             _run(main)
     except Stopped as stopped:
-        ending.tell()  # where the end was asked for before the watch had begun
+        ending.tell()  # if the end was asked for before the watch had begun
         leave(stopped.code)
 
 
@@ -133,7 +140,7 @@ def _run(main: Callable[[], None]) -> None:
 
 
 def answer(error: Exception) -> str | None:
-    """What a user is told of an error; None for a fault of this project's own, whose traceback tells more."""
+    """Returns what a user is told of an error, or None for a fault of this project, whose traceback tells more."""
     told = lack(error)
     if told is None and (isinstance(error, UserError | OSError) or _of_a_name(error)):
         told = str(error)
@@ -141,13 +148,13 @@ def answer(error: Exception) -> str | None:
 
 
 def _of_thread(ended: threading.ExceptHookArgs) -> None:
-    """What the machine lacks is told by the main thread, where TensorBoard's writer raises it again."""
+    """Ignores a shortage of the machine in a thread: TensorBoard's writer raises it again in the main thread, which reports it."""
     if ended.exc_value is None or lack(ended.exc_value) is None:
         threading.__excepthook__(ended)
 
 
 def _of_a_name(error: Exception) -> bool:
-    """Whether a file name cannot be written in the encoding of this environment's file names."""
+    """Says whether a file name cannot be written in the encoding of this environment's file names."""
     return isinstance(error, UnicodeEncodeError) and error.encoding == sys.getfilesystemencoding() != "utf-8"
 
 

@@ -1,4 +1,4 @@
-"""Rows and sums of all processes, exact for shares of unequal size. Without processes: what came in."""
+"""Gathers rows and sums of all processes, exactly for shares of unequal size. With a single process, it returns its input."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ from clip_ood.detectors.exchange import ALONE, Exchange
 
 
 def several() -> bool:
-    """Whether this process is one of several."""
+    """Says whether this process is one of several."""
     return dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1
 
 
 def gather_rows(rows: Tensor) -> list[Tensor]:
-    """(n_r, …) of every rank r, in the order of ranks; the shares may differ in n."""
+    """Returns rows (n_r, …) of every rank r, in the order of ranks; the shares may differ in n."""
     if not several():
         return [rows]
     counts = [torch.zeros(1, dtype=torch.long, device=rows.device) for _ in range(dist.get_world_size())]
@@ -46,7 +46,7 @@ class Processes(Exchange):
 
 
 def exchange() -> Exchange:
-    """How this process talks to the others, if there are any."""
+    """Returns how this process communicates with the others, if there are any."""
     return Processes() if several() else ALONE
 
 

@@ -1,4 +1,4 @@
-"""Classes by their dotted path, as `my_scores.Mine`: where they are looked for, and what is said where there is none."""
+"""Finds classes by their dotted path, as `my_scores.Mine`, and words the error if there is none."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ FOLDERS = (
     "demo",
     "experiments",
     "lightning_modules",
-)  # of clip_ood, beside it in a clone
+)  # parts of clip_ood that lie beside it in a clone
 
 
 def module_of(path: str, asked_by: str) -> tuple[ModuleType, str]:
-    """The module that a dotted path leads into, and the name that it is to have there.
+    """Returns the module that a dotted path leads to, and the name that it should have there.
 
-    Raises: ConfigError, which begins with `asked_by`, where no such module is on the Python path; what the module itself raises.
+    Raises: ConfigError, which begins with `asked_by`, if no such module is on the Python path; what the module itself raises.
     """
     module, _, name = path.rpartition(".")
     module = importable(module)
@@ -29,13 +29,15 @@ def module_of(path: str, asked_by: str) -> tuple[ModuleType, str]:
         return import_module(module), name
     except ModuleNotFoundError as error:
         if error.name is None or not f"{module}.".startswith(f"{error.name}."):
-            raise  # found, but something that it imports is missing
+            raise  # the module was found, but something that it imports is missing
         raise ConfigError(f"{asked_by}: there is no module {error.name!r} on the Python path") from error
 
 
 def importable(module: str) -> str:
-    """The module's name, where it is one of this project's by the folder that it lies in: `datamodules.x` is `clip_ood.datamodules.x`,
-    so that no file becomes two modules."""
+    """Returns a module's name as it is imported: `datamodules.x`, named by a folder of this project, is `clip_ood.datamodules.x`.
+
+    This way no file becomes two modules.
+    """
     own = f"clip_ood.{module}"
     try:
         return own if module.partition(".")[0] in FOLDERS and find_spec(own) else module

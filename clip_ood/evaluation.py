@@ -1,4 +1,4 @@
-"""From outputs of a bank, ID images and OOD sets to scores: detectors that are fitted and score together."""
+"""Computes scores from outputs of a bank, ID images and OOD sets, with detectors that are fitted and score together."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from clip_ood.outputs import Outputs, Reference
 from clip_ood.scores import Scores
 from clip_ood.table import Row
 
-WHY = {  # what is not finite -> what that comes from
+WHY = {  # what is not finite -> the likely cause
     **dict.fromkeys(
         ("features", "embeddings", "layers", "tokens"),
         "the encoder overflows (take backbone.precision=fp32) or its weights are damaged",
@@ -33,10 +33,10 @@ WHY = {  # what is not finite -> what that comes from
 
 @dataclass
 class DetectorSuite:
-    """Detectors that are fitted on a bank together and score together; built from the first outputs they see.
+    """Detectors that are fitted on a bank and score together; they are built from the first outputs that they see.
 
-    What several of them learn is taken in once: `statistics`. Where an output of the model is not finite, detectors that need it
-    are left out by `fit`, and after it score NaN.
+    Whatever several of them learn is taken in once, as `statistics`. If an output of the model is not finite, `fit` leaves out
+    the detectors that need it; after the fit, they score NaN for it.
     """
 
     reference: Reference
@@ -47,7 +47,7 @@ class DetectorSuite:
     bad: dict[str, Tensor] = field(default_factory=dict)  # rows of the bank that are not finite, by field
 
     def update(self, outputs: Outputs) -> None:
-        """Take in a batch of the bank (see `Detector.update`)."""
+        """Takes in a batch of the bank (see `Detector.update`)."""
         if self.detectors is None:
             self._build(outputs)
         outputs, bad = _finite(outputs)
@@ -55,9 +55,9 @@ class DetectorSuite:
         take_in(self.detectors.values(), outputs)
 
     def fit(self, exchange: Exchange = ALONE) -> None:
-        """Fit all detectors, once, after the last update; of several processes together.
+        """Fits all detectors, once, after the last update, for several processes together.
 
-        One that cannot be fitted on these images is left out, with the reason. Raises ValueError where none is left.
+        A detector that cannot be fitted on these images is left out, with the reason. Raises ValueError if none is left.
         """
         for statistic in self.statistics:
             statistic.join(exchange)
@@ -73,17 +73,16 @@ class DetectorSuite:
         self.leave_out(reasons)
 
     def leave_out(self, reasons: Mapping[str, str]) -> None:
-        """Goes on without the detectors that have a reason, and keeps these for the results. Raises ValueError where none is
-        left."""
+        """Continues without the detectors that have a reason, which is kept for the results. Raises ValueError if none is left."""
         self.omitted += [Omitted(name, reason) for name, reason in reasons.items()]
         self.detectors = {name: each for name, each in self.detectors.items() if name not in reasons}
         self._check_any_left()
 
     def score(self, outputs: Outputs, bank_labels: Tensor | None = None) -> Scores:
-        """Scores of a batch, on the CPU, with the votes of its neighbours where `bank_labels` (N,) are given.
+        """Returns scores of a batch, on the CPU, with the votes of its neighbours if `bank_labels` (N,) are given.
 
-        They are classes by image-set row of the bank's images, -1 for one without; there are no votes where none has
-        a class, or no detector keeps the bank.
+        `bank_labels` are classes by image-set row of the bank's images, -1 for one without. There are no votes if none has a
+        class, or if no detector keeps the bank.
         """
         outputs, bad = _finite(outputs)
         vote = self._vote(bank_labels)
@@ -100,7 +99,7 @@ class DetectorSuite:
         )
 
     def _unusable(self, detector: Detector) -> str | None:
-        """Why what a detector needs of the model is no number; None where it is."""
+        """Returns why an output of the model that a detector needs is not finite, or None if it is."""
         for name in detector.requires:
             if self.bad.get(name):
                 return f"{name} of {self.bad[name]:,} ID training images are not finite: {WHY[name]}"
@@ -116,7 +115,7 @@ class DetectorSuite:
         return [lambda rows: voted(rows, bank, bank_labels)]
 
     def classes(self, outputs: Outputs, scores: Scores) -> dict[str, Tensor]:
-        """The classes (n,) of a scored batch by whatever predicts some and can be saved: head, text, knn."""
+        """Returns the classes (n,) of a scored batch by everything that predicts some and can be saved: head, text, knn."""
         found = {} if outputs.logits is None else {HEAD: scores.predictions}
         if (text := predict(outputs, self.reference.text_embeddings, by=TEXT)) is not None:
             found[TEXT] = text[0].cpu()
@@ -126,10 +125,10 @@ class DetectorSuite:
         return found
 
     def choose(self, aurocs: Mapping[str, float]) -> dict[str, str]:
-        """Of the candidates for a column, keep the one with the highest AUROC (ties: the first).
+        """Keeps, of the candidates for a column, the one with the highest AUROC (ties: the first).
 
-        `aurocs` are those of ID val against OOD val by detector; neither set may be one that the table reports on. A note
-        says what was chosen among which. Returns the detectors that are kept: what each was called -> what it is called now.
+        `aurocs` are those of ID val against OOD val by detector; neither may be a set that the table reports on (a test set). A
+        note says what was chosen among which. Returns the detectors that are kept: their earlier name -> their name now.
         """
         kept = {label: label for label in self.detectors}
         found: dict[str, dict[str, float]] = defaultdict(dict)
@@ -154,7 +153,7 @@ class DetectorSuite:
 
     @property
     def notes(self) -> dict[str, list[str]]:
-        """What the table must say of a detector, by its name."""
+        """Returns what the table must say of a detector, by its name."""
         return {name: list(detector.notes) for name, detector in self.detectors.items() if detector.notes}
 
     def _build(self, outputs: Outputs) -> None:
@@ -175,7 +174,7 @@ class DetectorSuite:
 
 
 def _finite(outputs: Outputs) -> tuple[Outputs, dict[str, Tensor]]:
-    """The outputs with zeros for rows that are not finite, and by field which those are, (N,) bool."""
+    """Returns the outputs with zeros in rows that are not finite and, by field, which rows those are, (N,) bool."""
     bad: dict[str, Tensor] = {}
     for name, value in outputs.tensors():
         if (field_ := name.partition(".")[0]) in WHY:
@@ -193,7 +192,8 @@ def _zeroed(value: Tensor | Mapping[str, Tensor], rows: Tensor) -> Tensor | dict
 
 @dataclass(frozen=True)
 class Results:
-    """One evaluation: rows of the table, scores by set, accuracies (fractions), what was left out and must be said."""
+    """The results of one evaluation: rows of the table, scores by set, accuracies (fractions), omitted detectors, and notes; `images`
+    has, by set, a number for each scored image, by its content."""
 
     rows: list[Row]
     scored: dict[str, Scores]
@@ -203,7 +203,8 @@ class Results:
     omitted: list[Omitted]
     notes: dict[str, list[str]]
     predictor: ClassPredictor | None = None
+    images: dict[str, Tensor] = field(default_factory=dict)
 
     def of_role(self, role: str) -> Scores | None:
-        """The scores of the first set of a role; None without one."""
+        """Returns the scores of the first set with a role, or None without one."""
         return next((self.scored[name] for name, its in self.roles.items() if its == role), None)

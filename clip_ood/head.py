@@ -1,4 +1,4 @@
-"""One linear layer on standardised features."""
+"""A head of one linear layer on standardised features."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ from clip_ood.features.rows import Rows
 
 
 class StandardisedLinear(nn.Module):
-    """z = A (g − mean) / std + a: features (N, D) -> logits (N, C).
+    """Computes z = A (g − mean) / std + a: features (N, D) -> logits (N, C).
 
-    mean and std (D,) are those of the ID training features; a feature that never varies is left unscaled.
+    mean and std (D,) are those of the ID training features; a feature that never varies is not scaled.
     """
 
     def __init__(self, width: int, num_classes: int) -> None:
@@ -29,19 +29,21 @@ class StandardisedLinear(nn.Module):
         self.std.copy_(std.where(std > 0, 1))
 
     def folded(self) -> tuple[Tensor, Tensor]:
-        """W (C, D) and b (C,) with z = W g + b: the standardisation folded into the layer."""
+        """Returns W (C, D) and b (C,) with z = W g + b: the standardisation is folded into the layer."""
         weight = self.linear.weight.detach().double() / self.std.double()
         return weight.float(), (self.linear.bias.detach().double() - weight @ self.mean.double()).float()
 
 
 def head_logits(features: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
-    """z = W g + b of features (N, D), weight (C, D), bias (C,): (N, C) float32, summed in float64, so that a batch of one
-    gives what a batch of thousands does."""
+    """Returns z = W g + b of features (N, D), weight (C, D), bias (C,): (N, C) float32.
+
+    It is summed in float64, so that a batch of one gives what a batch of thousands gives.
+    """
     return torch.addmm(bias.double(), features.double(), weight.double().T).float()
 
 
 def mean_and_std(features: Rows, rows: Tensor, block: int = 8192) -> tuple[Tensor, Tensor]:
-    """Mean and standard deviation (D,) of some rows, in one streaming pass of float64 sums."""
+    """Returns mean and standard deviation (D,) of some rows, in one pass of float64 sums."""
     total = torch.zeros(2, features.width, dtype=torch.float64)
     shift = features.take(rows[:1]).double()  # near the mean: squares don't cancel
     for part in rows.split(block):

@@ -1,4 +1,4 @@
-"""Images that stand in two sets of one run, told by their content: what is scored must not be what was learnt from."""
+"""Finds images that are in two sets of one run, by their content: what is scored must not be what was learnt from."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ import numpy as np
 
 from clip_ood.features.identity import find
 
-SHOWN = 3  # pairs of sets in the line
+SHOWN = 3  # pairs of sets that the line names
 
 
 @dataclass(frozen=True)
 class Shared:
-    """`images` of the `total` images of the set `later` are images of the set `earlier` as well."""
+    """`images` of the `total` images of the set `later` are also images of the set `earlier`."""
 
     earlier: str
     later: str
@@ -24,10 +24,10 @@ class Shared:
 
 
 def shared_images(sets: Mapping[str, tuple[str, np.ndarray]]) -> list[Shared]:
-    """The pairs of sets of different roles that share images, in the order of the sets.
+    """Returns the pairs of sets of different roles that share images, in the order of the sets.
 
-    `sets` gives by name the role of a set and the identities (N, 2) of its images. Two sets of one role, as two OOD sets, are
-    scored alike, and what they share leaks nothing.
+    `sets` holds, by name, the role of a set and the identities (N, 2) of its images. Two sets of one role, such as two OOD sets,
+    are scored alike, so what they share leaks nothing.
 
     >>> train, near = np.array([[1, 1], [2, 2]], np.uint64), np.array([[2, 2], [2, 2], [3, 3]], np.uint64)
     >>> shared_images({"train": ("train", train), "near": ("ood", near)})
@@ -43,7 +43,7 @@ def shared_images(sets: Mapping[str, tuple[str, np.ndarray]]) -> list[Shared]:
 
 
 def told(found: list[Shared]) -> str:
-    """One line about the images that sets share: how many, of which, and the way out."""
+    """Returns one line about the images that sets share: how many, of which sets, and the way out."""
     listed = [
         f"{each.images:,} of the {each.total:,} images of {each.later} are also in {each.earlier}" for each in found
     ]

@@ -1,4 +1,4 @@
-"""An encoder and the head that stands on it: images → outputs, in one place for training, judging, export and attack."""
+"""Computes outputs from images by an encoder and its head, in one place for training, judging, export and attack."""
 
 from __future__ import annotations
 
@@ -18,19 +18,19 @@ Head = Callable[[Tensor], Tensor]  # features (N, D) -> logits (N, C)
 
 
 class Encoder(Protocol):
-    """What turns images into features; a `Backbone` is one."""
+    """The interface of what turns images into features; a `Backbone` has it."""
 
     def encode_image(self, images: Tensor) -> Tensor:
-        """Features g (B, D) of images (B, 3, H, W)."""
+        """Returns features g (B, D) of images (B, 3, H, W)."""
 
     def project(self, features: Tensor) -> Tensor | None:
-        """Unit-norm embeddings h (B, E) of features; None without a joint space."""
+        """Returns unit-norm embeddings h (B, E) of features; None without a joint space."""
 
 
 def encode(encoder: Encoder, images: Tensor) -> Outputs:
-    """g (B, D) and, where the encoder has a joint space, h (B, E) of images (B, 3, H, W) that went through its transform.
+    """Returns g (B, D) and, if the encoder has a joint space, h (B, E) of images (B, 3, H, W) that went through its transform.
 
-    The encoder runs under the autocast that it is called in, the projection in its own precision.
+    The encoder runs under the autocast in which it is called, the projection in its own precision.
     """
     features = encoder.encode_image(images)
     with _own_precision(features):
@@ -38,7 +38,7 @@ def encode(encoder: Encoder, images: Tensor) -> Outputs:
 
 
 def classify(outputs: Outputs, head: Head | None) -> Outputs:
-    """The same outputs with the logits z (N, C) that a head gives of their features (N, D); as they are without a head."""
+    """Adds the logits z (N, C) that a head computes of the features (N, D); without a head, outputs stay as they are."""
     if head is None:
         return outputs
     with _own_precision(outputs.features):
@@ -46,12 +46,12 @@ def classify(outputs: Outputs, head: Head | None) -> Outputs:
 
 
 def linear(weight: Tensor | None, bias: Tensor | None) -> Head | None:
-    """The head z = W g + b of weight (C, D) and bias (C,); None without them."""
+    """Returns the head z = W g + b of weight (C, D) and bias (C,), or None without them."""
     return None if weight is None else partial(head_logits, weight=weight, bias=bias)
 
 
 def head_of(reference: Reference) -> Head | None:
-    """The head that detectors know, where it is a linear one."""
+    """Returns the head that detectors know, if it is linear."""
     return linear(reference.weight, reference.bias)
 
 

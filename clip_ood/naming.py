@@ -1,4 +1,4 @@
-"""What a name may be, and when two names are one to those who read them: people, text encoders, file systems."""
+"""Says what a name may be, and when two names are the same to their readers: people, text encoders, file systems."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ DEVICES = re.compile(
 
 
 def one_text(name: str) -> str:
-    """The name without what cannot be heard: case, Unicode's forms, blanks that are doubled or at its ends, what is invisible.
+    """Returns the name without what cannot be heard: case, Unicode's form, superfluous blanks, and invisible characters.
 
     >>> one_text(" Cafe\\u0301  Noir") == one_text("café noir")
     True
@@ -26,7 +26,7 @@ def one_text(name: str) -> str:
 
 
 def twins(names: Iterable[str]) -> tuple[str, str] | None:
-    """The first two names that are one text; None where each is a text of its own."""
+    """Returns the first two names that are one text, or None if each is a text of its own."""
     first: dict[str, str] = {}
     for name in names:
         if (other := first.setdefault(one_text(name), name)) != name:
@@ -35,7 +35,7 @@ def twins(names: Iterable[str]) -> tuple[str, str] | None:
 
 
 def matches(keys: Sequence[str], names: Sequence[str]) -> dict[str, str]:
-    """The name of each key that is one text with it: the same name, else the only one that differs in case or Unicode's form."""
+    """Returns for each key the name that is one text with it: the same name, or the only one that differs in case or form."""
     texts = Counter(map(one_text, names))
     by_text = {one_text(name): name for name in names if texts[one_text(name)] == 1}
     by_text |= {name: name for name in names}
@@ -43,7 +43,10 @@ def matches(keys: Sequence[str], names: Sequence[str]) -> dict[str, str]:
 
 
 def text_fault(text: str | Path) -> str | None:
-    """Why no file can hold this text, or no system this path, in words; None where one can. A path may hold any bytes but NUL."""
+    """Returns in words why no file can hold this text, or no system this path, or None if one can.
+
+    A path may hold any bytes but NUL.
+    """
     if "\0" in str(text):
         return "holds a NUL character"
     if isinstance(text, Path):
@@ -56,7 +59,7 @@ def text_fault(text: str | Path) -> str | None:
 
 
 def fault(name: str, longest: int = LONGEST) -> str | None:
-    """Why this is no name that a table can show and a file can hold, in words; None where it is one."""
+    """Returns in words why a table cannot show this name or a file cannot hold it, or None if both can."""
     if not one_text(name):
         return "is empty or blank"
     if any(category(each) == "Cs" for each in name):
@@ -71,7 +74,7 @@ def fault(name: str, longest: int = LONGEST) -> str | None:
 
 
 def folder_fault(name: str) -> str | None:
-    """Why no folder may be called so, on any system that a run may be copied to; None where one may.
+    """Returns why a folder cannot have this name on some system that a run may be copied to, or None if it can.
 
     >>> folder_fault("con"), folder_fault("a."), folder_fault("v1.5")
     ('is a device on Windows', 'ends with a dot, which Windows drops', None)
@@ -90,7 +93,7 @@ def folder_fault(name: str) -> str | None:
 
 
 def short(name: str) -> str:
-    """The name, or its beginning and a hash of it where it is too long for a file."""
+    """Returns the name or, if it is too long for a file, its beginning and a hash of it."""
     content = name.encode("utf-8", "surrogateescape")
     if len(content) <= LONGEST:
         return name

@@ -1,4 +1,4 @@
-"""The two values that travel between encoders, heads and detectors."""
+"""The values that encoders, heads and detectors exchange."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class Outputs:
-    """What a model says of N images; a field that a model cannot give is None.
+    """The outputs of a model for N images; a field that the model does not compute is None.
 
     Shapes: features (N, D), g before the joint-space projection; embeddings (N, E), unit-norm h; logits (N, C) of
     the head; labels (N,) int64, -1 where a row has none; indices (N,) int64, the rows of the image set; layers, the features
-    (N, D_l) of single layers by name; tokens, those of patches (N, P, D_t) by what is taken as them.
+    (N, D_l) of single layers by name; tokens, the features (N, P, D_t) of patches by the name of what is used as tokens.
     """
 
     features: Tensor | None = None
@@ -29,7 +29,7 @@ class Outputs:
         return next(len(value) for _, value in self.tensors())
 
     def map(self, function: Callable[[Tensor], Tensor]) -> Outputs:
-        """The same outputs with `function` applied to every tensor that is there."""
+        """Returns the same outputs with `function` applied to every tensor."""
 
         def applied(value: Tensor | Mapping[str, Tensor]) -> Tensor | dict[str, Tensor]:
             if isinstance(value, Mapping):
@@ -39,7 +39,7 @@ class Outputs:
         return replace(self, **{name: applied(value) for name, value in vars(self).items() if value is not None})
 
     def tensors(self) -> Iterator[tuple[str, Tensor]]:
-        """Every tensor that is there, by name: features, …, layers.<name>, tokens.<name>."""
+        """Yields every tensor by name: features, …, layers.<name>, tokens.<name>."""
         for name, value in vars(self).items():
             if isinstance(value, Mapping):
                 yield from ((f"{name}.{inside}", each) for inside, each in value.items())
@@ -49,7 +49,7 @@ class Outputs:
 
 @dataclass(frozen=True)
 class NegativeLabels:
-    """ID classes (C, E) and words far from them (M, E), as the text encoder sees them, unit norm; and those M words, if they are known."""
+    """Unit-norm text embeddings of the ID classes (C, E) and of words far from them (M, E), and these M words, if they are known."""
 
     classes: Tensor
     negatives: Tensor
@@ -58,12 +58,12 @@ class NegativeLabels:
 
 @dataclass(frozen=True)
 class Reference:
-    """What a detector may know beside the rows: the classes as the text encoder and as the head see them.
+    """What a detector may know besides the rows: the classes as text embeddings and as weights of the head.
 
-    Shapes: text_embeddings (C, E) unit norm; logit_scale and, of a model trained with a sigmoid loss,
-    logit_bias, the model's own s and b in s ⟨h, t⟩ + b; weight (C, D) and bias (C,) of the head
+    Shapes: text_embeddings (C, E) unit norm; logit_scale and, for a model trained with a sigmoid loss, logit_bias, the model's own
+    s and b in s ⟨h, t⟩ + b; weight (C, D) and bias (C,) of the head,
     with the standardisation folded in, so that z = W g + b; neglabel and csp, the negative labels that these
-    detectors choose.
+    detectors use.
     """
 
     class_names: tuple[str, ...] | None = None

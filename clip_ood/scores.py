@@ -1,4 +1,4 @@
-"""What detectors say of the images of one set."""
+"""The scores of detectors for the images of one set."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class Scores:
-    """What detectors say of n images: indices (n,), scores (n,) by detector, and classes (n,) where there are any.
+    """The results of detectors for n images: indices (n,), scores (n,) by detector, and classes (n,) if there are any.
 
     `predictions` are those of the head or the text embeddings, `votes` those of the 20 nearest ID training images.
     """
@@ -22,9 +22,9 @@ class Scores:
     votes: Tensor | None = None
 
     def renamed(self, columns: Mapping[str, str]) -> Scores:
-        """The scores of the detectors that `columns` keeps, each under its new name."""
+        """Returns the scores of the detectors that `columns` keeps, each under its new name."""
         return replace(self, scores={name: self.scores[label] for label, name in columns.items()})
 
     def matrix(self, detectors: Sequence[str]) -> Tensor:
-        """(n, K) scores of these K detectors."""
+        """Returns (n, K) scores of these K detectors."""
         return torch.stack([self.scores[name] for name in detectors], dim=1)

@@ -1,4 +1,4 @@
-"""The table of an evaluation: its metrics over all processes, and its rows, with intervals where they are asked for."""
+"""Computes the table of an evaluation: its metrics over all processes, and its rows, with intervals if they are asked for."""
 
 from __future__ import annotations
 
@@ -9,10 +9,9 @@ import torch
 from torch import Tensor
 
 from clip_ood.errors import UserError
-from clip_ood.metrics.curves import METRICS
+from clip_ood.metrics.curves import OF_SCORES
 from clip_ood.metrics.metric import OODMetrics
 from clip_ood.metrics.ood import MEAN, Estimate, mean_over_sets, ood_metrics
-from clip_ood.metrics.resamples import draw_resamples
 from clip_ood.scores import Scores
 
 
@@ -30,11 +29,11 @@ class Row:
 
 
 class TableMetrics:
-    """An `OODMetrics` for each setting and OOD set, of all detectors, on one device.
+    """Holds an `OODMetrics` for each setting and OOD set, over all detectors, on one device.
 
     Args:
         detectors: their names.
-        roles: the role of each set by its name: id, csid, ood; others are passed over.
+        roles: the role of each set by its name: id, csid, ood; other roles are ignored.
     """
 
     def __init__(self, detectors: Sequence[str], roles: Mapping[str, str], device: torch.device | str = "cpu") -> None:
@@ -46,7 +45,7 @@ class TableMetrics:
         }
 
     def update(self, name: str, batch: Scores) -> None:
-        """Add a batch of the set `name`; every process must add one of every set, an empty one if it has no image."""
+        """Adds a batch of the set `name`; every process must add one of every set, an empty one if it has no image."""
         scores = batch.matrix(self.detectors)
         for (setting, ood), metric in self.metrics.items():
             positives = self.positives[setting]
@@ -56,15 +55,15 @@ class TableMetrics:
                 metric.update(scores, False, batch.indices)
 
     def keep(self, detectors: Sequence[str]) -> None:
-        """Go on with some of the detectors alone; the same ones in every process."""
+        """Continues with only some of the detectors, the same ones in every process."""
         self.detectors = list(detectors)
         for metric in self.metrics.values():
             metric.keep(detectors)
 
     def compute(self) -> dict[tuple[str, str], dict[str, Tensor]]:
-        """By setting and OOD set, the values of `OODMetrics.compute`, the same in every process.
+        """Returns, by setting and OOD set, the values of `OODMetrics.compute`, the same in every process.
 
-        Raises: ValueError where a detector's scores are NaN or infinite, naming it and the OOD set.
+        Raises: ValueError if a detector's scores are NaN or infinite; it names the detector and the OOD set.
         """
         values = {}
         for (setting, ood), metric in self.metrics.items():
@@ -76,7 +75,7 @@ class TableMetrics:
 
 
 def settings_of(roles: Mapping[str, str]) -> dict[str, list[str]]:
-    """The sets that count as positives in each setting, from set name -> role: csid sets only in full_spectrum.
+    """Returns the sets that are positives in each setting, from set name -> role; csid sets are only in full_spectrum.
 
     >>> settings_of({"id_test": "id", "v2": "csid", "svhn": "ood"})
     {'standard': ['id_test'], 'full_spectrum': ['id_test', 'v2']}
@@ -93,9 +92,9 @@ def table_rows(
     groups: Mapping[str, str],
     sizes: Mapping[str, int],
 ) -> list[Row]:
-    """A row for each setting, detector and OOD set, and one for the mean over OOD sets, without intervals.
+    """Returns a row for each setting, detector and OOD set, and one for the mean over OOD sets, without intervals.
 
-    `values` are those of `TableMetrics.compute`; `sizes`, the number of images of each set.
+    `values` are those of `TableMetrics.compute`; `sizes` are the numbers of images of the sets.
     """
     rows = []
     for setting, positives in settings_of(roles).items():
@@ -103,7 +102,7 @@ def table_rows(
         sets = [ood for of_setting, ood in values if of_setting == setting]
         for detector in detectors if sets else []:
             of_set = {
-                ood: {metric: Estimate(values[setting, ood][f"{detector}/{metric}"].item()) for metric in METRICS}
+                ood: {metric: Estimate(values[setting, ood][f"{detector}/{metric}"].item()) for metric in OF_SCORES}
                 for ood in sets
             }
             rows += [Row(detector, setting, ood, groups[ood], of_set[ood], n_id, sizes[ood]) for ood in sets]
@@ -116,29 +115,39 @@ def with_intervals(
     rows: Sequence[Row],
     scored: Mapping[str, Scores],
     roles: Mapping[str, str],
-    resamples: int,
-    seed: int,
+    thresholds: Mapping[str, float] | None = None,
+    images: Mapping[str, Tensor] | None = None,
     watch=lambda steps: steps,
 ) -> list[Row]:
-    """The rows of `table_rows` with the intervals of `ood_metrics`, from the scores of every image.
+    """Returns the rows of `table_rows` with the intervals of `ood_metrics`, from the scores of every image, and f1 at the `thresholds` of
+    the detectors, where there are any.
 
-    `resamples` bootstrap draws (0: none) are shared by all detectors; `watch` wraps the steps in a progress bar. Where a set has a
-    single image, it has no interval, and neither has the mean.
+    `images` has numbers (n,) of the scored images of every set, the same where an image stands in two sets; without them all are
+    different. `watch` wraps the steps in a progress bar. Where a set has a single image, it has no interval, and neither has the mean.
     """
-    positives, draws = settings_of(roles), {}
-    sizes = {name: len(scored[name].indices) for name, role in roles.items() if role == "ood"}
-    for setting, names in positives.items():
-        n_id = sum(len(scored[name].indices) for name in names)
-        draws[setting] = draw_resamples(n_id, sizes, resamples, seed) if resamples else dict.fromkeys(sizes)
-    found, of_set = [], {}
+    numbers = _numbers(images or {}, scored)
+    positives, found, of_set = settings_of(roles), [], {}
     for row in watch(rows):
         if row.ood == MEAN:
-            several = all(of_one["auroc"].low is not None for of_one in of_set.values())
-            found.append(replace(row, metrics=mean_over_sets(of_set)) if several else row)
+            found.append(replace(row, metrics=mean_over_sets(of_set)))
             of_set = {}
             continue
-        id_scores = torch.cat([scored[name].scores[row.detector] for name in positives[row.setting]])
-        drawn = ood_metrics(id_scores, scored[row.ood].scores[row.detector], draws[row.setting][row.ood])
-        of_set[row.ood] = {name: replace(drawn[name], value=known.value) for name, known in row.metrics.items()}
+        names = positives[row.setting]
+        inside = torch.cat([scored[name].scores[row.detector] for name in names])
+        which = (torch.cat([numbers[name] for name in names]), numbers[row.ood]) if numbers else (None, None)
+        threshold = (thresholds or {}).get(row.detector)
+        drawn = ood_metrics(inside, scored[row.ood].scores[row.detector], threshold, *which)
+        known = {name: replace(drawn[name], value=of_metric.value) for name, of_metric in row.metrics.items()}
+        of_set[row.ood] = drawn | known
         found.append(replace(row, metrics=of_set[row.ood]))
     return found
+
+
+def _numbers(images: Mapping[str, Tensor], scored: Mapping[str, Scores]) -> dict[str, Tensor]:
+    """The numbers of images, counted from 0 on; none where they are not known of every set."""
+    names = [name for name in scored if name in images]
+    if not names or len(names) < len(scored):
+        return {}
+    sizes = [len(images[name]) for name in names]
+    _, counted = torch.cat([images[name] for name in names]).unique(return_inverse=True)
+    return dict(zip(names, counted.split(sizes), strict=True))

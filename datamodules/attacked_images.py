@@ -1,4 +1,4 @@
-"""OOD images at the encoder's input size, as the loader of a predict loop that attacks them."""
+"""Loads OOD images at the encoder's input size for a predict loop that attacks them."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from clip_ood.datamodules.parts_data import PartsData
 
 
 class AttackedImages(Dataset):
-    """(variant, positions) -> the images of those pairs, resized and cropped as the encoder wants them."""
+    """Maps (variant, positions) to the images of those pairs, resized and cropped as the encoder expects them."""
 
     def __init__(self, images: ImageList, rows: Sequence[int], pixels: Callable[[Image.Image], Tensor]) -> None:
         self.images, self.rows, self.pixels = images, rows, pixels
@@ -27,8 +27,10 @@ class AttackedImages(Dataset):
 
 
 class AttackData(PartsData):
-    """The batches (variant, positions) that are `pending`, a part each; `pixels` gives what an encoder's images are made by, where
-    any are pending."""
+    """Loads the `pending` batches (variant, positions), each of which is a part.
+
+    `pixels` returns the transform that makes an encoder's images, if any batch is pending.
+    """
 
     def __init__(
         self,

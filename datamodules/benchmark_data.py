@@ -1,4 +1,4 @@
-"""An ID set and its OOD sets as images, for a LightningModule of anybody's."""
+"""Serves an ID set and its OOD sets as images to any LightningModule."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ from clip_ood.errors import UserError
 
 
 class BenchmarkData(EvaluationData):
-    """Batches are `LabelledImages`: images (B, 3, H, W), labels (B,), indices (B,), rows of the image set.
+    """Loads batches as `LabelledImages`: images (B, 3, H, W), labels (B,), indices (B,), which are rows of the image set.
 
-    `transform` makes an image of a PIL picture, of one size for all; `augmented`, if given, those that are trained on. `batch_size`
-    is that of all devices together when training, where what does not fill a batch is left for another epoch, and of each when
-    evaluating. Raises: UserError for a batch size that the devices cannot share, or that is larger than the training set; what an
-    image that cannot be read raises.
+    `transform` makes an image of a PIL picture, with one size for all; `augmented`, if given, makes those that are trained on.
+    In training, `batch_size` is that of all devices together, and images that do not fill a batch are left for another epoch; in
+    evaluation it is that of each device. Raises: UserError for a batch size that the devices cannot share, or that is larger than
+    the training set; what an image that cannot be read raises.
     """
 
     def __init__(

@@ -1,7 +1,8 @@
-"""What all evaluations have in common: the parts of a benchmark as loaders, each image once, on any number of devices."""
+"""The base of all evaluations: the parts of a benchmark as loaders, each image once, on any number of devices."""
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Mapping
 
 import torch
@@ -14,10 +15,10 @@ from clip_ood.data.labelled import LabelledTable
 from clip_ood.errors import UserError
 
 
-class EvaluationData(LightningDataModule):
+class EvaluationData(LightningDataModule, ABC):
     """Tables of a benchmark's parts, by key, and those that are `evaluated`: [bank, val, ood_val, id_test, csid…, ood…].
 
-    All of them are validated on every `evaluate_every` epochs (0: never), in between ID val alone.
+    All of them are validated every `evaluate_every` epochs (0: never), and only ID val in between.
     """
 
     evaluate_every = 1
@@ -31,16 +32,16 @@ class EvaluationData(LightningDataModule):
                 raise UserError(f"Image set {table.part.name}: none of its images could be read")
 
     def setup(self, stage: str) -> None:
-        """Raises: UserError for a Trainer that would divide the images among its devices once more."""
+        """Raises: UserError for a Trainer that would divide the images among its devices a second time."""
         if self.trainer.world_size > 1 and self.trainer._accelerator_connector.use_distributed_sampler:
             raise UserError(
                 f"{type(self).__name__} divides images among devices itself, each exactly once, and this Trainer would divide them "
                 "again: give it use_distributed_sampler=False"
             )
 
+    @abstractmethod
     def loader(self, table: LabelledTable) -> DataLoader:
         """This device's batches of a table."""
-        raise NotImplementedError
 
     def test_dataloader(self) -> list[DataLoader]:
         return [self.loader(table) for table in self.evaluated]
@@ -50,11 +51,11 @@ class EvaluationData(LightningDataModule):
         return self.test_dataloader() if due else [self.val_loader()]
 
     def val_loader(self) -> DataLoader:
-        """ID val alone."""
+        """Returns the loader of ID val alone."""
         return self.loader(self.tables["val"])
 
     def _batches(self, count: int) -> list[Tensor]:
-        """Positions of this device's batches: as many on every device, since detectors score them together."""
+        """Returns positions of this device's batches; every device has as many, since detectors score them together."""
         mine = torch.arange(count).tensor_split(self.trainer.world_size)[self.trainer.global_rank]
         most = -(-count // self.trainer.world_size)
-        return list(mine.tensor_split(-(-most // self.batch_size)))  # empty ones where there are too few rows
+        return list(mine.tensor_split(-(-most // self.batch_size)))  # some are empty if there are too few rows

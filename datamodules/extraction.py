@@ -1,7 +1,7 @@
-"""Images, words and prompts that the feature store does not hold yet, as the loader of a predict loop.
+"""Loads images, words and prompts that the feature store does not hold yet, for a predict loop.
 
-What is missing is cut into parts, in set order, by the first process; parts are dealt to the devices like cards, and a batch
-never crosses a part, so that features do not depend on how many devices there are.
+The first process divides what is missing into parts, in set order. The parts are dealt to the devices in turn, and a batch
+never crosses a part, so that features do not depend on the number of devices.
 """
 
 from __future__ import annotations
@@ -26,15 +26,16 @@ from clip_ood.files.pictures import UnreadableImage
 from clip_ood.files.unreadable import NO_MEMORY, is_no_memory
 from clip_ood.texts.prompts import Phrases, fill
 
-HELD = 16  # images of a batch whose files are in memory at a time
+HELD = 16  # images of a batch whose files are in memory at the same time
 
 
 class Batches(Dataset):
-    """Rows of an image set -> images as tensors, zeros and the reason where one is damaged; images whose content is stored
-    already are left out. Images of a set of which no array is wanted are only decoded. Rows of words -> their prompts filled in;
-    prompts as they are. Without `transform` no image may be wanted as a tensor.
+    """Maps rows of an image set to images as tensors, with zeros and the reason for a damaged one.
 
-    Raises: OSError for a file that cannot be had (gone, not permitted): that says nothing of its content.
+    Images whose content is stored already are left out, and images of a set of which no array is wanted are only decoded. Rows of
+    words become their filled prompts; prompts stay as they are. Without `transform`, no image may be wanted as a tensor.
+
+    Raises: OSError for a file that cannot be read (missing, not permitted), which says nothing about its content.
     """
 
     def __init__(
@@ -72,7 +73,7 @@ class Batches(Dataset):
                     tensors.append(self._tensor(each, prepare, len(read), errors))
                     read.append(len(all_loaded))
                 met.add(each.identity)
-                all_loaded.append(replace(each, picture=None))  # its bytes may go
+                all_loaded.append(replace(each, picture=None))  # frees its bytes
         images = torch.stack(tensors) if tensors and prepare is not _drop else self.blank[None][:0]
         identities = pairs([each.identity for each in all_loaded])
         if all_loaded[0].stamp is None:
@@ -98,15 +99,15 @@ class Batches(Dataset):
 
 
 def _drop(picture: Image.Image) -> Tensor:
-    """Nothing, of a picture that could be read."""
+    """Returns an empty tensor for a picture that could be read."""
     return torch.empty(0)
 
 
 class ExtractionData(PartsData):
-    """The missing entries of sets of images and words and the missing prompts, for `Trainer.predict`.
+    """Loads the missing entries of sets of images and words and the missing prompts, for `Trainer.predict`.
 
-    `stored` is keyed by set name, as are `images` and `words`; of an image that stands in several sets, what the first of them wants
-    is made. `strings` are prompts whose embeddings are missing; `transform` gives that of the encoder, where it is needed.
+    `stored` is keyed by set name, as are `images` and `words`; for an image that is in several sets, what the first of them wants
+    is made. `strings` are prompts whose embeddings are missing; `transform` returns the encoder's transform, if it is needed.
     """
 
     def __init__(
@@ -125,12 +126,12 @@ class ExtractionData(PartsData):
 
     @property
     def is_missing(self) -> bool:
-        """Whether anything is missing, on any device."""
+        """Says whether anything is missing, on any device."""
         return bool(self.strings or self.parts)
 
     @property
     def needs_encoder(self) -> bool:
-        """Whether anything of that must be encoded: not where images are only to be read."""
+        """Says whether any of it must be encoded, which is not so if images are only to be read."""
         return bool(self.strings) or any(self.stored[part.source].arrays for part in self.parts)
 
     def setup(self, stage: str) -> None:
@@ -138,7 +139,7 @@ class ExtractionData(PartsData):
         self.strings = self.trainer.strategy.broadcast(self.strings)
 
     def _parts(self) -> Iterator[Part]:
-        """What is missing, each image once, whatever sets and folders it is known to stand in."""
+        """Yields what is missing, with each image once, whatever sets and folders it is known to be in."""
         run, number = uuid4().hex[:8], 0
         for name, missing in self._missing_once().items():
             stored = self.stored[name]

@@ -1,4 +1,4 @@
-"""Stored features as loaders: the training features for a head, and [bank, id_test, csid…, ood…] for evaluation."""
+"""Serves stored features as loaders: the training features for a head, and [bank, id_test, csid…, ood…] for evaluation."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ from clip_ood.outputs import Outputs
 
 
 class FeatureData(EvaluationData):
-    """The parts of a benchmark, served from the store. Divides rows among devices itself: unpadded, each row once.
+    """Serves the parts of a benchmark from the store. It divides rows among devices itself, unpadded, each row once.
 
-    `training_batches` gives what a head is trained on, once it is set up: the method knows, and says it before it is fitted.
+    `training_batches` returns what a head is trained on, once it is set up; the method sets it before the fit.
     """
 
     training_batches: Callable[[], Iterable[Any]]
@@ -42,7 +42,7 @@ class FeatureData(EvaluationData):
         return DataLoader(table, sampler=self._batches(len(table)), batch_size=None)
 
     def val_loader(self) -> DataLoader:
-        """ID val, read once and kept on the device, as what a head is trained on is: to read it again takes as long as an epoch."""
+        """Returns ID val, read once and kept on the device, because reading it again takes as long as an epoch."""
         if self._val is None:
             device = self.trainer.strategy.root_device
             self._val = [batch.map(lambda tensor: tensor.to(device)) for batch in super().val_loader()]

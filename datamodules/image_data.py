@@ -1,4 +1,4 @@
-"""Images as loaders of fine-tuning: augmented ones to train on, and [bank, id_test, csid…, ood…] for evaluation."""
+"""Serves images as loaders of fine-tuning: augmented ones for training, and [bank, id_test, csid…, ood…] for evaluation."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ FLOAT = 4  # bytes
 
 
 class TrainingImages(Dataset):
-    """(position, epoch) -> one augmented image; the augmentation depends on seed, epoch and position alone."""
+    """Maps (position, epoch) to one augmented image; the augmentation depends only on seed, epoch and position."""
 
     def __init__(self, table: ImageTable, images: ImageList, transform: Callable[[Image.Image], Tensor], seed: int):
         self.rows, self.labels = table.rows, table.labels
@@ -50,7 +50,7 @@ class TrainingImages(Dataset):
 
 
 class EvaluationImages(Dataset):
-    """positions (n,) of a table -> its images as the encoder wants them, of `size` (H, W)."""
+    """Maps positions (n,) of a table to its images as the encoder expects them, of `size` (H, W)."""
 
     def __init__(
         self,
@@ -65,16 +65,16 @@ class EvaluationImages(Dataset):
     def __getitem__(self, positions: Tensor) -> LabelledImages:
         rows = self.rows[positions]
         images = [self.transform(self.images.read(row)) for row in rows.tolist()]
-        batch = torch.stack(images) if images else torch.empty(0, 3, *self.size)  # fewer rows than devices
+        batch = torch.stack(images) if images else torch.empty(0, 3, *self.size)  # there are fewer rows than devices
         return LabelledImages(batch, self.labels[positions], rows)
 
 
 class EpochBatches(Sampler[list[tuple[int, int]]]):
-    """Shuffled batches of (position, epoch), drawn by seed and epoch; each rank gets its share of every batch, and what
-    does not fill the last batch of an epoch is left for another one.
+    """Draws shuffled batches of (position, epoch) by seed and epoch.
 
-    batch_size is global and comes in so many `parts`, which an optimizer step accumulates; `epoch` tells the epoch when
-    the batches are asked for.
+    Each rank gets its share of every batch, and images that do not fill the last batch of an epoch are left for another one.
+    batch_size is global and comes in `parts`, which an optimizer step accumulates; `epoch` returns the epoch when the batches are
+    asked for.
     """
 
     def __init__(
@@ -94,7 +94,7 @@ class EpochBatches(Sampler[list[tuple[int, int]]]):
 
 
 class ImageData(EvaluationData):
-    """The parts of a benchmark as images; those that the feature store knows to be unreadable are left out."""
+    """Serves the parts of a benchmark as images; those that the feature store knows to be unreadable are left out."""
 
     def __init__(
         self,
@@ -143,7 +143,8 @@ class ImageData(EvaluationData):
 
 def check_batch(settings: FineTune, images: int, devices: int, accumulated: int) -> None:
     """Raises ValueError for a global batch that does not divide among devices and accumulated batches, has an odd share
-    (mixup and cutmix pair images), or is larger than the training set."""
+    (mixup and cutmix pair images), or is larger than the training set.
+    """
     size, share = settings.batch_size, devices * accumulated
     among = f"{devices} devices × {accumulated} accumulated batches"
     if size % share:
@@ -161,7 +162,7 @@ def check_batch(settings: FineTune, images: int, devices: int, accumulated: int)
 
 
 def augmentation(settings: FineTune, preprocessing: Preprocessing) -> Callable[[Image.Image], Tensor]:
-    """timm's training transform at the encoder's own size, resizing, mean and std."""
+    """Returns timm's training transform at the encoder's own size, resizing, mean and std."""
     transform = create_transform(
         preprocessing.size,
         is_training=True,
@@ -176,7 +177,7 @@ def augmentation(settings: FineTune, preprocessing: Preprocessing) -> Callable[[
     )
     for step in transform.transforms:
         for op in getattr(step, "ops", []):
-            if op.name == "PosterizeIncreasing":  # timm's strongest level keeps 0 bits, which Pillow refuses
+            if op.name == "PosterizeIncreasing":  # at its strongest level, timm keeps 0 bits, which Pillow refuses
                 op.level_fn = partial(_at_least_one_bit, op.level_fn)
     return transform
 
@@ -186,7 +187,7 @@ def _at_least_one_bit(level_fn: Callable, level: float, settings: dict) -> tuple
 
 
 def plain(settings: FineTune, backbone: Backbone) -> Callable[[Image.Image], Tensor]:
-    """The encoder's own transform, with ImageNet's mean and std in the end if that is asked for."""
+    """Returns the encoder's own transform, ending with ImageNet's mean and std if the settings ask for them."""
     if settings.normalise == "model":
         return backbone.transform
     *steps, last = backbone.transform.transforms

@@ -1,7 +1,7 @@
-"""New images as the loader of a predict loop, in parts that are whole or not there: a killed run goes on where it was.
+"""Loads new images for a predict loop, in parts that are whole or not there, so that a killed run continues where it was.
 
-A part is some batches of the inputs, one after the other. Parts are dealt to the devices like cards, so that what is in a
-batch does not depend on how many there are.
+A part is a number of consecutive batches of the inputs. Parts are dealt to the devices in turn, so that the content of a batch
+does not depend on the number of devices.
 """
 
 from __future__ import annotations
@@ -22,11 +22,11 @@ from clip_ood.detect.batches import NewImageBatch, SourceBatch
 from clip_ood.files.pictures import UnreadableImage
 from clip_ood.files.unreadable import NO_MEMORY, check_of_file, is_no_memory
 
-MANY = 16  # times a batch's images: so many sources are a batch, if few of them are images
+MANY = 16  # times a batch's images: this many sources end a batch, if few of them are images
 
 
 class Pictures(Dataset):
-    """A batch of sources -> their pictures as tensors, zeros and the reason where one cannot be read."""
+    """Maps a batch of sources to their pictures as tensors, with zeros and the reason for one that cannot be read."""
 
     def __init__(self, transform: Callable[[Image.Image], Tensor]) -> None:
         self.transform = transform
@@ -45,7 +45,7 @@ class Pictures(Dataset):
         except OSError as error:
             check_of_file(error)
             errors[place] = error.strerror or str(error)
-        except ValueError as error:  # of the transform
+        except ValueError as error:  # from the transform
             errors[place] = f"{type(error).__name__}: {error}"
         except (MemoryError, RuntimeError) as error:
             if not is_no_memory(error):
@@ -55,10 +55,10 @@ class Pictures(Dataset):
 
 
 class NewImages(LightningDataModule):
-    """The parts of some inputs that are not whole yet, for `Trainer.predict`.
+    """Loads the parts of some inputs that are not whole yet, for `Trainer.predict`.
 
-    `inputs` begins the sources anew; a part has `per_part` batches of `batch_size` images; `is_whole(part, sources)` says whether
-    it is there. `parts`: how many there are, once all inputs were seen.
+    `inputs` starts the sources again; a part has `per_part` batches of `batch_size` images; `is_whole(part, sources)` says
+    whether it is there. `parts` is their number, once all inputs were seen.
     """
 
     parts: int | None = None
@@ -92,7 +92,7 @@ class NewImages(LightningDataModule):
 
 
 class _Batches:
-    """The batches of this device; of a length that only the end tells."""
+    """The batches of this device; their number is known only at the end."""
 
     def __init__(self, data: NewImages, rank: int, world: int) -> None:
         self.data, self.rank, self.world = data, rank, world
@@ -112,14 +112,14 @@ class _Batches:
 
 
 class _Stream(_Batches):
-    """Batches that are judged as they come: without a length, Lightning would wait for the next one first."""
+    """Batches that are judged as they come; if they had a length, Lightning would wait for the next one first."""
 
     def __len__(self) -> int:
         return sys.maxsize
 
 
 def divided(inputs: Iterable[Source], size: int) -> Iterator[list[Source]]:
-    """Batches of `size` images; what is known to be none comes along without taking a place."""
+    """Yields batches of `size` images; sources that are known to be no images are added without taking a place."""
     batch: list[Source] = []
     images = 0
     for source in inputs:

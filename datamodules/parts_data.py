@@ -1,4 +1,4 @@
-"""What a predict loop has yet to make, in parts that are dealt to the devices like cards."""
+"""Deals the parts that a predict loop has yet to make to the devices in turn."""
 
 from __future__ import annotations
 
@@ -12,11 +12,14 @@ from clip_ood.datamodules.workers import loading
 
 
 class PartsData(LightningDataModule):
-    """`pending` lists the parts that are not there yet; the first process is asked, for all: another run may be making them, too."""
+    """Loads the parts that `pending` lists as not there yet.
+
+    The first process is asked for all, since another run may be making them too.
+    """
 
     def __init__(self, pending: Callable[[], Iterable[Any]], workers: int | None) -> None:
         super().__init__()
-        self.allow_zero_length_dataloader_with_multiple_devices = True  # fewer parts than devices
+        self.allow_zero_length_dataloader_with_multiple_devices = True  # there may be fewer parts than devices
         self.pending, self.workers = pending, workers
 
     def setup(self, stage: str) -> None:
@@ -24,9 +27,9 @@ class PartsData(LightningDataModule):
 
     @property
     def mine(self) -> list[Any]:
-        """The parts of this device."""
+        """Returns the parts of this device."""
         return self.parts[self.trainer.global_rank :: self.trainer.world_size]
 
     def loader(self, dataset: Dataset, batches: Iterable[Any], size: int) -> DataLoader:
-        """The items of a data set at `batches`, each a batch of at most `size` bytes."""
+        """Returns a loader of a data set's items at `batches`, each of which is a batch of at most `size` bytes."""
         return DataLoader(dataset, sampler=batches, batch_size=None, **loading(self.trainer, self.workers, size))

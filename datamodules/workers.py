@@ -1,4 +1,4 @@
-"""Processes that decode images: how many, what passes their batches on, and how long a batch may take."""
+"""Decides how many processes decode images, what passes their batches on, and how long a batch may take."""
 
 from __future__ import annotations
 
@@ -15,15 +15,18 @@ from clip_ood.process import stalls
 from clip_ood.process.ranks import is_first
 from clip_ood.terminal.shown import say
 
-SHARED = Path("/dev/shm")  # where Linux keeps the memory through which batches come
+SHARED = Path("/dev/shm")  # Linux keeps the memory there through which batches come
 AHEAD = 2  # batches that each process has ready
 
 _told: set[str] = set()
 
 
 def loading(trainer: Trainer, wanted: int | None, batch: int) -> dict[str, Any]:
-    """Keywords of a DataLoader of images whose batches have so many bytes. `wanted` processes decode (None: 8 at most with a GPU, none
-    without), or as many as shared memory has room for, which is then said."""
+    """Returns keywords of a DataLoader of images whose batches have this many bytes.
+
+    `wanted` processes decode (None: at most 8 with a GPU, none without one), or as many as shared memory has room for, which is
+    then reported.
+    """
     on_gpu = trainer.strategy.root_device.type == "cuda"
     workers = default_workers(on_gpu) if wanted is None else wanted
     workers = _that_fit(workers, batch, max(1, trainer.world_size // trainer.num_nodes))
@@ -32,12 +35,15 @@ def loading(trainer: Trainer, wanted: int | None, batch: int) -> dict[str, Any]:
 
 
 def default_workers(on_gpu: bool) -> int:
-    """Decoding processes a device: none beside an encoder on the CPU, which uses every core itself."""
+    """Returns the number of decoding processes for each device: none beside an encoder on the CPU, which uses every core itself."""
     return min(8, os.cpu_count() or 1) if on_gpu else 0
 
 
 def _that_fit(workers: int, batch: int, devices: int) -> int:
-    """At most `workers`, for each of so many devices of this machine: where shared memory is full, they die or wait for ever."""
+    """Returns at most `workers` for each of this many devices of this machine, as far as shared memory has room.
+
+    If it is full, workers die or wait for ever.
+    """
     if not workers or not batch or sys.platform != "linux":
         return workers
     free = shutil.disk_usage(SHARED).free if SHARED.is_dir() else 0

@@ -1,1 +1,1 @@
-"""The demo: a small real encoder and real image folders, built from published packages, nothing trained."""
+"""Builds the demo: a small real encoder and real image folders, from published packages, with nothing trained."""

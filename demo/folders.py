@@ -1,4 +1,4 @@
-"""Folders that are whole or absent: written under a temporary name beside their place, renamed when finished."""
+"""Writes folders that are whole or absent: under a temporary name beside their place, renamed when finished."""
 
 import shutil
 from collections.abc import Iterator
@@ -8,14 +8,15 @@ from pathlib import Path
 
 @contextmanager
 def written_whole(out: Path) -> Iterator[Path]:
-    """Yield an empty temporary folder that becomes `out` when the block ends, and vanishes if the block fails. Another process that
-    makes the same is waited for by `clip_ood.process.locks.in_turn`.
+    """Yields an empty temporary folder that becomes `out` when the block ends, and is removed if the block fails.
+
+    If another process makes the same folder, `clip_ood.process.locks.in_turn` waits for it.
 
     Raises:
         OSError: `out` exists already and is not empty.
     """
     partial = out.with_name(f".{out.name}.partial")
-    shutil.rmtree(partial, ignore_errors=True)  # a killed one's
+    shutil.rmtree(partial, ignore_errors=True)  # left by a killed process
     partial.mkdir(parents=True)
     try:
         yield partial

@@ -1,4 +1,4 @@
-"""Build the demo's image folders from the Debian package `tuxpaint-stamps-default` and scikit-learn's digits.
+"""Builds the demo's image folders from the Debian package `tuxpaint-stamps-default` and scikit-learn's digits.
 
     clip-ood demo images [OUT]           (default data/demo; Debian or Ubuntu, 161 MB download, then seconds)
 
@@ -44,7 +44,7 @@ COUNTS |= {"ood/stamps": 154, "ood/symbols": 247, "ood/digits": 200}
 
 
 def squared_on_white(image: Image.Image) -> Image.Image:
-    """The image in RGB, centred on the smallest white square that holds it, its transparency blended with the white."""
+    """Returns the image in RGB, centred on the smallest white square that holds it, with its transparency blended with the white."""
     cutout = image.convert("RGBA")
     side = max(cutout.size)
     square = Image.new("RGB", (side, side), "white")
@@ -53,7 +53,7 @@ def squared_on_white(image: Image.Image) -> Image.Image:
 
 
 def stamps(root: Path) -> dict[str, Path]:
-    """Where each stamp under `root` goes: {"id/bird/crow.png": its file}. Flat folders join the folders' names."""
+    """Returns where each stamp under `root` goes: {"id/bird/crow.png": its file}. Flat folders join the folders' names."""
     places = {}
     class_of = {folder: name for name, (folder, _) in CLASSES.items()}
     for file in sorted(root.rglob("*.png")):
@@ -70,7 +70,7 @@ def stamps(root: Path) -> dict[str, Path]:
 
 
 def write_digits(folder: Path, count: int = 200, side: int = 64) -> None:
-    """The first `count` of scikit-learn's digits (8 x 8, ink 0 to 16), dark on white, bicubic to `side` pixels."""
+    """Writes the first `count` of scikit-learn's digits (8 x 8, ink 0 to 16), dark on white, bicubic to `side` pixels."""
     from sklearn.datasets import load_digits
 
     digits = load_digits()
@@ -89,7 +89,7 @@ def check_counts(out: Path) -> None:
 
 
 def build(out: Path) -> None:
-    """Write all folders to `out`, or none."""
+    """Writes all folders to `out`, or none."""
     elsewhere = f"Elsewhere try the demo on CIFAR: {called('train')} --config demo_cifar.yaml"
     with unpacked(PACKAGE, "161 MB", elsewhere) as root, written_whole(out) as folder:
         say(f"writing {sum(COUNTS.values())} images ...", flush=True)
@@ -112,7 +112,7 @@ def main(argv: list[str] | None = None) -> None:
 
 
 def make(out: Path) -> None:
-    """Build the folders unless they are there."""
+    """Builds the folders unless they are there."""
     if out.exists():
         try:
             check_counts(out)

@@ -1,4 +1,4 @@
-"""A folder of photographs to judge that a run has not learnt from: ID test images and others, mixed.
+"""Makes a folder of photographs to judge that a run has not learnt from: ID test images and others, mixed.
 
 clip-ood demo mixed [RUN] [OUT]      (default runs/demo, data/demo/mixed)
 """

@@ -17,7 +17,7 @@ from torch.nn import functional as F
 
 
 def clipped_gaussian_mean(mean: Tensor, std: Tensor, low: float, high: float) -> Tensor:
-    """Mean of a Gaussian clipped to [low, high], elementwise.
+    """Returns the mean of a Gaussian clipped to [low, high], elementwise.
 
     E[clip(N(m, s^2), a, b)] = a P(alpha) + b (1 - P(beta)) + m (P(beta) - P(alpha)) + s (p(alpha) - p(beta))
     with alpha = (a - m) / s, beta = (b - m) / s, P and p the standard normal's distribution and density.
@@ -36,7 +36,7 @@ def clipped_gaussian_mean(mean: Tensor, std: Tensor, low: float, high: float) ->
 
 
 def ridge(inputs: Tensor, targets: Tensor, strength: float = 1.0) -> Tensor:
-    """Ridge regression between centred rows: A = (Xc'Xc + strength I)^-1 Xc'Yc.
+    """Returns the ridge regression between centred rows: A = (Xc'Xc + strength I)^-1 Xc'Yc.
 
     Args:
         inputs: (N, D) rows, centred here.
@@ -52,7 +52,7 @@ def ridge(inputs: Tensor, targets: Tensor, strength: float = 1.0) -> Tensor:
 
 
 def smallest_sure_scale(cosines: Tensor, confidence: float = 0.9, share: float = 0.95) -> int:
-    """The smallest whole logit scale s with max_c softmax(s cos) >= `confidence` in at least `share` of the rows.
+    """Returns the smallest integer logit scale s with max_c softmax(s cos) >= `confidence` in at least `share` of the rows.
 
     The rows are the classifier's own, each the ideal image of its class: those an encoder should be sure of. A smaller
     scale would let the confidence filter of pseudo-labels refuse even them, a larger one would let everything pass.
@@ -73,5 +73,5 @@ def smallest_sure_scale(cosines: Tensor, confidence: float = 0.9, share: float =
 
 
 def unit_rows(rows: Tensor) -> Tensor:
-    """Rows divided by their L2 norm, in float64: (N, D) -> (N, D)."""
+    """Returns rows divided by their L2 norm, in float64: (N, D) -> (N, D)."""
     return F.normalize(rows.double(), dim=-1)

@@ -1,4 +1,4 @@
-"""Fetch WordNet's nouns and adjectives from the Debian package `wordnet-base`, for `data.negative_words: wordnet` and `data.lemmas`.
+"""Downloads WordNet's nouns and adjectives from the Debian package `wordnet-base`, for `data.negative_words: wordnet` and `data.lemmas`.
 
 clip-ood demo wordnet [OUT]          (default data/wordnet; Debian or Ubuntu, 6 MB download, then seconds)
 
@@ -24,7 +24,7 @@ ELSEWHERE = (
 
 
 def build(out: Path) -> None:
-    """Write the folder, or nothing."""
+    """Writes the folder, or nothing."""
     with unpacked(PACKAGE, "6 MB", ELSEWHERE) as root, written_whole(out) as folder:
         for name in (NOUNS, ADJECTIVES, SYNSETS):
             shutil.copyfile(root / "usr/share/wordnet" / name, folder / name)

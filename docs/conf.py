@@ -1,4 +1,4 @@
-"""How Sphinx makes pages of this folder: make docs."""
+"""Tells Sphinx how to make pages of this folder: make docs."""
 
 project = "clip-ood"
 extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.napoleon"]

@@ -1,1 +1,1 @@
-"""One experiment from config to table: the run's folder, missing features, training, evaluation."""
+"""Conducts experiments from config to table: the run's folder, missing features, training, evaluation."""

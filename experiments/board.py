@@ -1,4 +1,4 @@
-"""What TensorBoard shows of a run beside its curves: config and table, a line of the hparams page, charts to compare runs."""
+"""Adds to TensorBoard, besides a run's curves, its config and table, a line of the hparams page, and charts that compare runs."""
 
 from __future__ import annotations
 
@@ -15,8 +15,11 @@ from torch.utils.tensorboard.summary import hparams
 
 
 class Board(TensorBoardLogger):
-    """The events of the run in `folder`. What the disk objects to is an OSError that names the folder: TensorBoard meets it in a
-    thread that knows no file, and Lightning calls it a value that cannot be logged."""
+    """Writes the events of the run in `folder`.
+
+    An error of the disk is an OSError that names the folder: TensorBoard meets it in a thread that knows no file, and Lightning
+    would report it as a value that cannot be logged.
+    """
 
     def __init__(self, folder: Path) -> None:
         super().__init__(folder.parent, name=folder.name, version="", default_hp_metric=False)
@@ -32,12 +35,12 @@ class Board(TensorBoardLogger):
             super().log_metrics(metrics, step)
 
     def finalize(self, status: str) -> None:
-        with self.named() if status == "success" else suppress(OSError):  # after an error, that is told
+        with self.named() if status == "success" else suppress(OSError):  # after an error, that error is reported
             super().finalize(status)
 
     @contextmanager
     def named(self) -> Iterator[None]:
-        """Around what adds to the events."""
+        """Wraps what adds to the events."""
         try:
             yield
         except (OSError, ValueError) as error:
@@ -50,7 +53,7 @@ class Board(TensorBoardLogger):
 def describe_on_board(
     board: SummaryWriter, config: str, settings: dict[str, Any], table: str, rows: list[dict[str, Any]]
 ) -> None:
-    """Adds the config and the table as texts, a line of the hparams page, and the charts, of a run with these rows."""
+    """Adds the config and the table as texts, a line of the hparams page, and the charts, for a run with these rows."""
     board.add_text("config", textwrap.indent(config, "    "))
     board.add_text("results", table)
     means = {f"ood/mean/{row['detector']}/auroc": row["auroc"] for row in rows if row["ood"] == "mean"}
@@ -60,7 +63,7 @@ def describe_on_board(
 
 
 def charts(rows: list[dict[str, Any]]) -> dict[str, dict[str, list]]:
-    """Charts with every run of the log directory in them: a page of the training, then one an OOD set, with a chart a detector."""
+    """Returns charts with every run of the log directory: a page of the training, then one for each OOD set, by detector."""
     layout: dict[str, dict[str, list]] = {}
     for row in rows:
         tag = f"ood/{row['ood']}/{row['detector']}/auroc"

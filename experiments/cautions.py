@@ -1,4 +1,4 @@
-"""What somebody should know of a run's images before it is trained: nothing of it stops the run."""
+"""Words what a user should know of a run's images before it is trained; none of it stops the run."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ ROLES = ("train", "val", "ood_val", "id", "csid", "ood")  # the bank is a part o
 
 
 def too_few_to_calibrate(config: Config, benchmark: Benchmark) -> str | None:
-    """One line where the run's detector will have no threshold for want of ID val images, with what it takes; else None."""
+    """Returns one line if ID val has too few images for a threshold, which says how many it takes; otherwise None."""
     count, accept = len(benchmark.parts["val"].rows), config.evaluation.accept
     takes = needed(accept)
     if count >= takes or not config.evaluation.save_detector:
@@ -37,7 +37,7 @@ def _more_images(config: Config, takes: int) -> str:
 
 
 def shared_by_sets(benchmark: Benchmark, features: dict[str, Features]) -> list[Shared]:
-    """The readable images that parts of different roles share, by their content."""
+    """Returns the readable images that parts of different roles share, by their content."""
     sets = {}
     for part in sorted(benchmark.parts.values(), key=lambda part: ROLES.index(part.role) if part.role in ROLES else -1):
         stored = features[part.images]

@@ -1,4 +1,4 @@
-"""A run's checkpoint: written whole or not at all, and looked at before anything long relies on it."""
+"""Writes a run's checkpoint whole or not at all, and checks it before anything long relies on it."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ from clip_ood.files.records import Count, Record, Text, fitting
 from clip_ood.files.shapes import HEAD, check_shapes
 from clip_ood.files.writing import LateErrors, written_whole
 
-HEADS = (  # on standardised features; on those of an encoder that is tuned
+HEADS = (  # on standardised features; on the features of a tuned encoder
     {"head.mean", "head.std", "head.linear.weight", "head.linear.bias"},
     {"head.weight", "head.bias"},
 )
 
 
 class Checkpoint(Record):
-    """What Lightning and our modules need of one."""
+    """The entries of a checkpoint that Lightning and our modules need."""
 
     model_config = ConfigDict(arbitrary_types_allowed=True)
 
@@ -44,11 +44,16 @@ class Checkpoint(Record):
 
 
 class WholeCheckpoints(TorchCheckpointIO):
-    """Writes a checkpoint beside the one that it replaces, brings it to the disk, and only then takes its place: Lightning's own
-    writer overwrites the last one, from a file in the system's temporary folder."""
+    """Writes a checkpoint beside the one that it replaces, syncs it to the disk, and only then replaces the old one.
+
+    Lightning's own writer overwrites the last one, from a file in the system's temporary folder.
+    """
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any = None) -> None:
-        """Raises: OSError, with the last checkpoint left as it is; UserError for a callback whose state could not be read again."""
+        """Saves a checkpoint.
+
+        Raises: OSError, with the last checkpoint left as it is; UserError for a callback whose state could not be read again.
+        """
         check_states(checkpoint.get("callbacks", {}))
         with written_whole(Path(path)) as file:
             late = LateErrors(file)
@@ -74,10 +79,10 @@ def check_states(states: Mapping[str, Any]) -> None:
 
 
 def check_checkpoint(path: Path) -> None:
-    """Raises ConfigError for a checkpoint of Lightning's that is cut off, changed, or something else. Tensors are not kept."""
+    """Raises ConfigError for a file that is no Lightning checkpoint, is truncated, or was changed. Tensors are not kept."""
     try:
         with zipfile.ZipFile(path) as parts:
-            if broken := parts.testzip():  # reads all of it once: torch.load would meet it after the extraction
+            if broken := parts.testzip():  # reads all of it once, now and not after the extraction
                 raise UserError(f"its part {broken} was changed")
         content = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
         fitting(content, Checkpoint)

@@ -1,4 +1,4 @@
-"""New images through a finished run: from a request to predictions and their summary."""
+"""Judges new images by a finished run: from a request to predictions and their summary."""
 
 from __future__ import annotations
 
@@ -34,13 +34,13 @@ from clip_ood.versions import versions
 
 hush()
 
-BATCHES = 64  # of a part: a killed run loses at most so many
-MANY = 4  # paths: the next step's command does not repeat so many
+BATCHES = 64  # in a part; a killed run loses at most this many
+MANY = 4  # paths; the next step's command does not repeat this many
 
 
 @dataclass(frozen=True)
 class Request:
-    """What detect.py was asked: the run, the inputs, and how (None: as the run has it)."""
+    """The request to detect.py: the run, the inputs, and the options (None: as the run has it)."""
 
     run: Path
     paths: list[str]
@@ -61,19 +61,19 @@ class Request:
 
     @property
     def aside(self) -> Aside | None:
-        """Where flagged images go."""
+        """The folder for flagged images."""
         return None if self.copy_ood is None else Aside(self.copy_ood, self.link)
 
     def tolerated(self) -> Tolerated:
-        """What counts the images that cannot be read, from none on."""
+        """Returns a counter of the images that cannot be read, which starts at none."""
         listed = None if self.out is None else beside(self.out)
         return Tolerated(self.paths, Tolerance(self.max_unreadable, "--max-unreadable"), listed)
 
 
 def conduct(request: Request) -> Counts | None:
-    """Judges all images, prints or writes the predictions, tells how many on standard error; None beside the first process.
+    """Judges all images, prints or writes the predictions, and counts them on standard error.
 
-    Raises: ValueError for a run that cannot judge, before its encoder is loaded.
+    It returns None except in the first process. Raises: ValueError for a run that cannot judge, before its encoder is loaded.
     """
     stalls.wait_at_most(request.timeout)
     saved = SavedDetector(request.run, request.trust_classes)
@@ -82,7 +82,7 @@ def conduct(request: Request) -> Counts | None:
     for column in columns:
         Decision(column, saved.calibration(column), accept)
     trainer = _trainer(request)
-    with redirect_stdout(sys.stderr):  # what is downloaded is said there: predictions may go to a program
+    with redirect_stdout(sys.stderr):  # downloads are announced on stderr, because predictions may go to a program
         backbone = saved.backbone(request.encoder, request.allow_download)
     predictor = Predictor(saved, backbone, columns, accept)
     go = _print if request.out is None else _write
@@ -117,7 +117,7 @@ def _write(request: Request, saved: SavedDetector, predictor: Predictor, trainer
 
 
 def _predict(request: Request, predictor: Predictor, trainer: Trainer, writer: Callback, is_whole, batches: int) -> int:
-    """Judges what is not there; the number of parts."""
+    """Judges what is not there yet, and returns the number of parts."""
     size = request.batch_size or predictor.batch_size
     data = NewImages(
         lambda: sources(request.paths), is_whole, predictor.backbone.transform, size, batches, request.workers
@@ -146,7 +146,7 @@ def _trainer(request: Request) -> Trainer:
 
 
 def _tell(counts: Counts, predictor: Predictor, request: Request) -> None:
-    """The summary, on standard error: standard output may be read by a program."""
+    """Prints the summary on standard error, because a program may read standard output."""
 
     def tell(line: str) -> None:
         say(one_line(line), file=sys.stderr)
@@ -179,7 +179,7 @@ def _tell(counts: Counts, predictor: Predictor, request: Request) -> None:
 
 
 def _next(counts: Counts, predictor: Predictor, request: Request) -> str:
-    """The next step: to see the images that were flagged, or to hear the other detectors."""
+    """Returns the next step: to look at the images that were flagged, or to ask the other detectors."""
     command = [*called("detect").split(), "--run", str(request.run)]
     few = request.paths if len(request.paths) < MANY else [request.paths[0], "..."]
     same = [*command, *few, *(["--accept", f"{request.accept:g}"] if request.accept is not None else [])]

@@ -1,4 +1,4 @@
-"""A run's detector made to travel: the encoder's weights beside it, or all of it as one graph."""
+"""Prepares a run's detector to travel: with the encoder's weights beside it, or as one graph."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from clip_ood.terminal.shown import say
 
 
 def add_encoder_to(run: Path, encoder: str | None, allow_download: bool = False) -> None:
-    """Lets the encoder's weights lie in the run's detector folder, and says so."""
+    """Puts the encoder's weights into the run's detector folder, and says so."""
     folder = find_folder(run)
     whole = folder.parent if (folder.parent / CONFIG).is_file() else folder
     with alone(whole, "wait until it ends"):
@@ -30,7 +30,7 @@ def add_encoder_to(run: Path, encoder: str | None, allow_download: bool = False)
 
 
 def predicts_by(reference: Reference) -> str | None:
-    """What the classes of a graph are predicted by: its head, else the texts, else nothing."""
+    """Returns what predicts the classes of a graph: its head or, without one, the texts; None without either."""
     return HEAD if reference.weight is not None else TEXT if reference.text_embeddings is not None else None
 
 
@@ -42,8 +42,10 @@ def export_run(
     encoder: str | None = None,
     allow_download: bool = False,
 ) -> None:
-    """Writes encoder, head and detectors (all for None) as one graph, and says what is in it, with thresholds where the run has
-    ID val images enough. Raises: ValueError as `clip_ood.export.export`, before the encoder is loaded where that can be.
+    """Writes encoder, head and detectors (all for None) as one graph, and says what is in it.
+
+    It has thresholds if the run has enough ID val images. Raises: ValueError as `clip_ood.export.export` does, before the encoder
+    is loaded if possible.
     """
     format_of(path)
     columns = saved.columns if detector is None else saved.chosen(detector)

@@ -1,4 +1,4 @@
-"""The features that an experiment needs: opened from the store, made first where they are missing."""
+"""Opens the features that an experiment needs from the store, after making those that are missing."""
 
 from __future__ import annotations
 
@@ -41,14 +41,14 @@ from clip_ood.texts.prompts import Phrases, fill
 
 START = "the start of the head"
 STARTING = 1024  # images whose features tell how long projected features are
-VISIBLE_AFTER = 60  # seconds, on any file system that is used for runs of several nodes
+VISIBLE_AFTER = 60  # seconds, on any file system that runs on several nodes use
 
 warnings.filterwarnings("ignore", message="Total length of .* across ranks is zero")  # nothing is missing
 
 
 @contextmanager
 def using_features(config: Config) -> Iterator[None]:
-    """Meanwhile nobody removes what is stored of the config's encoders (`clip-ood features remove`)."""
+    """Prevents, meanwhile, that anybody removes what is stored of the config's encoders (`clip-ood features remove`)."""
     encoders = [each for each in (config.backbone, config.backbone.text_spec) if each is not None]
     root = config.features_root
     with ExitStack() as using:
@@ -61,11 +61,11 @@ def using_features(config: Config) -> Iterator[None]:
 def load_features(
     config: Config, benchmark: Benchmark, trainer: Trainer, folder: Path
 ) -> tuple[dict[str, Features], TextEmbeddings | None]:
-    """Stored features by image set, and the embeddings of the filled prompts (None without classes or text encoder)
-    with the negative labels that the config's detectors ask for.
+    """Returns stored features by image set, and the embeddings of the filled prompts with the negative labels.
 
-    Where the method tunes the encoder, the store only knows which images can be read (`Features.features` is None), and of the
-    images that its head starts from, under `START`, the features.
+    The embeddings are None without classes or text encoder; the negative labels are those that the config's detectors ask for.
+    If the method tunes the encoder, the store only knows which images can be read (`Features.features` is None), and under
+    `START` the features of the images from which its head starts.
     The predict loop always runs, so that all processes agree on what is missing; the encoder is loaded only if
     something must be encoded. Unreadable images are listed in `folder`/unreadable.csv.
     Raises: TooManyUnreadable when more images of a set cannot be read than data.max_unreadable allows.
@@ -80,7 +80,7 @@ def load_features(
     stored_words = {name: texts.word_set(name, phrases) for name, phrases in words.items()}
     with Terminal(quiet=not trainer.is_global_zero).status("Looking up the images in the feature store"):
         if trainer.is_global_zero:
-            store.merge()  # what a killed run has left
+            store.merge()  # a killed run may have left small segments
         for each in [*stored.values(), *stored_start.values()]:
             each.missing()  # every process knows the files as they are now
             if trainer.is_global_zero:
@@ -89,7 +89,7 @@ def load_features(
         _say_old(config.features_root)
     tolerance, listed = Tolerance(config.data.max_unreadable), folder / UNREADABLE
     try:
-        _check_readable(stored, tolerance)  # what an earlier run has found
+        _check_readable(stored, tolerance)  # by what an earlier run has found
         everything = stored_start | stored | stored_words  # what the first set wants of an image is made
         _extract(config, start | benchmark.images, trainer, texts, everything, strings, words)
         _check_readable(stored, tolerance)
@@ -109,19 +109,21 @@ def load_features(
 
 
 def arrays_of(config: Config) -> tuple[str, ...]:
-    """What an encoder gives of an image."""
+    """Returns the names of the arrays that an encoder gives for an image."""
     return ("features", "embeddings") if config.backbone.reads_text else ("features",)
 
 
 def stored_sets(config: Config, store: FeatureStore, images: Mapping[str, ImageList]) -> dict[str, StoredSet]:
-    """What a store holds of image sets, by the same keys: features, or only which images can be read where the method tunes the encoder,
-    which will give others."""
+    """Returns what a store holds of image sets, by the same keys.
+
+    These are features, or only which images can be read if the method tunes the encoder, which then gives other features.
+    """
     wanted = () if config.method.settings.tunes_encoder else arrays_of(config)
     return {key: store.image_set(each.name, each, wanted) for key, each in images.items()}
 
 
 def texts_of(config: Config, benchmark: Benchmark) -> tuple[list[str], dict[str, Pool]]:
-    """The filled prompts, and what negative labels are chosen from; none without classes or a text encoder."""
+    """Returns the filled prompts, and what negative labels are chosen from; both are empty without classes or a text encoder."""
     if not config.backbone.reads_text or benchmark.class_names is None:
         return [], {}
     strings = fill(config.data.prompts, [name for names in benchmark.called for name in names])
@@ -129,7 +131,7 @@ def texts_of(config: Config, benchmark: Benchmark) -> tuple[list[str], dict[str,
 
 
 def starting_images(config: Config, benchmark: Benchmark) -> dict[str, ImageList]:
-    """The first training images, where fine-tuning starts its head from texts; else none."""
+    """Returns the first training images if fine-tuning starts its head from texts, and otherwise none."""
     if not (config.method.settings.tunes_encoder and config.method.settings.head == "text"):
         return {}
     train = benchmark.parts["train"]
@@ -170,7 +172,7 @@ def _extract(
         trainer.strategy.barrier("merged")
         _look_again(stored, texts)
         if round(float(written)) < len(data.parts) + bool(data.strings):  # strings are one part
-            return  # a process has not made all of its parts: opening says so
+            return  # a process has not made all of its parts, which opening reports
     _wait_until_visible(stored, texts, strings)
 
 
@@ -181,10 +183,10 @@ def _look_again(stored: dict[str, StoredSet], texts: FeatureStore) -> None:
 
 
 def _wait_until_visible(stored: dict[str, StoredSet], texts: FeatureStore, strings: list[str]) -> None:
-    """Looks again until all that was written, by whatever process, is seen: on a network file system that may take a while.
+    """Waits until everything that any process has written is seen, which may take a while on a network file system.
 
-    Raises: ValueError for files that were changed after the run had listed them: their features are of what they were then, or
-    are not there.
+    Raises: ValueError for files that were changed after the run had listed them: their features are those of the earlier content,
+    or are not there.
     """
     for _ in range(VISIBLE_AFTER):
         missing = {name: rows for name, each in stored.items() if len(rows := each.missing())}
@@ -202,7 +204,7 @@ def _wait_until_visible(stored: dict[str, StoredSet], texts: FeatureStore, strin
 
 
 def _say_old(root: Path) -> None:
-    """Says once a run that an older version's features are not read, and what to do with them."""
+    """Says once in a run that an older version's features are not read, and what to do with them."""
     if old := {path.parents[1] for path in root.glob("*/*/manifest.json")}:
         say(
             f"{root} holds features in the format of an older version ({len(old)} encoders), which are not read: "

@@ -1,7 +1,7 @@
-"""What every logger is given of a finished run beside its curves, each in the way that it takes it.
+"""Gives every logger what it takes of a finished run besides its curves.
 
-Lightning's own wrappers are told apart by their class; of any other logger the methods count that it shares with them: `log_image`,
-`log_table`, `log_hyperparams`.
+Lightning's own wrappers are recognised by their class; any other logger is given what its methods take that it shares with them:
+`log_image`, `log_table`, `log_hyperparams`.
 """
 
 from __future__ import annotations
@@ -44,8 +44,24 @@ def _(logger: MLFlowLogger, name: str, figure: Figure, step: int) -> None:
 
 
 @singledispatch
+def log_text(logger: Logger, name: str, text: str) -> None:
+    """Adds a text in Markdown, if the logger takes any."""
+
+
+@log_text.register
+def _(logger: TensorBoardLogger, name: str, text: str) -> None:
+    with naming_its_folder(logger):
+        logger.experiment.add_text(name, text)
+
+
+@log_text.register
+def _(logger: MLFlowLogger, name: str, text: str) -> None:
+    logger.experiment.log_text(logger.run_id, text, f"{name}.md")
+
+
+@singledispatch
 def describe(logger: Logger, config: Config, results: dict[str, Any]) -> None:
-    """Adds the config, the settings that tell the run from others, and the table with all metrics; then closes the logger."""
+    """Adds the config, the settings that distinguish the run from others, and the table with all metrics; then closes the logger."""
     logger.log_hyperparams(settings(config, results) | {"config": contents(config)})
     if hasattr(logger, "log_table"):
         logger.log_table("results", columns=list(HEADER), data=lines(results))
@@ -63,7 +79,7 @@ def _(logger: TensorBoardLogger, config: Config, results: dict[str, Any]) -> Non
 
 @describe.register
 def _(logger: MLFlowLogger, config: Config, results: dict[str, Any]) -> None:
-    logger.log_hyperparams(settings(config, results))  # MLflow refuses a value that changes, as devices may on --resume
+    logger.log_hyperparams(settings(config, results))  # no devices: MLflow refuses a value that changes on --resume
     logger.experiment.log_text(logger.run_id, dump(config), "config.yaml")
     logger.experiment.log_text(logger.run_id, markdown(results), "results.md")
     logger.finalize("success")
@@ -73,7 +89,7 @@ HEADER = ("detector", "OOD set", *METRICS)
 
 
 def settings(config: Config, results: dict[str, Any]) -> dict[str, Any]:
-    """Method, encoder, seed and the method's own keys; of a sweep those of the head that was chosen."""
+    """Returns method, encoder, seed and the method's own keys; for a sweep, they are those of the chosen head."""
     found = {"method": results["method"], "encoder": results["encoder"], "seed": config.seed}
     found |= config.method.settings.model_dump(exclude_none=True, exclude={"sweep"})
     found |= next((head for head in results["sweep"] or [] if head["chosen"]), {})
@@ -81,22 +97,24 @@ def settings(config: Config, results: dict[str, Any]) -> dict[str, Any]:
 
 
 def rows_of(results: dict[str, Any]) -> list[dict[str, Any]]:
-    """The rows of the table in the standard setting."""
+    """Returns the rows of the table in the standard setting."""
     return [row for row in results["rows"] if row["setting"] == "standard"]
 
 
 def lines(results: dict[str, Any]) -> list[list[str]]:
     """The table's rows as text, metrics in percent."""
-    return [
-        [row["detector"], row["ood"], *(f"{100 * row[metric]:.2f}" for metric in METRICS)] for row in rows_of(results)
-    ]
+    return [[row["detector"], row["ood"], *(_percent(row[metric]) for metric in METRICS)] for row in rows_of(results)]
+
+
+def _percent(value: float | None) -> str:
+    return "" if value is None else f"{100 * value:.2f}"
 
 
 def markdown(results: dict[str, Any]) -> str:
-    """The table with all metrics, in percent."""
+    """Returns the table with all metrics, in percent."""
     return markdown_table(HEADER, lines(results), names=2)
 
 
 def naming_its_folder(logger: Logger) -> AbstractContextManager[None]:
-    """Around what adds to a logger: what the disk objects to names the run's folder, if the logger is this project's own."""
+    """Wraps what adds to a logger: an error of the disk names the run's folder, if the logger is this project's own."""
     return logger.named() if isinstance(logger, Board) else nullcontext()

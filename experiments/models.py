@@ -1,4 +1,4 @@
-"""What a method trains or evaluates: the module, and the data that it sees."""
+"""Makes what a method trains or evaluates: the module, and the data that it sees."""
 
 from __future__ import annotations
 
@@ -34,12 +34,11 @@ from clip_ood.lightning_modules.zero_shot import ZeroShot, check_classes
 from clip_ood.runs.run_folder import CONFIG, FINISHED, head_of, of_seed
 from clip_ood.texts.prompts import prototypes
 
-SAME = 1e-6  # 1 - the cosine of two prototypes of one text: rounding in other batches
+SAME = 1e-6  # 1 - the cosine of two prototypes of one text, which rounding in other batches leaves
 
 
 def check_method(config: Config, benchmark: Benchmark) -> None:
-    """Raises UserError for a method that the ID set or the encoder cannot serve, or a detector that there is not, before any image
-    is read."""
+    """Raises UserError, before images are read, for a method that the ID set or encoder cannot serve, or an unknown detector."""
     required(config.detectors)
     try_own(config.detectors, _count(benchmark))
     method, settings = config.method.name, config.method.settings
@@ -62,7 +61,7 @@ def check_method(config: Config, benchmark: Benchmark) -> None:
 
 
 def check_detectors(config: Config, benchmark: Benchmark, features: int, embeddings: int | None) -> None:
-    """Raises UserError for a detector of somebody's own that cannot take features and embeddings of these widths, before training."""
+    """Raises UserError, before training, for a user's own detector that cannot take features and embeddings of these widths."""
     try_own(config.detectors, _count(benchmark), (features, embeddings or features))
 
 
@@ -116,7 +115,7 @@ def _check_start(config: Config) -> None:
 def build(
     config: Config, benchmark: Benchmark, features: dict[str, Features], text: TextEmbeddings | None
 ) -> tuple[LightningModule, EvaluationData]:
-    """The module that a config's method stands for, and its data: stored features, or images for fine-tuning."""
+    """Makes the module for a config's method, and its data: stored features, or images for fine-tuning."""
     classes: dict[str, Any] = {"class_names": benchmark.class_names}
     if text is not None:
         embeddings = prototypes(text.embeddings, len(config.data.prompts), [len(names) for names in benchmark.called])
@@ -145,21 +144,23 @@ def _on_features(
     features: dict[str, Features],
     classes: dict[str, Any],
 ) -> tuple[LightningModule, EvaluationData]:
-    """A method that learns from stored features."""
+    """Makes a method that learns from stored features."""
     data = FeatureData(benchmark, features, config.evaluation.batch_size)
     width = data.train.stored.features.width
     return joined(kind(config.method.settings, width, config.seed, **classes), data), data
 
 
 def joined(module: LightningModule, data: FeatureData) -> LightningModule:
-    """A module that is given the tables it learns from, whose batches its data then serve."""
+    """Gives a module the tables it learns from, and its batches to the data that serve them."""
     module.tables, data.training_batches = data.tables, module.training_batches
     return module
 
 
 def check_texts(embeddings: Tensor, names: Sequence[str]) -> None:
-    """Raises ConfigError for two classes whose prompts are one text to the encoder, by their prototypes (C, E): its tokenizer may drop
-    accents, marks, or all behind a number of words."""
+    """Raises ConfigError for two classes whose prompts are one text to the encoder, by their prototypes (C, E).
+
+    Its tokenizer may drop accents, marks, or everything after a number of words.
+    """
     embeddings = unit(embeddings.double())
     for first in range(0, len(names), 1024):
         alike = embeddings[first : first + 1024] @ embeddings.T > 1 - SAME  # (≤ 1024, E) @ (E, C) -> (≤ 1024, C)
@@ -188,7 +189,7 @@ def _fine_tuning(
 
 @torch.inference_mode()
 def widths(backbone: Backbone) -> tuple[int, int | None]:
-    """The widths of g and of h (None without a joint space), told by a blank image."""
+    """Returns the widths of g and of h (None without a joint space), found by a blank image."""
     device = next(backbone.parameters()).device
     features = backbone.encode_image(torch.zeros(1, 3, *backbone.preprocessing.size, device=device))
     embeddings = backbone.project(features)
@@ -198,10 +199,11 @@ def widths(backbone: Backbone) -> tuple[int, int | None]:
 def initial_head(
     start: str, seed: int, backbone: Backbone, width: int, stored: Features | None, classes: dict[str, Any]
 ) -> tuple[Tensor, Tensor] | None:
-    """W (C, D) and b (C,) of a head's first weights: None for random ones, of the text prototypes, or of a run.
+    """Returns W (C, D) and b (C,) of a head's initial weights: None for random ones, those of the text prototypes, or those of a
+    run.
 
     From text: z_c = s ⟨P g, t_c⟩ / n, with n the mean norm of P g over the `stored` features, so that z is near s · cos(h, t_c).
-    Raises: ValueError for a run of other classes, and for text where the projection P is not linear.
+    Raises: ValueError for a run of other classes, and for text if the projection P is not linear.
     """
     if start == "random":
         return None
@@ -231,7 +233,7 @@ def initial_head(
     return text @ matrix.T, (text @ offset.T).squeeze(1)
 
 
-# What makes the module of a method, and its data, by the section of its keys.
+# The functions that make a method's module and its data, by the section of its keys.
 BUILDERS: dict[type[method_schema.Settings], Callable[..., tuple[LightningModule, EvaluationData]]] = {
     method_schema.ZeroShot: _zero_shot,
     method_schema.LinearProbe: partial(_probe, LinearProbe, LinearProbeSweep),

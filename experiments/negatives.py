@@ -1,4 +1,4 @@
-"""The negative labels of an experiment: what they are chosen from, and the choice, the same in every process."""
+"""Chooses the negative labels of an experiment, the same in every process."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ WORDS = "negative_words.csv"  # of a run: the negative labels that were chosen
 
 
 def pools(config: Config, benchmark: Benchmark) -> dict[str, Pool]:
-    """What each detector that needs negative labels chooses them from, by its name; none without negative words."""
+    """Returns what each detector that needs negative labels chooses them from, by its name; none without negative words."""
     asked = [name for name in POOLS if name in required(config.detectors)]
     if config.data.negative_words is None or not asked:
         return {}
@@ -45,7 +45,7 @@ def _pool(name: str, data: Data, class_names: Sequence[str]) -> Pool:
 
 
 def word_sets(chosen_from: dict[str, Pool]) -> dict[str, Phrases]:
-    """Everything that the text encoder must say for the choice, by a name of its own: "csp classes", …"""
+    """Returns everything that the text encoder must encode for the choice, by names of its own: "csp classes", …"""
     return {
         f"{name} {part}": getattr(pool, part)
         for name, pool in chosen_from.items()
@@ -55,7 +55,7 @@ def word_sets(chosen_from: dict[str, Pool]) -> dict[str, Phrases]:
 
 
 def choose(chosen_from: dict[str, Pool], embeddings: dict[str, Rows], trainer: Trainer) -> dict[str, NegativeLabels]:
-    """The negative labels by detector, from the embeddings of `word_sets`; the first process chooses for all."""
+    """Returns the negative labels by detector, from the embeddings of `word_sets`; the first process chooses for all."""
     return {name: _choose(name, pool, embeddings, trainer) for name, pool in chosen_from.items()}
 
 

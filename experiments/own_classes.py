@@ -1,4 +1,4 @@
-"""Loggers and callbacks that a config names by class path: checked before any work, then made."""
+"""Checks, before any work, the loggers and callbacks that a config names by class path, and makes them."""
 
 from __future__ import annotations
 
@@ -14,29 +14,30 @@ from clip_ood.errors import UserError, nearest
 
 
 def check_classes(trainer: Mapping[str, Any]) -> None:
-    """Raises UserError for a class under trainer.logger or trainer.callbacks that is not there, is of another kind, or does not take
-    its init_args. Nothing is made yet: some loggers write files at once."""
+    """Raises UserError for a class under trainer.logger or trainer.callbacks that does not exist, is of another kind, or does not
+    take its init_args. Nothing is made yet, because some loggers write files at once.
+    """
     for kind, option, entry in _entries(trainer):
         _class_of(entry, kind, option)
 
 
 def make_callbacks(trainer: Mapping[str, Any]) -> list[Callback]:
-    """The callbacks under trainer.callbacks, in their order. Raises: UserError, also for what their own code raises."""
+    """Makes the callbacks under trainer.callbacks, in their order. Raises: UserError, also for what their own code raises."""
     return [make(entry, Callback, option) for kind, option, entry in _entries(trainer) if kind is Callback]
 
 
 def make(entry: Mapping[str, Any], kind: type, option: str) -> Any:
-    """The object that `{class_path: …, init_args: {…}}` stands for, of a kind; `option` is the key that it stands under."""
+    """Makes the object that `{class_path: …, init_args: {…}}` describes, of a kind; `option` is its key in the config."""
     cls = _class_of(entry, kind, option)
     try:
         return cls(**(entry.get("init_args") or {}))
-    except Exception as error:  # of somebody else's code: anything
+    except Exception as error:  # a user's code may raise anything
         told = f"{type(error).__name__}{f': {error}' if str(error) else ''}"
         raise UserError(f"{option}: {entry['class_path']} cannot be made with these init_args: {told}") from error
 
 
 def _entries(trainer: Mapping[str, Any]) -> Iterator[tuple[type, str, Mapping[str, Any]]]:
-    """The kind, key and content of each class that is named."""
+    """Yields the kind, key and content of each class that is named."""
     for kind, key in ((Logger, "logger"), (Callback, "callbacks")):
         value = trainer.get(key) or []
         for entry in value if isinstance(value, list) else [value]:

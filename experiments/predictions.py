@@ -1,4 +1,4 @@
-"""Where predictions go: a file or standard output, the images that could not be judged beside it, flagged ones set aside."""
+"""Writes predictions to a file or standard output, lists the images that could not be judged, and sets flagged ones aside."""
 
 from __future__ import annotations
 
@@ -22,14 +22,15 @@ from clip_ood.files.writing import written_text, written_whole
 from clip_ood.files.written_names import TEXT, path_cell, text_cell
 from clip_ood.terminal.shown import shown
 
-END = "\r\n"  # of a line of CSV
-BYTES = "".join(map(chr, range(0xDC80, 0xDD00)))  # of names that are no UTF-8
+END = "\r\n"  # ends a line of CSV
+BYTES = "".join(map(chr, range(0xDC80, 0xDD00)))  # stand for bytes of names that are not UTF-8
 
 
 @dataclass
 class Counts:
-    """How many images were judged, how many of them are OOD by each detector, how many could not be judged, and how many could not
-    be set aside (`left`): of both (path, reason) of the first ten."""
+    """How many images were judged, how many of them each detector flags as OOD, how many could not be judged, and how many could
+    not be set aside (`left`); for the last two, also (path, reason) of the first ten.
+    """
 
     judged: int = 0
     ood: dict[str, int] = field(default_factory=dict)
@@ -40,7 +41,10 @@ class Counts:
 
 
 class Predictions:
-    """Takes lines in the order of the inputs, and counts. Images that the first of `detectors` flags are set aside in `aside`."""
+    """Takes lines in the order of the inputs, and counts them.
+
+    Images that the first of `detectors` flags are set aside in `aside`.
+    """
 
     def __init__(
         self,
@@ -54,9 +58,9 @@ class Predictions:
         self.counts, self.first = Counts(ood=dict.fromkeys(detectors, 0)), detectors[0]
 
     def take(self, line: Line) -> None:
-        """A prediction, or why there is none.
+        """Takes a prediction, or the reason why there is none.
 
-        Raises: OSError where it cannot be written, TooManyUnreadable for one reason too many.
+        Raises: OSError if it cannot be written, TooManyUnreadable for one reason too many.
         """
         counts = self.counts
         if "error" in line:
@@ -73,22 +77,25 @@ class Predictions:
         if line["is_ood"] and line["detector"] == self.first and self.aside is not None:
             try:
                 self.aside.take(*line["source"])
-            except OSError as error:  # the prediction stands
+            except OSError as error:  # the prediction is valid all the same
                 counts.left += 1
                 if len(counts.left_shown) < SHOWN:
                     counts.left_shown.append((line["path"], error.strerror or str(error)))
 
 
 class Printed:
-    """Takes lines of CSV for a stream. In a file names are exact; a terminal is shown them, and a pipe, which may lead to one, gets
-    them without what steers one."""
+    """Takes lines of CSV for a stream.
+
+    In a file, names are exact. A terminal is shown escapes for what would steer it, and so is a pipe, which may lead to a
+    terminal.
+    """
 
     def __init__(self, stream: TextIO) -> None:
         self.stream, self.flush = stream, stream.flush
         self.is_file, self.keep = _is_file(stream), "\t" if stream.isatty() else "\n\t\r" + BYTES
 
     def write(self, line: str) -> None:
-        """A whole line."""
+        """Writes a whole line."""
         self.stream.write(line if self.is_file else shown(line.removesuffix(END), self.keep) + END)
 
 
@@ -101,9 +108,9 @@ def _is_file(stream: TextIO) -> bool:
 
 @contextmanager
 def printed(format: str, tolerated: Tolerated, detectors: list[str], aside: Aside | None) -> Iterator[Predictions]:
-    """To standard output, as they come."""
+    """Writes predictions to standard output, as they come."""
     with suppress(AttributeError):  # not a stream of the system
-        sys.stdout.reconfigure(**TEXT, line_buffering=True)  # whoever reads it need not wait
+        sys.stdout.reconfigure(**TEXT, line_buffering=True)  # its reader need not wait
     file = JSONLines(sys.stdout) if format == "jsonl" else CSVFile(Printed(sys.stdout))
     yield Predictions(file, None, tolerated, detectors, aside)
     file.close()
@@ -113,8 +120,10 @@ def printed(format: str, tolerated: Tolerated, detectors: list[str], aside: Asid
 def written(
     out: Path, tolerated: Tolerated, detectors: list[str], aside: Aside | None, exact: bool = False
 ) -> Iterator[Predictions]:
-    """To `out` (.csv, .jsonl or .parquet, there with a column for `exact` paths), whole or not at all; what could not be judged to
-    `out`.unreadable.csv."""
+    """Writes predictions to `out` (.csv, .jsonl or .parquet, the last with a column for `exact` paths), whole or not at all.
+
+    Images that could not be judged are listed in `out`.unreadable.csv.
+    """
     unreadable = beside(out)
     kind = {".csv": CSVFile, ".jsonl": JSONLines, ".parquet": Parquet}[out.suffix.lower()]
     opened = written_whole(out) if kind is Parquet else written_text(out)

@@ -1,4 +1,4 @@
-"""What Lightning says that tells a user nothing."""
+"""Silences messages of Lightning that are of no use to a user."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import warnings
 
 
 def hush() -> None:
-    """No list of absent devices, no advice on loaders that are as they are meant to be."""
+    """Silences lists of absent devices, and advice on loaders that are as they are meant to be."""
     for name in ("utilities.rank_zero", "accelerators.cuda"):
         logging.getLogger(f"lightning.pytorch.{name}").setLevel(logging.WARNING)
     warnings.filterwarnings(

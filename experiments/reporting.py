@@ -1,4 +1,4 @@
-"""What is drawn of a finished run, from its own files: its loggers' pages and report.html. Whatever fails there, the run stands."""
+"""Draws a finished run from its own files: its loggers' pages and report.html. Whatever fails there, the run stays finished."""
 
 from __future__ import annotations
 
@@ -28,8 +28,8 @@ def draw(folder: Path, config: Config, benchmark: Benchmark, loggers: Sequence[L
     """Gives the loggers of the run in `folder` its figures, settings and table, then writes its report, as far as its config asks
     for them.
 
-    Where the report cannot be had, that is told, and its absence tells it later on (`run_folder.unreported`).
-    Raises: what is raised where no report is asked for.
+    If the report cannot be written, that is said, and later commands notice its absence (`run_folder.unreported`).
+    Raises: whatever is raised, if no report is asked for.
     """
     try:
         _draw(folder, config, loggers)
@@ -42,7 +42,7 @@ def draw(folder: Path, config: Config, benchmark: Benchmark, loggers: Sequence[L
 
 
 def draw_seeds(folder: Path) -> None:
-    """Writes the report of a run over several seeds; as `draw` where that cannot be."""
+    """Writes the report of a run over several seeds; if it cannot, it does as `draw` does."""
     try:
         write_seeds_report(folder)
     except Exception as error:
@@ -50,9 +50,9 @@ def draw_seeds(folder: Path) -> None:
 
 
 def draw_again(folder: Path) -> Path:
-    """Draws what `draw` does of a finished run, and of each of its seeds: the path of its report.
+    """Draws what `draw` does for a finished run, and for each of its seeds, and returns the path of its report.
 
-    Raises: ConfigError for what is no finished run, and for one whose images are others now.
+    Raises: ConfigError for anything but a finished run, and for a run whose images have changed.
     """
     read_results(folder)
     config = begun_with(folder)
@@ -84,7 +84,7 @@ def _draw(folder: Path, config: Config, loggers: Sequence[Logger]) -> None:
 
 
 def _steps(folder: Path) -> int:
-    """How many steps a run has trained its head for."""
+    """Returns the number of steps for which a run has trained its head."""
     head = head_of(folder)
     return torch.load(head, map_location="cpu", weights_only=True, mmap=True)["global_step"] if head.is_file() else 0
 

@@ -1,4 +1,4 @@
-"""Whether what a run's folder holds may be gone on with: the same config, the same images, the same division of them."""
+"""Decides whether a run's folder may be continued: with the same config, the same images, and the same division of them."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ WAY_OUT = "Give the settings that it was begun with, or start anew: with --overw
 
 
 def begun_with(folder: Path) -> Config:
-    """The config that the run in `folder` was begun with. Raises: ConfigError for one that this version cannot read."""
+    """Reads the config that the run in `folder` was begun with. Raises: ConfigError for one that this version cannot read."""
     try:
         return load_config(str(folder / CONFIG))
     except UserError as error:
@@ -33,7 +33,7 @@ def begun_with(folder: Path) -> Config:
 
 
 def unreadable(folder: Path, error: UserError) -> ConfigError:
-    """What is said of a run whose config is damaged, or of another version."""
+    """Returns the error for a run whose config is damaged, or of another version."""
     return ConfigError(
         f"{folder / CONFIG}, which the run was begun with, has keys or values that are none any more: {error}\n"
         "Mend that file, or start anew: with --overwrite, or under another --name"
@@ -41,8 +41,9 @@ def unreadable(folder: Path, error: UserError) -> ConfigError:
 
 
 def check_resumed(config: Config, folder: Path, free: Collection[str] = FREE) -> None:
-    """Raises ConfigError where `folder` holds a run that was begun with other settings than `config`, those in `free` aside,
-    or a checkpoint of which nobody knows the settings."""
+    """Raises ConfigError if `folder` holds a run that was begun with other settings than `config`, except those in `free`,
+    or a checkpoint whose settings are unknown.
+    """
     if (folder / CONFIG).is_file():
         check_same(folder, differences(begun_with(folder), config, free))
     elif head_of(folder).is_file():
@@ -53,7 +54,7 @@ def check_resumed(config: Config, folder: Path, free: Collection[str] = FREE) ->
 
 
 def check_same(folder: Path, found: list[str]) -> None:
-    """Raises ConfigError where there are differences between the settings of the run in `folder` and those that are asked for."""
+    """Raises ConfigError if there are differences between the settings of the run in `folder` and the requested ones."""
     if found:
         raise ConfigError(f"{folder} was begun with other settings ({'; '.join(found)}). {WAY_OUT}")
 
@@ -64,10 +65,11 @@ def record_images(folder: Path, benchmark: Benchmark) -> None:
 
 
 def check_images(folder: Path, benchmark: Benchmark, parts: Collection[str] | None = None) -> None:
-    """Raises ConfigError where the run in `folder` was begun with other images, or other labels, in one of these parts (None:
-    all)."""
+    """Raises ConfigError if the run in `folder` was begun with other images, or other labels, in one of these parts (None:
+    all).
+    """
     if not all((folder / name).is_file() for name in (CONFIG, IMAGES)):
-        return  # no run, or one of a version that did not record them
+        return  # there is no run, or its version did not record them
     from clip_ood.runs.files import read_images
 
     with _undamaged():
@@ -83,8 +85,8 @@ def check_images(folder: Path, benchmark: Benchmark, parts: Collection[str] | No
 
 
 def contents_of(config: Config, benchmark: Benchmark, features: dict[str, Features]) -> dict[str, str]:
-    """What stands for the encoder, whatever its precision, and for the images of each part, whatever they are called."""
-    from clip_ood.features.identity import identity_of  # with numpy, which nobody needs before
+    """Returns identifiers of the encoder, whatever its precision, and of the images of each part, whatever their names."""
+    from clip_ood.features.identity import identity_of  # imports numpy, which is not needed before
 
     encoder = fingerprint(config.backbone, config.features_root / "hashes.json")
     found = {"encoder": digest({key: value for key, value in encoder.items() if key != "precision"})}
@@ -95,10 +97,11 @@ def contents_of(config: Config, benchmark: Benchmark, features: dict[str, Featur
 
 
 def check_contents(folder: Path, now: dict[str, str], parts: Collection[str] | None = None) -> None:
-    """Raises ConfigError where the run in `folder` knew other weights of the encoder, or other images under the same names, in one
-    of these parts (None: all)."""
+    """Raises ConfigError if the run in `folder` knew other weights of the encoder, or other images under the same names, in one
+    of these parts (None: all).
+    """
     if not (folder / CONTENTS).is_file():
-        return  # it got no further, or is of a version that did not record them
+        return  # the run got no further, or its version did not record them
     from clip_ood.runs.files import read_contents
 
     with _undamaged():
@@ -113,13 +116,13 @@ def check_contents(folder: Path, now: dict[str, str], parts: Collection[str] | N
 
 
 def record_contents(folder: Path, now: dict[str, str]) -> None:
-    """Writes what `contents_of` has found."""
+    """Writes what `contents_of` has returned."""
     write_text(folder / CONTENTS, json.dumps(now, indent=1))
 
 
 @contextmanager
 def _undamaged() -> Iterator[None]:
-    """Around the reading of what a run has recorded. Raises: ConfigError for a damaged file."""
+    """Wraps the reading of what a run has recorded. Raises: ConfigError for a damaged file."""
     try:
         yield
     except Damaged as error:
@@ -127,8 +130,9 @@ def _undamaged() -> Iterator[None]:
 
 
 def check_heads(run: Path, config: Config) -> None:
-    """Raises ConfigError where a run, or one of its seeds, holds no trained head, or one that was trained on another division of
-    the images."""
+    """Raises ConfigError if a run, or one of its seeds, holds no trained head, or one that was trained on another division of
+    the images.
+    """
     for folder, seed in [(seed_folder(run, seed), seed) for seed in config.seeds] or [(run, config.seed)]:
         if not head_of(folder).is_file():
             raise ConfigError(f"{folder} holds no trained head ({head_of(folder)})")
@@ -137,7 +141,7 @@ def check_heads(run: Path, config: Config) -> None:
 
 
 def check_settings(run: Path, config: Config) -> None:
-    """Raises ConfigError where the head of a run was trained by another method, or on another encoder, than `config` names."""
+    """Raises ConfigError if the head of a run was trained by another method, or on another encoder, than `config` names."""
     found = [each for each in differences(begun_with(run), config, {"backbone.label", "backbone.precision"})]
     if found := [each for each in found if each.startswith(("method", "backbone"))]:
         raise ConfigError(
@@ -147,7 +151,7 @@ def check_settings(run: Path, config: Config) -> None:
 
 
 def check_division(run: Path, config: Config) -> None:
-    """Raises ConfigError where the head of a run may have seen images that are val or test ones of `config`."""
+    """Raises ConfigError if the head of a run may have seen images that are val or test images of `config`."""
     theirs = begun_with(run)
     if config.data.id.val is None and (theirs.seed, theirs.data.splits) != (config.seed, config.data.splits):
         raise ConfigError(
@@ -158,14 +162,17 @@ def check_division(run: Path, config: Config) -> None:
 
 
 def check_head_images(head: Path, config: Config, benchmark: Benchmark) -> None:
-    """Raises ConfigError where images came or went since the run of a checkpoint divided the same ID set into train and test."""
+    """Raises ConfigError if images were added or removed since the run of a checkpoint divided the same ID set into train and
+    test.
+    """
     if _same_set(head, config):
         check_images(head.parents[1], benchmark, ["train"])
 
 
 def check_head_contents(head: Path, config: Config, now: dict[str, str]) -> None:
-    """Raises ConfigError where the run of a checkpoint knew other weights of its encoder, or trained on other images under the same
-    names of the same ID set."""
+    """Raises ConfigError if the run of a checkpoint knew other weights of its encoder, or trained on other images under the same
+    names of the same ID set.
+    """
     check_contents(head.parents[1], now, ["encoder", "train"] if _same_set(head, config) else ["encoder"])
 
 

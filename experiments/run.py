@@ -1,4 +1,4 @@
-"""One experiment: images → features → training → table."""
+"""Conducts one experiment: images → features → training → table."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from clip_ood.calibration import summary
 from clip_ood.callbacks.averaging import MovingAverage
 from clip_ood.callbacks.detector_writer import DetectorWriter
 from clip_ood.callbacks.ood_evaluation import OODEvaluation
+from clip_ood.callbacks.stopped_early import StoppedEarly
 from clip_ood.callbacks.throughput import Throughput
 from clip_ood.config.loading import dump
 from clip_ood.config.resuming import FREE
@@ -27,6 +28,7 @@ from clip_ood.experiments.benchmarks import load_benchmark
 from clip_ood.experiments.cautions import shared_by_sets, too_few_to_calibrate
 from clip_ood.experiments.checkpoints import WholeCheckpoints, check_checkpoint
 from clip_ood.experiments.extraction import load_features, using_features
+from clip_ood.experiments.image_numbers import image_numbers
 from clip_ood.experiments.loggers import check_loggers, ending_trackers, label, make_loggers
 from clip_ood.experiments.models import build, check_detectors, check_method
 from clip_ood.experiments.negatives import write_words
@@ -59,8 +61,8 @@ hush()
 def run(config: Config, folder: Path, checkpoint: Path | None = None) -> dict[str, Any]:
     """Runs an experiment in `folder` and returns the content of its results.json.
 
-    With `checkpoint`, the head is taken from that file instead of being trained. Raises: ConfigError where `folder` holds
-    what was trained under other settings, or on other images.
+    With `checkpoint`, the head is taken from that file instead of being trained. Raises: ConfigError if `folder` holds
+    something that was trained under other settings, or on other images.
     """
     if checkpoint is None and not is_follower():
         check_resumed(config, folder, FREE | {"detectors"})
@@ -80,7 +82,7 @@ def run(config: Config, folder: Path, checkpoint: Path | None = None) -> dict[st
 
 
 def check_begun(config: Config, folder: Path, checkpoint: Path | None, benchmark: Benchmark) -> None:
-    """Raises ConfigError where what `folder` holds, or the head in `checkpoint`, is damaged or was trained on other images."""
+    """Raises ConfigError if the content of `folder`, or the head in `checkpoint`, is damaged or was trained on other images."""
     check_images(folder, benchmark)
     if (begun := checkpoint or head_of(folder)).is_file():
         check_checkpoint(begun)
@@ -89,7 +91,10 @@ def check_begun(config: Config, folder: Path, checkpoint: Path | None, benchmark
 
 
 def scoring(config: Config, checkpoint: Path | None) -> Config:
-    """A config without what a head in `checkpoint`, where there is one, makes needless: where fine-tuning starts its head."""
+    """Returns the config for scoring with a head from `checkpoint`, if there is one.
+
+    The checkpoint overwrites the head's initial weights, so the config does not say where these come from.
+    """
     if checkpoint is None or config.method.finetune is None:
         return config
     started_anywhere = config.method.finetune.model_copy(update={"head": "random"})
@@ -100,9 +105,7 @@ def _run(config: Config, folder: Path, checkpoint: Path | None, benchmark: Bench
     config = scoring(config, checkpoint)
     check_method(config, benchmark)
     every, trains = config.evaluation.every_n_epochs, config.method.settings.trains and checkpoint is None
-    evaluation = OODEvaluation(
-        config.detectors, config.evaluation.resamples, config.seed, every_n_epochs=every if trains else 1
-    )
+    evaluation = OODEvaluation(config.detectors, every_n_epochs=every if trains else 1, accept=config.evaluation.accept)
     validates = trains and benchmark.labelled and bool(benchmark.parts["val"].rows)
     trainer = make_trainer(config, folder, evaluation, trains, validates)
     if trains and isinstance(config.method.settings, FineTune):
@@ -117,11 +120,11 @@ def _run(config: Config, folder: Path, checkpoint: Path | None, benchmark: Bench
         if shared := shared_by_sets(benchmark, features):
             say(told(shared), flush=True)
     first = next(iter(features.values()))
-    if first.features is not None:  # those of an encoder that is tuned are told once it is there
+    if first.features is not None:  # a tuned encoder's widths are known only once it is loaded
         joint = None if first.embeddings is None else first.embeddings.width
         check_detectors(config, benchmark, first.features.width, joint)
     module, data = build(config, benchmark, features, text)
-    evaluation.tables = data.evaluated
+    evaluation.tables, evaluation.images = data.evaluated, image_numbers(benchmark, features)
     data.evaluate_every = every if validates else 1
     if config.evaluation.save_detector:
         trainer.callbacks.append(detector_writer(config, folder, evaluation))
@@ -155,8 +158,11 @@ def _run(config: Config, folder: Path, checkpoint: Path | None, benchmark: Bench
 
 
 def split_of(config: Config, data: EvaluationData) -> dict[str, Any]:
-    """How the ID images were divided: whether another seed draws other test images out of those that this one trains on, and
-    the numbers of readable images, before any draw of them (per_class, bank_per_class)."""
+    """Returns how the ID images were divided.
+
+    This is whether another seed draws other test images out of those that this one trains on, and the numbers of readable images,
+    before any draw of them (per_class, bank_per_class).
+    """
     counts = {"train": "train", "val": "val", "test": "id_test"}
     redrawn = config.data.id.images is not None
     return {"redrawn": redrawn} | {name: len(data.tables[part]) for name, part in counts.items()}
@@ -165,8 +171,10 @@ def split_of(config: Config, data: EvaluationData) -> dict[str, Any]:
 def make_trainer(
     config: Config, folder: Path, evaluation: OODEvaluation, trains: bool, validates: bool = False
 ) -> Trainer:
-    """The one Trainer that extracts, trains (then it keeps the last step) and evaluates; with `validates` it looks at ID val after
-    every epoch."""
+    """Makes the one Trainer that extracts, trains (and then keeps the last step) and evaluates.
+
+    With `validates`, it looks at ID val after every epoch.
+    """
     every = config.evaluation.every_n_epochs
     last = ModelCheckpoint(
         folder / "checkpoints", filename="last", enable_version_counter=False, save_on_train_epoch_end=True
@@ -174,16 +182,16 @@ def make_trainer(
     own = make_callbacks(config.trainer)
     ours = {
         "max_epochs": getattr(config.method.settings, "epochs", 1),
-        "callbacks": [*([last, Throughput()] if trains else []), evaluation, *own],
+        "callbacks": [*([last, StoppedEarly(), Throughput()] if trains else []), evaluation, *own],
         "enable_checkpointing": trains or any(isinstance(each, Checkpoint) for each in own),
         "plugins": [WholeCheckpoints()],
         "logger": make_loggers(config.trainer, folder, label(config, folder)),
-        "default_root_dir": folder,  # where Lightning looks for what it saved when SLURM ended a job
+        "default_root_dir": folder,  # Lightning looks there for what it saved when SLURM ended a job
         "use_distributed_sampler": False,
         "num_sanity_val_steps": 0,
         "check_val_every_n_epoch": 1 if validates else every or 1,
         "limit_val_batches": 1.0 if every or validates or not trains else 0,
-        "reload_dataloaders_every_n_epochs": int(validates and every > 1),  # ID val alone in most epochs, else all sets
+        "reload_dataloaders_every_n_epochs": int(validates and every > 1),  # ID val in most epochs, otherwise all sets
         "gradient_clip_val": getattr(config.method.settings, "clip_gradient", None),
         "enable_model_summary": False,
         "log_every_n_steps": 1,
@@ -192,7 +200,7 @@ def make_trainer(
 
 
 def detector_writer(config: Config, folder: Path, evaluation: OODEvaluation) -> DetectorWriter:
-    """Writes detector/ after the test."""
+    """Makes the callback that writes detector/ after the test."""
     spec = described(config.backbone)
     stored = str(dtype_of(config.backbone.precision)).removeprefix("torch.")
     encoder = Encoder(spec, fingerprint(config.backbone, config.features_root / "hashes.json"), stored)
@@ -204,8 +212,10 @@ def detector_writer(config: Config, folder: Path, evaluation: OODEvaluation) -> 
 
 
 def calibration(config: Config, evaluation: OODEvaluation) -> dict[str, Any] | None:
-    """What results.json states of the thresholds; None without ID val images. The default is the first detector that detect.py
-    can have."""
+    """Returns what results.json states of the thresholds, or None without ID val images.
+
+    The default is the first detector that detect.py can use.
+    """
     val = evaluation.results.of_role("val")
     if val is None:
         return None
@@ -214,14 +224,17 @@ def calibration(config: Config, evaluation: OODEvaluation) -> dict[str, Any] | N
 
 
 def plan_steps(trainer: Trainer, settings: FineTune, images: int) -> None:
-    """Checks the steps of fine-tuning before an image is read, and adds the averaging of weights over them. Raises as `decay_of`."""
+    """Checks the steps of fine-tuning before an image is read, and adds the averaging of weights over them.
+
+    Raises as `decay_of` does.
+    """
     decay = decay_of(settings, images, trainer.world_size, trainer.accumulate_grad_batches)
-    if decay is not None:  # first: the other callbacks see the averaged weights
+    if decay is not None:  # it comes first, so that the other callbacks see the averaged weights
         trainer.callbacks.insert(0, MovingAverage(decay, trainer.strategy.root_device))
 
 
 def decay_of(settings: FineTune, images: int, devices: int, accumulated: int) -> float | None:
-    """The decay of the weights' average in a fine-tuning on so many images; None for no averaging.
+    """Returns the decay of the weights' average in a fine-tuning on this many images, or None for no averaging.
 
     Raises: UserError for a batch size that does not fit, and for an average that is longer than the run.
     """
@@ -232,7 +245,7 @@ def decay_of(settings: FineTune, images: int, devices: int, accumulated: int) ->
 
 
 def encoder_name(config: Config) -> str:
-    """The encoder as the table names it."""
+    """Returns the encoder's name in the table."""
     encoder = config.backbone
     weights = encoder.pretrained or ("" if ":" in encoder.model else "random weights")
     name = encoder.label or " ".join(part for part in (encoder.model, weights) if part)

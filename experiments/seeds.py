@@ -1,4 +1,4 @@
-"""One run, or one a seed with the mean and standard deviation of their results."""
+"""Conducts one run, or one for each seed with the mean and standard deviation of their results."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from clip_ood.terminal.shown import say
 
 
 def conduct(config: Config, folder: Path, source: Path | None = None) -> None:
-    """As `experiment`, and prints the table."""
+    """Does what `experiment` does, and prints the table."""
     if results := experiment(config, folder, source):
         print_table(results)
         say(f"Results: {folder}")
@@ -32,21 +32,22 @@ def conduct(config: Config, folder: Path, source: Path | None = None) -> None:
 
 
 def _judges(config: Config, results: dict[str, Any]) -> bool:
-    """Whether detect.py can judge images by a run, or by every seed of one."""
+    """Says whether detect.py can judge images by a run, or by every seed of one."""
     stated = results["calibration"] if config.seeds else [results["calibration"]]
     return config.evaluation.save_detector and all(each and each["thresholds"] for each in stated or [None])
 
 
 def experiment(config: Config, folder: Path, source: Path | None = None) -> dict[str, Any]:
-    """Runs an experiment in `folder`, once or once a seed: the content of its results.json, {} beside the first process.
+    """Runs an experiment in `folder`, once or once for each seed.
 
-    With `source`, heads are taken from that run instead of being trained.
+    Returns the content of its results.json, or {} except in the first process. With `source`, heads are taken from that run
+    instead of being trained.
     """
     trained = source is not None and config.method.settings.trains
     if not config.seeds:
         return run(config, folder, head_of(source) if trained else None)
     if not is_follower():
-        for seed in config.seeds:  # of those that are finished, too: the mean is over the same images
+        for seed in config.seeds:  # finished ones too, because the mean is over the same images
             place = seed_folder(folder, seed)
             if (place / FINISHED).is_file():
                 read_results(place)
@@ -63,21 +64,21 @@ def experiment(config: Config, folder: Path, source: Path | None = None) -> dict
 def _run_seed(config: Config, seed: int, folder: Path, head: Path | None) -> None:
     place, config = seed_folder(folder, seed), of_seed(config, seed)
     if is_done(config, place):
-        return  # of the run that is resumed
+        return  # the resumed run has them
     if not is_follower():
         place.mkdir(exist_ok=True)
-        (place / FINISHED).unlink(missing_ok=True)  # with other detectors or files beside the results
+        (place / FINISHED).unlink(missing_ok=True)  # it has other detectors or files beside the results
         say(f"seed {seed}", flush=True)
     run(config, place, head)
 
 
 def is_done(config: Config, place: Path) -> bool:
-    """Whether the run of one seed in `place` is finished under these settings."""
+    """Says whether the run of one seed in `place` is finished under these settings."""
     return (place / FINISHED).is_file() and not differences(begun_with(place), config, MACHINE)
 
 
 def of_seed(config: Config, seed: int) -> Config:
-    """The config of a single run of those over several seeds."""
+    """Returns the config of a single run of those over several seeds."""
     return config.model_copy(update={"seed": seed, "seeds": []})
 
 

@@ -1,4 +1,4 @@
-"""Flagged images beside each other in a folder, to look at."""
+"""Puts flagged images together in a folder, to look at."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ class Aside:
         """Copies the image at a `Place` (or links it, unless it lies in a shard) to `folder`/`inside`; another image of that name
         gets a number.
 
-        Other calls may put theirs into the same folder. Raises: OSError where it cannot be read or written.
+        Other calls may use the same folder. Raises: OSError if it cannot be read or written.
         """
         parts = [part for part in PurePosixPath(inside).parts if part not in ("/", "..", ".")]
         with in_turn(self.folder, lambda line: say(line, file=sys.stderr)):
@@ -60,10 +60,10 @@ def _numbered(name: str, number: int) -> str:
 
 
 def _is_it(target: Path, place: Place) -> bool:
-    """Whether an earlier run has put the image there."""
+    """Says whether an earlier run has put the image there."""
     if target.is_symlink():
         return os.path.realpath(target) == os.path.realpath(place.path)
-    if not target.is_file():  # a folder, a pipe
+    if not target.is_file():  # it is a folder or a pipe
         return False
     if place.size is not None:
         return target.read_bytes() == place.read()

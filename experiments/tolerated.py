@@ -1,4 +1,4 @@
-"""What cannot be read of the images that detect.py is given: some of it is tolerated."""
+"""Counts images given to detect.py that cannot be read, some of which are tolerated."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ from clip_ood.files.written_names import path_cell, text_cell
 class Tolerated:
     """Counts the images that could not be judged, and raises TooManyUnreadable as soon as there are more than `tolerance` allows.
 
-    All of them so far are then listed in the file `listed`, if there is one. How many images the inputs hold is counted when it
-    matters; nobody knows it of standard input, which is judged to its end. Of several processes each counts what it judges, and the
-    first counts all when it joins their predictions.
+    All of them so far are then listed in the file `listed`, if there is one. The images of the inputs are counted only when their
+    number matters; it is unknown for standard input, which is judged to its end. With several processes, each counts what it
+    judges, and the first counts all when it joins their predictions.
     """
 
     def __init__(self, paths: list[str], tolerance: Tolerance, listed: Path | None) -> None:
@@ -26,7 +26,7 @@ class Tolerated:
         self._total: int | None = None
 
     def take(self, line: Line) -> None:
-        """A line of the judging; what is no image by its name does not count."""
+        """Takes a line of the judging; files that are no images by their names do not count."""
         if "error" not in line or not line["is_image"] or any(map(is_stream, self.paths)):
             return
         self.found.append((line["path"], line["error"]))

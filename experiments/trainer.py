@@ -1,4 +1,4 @@
-"""Lightning's Trainer from the keys of a config, and what Lightning objects to in one line."""
+"""Makes Lightning's Trainer from the keys of a config, and reports Lightning's objections in one line."""
 
 from __future__ import annotations
 
@@ -24,18 +24,18 @@ from clip_ood.errors import ConfigError
 from clip_ood.process import stalls
 from clip_ood.process.watch import watch_ranks
 
-subprocess_script._launch_process_observer = watch_ranks  # Lightning's own kills this process without a word
+subprocess_script._launch_process_observer = watch_ranks  # Lightning's own kills this process silently
 
 
 def new_trainer(ours: dict[str, Any], keys: dict[str, Any], option: str = "trainer.") -> Trainer:
-    """A Trainer with our own settings, and the keys of a config (see `clip_ood.config.trainer_keys`) over them.
+    """Makes a Trainer with our own settings, which the keys of a config (see `clip_ood.config.trainer_keys`) override.
 
-    Raises: ConfigError for what this machine has not: devices, an accelerator, an optional library.
+    Raises: ConfigError for what this machine does not have: devices, an accelerator, an optional library.
     """
     try:
         theirs = {
             key: value for key, value in keys.items() if key not in OBJECTS
-        }  # of which `ours` holds what was made
+        }  # `ours` holds what was made of these
         trainer = Trainer(**(ours | theirs | {"plugins": [*ours.get("plugins", []), *_environment()]}))
     except (MisconfigurationException, TypeError, ValueError, RuntimeError, ImportError) as error:
         asked = ", ".join(f"{option}{key}={value}" for key, value in keys.items()) or "no keys"
@@ -43,7 +43,7 @@ def new_trainer(ours: dict[str, Any], keys: dict[str, Any], option: str = "train
             f"Lightning cannot make a Trainer of {asked}: {' '.join(str(error).split())} There are {torch.cuda.device_count()} CUDA "
             f"GPUs here. Change {option}devices or {option}accelerator (auto takes what there is)"
         ) from error
-    trainer._signal_connector.register_signal_handlers = lambda: None  # signals are heard by `clip_ood.process.watch`
+    trainer._signal_connector.register_signal_handlers = lambda: None  # `clip_ood.process.watch` hears signals
     if isinstance(trainer.strategy, DDPStrategy):
         trainer.strategy._timeout = timedelta(seconds=stalls.limit())
     if keys.get("sync_batchnorm") and trainer.strategy.root_device.type != "cuda":
@@ -54,7 +54,7 @@ def new_trainer(ours: dict[str, Any], keys: dict[str, Any], option: str = "train
 
 
 def predict(trainer: Trainer, module: LightningModule, data: LightningDataModule, writer: Callback) -> None:
-    """A predict loop whose batches `writer` sees, and which returns nothing."""
+    """Runs a predict loop whose batches `writer` sees, and which returns nothing."""
     trainer.callbacks.append(writer)
     try:
         trainer.predict(module, datamodule=data, return_predictions=False)
@@ -63,10 +63,10 @@ def predict(trainer: Trainer, module: LightningModule, data: LightningDataModule
 
 
 def _environment() -> list[ClusterEnvironment]:
-    """Who starts the processes, where Lightning is not left to find out.
+    """Returns what starts the processes, if Lightning is not left to find out.
 
-    Under srun, Lightning would queue the job again by itself, which is left to the job's script. Where no launcher is, Lightning would
-    ask MPI, if mpi4py is installed; MPI starts when it is asked, and ends this process where it cannot.
+    Under srun, Lightning would queue the job again by itself, which is left to the job's script. Without a launcher, Lightning
+    would ask MPI, if mpi4py is installed; MPI starts when it is asked, and ends this process if it cannot start.
     """
     if SLURMEnvironment.detect():
         return [SLURMEnvironment(auto_requeue=False)]

@@ -1,4 +1,4 @@
-"""Training batches drawn from tensors that already lie on the device."""
+"""Draws training batches from tensors that already lie on the device."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from torch import Tensor
 class DeviceBatches:
     """Shuffled (features (n, D), labels (n,), size of the global batch) of tensors on one device.
 
-    Each rank gets its share of every global batch, n rows, which may be none. The order depends on seed and epoch
-    alone; the last batch of an epoch may be smaller.
+    Each rank gets its share of every global batch, n rows, which may be none. The order depends only on seed and epoch;
+    the last batch of an epoch may be smaller.
     """
 
     def __init__(

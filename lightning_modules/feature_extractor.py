@@ -1,4 +1,4 @@
-"""Images, words and prompts through a frozen encoder: a predict loop, so that devices and nodes come from the Trainer."""
+"""Encodes images, words and prompts by a frozen encoder in a predict loop, so that devices and nodes come from the Trainer."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ from clip_ood.texts.prompts import prototypes
 
 
 class FeatureExtractor(LightningModule):
-    """g and h of image batches, text embeddings of words and prompts.
+    """Computes g and h of image batches, and text embeddings of words and prompts.
 
-    `create` loads the encoder; it is called only where it is `needed`, which is known once the data are set up. The encoder runs
-    in its own precision, whatever the Trainer's: features are stored under it.
+    `create` loads the encoder; it is called only if the encoder is `needed`, which is known once the data are set up. The encoder
+    runs in its own precision, whatever the Trainer's, because features are stored under it.
     """
 
     def __init__(self, create: Callable[[], Backbone], needed: Callable[[], bool] = lambda: True) -> None:
@@ -31,9 +31,11 @@ class FeatureExtractor(LightningModule):
             self.backbone = self.create()
 
     def predict_step(self, batch: Batch, batch_idx: int, dataloader_idx: int = 0) -> dict[str, Tensor]:
-        """Arrays by the names that they are stored under: of images features (B, D) and, from encoders that have them, embeddings
-        (B, E); of words features (B, E), the mean of their prompts' embeddings; of strings and of stored features embeddings
-        (B, E)."""
+        """Returns arrays by the names under which they are stored.
+
+        Images have features (B, D) and, from encoders that have them, embeddings (B, E); words have features (B, E), the mean of
+        their prompts' embeddings; strings and stored features have embeddings (B, E).
+        """
         with torch.autocast(self.device.type, enabled=False):
             if isinstance(batch, TextBatch):
                 return {"embeddings": self.backbone.encode_text(batch.strings)}
@@ -44,6 +46,6 @@ class FeatureExtractor(LightningModule):
                 return {"features": prototypes(self.backbone.encode_text(batch.strings), batch.num_prompts)}
             if isinstance(batch, StoredBatch):
                 return {"embeddings": self.backbone.project(batch.features)}
-            if not len(batch.images):  # all of them are stored already
+            if not len(batch.images):  # all images are stored already
                 return {}
             return dict(encode(self.backbone, batch.images).tensors())

@@ -1,4 +1,4 @@
-"""Fine-tuning: the whole image tower and a linear head on its features g."""
+"""Fine-tunes the whole image tower and a linear head on its features g."""
 
 from __future__ import annotations
 
@@ -22,11 +22,12 @@ from clip_ood.outputs import Outputs, Reference
 
 
 class FineTune(ZeroShot):
-    """Cross-entropy on true labels, AdamW with layer-wise learning rates, mixup and cutmix; every random draw of a
-    step depends on seed, step and rank alone, so that a resumed run goes the same way.
+    """Trains with cross-entropy on true labels, AdamW with layer-wise learning rates, mixup and cutmix.
 
-    `head` (W (C, D), b (C,)) is where the head starts, None for random weights. The joint-space projection stays as it
-    is: embeddings h show how far the tower has moved from the text.
+    Every random draw of a step depends only on seed, step and rank, so that a resumed run goes the same way.
+
+    `head` (W (C, D), b (C,)) holds the head's initial weights; None draws random ones. The joint-space projection stays as it is,
+    so that embeddings h show how far the tower has moved from the text.
     Source: Adaloglou et al. 2024, arXiv 2303.05828, with the faults of its published run mended.
     """
 
@@ -71,7 +72,7 @@ class FineTune(ZeroShot):
                     module.eval()
         return self
 
-    def on_validation_epoch_start(self) -> None:  # averaged weights are in place
+    def on_validation_epoch_start(self) -> None:  # averaged weights are in place by now
         self._share_buffers()
 
     def on_test_start(self) -> None:
@@ -96,11 +97,11 @@ class FineTune(ZeroShot):
         return replace(given, labels=batch.labels, indices=batch.indices)
 
     def encode_image(self, images: Tensor) -> Tensor:
-        """Features g (B, D) of images; B may be 0, of a set smaller than the number of devices, which towers refuse."""
+        """Returns features g (B, D) of images; B may be 0, for a set smaller than the number of devices, which towers refuse."""
         return self.backbone.encode_image(images) if len(images) else images.new_empty(0, self.head.in_features)
 
     def project(self, features: Tensor) -> Tensor | None:
-        """Embeddings h (B, E) of features; None without a joint space."""
+        """Returns embeddings h (B, E) of features; None without a joint space."""
         return self.backbone.project(features)
 
     def reference(self) -> Reference:
@@ -122,7 +123,7 @@ class FineTune(ZeroShot):
         return self.head(self.backbone.encode_image(images))
 
     def _share_buffers(self) -> None:
-        """Every device evaluates with the first one's BatchNorm statistics, those that are kept."""
+        """Gives every device the first one's BatchNorm statistics, which are those that are saved."""
         if self.trainer.world_size > 1:
             for buffer in self.buffers():
                 torch.distributed.broadcast(buffer, src=0)
@@ -134,7 +135,8 @@ class FineTune(ZeroShot):
 
 
 def warmup_cosine(steps: int, warmup: int, start: float, end: float):
-    """The factor of the learning rate: linear from `start` to 1 over the first `warmup` steps, then cosine to `end`.
+    """Returns the factor of the learning rate at a step: linear from `start` to 1 over the first `warmup` steps, then cosine to
+    `end`.
 
     >>> schedule = warmup_cosine(100, 10, start=0.1, end=0.0)
     >>> [round(schedule(step), 3) for step in (0, 5, 10, 55, 100)]

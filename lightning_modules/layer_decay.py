@@ -1,4 +1,4 @@
-"""Smaller learning rates for earlier layers of any image tower."""
+"""Sets smaller learning rates for earlier layers of any image tower."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ BLOCK = re.compile(r"(?:^|.*\.)(?:resblocks|blocks|layers|layer|stages)\.?\d+(?:
 
 
 def depths(tower: nn.Module) -> dict[str, int]:
-    """The depth of every parameter: 0 before the first block, i + 1 in block i, one more after the last.
+    """Returns the depth of every parameter: 0 before the first block, i + 1 in block i, one more after the last.
 
     Raises: ValueError for a tower in which no blocks are found.
     """
@@ -32,8 +32,10 @@ def depths(tower: nn.Module) -> dict[str, int]:
 def parameter_groups(
     tower: nn.Module, head: nn.Module, lr: float, layer_decay: float, weight_decay: float
 ) -> list[dict[str, Any]]:
-    """Optimizer groups: lr · layer_decay^(depth of the head − depth), weight decay on matrices alone: not on vectors,
-    tokens (1, 1, D), and what the tower says has none (position embeddings)."""
+    """Returns optimizer groups with learning rate lr · layer_decay^(depth of the head − depth).
+
+    Only matrices have weight decay: not vectors, tokens (1, 1, D), and parameters that the tower exempts (position embeddings).
+    """
     trained = [(name, parameter) for name, parameter in tower.named_parameters() if parameter.requires_grad]
     depth = dict.fromkeys((name for name, _ in trained), 0) if layer_decay == 1 else depths(tower)
     top = max(depth.values()) + 1
@@ -49,7 +51,7 @@ def parameter_groups(
 
 
 def _without_decay(tower: nn.Module) -> set[str]:
-    """Full names of the parameters that open_clip and timm models exempt from weight decay."""
+    """Returns the full names of parameters that open_clip and timm models exempt from weight decay."""
     return {
         f"{place}.{name}".lstrip(".")
         for place, module in tower.named_modules()

@@ -1,4 +1,4 @@
-"""Linear probing: one linear layer on standardised features, by the paper's recipe."""
+"""Trains a linear probe, one linear layer on standardised features, by the paper's recipe."""
 
 from __future__ import annotations
 
@@ -23,10 +23,11 @@ from clip_ood.terminal.console import Terminal
 
 
 class LinearProbe(ZeroShot):
-    """Cross-entropy on true labels, Adam, lr · batch / 256, linear warm-up over a tenth of the steps, cosine to 0.
+    """Trains one linear layer with cross-entropy on true labels and Adam.
 
-    `tables` holds what it is trained on (`train`; a sweep also takes `val`), and is given before it is fitted, or tested as PLP.
-    Source: Adaloglou et al. 2024, arXiv 2303.05828. Raises: ValueError when fewer than two classes have images.
+    The learning rate lr · batch / 256 rises linearly over a tenth of the steps, then falls to 0 by a cosine.
+    `tables` holds what it is trained on (`train`; a sweep also takes `val`); it must be set before the module is fitted, or
+    tested as PLP. Source: Adaloglou et al. 2024, arXiv 2303.05828. Raises: ValueError when fewer than two classes have images.
     """
 
     tables: Mapping[str, FeatureTable]
@@ -45,11 +46,11 @@ class LinearProbe(ZeroShot):
             self.head = StandardisedLinear(width, len(self.class_names))
 
     def labels(self, table: FeatureTable) -> Tensor:
-        """The labels that the head is trained on: (n,), -1 for rows left out."""
+        """Returns the labels that the head may be trained on: (n,), -1 for rows left out."""
         return table.labels
 
     def targets(self, table: FeatureTable) -> Tensor:
-        """The labels of the draw that the head is trained on: (n,), -1 for rows left out."""
+        """Returns the labels of the draw that the head is trained on: (n,), -1 for rows left out."""
         labels = self.labels(table)
         self._check(labels, table)
         return few_shot(labels, self.settings.per_class, self.seed)
@@ -77,7 +78,7 @@ class LinearProbe(ZeroShot):
         )
 
     def training_batches(self) -> DeviceBatches:
-        """Shuffled batches of features and labels, on the device."""
+        """Returns shuffled batches of features and labels, on the device."""
         return self._batches
 
     def on_train_epoch_start(self) -> None:
@@ -85,7 +86,7 @@ class LinearProbe(ZeroShot):
 
     def training_step(self, batch: tuple[Tensor, Tensor, int], batch_idx: int) -> Tensor:
         features, labels, size = batch
-        share = self.trainer.world_size / size  # devices average gradients: theirs must add up to that of all rows
+        share = self.trainer.world_size / size  # devices average gradients, which must add up to that of all rows
         logits = self.head(features)
         loss = cross_entropy(logits, labels, reduction="sum") * share
         hits = (logits.argmax(dim=1) == labels).sum() * share
@@ -120,20 +121,21 @@ class LinearProbe(ZeroShot):
 
 
 def labels_a_class(targets: Tensor) -> dict[str, int]:
-    """How many images a head learns from, in how many classes, and how many the classes have at least and at most."""
-    labels = targets.view(len(targets), -1).amax(dim=1)  # of a sweep: those at the lowest threshold
+    """Returns how many images a head learns from, in how many classes, and the smallest and largest number in a class."""
+    labels = targets.view(len(targets), -1).amax(dim=1)  # in a sweep, those at the lowest threshold
     counts = labels[labels >= 0].unique(return_counts=True)[1]
     return {"images": int(counts.sum()), "classes": len(counts), "fewest": int(counts.min()), "most": int(counts.max())}
 
 
 def adam_group(settings: Settings, parameters: Iterable[Tensor]) -> dict[str, Any]:
-    """Parameters with their learning rate, scaled to the batch, and their weight decay."""
+    """Returns parameters with their learning rate, scaled to the batch, and their weight decay."""
     lr = settings.lr * settings.batch_size / 256
     return {"params": list(parameters), "lr": lr, "weight_decay": settings.weight_decay}
 
 
 def warmup_cosine(steps: int, warmup: float = 0.1):
-    """The factor of the learning rate at a step: linear from 1/w to 1 over the first w = warmup · steps, then cosine to 0.
+    """Returns the factor of the learning rate at a step: linear from 1/w to 1 over the first w = warmup · steps, then cosine to
+    0.
 
     >>> schedule = warmup_cosine(100)
     >>> [round(schedule(step), 3) for step in (0, 9, 10, 55, 100)]
@@ -150,7 +152,7 @@ def warmup_cosine(steps: int, warmup: float = 0.1):
 
 
 def few_shot(labels: Tensor, per_class: int | None, seed: int) -> Tensor:
-    """labels (n,) with all but a seeded draw of `per_class` rows a class set to -1; all rows for None."""
+    """Returns labels (n,) with all but a seeded draw of `per_class` rows of each class set to -1, or all labels for None."""
     if per_class is None:
         return labels
     order = torch.randperm(len(labels), generator=torch.Generator().manual_seed(seed))

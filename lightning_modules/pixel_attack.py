@@ -1,4 +1,4 @@
-"""Images moved by an attack on their pixels: a predict loop, so that devices and nodes come from the Trainer."""
+"""Perturbs the pixels of images in a predict loop, so that devices and nodes come from the Trainer."""
 
 from __future__ import annotations
 
@@ -21,9 +21,9 @@ from clip_ood.outputs import Outputs
 class PixelAttack(LightningModule):
     """Lowers −cos(g(y + p), target) of each image y, or raises a detector's score, by the attack of its variant.
 
-    `create` loads the encoder, which takes no gradient, where it is `needed`; targets (n, D) or, `of_text`, (n, E) by position; `score`, a
-    fitted detector, with the head W (C, D), b (C,) for its logits. `steps`: those to look at, of the first
-    `looked_at` pairs in the variant `main`.
+    `create` loads the encoder, whose weights take no gradient, if it is `needed`. Targets (n, D) or, `of_text`, (n, E) are given
+    by position. `score` is a fitted detector, with the head W (C, D), b (C,) for its logits. `steps`: those to look at, for the
+    first `looked_at` pairs in the variant `main`.
     """
 
     def __init__(
@@ -48,15 +48,15 @@ class PixelAttack(LightningModule):
 
     def setup(self, stage: str) -> None:
         if self.needed():
-            self.backbone = self.create().to(memory_format=torch.channels_last)  # convolutions are faster so
+            self.backbone = self.create().to(memory_format=torch.channels_last)  # faster for convolutions
 
     def outputs(self, pixels: Tensor) -> Outputs:
-        """What the encoder and the head say of pixels (B, 3, H, W) in [0, 1]."""
+        """Returns the outputs of encoder and head for pixels (B, 3, H, W) in [0, 1]."""
         outputs = encode(self.backbone, cut_out(pixels, self.backbone))
         return classify(outputs, None if self.score is None else head_of(self.score.reference))
 
     def gain(self, outputs: Outputs, positions: range) -> Tensor:
-        """What the attack raises, (B,): the score, or the cosine to the target."""
+        """Returns what the attack raises, (B,): the score, or the cosine to the target."""
         if self.score is not None:
             return self.score.score_with_grad(outputs)
         of = outputs.embeddings if self.of_text else outputs.features
@@ -87,5 +87,5 @@ class PixelAttack(LightningModule):
 
 
 def to_bytes(pixels: Tensor) -> Tensor:
-    """Pixels in [0, 1] as 0 … 255, rounded."""
+    """Returns pixels in [0, 1] as 0 … 255, rounded."""
     return (255 * pixels).round().to(torch.uint8).cpu()

@@ -1,4 +1,4 @@
-"""Pseudo-label probing (PLP): a linear probe on labels that the text encoder gives."""
+"""Pseudo-label probing (PLP) trains a linear probe on labels that the text encoder predicts."""
 
 from __future__ import annotations
 
@@ -14,22 +14,22 @@ from clip_ood.lightning_modules.linear_probe import LinearProbe
 from clip_ood.outputs import Outputs
 from clip_ood.texts.pseudo_labels import pseudo_labels
 
-ENOUGH = 2  # images of a class
+ENOUGH = 2  # images in a class
 
 
 class PLP(LinearProbe):
-    """A linear probe trained on confident pseudo-labels; true labels are used for nothing but reporting.
+    """A linear probe trained on confident pseudo-labels; true labels are used only for reporting.
 
-    Attributes: report, once the pseudo-labels are known: images, passed, classes, starved (classes with fewer than 2 of those that
-    passed), accuracy of those that passed (None without true labels). Class statistics of detectors use the same pseudo-labels.
-    Raises: ValueError when fewer than two classes are left.
+    Attributes: report, once the pseudo-labels are known: images, passed, classes, starved (classes with fewer than 2 of the
+    images that passed), accuracy of the images that passed (None without true labels). Class statistics of detectors use the same
+    pseudo-labels. Raises: ValueError when fewer than two classes are left.
     """
 
     Settings = Settings
     report: dict[str, int | float | None] | None = None
 
     def on_test_start(self) -> None:
-        if self.report is None:  # a head that was trained before
+        if self.report is None:  # the head was trained before
             table = self.tables["train"]
             self._report(self.labels(table), table)
 

@@ -1,4 +1,4 @@
-"""New images through a finished run's encoder and detector: a predict loop, so that devices and nodes come from the Trainer."""
+"""Judges new images by a finished run's encoder and detector in a predict loop, so that devices and nodes come from the Trainer."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ NOT_FINITE = "the encoder gives NaN or Inf for it"
 
 
 class PredictionModule(LightningModule):
-    """Predictions on batches of images, at the encoder's own precision."""
+    """Computes predictions on batches of images, at the encoder's own precision."""
 
     def __init__(self, predictor: Predictor) -> None:
         super().__init__()
@@ -24,7 +24,7 @@ class PredictionModule(LightningModule):
             return BatchResult([], None, errors)
         outputs = self.predictor.outputs(batch.images)
         sources = batch.batch.sources
-        taken = [place for place, each in enumerate(sources) if each.reason is None]  # a row each
+        taken = [place for place, each in enumerate(sources) if each.reason is None]  # each has a row
         finite = outputs.features.isfinite().all(dim=1).tolist()
         errors |= {
             place: NOT_FINITE for place, good in zip(taken, finite, strict=True) if not good and place not in errors

@@ -1,4 +1,4 @@
-"""A probe sweep: heads of many settings trained in one pass, the one that is best on ID val kept."""
+"""A probe sweep trains heads with many settings in one pass, and keeps the one that is best on ID val."""
 
 from __future__ import annotations
 
@@ -18,27 +18,28 @@ from clip_ood.lightning_modules.plp import PLP
 
 
 class ProbeSweep(LinearProbe):
-    """H heads as one linear layer with H · C outputs: one product a step, (n, D) @ (D, H · C), over one stream of batches.
+    """Trains H heads as one linear layer with H · C outputs: each step is one product (n, D) @ (D, H · C), on one stream of batches.
 
     Heads differ in learning rate, weight decay and confidence threshold, and share initial weights, standardisation (of
     all training images) and batches. The stream holds the images above the lowest threshold; a head's loss is the mean
-    over those of a batch that are above its own. So a head is the ordinary probe of its settings, except that with
-    several thresholds the batches of a higher one hold fewer images than batch_size. With per_class each threshold has
-    its own draw, and the stream is their union. Memory: about three times batch_size · H · C floats for a step; weights,
-    gradients and Adam's moments are 4 · H · C · D, and a checkpoint holds all but the gradients.
+    over those images of a batch that are above its own threshold. A head therefore equals the ordinary probe with its
+    settings, except that with several thresholds the batches of a higher one hold fewer images than batch_size. With
+    per_class, each threshold has its own draw, and the stream is their union. A step needs about three times
+    batch_size · H · C floats of memory; weights, gradients and Adam's moments need 4 · H · C · D, and a checkpoint holds all
+    but the gradients.
 
-    After every epoch the heads are judged on ID val (one forward pass over it), and the best of that moment is `head`:
-    most hits, then the lower NLL. The last epoch's choice is the run's. `sweep` holds a dict a head: its settings,
-    val_accuracy, val_nll (None where it is not finite), chosen.
-    Raises: ValueError where no val image has a label, and when every head has diverged.
+    After every epoch the heads are judged on ID val (one forward pass over it), and `head` is the best one at that moment: the
+    one with most hits, then the lower NLL. The last epoch's choice is the run's. `sweep` holds a dict for each head: its
+    settings, val_accuracy, val_nll (None if it is not finite), chosen.
+    Raises: ValueError if no val image has a label, and when every head has diverged.
     """
 
     sweep: list[dict[str, Any]] | None = None
-    _chosen_after: int | None = None  # steps
+    _chosen_after: int | None = None  # steps after which the head was chosen
 
     def __init__(self, settings, width: int, seed: int, **classes) -> None:
         super().__init__(settings, width, seed, **classes)
-        self.head.requires_grad_(False)  # it takes over trained weights
+        self.head.requires_grad_(False)  # it receives weights that were trained in the large layer
         self.candidates = self.settings.candidates()
         self.thresholds = len(
             self.settings.sweep.listed().get("min_confidence", [None])
@@ -47,7 +48,7 @@ class ProbeSweep(LinearProbe):
         self._swept = [candidate.model_dump(include=keys) for candidate in self.candidates]
 
     def targets(self, table: FeatureTable) -> Tensor:
-        """The labels at each threshold: (n, T), -1 where an image is below it."""
+        """Returns the labels at each threshold: (n, T), -1 if an image is below it."""
         return self._at_each_threshold(super().targets, table)
 
     def _at_each_threshold(self, labels: Callable[[FeatureTable], Tensor], table: FeatureTable) -> Tensor:
@@ -80,7 +81,7 @@ class ProbeSweep(LinearProbe):
 
     def training_step(self, batch: tuple[Tensor, Tensor, int], batch_idx: int) -> Tensor:
         features, targets, size = batch
-        counts = self.trainer.strategy.reduce((targets >= 0).sum(dim=0), reduce_op="sum")  # (T,) of all devices
+        counts = self.trainer.strategy.reduce((targets >= 0).sum(dim=0), reduce_op="sum")  # (T,), over all devices
         share = (self.trainer.world_size / counts.clamp(min=1)).repeat(len(self.candidates) // self.thresholds)
         losses, hits = self._judge(features, targets)  # (n, H)
         averaged = {"on_step": False, "on_epoch": True, "batch_size": size, "sync_dist": True}
@@ -90,14 +91,14 @@ class ProbeSweep(LinearProbe):
         return loss
 
     def _judge(self, features: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
-        """Cross-entropies and hits (n, H) of features (n, D) with targets (n, T); 0 where a target is -1."""
+        """Returns cross-entropies and hits (n, H) of features (n, D) with targets (n, T); both are 0 where a target is -1."""
         heads = len(self.candidates)
         targets = targets.repeat(1, heads // targets.shape[1])  # (n, T) -> (n, H)
         logits = self.heads(features).view(len(features) * heads, len(self.class_names))
         losses = cross_entropy(logits, targets.flatten(), reduction="none", ignore_index=-1)
         return losses.view(targets.shape), logits.argmax(dim=1).view(targets.shape) == targets
 
-    # One Adam over views of the layer, a group for the heads of one learning rate and weight decay.
+    # One Adam works on views of the layer, with a group for the heads of one learning rate and weight decay.
 
     def optimizer(self) -> torch.optim.Adam:
         rows = self.thresholds * len(self.class_names)
@@ -125,7 +126,7 @@ class ProbeSweep(LinearProbe):
     @torch.no_grad()
     def _choose(self) -> None:
         if self._chosen_after == (steps := self.trainer.global_step):
-            return  # by the epoch's validation
+            return  # the epoch's validation has chosen
         self._chosen_after = steps
         totals = torch.zeros(2, len(self.candidates), device=self.device)
         for features, labels in zip(*(each.split(self.settings.batch_size) for each in self._val), strict=True):
@@ -148,7 +149,7 @@ class ProbeSweep(LinearProbe):
 
     def _take_settings(self) -> None:
         self.settings = next(each for each, row in zip(self.candidates, self.sweep, strict=True) if row["chosen"])
-        self.report = None  # PLP's, of another threshold
+        self.report = None  # PLP's report belongs to another threshold
 
     # A checkpoint's weights are those of the chosen head; all heads lie beside them, for a run that is resumed.
 
@@ -171,9 +172,11 @@ class ProbeSweep(LinearProbe):
 
 
 class LinearProbeSweep(ProbeSweep):
-    """Linear probes, chosen by their accuracy on val."""
+    """A sweep of linear probes, chosen by their accuracy on val."""
 
 
 class PLPSweep(ProbeSweep, PLP):
-    """PLPs, chosen by their agreement with the pseudo-labels of val above the lowest threshold: the same images for all
-    heads, and no true label."""
+    """A sweep of PLPs, chosen by their agreement with the pseudo-labels of val above the lowest threshold.
+
+    All heads are judged on the same images, and true labels are not used.
+    """

@@ -1,4 +1,4 @@
-"""The encoder as it is: stored features pass through to the detectors."""
+"""Uses the encoder as it is: stored features pass through to the detectors."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from clip_ood.outputs import NegativeLabels, Outputs, Reference
 
 
 class ZeroShot(LightningModule):
-    """No training; classes, if any, are the text embeddings (C, E) of their names; negatives, the negative labels by
-    detector.
+    """Trains nothing.
 
-    `load_from_checkpoint` makes a module again, but for what is not kept in checkpoints and is given anew: `negatives`, and the
-    `backbone` of fine-tuning.
+    Classes, if any, are the text embeddings (C, E) of their names; negatives are the negative labels by detector.
+    `load_from_checkpoint` makes a module again, except for what checkpoints do not keep and must be given again: `negatives`, and
+    the `backbone` of fine-tuning.
     """
 
     def __init__(
@@ -48,21 +48,21 @@ class ZeroShot(LightningModule):
         check_classes(checkpoint, self.class_names, "the checkpoint")
 
     def reference(self) -> Reference:
-        """What detectors may know beside the rows."""
+        """Returns what detectors may know besides the rows."""
         return Reference(
             self.class_names, self.text_embeddings, self.logit_scale, logit_bias=self.logit_bias, **self.negatives
         )
 
     def outputs(self, batch: Outputs) -> Outputs:
-        """A batch of a scored set as the detectors see it."""
+        """Returns a batch of a scored set as the detectors see it."""
         return batch
 
     def bank_outputs(self, batch: Outputs) -> Outputs:
-        """A batch of the bank as the detectors see it: the labels are those that they take class statistics by."""
+        """Returns a batch of the bank as the detectors see it, with the labels by which they take class statistics."""
         return self.outputs(batch)
 
     def test_step(self, batch: Outputs, batch_idx: int, dataloader_idx: int | None = None) -> Outputs:
-        """Lightning names no loader where there is a single one, which is ID val."""
+        """Returns the outputs of a batch. Lightning names no loader if there is only one, which is ID val."""
         return self.bank_outputs(batch) if dataloader_idx == BANK else self.outputs(batch)
 
     def validation_step(self, batch: Outputs, batch_idx: int, dataloader_idx: int | None = None) -> Outputs:
@@ -70,7 +70,7 @@ class ZeroShot(LightningModule):
 
 
 def check_classes(checkpoint: dict[str, Any], class_names: tuple[str, ...] | None, what: str) -> None:
-    """Raises ValueError where the head of a checkpoint was trained on other classes, or in another order."""
+    """Raises ValueError if the head of a checkpoint was trained on other classes, or in another order."""
     theirs, ours = checkpoint.get("class_names", []), list(class_names or ())
     if theirs != ours:
         differs = sorted(set(theirs) ^ set(ours)) or ["the order"]

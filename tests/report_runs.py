@@ -14,7 +14,7 @@ from clip_ood.config.loading import load_config
 from clip_ood.experiments.benchmarks import load_benchmark
 from clip_ood.report.run_page import write_report
 
-REPORTED = {"resamples": 20, "figures": False}
+REPORTED = {"figures": False}
 NAME = '"><svg onload=alert(1)>'  # of the run
 SET = '"><script>alert(2)<' + "/script>"
 CLASS = "<b onclick=alert(3)>fox"
@@ -46,7 +46,7 @@ def hostile(root: Path) -> Path:
 def halfway(run: Path) -> dict:
     """A calibration whose thresholds accept about half of all images."""
     table = pq.read_table(run / "scores.parquet")
-    names = table.column_names[5:]
+    names = table.column_names[6:]
     middle = {name: sorted(table[name].to_pylist())[table.num_rows // 2] for name in names}
     return {"n": 31, "accept": 0.95, "expected": 0.96875, "needed": 19, "default": names[1], "thresholds": middle}
 

@@ -162,7 +162,22 @@ def test_curves_pictures_and_tags(whole):
     events = EventAccumulator(str(whole)).Reload()
     assert {"attack/gallery", "attack/curves"} <= set(events.Tags()["images"])
     plain = next(row for row in told(whole)["rows"] if (row["condition"], row["detector"]) == ("", "knn"))
-    assert events.Scalars("attack/plain/knn/auroc")[0].value == pytest.approx(plain["auroc_after"])
+    points = {point.step: point.value for point in events.Scalars("attack/plain/knn/auroc")}
+    assert points == pytest.approx({0: plain["auroc_before"], 30: plain["auroc_after"]})
+
+
+@pytest.mark.parametrize("logger", [False, "csv"])
+def test_the_logger_of_its_experiment_is_that_of_an_attack(root, logger):
+    run = conducted(root, f"logged_{logger}", f"--trainer.logger={str(logger).lower()}", "--pairs=2", "--steps=2")
+    assert not list(run.rglob("events.out*")) and (run / "gallery.png").is_file()
+    assert (run / "metrics.csv").exists() == (logger == "csv")
+    if logger == "csv":
+        lines = list(csv.DictReader((run / "metrics.csv").read_text().splitlines()))
+        plain = {row["detector"]: row for row in told(run)["rows"] if row["condition"] == ""}
+        assert [float(line["attack/plain/knn/auroc"]) for line in lines] == [
+            plain["knn"]["auroc_before"],
+            plain["knn"]["auroc_after"],
+        ]
 
 
 def test_the_same_seed_gives_the_same_images_and_another_does_not(root, whole):

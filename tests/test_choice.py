@@ -39,7 +39,7 @@ data: {{root: {root}/data, id: id, ood: {{near: near}}, {ood_val} splits: {{val:
 backbone: {{library: timm, model: test_vit}}
 method: {{linear_probe: {{epochs: 2}}}}
 detectors: [msp, {{name: knn, k: [1, 2, 9]}}, {{name: energy, temperature: [0.5, 2.0], as: free}}]
-evaluation: {{resamples: 0, figures: false, report: false}}
+evaluation: {{figures: false, report: false}}
 runs_root: {root}/runs
 features_root: {root}/features
 trainer: {{accelerator: cpu, devices: 1, enable_progress_bar: false}}

@@ -67,7 +67,7 @@ data:
   batch_size: 16
 backbone: {{model: "local-dir:{root}/clip"}}
 method: {method}
-evaluation: {{resamples: 20, figures: false, report: false}}
+evaluation: {{figures: false, report: false}}
 runs_root: {root}/runs
 features_root: {root}/features
 trainer: {{accelerator: cpu, devices: 1, enable_progress_bar: false}}
@@ -242,6 +242,6 @@ def test_a_detector_of_ones_own_by_its_dotted_path(root, naive, monkeypatch):
     path = config(root, "mine", "{zero_shot: {}}")
     evaluation.main(["--config", path, "--detectors=[test_clip_runs.Norm, knn]"])
     table = pq.read_table(root / "runs" / "mine" / "scores.parquet")
-    (column,) = set(table.column_names) - {"set", "role", "path", "label", "prediction", "knn"}
+    (column,) = set(table.column_names) - {"set", "role", "path", "label", "prediction", "image", "knn"}
     expected = np.concatenate([np.linalg.norm(f, axis=1) for name, (_, f, *_) in naive[0].items() if name != "bank"])
     np.testing.assert_allclose(np.sort(np.array(table[column])), np.sort(expected), rtol=1e-4)

@@ -14,14 +14,14 @@ import pyarrow.parquet as pq
 import pytest
 import tiny_clip
 import torch
+from scipy.stats import norm
 from scipy.stats import t as student
 from sklearn.metrics import roc_auc_score
 
 import eval as evaluation
 import train
-from clip_ood.metrics.delong import delong_standard_error
+from clip_ood.metrics.influence import auroc_influence, average, standard_error
 from clip_ood.metrics.paired import auroc_difference
-from clip_ood.metrics.placements import place, placements
 from clip_ood.metrics.ranking import rank_scores
 
 PROBE = {"linear_probe": {"epochs": 5, "batch_size": 16, "lr": 0.01}}
@@ -42,16 +42,20 @@ def wins(inside, outside):
     return (difference > 0).double() + 0.5 * (difference == 0).double()
 
 
+def place(inside, outside):
+    """The influence on the AUROC averaged over OOD sets."""
+    return average([auroc_influence(rank_scores(inside, each)) for each in outside])
+
+
 @pytest.mark.parametrize("ties", [False, True])
-def test_placements_are_shares_of_won_pairs(ties):
+def test_influences_are_shares_of_won_pairs(ties):
     inside, outside = draw(0, 30, 1, ties)[0], draw(1, 20, 0, ties)[0]
-    of_id, of_ood = placements(inside, outside)
-    pairs = wins(inside, outside)
-    torch.testing.assert_close(of_id, pairs.mean(1))
-    torch.testing.assert_close(of_ood, pairs.mean(0))
+    found, pairs = auroc_influence(rank_scores(inside, outside)), wins(inside, outside)
+    torch.testing.assert_close(found.of_id, pairs.mean(1) - pairs.mean())
+    torch.testing.assert_close(found.of_ood[0], pairs.mean(0) - pairs.mean())
     labels = np.r_[np.ones(30), np.zeros(20)]
     auroc = roc_auc_score(labels, torch.cat([inside, outside]))
-    assert of_id.mean().item() == pytest.approx(auroc) == pytest.approx(of_ood.mean().item())
+    assert found.value == pytest.approx(auroc)
 
 
 def difference(first, second):
@@ -94,7 +98,7 @@ def test_the_interval_is_delongs_for_paired_scores(sizes, ties):
 def test_against_a_constant_score_the_interval_is_that_of_one_auroc():
     inside, outside = draw(0, 40, 1)[0], draw(1, 25)[0]
     found = difference((torch.zeros(40), [torch.zeros(25)]), (inside, [outside]))
-    error = delong_standard_error(rank_scores(inside, outside))
+    error = standard_error([auroc_influence(rank_scores(inside, outside))])
     assert found.high - found.low == pytest.approx(2 * HALF_WIDTH * error, rel=1e-6)
 
 
@@ -114,7 +118,7 @@ def test_the_interval_is_near_that_of_a_paired_bootstrap():
     assert (found.low, found.high) == pytest.approx((low, high), abs=0.15 * (high - low))
 
 
-def test_an_order_is_claimed_only_where_the_interval_excludes_zero():
+def test_an_order_is_claimed_only_where_the_test_finds_one():
     far, near = torch.arange(100.0) + 100, torch.arange(100.0)
     noise = draw(3, 100)
     better = difference((noise[0], [noise[1]]), (far, [near]))
@@ -150,7 +154,7 @@ def compared(capsys, *specs):
     """Rows of the CSV file by (detector, set, run), and the cells of the Markdown table by (detector, set)."""
     capsys.readouterr()
     evaluation.main(["--compare", *map(str, specs)])
-    markdown, table = capsys.readouterr().out.strip().split("Written: ")[1].splitlines()[0].split(", ")
+    markdown, table, _ = capsys.readouterr().out.strip().split("Written: ")[1].splitlines()[0].split(", ")
     with Path(table).open(newline="") as file:
         rows = {(row["detector"], row["ood"], row["run"]): row for row in csv.DictReader(file)}
     lines = [line for line in Path(markdown).read_text().splitlines() if line.startswith("|")]
@@ -178,6 +182,47 @@ def test_tables_hold_the_runs_own_numbers_and_their_paired_differences(runs, cap
         assert float(numbers[0]) == pytest.approx(float(second) - float(first), abs=0.011)
     for detector in ("knn", "mahalanobis", "rmd"):  # of the same features: the same to the last image
         assert float(rows[detector, "near", "probe"]["low"]) == 0 and "*" not in cells[detector, "near"][-1]
+
+
+def test_claims_are_those_of_the_test_that_is_corrected_for_the_table(runs, capsys):
+    rows, cells = compared(capsys, *runs)
+    tested = [row for row in rows.values() if row["p"]]
+    assert len(tested) == len(cells)
+    ordered, highest = sorted(tested, key=lambda row: float(row["p"])), 0.0
+    for place, row in enumerate(ordered):  # Holm's steps
+        highest = max(highest, min(1.0, (len(ordered) - place) * float(row["p"])))
+        assert float(row["p_holm"]) == pytest.approx(highest, rel=0.01)
+        assert cells[row["detector"], row["ood"]][-1].endswith("*") == (float(row["p_holm"]) <= 0.05)
+    rows, _ = compared(capsys, f"{runs[0]}:mcm", f"{runs[1]}:msp")
+    row = rows["mcm / msp", "far", "probe:msp"]
+    found = difference(
+        *(
+            (torch.from_numpy(np.array(x)), [torch.from_numpy(np.array(y))])
+            for x, y in (scores(runs[0], "mcm"), scores(runs[1], "msp"))
+        )
+    )
+    z = found.value / ((found.high - found.low) / 2 / HALF_WIDTH)
+    assert float(row["p"]) == pytest.approx(2 * norm.sf(abs(z)), rel=0.01)
+
+
+def test_a_paper_is_given_a_table_and_what_was_done(runs, capsys, tmp_path):
+    _, cells = compared(capsys, *runs)
+    stem = runs[0].parent / f"compare-{runs[0].name}-{runs[1].name}"
+    latex, markdown = stem.with_suffix(".tex").read_text(), stem.with_suffix(".md").read_text()
+    for told in (
+        f"each of {len(cells)} differences to",
+        "by DeLong's test",
+        "Holm's method (1979)",
+        "near 9",
+        "far 7",
+        "lone 1",
+    ):
+        assert told in latex and told in markdown
+    body = latex[latex.index(r"\midrule") : latex.index(r"\bottomrule")]
+    lines = [line for line in body.splitlines() if line.endswith(r"\\")]
+    assert len(lines) == len(cells) and all(line.count("&") == 4 for line in lines)
+    assert body.count(r"\textbf") == sum(each[-1].endswith("*") for each in cells.values())
+    assert r"mahalanobis\_pp & near" in body
 
 
 def test_one_detector_of_each_run(root, runs, capsys):

@@ -15,7 +15,8 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 import clip_ood.callbacks.ood_evaluation
 import clip_ood.table
 import train
-from clip_ood.metrics import METRICS, ImageScores, OODMetrics, ood_metrics
+from clip_ood.metrics import ImageScores, OODMetrics, ood_metrics
+from clip_ood.metrics.curves import OF_SCORES
 from clip_ood.scores import Scores
 
 SIZES = {"id/cat": 30, "id/dog": 24, "id/fox": 17, "near": 19, "lone": 1, "shifted/cat": 5, "shifted/fox": 6, "val": 11}
@@ -43,7 +44,7 @@ data: {{root: {root}/data, id: id, csid: {{shifted: shifted}}, ood: {{near: near
 backbone: {{library: timm, model: test_vit}}
 method: {{linear_probe: {{epochs: 2}}}}
 detectors: [{", ".join(DETECTORS)}]
-evaluation: {{resamples: 20, figures: false, report: false, batch_size: 13, every_n_epochs: 1, save_detector: false}}
+evaluation: {{figures: false, report: false, batch_size: 13, every_n_epochs: 1, save_detector: false}}
 runs_root: {root}/runs
 features_root: {root}/features
 trainer: {{accelerator: cpu, devices: 1, enable_progress_bar: false}}
@@ -55,9 +56,9 @@ trainer: {{accelerator: cpu, devices: 1, enable_progress_bar: false}}
 
 @pytest.fixture(scope="module")
 def finished(root):
-    drawn, draw = [], clip_ood.table.draw_resamples
+    drawn, found = [], clip_ood.table.ood_metrics
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(clip_ood.table, "draw_resamples", lambda *about: drawn.append(about) or draw(*about))
+        patch.setattr(clip_ood.table, "ood_metrics", lambda *about: drawn.append(about) or found(*about))
         folder = run(root, "finished", "--trainer.num_sanity_val_steps=2")  # the sanity check evaluates nothing
     return folder, drawn
 
@@ -115,8 +116,8 @@ def test_what_may_be_chosen_by_stands_beside_what_is_for_looking(finished):
     assert len(events.Scalars("ood_val/knn/auroc")) == len(events.Scalars("val/accuracy")) == 3  # two epochs, the test
 
 
-def test_resamples_are_drawn_at_the_test_alone(finished):
-    assert len(finished[1]) == 2  # a draw a setting; two epochs were validated
+def test_intervals_are_found_at_the_test_alone(finished):
+    assert len(finished[1]) == len(DETECTORS) * 2 * 2  # settings and OOD sets; two epochs were validated
     assert all(row["intervals"]["fpr95"] for row in results(finished[0])["rows"] if row["ood"] == "near")
 
 
@@ -147,10 +148,10 @@ def test_several_detectors_are_the_columns_of_one_metric():
     for rows in torch.arange(60).split(7):
         metric.update(scores[rows], is_id[rows])
     found = metric.compute()
-    assert list(found) == [f"{name}/{key}" for name in "ab" for key in METRICS]
+    assert list(found) == [f"{name}/{key}" for name in "ab" for key in OF_SCORES]
     for column, name in enumerate("ab"):
         expected = ood_metrics(scores[is_id, column], scores[~is_id, column])
-        assert {key: found[f"{name}/{key}"].item() for key in METRICS} == {k: e.value for k, e in expected.items()}
+        assert {key: found[f"{name}/{key}"].item() for key in OF_SCORES} == {k: e.value for k, e in expected.items()}
 
 
 def test_an_image_that_comes_twice_counts_once():

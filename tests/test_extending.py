@@ -1,4 +1,4 @@
-"""docs/extending.md: a method with keys of its own, and a library of encoders, are added to a copy of the project as the page says."""
+"""docs/extending.md: a method with keys, a data source and a library of encoders are added to a copy of the project as the page says."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ import sys
 from pathlib import Path
 
 import forked
+import numpy as np
 import pytest
 import tiny_clip
 import torch
@@ -85,7 +86,10 @@ def test_a_method_with_keys_of_its_own_is_three_files(root, project):
     assert len(touched) == 3
     linted(project, touched)
     explained = called(project, "train.py", "--help")
-    assert "method.prototypes.temperature" in explained and "What halved squared distances are divided by." in explained
+    assert (
+        "method.prototypes.temperature" in explained
+        and "Temperature by which halved squared distances are divided." in explained
+    )
     method = yaml.safe_load(re.search(r"--method='(.*)'", text)[1])
     config = tiny_clip.config(root, "prototypes", method)
     called(project, "train.py", "--config", config, "--plan")
@@ -101,6 +105,24 @@ def test_a_method_with_keys_of_its_own_is_three_files(root, project):
     assert table(root / "runs" / "again") == table(run)
     judged = called(project, "detect.py", "--run", str(run), "--detector", "msp", f"{root}/data/near/1.png")
     assert judged.startswith("path,is_ood") and judged.count("\n") == 2
+
+
+def test_a_shipped_data_source_is_two_files(root, project):
+    text = section("A data source")
+    touched = followed(text[text.index("A reader that becomes part") :], project) | {"clip_ood/data/readers/npy.py"}
+    assert len(touched) == 2
+    (project / "clip_ood/data/readers/npy.py").write_text(re.search(r"^```python\n(.*?)^```$", text, re.M | re.S)[1])
+    np.save(root / "data" / "photos.npy", np.random.default_rng(0).integers(0, 256, (30, 8, 8, 3), np.uint8))
+    np.save(root / "data" / "labels.npy", np.arange(30) % 3)
+    photos = {
+        "reader": "npy",
+        "path": "photos.npy",
+        "options": {"labels": "labels.npy", "classes": ["cat", "dog", "fox"]},
+    }
+    data = {"root": f"{root}/data", "id": {"images": photos}, "ood": {"near": "near"}}
+    config = tiny_clip.config(root, "shipped", {"zero_shot": {}}, data=data)
+    called(project, "eval.py", "--config", config)
+    assert {"knn", "mcm"} <= table(root / "runs" / "shipped").keys()
 
 
 @pytest.mark.parametrize("weights", ["random", "file"])

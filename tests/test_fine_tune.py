@@ -51,9 +51,7 @@ def moving(root):
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(OODEvaluation, "on_validation_end", watched)
-        run = start(
-            root, "moving", MOVING, evaluation={"resamples": 0, "figures": False, "report": False, "every_n_epochs": 2}
-        )
+        run = start(root, "moving", MOVING, evaluation={"figures": False, "report": False, "every_n_epochs": 2})
     return run, seen
 
 
@@ -106,7 +104,7 @@ def test_evaluation_while_training_sees_the_averaged_weights_and_every_image_onc
 
 
 def test_the_bank_is_a_draw_a_class_and_the_results_say_so(root):
-    evaluation = {"resamples": 0, "figures": False, "report": False, "bank_per_class": 4}
+    evaluation = {"figures": False, "report": False, "bank_per_class": 4}
     run = start(root, "drawn", MOVING | {"epochs": 1, "warmup_epochs": 0}, evaluation=evaluation)
     assert tiny_clip.results(run)["bank"] == {"images": 12, "per_class": 4}
     benchmark = load_benchmark(load_config(str(run / "config.yaml")))

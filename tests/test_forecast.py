@@ -17,6 +17,7 @@ import eval as evaluation
 import study
 import train
 from clip_ood.config.loading import load_config
+from clip_ood.detectors.names import read_specs
 from clip_ood.experiments.forecast import space
 from clip_ood.experiments.forecast.forecast import Forecast, look_ahead
 from clip_ood.experiments.forecast.runs import single_runs
@@ -88,6 +89,10 @@ def test_what_is_reckoned_is_what_a_run_writes(root, method):
         and encoder.size < size_of(root / "features") < encoder.size + 25_000
     )
     assert size_of(root / "runs/run/detector") < expected.detector + 25_000
+    assert (
+        root / "runs/run/scores.parquet"
+    ).stat().st_size < expected.scores + 25_000  # and what parquet says of columns
+    assert expected.scores == (14 + 9 + 7 + 1) * (space.ROW + 8 * len(read_specs(None)))  # images that are scored
     again = forecast_of(config)
     assert again.encoders[0].to_read == 0 and again.encoders[0].size == 0
     assert again.encoders[0]._strings == {}

@@ -348,14 +348,14 @@ def test_flat_folders_have_no_classes(root):
 
 
 def test_a_run_can_do_without_a_detector(root):
-    run = judged_run.make(root, "without", evaluation={"resamples": 0, "figures": False, "save_detector": False})
+    run = judged_run.make(root, "without", evaluation={"figures": False, "save_detector": False})
     assert not (run / "detector").exists()
     with pytest.raises(ValueError, match=r"was made with evaluation\.save_detector=false"):
         load(run)
 
 
 def test_a_run_can_hold_its_encoder_from_the_start(root):
-    run = judged_run.make(root, "with", evaluation={"resamples": 0, "figures": False, "with_encoder": True})
+    run = judged_run.make(root, "with", evaluation={"figures": False, "with_encoder": True})
     assert SavedDetector(run).encoder.in_folder and not add_encoder(SavedDetector(run))
 
 

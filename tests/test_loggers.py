@@ -13,11 +13,13 @@ import sys
 import forked
 import pytest
 import tiny_clip
+import yaml
 from lightning.pytorch import Trainer
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tiny_clip import PROJECT
 
 import eval as evaluation
+import study
 import train
 from clip_ood.config.loading import load_config
 from clip_ood.errors import ConfigError, UserError
@@ -39,7 +41,7 @@ REST = ALL[1:]
 def config(root, name, logger, method=PROBE, **trainer):
     data = {"root": f"{root}/data", "id": "id", "ood": {"near": "near"}, "splits": {"val": 0.2, "test": 0.3}}
     keys = {"accelerator": "cpu", "devices": 1, "enable_progress_bar": False, "logger": logger} | trainer
-    shown = {"resamples": 0, "figures": True, "report": False, "save_detector": False}
+    shown = {"figures": True, "report": False, "save_detector": False}
     return tiny_clip.config(root, name, method, data=data, trainer=keys, evaluation=shown, detectors=["knn", "msp"])
 
 
@@ -149,6 +151,14 @@ def test_of_two_processes_the_first_logs_and_what_is_overwritten_begins_anew(roo
     assert all(each.read_text() != text for each, text in kept.items())
 
 
+@pytest.mark.parametrize("logger", REST)
+def test_a_run_may_be_overwritten_in_the_process_that_made_it(root, logger):
+    for _ in range(3):
+        run = trained(root, f"again_{logger}", logger, "--overwrite")
+        points, _, _ = HELD[logger](run)
+        assert points.keys() >= CURVES and (logger == "wandb" or points["train/loss"] == 3)
+
+
 def test_a_run_may_have_none_and_its_table_is_the_same(root):
     none, two = trained(root, "none", False), trained(root, "two_of_them", ["tensorboard", "csv"])
     assert tiny_clip.results(none)["rows"] == tiny_clip.results(two)["rows"]
@@ -248,7 +258,16 @@ def test_a_wrong_class_is_one_line_before_any_image_is_listed(root, entry, messa
     with pytest.raises(UserError, match=rf"^trainer\.logger: .*{message}") as error:
         trained(root, "wrong_logger", entry)
     assert "\n" not in str(error.value)
-    assert not (root / "runs" / "wrong_logger" / "config.yaml").exists()
+    assert not (root / "runs" / "wrong_logger").exists()
+
+
+def test_a_wrong_class_removes_nothing_of_a_study_that_was_to_be_overwritten(root):
+    written = {"config": config(root, "base", False), "studies_root": f"{root}/studies", "shows": "table"}
+    (root / "kept.yaml").write_text(yaml.safe_dump(written | {"lines": {"probe": {"detector": "msp"}}}))
+    study.main(["--config", str(root / "kept.yaml")])
+    with pytest.raises(UserError, match="there is no module 'nowhere'"):
+        study.main(["--config", str(root / "kept.yaml"), "--overwrite", "--trainer.logger={class_path: nowhere.Mine}"])
+    assert (root / "studies" / "kept" / "probe" / "results.json").is_file()
 
 
 def test_a_plan_says_what_would_stop_the_run(root, capsys):

@@ -1,4 +1,4 @@
-"""Metrics against scikit-learn, naive loops over thresholds, and really resampled rows."""
+"""Metrics against scikit-learn and naive loops over thresholds."""
 
 import math
 import subprocess
@@ -10,18 +10,9 @@ from sklearn.metrics import average_precision_score, precision_recall_curve, roc
 
 import clip_ood.metrics as metrics
 from clip_ood.metrics import (
-    METRICS,
-    Estimate,
     OODMetrics,
-    Resamples,
-    curve_metrics,
-    delong_interval,
-    delong_standard_error,
-    draw_resamples,
-    mean_over_sets,
     ood_metrics,
     pr_curve,
-    rank_scores,
     roc_curve,
     weighted_vote,
 )
@@ -71,7 +62,7 @@ def naive(id_scores, ood_scores):
         "fpr95_ood_positive": positive_ood.item(),
         "aupr_in": average_precision_score(label, both.numpy()),
         "aupr_out": average_precision_score(1 - label, -both.numpy()),
-        "f1": f1.item(),
+        "best_f1": f1.item(),
     }
 
 
@@ -87,7 +78,7 @@ def test_metrics_follow_their_definitions(id_scores, ood_scores):
 def test_known_values():
     found = values(ood_metrics(torch.tensor([4.0, 2.0]), torch.tensor([3.0, 1.0])))
     assert found == pytest.approx(
-        {"auroc": 3 / 4, "fpr95": 0.5, "fpr95_ood_positive": 0.5, "aupr_in": 5 / 6, "aupr_out": 5 / 6, "f1": 4 / 5}
+        {"auroc": 3 / 4, "fpr95": 0.5, "fpr95_ood_positive": 0.5, "aupr_in": 5 / 6, "aupr_out": 5 / 6, "best_f1": 4 / 5}
     )
 
 
@@ -96,26 +87,6 @@ def test_95_percent_is_exact():
     ood = torch.tensor([0.5])
     assert ood_metrics(torch.arange(20.0), ood)["fpr95"].value == 0
     assert ood_metrics(torch.arange(19.0), ood)["fpr95"].value == 1
-
-
-@case
-def test_resample_counts_equal_resampled_rows(id_scores, ood_scores):
-    resamples = draw_resamples(len(id_scores), {"set": len(ood_scores)}, count=5, seed=3)["set"]
-    found = curve_metrics(rank_scores(id_scores, ood_scores), resamples)
-    for b in range(5):
-        rows_id = id_scores.repeat_interleave(resamples.id_counts[b].long())
-        rows_ood = ood_scores.repeat_interleave(resamples.ood_counts[b].long())
-        assert {name: found[name][b].item() for name in METRICS} == pytest.approx(naive(rows_id, rows_ood), abs=1e-6)
-
-
-def test_chunks_change_nothing(monkeypatch):
-    id_scores, ood_scores = scores(50, 40, decimals=1)
-    resamples = draw_resamples(50, {"set": 40}, count=7)["set"]
-    ranking = rank_scores(id_scores, ood_scores)
-    whole = curve_metrics(ranking, resamples)
-    monkeypatch.setattr("clip_ood.metrics.curves._CHUNK", 2 * len(ranking.id_above))
-    parts = curve_metrics(ranking, resamples)
-    assert all(parts[name].shape == (7,) and parts[name].equal(whole[name]) for name in METRICS)
 
 
 @case
@@ -150,97 +121,6 @@ def test_pr_curve_is_scikit_learns():
 def test_bad_scores_are_errors(id_scores, ood_scores, message):
     with pytest.raises(ValueError, match=message):
         ood_metrics(torch.tensor(id_scores), torch.tensor(ood_scores))
-
-
-@pytest.mark.parametrize("name", ["plain", "heavy ties", "few OOD", "near -1000, as Mahalanobis"])
-def test_delong_against_all_pairs(name):
-    id_scores, ood_scores = CASES[name]
-    wins = (id_scores[:, None] > ood_scores) + 0.5 * (id_scores[:, None] == ood_scores).double()  # (M, N)
-    v_id, v_ood = wins.mean(1), wins.mean(0)
-    expected = math.sqrt(v_id.var() / len(v_id) + v_ood.var() / len(v_ood))
-    ranking = rank_scores(id_scores, ood_scores)
-    assert delong_standard_error(ranking) == pytest.approx(expected)
-    centre = wins.mean().item()
-    ends = max(0, centre - 1.959964 * expected), min(1, centre + 1.959964 * expected)
-    assert delong_interval(ranking) == pytest.approx(ends, abs=1e-6)
-    narrow = delong_interval(ranking, level=0.5)
-    assert ends[0] < narrow[0] < centre < narrow[1] <= ends[1]
-
-
-def test_delong_at_the_limits():
-    assert delong_interval(rank_scores(*CASES["perfect"])) == (1, 1)
-    assert delong_interval(rank_scores(*CASES["one each"])) == (0, 1)
-    with pytest.raises(ValueError, match="level is 95"):
-        delong_interval(rank_scores(*CASES["plain"]), level=95)
-
-
-def test_delong_agrees_with_the_bootstrap():
-    id_scores, ood_scores = scores(400, 300)
-    resamples = draw_resamples(400, {"set": 300}, count=2000)["set"]
-    replicates = ood_metrics(id_scores, ood_scores, resamples)["auroc"].replicates
-    assert delong_standard_error(rank_scores(id_scores, ood_scores)) == pytest.approx(replicates.std().item(), rel=0.1)
-
-
-def test_resamples_are_shared_reproducible_and_independent():
-    drawn = draw_resamples(200, {"near": 100, "far": 100}, count=300, seed=1)
-    near, far = drawn["near"], drawn["far"]
-    assert near.id_counts is far.id_counts and near.id_counts.dtype == torch.uint8
-    assert (near.id_counts.sum(1, dtype=torch.long) == 200).all()
-    assert (far.ood_counts.sum(1, dtype=torch.long) == 100).all()
-    assert near.id_counts.double().var().item() == pytest.approx(1 - 1 / 200, rel=0.05)  # of a multinomial count
-    assert not near.ood_counts.equal(far.ood_counts)
-    alone = draw_resamples(200, {"far": 100}, count=300, seed=1)["far"]
-    assert alone.id_counts.equal(far.id_counts) and alone.ood_counts.equal(far.ood_counts)
-    assert not draw_resamples(200, {"far": 100}, count=300, seed=2)["far"].id_counts.equal(far.id_counts)
-
-
-def test_bad_resamples_are_errors():
-    with pytest.raises(ValueError, match="count is 0"):
-        draw_resamples(5, {"set": 5}, count=0)
-    with pytest.raises(ValueError, match="0 images of OOD set 'svhn'"):
-        draw_resamples(5, {"svhn": 0})
-    with pytest.raises(ValueError, match="drawn for 2 ID and 3 OOD"):
-        ood_metrics(torch.ones(2), torch.ones(2), draw_resamples(2, {"set": 3}, count=2)["set"])
-
-
-def test_intervals():
-    id_scores, ood_scores = scores(200, 150)
-    resamples = draw_resamples(200, {"set": 150}, count=200)["set"]
-    found = ood_metrics(id_scores, ood_scores, resamples, level=0.9)
-    assert (found["auroc"].low, found["auroc"].high) == delong_interval(rank_scores(id_scores, ood_scores), 0.9)
-    ordered = found["f1"].replicates.sort().values
-    assert ordered[8] <= found["f1"].low <= ordered[11] and ordered[188] <= found["f1"].high <= ordered[191]
-    assert all(0 <= e.low < e.value < e.high <= 1 for e in found.values())
-    without = ood_metrics(id_scores, ood_scores)
-    assert without["f1"] == Estimate(found["f1"].value) and without["auroc"].low is not None
-
-
-def test_mean_over_sets_keeps_the_shared_id_resample():
-    id_scores, near = scores(100, 60)
-    far = near - 0.5
-    counts = draw_resamples(100, {"set": 60}, count=200)["set"]
-    mean = mean_over_sets({"near": ood_metrics(id_scores, near, counts), "far": ood_metrics(id_scores, far, counts)})
-    expected = []
-    for b in range(200):
-        rows = id_scores.repeat_interleave(counts.id_counts[b].long())
-        sets = [ood.repeat_interleave(counts.ood_counts[b].long()) for ood in (near, far)]
-        expected.append(sum((rows[:, None] > ood).double().mean().item() for ood in sets) / 2)
-    assert mean["auroc"].replicates.tolist() == pytest.approx(expected)
-    ends = torch.tensor(expected, dtype=torch.float64).quantile(torch.tensor([0.025, 0.975], dtype=torch.float64))
-    assert (mean["auroc"].low, mean["auroc"].high) == pytest.approx(tuple(ends.tolist()))
-    each = [naive(id_scores, ood)["fpr95"] for ood in (near, far)]
-    assert mean["fpr95"].value == pytest.approx(sum(each) / 2)
-
-
-def test_mean_over_sets_without_or_with_unlike_resamples():
-    id_scores, ood_scores = CASES["plain"]
-    plain = ood_metrics(id_scores, ood_scores)
-    drawn = ood_metrics(id_scores, ood_scores, draw_resamples(120, {"set": 80}, count=4)["set"])
-    assert mean_over_sets({"a": plain})["auroc"] == Estimate(plain["auroc"].value)
-    with pytest.raises(ValueError, match="'a': 0, 'b': 4"):
-        mean_over_sets({"a": plain, "b": drawn})
-    with pytest.raises(ValueError, match="at least one set"):
-        mean_over_sets({})
 
 
 @case
@@ -305,12 +185,3 @@ def test_importing_the_package_imports_no_torch():
     assert all(getattr(metrics, name) is not None for name in metrics.__all__)
     with pytest.raises(AttributeError, match="'auc'; it has"):
         _ = metrics.auc
-
-
-def test_ood_metrics_of_resamples_made_by_hand():
-    """Counts 2 and 0 drop a row: what is left decides every metric."""
-    twice = Resamples(torch.tensor([[2, 0]], dtype=torch.uint8), torch.tensor([[0, 2]], dtype=torch.uint8))
-    found = curve_metrics(rank_scores(torch.tensor([4.0, 2.0]), torch.tensor([3.0, 1.0])), twice)
-    assert {name: found[name].item() for name in METRICS} == {
-        "auroc": 1, "fpr95": 0, "fpr95_ood_positive": 0, "aupr_in": 1, "aupr_out": 1, "f1": 1
-    }  # fmt: skip

@@ -13,6 +13,7 @@ from torch.nn.functional import normalize
 from clip_ood.config.schema import PLP as PLPSettings
 from clip_ood.config.schema import LinearProbe as ProbeSettings
 from clip_ood.data.benchmark import BANK, Part
+from clip_ood.datamodules.evaluation_data import EvaluationData
 from clip_ood.datamodules.feature_data import FeatureData
 from clip_ood.experiments.models import joined
 from clip_ood.features.rows import Rows
@@ -300,3 +301,11 @@ def test_devices_score_each_readable_row_once(world, batch_size):
                 served[loader] += batch.indices.tolist()
     assert sorted(served[0]) == [row for row in SPLIT if row != UNREADABLE]
     assert sorted(served[1]) == [row for row in range(ROWS) if row not in SPLIT]
+
+
+def test_data_without_loaders_of_its_own_cannot_be_made():
+    class Half(EvaluationData):
+        pass
+
+    with pytest.raises(TypeError, match="abstract"):
+        Half(None, {}, 1)

@@ -270,7 +270,7 @@ def test_all_other_names_of_sets_and_detectors_are_shown_as_they_are(names, colu
         {"zero_shot": {}},
         data={"root": f"{root}/data", "id": "id", "ood": ood, "batch_size": 8},
         detectors=detectors,
-        evaluation={"resamples": 0, "figures": True, "report": True},
+        evaluation={"figures": True, "report": True},
     )
     evaluation.main(["--config", path, "--overwrite"])
     assert "[b]" in capsys.readouterr().out

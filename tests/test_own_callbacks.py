@@ -6,6 +6,7 @@ import json
 
 import pytest
 import tiny_clip
+from lightning.pytorch import Trainer
 
 import eval as evaluation
 import train
@@ -27,7 +28,7 @@ def trained(root, name, callbacks, *options, method=PROBE, val=0.2, every=0, **m
         "logger": "csv",
         "callbacks": callbacks,
     }
-    evaluated = {"resamples": 0, "figures": False, "report": False, "save_detector": False, "every_n_epochs": every}
+    evaluated = {"figures": False, "report": False, "save_detector": False, "every_n_epochs": every}
     keys = {"data": data, "trainer": trainer, "evaluation": evaluated, "detectors": ["knn", "msp"]}
     train.main(["--config", tiny_clip.config(root, name, method, **keys), *options])
     return root / "runs" / name
@@ -69,6 +70,25 @@ def test_lightnings_own_steer_by_id_val(root):
     evaluation.main(["--run", str(run)])
     rows = [tiny_clip.results(root / "runs" / name)["rows"] for name in ("steered", "steered-eval")]
     assert rows[0] == rows[1]
+
+
+@pytest.mark.parametrize("asked", [[], [{"class_path": "own_watchers.Ending"}]])
+def test_training_that_was_stopped_early_is_not_gone_on_with(root, asked):
+    stop = {"class_path": "lightning.pytorch.callbacks.EarlyStopping"}
+    stop["init_args"] = {"monitor": "val/accuracy", "mode": "max", "patience": 1, "min_delta": 1.0}
+    name, callbacks = f"stopped_{len(asked)}", asked or [stop]
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(Trainer, "test", _interrupted)
+        trained(root, name, callbacks)
+    assert tiny_clip.checkpoint(root / "runs" / name)["epoch"] == 1
+    weights = tiny_clip.checkpoint(root / "runs" / name)["state_dict"]["head.linear.weight"]
+    run = trained(root, name, callbacks, "--resume")
+    assert tiny_clip.checkpoint(run)["epoch"] == 1 and tiny_clip.results(run)["rows"]
+    assert tiny_clip.checkpoint(run)["state_dict"]["head.linear.weight"].equal(weights)
+
+
+def _interrupted(*_, **__):
+    raise KeyboardInterrupt
 
 
 @pytest.mark.parametrize(

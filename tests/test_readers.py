@@ -105,6 +105,12 @@ def test_a_subset_shares_the_pixels_of_all():
     assert some.identities().tolist() == images.identities()[1:].tolist()
 
 
+def test_a_list_equals_itself_alone():
+    """What is known of a list is kept by the list, whose labels and rows need not be hashable."""
+    one, other = (ImageList("a", Path(), Arrays(PIXELS, ("0", "1")), [0, 1]) for _ in range(2))
+    assert {one: 1, other: 2} == {one: 1, other: 2} and one != other and len({one, other}) == 2
+
+
 def test_images_in_memory_are_known_by_their_pixels_and_files_by_their_stamps(tmp_path):
     """As the attack tells whether its parts are of the same images."""
     arrays = ImageList.of("a", Path(), Arrays(PIXELS, ("0", "1")))
@@ -216,7 +222,8 @@ def test_a_fault_inside_an_own_reader_keeps_its_traceback(tmp_path, monkeypatch)
 def test_keys_of_own_readers_are_checked_with_the_config(tmp_path):
     config = {"name": "x", "method": {"zero_shot": {}}, "backbone": {"model": "ViT-B-32"}}
     for keys, message in (
-        ({"reader": "Mine"}, "takes the path of a class, as my_module.MyReader"),
+        ({"reader": "Mine"}, "takes one of npz, or the path of a class, as my_module.MyReader, and not 'Mine'"),
+        ({"reader": "npzz"}, r"not 'npzz'\. Did you mean npz"),
         ({"folder": "x", "path": "y"}, "path and options go with reader, not with folder"),
         ({"reader": "my.Mine", "folder": "x"}, "needs exactly one of"),
     ):
@@ -232,6 +239,39 @@ def test_keys_of_own_readers_are_checked_with_the_config(tmp_path):
     again = same | {"options": {"split": "a"}, "path": "y.npz"}
     with pytest.raises(ConfigError, match=r"data.id and data.ood.o name the same images \(my.Mine, y.npz\)"):
         check_folders(validate(config | {"data": data | {"ood": {"o": again}}}))
+
+
+def test_a_shipped_reader_is_named_by_a_word(tmp_path):
+    labels = np.array([1, 0])
+    np.savez(tmp_path / "photos.npz", images=PIXELS, labels=labels)
+    np.savez(tmp_path / "flat.npz", images=PIXELS)
+    np.savez(tmp_path / "other.npz", pixels=PIXELS)
+
+    def taken(path, **options):
+        return list_images("photos", ImageSet(reader="npz", path=path, options=options), tmp_path, True, 0)
+
+    images = taken("photos.npz", classes=["cat", "dog"])
+    assert images.names == ("photos/000000", "photos/000001") and images.labels == (1, 0)
+    assert images.class_names == ("cat", "dog") and images.read(1).tobytes() == PIXELS[1].tobytes()
+    assert taken("flat.npz").labels is None
+    (tmp_path / "cut.npz").write_bytes((tmp_path / "flat.npz").read_bytes()[:90])
+    np.save(tmp_path / "alone.npy", PIXELS)
+    for name, told in (
+        ("other.npz", r"holds pixels \(2, 4, 4, 3\); expected images"),
+        ("cut.npz", r"is no whole file of numpy\.savez"),
+        ("alone.npy", r"holds an array \(2, 4, 4, 3\); expected images"),
+    ):
+        with pytest.raises(ConfigError, match=f"npz cannot be made: ValueError: .*{name} {told}"):
+            taken(name)
+
+
+def test_a_word_and_the_class_path_that_it_stands_for_are_one_place(tmp_path):
+    (tmp_path / "x.npz").touch()
+    images, odd = ({"reader": name, "path": "x.npz"} for name in ("npz", "clip_ood.data.readers.npz.Npz"))
+    data = {"root": str(tmp_path), "id": {"images": images}, "ood": {"o": odd}}
+    config = {"name": "x", "method": {"zero_shot": {}}, "backbone": {"model": "ViT-B-32"}, "data": data}
+    with pytest.raises(ConfigError, match=r"data.id and data.ood.o name the same images"):
+        check_folders(validate(config))
 
 
 class Changing(Mine):
@@ -267,8 +307,9 @@ def test_the_reader_of_the_docs_trains_scores_and_is_encoded_once(tmp_path, monk
     root = tiny_clip.make(tmp_path / "own")
     draws = np.random.default_rng(0)
     labels = np.arange(30) % 3
-    np.savez(root / "data" / "photos.npz", images=draws.integers(0, 256, (30, 8, 8, 3), np.uint8), labels=labels)
-    np.savez(root / "data" / "odd.npz", images=draws.integers(0, 99, (7, 8, 8, 3), np.uint8))
+    np.save(root / "data" / "photos.npy", draws.integers(0, 256, (30, 8, 8, 3), np.uint8))
+    np.save(root / "data" / "labels.npy", labels)
+    np.save(root / "data" / "odd.npy", draws.integers(0, 99, (7, 8, 8, 3), np.uint8))
     data |= {"root": str(root / "data"), "batch_size": 8}
     for name in ("first", "second"):
         scoring.main(["--config", tiny_clip.config(root, name, {"zero_shot": {}}, data=data)])

@@ -95,7 +95,7 @@ def test_the_page_says_what_was_left_out_and_what_it_was_made_with(run):
 
 
 def test_a_run_without_a_report(root):
-    run = zero_shot(root, "without", evaluation={"resamples": 0, "figures": False, "report": False})
+    run = zero_shot(root, "without", evaluation={"figures": False, "report": False})
     assert (run / "results.json").is_file() and not (run / "report.html").exists()
 
 
@@ -104,7 +104,9 @@ def test_a_run_without_a_report(root):
 
 def scored(name, role, scores):
     paths = [f"{i}.png" for i in range(len(scores))]
-    return ScoredSet(name, role, paths, [None] * len(scores), [None] * len(scores), {"knn": np.array(scores, float)})
+    return ScoredSet(
+        name, role, paths, None, [None] * len(scores), [None] * len(scores), {"knn": np.array(scores, float)}
+    )
 
 
 @pytest.mark.parametrize("total, rejected", [(1, 0), (14, 0), (20, 1), (46, 2), (100, 5)])
@@ -189,7 +191,7 @@ def test_without_classes(root):
 def test_with_constant_scores(run, tmp_path):
     run = copied(run, tmp_path)
     table = pq.read_table(run / "scores.parquet")
-    for place, name in enumerate(table.column_names[5:], start=5):
+    for place, name in enumerate(table.column_names[6:], start=6):
         table = table.set_column(place, name, pa.array(np.full(table.num_rows, 0.25, np.float32)))
     pq.write_table(table, run / "scores.parquet")
     text = page(remade(run)).text
@@ -323,8 +325,8 @@ def side(folder, title):
 
 def test_dots_lie_where_their_numbers_say(tmp_path):
     better, worse, open_ = (
-        Difference(0.1, 0.02, 0.18),
-        Difference(-0.05, -0.06, -0.04),
+        Difference(0.1, 0.02, 0.18, p=0.01, corrected=0.04),
+        Difference(-0.05, -0.06, -0.04, p=0.001),
         Difference(0.3, -math.inf, math.inf),
     )
     lines = [

@@ -17,7 +17,7 @@ from clip_ood.report.compare import show
 
 pytestmark = pytest.mark.slow
 
-REPORTED = {"resamples": 0, "figures": True, "report": True}
+REPORTED = {"figures": True, "report": True}
 
 
 @pytest.fixture

@@ -89,7 +89,7 @@ def refuses(folder, work, *messages):
         (["--data.ood={near: near}"], ['data.ood.far: {"folder": "far"} → null', 'data.ood.lone: {"folder": "lone"}']),
         (["--data.batch_size=5"], ["data.batch_size: 8 → 5"]),
         (["--detectors=[knn]"], ['detectors: null → ["knn"]']),
-        (["--evaluation.resamples=20"], ["evaluation.resamples: 0 → 20"]),
+        (["--evaluation.bank_per_class=2"], ["evaluation.bank_per_class: null → 2"]),
         (["--trainer.precision=bf16-mixed"], ["trainer.precision: null → bf16-mixed"]),
         (["--trainer.gradient_clip_val=1", "--seed=7"], ["seed: 42 → 7", "trainer.gradient_clip_val: null → 1"]),
     ],

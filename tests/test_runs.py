@@ -36,7 +36,7 @@ def run(root, method="{zero_shot: {}}", *more):
 data: {{root: {root}/data, id: id, ood: {{near: near, far: {{folder: far, group: far}}}}, batch_size: 8}}
 backbone: {{library: timm, model: test_vit}}
 method: {method}
-evaluation: {{resamples: 20}}
+evaluation: {{figures: true}}
 runs_root: {root}/runs
 features_root: {root}/features
 trainer: {{accelerator: cpu, devices: 1, enable_progress_bar: false}}
@@ -59,7 +59,10 @@ def test_a_probe_run_writes_the_files_of_the_contract(images):
     with (folder / "results.csv").open() as file:
         assert next(csv.reader(file))[:5] == ["detector", "setting", "ood", "group", "auroc"]
     scores = pq.read_table(folder / "scores.parquet")
-    assert scores.column_names[:5] == ["set", "role", "path", "label", "prediction"] and len(scores) == 5 + 7 + 7 + 5
+    assert (
+        scores.column_names[:6] == ["set", "role", "path", "label", "prediction", "image"]
+        and len(scores) == 5 + 7 + 7 + 5
+    )
 
 
 def test_a_second_run_loads_no_encoder(images, monkeypatch):

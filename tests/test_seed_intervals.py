@@ -10,9 +10,10 @@ import torch
 from scipy.stats import t as student
 
 from bench import intervals
+from clip_ood.metrics.influence import auroc_influence, average, standard_error
 from clip_ood.metrics.paired import auroc_difference, seed_difference
-from clip_ood.metrics.placements import place, standard_error
-from clip_ood.metrics.seeds import seed_margin, student_975
+from clip_ood.metrics.ranking import rank_scores
+from clip_ood.metrics.seeds import seed_margin, student_975, student_tails
 
 pytestmark = pytest.mark.slow
 
@@ -22,7 +23,9 @@ TOLERANCE = 3 * math.sqrt(NOMINAL * (1 - NOMINAL) / STUDIES)  # three standard d
 
 @pytest.mark.parametrize("freedom", [1, 2, 9, 20, 21, 29, 30, 100, 10_000])
 def test_students_quantile(freedom):
-    assert student_975(freedom) == pytest.approx(student.ppf(0.975, freedom), abs=0.005)
+    assert student_975(freedom) == pytest.approx(student.ppf(0.975, freedom), abs=1e-6)
+    for value in (0.1, 1.0, 2.5, 10.0):
+        assert student_tails(value, freedom) == pytest.approx(2 * student.sf(value, freedom), rel=1e-6, abs=1e-12)
 
 
 @pytest.mark.parametrize("count", [2, 3, 10, 30])
@@ -51,6 +54,13 @@ def test_seeds_are_paired():
 # Over images
 
 
+def place(id_scores, ood_scores, id_images=None, ood_images=None):
+    """The influence on the AUROC averaged over OOD sets."""
+    numbers = [None] * len(ood_scores) if ood_images is None else ood_images
+    found = zip(ood_scores, numbers, strict=True)
+    return average([auroc_influence(rank_scores(id_scores, each), id_images, images) for each, images in found])
+
+
 def drawn(seeds, pools, sizes):
     """Seeds that draw images of each pool (ID first) without putting them back, with the images' own scores a seed."""
     generator = torch.Generator().manual_seed(0)
@@ -58,6 +68,7 @@ def drawn(seeds, pools, sizes):
     for _ in range(seeds):
         images = [torch.randperm(pool, generator=generator)[:size] for pool, size in zip(pools, sizes, strict=True)]
         scores = [torch.randn(size, generator=generator) + (k == 0) for k, size in enumerate(sizes)]
+        images = [each + 10_000 * k for k, each in enumerate(images)]  # no image is in two sets
         of_seed.append(place(scores[0], scores[1:], images[0], images[1:]))
     return of_seed
 
@@ -86,7 +97,8 @@ def test_images_that_seeds_share_count_as_shared(pools):
 
 
 def test_the_same_images_are_delongs_of_their_means_over_seeds():
-    of_seed = [place(torch.randn(40) + 1, [torch.randn(25)]) for _ in range(3)]
+    images = torch.arange(40), [torch.arange(40, 65)]
+    of_seed = [place(torch.randn(40) + 1, [torch.randn(25)], *images) for _ in range(3)]
     of_id, of_ood = (
         torch.stack(parts).mean(0) for parts in zip(*((e.of_id, e.of_ood[0]) for e in of_seed), strict=True)
     )
@@ -100,7 +112,7 @@ def test_the_same_images_are_delongs_of_their_means_over_seeds():
 def test_other_images_in_each_seed_are_independent():
     of_seed = drawn(3, (60, 60), (20, 15))
     apart = [
-        place(torch.randn(20), [torch.randn(15)], torch.arange(20) + 20 * k, [torch.arange(15) + 15 * k])
+        place(torch.randn(20), [torch.randn(15)], torch.arange(20) + 20 * k, [torch.arange(15) + 15 * k + 1000])
         for k in range(3)
     ]
     alone = sum(standard_error([each]) ** 2 for each in apart)
@@ -111,7 +123,7 @@ def test_other_images_in_each_seed_are_independent():
 def test_a_difference_over_seeds_has_their_standard_deviation_beside_it():
     first, second = drawn(3, (20, 15), (20, 15)), drawn(3, (20, 15), (20, 15))
     found = auroc_difference(first, second)
-    pairs = [b.auroc - a.auroc for a, b in zip(first, second, strict=True)]
+    pairs = [b.value - a.value for a, b in zip(first, second, strict=True)]
     assert (found.value, found.std) == pytest.approx((np.mean(pairs), np.std(pairs, ddof=1)))
     assert auroc_difference(first[:1], second[:1]).std is None
 
@@ -136,5 +148,5 @@ def test_equal_scores_on_published_images_are_rarely_claimed_to_differ():
     over_images, over_seeds = 0, 0
     for first, second in intervals.published(STUDIES, 10):
         over_images += auroc_difference(first, second).claimed
-        over_seeds += seed_difference([each.auroc for each in first], [each.auroc for each in second], 0).claimed
+        over_seeds += seed_difference([each.value for each in first], [each.value for each in second], 0).claimed
     assert over_images / STUDIES <= NOMINAL + TOLERANCE and over_seeds / STUDIES > 0.5

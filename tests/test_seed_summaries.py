@@ -13,12 +13,15 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 import tiny_clip
+import torch
 from report_runs import Page
 from sklearn.metrics import roc_auc_score
 
 import eval as evaluation
 import study
 import train
+from clip_ood.metrics import auroc_influence, rank_scores
+from clip_ood.metrics.intervals import wilson
 from clip_ood.report.run_page import write_seeds_report
 from clip_ood.runs.results_files import write_mean_table
 from clip_ood.runs.results_table import print_table
@@ -175,7 +178,7 @@ def test_a_detector_that_some_seeds_lack_is_named_with_its_number_of_seeds(redra
 
 def test_means_are_over_the_seeds_that_have_a_row():
     row = {"setting": "standard", "group": "", "n_id": 9, "n_ood": 4, "intervals": {"auroc": [0, 1]}}
-    metrics = ("auroc", "fpr95", "fpr95_ood_positive", "aupr_in", "aupr_out", "f1")
+    metrics = ("auroc", "fpr95", "fpr95_ood_positive", "aupr_in", "aupr_out", "f1", "best_f1")
     of_seed = {
         seed: [{"detector": name, "ood": "x", **row, **dict.fromkeys(metrics, seed / 10)} for name in names]
         for seed, names in {1: ["a"], 2: ["b", "a"], 3: ["b", "c"]}.items()
@@ -261,6 +264,18 @@ def delong(of_seed):
     return wins.mean(), math.sqrt(wins.mean(1).var(ddof=1) / wins.shape[0] + wins.mean(0).var(ddof=1) / wins.shape[1])
 
 
+def around(value, error, misplaced, largest):
+    """The interval of `clip_ood.metrics.interval`."""
+    if value in (0, 1):
+        return wilson(value, (misplaced + 8) / largest, 1.959964)
+    spread = value * (1 - value)
+    logit, margin = (
+        math.log(value / (1 - value)),
+        1.959964 * math.sqrt((error**2 / spread + largest / (misplaced + 8)) / spread),
+    )
+    return [1 / (1 + math.exp(-(logit - margin))), 1 / (1 + math.exp(-(logit + margin)))]
+
+
 def test_intervals_on_published_images_come_from_the_images(given):
     content = tiny_clip.results(given[0])
     assert content["split"] == {"redrawn": False, "train": 18, "val": 6, "test": 18}
@@ -269,7 +284,8 @@ def test_intervals_on_published_images_come_from_the_images(given):
             continue
         of_seed = [scores(given[0], seed, row["detector"], row["ood"]) for seed in SEEDS]
         value, error = delong(of_seed)
-        ends = [max(0, value - 1.959964 * error), min(1, value + 1.959964 * error)]
+        found = [auroc_influence(rank_scores(*map(torch.from_numpy, each))) for each in of_seed]
+        ends = around(value, error, min(each.misplaced for each in found), max(found[0].largest))
         assert row["auroc"] == pytest.approx(value) and row["intervals"] == {"auroc": pytest.approx(ends, abs=1e-6)}
         aurocs = [roc_auc_score(np.repeat([1, 0], list(map(len, each))), np.concatenate(each)) for each in of_seed]
         assert row["std"]["auroc"] == pytest.approx(np.std(aurocs, ddof=1), abs=1e-9)
@@ -318,9 +334,12 @@ def test_draws_of_published_images_are_followed_by_image(root):
             for r, value in zip(part, means, strict=True):
                 off = (value - wins.mean()) / math.sqrt(len(part) * (len(part) - 1)) / 3
                 contributions[r["set"], r["path"]] = contributions.get((r["set"], r["path"]), 0) + off
-    margin = 1.959964 * math.sqrt(sum(each**2 for each in contributions.values()))
+    error, of_seed = math.sqrt(sum(each**2 for each in contributions.values())), []
+    for seed in SEEDS:
+        of_seed.append(auroc_influence(rank_scores(*map(torch.from_numpy, scores(run, seed, "mcm", "near")))))
     (row,) = [r for r in tiny_clip.results(run)["rows"] if (r["detector"], r["ood"]) == ("mcm", "near")]
-    assert row["intervals"]["auroc"] == pytest.approx([max(0, row["auroc"] - margin), min(1, row["auroc"] + margin)])
+    ends = around(row["auroc"], error, min(each.misplaced for each in of_seed), max(of_seed[0].largest))
+    assert row["intervals"]["auroc"] == pytest.approx(ends)
 
 
 # Studies

@@ -23,7 +23,7 @@ pytestmark = pytest.mark.slow
 
 PROBE = {"linear_probe": {"epochs": 4, "batch_size": 16, "lr": 0.01}}
 FINETUNE = {"finetune": {"epochs": 2, "warmup_epochs": 1, "batch_size": 16}}
-METRICS = ("auroc", "fpr95", "fpr95_ood_positive", "aupr_in", "aupr_out", "f1")
+METRICS = ("auroc", "fpr95", "fpr95_ood_positive", "aupr_in", "aupr_out", "f1", "best_f1")
 
 
 @pytest.fixture(scope="module")
@@ -137,7 +137,7 @@ def test_a_seed_that_stands_there_twice_is_refused(root, seeds, message):
 @pytest.fixture(scope="module")
 def boards(root):
     keys = {
-        "evaluation": {"resamples": 0, "figures": True, "report": False, "every_n_epochs": 2},
+        "evaluation": {"figures": True, "report": False, "every_n_epochs": 2},
         "data": {"root": f"{root}/data", "id": "id", "ood": {"near": "near"}, "splits": {"val": 0.2, "test": 0.3}},
     }
     evaluation.main(["--config", tiny_clip.config(root, "board_zero_shot", {"zero_shot": {}}, **keys)])

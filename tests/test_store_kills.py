@@ -36,7 +36,7 @@ data: {{root: {root}/data, id: id, batch_size: 8}}
 backbone: {{library: timm, model: test_vit}}
 method: {{zero_shot: {{}}}}
 detectors: [knn]
-evaluation: {{resamples: 0, figures: false, report: false}}
+evaluation: {{figures: false, report: false}}
 runs_root: {root}/runs
 features_root: {root}/{store}
 trainer: {{accelerator: cpu, devices: 1, enable_progress_bar: false}}

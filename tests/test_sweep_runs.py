@@ -33,7 +33,7 @@ def config(root, name, method=PLP, val=0.25, **keys):
 
 @pytest.fixture(scope="module")
 def swept(root):
-    evaluating = {"resamples": 0, "figures": False, "every_n_epochs": 3}
+    evaluating = {"figures": False, "every_n_epochs": 3}
     train.main(["--config", config(root, "swept", evaluation=evaluating)])
     return root / "runs" / "swept"
 

@@ -55,7 +55,7 @@ def config(root: Path, name: str, method: dict[str, Any], **keys: Any) -> str:
         },
         "backbone": {"model": f"local-dir:{root}/clip"},
         "method": method,
-        "evaluation": {"resamples": 0, "figures": False, "report": False},
+        "evaluation": {"figures": False, "report": False},
         "runs_root": f"{root}/runs",
         "features_root": f"{root}/features",
         "trainer": {"accelerator": "cpu", "devices": 1, "enable_progress_bar": False},

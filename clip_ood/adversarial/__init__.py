@@ -1,4 +1,4 @@
-"""OOD images moved onto ID features by small perturbations of their pixels."""
+"""Moves OOD images onto ID features by small perturbations of their pixels."""
 
 from clip_ood.adversarial.budget import Budget
 from clip_ood.adversarial.perturb import Attack, perturb

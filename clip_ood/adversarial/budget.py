@@ -1,4 +1,4 @@
-"""How large a perturbation may be."""
+"""Limits how large a perturbation may be."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ class Budget:
             raise UserError(f"budget: ε = {self.epsilon:g} allows no perturbation; give one above 0, or no budget")
 
     def project(self, perturbation: Tensor) -> Tensor:
-        """The nearest perturbation (B, 3, H, W) in the ball."""
+        """Returns the nearest perturbation (B, 3, H, W) in the ball."""
         if self.norm == "linf":
             return perturbation.clamp(-self.epsilon, self.epsilon)
         lengths = perturbation.flatten(1).norm(dim=1).clamp_min(1e-12)

@@ -1,4 +1,4 @@
-"""The images of an attack: read as the encoder sees them, and moved."""
+"""Reads the images of an attack as the encoder sees them."""
 
 from __future__ import annotations
 
@@ -28,10 +28,10 @@ class PairBatch:
 
 
 def pixels_of(backbone: Backbone) -> Callable[[Image.Image], Tensor]:
-    """What of an encoder's transform comes before the last step, which takes pixels in [0, 1] to mean 0 and deviation 1.
+    """Returns the part of an encoder's transform before its last step, which takes pixels in [0, 1] to mean 0 and deviation 1.
 
-    Where it resizes to S and then cuts out less, the square of S × S is kept: the encoder cuts out the rest by itself, now
-    and when it reads the saved image, which it sees exactly as it was attacked.
+    If it resizes to S and then crops, the square of S × S is kept: the encoder crops the rest by itself, now
+    and when it reads the saved image, which it then sees exactly as it was attacked.
     Raises: ValueError for a transform that ends otherwise, or changes a saved image.
     """
     *steps, last = backbone.transform.transforms
@@ -47,7 +47,7 @@ def pixels_of(backbone: Backbone) -> Callable[[Image.Image], Tensor]:
 
 
 def cut_out(pixels: Tensor, backbone: Backbone) -> Tensor:
-    """The middle (B, 3, H, W) of pixels that the encoder sees, mean 0 and deviation 1."""
+    """Returns the middle (B, 3, H, W) of pixels that the encoder sees, with mean 0 and deviation 1."""
     prepared = backbone.preprocessing
     return normalize(center_crop(pixels, list(prepared.size)), prepared.mean, prepared.std)
 
@@ -65,8 +65,9 @@ def _check_seen_again(backbone: Backbone, pixels: Callable[[Image.Image], Tensor
 
 @dataclass(frozen=True)
 class Moved:
-    """What an attack made of B images: pixels (B, 3, H, W) uint8 before, after and at the steps looked at; figures (B,) of
-    the pairs; what the encoder says of the pixels before they were rounded."""
+    """The result of an attack on B images: pixels (B, 3, H, W) uint8 before, after and at the steps looked at; figures (B,) of
+    the pairs; and the encoder's outputs for the pixels before they were rounded.
+    """
 
     before: Tensor
     after: Tensor

@@ -1,4 +1,4 @@
-"""Adam on the pixels of images: the perturbation that lowers a loss of each image, smooth and within a budget."""
+"""Runs Adam on the pixels of images to find a perturbation that lowers a loss of each image, smooth and within a budget."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from clip_ood.errors import UserError
 
 @dataclass(frozen=True)
 class Attack:
-    """p₀ ~ N(0, noise²), then `steps` of Adam(lr) on loss(y + p) + smoothness · roughness(p), after each of which p is
+    """Starts at p₀ ~ N(0, noise²), then makes `steps` steps of Adam(lr) on loss(y + p) + smoothness · roughness(p), after each of which p is
     brought into the budget and y + p into [0, 1]; with `sign`, PGD instead: p ← p − lr · sign of the gradient.
 
     The paper's: 250 steps, lr 1e-3, noise 1e-3, smoothness 5e3 (smooth) or 0 (patchy), no budget (Adaloglou et al. 2024,
@@ -31,7 +31,7 @@ class Attack:
 
 
 def start(images: Tensor, attack: Attack, seeds: Sequence[int]) -> Tensor:
-    """y + p₀ of images y (B, 3, H, W): each p₀ drawn from a seed of its own, so that batches and devices change nothing."""
+    """Returns y + p₀ of images y (B, 3, H, W); each p₀ is drawn from its own seed, so that batches and devices change nothing."""
     shape = images.shape[1:]
     noise = [torch.randn(shape, generator=torch.Generator().manual_seed(seed)) for seed in seeds]
     pixels = images + attack.noise * torch.stack(noise).to(images)
@@ -46,11 +46,11 @@ def perturb(
     seeds: Sequence[int],
     watch: Callable[[int, Tensor], None] = lambda step, pixels: None,
 ) -> Tensor:
-    """Perturbed images y + p (B, 3, H, W), pixels in [0, 1].
+    """Returns perturbed images y + p (B, 3, H, W), with pixels in [0, 1].
 
-    loss: (B, 3, H, W) -> (B,), a value an image, which must not depend on the batch's other images; watch is told the
+    loss: (B, 3, H, W) -> (B,), a value for each image, which must not depend on the batch's other images; watch is given the
     pixels after each step (0: before the first), which the next one changes in place. Weights take no gradient if they do
-    not require one. Raises: ValueError where the loss has no gradient with respect to the pixels, and where either is not
+    not require one. Raises: ValueError if the loss has no gradient with respect to the pixels, and if either is not
     finite.
     """
     with torch.inference_mode(False), torch.enable_grad():
@@ -73,7 +73,7 @@ def perturb(
 
 
 def quantised(pixels: Tensor) -> Tensor:
-    """Pixels in [0, 1] as an 8-bit image holds them."""
+    """Returns pixels in [0, 1] as an 8-bit image holds them."""
     return (255 * pixels).round() / 255
 
 
@@ -85,7 +85,7 @@ def _gradient(losses: Tensor, pixels: Tensor) -> Tensor:
         raise UserError("attack: the loss or its gradient is not finite; lower lr or smoothness, or take fp32")
     if gradient.stride() == pixels.stride():
         return gradient
-    return torch.empty_like(pixels).copy_(gradient)  # fused Adam takes it for granted that both lie in memory alike
+    return torch.empty_like(pixels).copy_(gradient)  # fused Adam assumes that both have the same memory layout
 
 
 def _make_valid(pixels: Tensor, images: Tensor, budget: Budget | None) -> None:

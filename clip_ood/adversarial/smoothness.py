@@ -1,4 +1,4 @@
-"""How smooth a perturbation is."""
+"""Measures how smooth a perturbation is."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from torch import Tensor
 
 
 def roughness(perturbation: Tensor) -> Tensor:
-    """mean (∂x p)² + mean (∂y p)² of each p (B, 3, H, W), differences of neighbouring pixels: (B,).
+    """Returns mean (∂x p)² + mean (∂y p)² of each p (B, 3, H, W), differences of neighbouring pixels: (B,).
 
     Source: the smoothness term of Adaloglou et al. 2024, arXiv 2303.05828.
 
@@ -19,7 +19,7 @@ def roughness(perturbation: Tensor) -> Tensor:
 
 
 def add_roughness_gradient(gradient: Tensor, perturbation: Tensor, weight: float) -> None:
-    """gradient (B, 3, H, W) += weight · that of each p's `roughness`, in place: by hand, in fewer passes than autograd takes."""
+    """Adds weight · the gradient of each p's `roughness` to gradient (B, 3, H, W), in place, in fewer passes than autograd takes."""
     for dim in (2, 3):
         steps, size = perturbation.diff(dim=dim), perturbation.shape[dim]
         slope = 2 * weight / steps[0].numel()
@@ -28,5 +28,5 @@ def add_roughness_gradient(gradient: Tensor, perturbation: Tensor, weight: float
 
 
 def total_variation(perturbation: Tensor) -> Tensor:
-    """Σ |∂x p| + Σ |∂y p| of each p (B, 3, H, W), anisotropic: (B,)."""
+    """Returns Σ |∂x p| + Σ |∂y p| of each p (B, 3, H, W), anisotropic: (B,)."""
     return perturbation.diff(dim=3).abs().sum(dim=(1, 2, 3)) + perturbation.diff(dim=2).abs().sum(dim=(1, 2, 3))

@@ -1,4 +1,4 @@
-"""One interface over image(-text) encoders: g before the joint-space projection, h after it, text, preprocessing."""
+"""One interface to all encoders: g before the joint-space projection, h after it, texts, and preprocessing."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 @dataclass(frozen=True)
 class Preprocessing:
-    """What an encoder's transform ends with: size (H, W) in pixels, mean and std a channel, the way it resizes."""
+    """The last steps of an encoder's transform: size (H, W) in pixels, mean and std of each channel, and how it resizes."""
 
     size: tuple[int, int]
     mean: tuple[float, ...]
@@ -28,10 +28,11 @@ class Preprocessing:
 
 
 class Backbone(nn.Module):
-    """An encoder with frozen weights in the precision that was asked for.
+    """An encoder with frozen weights in the requested precision.
 
-    Attributes: transform turns a PIL image in RGB into a (3, H, W) float32 tensor, preprocessing describes it;
-    image_tower gives g; has_text says whether class names can be encoded; logit_scale is the model's own s in softmax(s · cos(h, t)).
+    Attributes: transform turns a PIL image in RGB into a (3, H, W) float32 tensor, and preprocessing describes it;
+    image_tower computes g; has_text says whether class names can be encoded; logit_scale is the model's own s in softmax(s ·
+    cos(h, t)).
     """
 
     transform: Callable[[Image], Tensor]
@@ -59,14 +60,14 @@ class Backbone(nn.Module):
 
     @abstractmethod
     def encode_image(self, images: Tensor) -> Tensor:
-        """Features g of images (B, 3, H, W): (B, D) float32, not normalised."""
+        """Returns features g of images (B, 3, H, W): (B, D) float32, not normalised."""
 
     def project(self, features: Tensor) -> Tensor | None:
-        """Unit-norm embeddings h of features g: (B, D) -> (B, E) float32; None without a joint space."""
+        """Returns unit-norm embeddings h of features g: (B, D) -> (B, E) float32; None without a joint space."""
         return None
 
     def encode_text(self, texts: list[str]) -> Tensor:
-        """Unit-norm embeddings of K texts: (K, E) float32.
+        """Returns unit-norm embeddings of K texts: (K, E) float32.
 
         Raises: TypeError for an encoder without text tower.
         """
@@ -80,13 +81,14 @@ class Backbone(nn.Module):
         raise TypeError(f"{type(self).__name__} gives unit-norm embeddings of texts alone")
 
     def freeze(self) -> Backbone:
-        """The encoder in evaluation mode, without gradients, in its precision."""
+        """Puts the encoder into evaluation mode, without gradients, in its precision."""
         return self.eval().requires_grad_(False).to(self.dtype)
 
     def train_images(self, gradient_checkpointing: bool = False, compile: bool = False) -> Backbone:
-        """The encoder for fine-tuning: the image tower trainable in float32, what follows it frozen, no text tower.
+        """Prepares the encoder for fine-tuning.
 
-        Raises: ValueError for gradient checkpointing of a tower that cannot.
+        The image tower is trainable in float32, the layers after it are frozen, and the text tower is removed.
+        Raises: ValueError for gradient checkpointing of a tower that does not support it.
         """
         self.dtype = torch.float32
         self.float().requires_grad_(False)
@@ -101,14 +103,14 @@ class Backbone(nn.Module):
         tower = self.image_tower
         with suppress(
             AttributeError, AssertionError
-        ):  # some lack it, some of timm refuse, open_clip's ResNet does nothing
+        ):  # some towers lack it, some of timm refuse it, and open_clip's ResNet ignores it
             tower.set_grad_checkpointing(True)
         if not any(getattr(module, "grad_checkpointing", False) for module in tower.modules()):
             raise UserError(f"gradient_checkpointing: {type(tower).__name__} does not offer it; set it to false")
 
 
 class ImageBackbone(Backbone):
-    """An encoder of images alone: g is what `model` gives of images (B, 3, H, W). It is frozen, in its precision."""
+    """An encoder of images only, frozen in its precision; g is the output of `model` for images (B, 3, H, W)."""
 
     def __init__(
         self,
@@ -130,5 +132,5 @@ class ImageBackbone(Backbone):
 
 
 def unit(vectors: Tensor) -> Tensor:
-    """Rows at length 1, in float32."""
+    """Scales rows to length 1, in float32."""
     return normalize(vectors.float(), dim=-1)

@@ -1,8 +1,8 @@
-"""The one place that configurations of models and tokenizers pass: which keys they may have, and what kinds of value.
+"""The only place that reads configurations of models and tokenizers, and says which keys and kinds of value they may have.
 
 A configuration comes from whoever made the encoder, and the libraries do what it says: `trust_remote_code`, `auto_map` or
-`attn_implementation` import code, other keys open files or ask a hub. So only keys that are listed here reach a library, each
-with a value of its kind; any other is an error. null is of every kind.
+`attn_implementation` import code, and other keys open files or contact a hub. Therefore only keys that are listed here reach a
+library, each with a value of its kind; any other key is an error. null is of every kind.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from clip_ood.files.records import read_json
 
 @dataclass(frozen=True)
 class Kind:
-    """What a value may be: in words, and as a test."""
+    """A kind of value, in words and as a test."""
 
     words: str
     fits: Callable[[Any], bool]
@@ -30,13 +30,13 @@ Keys = Mapping[str, "Kind | Keys"]
 
 
 class NotAllowed(UserError):
-    """A configuration that asks for more than its data."""
+    """A configuration asks for more than its data."""
 
 
 def read_checked(path: Path, keys: Keys) -> dict[str, Any]:
-    """The configuration in a JSON file, if `keys` allow all of it; without those that no library needs.
+    """Returns the configuration in a JSON file, without keys that no library needs, if `keys` allow all of it.
 
-    Raises: FileNotFoundError, ValueError for what is no JSON, NotAllowed as `checked`.
+    Raises: FileNotFoundError, ValueError for a file that is no JSON, NotAllowed as `checked` does.
     """
     try:
         content = read_json(path)
@@ -46,7 +46,7 @@ def read_checked(path: Path, keys: Keys) -> dict[str, Any]:
 
 
 def checked(value: Any, allowed: Kind | Keys, place: str, key: str = "") -> Any:
-    """`value`, if it is of a kind or a mapping of allowed keys, without the keys that are `UNUSED`.
+    """Returns `value`, without the keys that are `UNUSED`, if it is of an allowed kind or a mapping of allowed keys.
 
     Raises: NotAllowed, which names the place and the key, for anything else.
     """
@@ -94,7 +94,7 @@ def _all(fits: Callable[[Any], bool]) -> Callable[[Any], bool]:
 
 
 def _token(value: Any) -> bool:
-    """A token, as a string or as what is known of it; or several."""
+    """Says whether a value is a token, as a string or as its description, or several of them."""
     if isinstance(value, list):
         return all(map(_token, value))
     if isinstance(value, dict):
@@ -104,7 +104,7 @@ def _token(value: Any) -> bool:
 
 
 def one_of(*values: str) -> Kind:
-    """One of some words."""
+    """Returns the kind that has only these words."""
     return Kind(f"one of {', '.join(values)}", lambda value: isinstance(value, str) and value in values)
 
 
@@ -243,11 +243,11 @@ TOKENIZER = SPECIAL_TOKENS | {
         "transformers_version is_local local_files_only backend use_fast from_slow tokenizer_type",
     ),
 }
-MODEL_TYPE = {"model_type": WORD}  # all that is taken of the config.json beside a tokenizer
+MODEL_TYPE = {"model_type": WORD}  # all that is read of the config.json beside a tokenizer
 ADDED_TOKENS = Kind(
     "a mapping from tokens to whole numbers", lambda value: isinstance(value, dict) and all(map(_whole, value.values()))
 )
-TOKENIZER_FILES: dict[str, Kind | Keys | None] = {  # None: what holds data whatever it says
+TOKENIZER_FILES: dict[str, Kind | Keys | None] = {  # None: the file holds only data, whatever it says
     "tokenizer_config.json": TOKENIZER,
     "special_tokens_map.json": SPECIAL_TOKENS,
     "added_tokens.json": ADDED_TOKENS,

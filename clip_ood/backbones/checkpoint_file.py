@@ -1,4 +1,4 @@
-"""The tensors in a checkpoint file, whatever its authors wrapped them in, read as data: nothing that is pickled is run."""
+"""Reads the tensors in a checkpoint file, whatever their authors wrapped them in, as data: pickled code is never run."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from clip_ood.backbones.torchscript import is_torchscript, read_torchscript
 from clip_ood.errors import UserError
 from clip_ood.files.regular_file import no_file, special
 
-WRAPPERS = (  # what holds the weights beside optimizers and settings; averaged ones come first
+WRAPPERS = (  # keys that hold the weights beside optimizers and settings; averaged weights come first
     "state_dict_ema",
     "model_ema",
     "ema_state_dict",
@@ -36,10 +36,10 @@ WRAPPERS = (  # what holds the weights beside optimizers and settings; averaged 
 
 
 def read_tensors(path: Path) -> dict[str, Tensor]:
-    """The state dict in a file of safetensors, torch or TorchScript (told by its content, not by its name), on the CPU.
+    """Reads the state dict in a file of safetensors, torch or TorchScript, recognised by its content, on the CPU.
 
-    Raises: pickle.UnpicklingError for a file that holds more than data, or that is none of these; ValueError for one that is cut off or
-    holds no tensors.
+    Raises: pickle.UnpicklingError for a file that holds more than data, or that is none of these; ValueError for one that is
+    truncated or holds no tensors.
     """
     if special(path) is not None:
         raise UserError(f"{path} is no checkpoint{no_file(path)}")
@@ -47,7 +47,7 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
         found = unwrapped(_content(path))
     except pickle.UnpicklingError:
         raise
-    except Exception as error:  # readers of damaged files raise anything
+    except Exception as error:  # readers may raise anything for damaged files
         raise UserError(f"the file is damaged, or none of torch's or safetensors' ({_reason(error)})") from error
     if not found:
         raise UserError("the file holds no tensors by their names")
@@ -55,7 +55,7 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
 
 
 def unwrapped(content: Any) -> dict[str, Tensor]:
-    """The tensors by name in what a checkpoint holds, of the innermost of its `WRAPPERS`."""
+    """Returns the tensors by name in a checkpoint's content, from the innermost of its `WRAPPERS`."""
     while isinstance(content, Mapping):
         inner = next((content[name] for name in WRAPPERS if isinstance(content.get(name), Mapping)), None)
         if inner is None:
@@ -72,12 +72,12 @@ def _content(path: Path) -> Any:
             return read_torchscript(path)
     elif _is_safetensors(path):
         return load_file(path)
-    with torch.serialization.safe_globals([argparse.Namespace]):  # settings of a training: names and values
+    with torch.serialization.safe_globals([argparse.Namespace]):  # a training's settings: names and values
         return torch.load(path, map_location="cpu", weights_only=True)
 
 
 def _is_safetensors(path: Path) -> bool:
-    """Whether a file begins with the length of a header, and the header."""
+    """Says whether a file begins with the length of a header, and the header."""
     with path.open("rb") as file:
         length, brace = int.from_bytes(file.read(8), "little"), file.read(1)
     return path.suffix == ".safetensors" or (brace == b"{" and length < path.stat().st_size)

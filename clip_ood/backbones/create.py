@@ -1,4 +1,4 @@
-"""From a backbone's spec to the encoder."""
+"""Makes the encoder that a backbone's spec names."""
 
 from __future__ import annotations
 
@@ -17,12 +17,13 @@ from clip_ood.errors import UserError
 
 
 def create_backbone(spec: BackboneSpec, download: bool = True) -> Backbone:
-    """The encoder that `spec` names, weights loaded, frozen, on the CPU (on the current default device under
-    `with torch.device(...)`). Checkpoints are read as tensors only: pickled code in them is never run, nor is code that a
-    configuration names. Without `download` no host is contacted.
+    """Makes the encoder that `spec` names, with its weights loaded and frozen.
+
+    It is on the CPU (on the current default device under `with torch.device(...)`). Checkpoints are read as tensors only: pickled
+    code in them is never run, nor is code that a configuration names. Without `download` no host is contacted.
 
     Raises: ValueError for unknown names, for configurations that are not allowed, and for weights that cannot be read or are not
-    this architecture's; ConnectionError for what would have to be downloaded and may or can not be.
+    this architecture's; ConnectionError for what would have to be downloaded and may not or cannot be.
     """
     check_model(spec)
     if download:
@@ -40,13 +41,13 @@ def create_backbone(spec: BackboneSpec, download: bool = True) -> Backbone:
 
 @contextmanager
 def _naming(spec: BackboneSpec) -> Iterator[None]:
-    """Says which encoder and weights it was about when a library fails to load them."""
+    """Adds to the errors of a library's loading which encoder and weights it was about."""
     try:
         yield
-    except Exception as error:  # readers of damaged or foreign files raise anything
+    except Exception as error:  # readers may raise anything for damaged or foreign files
         weights = f" with the weights {spec.pretrained}" if spec.pretrained else ""
         reason = textwrap.shorten(str(error), 400)
-        if isinstance(error, pickle.UnpicklingError) or "weights_only" in reason:  # never to be switched off
+        if isinstance(error, pickle.UnpicklingError) or "weights_only" in reason:  # which is never switched off
             reason = (
                 "the file is damaged or holds pickled objects beside tensors, which are never run. Save the model's "
                 "state dict by itself, best as .safetensors"

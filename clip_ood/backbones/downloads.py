@@ -1,4 +1,4 @@
-"""Encoders without a word to any host: is all that one needs on this machine, and what would be downloaded else."""
+"""Makes encoders without contacting any host, and says otherwise what would be downloaded."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from clip_ood.backbones.weights import remote_config, remote_weights
 
 
 class WouldDownload(ConnectionError):
-    """An encoder that is not on this machine, where no host may be contacted."""
+    """An encoder is not on this machine, and no host may be contacted."""
 
 
 def require_here(spec: BackboneSpec) -> None:
@@ -24,7 +24,7 @@ def require_here(spec: BackboneSpec) -> None:
 
 
 def would_download(spec: BackboneSpec, remote: Remote) -> str:
-    """From where an encoder would come, where to, and how large it is by its architecture alone, where that is known."""
+    """Says from where an encoder would come, where to, and how large it is by its architecture alone, if that is known."""
     size = "the size is not known without asking there"
     if parameters := parameters_of(spec):
         size = f"about {4e-9 * parameters:.1f} GB, which is {parameters / 1e6:,.0f} million parameters as float32"
@@ -33,7 +33,7 @@ def would_download(spec: BackboneSpec, remote: Remote) -> str:
 
 @contextmanager
 def offline() -> Iterator[None]:
-    """Meanwhile the Hugging Face hub's client reads its cache alone, in this whole process."""
+    """Makes the Hugging Face hub's client read only its cache meanwhile, in this whole process."""
     from huggingface_hub import constants, utils
 
     renew = getattr(utils, "reset_sessions", lambda: None)  # before its version 1, a session kept what was set first
@@ -48,7 +48,7 @@ def offline() -> Iterator[None]:
 
 
 def parameters_of(spec: BackboneSpec) -> int | None:
-    """The number of an encoder's parameters, text tower included; None where only the hub knows its architecture."""
+    """Returns the number of an encoder's parameters with its text tower, or None if only the hub knows its architecture."""
     if spec.model.startswith("hf-hub:"):
         return None
     from clip_ood.backbones.create import create_backbone
@@ -57,6 +57,6 @@ def parameters_of(spec: BackboneSpec) -> int | None:
     try:
         with torch.device("meta"):
             backbone = create_backbone(random, download=False)
-    except ValueError:  # its text tower is described on the hub
+    except ValueError:  # only the hub describes its text tower
         return None
     return sum(each.numel() for each in backbone.parameters())

@@ -1,4 +1,4 @@
-"""What identifies an encoder's outputs, known without loading its weights."""
+"""Identifies an encoder's outputs without loading its weights."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from clip_ood.terminal.console import Terminal
 
 
 def fingerprint(spec: BackboneSpec, hashes: Path) -> dict[str, Any]:
-    """Architecture, weights, preprocessing and precision of an encoder: equal fingerprints, equal features.
+    """Returns architecture, weights, preprocessing and precision of an encoder; equal fingerprints mean equal features.
 
     weights is a hub revision, the SHA-256 of a local file (remembered in the JSON file `hashes` by path, size and
     mtime), or the seed of random weights.
@@ -31,12 +31,12 @@ def fingerprint(spec: BackboneSpec, hashes: Path) -> dict[str, Any]:
 
 
 def digest(value: Any) -> str:
-    """16 hex digits that stand for a JSON value."""
+    """Returns 16 hex digits that identify a JSON value."""
     return hashlib.sha256(json.dumps(value, sort_keys=True, default=str).encode()).hexdigest()[:16]
 
 
 def weights_of(spec: BackboneSpec, hashes: Path) -> str:
-    """A hub revision, the SHA-256 of a local file, or the seed of random weights."""
+    """Returns a hub revision, the SHA-256 of a local file, or the seed of random weights."""
     if remote := remote_weights(spec):
         return remote.revision()
     file = local_weights(spec)
@@ -44,8 +44,9 @@ def weights_of(spec: BackboneSpec, hashes: Path) -> str:
 
 
 def file_hash(path: Path, remembered: Path) -> str:
-    """SHA-256 of a file, computed once for each (path, size, times, inode) and remembered in a JSON file; in the user's cache where
-    that cannot be written.
+    """Returns the SHA-256 of a file, computed once for each (path, size, times, inode).
+
+    It is remembered in a JSON file, or in the user's cache if that cannot be written.
 
     Raises: FileNotFoundError.
     """
@@ -69,7 +70,7 @@ def _remember(path: Path, known: dict[str, str]) -> None:
 
 
 def _remembered(path: Path) -> dict[str, str]:
-    """Hashes written before; none if the file is missing or damaged, for they can be computed again."""
+    """Returns hashes written before, or none if the file is missing or damaged, because they can be computed again."""
     try:
         known = read_json(path)
     except (OSError, Unfit):
@@ -78,9 +79,9 @@ def _remembered(path: Path) -> dict[str, str]:
 
 
 def sha256(path: Path) -> str:
-    """The SHA-256 of a file, 64 hex digits. Raises: OSError for what is no file (a device may never end)."""
+    """Returns the SHA-256 of a file, 64 hex digits. Raises: OSError for anything but a file (a device may never end)."""
     content = hashlib.sha256()
-    small = check_regular(path) < 2**28  # read within a second
+    small = check_regular(path) < 2**28  # is read within a second
     with rich.progress.open(
         path, "rb", description=f"Hashing {path.name}", console=Terminal(), transient=True, disable=small
     ) as file:

@@ -1,4 +1,4 @@
-"""The weights of a file in a model, exactly: under the prefixes that trainings and libraries put before names, or not at all."""
+"""Loads the weights of a file into a model exactly, under the prefixes that trainings and libraries add to names, or not at all."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from clip_ood.errors import UserError
 State = dict[str, Tensor]
 PREFIXES = (
     *("module", "_orig_mod"),  # data parallelism, torch.compile
-    *("model", "net", "network", "backbone", "encoder", "feature_extractor", "vit"),  # whoever trained it
+    *("model", "net", "network", "backbone", "encoder", "feature_extractor", "vit"),  # scripts that train a model
     *("teacher", "student", "base_encoder", "encoder_q"),  # self-supervision
     *("timm_model", "clip", "visual", "trunk", "vision_encoder", "image_encoder"),  # libraries around an image tower
 )
@@ -20,7 +20,7 @@ PREFIXES = (
 
 @dataclass(frozen=True)
 class Misfit:
-    """What of a model's weights is not in a state, what is there beside them, and what has another shape, in words."""
+    """Words the difference of a state from a model: missing weights, additional ones, and those of another shape."""
 
     missing: list[str]
     unknown: list[str]
@@ -38,16 +38,16 @@ class Misfit:
 
 
 def fit(model: nn.Module, state: State, prepare: Callable[[State], State], spare: Callable[[str], bool]) -> None:
-    """Loads what `prepare` makes of `state` (its names and grids as this library has them), with or without a prefix of its names.
+    """Loads what `prepare` makes of `state`, its names and grids as this library has them, with or without a prefix of names.
 
-    `spare` says which names the model may lack, such as a classifier's. Raises: ValueError for what does not fit exactly.
+    `spare` says which names the model may lack, such as a classifier's. Raises: ValueError for weights that do not fit exactly.
     """
     nearest: Misfit | None = None
     for prefix in _prefixes(state):
         own = {name.removeprefix(prefix): value for name, value in state.items() if name.startswith(prefix)}
         try:
             prepared = prepare(own)
-        except Exception:  # of names and shapes that are another model's: the state as it is tells what is wrong
+        except Exception:  # names and shapes are another model's; the unprepared state shows what is wrong
             prepared = own
         misfit = _compared(model.state_dict(), prepared, spare)
         if not misfit.size:
@@ -69,7 +69,7 @@ def _compared(wanted: State, given: State, spare: Callable[[str], bool]) -> Misf
 
 
 def _prefixes(state: State) -> Iterator[str]:
-    """No prefix, then each that names begin with: the shortest first, of several as long in the order of `PREFIXES`."""
+    """Yields no prefix, then each with which names begin: the shortest first, and those of one length in the order of `PREFIXES`."""
     found = {""}
     for name in state:
         prefix = ""

@@ -1,7 +1,7 @@
-"""An image encoder as a folder of its own: the weights of its tower and projection, and what they are built into.
+"""Saves an image encoder as a folder: the weights of its tower and projection, and the architecture that they are loaded into.
 
 <folder>/image_encoder.safetensors             tower.*, projection.*
-<folder>/architecture/open_clip_config.json    open_clip's architecture and preprocessing, its text tower as small as it goes
+<folder>/architecture/open_clip_config.json    open_clip's architecture and preprocessing, with a minimal text tower
 """
 
 from __future__ import annotations
@@ -20,11 +20,11 @@ from clip_ood.files.tensor_files import save_tensors
 from clip_ood.files.writing import write_text
 
 WEIGHTS = "image_encoder.safetensors"
-CONFIG = Path("architecture", "open_clip_config.json")  # beside weights, open_clip would load them
+CONFIG = Path("architecture", "open_clip_config.json")  # not beside the weights, which open_clip would load
 
 
 def save_image_encoder(folder: Path, backbone: Backbone, spec: BackboneSpec) -> list[Path]:
-    """Writes what turns images into g and h; the files. `backbone` is the one of `spec`, its weights trained on or not."""
+    """Writes what turns images into g and h, and returns the files. `backbone` is the one of `spec`, whether fine-tuned or not."""
     files = [folder / WEIGHTS]
     if (described := library(spec.library).described(backbone)) is not None:
         files.append(folder / CONFIG)
@@ -34,7 +34,7 @@ def save_image_encoder(folder: Path, backbone: Backbone, spec: BackboneSpec) -> 
 
 
 def load_image_encoder(folder: Path, spec: BackboneSpec) -> Backbone:
-    """The encoder that `save_image_encoder` wrote, frozen, on the CPU; out of this folder alone.
+    """Loads the encoder that `save_image_encoder` wrote, frozen, on the CPU, from this folder alone.
 
     Raises: ValueError for a configuration that is not allowed, and for weights that are not this architecture's.
     """

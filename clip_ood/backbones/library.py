@@ -1,4 +1,4 @@
-"""What is asked of a package that encoders come from: names, weights, fingerprint, and the encoder itself.
+"""The interface of a package that encoders come from: names, weights, fingerprint, and the encoder itself.
 
 A package of encoders is one file with a `Library`, and a line of `LIBRARIES`.
 """
@@ -26,9 +26,10 @@ LIBRARIES = {  # as configs name them -> module:class
 
 
 class Library(ABC):
-    """A package that encoders come from. It imports the package where it must, and answers `check` without.
+    """A package that encoders come from. It imports the package only where it must, and answers `check` without it.
 
-    Attributes: package, what is installed under; reads_text, whether its encoders have a joint space of images and texts.
+    Attributes: package: the name that it is installed under; reads_text: whether its encoders have a joint space of images and
+    texts.
     """
 
     package: ClassVar[str]
@@ -36,53 +37,59 @@ class Library(ABC):
 
     @abstractmethod
     def list_models(self) -> dict[str, list[str]]:
-        """Its architectures, each with the tags of its weights, as the package says; it is imported."""
+        """Imports the package, and returns its architectures, each with the tags of its weights."""
 
     @abstractmethod
     def check(self, spec: BackboneSpec) -> None:
-        """Raises: UserError for a model, tag, folder or file that is not there, naming the nearest valid ones."""
+        """Raises: UserError for a model, tag, folder or file that does not exist, and names the nearest valid ones."""
 
     def check_text(self, spec: BackboneSpec, text: BackboneSpec) -> None:
-        """Raises: UserError where the texts of another model cannot stand beside the images of this one."""
+        """Raises: UserError if the texts of another model cannot be combined with the images of this one."""
         raise UserError(
             f"backbone.text goes with open_clip: {self.package}'s encoders have no joint space for a text tower"
         )
 
     def remote_config(self, spec: BackboneSpec) -> Remote | None:
-        """Where the configuration of a model is that describes itself on the net; None for other models."""
+        """Returns where a model's configuration lies on the net, or None for models that are not described there."""
         return None
 
     def remote_weights(self, spec: BackboneSpec) -> Remote | None:
-        """Where its weights come from; None for files, folders and random weights. Raises: UserError where there are none."""
+        """Returns where its weights come from, or None for files, folders and random weights.
+
+        Raises: UserError if there are none.
+        """
         return None
 
     def local_weights(self, spec: BackboneSpec) -> Path | None:
-        """The checkpoint file of a model; None for other weights and without any."""
+        """Returns the checkpoint file of a model, or None for other weights and without any."""
         return Path(spec.pretrained) if spec.pretrained and self.remote_weights(spec) is None else None
 
     @abstractmethod
     def fingerprint(self, spec: BackboneSpec, hashes: Path) -> dict[str, Any]:
-        """What tells its features from others' beside library, model and precision (see `clip_ood.backbones.fingerprint`)."""
+        """Returns what distinguishes its features from others besides library, model and precision.
+
+        See `clip_ood.backbones.fingerprint`.
+        """
 
     @abstractmethod
     def create(self, spec: BackboneSpec, download: bool) -> Backbone:
-        """The encoder, frozen, on the CPU. Raises what loading raises."""
+        """Makes the encoder, frozen, on the CPU. Raises what loading raises."""
 
     def image_side(self, spec: BackboneSpec) -> Backbone:
-        """The image tower and projection with random weights, on the current default device.
+        """Makes the image tower and projection with random weights, on the current default device.
 
-        Raises: ConnectionError where the configuration is not on this machine.
+        Raises: ConnectionError if the configuration is not on this machine.
         """
         return self.create(ImageSpec(spec.library, spec.model, precision=spec.precision), download=False)
 
     def described(self, backbone: Backbone) -> Mapping[str, Any] | None:
-        """The configuration that `restored` makes the encoder of again; None where the model's name is enough."""
+        """Returns the configuration from which `restored` makes the encoder again, or None if the model's name is enough."""
         return None
 
     def restored(self, spec: BackboneSpec, described: Path) -> Backbone:
-        """The encoder without its weights, of the configuration in the file `described`, where there is one; no host is contacted.
+        """Makes the encoder without its weights, from the configuration in the file `described`, if any; no host is contacted.
 
-        Raises: UserError for a configuration that is not allowed, and for a model that there is not.
+        Raises: UserError for a configuration that is not allowed, and for a model that does not exist.
         """
         self.check(ImageSpec(spec.library, spec.model))
         return self.image_side(spec)
@@ -90,7 +97,7 @@ class Library(ABC):
 
 @cache
 def library(name: str) -> Library:
-    """The library of that name. Raises: UserError for another name."""
+    """Returns the library of that name. Raises: UserError for another name."""
     if name not in LIBRARIES:
         raise UserError(f"There is no encoder library {name!r}: use {' or '.join(LIBRARIES)}.")
     module, _, cls = LIBRARIES[name].partition(":")

@@ -1,7 +1,7 @@
-"""Any open_clip model behind the `Backbone` interface.
+"""Makes any open_clip model a `Backbone`.
 
-The projection into the joint space is taken out of the image tower once, so that the tower itself gives g and the
-projection turns g into h. Where there is no projection of its own (RN50's attention pooling), g is the tower's output.
+The projection into the joint space is taken out of the image tower once, so that the tower itself computes g and the
+projection turns g into h. If a tower has no separate projection (RN50's attention pooling), g is the tower's output.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from clip_ood.backbones.spec import BackboneSpec, ImageSpec
 from clip_ood.backbones.weights import weights_file
 from clip_ood.errors import UserError
 
-OF_NO_USE = (  # in OpenAI's files, and in those of older versions of transformers
+OF_NO_USE = (  # unused tensors in OpenAI's files, and in those of older versions of transformers
     "input_resolution",
     "context_length",
     "vocab_size",
@@ -41,8 +41,8 @@ OF_NO_USE = (  # in OpenAI's files, and in those of older versions of transforme
 class OpenClipBackbone(Backbone):
     """An open_clip image-text model: a pretrained tag, `hf-hub:`, `local-dir:`, a checkpoint file or random weights.
 
-    Of an `ImageSpec` it has no texts: nothing of its tokenizer is read, nor of a text tower of transformers, where its weights are
-    known. `described` is its configuration. Raises: ValueError for a configuration that is not allowed, and where a checkpoint's
+    Made of an `ImageSpec`, it has no texts: nothing of its tokenizer is read, nor of a text tower of transformers if its weights
+    are known. `described` is its configuration. Raises: ValueError for a configuration that is not allowed, and if a checkpoint's
     activation (QuickGELU) is not the architecture's; ConnectionError for what would have to be downloaded without `download`.
     """
 
@@ -105,7 +105,7 @@ class OpenClipBackbone(Backbone):
     def text_vectors(self, texts: list[str]) -> Tensor:
         tokens = self._tokenize(texts)
         tower = getattr(self.model, "text", None)
-        if isinstance(tower, HFTextEncoder):  # it masks padding: drop what all texts share
+        if isinstance(tower, HFTextEncoder):  # it masks padding, so padding that all texts share is dropped
             tokens = tokens[:, : int((tokens != tower.config.pad_token_id).any(dim=0).nonzero().max()) + 1]
         tokens = tokens.to(next(self.model.parameters()).device)
         embeddings = self.model.encode_text(tokens)
@@ -113,7 +113,7 @@ class OpenClipBackbone(Backbone):
 
 
 def _tokenizer(text: dict[str, Any], folder: Path) -> Callable[[list[str]], Tensor]:
-    """The tokenizer that a text tower's configuration asks for; `folder` holds its files if it is one of transformers."""
+    """Returns the tokenizer that a text tower's configuration asks for; `folder` holds its files if it is one of transformers."""
     length = text.get("context_length", DEFAULT_CONTEXT_LENGTH)
     more = text.get("tokenizer_kwargs") or {}
     if not text.get("hf_tokenizer_name"):
@@ -124,11 +124,12 @@ def _tokenizer(text: dict[str, Any], folder: Path) -> Callable[[list[str]], Tens
 
 
 def load_weights(model: nn.Module, file: Path, image_alone: bool = False) -> None:
-    """The weights of a checkpoint file in a model, or in its image tower alone; position embeddings of another size are interpolated.
+    """Loads the weights of a checkpoint file into a model, or into its image tower alone.
 
-    Raises: ValueError for a file that does not fit exactly, or cannot be read.
+    Position embeddings of another size are interpolated. Raises: ValueError for a file that does not fit exactly, or cannot be
+    read.
     """
-    if file.suffix in (".npz", ".npy"):  # of JAX, arrays alone
+    if file.suffix in (".npz", ".npy"):  # JAX's files hold only arrays
         open_clip.load_checkpoint(model, str(file))
         return
     prepare = _image_tower_of if image_alone else _whole
@@ -147,7 +148,7 @@ def _image_tower_of(state: dict[str, Tensor], model: nn.Module) -> dict[str, Ten
 
 
 def _whole(state: dict[str, Tensor], model: nn.Module) -> dict[str, Tensor]:
-    """What open_clip does to a state before it loads it."""
+    """Changes a state as open_clip does before it loads it."""
     state = convert_state_dict(model, state)
     if "positional_embedding" in state and not hasattr(model, "positional_embedding"):
         state = convert_to_custom_text_state_dict(state)
@@ -155,7 +156,7 @@ def _whole(state: dict[str, Tensor], model: nn.Module) -> dict[str, Tensor]:
         own = getattr(model, name, None)
         if own is not None and name in state:
             state[name] = state[name].reshape(own.shape)
-        elif own is not None and name == "logit_bias":  # of a model without one
+        elif own is not None and name == "logit_bias":  # the file's model has none
             state[name] = torch.zeros(own.shape)
     _resize(state, model)
     resize_text_pos_embed(state, model)
@@ -163,10 +164,10 @@ def _whole(state: dict[str, Tensor], model: nn.Module) -> dict[str, Tensor]:
 
 
 def _resize(state: dict[str, Tensor], model: nn.Module) -> None:
-    """Interpolates the image tower's position embeddings, open_clip's own or a timm trunk's, where the grid is another."""
+    """Interpolates the image tower's position embeddings, open_clip's own or a timm trunk's, if the grid is another."""
     for name in state:
         if name.endswith("positional_embedding"):
-            state[name] = state[name].float()  # a CPU interpolates no half precision
+            state[name] = state[name].float()  # a CPU cannot interpolate half precision
     resize_pos_embed(state, model)
     trunk, name = getattr(model.visual, "trunk", None), "visual.trunk.pos_embed"
     own = getattr(trunk, "pos_embed", None)
@@ -176,7 +177,7 @@ def _resize(state: dict[str, Tensor], model: nn.Module) -> None:
 
 
 class MatrixProjection(nn.Module):
-    """g -> g P, as ViT towers keep their projection: a bare (D, E) parameter."""
+    """Computes g -> g P, as ViT towers keep their projection: a bare (D, E) parameter."""
 
     def __init__(self, matrix: nn.Parameter) -> None:
         super().__init__()
@@ -187,7 +188,7 @@ class MatrixProjection(nn.Module):
 
 
 def take_projection(visual: nn.Module) -> nn.Module:
-    """The projection of an open_clip image tower, taken out of it: the tower gives g from then on."""
+    """Takes the projection out of an open_clip image tower and returns it; from then on the tower computes g."""
     if isinstance(visual, TimmModel):
         return _take_from_timm(visual)
     if isinstance(getattr(visual, "proj", None), nn.Parameter):  # VisionTransformer
@@ -208,12 +209,12 @@ def _take_from_timm(visual: TimmModel) -> nn.Module:
 
 
 def uses_quick_gelu(spec: BackboneSpec) -> bool:
-    """Whether QuickGELU is to be forced: the weights that `spec` names were trained with it.
+    """Says whether QuickGELU must be forced because the weights that `spec` names were trained with it.
 
     Raises: ValueError for a -quickgelu architecture with weights that were not.
     """
     if spec.model.startswith(SCHEMES):
-        return False  # the folder's or repository's own config says it
+        return False  # the config of the folder or repository says it
     tag = training_tag(spec)
     trained_with = bool(tag.get("quick_gelu")) if tag else spec.model.endswith("-quickgelu")
     if spec.model.endswith("-quickgelu") and not trained_with:
@@ -223,7 +224,7 @@ def uses_quick_gelu(spec: BackboneSpec) -> bool:
 
 
 def training_tag(spec: BackboneSpec) -> dict[str, Any]:
-    """What open_clip knows of the pretrained tag that `spec` names: mean, std, resizing, activation; {} without a tag."""
+    """Returns what open_clip knows of the pretrained tag that `spec` names: mean, std, resizing, activation; {} without a tag."""
     name = spec.preprocess or spec.pretrained
     if name is None or spec.model.startswith(SCHEMES):
         return {}

@@ -1,8 +1,8 @@
-"""What open_clip is given to build a model from: files that we write, out of a configuration that was checked.
+"""Writes the files from which open_clip builds a model, out of a configuration that was checked.
 
-By itself open_clip reads a folder's or a repository's configuration as it is, and passes on what that says of text towers and
-tokenizers. Here every configuration is read by `checked_config`, every file fetched by `Remote`, and open_clip and transformers
-see one temporary folder:
+By itself, open_clip reads a folder's or a repository's configuration as it is, and passes on what it says about text towers and
+tokenizers. Here every configuration is read by `checked_config`, every file is fetched by `Remote`, and open_clip and
+transformers see only one temporary folder:
 
 <folder>/open_clip_config.json    of the model
 <folder>/text_tower/config.json   of a text tower of transformers, if the model has one
@@ -44,9 +44,9 @@ OF_TEXT = ("text_cfg", "multimodal_cfg", "custom_text")
 
 
 def describe(spec: BackboneSpec, download: bool = True) -> dict[str, Any]:
-    """What an open_clip_config.json says of the model that `spec` names: its architecture, and how its images are prepared.
+    """Returns the content of an open_clip_config.json for the model that `spec` names: its architecture and preprocessing.
 
-    Raises: ValueError for a configuration with a key that is not allowed, ConnectionError as `Remote.fetch`.
+    Raises: ValueError for a configuration with a key that is not allowed, ConnectionError as `Remote.fetch` does.
     """
     if spec.model.startswith("local-dir:"):
         return read_description(Path(spec.model.removeprefix("local-dir:"), CONFIG))
@@ -65,7 +65,7 @@ def describe(spec: BackboneSpec, download: bool = True) -> dict[str, Any]:
 
 
 def read_description(path: Path) -> dict[str, Any]:
-    """An open_clip_config.json. Raises: ValueError for one that is not allowed, or describes no model."""
+    """Reads an open_clip_config.json. Raises: ValueError for one that is not allowed, or describes no model."""
     described = read_checked(path, OPEN_CLIP)
     for key in ("embed_dim", "vision_cfg", "text_cfg"):
         if (described.get("model_cfg") or {}).get(key) is None:
@@ -74,7 +74,7 @@ def read_description(path: Path) -> dict[str, Any]:
 
 
 def read_images_alone(path: Path) -> dict[str, Any]:
-    """The same without its text tower, whatever that is. Raises as `read_description`."""
+    """Reads an open_clip_config.json without its text tower, whatever that is. Raises as `read_description` does."""
     try:
         described = without_text(read_json(path))
     except (ValueError, TypeError, LookupError, AttributeError) as error:
@@ -83,14 +83,14 @@ def read_images_alone(path: Path) -> dict[str, Any]:
 
 
 def without_text(described: Mapping[str, Any]) -> dict[str, Any]:
-    """A description with a text tower as small as it goes in place of its own."""
+    """Returns a description with a minimal text tower in place of its own."""
     model = {key: value for key, value in described["model_cfg"].items() if key not in OF_TEXT}
     return {**described, "model_cfg": model | {"text_cfg": NO_TEXT}}
 
 
 @contextmanager
 def written(described: Mapping[str, Any], spec: BackboneSpec, with_tokenizer: bool, download: bool) -> Iterator[Path]:
-    """The folder for open_clip, while it is needed; open_clip's warnings of weights that are not there yet are dropped."""
+    """Provides the folder for open_clip while it is needed; open_clip's warnings of weights that are not there yet are dropped."""
     model = deepcopy(described["model_cfg"])
     text = model.get("text_cfg") or {}
     with _unlogged(), TemporaryDirectory(prefix="clip-ood-") as place:
@@ -116,7 +116,7 @@ def _write_tower(folder: Path, name: str, spec: BackboneSpec, download: bool) ->
 
 
 def _write_tokenizer(folder: Path, name: str, spec: BackboneSpec, download: bool) -> None:
-    """As open_clip does, the tokenizer of a local-dir: is looked for in that folder, whatever its name."""
+    """Writes the tokenizer's files. As in open_clip, that of a local-dir: is looked for in that folder, whatever its name."""
     folder.mkdir()
     names = ["config.json", *TOKENIZER_FILES]
     if spec.model.startswith("local-dir:"):
@@ -126,7 +126,7 @@ def _write_tokenizer(folder: Path, name: str, spec: BackboneSpec, download: bool
         found = _files(name, names, spec, "tokenizer", download)
     if not found.keys() & TOKENIZER_FILES.keys():
         raise UserError(f"text_cfg.hf_tokenizer_name: {name}: there are no files of a tokenizer (tokenizer.json, …)")
-    if model := found.pop("config.json", None):  # what kind of model it was made for helps to find its class
+    if model := found.pop("config.json", None):  # the kind of model that it was made for helps to find its class
         with undamaged(model):
             content = read_json(model)
         if isinstance(content, dict) and (kind := content.get("model_type")):
@@ -139,7 +139,7 @@ def _write_tokenizer(folder: Path, name: str, spec: BackboneSpec, download: bool
 
 
 def _files(name: str, wanted: list[str], spec: BackboneSpec, what: str, download: bool) -> dict[str, Path]:
-    """Those of some files that a repository on the hub has."""
+    """Returns those of some files that a repository on the hub has."""
     from huggingface_hub import constants, try_to_load_from_cache
 
     if not REPOSITORY.fullmatch(name):
@@ -151,7 +151,7 @@ def _files(name: str, wanted: list[str], spec: BackboneSpec, what: str, download
         known = try_to_load_from_cache(name, file, cache_dir=remote.cache)
         if isinstance(known, str):
             found[file] = Path(known)
-        elif known is None and download and not constants.HF_HUB_OFFLINE:  # else it is known not to be there
+        elif known is None and download and not constants.HF_HUB_OFFLINE:  # otherwise it is known not to be there
             if not said:
                 about = f"the {what} of {spec.model} from {remote.address} to {remote.cache}"
                 say(f"Downloading what the cache lacks of {about} (size not known)", flush=True)

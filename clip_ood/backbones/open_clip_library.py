@@ -1,4 +1,4 @@
-"""open_clip's encoders of images and texts: by a name and tag of its lists, on the hub, in a folder, or a checkpoint file."""
+"""Encoders of images and texts from open_clip, by a name and tag of its lists, on the hub, in a folder, or as a checkpoint file."""
 
 from __future__ import annotations
 
@@ -72,7 +72,7 @@ class OpenClip(Library):
         return Remote(hub_cache(), repository, (f"{file.rpartition('.')[0]}.safetensors", file) if file else FILES)
 
     def local_weights(self, spec: BackboneSpec) -> Path | None:
-        """The checkpoint file, by itself or in the model's folder."""
+        """Returns the checkpoint file, by itself or in the model's folder."""
         if not spec.model.startswith("local-dir:"):
             return super().local_weights(spec)
         from open_clip.factory import _find_checkpoint_in_dir
@@ -82,7 +82,7 @@ class OpenClip(Library):
             return Path(file)
         others = sorted(
             path for path in folder.iterdir() if path.suffix in (".pt", ".ckpt", ".npz")
-        )  # which open_clip passes over
+        )  # open_clip ignores these
         if len(others) > 1:
             raise UserError(
                 f"{folder} holds several checkpoints ({', '.join(path.name for path in others[:3])}): leave the one that is meant there"
@@ -90,7 +90,7 @@ class OpenClip(Library):
         return others[0] if others else None
 
     def fingerprint(self, spec: BackboneSpec, hashes: Path) -> dict[str, Any]:
-        """`text` stands for the text tower's configuration and tokenizer in a folder."""
+        """Adds `text`, which identifies the text tower's configuration and tokenizer in a folder."""
         if spec.model.startswith("local-dir:"):
             return _folder(Path(spec.model.removeprefix("local-dir:")), spec, hashes)
         if spec.model.startswith("hf-hub:"):
@@ -118,7 +118,7 @@ class OpenClip(Library):
         return self._built(without_text(describe(spec, download=False)), spec)
 
     def described(self, backbone: Backbone) -> Mapping[str, Any]:
-        """The architecture and preprocessing, its text tower as small as it goes."""
+        """Returns the architecture and preprocessing, with a minimal text tower."""
         from clip_ood.backbones.open_clip_files import without_text
 
         return without_text(backbone.described) | {"preprocess_cfg": backbone.image_tower.preprocess_cfg}
@@ -153,7 +153,7 @@ def _check_own(spec: BackboneSpec) -> None:
 
 
 def _check_text_files(folder: Path, text: dict[str, Any]) -> None:
-    """Raises NotAllowed for what describes a text tower or tokenizer in a model's own folder."""
+    """Raises NotAllowed for a text tower or tokenizer in a model's own folder whose description is not allowed."""
     files: dict[Path, Any] = {}
     if text.get("hf_model_name"):
         files[Path(text["hf_model_name"], "config.json")] = TEXT_TOWER
@@ -201,7 +201,7 @@ def _check_file(spec: BackboneSpec, tags: frozenset[str]) -> None:
 
 
 def _place(model: str) -> str | None:
-    """How a repository on the hub, a folder, or a model by OpenAI's name (ViT-B/32) is named here; None for other names."""
+    """Returns our name for a repository on the hub, a folder, or a model by OpenAI's name (ViT-B/32), and None for other names."""
     if (name := model.replace("/", "-")) in models("open_clip"):
         return name
     if Path(model, "open_clip_config.json").is_file():
@@ -217,7 +217,10 @@ def _demo_hint(folder: Path) -> str:
 
 
 def joint_width(model: str) -> int | None:
-    """The width of an open_clip model's joint space by its configuration; None where that does not say, and for a model on the hub."""
+    """Returns the width of an open_clip model's joint space by its configuration.
+
+    It is None if the configuration does not say, and for a model on the hub.
+    """
     if model.startswith("hf-hub:"):
         return None
     if model.startswith("local-dir:"):
@@ -227,7 +230,7 @@ def joint_width(model: str) -> int | None:
 
 
 def _folder(folder: Path, spec: BackboneSpec, hashes: Path) -> dict[str, Any]:
-    """The folder may move: its files are what counts."""
+    """Identifies a folder by its files, since it may be moved."""
     with undamaged(folder / "open_clip_config.json"):
         config = read_json(folder / "open_clip_config.json")
     text_files = sorted({path for pattern in TEXT_FILES for path in folder.glob(pattern)})
@@ -240,7 +243,7 @@ def _folder(folder: Path, spec: BackboneSpec, hashes: Path) -> dict[str, Any]:
 
 
 def _without_paths(config: Any) -> Any:
-    """A config without absolute paths: moving a folder changes no feature."""
+    """Returns a config without absolute paths, because moving a folder changes no feature."""
     if isinstance(config, dict):
         return {key: _without_paths(value) for key, value in config.items()}
     return "" if isinstance(config, str) and os.path.isabs(config) else config

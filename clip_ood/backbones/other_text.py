@@ -1,4 +1,4 @@
-"""An encoder whose texts another model reads: image features stay, prompts and words change."""
+"""An encoder whose texts are read by another model: image features stay the same, prompts and words change."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ from clip_ood.backbones.open_clip_backbone import OpenClipBackbone
 
 
 class OtherText(Backbone):
-    """g and h of `images`, text embeddings and logit scale of `texts`, whose image tower is let go.
+    """Takes g and h from `images`, and text embeddings and logit scale from `texts`, whose image tower is dropped.
 
-    Meant for models of one joint space, such as text towers trained against the same frozen image tower.
+    It is meant for models of one joint space, such as text towers trained against the same frozen image tower.
     """
 
     has_text = True
@@ -37,7 +37,7 @@ class OtherText(Backbone):
 
     @property
     def projection(self) -> nn.Module:
-        """What turns g into h."""
+        """The module that turns g into h."""
         return self.images.projection
 
     def encode_image(self, images: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""Weights and configurations that lie on the net: their revision, their size, and the copy in the cache."""
+"""Weights and configurations on the net: their revision, their size, and the copy in the cache."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from clip_ood.terminal.shown import say
 class Remote:
     """Weights in a repository of the Hugging Face hub (the first of `files` that is there), or at a URL.
 
-    cache is the folder that they are downloaded to.
+    cache is the folder to which they are downloaded.
     """
 
     cache: Path
@@ -38,13 +38,13 @@ class Remote:
 
     @property
     def address(self) -> str:
-        """Where it is, for people."""
+        """The address, as a text for people."""
         return self.url or f"https://huggingface.co/{self.repository}"
 
     def fetch(self, allowed: bool) -> Path:
-        """The file: out of the cache, else downloaded, if that is allowed.
+        """Returns the file from the cache, or downloads it if that is allowed.
 
-        Raises: ConnectionError where it does not, and where the hub does not give it.
+        Raises: ConnectionError if it is not allowed, and if the hub does not provide it.
         """
         if self.url and allowed:
             with in_turn(self.cache / self.url.rpartition("/")[2]):  # the hub's client has locks of its own
@@ -59,13 +59,15 @@ class Remote:
         for file in self.files:
             try:
                 return Path(hf_hub_download(self.repository, file, cache_dir=self.cache))
-            except EntryNotFoundError:  # no such file there, or no answer and none in the cache
+            except EntryNotFoundError:  # there is no such file, or no answer and no copy in the cache
                 continue
         raise ConnectionError(f"{self.address} has or gives no {' or '.join(self.files)}")
 
     def _from_url(self) -> Path:
-        """The file at `url`: what is there already is held against its checksum, as what is downloaded: that in its address, else that
-        of the first download, which is kept beside it."""
+        """Returns the file at `url`, whose checksum is compared whether it was there already or is downloaded.
+
+        The checksum is the one in the address, or otherwise that of the first download, which is kept beside the file.
+        """
         file = self.cache / self.url.rpartition("/")[2]
         known = _in_address(self.url) or recorded(file)
         if file.is_file():
@@ -82,9 +84,9 @@ class Remote:
         return file
 
     def revision(self) -> str:
-        """`repository@commit`: of the copy in the cache if there is one, else of the hub's newest; a URL as it is.
+        """Returns `repository@commit`, for the copy in the cache if there is one, otherwise for the hub's newest; a URL as it is.
 
-        Raises: ConnectionError without a cached copy where the hub does not give one.
+        Raises: ConnectionError without a cached copy if the hub does not provide one.
         """
         if self.url:
             return self.url  # OpenAI's and open_clip's addresses hold the hash
@@ -94,7 +96,7 @@ class Remote:
 
         try:
             return f"{self.repository}@{HfApi().model_info(self.repository).sha}"
-        except Exception as error:  # what the client raises depends on its version
+        except Exception as error:  # the client's errors depend on its version
             raise ConnectionError(
                 f"The weights {self.repository} are not in the local cache and the Hugging Face hub does not give them "
                 f"({type(error).__name__}). With network they are downloaded to {self.cache}; without it, name a "
@@ -102,25 +104,28 @@ class Remote:
             ) from error
 
     def size(self) -> str:
-        """How large the download is, if the hub says so within seconds."""
+        """Returns how large the download is, if the hub answers within seconds."""
         from huggingface_hub import get_hf_file_metadata, hf_hub_url
 
         for file in self.files:
             try:
                 return f"{get_hf_file_metadata(hf_hub_url(self.repository, file), timeout=5).size / 1e9:.1f} GB"
-            except Exception:  # no such file, or no answer: only the line to print depends on it
+            except Exception:  # there is no such file, or no answer; only the printed line depends on it
                 continue
         return "size not known"
 
 
 def hub_cache() -> Path:
-    """The folder that the Hugging Face hub's client downloads to."""
+    """Returns the folder to which the Hugging Face hub's client downloads."""
     from huggingface_hub import constants
 
     return Path(constants.HF_HUB_CACHE)
 
 
 def _in_address(url: str) -> Checksum | None:
-    """The checksum in an address of weights: OpenAI's folders are called by it, open_clip's own files end with its first digits."""
+    """Returns the checksum in an address of weights.
+
+    OpenAI's folders have it as their name, and open_clip's own files end with its first digits.
+    """
     found = re.search(r"openaipublic.*/([0-9a-f]{64})/|mlfoundations.*-([0-9a-f]{8,64})\.\w+$", url)
     return None if found is None else Checksum("sha256", found[1] or found[2], "and by its address begins with")

@@ -1,7 +1,8 @@
-"""How wide an encoder's features are and how many numbers it has, by its configuration alone: no weights are read."""
+"""Tells how wide an encoder's features are and how many numbers it has, from its configuration alone: no weights are read."""
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 
 import torch
@@ -11,17 +12,19 @@ from clip_ood.backbones.library import library
 from clip_ood.backbones.spec import BackboneSpec
 from clip_ood.errors import UserError
 
+NO_NUMBERS = re.compile(r"\bmeta\b|register_meta", re.IGNORECASE)  # in what torch says of a tensor without numbers
+
 
 class Unknown(UserError):
-    """What is only known once an encoder's weights are loaded."""
+    """This is only known once the encoder's weights are loaded."""
 
 
 @dataclass(frozen=True)
 class Shape:
     """The widths of g (D) and h (E, None without a joint space), and how many numbers the image side keeps.
 
-    parameters are those of the image tower, which fine-tuning changes; values are all that its checkpoint keeps: the tower's
-    parameters and buffers, and the projection.
+    parameters are those of the image tower, which fine-tuning changes; values are all numbers that its checkpoint keeps: the
+    tower's parameters and buffers, and the projection.
     """
 
     features: int
@@ -31,18 +34,24 @@ class Shape:
 
     @property
     def width(self) -> int:
-        """Numbers that are stored of an image."""
+        """The number of values that are stored for an image."""
         return self.features + (self.embeddings or 0)
 
 
 def shape_of(spec: BackboneSpec) -> Shape:
-    """The shape of the encoder that `spec` names; no host is contacted. Raises: Unknown, where its configuration does not tell."""
+    """The shape of the encoder that `spec` names; no host is contacted.
+
+    Raises: Unknown, where its configuration is not on this machine, or the encoder computes with numbers that only weights have; what
+    its own code raises.
+    """
     try:
         with torch.device("meta"), torch.inference_mode():
             backbone = library(spec.library).image_side(spec)
             features = backbone.encode_image(torch.zeros(2, 3, *backbone.preprocessing.size))
             embeddings = backbone.project(features)
-    except (ConnectionError, NotImplementedError, RuntimeError) as error:  # not in the cache; reads numbers as it runs
+    except (ConnectionError, TypeError, RuntimeError) as error:
+        if not (isinstance(error, ConnectionError) or NO_NUMBERS.search(str(error))):
+            raise
         raise Unknown(f"the widths of {spec.model} are known only once its weights are loaded") from error
     kept = [backbone.image_tower, getattr(backbone, "projection", nn.Identity())]
     return Shape(

@@ -1,4 +1,4 @@
-"""What names an image encoder, as a plain value that JSON can hold."""
+"""The specification of an image encoder, as a plain value that JSON can hold."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Protocol
 
 
 class BackboneSpec(Protocol):
-    """What names an encoder; `clip_ood.config.schema.BackboneConfig` is one."""
+    """The fields that specify an encoder; `clip_ood.config.schema.BackboneConfig` has them."""
 
     library: str
     model: str
@@ -18,12 +18,12 @@ class BackboneSpec(Protocol):
 
     @property
     def text_spec(self) -> BackboneSpec | None:
-        """The model whose text tower takes the place of this one's."""
+        """The model whose text tower replaces this one's."""
 
 
 @dataclass(frozen=True)
 class ImageSpec:
-    """The fields of a `BackboneSpec`, without another text tower: whoever judges images reads no text."""
+    """The fields of a `BackboneSpec`, without another text tower: what judges images reads no text."""
 
     library: str
     model: str

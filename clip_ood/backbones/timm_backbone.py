@@ -1,4 +1,4 @@
-"""Any timm model as an `ImageBackbone`: g is what its classifier would see."""
+"""Makes any timm model an `ImageBackbone`: g is the input of its classifier."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ FILTERS = ("checkpoint_filter_fn", "_filter_fn", "_filter_torchvision_pretrained
 
 
 def timm_backbone(spec: BackboneSpec) -> ImageBackbone:
-    """A timm encoder without its classifier: its default weights, a checkpoint file, or random weights."""
+    """Makes a timm encoder without its classifier, with its default weights, a checkpoint file, or random weights."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(spec.random_seed)
         model = timm.create_model(spec.model, pretrained=spec.pretrained == "default", num_classes=0)
@@ -35,21 +35,21 @@ def timm_backbone(spec: BackboneSpec) -> ImageBackbone:
 
 
 def _load(model: nn.Module, file: Path, name: str) -> None:
-    if file.suffix == ".npz" and hasattr(model, "load_pretrained"):  # of JAX, arrays alone
+    if file.suffix == ".npz" and hasattr(model, "load_pretrained"):  # JAX's files hold only arrays
         model.load_pretrained(str(file))
         return
-    with torch.device("meta"):  # of the classifier only the names are of interest
+    with torch.device("meta"):  # only the names of the classifier's weights are needed
         known = timm.create_model(name, num_classes=1).state_dict().keys() | {"mask_token"}
     fit(model, read_tensors(file), lambda state: _named_as_here(model, state, name), known.__contains__)
 
 
 def _named_as_here(model: nn.Module, state: dict[str, Tensor], name: str) -> dict[str, Tensor]:
-    """What timm itself makes of published weights of the model `name`: other names, grids of another size interpolated."""
+    """Converts published weights of the model `name` as timm does: it renames them, and interpolates grids of another size."""
     source = sys.modules[model_entrypoint(name.partition(".")[0]).__module__]
     convert = next((getattr(source, each) for each in FILTERS if hasattr(source, each)), None)
     if convert is None:
         return state
     taken = signature(convert).parameters
-    given = (state, model)[: len(taken)]  # some ask for no model
-    more = {"adapt_layer_scale": True} if "adapt_layer_scale" in taken else {}  # as DeiT III names them
+    given = (state, model)[: len(taken)]  # some take no model
+    more = {"adapt_layer_scale": True} if "adapt_layer_scale" in taken else {}  # DeiT III has these names
     return convert(*given, **more)

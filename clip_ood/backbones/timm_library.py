@@ -1,4 +1,4 @@
-"""timm's encoders: images alone; g is what the classifier would see."""
+"""Encoders of images only from timm; g is the input of the classifier."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from clip_ood.backbones.backbone import Backbone
 
 FILES = ("model.safetensors", "pytorch_model.bin")
-OPEN_CLIP_FILES = ("open_clip_model.safetensors", "open_clip_pytorch_model.bin")  # of models that open_clip trained
+OPEN_CLIP_FILES = ("open_clip_model.safetensors", "open_clip_pytorch_model.bin")  # of models trained by open_clip
 
 
 class Timm(Library):
@@ -93,6 +93,6 @@ def _default(model: str) -> Remote:
 
 
 def _alternatives(file: str) -> tuple[str, ...]:
-    """The names under which timm looks for a file on the hub."""
+    """Returns the names under which timm looks for a file on the hub."""
     known = [files for files in (OPEN_CLIP_FILES, FILES) if file in files]
     return known[0] if known else (f"{file.rpartition('.')[0]}.safetensors", file)

@@ -1,4 +1,4 @@
-"""The tensors of a TorchScript archive, as OpenAI publishes CLIP, read without running any of the program in it.
+"""Reads the tensors of a TorchScript archive, as OpenAI publishes CLIP, without running any of the program in it.
 
 <archive>/data.pkl   the modules with their attributes, tensors as references to
 <archive>/data/<n>   their bytes, as they are
@@ -34,15 +34,15 @@ STORAGES = {
 
 
 def is_torchscript(archive: ZipFile) -> bool:
-    """Whether an archive is a program: a torch checkpoint has no constants of code beside its tensors."""
+    """Says whether an archive is a program; a torch checkpoint has no constants of code beside its tensors."""
     return any(name.endswith("/constants.pkl") for name in archive.namelist())
 
 
 def read_torchscript(path: Path) -> dict[str, Tensor]:
-    """The parameters and buffers of the archived module by their dotted names.
+    """Reads the parameters and buffers of the archived module by their dotted names.
 
-    Raises: pickle.UnpicklingError for an archive that names anything but modules, tensors and plain values; KeyError, ValueError and
-    RuntimeError for a damaged one.
+    Raises: pickle.UnpicklingError for an archive that names anything but modules, tensors and plain values; KeyError, ValueError
+    and RuntimeError for a damaged one.
     """
     with ZipFile(path) as archive:
         described = next(name for name in archive.namelist() if name.endswith("/data.pkl"))
@@ -50,7 +50,7 @@ def read_torchscript(path: Path) -> dict[str, Tensor]:
 
 
 class _Attributes:
-    """What is known of an object of a class that the archive itself defines. No method of it is there."""
+    """The attributes of an object whose class the archive itself defines; none of its methods is there."""
 
     def __setstate__(self, state: Any) -> None:
         self.state = state if isinstance(state, dict) else {}
@@ -79,7 +79,7 @@ class _Reader(pickle.Unpickler):
         _, kind, key, *_ = reference
         if key not in self.read:
             member = self.archive.getinfo(f"{self.folder}/{key}")
-            if member.compress_type != ZIP_STORED:  # torch compresses nothing
+            if member.compress_type != ZIP_STORED:  # torch never compresses
                 raise UserError(f"its part {member.filename} is compressed")
             content = bytearray(self.archive.read(member))
             self.read[key] = torch.frombuffer(content, dtype=kind) if content else torch.empty(0, dtype=kind)

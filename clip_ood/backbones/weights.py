@@ -1,4 +1,4 @@
-"""The weights of an encoder: on the net (one line is said before they are downloaded), in the cache, or in a file."""
+"""Finds the weights of an encoder: on the net (a line says so before they are downloaded), in the cache, or in a file."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from clip_ood.terminal.shown import say
 
 
 def remote_weights(spec: BackboneSpec) -> Remote | None:
-    """Where the weights of `spec` come from; None for files, folders and random weights.
+    """Returns where the weights of `spec` come from, or None for files, folders and random weights.
 
     Raises: UserError for a model of timm without published weights.
     """
@@ -20,17 +20,17 @@ def remote_weights(spec: BackboneSpec) -> Remote | None:
 
 
 def remote_config(spec: BackboneSpec) -> Remote | None:
-    """Where the configuration of a model on the hub is; None for other models."""
+    """Returns where the configuration of a model on the hub is, or None for other models."""
     return library(spec.library).remote_config(spec)
 
 
 def local_weights(spec: BackboneSpec) -> Path | None:
-    """The checkpoint file of `spec`, by itself or in its folder; None for other weights and without any."""
+    """Returns the checkpoint file of `spec`, by itself or in its folder; None for other weights and without any."""
     return library(spec.library).local_weights(spec)
 
 
 def weights_file(spec: BackboneSpec, download: bool) -> Path | None:
-    """The file of the weights, downloaded where need be; None for random ones. Raises as `Remote.fetch`."""
+    """Returns the file of the weights, downloaded if need be, or None for random ones. Raises as `Remote.fetch` does."""
     remote = remote_weights(spec)
     return local_weights(spec) if remote is None else remote.fetch(download)
 
@@ -39,7 +39,7 @@ def announce(spec: BackboneSpec) -> None:
     """Prints, on the first process, what is about to be downloaded (how large, from where, into which folder), or that
     weights are random.
 
-    Raises: ConnectionError where the hub does not give it.
+    Raises: ConnectionError if the hub does not provide it.
     """
     if not is_first():
         return

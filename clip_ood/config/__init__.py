@@ -1,1 +1,1 @@
-"""The keys of configs: a schema that explains each, loading, checks, and the named image sets."""
+"""The keys of configs: a schema that explains each key, loading, checks, and the named image sets."""

@@ -1,4 +1,4 @@
-"""Names and folders of a config, checked before torch, Lightning or an encoder library is imported."""
+"""Checks names and folders of a config before torch, Lightning or an encoder library is imported."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from pathlib import Path
 from clip_ood.backbones.names import check_model
 from clip_ood.config.data_schema import Data, ImageSet
 from clip_ood.config.misnamed import STREAM, advice
+from clip_ood.config.reader_names import class_path
 from clip_ood.config.schema import Config
 from clip_ood.config.sets import entry
 from clip_ood.config.trainer_keys import check_trainer
@@ -24,7 +25,7 @@ from clip_ood.texts.wordnet import find_words, lexicographer_files
 
 LONGEST_NUMBER = 18  # digits of a shard's number
 MOST_SHARDS = 100_000
-TORCHVISION = {  # what lies under data.root once a set is there
+TORCHVISION = {  # files that lie under data.root once a set is there
     "CIFAR10": "cifar-10-batches-py",
     "CIFAR100": "cifar-100-python",
     "SVHN": "{split}_32x32.mat",
@@ -33,8 +34,10 @@ TORCHVISION = {  # what lies under data.root once a set is there
 
 
 def check_names(config: Config) -> None:
-    """Raises ConfigError for an unknown model, pretrained tag, image set, detector or Trainer key, naming the nearest valid ones,
-    and for a run that would lie in runs_root itself or above it."""
+    """Raises ConfigError for an unknown model, pretrained tag, image set, detector or Trainer key, and names the nearest ones.
+
+    It also raises for a run that would lie in runs_root itself or above it.
+    """
     if not config.name.strip("."):
         raise ConfigError(f"name: {config.name!r} must be the name of a folder below runs_root")
     specs = read_specs(config.detectors)
@@ -46,12 +49,14 @@ def check_names(config: Config) -> None:
             "for it (data.ood_val), or give one value"
         )
     check_trainer(config.trainer)
-    check_model(config.backbone)  # last: it may have to import the encoder's library
+    check_model(config.backbone)  # comes last, because it may have to import the encoder's library
 
 
 def image_sets(data: Data) -> dict[str, ImageSet]:
-    """Every image set by its key: the ID parts as id, id.train, …, then csid and OOD sets (see `key_of`), then
-    ood_val; those of the catalogue as the first of their layouts that is there."""
+    """Returns every image set by its key: the ID parts as id, id.train, …, csid and OOD sets (see `key_of`), and ood_val.
+
+    A set of the catalogue is the first of its layouts that is there.
+    """
     root = data.root
     found = {}
     for key, spec in named_sets(data).items():
@@ -61,8 +66,9 @@ def image_sets(data: Data) -> dict[str, ImageSet]:
 
 
 def key_of(role: str, name: str) -> str:
-    """What a run knows a set under data.csid or data.ood by: no key of the project's own (id, train, …) has a slash, so that
-    a set may be called as one of them.
+    """Returns a run's key for a set under data.csid or data.ood.
+
+    The project's own keys (id, train, …) have no slash, so that a set may have one of their names.
 
     >>> key_of("ood", "train")
     'ood/train'
@@ -71,12 +77,12 @@ def key_of(role: str, name: str) -> str:
 
 
 def called(key: str) -> str:
-    """What people call the set with this key."""
+    """Returns people's name for the set with this key."""
     return key.partition("/")[2] or key
 
 
 def named_sets(data: Data) -> dict[str, ImageSet]:
-    """Every image set as the config names it, by its key (see `image_sets`)."""
+    """Returns every image set as the config names it, by its key (see `image_sets`)."""
     parts = {"id": data.id.images, "id.train": data.id.train, "id.val": data.id.val, "id.test": data.id.test}
     return (
         {name: part for name, part in parts.items() if part is not None}
@@ -86,7 +92,7 @@ def named_sets(data: Data) -> dict[str, ImageSet]:
 
 
 def layouts(spec: ImageSet) -> list[ImageSet]:
-    """The layouts that an image set may come in: those the catalogue knows, or itself.
+    """Returns the layouts that an image set may come in: those in the catalogue, or the set itself.
 
     Raises: ConfigError for an unknown set or split.
     """
@@ -101,12 +107,12 @@ def layouts(spec: ImageSet) -> list[ImageSet]:
 
 
 def is_there(spec: ImageSet, root: Path) -> bool:
-    """Whether the files that an image set names are under `root`; torchvision's sets by what they unpack to."""
+    """Says whether the files that an image set names are under `root`; torchvision's sets are recognised by what they unpack to."""
     return not missing_places(spec, root)
 
 
 def missing_places(spec: ImageSet, root: Path) -> list[str]:
-    """The folders and files that an image set names and that are not under `root`, in words."""
+    """Returns in words the folders and files that an image set names and that are not under `root`."""
     if spec.torchvision is not None:
         place = root / TORCHVISION[spec.torchvision].format(split=spec.split or "test")
         return [] if place.exists() else [f"file {place}" if place.suffix else f"folder {place}"]
@@ -128,7 +134,7 @@ def missing_places(spec: ImageSet, root: Path) -> list[str]:
 
 
 def shard_paths(pattern: Path) -> list[Path]:
-    """The files that `name-{000..009}.tar` stands for: one range at most, digits as wide as its first number.
+    """Returns the files that `name-{000..009}.tar` stands for: at most one range, with digits as wide as its first number.
 
     >>> [path.name for path in shard_paths(Path("a-{08..10}.tar"))]
     ['a-08.tar', 'a-09.tar', 'a-10.tar']
@@ -147,19 +153,21 @@ def shard_paths(pattern: Path) -> list[Path]:
 
 
 def option_of(key: str) -> str:
-    """How the set with this key is called in a config."""
+    """Returns the name of the set with this key in a config."""
     return "data." + key.replace("/", ".")
 
 
 def may_share(one: str, other: str) -> bool:
-    """Whether the sets with these keys may have images in common: OOD sets, as one and its halves, and covariate-shifted ones."""
+    """Says whether the sets with these keys may share images: OOD sets (a set and its halves), and covariate-shifted ones."""
     roles = {key.partition("/")[0] for key in (one, other) if "/" in key}
     return len(roles) == 1 and "/" in one and "/" in other
 
 
 def check_places(config: Config) -> None:
-    """Raises ConfigError where two keys name the same images, however they spell it: a folder, list, shard, or split of a
-    torchvision set, by any link; or a folder that lies in another one's."""
+    """Raises ConfigError if two keys name the same images, however they are written.
+
+    These are a folder, list, shard, or split of a torchvision set, by any link; or a folder inside another one's.
+    """
     seen: dict[Hashable, str] = {}
     folders: dict[Hashable, tuple[str, str]] = {}
     for key, spec in image_sets(config.data).items():
@@ -183,20 +191,20 @@ def check_places(config: Config) -> None:
 
 
 def _places(spec: ImageSet, root: Path) -> list[tuple[str, Hashable]]:
-    """What an image set is read from, shown and told apart; nothing for one that is made of another."""
+    """Returns what an image set is read from, as shown and as an identity; nothing for a set that is made of another."""
     if spec.torchvision is not None:
         place = f"{spec.torchvision}, {spec.split or 'test'}, in {realpath(root)}"
         return [(place, place)]
     if spec.reader is not None:
         options = json.dumps(spec.options, default=str, sort_keys=True)
         where = None if spec.path is None else _identity(root / spec.path)
-        return [(f"{spec.reader}, {spec.path or options}", (spec.reader, where, options))]
+        return [(f"{spec.reader}, {spec.path or options}", (class_path(spec.reader), where, options))]
     paths = shard_paths(root / spec.shards) if spec.shards is not None else [spec.list or spec.folder]
     return [(realpath(root / path), _identity(root / path)) for path in paths if path is not None]
 
 
 def _identity(path: str | Path) -> Hashable:
-    """What tells a file or folder from all others, by whatever name and in whatever case; of one that is not there its path."""
+    """Identifies a file or folder, by whatever name and in whatever case; a missing one is identified by its path."""
     try:
         found = stat(path)
     except OSError:
@@ -206,7 +214,8 @@ def _identity(path: str | Path) -> Hashable:
 
 def check_folders(config: Config) -> None:
     """Raises ConfigError for the first image set that is not there, for two keys that name the same images, and for negative
-    words that are not there: which, where, how to get it."""
+    words that are not there; it says which, where, and how to get it.
+    """
     for key, spec in named_sets(config.data).items():
         check_there(key, spec, config.data.root)
     check_places(config)
@@ -214,7 +223,10 @@ def check_folders(config: Config) -> None:
 
 
 def check_there(key: str, spec: ImageSet, root: Path) -> None:
-    """Raises ConfigError for an image set, as the config names it, that is not there; torchvision's sets are downloaded by the run."""
+    """Raises ConfigError for an image set, as the config names it, that is not there; torchvision's sets need not be.
+
+    The run downloads these itself.
+    """
     name, known = called(key), layouts(spec)
     if known[0].torchvision is not None or any(is_there(layout, root) for layout in known):
         return

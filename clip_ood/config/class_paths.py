@@ -1,6 +1,7 @@
-"""Loggers and callbacks in a config: names of loggers, and classes as `{class_path: my_module.Mine, init_args: {…}}`.
+"""Checks loggers and callbacks in a config: names of loggers, and classes as `{class_path: my_module.Mine, init_args: {…}}`.
 
-Only their form is checked here: to import a class would import Lightning, which takes seconds (`clip_ood.experiments.own_classes` does).
+Only their form is checked here, because importing a class would import Lightning, which takes seconds
+(`clip_ood.experiments.own_classes` does that).
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ KEYS = ("class_path", "init_args")
 
 
 def check_logger(value: Any, option: str) -> None:
-    """Raises ConfigError for a value of trainer.logger that names no logger; `option` is what the key is called."""
+    """Raises ConfigError for a value of trainer.logger that names no logger; `option` is the key's name."""
     if value is False:
         return
     entries = value if isinstance(value, list) else [value]
@@ -34,7 +35,7 @@ def check_logger(value: Any, option: str) -> None:
 
 
 def check_callbacks(value: Any, option: str) -> None:
-    """Raises ConfigError for a value of trainer.callbacks that is no list of classes; `option` is what the key is called."""
+    """Raises ConfigError for a value of trainer.callbacks that is no list of classes; `option` is the key's name."""
     if not isinstance(value, list) or not all(isinstance(entry, Mapping) for entry in value):
         raise ConfigError(f"{option}: {_shown(value)} must be {CALLBACKS}")
     for entry in value:

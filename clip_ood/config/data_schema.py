@@ -1,4 +1,4 @@
-"""The keys of `data`: image sets, splits, prompts. The text under a key is what `--help` prints."""
+"""The keys of `data`: image sets, splits and prompts. `--help` prints the text under a key."""
 
 from __future__ import annotations
 
@@ -9,8 +9,9 @@ from typing import Annotated, Any, Literal
 from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 
 from clip_ood.config.prompt_sets import with_sets
+from clip_ood.config.reader_names import READERS, class_path
 from clip_ood.config.section import Fraction, Place, Positive, Section, Untyped
-from clip_ood.errors import UserError
+from clip_ood.errors import UserError, nearest
 from clip_ood.naming import fault, twins
 
 TAKEN = ("bank", "id_test", "mean", "ood_val", "val")  # in results: the project's own sets, and the mean over OOD sets
@@ -29,52 +30,53 @@ CorruptionName = Literal[
 
 
 class ImageSet(Section):
-    """One set of images: exactly one of `catalog`, `folder`, `list`, `shards`, `torchvision`, `reader`, `corruption`. A bare
-    path means `folder`."""
+    """One set of images, given by exactly one of `catalog`, `folder`, `list`, `shards`, `torchvision`, `reader` and `corruption`. A
+    bare path means `folder`."""
 
     bare = "folder"
 
     catalog: str | None = None
-    """A named set: `clip-ood catalog` lists them. Brings layout, count, group and source."""
+    """A named set, which sets layout, count, group and source. `clip-ood catalog` lists them."""
     folder: Place | None = None
-    """Folder of images: one sub-folder a class, or all images in one (flat). Relative to data.root."""
+    """Folder of images, with one sub-folder for each class or with all images in it (flat). Relative to data.root."""
     labels: Place | None = None
-    """With `folder`: what says each image's class, relative to data.root: TinyImageNet's val_annotations.txt, Kaggle's
-    LOC_val_solution.csv, or the unpacked folder ILSVRC2012_devkit_t12 (needs scipy)."""
+    """Goes with `folder`: the file or folder that says each image's class, relative to data.root. It is TinyImageNet's
+    val_annotations.txt, Kaggle's LOC_val_solution.csv, or the unpacked folder ILSVRC2012_devkit_t12 (needs scipy)."""
     numbered: bool = False
-    """With `folder`: sub-folders are named by label number (ImageNet-V2: 0 … 999), not by class."""
+    """Goes with `folder`: sub-folders are named by label number (ImageNet-V2: 0 … 999), not by class."""
     list: Place | None = None
-    """OpenOOD-style text file, a line "relative/path label" an image (labels count from 0; -1: no label). Relative to data.root."""
+    """OpenOOD-style text file with a line "relative/path label" for each image (labels count from 0; -1 is no label). Relative to
+    data.root."""
     images_root: Place = Path()
-    """With `list`: the folder that its paths start from. Relative to data.root."""
+    """Goes with `list`: the folder that its paths start from. Relative to data.root."""
     shards: Place | None = None
-    """Uncompressed tar files in webdataset's layout (x.jpg beside x.cls, its label number; a sample's name ends at its first
-    dot, and it has one image); {000..009} counts through them. Relative to data.root."""
+    """Uncompressed tar files in webdataset's layout: x.cls beside x.jpg holds its label number. A sample's name ends at its first
+    dot, and it has one image. {000..009} counts through the files. Relative to data.root."""
     torchvision: Literal["CIFAR10", "CIFAR100", "SVHN", "MNIST"] | None = None
     """A data set that torchvision downloads into data.root."""
     reader: str | None = None
-    """The class path of a reader of your own (my_module.MyReader), a subclass of clip_ood.data.readers.Reader: docs/extending.md."""
+    """npz, a file that numpy.savez wrote with `images` (N, H, W, 3) and, if they have classes, `labels` (N,); or the class path of a
+    reader of your own (my_module.MyReader), a subclass of clip_ood.data.readers.Reader: docs/extending.md."""
     path: Place | None = None
-    """With `reader`: the file or folder that it reads, its first argument. Relative to data.root."""
+    """Goes with `reader`: the file or folder that it reads, which is its first argument. Relative to data.root."""
     options: Untyped = {}
-    """With `reader`: what else it is made with, by the names of its arguments."""
+    """With `reader`: what else it is made with, by the names of its arguments; of npz, `classes`, their names in label order."""
     corruption: CorruptionName | None = None
-    """Under data.ood alone: the ID test images corrupted so, made while they are read (clip_ood/data/corruptions.py)."""
+    """Only under data.ood: the ID test images with this corruption, made while they are read (clip_ood/data/corruptions.py)."""
     severity: Annotated[int, Field(ge=1, le=5)] | None = None
-    """With `corruption`: how strong it is, 1 to 5."""
+    """Goes with `corruption`: how strong it is, from 1 to 5."""
     split: str | None = None
-    """With `catalog`: which split (default: the only one, or test). With `torchvision`: train or test (the default)."""
+    """Split of a `catalog` set (default: the only one, or test) or of a `torchvision` set (train or test; default: test)."""
     per_class: Positive | None = None
-    """Keep a seeded draw of this many images a class (default: all images)."""
+    """Keep a seeded draw of this many images of each class (default: all images)."""
     count: Positive | None = None
-    """The number of images the set must have, before per_class; another one is an error unless data.allow_partial."""
+    """Number of images that the set must have, before per_class. Any other number is an error unless data.allow_partial is true."""
     classes: Positive | None = None
-    """The number of classes an ID set must have; another one is an error unless data.allow_partial."""
+    """Number of classes that an ID set must have. Any other number is an error unless data.allow_partial is true."""
     group: str | None = None
-    """OOD sets: the group that the table shows them in (near, far, …; default: the catalogue's, shift for a corruption,
-    or ood)."""
+    """Group in which the table shows an OOD set: near, far, … (default: the catalogue's; shift for a corruption; otherwise ood)."""
     source: str = ""
-    """Where to get the images: shown when the folder is missing."""
+    """Says where to get the images; it is shown if the folder is missing."""
 
     @model_validator(mode="after")
     def _one_place(self) -> ImageSet:
@@ -87,8 +89,11 @@ class ImageSet(Section):
             raise UserError("either labels or numbered says what the classes are, not both")
         if self.reader is None and (self.path is not None or self.options):
             raise UserError(f"path and options go with reader, not with {named[0]}")
-        if self.reader is not None and not re.fullmatch(r"[^\W\d]\w*(\.[^\W\d]\w*)+", self.reader):
-            raise UserError(f"reader takes the path of a class, as my_module.MyReader, and not {self.reader!r}")
+        if self.reader is not None and not re.fullmatch(r"[^\W\d]\w*(\.[^\W\d]\w*)+", class_path(self.reader)):
+            raise UserError(
+                f"reader takes one of {', '.join(READERS)}, or the path of a class, as my_module.MyReader, and not {self.reader!r}."
+                f"{nearest(self.reader, READERS)}"
+            )
         if self.split is not None and named[0] not in ("catalog", "torchvision"):
             raise UserError(f"split goes with catalog or torchvision, not with {named[0]}")
         if self.torchvision is not None and self.split not in (None, "train", "test"):
@@ -122,7 +127,7 @@ ClassNames = Annotated[list[str] | Place | Literal["imagenet"] | None, BeforeVal
 
 
 class IDSet(Section):
-    """The in-distribution images: `images`, split by data.splits, or `train` and `test` as published. A bare path means
+    """The in-distribution images: either `images`, which data.splits divides, or `train` and `test` as published. A bare path means
     `images`."""
 
     bare = "images"
@@ -130,16 +135,16 @@ class IDSet(Section):
     images: Images | None = None
     """All ID images; data.splits divides them into train, val and test, stratified by class and seeded."""
     train: Images | None = None
-    """Training images of a set with a split of its own; data.splits.val of them are held out as val."""
+    """Training images of a set that has its own split. A share data.splits.val of them is held out as val."""
     val: Images | None = None
-    """Held-out images of a set with a split of its own (default: drawn from train)."""
+    """Held-out images of a set that has its own split (default: drawn from train)."""
     test: Images | None = None
-    """Test images of a set with a split of its own."""
+    """Test images of a set that has its own split."""
     class_names: ClassNames = None
-    """Names for the prompts: a list in label order, a text file relative to data.root (a name a line in label order, or
-    lines "folder<tab>name, other names" as TinyImageNet's words.txt), or `imagenet` (open_clip's 1000 distinct names, by
-    wnid). Folders are in label order by name, or by number where all are numbers; their own names may stand in any order.
-    Default: the folders' names, underscores as spaces."""
+    """Class names for the prompts. They are a list in label order; a text file relative to data.root, with one name on each line in
+    label order, or lines "folder<tab>name, other names" as TinyImageNet's words.txt; or `imagenet` (open_clip's 1000 distinct names,
+    by wnid). Label order is the folders' order by name, or by number if all are numbers. A list that repeats the folders' own names
+    may be in any order. Default: the folders' names, with underscores as spaces."""
 
     @model_validator(mode="after")
     def _one_way(self) -> IDSet:
@@ -155,12 +160,12 @@ class IDSet(Section):
 
 
 class Splits(Section):
-    """Shares of the ID images; what is left after val and test is train."""
+    """Shares of the ID images; those that are left after val and test are train."""
 
     val: Fraction = 0.2
-    """Held out for thresholds and choices, never trained on."""
+    """Share held out for thresholds and choices; it is never trained on."""
     test: Fraction = 0.3
-    """Scored in the table; used only where the ID set has no test images of its own."""
+    """Share scored in the table; it is used only if the ID set has no test images of its own."""
 
     @model_validator(mode="after")
     def _leaves_train(self) -> Splits:
@@ -172,25 +177,24 @@ class Splits(Section):
 
 
 class Data(Section):
-    """Where the images are."""
+    """The image sets, and how they are split and read."""
 
     root: Place = Path("data")
-    """Folder that relative paths of image sets start from."""
+    """Folder that the relative paths of image sets start from."""
     id: IDSet
     """The in-distribution images. A bare path means `images`."""
     csid: dict[str, Images] = {}
-    """Covariate-shifted ID sets by name: positives of the full_spectrum setting, absent from the standard one."""
+    """Covariate-shifted ID sets by name. They are positives in the full_spectrum setting and do not appear in the standard one."""
     ood: dict[str, ImageSet] = {}
-    """OOD sets by name, any but bank, id_test, mean, ood_val and val, as of csid; {} is allowed: scores, no AUROC. No image may
-    be one of ID, csid or ood_val as well; OOD sets may share images."""
+    """OOD sets by name. Neither these nor csid sets may be called bank, id_test, mean, ood_val or val. {} is allowed and gives scores
+    without AUROC. No image may also be in ID, csid or ood_val, but OOD sets may share images."""
     ood_val: Images | None = None
-    """OOD images to choose parameters of detectors by, against ID val: {name: knn, k: [1, 5, 10]} under `detectors` needs
-    them. They are in no table, and must not be those of a test set."""
+    """OOD images by which, against ID val, parameters of detectors are chosen; {name: knn, k: [1, 5, 10]} under `detectors` needs
+    them. They appear in no table, and must not be the images of a test set."""
     allow_partial: bool = False
-    """Run on what is there of sets whose published number of images is known: fewer images, fewer classes. Tables carry
-    the real numbers."""
+    """Run even if a set has fewer images or classes than were published. Tables show the real numbers."""
     splits: Splits = Splits()
-    """How ID images are divided where the set has no split of its own."""
+    """How ID images are divided if the set has no split of its own."""
     prompts: Annotated[list[str], AfterValidator(with_sets)] = Field(
         default=[
             "a photo of a {}.",
@@ -201,32 +205,32 @@ class Data(Section):
         ],
         min_length=1,
     )
-    """Templates for the text encoder; {} stands for the class name. Their embeddings are averaged. Or openai_80, openai_7:
-    CLIP's own for ImageNet."""
+    """Templates for the text encoder, in which {} stands for the class name; their embeddings are averaged. openai_80 and openai_7
+    stand for CLIP's own templates for ImageNet."""
     lemmas: Literal["given", "first", "all"] = "given"
-    """What prompts call a class: its given name; the first lemma of its WordNet synset; or every lemma, embeddings averaged.
-    The synset is that of the class folder's wnid, else the first sense of the given name; a class that WordNet does not
-    know keeps its name, and the run says so. WordNet: clip-ood demo wordnet, or Debian's wordnet-base."""
+    """What prompts call a class: its given name, the first lemma of its WordNet synset, or every lemma (with embeddings averaged).
+    The synset is the one of the class folder's wnid, or else the first sense of the given name. A class that WordNet does not know
+    keeps its name, and the run says so. WordNet comes from clip-ood demo wordnet, or from Debian's wordnet-base."""
     negative_words: Literal["wordnet"] | Place | None = None
-    """What NegLabel and CSP choose negative labels from: `wordnet` (found in data/wordnet or /usr/share/wordnet), a
-    folder with its index.noun and index.adj or with the authors' noun.*.txt and adj.*.txt, or a text file with one noun a line
-    (default: none, both are left out)."""
+    """Words from which NegLabel and CSP choose negative labels: `wordnet` (found in data/wordnet or /usr/share/wordnet), a
+    folder with WordNet's index.noun and index.adj or with the authors' noun.*.txt and adj.*.txt, or a text file with one noun on
+    each line (default: none; both are left out)."""
     max_negative_words: Positive | None = None
-    """Take a fixed draw of this many of these words (default: all; WordNet's 136,000 are a million prompts for CSP)."""
+    """Take a fixed draw of this many of these words (default: all; WordNet's 136,000 words make a million prompts for CSP)."""
     negative_classes: Literal["dropped", "kept"] = "dropped"
-    """Whether the names of the ID classes may be negative labels (kept, as in the authors' code) or not (dropped)."""
+    """Whether the names of the ID classes may be chosen as negative labels (kept, as in the authors' code) or not (dropped)."""
     negative_averages: Literal["unit", "raw"] = "unit"
-    """What CSP averages over prompts: unit-norm embeddings, or what the text tower gives (raw, as in the authors' code)."""
+    """What CSP averages over its prompts: unit-norm embeddings, or the outputs of the text tower (raw, as in the authors' code)."""
     csp_without: list[str] = []
-    """Of a folder with noun.*.txt and adj.*.txt: files whose words CSP leaves out, as the authors do with
+    """If data.negative_words is a folder with noun.*.txt and adj.*.txt: the files whose words CSP leaves out. The authors leave out
     [noun.person, noun.quantity, noun.group, adj.pert]."""
     batch_size: Positive = 256
-    """Images a forward pass and device in feature extraction."""
+    """Number of images in a forward pass of feature extraction, on each device."""
     num_workers: int | None = Field(default=None, ge=0, le=1024)
-    """Processes that decode images, a device (default: 8 at most with a GPU, none without)."""
+    """Number of processes that decode images for each device (default: at most 8 with a GPU, none without one)."""
     max_unreadable: Fraction = 0.01
-    """Largest share of a set's images that may be unreadable before the run stops; 5 may be in any set. They are left out, and
-    listed in unreadable.csv of the run."""
+    """Largest share of a set's images that may be unreadable before the run stops; 5 images may be unreadable in any set. Unreadable
+    images are left out and listed in the run's unreadable.csv."""
 
     @model_validator(mode="after")
     def _placeholders(self) -> Data:

@@ -1,4 +1,4 @@
-"""The options of detect.py, checked before anything heavy is imported."""
+"""Defines the options of detect.py, and checks them before anything heavy is imported."""
 
 from __future__ import annotations
 
@@ -29,13 +29,13 @@ LONGEST_NAME = 255  # bytes of a file's name, on most systems
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
-    """Everything that detect.py takes."""
+    """Adds all options of detect.py."""
     add = parser.add_argument
     add(
         "paths",
         nargs="*",
         metavar="PATH",
-        help="images, folders (with all below), text files of paths, tar shards, - for paths on standard input",
+        help="images, folders (with everything below), text files of paths, tar shards, or - for paths on standard input",
     )
     add("--run", type=Path, required=True, metavar="DIR", help="a finished run, or a copy of its folder detector/")
     add(
@@ -49,18 +49,18 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         "--out",
         type=Path,
         metavar="FILE",
-        help="write predictions to FILE.csv, .jsonl or .parquet; a killed run goes on (default: print them)",
+        help="write predictions to FILE.csv, .jsonl or .parquet; a killed call can be continued (default: print them)",
     )
-    add("--format", choices=("csv", "jsonl"), default="csv", help="how to print them (default: csv)")
+    add("--format", choices=("csv", "jsonl"), default="csv", help="format of printed predictions (default: csv)")
     add("--overwrite", action="store_true", help="replace the file of --out or --export")
     add(
         "--copy-ood",
         "--move-ood",
         type=Path,
         metavar="DIR",
-        help="copy flagged images into DIR; nothing is moved (--move-ood is an older name of it)",
+        help="copy flagged images into DIR; nothing is moved (--move-ood is its older name)",
     )
-    add("--link", action="store_true", help="with --copy-ood: link them instead")
+    add("--link", action="store_true", help="with --copy-ood: link the images instead")
     add("--fail-on-ood", action="store_true", help="exit status 3 when an image is OOD")
     add("--strict", action="store_true", help="exit status 1 when an image cannot be judged")
     add(
@@ -71,14 +71,18 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         help="stop as soon as a larger share of the images cannot be read (default: 0.01; 5 may be in any case, and standard input "
         "is judged to its end)",
     )
-    add("--trust-classes", action="store_true", help="let the detector be a class of somebody's own, whose code is run")
+    add(
+        "--trust-classes",
+        action="store_true",
+        help="import detector classes that are not part of this project, and run their code",
+    )
     add(
         "--allow-download",
         action="store_true",
         help="fetch the encoder's weights from where the run had them, if the local cache lacks them (default: contact no host)",
     )
     add("--encoder", metavar="PLACE", help="the encoder's folder or checkpoint file, if it is not where the run had it")
-    add("--with-encoder", action="store_true", help="let the detector's folder hold the encoder's weights from now on")
+    add("--with-encoder", action="store_true", help="put the encoder's weights into the detector's folder")
     add(
         "--export",
         type=Path,
@@ -97,7 +101,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         type=float,
         default=1800,
         metavar="SECONDS",
-        help="wait so long for an image that is being read, and for other processes, then end (default: 1800)",
+        help="wait this long for an image that is being read, and for other processes, then end (default: 1800)",
     )
     parser.epilog = (
         "Lightning's Trainer takes its keys as --trainer.KEY=VALUE: --trainer.accelerator=gpu --trainer.devices=4"
@@ -154,7 +158,7 @@ def check(arguments: argparse.Namespace) -> None:
 
 @contextmanager
 def alone_at_file(arguments: argparse.Namespace) -> Iterator[None]:
-    """Keeps other calls from the file of --out or --export. Raises: InUse; ConfigError where another call has made it meanwhile."""
+    """Keeps other calls from the file of --out or --export. Raises: InUse; ConfigError if another call has made it meanwhile."""
     option, path = ("--out", arguments.out) if arguments.export is None else ("--export", arguments.export)
     if path is None or not is_first():
         yield
@@ -165,7 +169,7 @@ def alone_at_file(arguments: argparse.Namespace) -> Iterator[None]:
 
 
 def beside(out: Path) -> Path:
-    """The list of what could not be judged, beside the file of predictions."""
+    """Returns the list of images that could not be judged, which lies beside the file of predictions."""
     return out.with_name(f"{out.name}.unreadable.csv")
 
 
@@ -193,7 +197,7 @@ def _check_new(option: str, path: Path, overwrite: bool) -> None:
 
 
 def _free(path: Path) -> Path:
-    """The name of a file with the first number that is free."""
+    """Returns the name of a file with the first number that is free."""
     return next(each for number in count(2) if not (each := path.with_stem(f"{path.stem}-{number}")).exists())
 
 
@@ -203,7 +207,7 @@ def _check_suffix(option: str, path: Path, known: tuple[str, ...]) -> None:
 
 
 def trainer_of(overrides: list[str]) -> dict[str, Any]:
-    """The keys of Lightning's Trainer among arguments `--trainer.KEY=VALUE`.
+    """Returns the keys of Lightning's Trainer among arguments `--trainer.KEY=VALUE`.
 
     Raises: ConfigError for any other argument, and for a key or value that judging cannot have.
     """

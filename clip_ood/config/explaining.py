@@ -1,4 +1,4 @@
-"""What is wrong with the keys and values of a config, a line for each, in words."""
+"""Says in words what is wrong with the keys and values of a config, with a line for each."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ WORDS = {bool: "true or false", int: "a whole number", float: "a number", str: "
 
 
 def explain(error: ValidationError, section: type[BaseModel]) -> str:
-    """A line for each wrong key or value of a `section`; one for a value that is none of the kinds that its key takes."""
+    """Returns a line for each wrong key or value of a `section`, and one for a value that is of no kind that its key takes."""
     lines: dict[str, str] = {}
     refused: dict[str, list[dict[str, Any]]] = {}
     for problem in error.errors():
@@ -31,7 +31,7 @@ def explain(error: ValidationError, section: type[BaseModel]) -> str:
 
 
 def _place(location: tuple, section: type[BaseModel]) -> tuple[str, tuple, Any]:
-    """The key that a location lies in, what of the location is no key but pydantic's own way on, and the key's type."""
+    """Returns the key that a location lies in, the part of the location that is pydantic's own, and the key's type."""
     kind: Any = section
     for depth, part in enumerate(location):
         inner = takes(kind).items if isinstance(part, int) else below(kind, part)
@@ -46,7 +46,7 @@ def _is_union(kind: Any) -> bool:
 
 
 def _of_union(where: str, problems: list[dict[str, Any]], kind: Any) -> str:
-    """One line for a value that no kind of a union takes: what we say of it ourselves, else what the key takes."""
+    """Returns one line for a value that no kind of a union takes: our own message or, without one, what the key takes."""
     ours = next((problem for problem in problems if problem["type"] == "value_error"), None)
     if ours is not None:
         return f"{where}: {_message(ours)}{_got(ours['input'])}"
@@ -55,7 +55,7 @@ def _of_union(where: str, problems: list[dict[str, Any]], kind: Any) -> str:
 
 
 def in_words(kind: Any) -> str:
-    """What a value of this type may be.
+    """Says what a value of this type may be.
 
     >>> in_words(list[str] | Path | typing.Literal["imagenet"] | None)
     "a list, a path, 'imagenet' or null"
@@ -75,7 +75,7 @@ def _words(kind: Any) -> Iterable[str]:
 
 
 def _one_below(place: tuple[int | str, ...], keys: Iterable[str], section: type[BaseModel]) -> str:
-    """The key of this name in one of the sections beside it, if there is one."""
+    """Returns the key of this name in one of the sections beside it, if there is one."""
     above, name = place[:-1], str(place[-1])
     found = next((key for key in keys if name in _keys_at((*above, key), section)), None)
     return "" if found is None else f" Did you mean {'.'.join(map(str, (*above, found, name)))}?"
@@ -103,7 +103,7 @@ def _explain(problem: dict[str, Any], kind: Any, section: type[BaseModel]) -> st
 
 
 def _message(problem: dict[str, Any]) -> str:
-    """What pydantic says, in the words of this project."""
+    """Returns pydantic's message, in the words of this project."""
     match problem["type"]:
         case "int_parsing" | "int_type" | "int_from_float":
             return "must be a valid integer"
@@ -129,7 +129,7 @@ def _got(given: Any) -> str:
 
 
 def _default(location: tuple, section: type[BaseModel]) -> str:
-    """The way out for a key without a value that has a default; empty for one that has none."""
+    """Returns the way out for a key without a value that has a default; it is empty for a key that has none."""
     *above, key = location
     _, rest, kind = _place(tuple(above), section)
     kinds = [] if rest else kinds_of(kind)
@@ -142,19 +142,19 @@ def _default(location: tuple, section: type[BaseModel]) -> str:
 
 
 def _dots(location: tuple, section: type[BaseModel]) -> str:
-    """The way out for a name with a dot in it, which a dotted key cannot hold; empty where no name stands."""
+    """Returns the way out for a name with a dot in it, which a dotted key cannot hold; it is empty if there is no name."""
     mapping = ".".join(map(str, location[:-2]))
     named = mapping and takes(locate(mapping, section)[1]).values is not None
     return f" A name with a dot in it is given in braces: --{mapping}='{{NAME: …}}'." if named else ""
 
 
 def _keys_at(location: tuple, section: type[BaseModel]) -> list[str]:
-    """The valid keys at `location` below a section."""
+    """Returns the valid keys at `location` below a section."""
     from clip_ood.config.help import section_of
 
     for part in location:
         field = section.model_fields.get(str(part))
-        if field is None:  # the name of a set in a mapping of sets
+        if field is None:  # it is the name of a set in a mapping of sets
             continue
         section = section_of(field.annotation) or section
     return list(section.model_fields)

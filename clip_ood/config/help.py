@@ -1,4 +1,4 @@
-"""`--help`: every key with its type, default and meaning, from the schema."""
+"""Makes `--help` from the schema: every key with its type, default and meaning."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ Only keys of trainer and parameters of detectors are whatever YAML makes of them
 
 
 def section_of(annotation: typing.Any) -> type[BaseModel] | None:
-    """The section inside an annotation such as `X | None`, `dict[str, X]` or `Annotated[X, …]`, if there is one."""
+    """Returns the section inside an annotation such as `X | None`, `dict[str, X]` or `Annotated[X, …]`, if there is one."""
     if isinstance(annotation, type) and issubclass(annotation, BaseModel):
         return annotation
     return next(filter(None, map(section_of, typing.get_args(annotation))), None)
 
 
 def explain(section: type[BaseModel] = Config, prefix: str = "") -> list[str]:
-    """Lines that explain the keys of a section and of those below it."""
+    """Returns lines that explain the keys of a section and of those below it."""
     lines = []
     for name, field in section.model_fields.items():
         inner = section_of(field.annotation)

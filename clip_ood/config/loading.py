@@ -1,7 +1,7 @@
-"""From a config's name and the command line to a checked `Config`.
+"""Loads a checked `Config` from its name and the command line.
 
 A value that names a YAML file (`backbone: backbones/demo.yaml`) is a block, looked up beside the config and in
-`configs/`. Later lines win: a dotted key (`data.batch_size: 64`) changes one key of a block, `--key=value` any key.
+`configs/`. Later lines win: a dotted key (`data.batch_size: 64`) changes one key of a block, and `--key=value` changes any key.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from clip_ood.files.text_files import NotText, check_size, read_text
 from clip_ood.process.called import called
 from clip_ood.terminal.shown import TURNED
 
-CONFIGS = Path(find_spec("clip_ood.configs").submodule_search_locations[0])  # those that are shipped
+CONFIGS = Path(find_spec("clip_ood.configs").submodule_search_locations[0])  # the shipped configs
 STANDS_FOR = {  # a key that is added to a bare path -> the key that the path stands for
     "images": "images",
     "class_names": "images",
@@ -39,7 +39,7 @@ STANDS_FOR = {  # a key that is added to a bare path -> the key that the path st
 
 
 def find_config(name: str, beside: Path | None = None) -> Path:
-    """The file that `name` stands for: a path as it is, else beside the file that names it, else in `configs/`."""
+    """Returns the file that `name` stands for: a path as it is, else beside the file that names it, else in `configs/`."""
     for folder in [Path(), *([beside] if beside else []), CONFIGS]:
         if (path := folder / name).is_file():
             return path
@@ -51,9 +51,10 @@ def find_config(name: str, beside: Path | None = None) -> Path:
 
 
 def read(path: Path, section: Any = Config, within: tuple[Path, ...] = ()) -> dict[str, Any]:
-    """The mapping in a YAML file of the keys of a section, blocks filled in; `within` are the files that it is a block of.
+    """Returns the mapping in a YAML file of the keys of a section, with blocks filled in.
 
-    Raises: ConfigError for what is no YAML mapping, for a key that stands twice or is replaced by a later one, and for a
+    `within` are the files that it is a block of.
+    Raises: ConfigError for a file that is no YAML mapping, for a key that is there twice or is replaced by a later one, and for a
     file that is a block of itself.
     """
     if path.resolve() in within:
@@ -70,7 +71,7 @@ def read(path: Path, section: Any = Config, within: tuple[Path, ...] = ()) -> di
 
 
 def _mapping(path: Path) -> dict[str, Any]:
-    """The keys and values that a YAML file holds, none for an empty one."""
+    """Returns the keys and values that a YAML file holds, none for an empty one."""
     try:
         check_size(path, LARGEST)
     except NotText as error:
@@ -94,7 +95,7 @@ def _check_order(keys: list[str], where: str) -> None:
 
 
 def _block(value: Any, kind: Any, beside: Path | None = None, within: tuple[Path, ...] = ()) -> Any:
-    """The keys in the YAML file that a value names, where keys are meant; any other value as it is."""
+    """Returns the keys in the YAML file that a value names, if keys are meant, and any other value as it is."""
     takes_ = takes(kind)
     if not (takes_.keys and isinstance(value, str) and value.endswith((".yaml", ".yml"))):
         return value
@@ -102,15 +103,15 @@ def _block(value: Any, kind: Any, beside: Path | None = None, within: tuple[Path
         path = find_config(value, beside)
     except ConfigError:
         if takes_.text:
-            return value  # a folder may be called so
+            return value  # a folder may have such a name
         raise
     return read(path, kind, within)
 
 
 def plain(path: Path, own: str) -> dict[str, Any]:
-    """The mapping in the YAML file of a study or an attack: its blocks are those of its runs, and stay names.
+    """Returns the mapping in the YAML file of a study or an attack, whose blocks belong to its runs and stay names.
 
-    Raises: ConfigError for what is no YAML mapping, and for an experiment, which has no key `own`.
+    Raises: ConfigError for a file that is no YAML mapping, and for an experiment, which has no key `own`.
     """
     content = _mapping(path)
     if own not in content and "method" in content:
@@ -119,7 +120,7 @@ def plain(path: Path, own: str) -> dict[str, Any]:
 
 
 def divide(arguments: list[str], section: type[BaseModel]) -> tuple[list[str], list[str]]:
-    """Arguments for the keys of a `section`, and all others, each as one `--key=value`."""
+    """Divides arguments into those for the keys of a `section`, and all others, each as one `--key=value`."""
     joined: list[str] = []
     for argument in arguments:
         if argument.startswith("--") or not joined or "=" in joined[-1]:
@@ -131,9 +132,9 @@ def divide(arguments: list[str], section: type[BaseModel]) -> tuple[list[str], l
 
 
 def override(content: dict[str, Any], arguments: list[str], section: type[BaseModel] = Config) -> dict[str, Any]:
-    """`content` with each `--a.b=value` (or `--a.b value`) set in it; what a value is, its key in `section` says.
+    """Returns `content` with each `--a.b=value` (or `--a.b value`) set in it; its key in `section` says what a value is.
 
-    Raises: ConfigError for what is no such pair, for one without a value, and for a key that replaces one before it.
+    Raises: ConfigError for an argument that is no such pair or has no value, and for a key that replaces one before it.
     """
     rest, keys = list(arguments), []
     while rest:
@@ -158,7 +159,7 @@ def override(content: dict[str, Any], arguments: list[str], section: type[BaseMo
 
 
 def change(content: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
-    """`content` of an experiment with each dotted key of `changes` set in it; values may name blocks."""
+    """Returns the `content` of an experiment with each dotted key of `changes` set in it; values may name blocks."""
     _check_order(list(changes), "changes: ")
     for key, value in changes.items():
         steps, kind = locate(key, Config)
@@ -167,7 +168,7 @@ def change(content: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
 
 
 def _set(content: Any, path: list[str], value: Any) -> dict[str, Any]:
-    """A copy of `content` in which the key at `path` is `value`."""
+    """Returns a copy of `content` in which the key at `path` is `value`."""
     if not path:
         return value
     if not isinstance(content, dict):
@@ -176,9 +177,9 @@ def _set(content: Any, path: list[str], value: Any) -> dict[str, Any]:
 
 
 def load_config(name: str, arguments: list[str] | None = None) -> Config:
-    """The checked config `name` with command-line overrides.
+    """Loads and checks the config `name` with command-line overrides.
 
-    Raises: ConfigError naming every wrong key or value at once.
+    Raises: ConfigError, which names every wrong key or value at once.
     """
     path = find_config(name)
     content = read(path)
@@ -189,7 +190,7 @@ def load_config(name: str, arguments: list[str] | None = None) -> Config:
 
 
 def validate(content: dict[str, Any]) -> Config:
-    """A `Config` from plain mappings, keys and names checked without importing anything heavy."""
+    """Makes a `Config` from plain mappings; keys and names are checked without importing anything heavy."""
     try:
         config = Config.model_validate(content)
     except ValidationError as error:
@@ -199,20 +200,20 @@ def validate(content: dict[str, Any]) -> Config:
 
 
 def contents(config: Config) -> dict[str, Any]:
-    """The config as plain mappings, flat (no blocks) and complete (defaults included), as `validate` takes them."""
+    """Returns the config as plain mappings, flat (no blocks) and complete (with defaults), as `validate` takes them."""
     content = config.model_dump(mode="json")
     content["method"] = {config.method.name: content["method"][config.method.name]}
     return content
 
 
 def dump(config: Config) -> str:
-    """`contents` as YAML that is read back as it is."""
+    """Returns `contents` as YAML that is read back as it is."""
     text = yaml.dump(contents(config), Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=120)
     return text.translate({ord(mark): f"\\u{ord(mark):04x}" for mark in TURNED})
 
 
 class _Dumper(yaml.SafeDumper):
-    """Quotes texts with a character that YAML takes for the end of a line, or that turns the direction of what is shown."""
+    """Quotes texts with a character that YAML takes for the end of a line, or that turns the direction of shown text."""
 
 
 _Dumper.add_representer(

@@ -1,4 +1,4 @@
-"""The keys of `method`: what is trained, and how. The text under a key is what `--help` prints."""
+"""The keys of `method`: what is trained, and how. `--help` prints the text under a key."""
 
 from __future__ import annotations
 
@@ -17,32 +17,32 @@ MOST_HEADS = 10_000  # of a sweep
 
 
 class Settings(Section):
-    """The keys of one method, and what the method is: what it needs, and what it changes."""
+    """The keys of one method, what it needs, and what it changes."""
 
-    trains: ClassVar[bool] = False  # a head, which needs two classes or more
+    trains: ClassVar[bool] = False  # a head is trained, which needs two classes or more
     needs_labels: ClassVar[bool] = False
-    needs_text: ClassVar[bool] = False  # an encoder of texts
-    tunes_encoder: ClassVar[bool] = False  # and reads images, not stored features
+    needs_text: ClassVar[bool] = False  # an encoder of texts is needed
+    tunes_encoder: ClassVar[bool] = False  # the method trains on images, not on stored features
 
 
 class ZeroShot(Settings):
-    """The encoder as it is: nothing is trained."""
+    """The encoder is used as it is; nothing is trained."""
 
 
 class Training(Settings):
-    """The keys of one method that trains."""
+    """The keys of a method that trains."""
 
     trains, needs_labels = True, True
 
     epochs: Positive
-    """Passes over the training images."""
+    """Number of passes over the training images."""
     batch_size: Positive = 256
-    """Global batch of an optimizer step, over all devices."""
+    """Number of images in an optimizer step, over all devices together."""
 
 
 class ProbeGrid(Section):
-    """Settings to try: every combination of the values listed is a head, and all heads are trained in one pass. The
-    head that is right on most of ID val is the run's (ties: the lower NLL)."""
+    """Settings to try: every combination of the listed values makes a head, and all heads are trained in one pass. The run keeps
+    the head with the highest accuracy on ID val; of equal ones, it keeps the one with the lower NLL."""
 
     lr: list[Rate] | None = Field(default=None, min_length=1)
     """Learning rates (default: the method's own)."""
@@ -60,38 +60,38 @@ class ProbeGrid(Section):
         return self
 
     def listed(self) -> dict[str, list[float]]:
-        """The values of each key that lists some."""
+        """Returns the values of each key that lists any."""
         return {key: values for key in type(self).model_fields if (values := getattr(self, key)) is not None}
 
 
 class PLPGrid(ProbeGrid):
-    """As a linear probe's sweep. PLP's heads are judged by val's pseudo-labels, those above the lowest min_confidence;
-    true labels choose nothing."""
+    """Settings to try, as in a linear probe's sweep. PLP's heads are judged by val's pseudo-labels above the lowest min_confidence;
+    true labels are not used."""
 
     min_confidence: list[Fraction] | None = Field(default=None, min_length=1)
-    """Thresholds (default: the method's own). All heads see the images above the lowest; a head's loss is the mean over
-    those of a batch that are above its own."""
+    """Thresholds (default: the method's own). All heads see the images above the lowest threshold; a head's loss is the mean over
+    those images of a batch that are above its own threshold."""
 
 
 class LinearProbe(Training):
-    """One linear layer on standardised features g, cross-entropy, Adam; warm-up over the first 10 % of steps, then
-    cosine to 0; the last step is kept."""
+    """One linear layer on standardised features g is trained by Adam with cross-entropy. The learning rate rises over the first
+    10 % of steps, then falls to 0 by a cosine. The weights after the last step are kept."""
 
     epochs: Positive = 100
-    """Passes over the training features."""
+    """Number of passes over the training features."""
     batch_size: Positive = 256
-    """Global batch, over all devices (8192 for ImageNet)."""
+    """Number of images in an optimizer step, over all devices together (8192 for ImageNet)."""
     lr: Rate = 1e-3
-    """Learning rate for a batch of 256; scaled by batch_size / 256."""
+    """Learning rate for a batch of 256; it is scaled by batch_size / 256."""
     weight_decay: Decay = 1e-3
     """Adam's L2 penalty."""
     per_class: Positive | None = None
-    """Few-shot: train on a seeded draw of this many images a (pseudo-)class (default: all)."""
+    """Few-shot training: train on a seeded draw of this many images of each (pseudo-)class (default: all)."""
     sweep: ProbeGrid | None = None
     """Train many heads in one pass and keep the one that is best on ID val (default: one head)."""
 
     def candidates(self) -> list[LinearProbe]:
-        """The settings of every head of the sweep, thresholds varying fastest; these settings alone without one."""
+        """Returns the settings of every head of the sweep, with thresholds varying fastest. Without a sweep, these are its only ones."""
         listed = self.sweep.listed() if self.sweep else {}
         return [
             self.model_copy(update={"sweep": None} | dict(zip(listed, values, strict=True)))
@@ -100,46 +100,47 @@ class LinearProbe(Training):
 
 
 class PLP(LinearProbe):
-    """Pseudo-label probing: a linear probe on labels that the text encoder gives."""
+    """Pseudo-label probing: a linear probe is trained on labels that the text encoder predicts."""
 
     needs_labels, needs_text = False, True
 
     min_confidence: Fraction = 0.9
-    """Images whose pseudo-probability is below this are left out (0: none is)."""
+    """Images whose pseudo-label has a probability below this are left out (0: none is left out)."""
     sweep: PLPGrid | None = None
     """Train many heads in one pass and keep the one that agrees best with the pseudo-labels of ID val (default: one)."""
 
 
 class FineTune(Training):
-    """The whole image tower and a linear head on g, cross-entropy, AdamW with smaller steps for earlier layers; linear
-    warm-up, then cosine; the averaged weights of the last step are kept. Nothing is chosen on test or OOD images."""
+    """The whole image tower and a linear head on g are trained by AdamW with cross-entropy and smaller steps for earlier layers.
+    The learning rate rises linearly, then falls by a cosine. The averaged weights after the last step are kept. Nothing is chosen on
+    test or OOD images."""
 
     tunes_encoder = True
 
     epochs: Positive = 30
-    """Passes over the training images."""
+    """Number of passes over the training images."""
     batch_size: Positive = 256
-    """Global batch of an optimizer step, over all devices and accumulated batches. Must divide by both."""
+    """Number of images in an optimizer step, over all devices and accumulated batches; it must be divisible by both."""
     lr: float = Field(default=1e-4, gt=0)
-    """Learning rate of the head for a batch of 256; scaled by batch_size / 256."""
+    """Learning rate of the head for a batch of 256; it is scaled by batch_size / 256."""
     layer_decay: float = Field(default=0.75, gt=0, le=1)
     """Factor of the learning rate from each block of the image tower to the one below it (1: the same for all)."""
     weight_decay: float = Field(default=0.05, ge=0)
-    """AdamW's, for matrices; vectors (biases, norms, tokens) have none."""
+    """AdamW's weight decay of matrices; vectors (biases, norms, tokens) have none."""
     warmup_epochs: float = Field(default=3, ge=0)
-    """Epochs in which the learning rate rises."""
+    """Number of epochs in which the learning rate rises."""
     warmup_lr: float = Field(default=1e-6, ge=0)
-    """Where the rise starts (scaled as lr)."""
+    """Learning rate at which the rise starts (scaled as lr is)."""
     final_lr: float = Field(default=1e-6, ge=0)
-    """Where the cosine ends (scaled as lr)."""
+    """Learning rate at which the cosine ends (scaled as lr is)."""
     label_smoothing: Fraction = 0.1
     """Share of the target that is spread over all classes."""
     mixup: float = Field(default=0.8, ge=0)
-    """α of mixup (0: off). With cutmix too, each batch gets one of them."""
+    """α of mixup (0: off). If cutmix is on too, each batch gets one of the two."""
     cutmix: float = Field(default=1.0, ge=0)
     """α of cutmix (0: off)."""
     augment: str | None = "rand-m9-mstd0.5-inc1"
-    """timm's RandAugment string (null: off)."""
+    """RandAugment string of timm (null: off)."""
     random_erasing: Fraction = 0.25
     """Probability that a patch of an image is erased."""
     min_crop: float = Field(default=0.35, gt=0, le=1)
@@ -147,23 +148,24 @@ class FineTune(Training):
     flip: Fraction = 0.5
     """Probability that a training image is mirrored."""
     normalise: Literal["model", "imagenet"] = "model"
-    """Mean and standard deviation of pixels: the model's own, or (the published run's fault) ImageNet's for any model."""
+    """Mean and standard deviation by which pixels are normalised: the model's own, or ImageNet's for any model, which was a fault of
+    the published run."""
     ema: Fraction | None = 0.1
-    """Weights are averaged over about this share of the run's steps: decay = 1 − 1 / (ema · steps). null: not at all."""
+    """Weights are averaged over about this share of the run's steps: decay = 1 − 1 / (ema · steps). null averages nothing."""
     ema_decay: float | None = Field(default=None, gt=0, lt=1)
-    """The decay itself; then `ema` has no say."""
+    """The decay of the averaging itself; it replaces `ema`."""
     ema_longer_than_run: bool = False
     """Allow an ema_decay that remembers more steps than the run has, so that initial weights stay in the average."""
     clip_gradient: float | None = Field(default=1.0, gt=0)
-    """Largest norm of the gradient (null: any)."""
+    """Norm to which a larger gradient is clipped (null: no clipping)."""
     freeze_batch_norm: bool = False
-    """BatchNorm layers keep their running statistics: right where batches are small. Transformers have none."""
+    """Keep the running statistics of BatchNorm layers, which is right for small batches. Transformers have no such layers."""
     gradient_checkpointing: bool = False
-    """Recompute activations in the backward pass: much less memory, about a third more time."""
+    """Recompute activations in the backward pass, which takes much less memory and about a third more time."""
     compile: bool = False
-    """torch.compile the image tower: minutes at the start, then faster."""
+    """Compile the image tower by torch.compile, which takes minutes at the start and is faster afterwards."""
     head: str = "random"
-    """How the head starts: random; text (prototypes of the class names); or the folder of a finished linear_probe or plp
+    """Initial weights of the head: random; text (prototypes of the class names); or the folder of a finished linear_probe or plp
     run (LP-FT)."""
 
     @model_validator(mode="after")
@@ -173,9 +175,9 @@ class FineTune(Training):
         return self
 
     def averaging(self, steps: int) -> float | None:
-        """The EMA's decay for a run of so many optimizer steps; None for no averaging.
+        """Returns the EMA's decay for a run of this many optimizer steps, or None for no averaging.
 
-        Raises: ValueError for a decay that remembers more steps than there are, unless that is asked for.
+        Raises ValueError for a decay that remembers more steps than there are, unless the settings allow it.
         """
         if self.ema_decay is None:
             return None if not self.ema else max(0.0, 1 - 1 / max(self.ema * steps, 1))
@@ -189,16 +191,16 @@ class FineTune(Training):
 
 
 class Method(Section):
-    """What is trained: exactly one of the keys below, an empty value ({}) takes its defaults."""
+    """The method, given by exactly one of the keys below. An empty value ({}) takes the method's defaults."""
 
     zero_shot: ZeroShot | None = None
-    """Nothing: scores of the encoder itself."""
+    """Trains nothing; the encoder itself gives the scores."""
     linear_probe: LinearProbe | None = None
-    """A linear head on true labels."""
+    """Trains a linear head on true labels."""
     plp: PLP | None = None
-    """A linear head on pseudo-labels: needs class names, no labels."""
+    """Trains a linear head on pseudo-labels; it needs class names but no labels."""
     finetune: FineTune | None = None
-    """The whole encoder and a head on true labels."""
+    """Trains the whole image encoder and a head on true labels."""
 
     @model_validator(mode="before")
     @classmethod

@@ -1,4 +1,4 @@
-"""What somebody perhaps meant by a place that is not there: a place of another kind, a pattern, a stream, an archive."""
+"""Guesses what a user meant by a place that is not there: a place of another kind, a pattern, a stream, an archive."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ RANGES = "Tar files are named one by one or as a range of numbers, name-{000..00
 
 
 def advice(option: str, kind: str, place: Path) -> str:
-    """How the set under `option` is named where its `kind` (folder, list or shards) is not at `place`; empty without an idea."""
+    """Says how to name the set under `option` if its `kind` (folder, list or shards) is not at `place`; "" without an idea."""
     if STREAM.match(str(place)):
         return "Images are read from files of this machine: download them first."
     if (other := special(place)) is not None:
@@ -39,7 +39,7 @@ def advice(option: str, kind: str, place: Path) -> str:
 
 
 def tars_in(folder: Path) -> str:
-    """How the tar files in a folder are named; empty without any."""
+    """Says how to name the tar files in a folder; it is empty without any."""
     try:
         found = sorted(
             name for name in os.listdir(folder) if name.lower().endswith(".tar") and not name.startswith(".")
@@ -50,12 +50,12 @@ def tars_in(folder: Path) -> str:
 
 
 def is_archive(name: str) -> bool:
-    """Whether a file is compressed or zipped, by its name."""
+    """Says whether a file is compressed or zipped, by its name."""
     return name.lower().endswith(ARCHIVES)
 
 
 def of_path(path: str) -> str:
-    """What is wrong with a path on the command line of detect.py that is not there; empty without an idea."""
+    """Says what is wrong with a path on the command line of detect.py that is not there; it is empty without an idea."""
     if STREAM.match(path):
         return ". Images are read from files of this machine: download them first"
     if PATTERN.search(path):

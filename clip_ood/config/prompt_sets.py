@@ -1,4 +1,4 @@
-"""Named sets of prompts: those that CLIP's authors published for ImageNet, out of open_clip's file alone."""
+"""Reads named sets of prompts, those that CLIP's authors published for ImageNet, from open_clip's file alone."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ PROMPT_SETS = {"openai_80": "OPENAI_IMAGENET_TEMPLATES", "openai_7": "SIMPLE_IMA
 
 
 def with_sets(prompts: list[str]) -> list[str]:
-    """The prompts, with the templates of a set in place of its name; {} stands for the class."""
+    """Returns the prompts, with the templates of a set in place of its name; {} stands for the class."""
     return [
         each for prompt in prompts for each in (templates(PROMPT_SETS[prompt]) if prompt in PROMPT_SETS else [prompt])
     ]
 
 
 def templates(variable: str) -> list[str]:
-    """open_clip keeps templates as functions, `lambda c: f"a photo of a {c}."`: what they give for {}.
+    """Returns what open_clip's template functions, such as `lambda c: f"a photo of a {c}."`, return for {}.
 
     Their file imports nothing; the package would import torch.
     """

@@ -1,4 +1,4 @@
-"""What may change in a config between the beginning of a run and its resumption, and what else differs."""
+"""Says what may change in a config between the beginning of a run and its resumption, and what else differs."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from pydantic import BaseModel
 
 from clip_ood.config.method_schema import Method
 
-# Dotted keys; a key stands for all below it. Results are what results.json and scores.parquet hold.
+# Dotted keys; a key stands for all below it. Results are the content of results.json and scores.parquet.
 MACHINE = {
     "name",  # the folder of the run may have been renamed
     "runs_root",  # … or moved
@@ -27,7 +27,7 @@ MACHINE = {
     "trainer.log_every_n_steps",
     "trainer.logger",  # … and where; a callback may steer the training, and stays
 }
-OUTPUTS = {  # what is written beside the results
+OUTPUTS = {  # say what is written beside the results
     "evaluation.figures",
     "evaluation.report",
     "evaluation.save_detector",
@@ -38,15 +38,15 @@ SHOWN = 80  # characters of a value
 
 
 def differences(was: BaseModel, now: BaseModel, free: Collection[str] = FREE) -> list[str]:
-    """`key: old → new` for every key outside `free` in which two configs of one kind differ, defaults counted in.
+    """Returns `key: old → new` for every key outside `free` in which two configs of one kind differ, including defaults.
 
-    Seeds may be added to `seeds`: each is a run of its own.
+    Seeds may be added to `seeds`, because each is a separate run.
     """
     return list(_differences("", was, now, free))
 
 
 def settled(config: BaseModel) -> dict[str, Any]:
-    """The content of a config without what may change."""
+    """Returns the content of a config without what may change."""
     excluded: dict[str, Any] = {}
     for key in FREE:
         *sections, last = key.split(".")
@@ -72,7 +72,7 @@ def _differences(key: str, was: Any, now: Any, free: Collection[str]) -> Iterato
 
 
 def _keys(value: Any) -> dict[str, Any] | None:
-    """The keys of a section or mapping; None of any other value."""
+    """Returns the keys of a section or mapping, or None for any other value."""
     if isinstance(value, BaseModel):
         return {name: getattr(value, name) for name in type(value).model_fields}
     return value if isinstance(value, dict) else None

@@ -1,4 +1,4 @@
-"""Every key of a config: type, default, meaning. The text under a key is what `--help` prints."""
+"""The type, default and meaning of every key of a config. `--help` prints the text under a key."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ class TextTower(Section):
     """The text tower of another open_clip model of the same joint space."""
 
     model: str
-    """Its architecture, hf-hub:ORG/REPO or local-dir:FOLDER."""
+    """Its architecture, as a name, hf-hub:ORG/REPO or local-dir:FOLDER."""
     pretrained: str | None = None
     """Its pretrained tag or checkpoint file."""
 
@@ -47,61 +47,62 @@ class BackboneConfig(Section):
     library: Literal[tuple(LIBRARIES)] = "open_clip"
     """open_clip: image and text; timm: images only."""
     model: str
-    """Architecture (ViT-bigG-14, convnext_base_w, …), hf-hub:ORG/REPO, or local-dir:FOLDER; for timm its model name."""
+    """Architecture (ViT-bigG-14, convnext_base_w, …), hf-hub:ORG/REPO or local-dir:FOLDER; for timm, the model's name."""
     pretrained: str | None = None
-    """open_clip: a pretrained tag (laion2b_s39b_b160k) or a checkpoint file. timm: a file, or `default` for the
-    model's own weights. Files are read as their authors publish them, as data. null: random weights drawn from random_seed."""
+    """Weights. open_clip takes a pretrained tag (laion2b_s39b_b160k) or a checkpoint file; timm takes a file, or `default` for the
+    model's own weights. Files are read as their authors publish them, and only as data. null draws random weights by random_seed."""
     preprocess: str | None = None
-    """With an open_clip checkpoint file: the pretrained tag whose mean, std, resizing and activation it was trained
-    with; the file itself does not say."""
+    """Goes with an open_clip checkpoint file: the pretrained tag whose mean, std, resizing and activation the file was trained
+    with, because the file itself does not say."""
     random_seed: Seed = 0
     """Seed of random weights (pretrained: null)."""
     label: str | None = None
-    """What tables call the encoder (default: its model and weights)."""
+    """Name of the encoder in tables (default: its model and weights)."""
     precision: Literal["fp32", "bf16", "fp16"] = "fp32"
     """Precision of the encoder's weights and activations. Features are stored as float16 unless this is fp32."""
     text: TextTower | None = None
-    """Reads prompts and words with the text tower of another model, as one that was trained against this image tower
-    (xlm-roberta-large-ViT-H-14 against ViT-H-14). Image features stay the same (default: the model's own)."""
+    """Text tower of another model, which reads prompts and words. It must have been trained against this image tower, as
+    xlm-roberta-large-ViT-H-14 was against ViT-H-14. Image features stay the same (default: the model's own text tower)."""
 
     @property
     def reads_text(self) -> bool:
-        """Whether images and texts have a joint space."""
+        """Says whether images and texts have a joint space."""
         return library(self.library).reads_text
 
     @property
     def text_spec(self) -> BackboneConfig | None:
-        """The model that `text` names, as an encoder of its own."""
+        """Returns the model that `text` names as an encoder of its own, or None."""
         if self.text is None:
             return None
         return BackboneConfig(model=self.text.model, pretrained=self.text.pretrained, precision=self.precision)
 
 
 class Evaluation(Section):
-    """What the table is made of."""
+    """How detectors are fitted and scored, and what is written."""
 
     bank_per_class: Positive | None = None
-    """Fit detectors on a seeded draw of this many training images a class (default: all; the results say so)."""
+    """Fit detectors on a seeded draw of this many training images of each class (default: all). The results mention it."""
     bank_without: Place | None = None
-    """A text file of ID training images that detectors are not fitted on, a path a line as in scores.parquet (default: none)."""
-    resamples: int = Field(default=500, ge=0, le=100_000)
-    """Bootstrap resamples for the intervals, shared by all detectors (0: no intervals)."""
+    """A text file of ID training images that detectors are not fitted on: one path on each line, written as in scores.parquet
+    (default: none)."""
+    resamples: int | None = Field(default=None, ge=0, le=100_000)
+    """Has no effect any more: intervals need no resamples. Configs of earlier versions have it."""
     every_n_epochs: Count = 0
-    """Score all sets while training as well, every n epochs (0: only at the end); loss and accuracy on ID val are measured after
-    every epoch in any case. Callbacks may choose by val/loss, val/accuracy and ood_val/<detector>/<metric> (data.ood_val); what is
-    measured on test sets, ood/… and id/…, is for looking only."""
+    """Score all sets during training as well, every n epochs (0: only at the end). Loss and accuracy on ID val are measured after
+    every epoch in any case. Callbacks may monitor val/loss, val/accuracy and ood_val/<detector>/<metric> (data.ood_val); they may not
+    monitor what is measured on test sets, ood/… and id/…."""
     figures: bool = True
-    """Score histograms and ROC / PR curves for TensorBoard, or what trainer.logger names instead."""
+    """Draw score histograms and ROC / PR curves for TensorBoard, or for the logger that trainer.logger names."""
     report: bool = True
-    """report.html in the run's folder: tables, charts and the images that were judged wrongly, in one file."""
+    """Write report.html into the run's folder: tables, charts and the images that were judged wrongly, in one file."""
     batch_size: Positive = 4096
-    """Stored features scored at a time."""
+    """Number of stored features that are scored at a time."""
     accept: Annotated[float, Field(gt=0, lt=1)] = 0.95
-    """Share of new ID images that the run's thresholds accept, calibrated on ID val (detect.py --accept changes it)."""
+    """Share of new ID images that the run's thresholds accept. Thresholds are calibrated on ID val; detect.py --accept changes it."""
     save_detector: bool = True
-    """Write detector/ into the run's folder: what detect.py judges new images with. With k-NN it holds the bank."""
+    """Write detector/, by which detect.py judges new images, into the run's folder. With k-NN it holds the bank."""
     with_encoder: bool = False
-    """Let detector/ hold the encoder's weights too, so that it needs nothing else (fine-tuned ones always lie there)."""
+    """Put the encoder's weights into detector/ too, so that it needs nothing else (fine-tuned weights are always there)."""
 
 
 def _detector(given: Any) -> Any:
@@ -121,34 +122,34 @@ class Config(Section):
     """One experiment."""
 
     name: str
-    """The run's folder under runs_root (default: the config's file name): a name that a folder may have on any system."""
+    """Name of the run's folder under runs_root (default: the config's file name). A folder must be able to have it on any system."""
     runs_root: Root = Path("runs")
-    """Folder of all runs."""
+    """Folder that holds all runs."""
     features_root: Root = Path("features")
     """The feature store, shared by all runs."""
     seed: Seed = 42
-    """Seeds splits, draws, heads and resamples."""
+    """Seed of splits, draws and heads."""
     seeds: list[Seed] = Field(default=[], max_length=1000)
-    """Several seeds: one run each, in sub-folders, and a table of their mean ± standard deviation, with 95 % intervals (on the
-    command line also --seeds 42 43 44). Each redraws the split, unless train and test are as published; features come from
-    the store."""
+    """Several seeds (on the command line also --seeds 42 43 44). Each seed has a run in a sub-folder, and a table shows their
+    mean ± standard deviation with 95 % intervals. Each seed redraws the split, unless train and test are as published; features come
+    from the store."""
     timeout: Annotated[float, Field(gt=0, le=10**7)] = 1800
-    """Seconds that a run waits for an image that is being read, and for its other processes, before it ends and says what it waited
-    for."""
+    """Seconds that a run waits for an image to be read, and for its other processes. After that it ends and says what it waited for."""
     data: Data
     """The image sets: a block (benchmarks/…yaml) or keys."""
     backbone: BackboneConfig
     """The encoder: a block (backbones/…yaml) or keys."""
     method: Method
-    """zero_shot, linear_probe, plp or finetune."""
+    """What is trained: zero_shot, linear_probe, plp or finetune."""
     detectors: list[Detector] | None = None
-    """Scores to compute: names, {name: knn, k: 50}, or dotted paths to classes of yours (default: all the model supports)."""
+    """Scores to compute: names, {name: knn, k: 50}, or dotted paths to your own classes (default: all that the model supports)."""
     evaluation: Evaluation = Evaluation()
-    """What the table is made of."""
+    """How detectors are fitted and scored, and what is written."""
     trainer: Untyped = {}
-    """Keys of Lightning's Trainer: accelerator, devices, num_nodes, strategy, precision, gradient_clip_val, deterministic, … What would
-    cut a run short (max_steps, limit_…_batches, fast_dev_run) is refused. logger: tensorboard (default), csv, wandb, mlflow, false, a
-    class, or a list of these; callbacks: a list of classes; a class is {class_path: my_module.Mine, init_args: {…}}."""
+    """Keys of Lightning's Trainer: accelerator, devices, num_nodes, strategy, precision, gradient_clip_val, deterministic, … Keys that
+    would cut a run short (max_steps, limit_…_batches, fast_dev_run) are refused. `logger` takes tensorboard (default), csv, wandb,
+    mlflow, false, a class, or a list of these. `callbacks` takes a list of classes. A class is written as
+    {class_path: my_module.Mine, init_args: {…}}."""
 
     @model_validator(mode="after")
     def _encoder_lies_somewhere(self) -> Config:

@@ -1,4 +1,4 @@
-"""What every section of a config is made of. Nothing heavy is imported: a wrong key is answered before torch is loaded."""
+"""The base of every section of a config. Nothing heavy is imported, so that a wrong key is reported before torch is loaded."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from clip_ood.files.text_files import OTHER_BYTES, not_utf8
 from clip_ood.naming import text_fault
 
 Fraction = Annotated[float, Field(ge=0, le=1)]
-MOST = 2**31 - 1  # what every library takes for a whole number
+MOST = 2**31 - 1  # the largest integer that every library takes
 Positive = Annotated[int, Field(ge=1, le=MOST)]
 Count = Annotated[int, Field(ge=0, le=MOST)]
 Seed = Annotated[int, Field(ge=-(2**31), lt=2**32)]
@@ -51,12 +51,12 @@ def _in_utf8(place: Path) -> Path:
     return place
 
 
-Root = Annotated[Place, AfterValidator(_in_utf8)]  # where libraries write that take names in UTF-8 alone
+Root = Annotated[Place, AfterValidator(_in_utf8)]  # libraries write there that take only names in UTF-8
 Untyped = Annotated[dict[str, Any], BeforeValidator(as_yaml)]  # keys that no schema of ours knows: values are YAML
 
 
 class Section(BaseModel):
-    """Keys of a config. What was written for each is text until its type says more: a number, a truth value, none."""
+    """Keys of a config. A value stays text until its type says more: a number, a truth value, or none."""
 
     bare: ClassVar[str | None] = None
     """The key that a text in place of keys stands for."""
@@ -80,12 +80,12 @@ class Section(BaseModel):
             key: settled(value, fields[key].annotation) if key in fields else value for key, value in given.items()
         }
         off = {key for key, value in found.items() if value is None and key in fields and fields[key].default is False}
-        return {key: value for key, value in found.items() if key not in off}  # nothing is no, where no is the default
+        return {key: value for key, value in found.items() if key not in off}  # none is no where no is the default
 
     @field_validator("*")
     @classmethod
     def _legible(cls, value: Any, info: ValidationInfo) -> Any:
-        """Refuses texts that no file can hold, and empty ones where none is the default."""
+        """Refuses texts that no file can hold, and empty ones unless the default is empty."""
         for name in value if isinstance(value, dict) else ():
             if reason := text_fault(name):
                 raise UserError(f"the name {name!r} {reason}: call it otherwise")

@@ -1,4 +1,4 @@
-"""What the catalogue says of each named set: `sets.yaml` as typed values. Nothing heavy is imported."""
+"""Reads the catalogue of named sets, `sets.yaml`, as typed values. Nothing heavy is imported."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from clip_ood.errors import ConfigError, nearest
 
 @dataclass(frozen=True)
 class File:
-    """What `get` downloads: `gives` is what it unpacks to under data.root, `size` as people say it."""
+    """A file that `get` downloads: `gives` is what it unpacks to under data.root, and `size` is a text for people."""
 
     url: str
     gives: str
@@ -50,9 +50,9 @@ class Entry:
     overlap: str = ""
 
     def split(self, name: str | None) -> Split:
-        """The split of that name; without one the only split, or `test`.
+        """Returns the split of that name or, without a name, the only split or `test`.
 
-        Raises: ConfigError naming the splits there are.
+        Raises: ConfigError, which names the existing splits.
         """
         if name is None:
             name = next(iter(self.splits)) if len(self.splits) == 1 else "test"
@@ -61,22 +61,22 @@ class Entry:
         return self.splits[name]
 
     def advice(self, root: Path) -> str:
-        """How a user gets the set."""
+        """Says how a user gets the set."""
         got = f"clip-ood catalog get {self.name} --root={root}" if self.files else ""
         return " · ".join(filter(None, (got, self.how)))
 
 
 @cache
 def catalogue() -> dict[str, Entry]:
-    """All named sets."""
+    """Returns all named sets."""
     content = yaml.safe_load(Path(__file__).with_name("sets.yaml").read_text(encoding="utf-8"))
     return {name: _entry(name, keys) for name, keys in content.items()}
 
 
 def entry(name: str) -> Entry:
-    """The set of that name.
+    """Returns the set of that name.
 
-    Raises: ConfigError naming the nearest ones.
+    Raises: ConfigError, which names the nearest ones.
     """
     if name not in catalogue():
         raise ConfigError(

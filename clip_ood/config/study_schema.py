@@ -1,4 +1,4 @@
-"""The keys of a study: many runs of one experiment, and what is made of them."""
+"""The keys of a study: many runs of one experiment, and the table or figure made of them."""
 
 from __future__ import annotations
 
@@ -16,43 +16,44 @@ Changes = Annotated[dict[str, Any], KeysOf(Config)]
 
 
 class Line(Section):
-    """One line of the table or figure: a detector of the runs that `changes` make."""
+    """One line of the table or figure: one detector of the runs that `changes` make."""
 
     detector: Detector
-    """The score shown: a name, or {name: knn, k: 50}."""
+    """The score that is shown: a name, or {name: knn, k: 50}."""
     changes: Changes = {}
-    """Keys of the experiment that the line changes: {method: {plp: {}}, data.batch_size: 64}."""
+    """Keys of the experiment that the line changes, as in {method: {plp: {}}, data.batch_size: 64}."""
     axes: list[str] | None = None
-    """The axes that vary it (default: all; []: one run, drawn as a level)."""
+    """The axes that vary the line (default: all; [] makes one run, drawn as a level)."""
     only: dict[str, list[str]] = {}
-    """Axis -> the labels for which the line exists (default: all)."""
+    """The labels for which the line exists, by axis (default: all labels)."""
 
 
 class Study(Section):
-    """A study: the experiment `config` with every combination of axes and lines changed in it."""
+    """A study runs the experiment `config` with every combination of axes and lines."""
 
     name: str
-    """The folder under studies_root (default: the study's file name)."""
+    """Name of the folder under studies_root (default: the study's file name)."""
     title: str = ""
-    """What stands above the table and the figure."""
+    """Title above the table and the figure."""
     studies_root: Root = Path("runs/studies")
-    """Folder of all studies; each holds its runs."""
+    """Folder that holds all studies; each study's folder holds its runs."""
     config: str
-    """The experiment that is varied: a config's name or path."""
+    """The experiment that is varied, by a config's name or path."""
     changes: Changes = {}
     """Keys of the experiment that are changed in every run; `--key=value` on the command line does the same."""
     shows: Literal["table", "scatter", "curve", "shift"]
-    """table: a row an axis label and line, a column an OOD set. scatter: mean AUROC over ID k-NN accuracy, with R².
-    curve: mean AUROC over the one axis, whose labels are numbers. shift: detection rate and accuracy a corruption."""
+    """What the study shows. table has a row for each axis label and line, and a column for each OOD set. scatter shows mean AUROC
+    over ID k-NN accuracy, with R². curve shows mean AUROC over the only axis, whose labels are numbers. shift shows detection rate and
+    accuracy for each corruption."""
     axes: dict[str, dict[str, Any]] = {}
-    """Name -> {label: changes}, or {key: [values]} where each value is its own label. `method.*.key` stands for the
-    method of the run, and is left as it is where that method has no such key."""
+    """The axes by name. An axis is {label: changes}, or {key: [values]}, where each value is its own label. `method.*.key` stands
+    for the method of the run, and changes nothing if that method has no such key."""
     lines: dict[str, Line] = Field(min_length=1)
-    """The scores that are shown, by name."""
+    """The lines that are shown, by name."""
     corruptions: list[str] = []
-    """shows: shift: the corruptions of the ID test images that take the place of the OOD sets."""
+    """Goes with `shows: shift`: the corruptions of the ID test images that replace the OOD sets."""
     severities: list[int] = [1, 2, 3, 4, 5]
-    """shows: shift: their severities."""
+    """Goes with `shows: shift`: the severities of these corruptions."""
 
     @model_validator(mode="after")
     def _consistent(self) -> Study:

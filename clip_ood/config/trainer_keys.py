@@ -1,7 +1,7 @@
-"""The keys of Lightning's Trainer: which a run takes, with which values, and what to do instead of the others.
+"""Checks the keys of Lightning's Trainer: which of them a run takes, with which values, and what to do instead of the others.
 
-Lightning itself is not imported, which takes seconds. What would cut a run short is refused: its table would look like a whole
-one's.
+Lightning itself is not imported, which would take seconds. Keys that would cut a run short are refused, because its table would
+look like that of a whole run.
 """
 
 from __future__ import annotations
@@ -44,9 +44,9 @@ REFUSED = {
 }
 STRATEGIES = ("auto", "ddp", "ddp_find_unused_parameters_true", "ddp_find_unused_parameters_false")
 PRECISIONS = ("32-true", "16-mixed", "bf16-mixed", "32", "16", "bf16")
-MOST_DEVICES = 4096  # of a machine
+MOST_DEVICES = 4096  # in a machine
 MOST_NODES = 10_000
-ENVIRONMENT = "PL_TRAINER_"  # Lightning takes keys from there that nobody sees in a config
+ENVIRONMENT = "PL_TRAINER_"  # Lightning takes keys from such variables, which no config shows
 
 
 def _whole(least: int, most: int = MOST) -> Kind:
@@ -91,8 +91,8 @@ TAKEN = {
     "enable_model_summary": TRUTH,
     "enable_autolog_hparams": TRUTH,
 }
-OBJECTS = {"logger": check_logger, "callbacks": check_callbacks}  # what the run makes for its Trainer out of a value
-NEEDED = ("accelerator", "devices", "num_nodes", "strategy", "accumulate_grad_batches")  # null says nothing of these
+OBJECTS = {"logger": check_logger, "callbacks": check_callbacks}  # keys from whose value the run makes an object
+NEEDED = ("accelerator", "devices", "num_nodes", "strategy", "accumulate_grad_batches")  # null means nothing for these
 JUDGING = (
     "accelerator",
     "devices",
@@ -102,12 +102,14 @@ JUDGING = (
     "benchmark",
     "inference_mode",
     "enable_progress_bar",
-)  # what detect.py takes
+)  # keys that detect.py takes
 
 
 def check_trainer(keys: Mapping[str, Any], option: str = "trainer.") -> None:
-    """Raises ConfigError for the first key, or value of a key, that a run cannot have: what is meant instead. `option` stands before
-    a key where it is given. Lightning's variables in the environment count as keys of nobody's."""
+    """Raises ConfigError for the first key, or value of a key, that a run cannot have, and says what to do instead.
+
+    `option` comes before a key where it is given. Lightning's variables in the environment count as unknown keys.
+    """
     if unseen := sorted(name for name in os.environ if name.startswith(ENVIRONMENT) and os.environ[name]):
         key = unseen[0].removeprefix(ENVIRONMENT).lower()
         raise ConfigError(
@@ -138,7 +140,7 @@ def check_trainer(keys: Mapping[str, Any], option: str = "trainer.") -> None:
 
 
 def check_judging(keys: Mapping[str, Any]) -> None:
-    """As `check_trainer`, for detect.py, which trains nothing."""
+    """Does what `check_trainer` does for detect.py, which trains nothing."""
     option = "--trainer."
     for key in keys:
         if key in TAKEN.keys() | OBJECTS.keys() | REFUSED.keys() and key not in JUDGING and key != "precision":
@@ -156,7 +158,7 @@ def _is_count(devices: Any) -> bool:
 
 
 def _wrong(key: str, value: Any, option: str) -> str:
-    """What is said of a value that a key cannot have."""
+    """Returns what is said of a value that a key cannot have."""
     said = f"{option}{key}: {_shown(value)}"
     if key == "precision" and re.fullmatch(r"64|.*-true|transformer-engine.*", str(value)):
         return (
@@ -170,7 +172,7 @@ def _wrong(key: str, value: Any, option: str) -> str:
 
 
 def _strategy(name: str, option: str) -> str | None:
-    """What is meant instead of a strategy that Lightning or its earlier versions have."""
+    """Returns what to use instead of a strategy that Lightning or its earlier versions have."""
     if re.match(r"ddp_?(spawn|fork|notebook)", name):
         return "keeps results in copies of this process, where they are lost: take ddp, a process of its own for each device"
     if re.match(r"fsdp|deepspeed|model_parallel|ddp_sharded|bagua|colossal", name):

@@ -1,4 +1,4 @@
-"""What a key takes, by the type that the schema gives it: keys, a list, text as it was typed, or whatever YAML makes of it."""
+"""Says what a key takes, by its type in the schema: keys, a list, text as it was typed, or whatever YAML makes of it."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from clip_ood.errors import ConfigError, shortened
 
 @dataclass(frozen=True)
 class KeysOf:
-    """Said of a mapping (`Annotated[dict[str, Any], KeysOf(Config)]`): its keys are dotted keys of another section."""
+    """Marks a mapping (`Annotated[dict[str, Any], KeysOf(Config)]`) whose keys are dotted keys of another section."""
 
     section: type[BaseModel]
 
@@ -36,12 +36,12 @@ class Takes:
 
     @property
     def keys_alone(self) -> bool:
-        """Whether it takes keys, and no text in their place."""
+        """Whether the key takes keys, and no text in their place."""
         return self.keys and not self.text
 
 
 def takes(annotation: Any) -> Takes:
-    """What a key of this type takes; nothing of it where the schema has no such key (None)."""
+    """Returns what a key of this type takes; if the schema has no such key (None), it takes nothing."""
     kinds = list(kinds_of(annotation))
     sections = [kind for kind in kinds if isinstance(kind, type) and issubclass(kind, BaseModel)]
     inside = {typing.get_origin(kind): typing.get_args(kind)[-1] for kind in kinds if typing.get_args(kind)}
@@ -56,7 +56,7 @@ def takes(annotation: Any) -> Takes:
 
 
 def locate(key: str, annotation: Any) -> tuple[list[str], Any]:
-    """The steps of a dotted key from a section or mapping down, and the type of what stands there (None: no such key)."""
+    """Returns the steps of a dotted key down from a section or mapping, and the type at its end (None: no such key)."""
     path: list[str] = []
     while True:
         if (section := _followed(annotation)) is not None:
@@ -69,9 +69,10 @@ def locate(key: str, annotation: Any) -> tuple[list[str], Any]:
 
 
 def typed(text: str, annotation: Any) -> Any:
-    """What was typed for a key of this type: `null`, `{…}`, `[…]`, or else the text itself. None of keys is none of them.
+    """Returns the value typed for a key of this type: `null`, `{…}`, `[…]`, or otherwise the text itself.
 
-    Raises: ConfigError for braces and brackets that cannot be read, where text is not meant.
+    None stands for no keys, {}, if keys are meant. Raises: ConfigError for braces and brackets that cannot be read, if text is
+    not meant.
     """
     takes_ = takes(annotation)
     if len(text) > LONGEST and not text.startswith(("[", "{")):
@@ -93,8 +94,10 @@ def typed(text: str, annotation: Any) -> Any:
 
 
 def settled(value: Any, annotation: Any) -> Any:
-    """A value of a key of this type, with what only the schema can tell: what is none, and one item in place of a list. None
-    stands for no keys, {}, where keys are meant."""
+    """Returns a value with what only the schema can tell: what is none, and one item in place of a list.
+
+    None stands for no keys, {}, if keys are meant.
+    """
     takes_ = takes(annotation)
     if takes_.anything:
         return value
@@ -119,7 +122,7 @@ def _flow(text: str, or_text: bool) -> Any:
 
 
 def kinds_of(annotation: Any) -> Iterator[Any]:
-    """The types that an annotation joins: `Annotated[X, …] | list[Y] | None` are X, list[Y] and NoneType."""
+    """Yields the types that an annotation joins: `Annotated[X, …] | list[Y] | None` are X, list[Y] and NoneType."""
     origin, arguments = typing.get_origin(annotation), typing.get_args(annotation)
     if origin is typing.Annotated:
         yield from kinds_of(arguments[0])
@@ -131,7 +134,7 @@ def kinds_of(annotation: Any) -> Iterator[Any]:
 
 
 def below(annotation: Any, key: str) -> Any:
-    """The type of what a key names in a section or mapping of this type; None where there is no such key."""
+    """Returns the type of what a key names in a section or mapping of this type, or None if there is no such key."""
     for kind in kinds_of(annotation):
         if kind is Any:
             return Any

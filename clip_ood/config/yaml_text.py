@@ -1,4 +1,4 @@
-"""YAML whose scalars stay text: 2023_07, yes and 1.10 are what was written, until the schema asks for something else."""
+"""Reads YAML whose scalars stay text: 2023_07, yes and 1.10 are what was written, until the schema asks for something else."""
 
 from __future__ import annotations
 
@@ -13,31 +13,31 @@ PLAIN = "!plain"
 NULLS = ("null", "Null", "NULL", "~")
 LARGEST = 1 << 22  # bytes of a file, characters of a value
 DEEPEST = 50  # lists and mappings in each other
-MOST = 30_000  # values of a file, those that aliases stand for each time
+MOST = 30_000  # values in a file, counting an alias's values each time
 LONGEST = 10_000  # characters of a text
-WIDEST = 1 << 64  # no whole number is as large
+WIDEST = 1 << 64  # every integer is smaller
 
 
 class TooLarge(ConfigError):
-    """YAML that would be more than a config can be, refused before it is filled in."""
+    """YAML that is larger than a config can be; it is refused before it is filled in."""
 
 
 class Plain(str):
-    """A scalar without quotes. Where the schema allows none, it may say none; where there is no schema, it is YAML."""
+    """A scalar without quotes. If the schema allows none, it may stand for none; if there is no schema, it is read as YAML."""
 
 
 def parse(text: str) -> Any:
-    """The mappings, lists and texts of a YAML document: `Plain` and quoted text, None for nothing.
+    """Returns the mappings, lists and texts of a YAML document: `Plain` and quoted text, None for nothing.
 
-    Raises: yaml.YAMLError for what is no YAML, ConfigError for a key that stands twice, TooLarge.
+    Raises: yaml.YAMLError for a text that is no YAML, ConfigError for a key that is there twice, TooLarge.
     """
     return _Loader(text).content()
 
 
 def parse_flow(text: str) -> Any:
-    """As `parse`, for a text that is one `{…}` or `[…]` from its first character to its last.
+    """Reads a text as `parse` does that is one `{…}` or `[…]` from its first character to its last.
 
-    Raises: yaml.YAMLError for any other text, ConfigError for a key that stands twice, TooLarge.
+    Raises: yaml.YAMLError for any other text, ConfigError for a key that is there twice, TooLarge.
     """
     loader = _Loader(text)
     node = loader.get_single_node()
@@ -47,7 +47,7 @@ def parse_flow(text: str) -> Any:
 
 
 def as_yaml(value: Any) -> Any:
-    """What YAML 1.1 makes of the scalars that `parse` left as they are, in lists and mappings too: 8, true, none, …
+    """Returns what YAML 1.1 makes of the scalars that `parse` left as they are, in lists and mappings too: 8, true, none, …
 
     Raises: ValueError for what YAML cannot read.
     """
@@ -70,20 +70,22 @@ def as_yaml(value: Any) -> Any:
 
 
 def says_none(value: Any) -> bool:
-    """Whether a value is nothing, or a null without quotes."""
+    """Says whether a value is nothing, or a null without quotes."""
     return value is None or (isinstance(value, Plain) and value in NULLS)
 
 
 def reason(error: Exception) -> str:
-    """What is wrong with a text, and where, in one line."""
+    """Says in one line what is wrong with a text, and where."""
     if (mark := getattr(error, "problem_mark", None)) is not None:
         return f"{error.problem}, line {mark.line + 1}, column {mark.column + 1}"
     return " ".join(str(error).split())
 
 
 class _Loader(yaml.SafeLoader):
-    """Reads plain scalars as `Plain`, keys as text, and notes keys that stand twice in one mapping. What would be too large is
-    refused while it is read, by its size with all aliases filled in."""
+    """Reads plain scalars as `Plain`, keys as text, and notes keys that are twice in one mapping.
+
+    Documents that are too large are refused while they are read, by their size with all aliases filled in.
+    """
 
     def __init__(self, text: str) -> None:
         if len(text) > LARGEST:
@@ -102,12 +104,15 @@ class _Loader(yaml.SafeLoader):
         return None if node is None else self.construct_document(node)
 
     def compose_node(self, parent: yaml.Node | None, index: Any) -> yaml.Node:
-        """A node at `index` (of a mapping: the node of its key), its values counted; an alias counts as what it stands for."""
+        """Composes a node and counts its values; an alias counts as what it stands for.
+
+        In a mapping, `index` is the node of its key.
+        """
         key = index.value if isinstance(index, yaml.ScalarNode) else index
         if self.check_event(yaml.AliasEvent):
             mark = self.peek_event().start_mark
             node = super().compose_node(parent, index)
-            if (size := self.sizes.get(node)) is None and key != "<<":  # not whole yet
+            if (size := self.sizes.get(node)) is None and key != "<<":  # it is not whole yet
                 raise self._too_large(key, "an alias stands for what it lies in", mark)
             self._add(size or 0, self.heights.get(node, 0), key, mark)
             return node
@@ -152,7 +157,7 @@ class _Loader(yaml.SafeLoader):
         return node
 
     def flatten_mapping(self, node: yaml.MappingNode) -> None:
-        """Puts in what `<<` names: a mapping's own keys stand above it, and of several mappings the first."""
+        """Puts in what `<<` names: a mapping's own keys take precedence over it, and of several mappings the first one does."""
         own = [(key, value) for key, value in node.value if key.tag != MERGE]
         named = [value for key, value in node.value if key.tag == MERGE]
         node.value = own  # a mapping that names itself is met without its `<<`
@@ -179,7 +184,7 @@ _Loader.add_constructor(MERGE, _Loader.plain)
 
 
 def _inside(node: yaml.Node) -> list[yaml.Node]:
-    """The nodes in a list, the values of a mapping; none of a scalar."""
+    """Returns the nodes in a list, the values of a mapping, or nothing for a scalar."""
     if isinstance(node, yaml.MappingNode):
         return [value for _, value in node.value]
     return node.value if isinstance(node, yaml.SequenceNode) else []

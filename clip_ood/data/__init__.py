@@ -1,1 +1,1 @@
-"""Image sets: what there is, read from where it lies."""
+"""Finds the images of a set and reads them from their source."""

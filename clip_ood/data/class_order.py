@@ -1,4 +1,4 @@
-"""In which order folders number the classes, and which folders are no classes."""
+"""Decides in which order folders number the classes, and which folders are no classes."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from clip_ood.naming import one_text
 if TYPE_CHECKING:
     from clip_ood.data.image_list import ImageList
 
-SPLITS = {  # what folders of a published split are called -> its key under data.id
+SPLITS = {  # name of a published split's folder -> its key under data.id
     "train": "train",
     "training": "train",
     "val": "val",
@@ -26,12 +26,12 @@ SPLITS = {  # what folders of a published split are called -> its key under data
 
 
 def is_number(name: str) -> bool:
-    """Whether a class is called by a number, in plain digits."""
+    """Says whether a class is called by a number, in plain digits."""
     return name.isascii() and name.isdecimal()
 
 
 def in_order(names: Iterable[str]) -> list[str]:
-    """Names of classes as they number them: by value where all are numbers, else as text.
+    """Sorts the names of classes into label order: by value if all are numbers, otherwise as text.
 
     >>> in_order(["10", "9", "0"]), in_order(["10", "9", "a"])
     (['0', '9', '10'], ['10', '9', 'a'])
@@ -41,8 +41,9 @@ def in_order(names: Iterable[str]) -> list[str]:
 
 
 def check_no_splits(set_name: str, folder: Path, images: ImageList) -> None:
-    """Raises ConfigError where the folders that would be classes are splits of a set: train, val, test with the same folders in
-    each, or nothing but such folders."""
+    """Raises ConfigError if the folders that would be classes are splits of a set: train, val and test with the same folders in
+    each, or nothing but such folders.
+    """
     if not any(one_text(name) in SPLITS for name in images.class_names):
         return
     inside: dict[str, set[str]] = defaultdict(set)

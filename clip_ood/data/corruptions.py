@@ -1,4 +1,4 @@
-"""Corrupted versions of an image in five severities: a shift that grows step by step.
+"""Makes corrupted versions of an image in five severities, a shift that grows step by step.
 
 | corruption     | figure                                        | severity 1 … 5                                      |
 |----------------|-----------------------------------------------|-----------------------------------------------------|
@@ -13,13 +13,14 @@
 | pixelate       | share of the side that is kept                | 0.6, 0.5, 0.4, 0.3, 0.25                            |
 
 The figures are those of ImageNet-C (Hendrycks and Dietterich 2019, arXiv 1903.12261, and its code), with two exceptions.
-Saturate has ImageNet-C's 3, 4 and 5 at 2, 4 and 5: its 1 and 2 take colour away, so that its severities are in no order.
-Zoom blur is the mean of 12 copies, evenly from 1 to ImageNet-C's largest zoom (rounded), where it takes 11 to 16 of them.
+Saturate has ImageNet-C's severities 3, 4 and 5 at 2, 4 and 5, because its 1 and 2 remove colour and so are in no order.
+Zoom blur is the mean of 12 copies with zooms spaced evenly from 1 to ImageNet-C's largest zoom (rounded); ImageNet-C takes 11 to
+16 copies.
 
 The figures are for images of 224 pixels: noise on a picture of 3000 would be averaged out by the encoder's own resizing.
-So the shorter side is brought to 224 first, whatever it was (ImageNet-C: to 256, then a 224 crop; cropping is left to
-the encoder). For an encoder of more than 224 pixels that loss of detail is part of the corruption. Nothing is stored in
-between (ImageNet-C: as JPEG of quality 85).
+The shorter side is therefore resized to 224 first, whatever it was. (ImageNet-C resizes it to 256 and takes a crop of 224; here
+cropping is left to the encoder.) For an encoder of more than 224 pixels, this loss of detail is part of the corruption. Corrupted
+images are not stored in between (ImageNet-C stores them as JPEG of quality 85).
 """
 
 from __future__ import annotations
@@ -32,9 +33,9 @@ from typing import Any
 import numpy as np
 from PIL import Image, ImageFilter, ImageOps
 
-VERSION = 1  # of what the functions below do: another number, other features in the store
+VERSION = 1  # of the functions below: with another number, the store holds other features
 SIDE = 224
-COPIES = 12  # of a zoom blur
+COPIES = 12  # for a zoom blur
 
 
 @dataclass(frozen=True)
@@ -46,13 +47,13 @@ class Corruption:
 
     @property
     def key(self) -> tuple[str, int, int]:
-        """What tells its images from others in the feature store."""
+        """What distinguishes its images from others in the feature store."""
         return self.name, self.severity, VERSION
 
     def __call__(self, image: Image.Image, name: str) -> Image.Image:
-        """An RGB image -> the corrupted one, its shorter side of 224 pixels.
+        """Returns the corrupted version of an RGB image, with a shorter side of 224 pixels.
 
-        Noise is drawn by corruption, severity and the image's `name` alone: the same in any order and process.
+        Noise depends only on the corruption, its severity and the image's `name`: it is the same in any order and process.
         """
         corrupt, figures = CORRUPTIONS[self.name]
         seed = hashlib.blake2b(
@@ -128,12 +129,12 @@ CORRUPTIONS = {
 
 
 def _pixels(image: Image.Image) -> np.ndarray:
-    """(H, W, 3) from 0 to 1."""
+    """Returns the pixels (H, W, 3) from 0 to 1."""
     return np.asarray(image) / 255
 
 
 def _image(pixels: np.ndarray) -> Image.Image:
-    """The image of (H, W, 3) pixels; what is not between 0 and 1 is cut off."""
+    """Returns the image of (H, W, 3) pixels, clipped to 0 … 1."""
     return Image.fromarray((255 * pixels.clip(0, 1)).round().astype(np.uint8))
 
 

@@ -1,4 +1,4 @@
-"""A set of images as a list: a reader's images, or some of them, with their labels and what is done to each."""
+"""A set of images as a list: a reader's images, or some of them, with their labels and their corruption."""
 
 from __future__ import annotations
 
@@ -21,8 +21,10 @@ from clip_ood.files.pictures import decode
 
 @dataclass(frozen=True)
 class Loaded:
-    """An image as it was read: what tells it, what its source holds and that source's stamp (both None where the reader has no
-    stamps), and the picture on demand."""
+    """An image as it was read: its identity, its source's content and stamp, and the picture, which is decoded on demand.
+
+    Content and stamp are None if the reader has no stamps.
+    """
 
     identity: bytes
     content: bytes | None
@@ -30,13 +32,13 @@ class Loaded:
     picture: Callable[[], Image.Image]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class ImageList:
-    """N images, in a fixed order.
+    """N images, in a fixed order. A list equals itself alone.
 
-    Attributes: root, where they lie, for messages; rows, the place of each among the images of `reader`; labels, a class index
-    each (-1: none), None without classes; class_names, in label order where the source names them; corruption, what is done to
-    each after decoding.
+    Attributes: root: where they lie, for messages; rows: the place of each among the images of `reader`; labels: a class index
+    for each (-1: none), None without classes; class_names: in label order, if the source names them; corruption: applied to each
+    image after decoding.
     """
 
     name: str
@@ -49,7 +51,7 @@ class ImageList:
 
     @classmethod
     def of(cls, name: str, root: Path, reader: Reader) -> ImageList:
-        """All images of a reader."""
+        """Makes the list of all images of a reader."""
         labels = None if reader.labels is None else tuple(np.asarray(reader.labels, np.int64).tolist())
         class_names = None if reader.class_names is None else tuple(reader.class_names)
         return cls(name, root, reader, range(len(reader.names)), labels, class_names)
@@ -59,15 +61,15 @@ class ImageList:
 
     @cached_property
     def names(self) -> tuple[str, ...]:
-        """What the reader calls each image."""
+        """The reader's name of each image."""
         return tuple(self.reader.names[row] for row in self.rows)
 
     def read(self, index: int) -> Image.Image:
-        """The image as 8-bit RGB; raises what reading raises."""
+        """Returns the image as 8-bit RGB; raises what reading raises."""
         return self._picture(index, self._checked(index, self.reader.open(self.rows[index])))
 
     def load(self, index: int) -> Loaded:
-        """The image, not decoded yet. Raises: OSError for one that cannot be had."""
+        """Reads the image without decoding it. Raises: OSError for an image that cannot be read."""
         read, stamp = self.reader.load(self.rows[index])
         content = content_of(self._checked(index, read))
         identity = self._after_corruption(index, content)
@@ -77,11 +79,11 @@ class ImageList:
         )
 
     def content(self, index: int) -> bytes:
-        """What tells the content of an image's source, which is read: 16 bytes."""
+        """Reads an image's source, and returns the 16 bytes that identify its content."""
         return content_of(self._checked(index, self.reader.open(self.rows[index])))
 
     def identities(self) -> np.ndarray | None:
-        """What tells images apart that have no stamps, (N, 2), for which each is read; None where they have some."""
+        """Reads images that have no stamps, and returns their identities (N, 2); returns None if they have stamps."""
         try:
             if not len(self) or self.reader.stamp(self.rows[0]) is not None:
                 return None
@@ -90,14 +92,14 @@ class ImageList:
             raise self._lost(error) from error
 
     def derived(self, contents: np.ndarray) -> np.ndarray:
-        """What tells the images apart, (N, 2), of what tells their sources: the same but for corrupted images."""
+        """Returns the identities (N, 2) of images from those of their sources; they differ only for corrupted images."""
         if self.corruption is None:
             return contents
         sources = contents.astype("<u8").tobytes()
         return pairs([self._after_corruption(row, sources[row * SIZE : (row + 1) * SIZE]) for row in range(len(self))])
 
     def stamps(self, indices: np.ndarray | None = None) -> Stamps:
-        """Of some images (None: all), whose reader has stamps.
+        """Returns the stamps of some images (None: all), whose reader has stamps.
 
         Raises: ConfigError for an image that is not there.
         """
@@ -107,17 +109,17 @@ class ImageList:
             raise self._lost(error) from error
 
     def known_by(self) -> np.ndarray:
-        """What tells these images from others without reading more of them than must be, (N, 2)."""
+        """Returns what distinguishes these images from others, (N, 2), reading no more of them than necessary."""
         identities = self.identities()
         return self.stamps().values if identities is None else identities
 
     def paths(self) -> list[str] | None:
-        """The file that each image is; None where they are no files of their own."""
+        """The file that each image is, or None if they are not files of their own."""
         found = [self.reader.path(row) for row in self.rows]
         return None if None in found else found
 
     def _checked(self, index: int, read: bytes | np.ndarray) -> bytes | np.ndarray:
-        """What a reader has opened. Raises: UserError for what is neither a file's bytes nor 8-bit pixels."""
+        """Returns what a reader has opened. Raises: UserError for anything but a file's bytes or 8-bit pixels."""
         is_pixels = isinstance(read, np.ndarray) and read.dtype == np.uint8 and 0 not in read.shape
         if isinstance(read, bytes) or (is_pixels and (read.ndim == 2 or read.ndim == read.shape[-1] == 3)):
             return read
@@ -132,7 +134,7 @@ class ImageList:
         return ConfigError(f"Image set {self.name}: {lost} cannot be had ({error.strerror or error})")
 
     def _after_corruption(self, index: int, identity: bytes) -> bytes:
-        """The identity of an image after its corruption, whose noise is drawn by the image's name."""
+        """Returns the identity of an image after its corruption, whose noise is drawn by the image's name."""
         if self.corruption is None:
             return identity
         return identity_of(identity, *map(str, self.corruption.key), self.reader.names[self.rows[index]])
@@ -142,20 +144,20 @@ class ImageList:
         return image if self.corruption is None else self.corruption(image, self.reader.names[self.rows[index]])
 
     def subset(self, keep: Sequence[int]) -> ImageList:
-        """The images at the positions `keep`, in that order; nothing is copied."""
+        """Returns the images at the positions `keep`, in that order; nothing is copied."""
         labels = None if self.labels is None else tuple(self.labels[i] for i in keep)
         return replace(self, rows=tuple(self.rows[i] for i in keep), labels=labels)
 
 
 def content_of(read: bytes | np.ndarray) -> bytes:
-    """What tells an image's content, 16 bytes: of its file, or of its pixels."""
+    """Returns 16 bytes that identify an image's content: its file, or its pixels."""
     if isinstance(read, bytes):
         return identity_of(read)
     return identity_of("pixels", str(read.shape), np.ascontiguousarray(read).tobytes())
 
 
 def balanced(images: ImageList, per_class: int, seed: int) -> list[int]:
-    """Positions of a seeded draw of `per_class` images a class (all of a class that has fewer), in order."""
+    """Returns positions of a seeded draw of `per_class` images of each class (all of a class that has fewer), in order."""
     taken: dict[int, int] = {}
     keep = []
     for index in sorted(range(len(images)), key=lambda i: lot(seed, images.names[i])):
@@ -167,5 +169,5 @@ def balanced(images: ImageList, per_class: int, seed: int) -> list[int]:
 
 
 def lot(seed: int, name: str) -> bytes:
-    """The lot that an image draws: sorting by it is a seeded shuffle that new images don't upset."""
+    """Returns the lot that an image draws: sorting by it is a seeded shuffle that does not change when images are added."""
     return hashlib.blake2b(f"{seed}:{name}".encode("utf-8", "surrogateescape"), digest_size=8).digest()

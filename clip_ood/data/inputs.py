@@ -1,6 +1,7 @@
-"""What new images are named by: files, folders, lists, tar shards, standard input, in a fixed order and without end.
+"""Reads the names of new images from files, folders, lists, tar shards and standard input, in a fixed order and without end.
 
-Nothing is listed before it is asked for, but the names in one folder: a million images elsewhere take no more memory than one.
+Nothing is listed before it is asked for, except the names in one folder, so that a million images elsewhere take no more memory
+than one.
 """
 
 from __future__ import annotations
@@ -28,16 +29,17 @@ from clip_ood.process.stalls import reading
 STDIN = "-"
 OPEN = re.compile(
     r"/dev/stdin|(/dev|/proc/self)/fd/\d+"
-)  # what this process already has open: <(find …) of a shell, too
+)  # files that this process already has open, such as <(find …) of a shell
 LISTS = (".txt", ".lst", ".list")
-BESIDE = (".cls", ".json", ".txt")  # webdataset's labels, notes and captions, passed over in shards
+BESIDE = (".cls", ".json", ".txt")  # webdataset's labels, notes and captions, which are ignored in shards
 DEEPEST = 200  # folders in folders
 
 
 @dataclass(frozen=True)
 class Source:
-    """One image: the `path` that it is called by, the part of its name below the folder or shard that was named (`inside`), and
-    where it lies; or the `reason` why there is none."""
+    """One image: the `path` by which it is called, the part of its name below the named folder or shard (`inside`), and
+    where it lies; or the `reason` why there is no image.
+    """
 
     path: str
     inside: str
@@ -45,16 +47,19 @@ class Source:
     reason: str | None = None
 
     def read(self) -> Image.Image:
-        """The picture as 8-bit RGB.
+        """Returns the picture as 8-bit RGB.
 
-        Raises: UnreadableImage for what is not a whole image, OSError for a file that cannot be had.
+        Raises: UnreadableImage for a file that is not a whole image, OSError for a file that cannot be read.
         """
         return decode(io.BytesIO(self.place.read()))
 
 
 def sources(paths: Iterable[str]) -> Iterator[Source]:
-    """Every image that some paths name, and with a reason what is none: a folder with all below it, hidden ones and thumbnails left out; an
-    uncompressed tar file; a text file with a path a line, as standard input ("-") and pipes of the shell; else an image file."""
+    """Yields every image that some paths name, and everything that is no image with a reason.
+
+    A path names a folder with everything below it except hidden files and thumbnails; an uncompressed tar file; a text file with
+    a path on each line, which may be standard input ("-") or a pipe of the shell; or otherwise an image file.
+    """
     for path in paths:
         if path == STDIN:
             yield from _listed("standard input", sys.stdin.buffer)
@@ -78,7 +83,7 @@ def sources(paths: Iterable[str]) -> Iterator[Source]:
 
 
 def is_stream(path: str) -> bool:
-    """Whether paths are read as they come, and once alone: from standard input, or from a pipe that the shell has opened."""
+    """Says whether paths are read as they come, and only once: from standard input, or from a pipe that the shell has opened."""
     return path == STDIN or (OPEN.fullmatch(path) is not None and special(path) is not None)
 
 
@@ -111,7 +116,7 @@ def _below(folder: str, inside: str, above: frozenset[str]) -> Iterator[Source]:
         check_of_file(error)
         yield _file(folder, inside, f"the folder cannot be read: {error.strerror}")
         return
-    for name in sorted(names):  # folders with their slash: as paths are sorted
+    for name in sorted(names):  # folders have their slash, so that the order is that of paths
         path = os.path.join(folder, name)
         if name.endswith("/"):
             yield from _below(path.rstrip("/"), inside + name, above | {here})
@@ -124,12 +129,12 @@ def _below(folder: str, inside: str, above: frozenset[str]) -> Iterator[Source]:
 def _is_folder(entry: os.DirEntry) -> bool:
     try:
         return entry.is_dir()
-    except OSError:  # a link to itself
+    except OSError:  # it is a link to itself
         return False
 
 
 def _members(path: Path) -> Iterator[Source]:
-    """The images of a shard, what is none but may be meant for one, and why that is all where the shard is not whole."""
+    """Yields the images of a shard, other members that may be meant for images, and the fault of a shard that is not whole."""
     images = 0
     try:
         with opened(path) as file:

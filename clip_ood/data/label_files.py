@@ -1,4 +1,4 @@
-"""Files that say which class each image of a folder belongs to: TinyImageNet's, Kaggle's and ImageNet's devkit."""
+"""Reads files that say which class each image of a folder belongs to: TinyImageNet's, Kaggle's and those of ImageNet's devkit."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ class Label(NamedTuple):
 
 
 def read_labels(set_name: str, path: Path) -> tuple[Path, dict[str, Label]]:
-    """The file that was read, and the label of each image by its file name without extension.
+    """Returns the file that was read, and the label of each image by its file name without extension.
 
     `path` is a devkit folder (with data/ILSVRC2012_validation_ground_truth.txt and data/meta.mat), a .csv with columns
     ImageId and PredictionString, or a text file of tab-separated lines "image, class, …".
@@ -65,7 +65,7 @@ def _kaggle(set_name: str, path: Path) -> list[tuple[str, Label]]:
     if not {"ImageId", "PredictionString"} <= set(reader.fieldnames or ()):
         raise _wrong(set_name, path, 1, "columns ImageId and PredictionString", ",".join(reader.fieldnames or ()))
     for row in reader:
-        words = (row["PredictionString"] or "").split()  # wnid and box, for each object
+        words = (row["PredictionString"] or "").split()  # wnid and box of each object
         if not row["ImageId"] or not words:
             raise _wrong(set_name, path, reader.line_num, '"image,wnid box …"', ",".join(filter(None, row.values())))
         rows.append((path_of(row["ImageId"]), Label(words[0], reader.line_num)))
@@ -88,7 +88,7 @@ def _devkit(set_name: str, folder: Path) -> list[tuple[str, Label]]:
 
 
 def _wnids(set_name: str, path: Path) -> dict[int, str]:
-    """ILSVRC2012_ID -> wnid of the synsets without children, which are the classes."""
+    """Returns ILSVRC2012_ID -> wnid of the synsets without children, which are the classes."""
     try:
         from scipy.io import loadmat
         from scipy.io.matlab import MatReadError

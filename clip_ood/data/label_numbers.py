@@ -1,4 +1,4 @@
-"""One numbering of the classes for every ID set: by name where sets name them, else by the labels themselves."""
+"""Numbers the classes of every ID set alike: by name if sets name them, otherwise by the labels themselves."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ from clip_ood.naming import matches
 
 
 def trained_on(train: ImageList, classes: Classes | None, partial: bool) -> Classes | None:
-    """The classes that the training images have: all, or with `partial` those that are there.
+    """Returns the classes that the training images have: all of them or, with `partial`, those that are there.
 
-    Raises: ConfigError for another number of classes than there are names, and for labels that count from 1 or leave a class
+    Raises: ConfigError if there are not as many classes as names, and for labels that count from 1 or leave a class
     without images, unless `partial`.
     """
     if train.labels is None:
@@ -38,7 +38,7 @@ def trained_on(train: ImageList, classes: Classes | None, partial: bool) -> Clas
 
 
 def _check_counting(train: ImageList, count: int | None) -> None:
-    """Raises ConfigError where label numbers do not count 0, 1, … through classes that all have images."""
+    """Raises ConfigError unless label numbers count 0, 1, … through classes that all have images."""
     there = set(train.labels) - {-1}
     if there == set(range(1, len(there) + 1)) and count in (None, len(there)):
         raise ConfigError(
@@ -52,8 +52,10 @@ def _check_counting(train: ImageList, count: int | None) -> None:
 
 
 def numbered(images: ImageList, known: Classes | None, trained: Classes | None, train: ImageList) -> ImageList:
-    """Labels that count through `trained`: another set may lack a class, never bring a new one. Classes are matched by name,
-    labels without names by the numbers of `known`, of which `trained` may be a part; without either they are those of `train`.
+    """Maps a set's labels to indices of the trained classes; a set may lack a class, but may not bring a new one.
+
+    Classes are matched by name, and labels without names by the numbers of `known`, of which `trained` may be a part. Without
+    either, labels are those of `train`.
 
     Raises: ConfigError for a class or label that the training images do not have.
     """
@@ -75,7 +77,7 @@ def numbered(images: ImageList, known: Classes | None, trained: Classes | None, 
 
 
 def _unnamed(images: ImageList, train: ImageList) -> ImageList:
-    """Labels of a set beside training images whose labels are numbers without names."""
+    """Returns the images of a set with its own labels, beside training images whose labels are numbers without names."""
     if images.class_names is not None:
         if not all(map(is_number, images.class_names)):
             raise ConfigError(

@@ -1,4 +1,4 @@
-"""Rows of a part with their labels: as stored features, or as images."""
+"""Rows of a part with their labels, as stored features or as images."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from clip_ood.outputs import Outputs
 
 
 class LabelledTable(Protocol):
-    """What an evaluation knows of a loader's images: rows (n,) of the image set, in order, and labels (n,), -1 where there is none."""
+    """The rows (n,) of a loader's images in the image set, in order, and their labels (n,), -1 where there is none."""
 
     part: Part
     rows: Tensor
@@ -22,7 +22,7 @@ class LabelledTable(Protocol):
 
 
 class ImageTable:
-    """The rows of one part with their labels: all, or of the image set those that are `valid` (N,)."""
+    """The rows of one part with their labels: all of them, or those of the image set that are `valid` (N,)."""
 
     def __init__(self, part: Part, labels: list[int], valid: Tensor | None = None) -> None:
         rows, labels = (torch.tensor(each, dtype=torch.long) for each in (part.rows, labels))

@@ -1,4 +1,4 @@
-"""Image sets of a config, each listed as an `ImageList` by the reader that its keys name."""
+"""Lists the image sets of a config, each as an `ImageList` made by the reader that its keys name."""
 
 from __future__ import annotations
 
@@ -31,18 +31,18 @@ from clip_ood.process.stalls import reading
 def list_images(
     name: str, spec: ImageSet, root: Path, labelled: bool, seed: int, partial: bool = False, download: bool = True
 ) -> ImageList:
-    """The images of a set; with `labelled`, class folders and list labels become labels.
+    """Lists the images of a set; with `labelled`, class folders and list labels become labels.
 
-    `partial` takes what is there of a set whose number is known; `download` lets torchvision fetch what is missing.
+    `partial` accepts an incomplete set whose number of images is known; `download` lets torchvision download what is missing.
     Raises: ConfigError for an empty set, another number than the set must have, an empty class folder, images beside
     class folders, a folder that cannot be read, and wrong lines of a list.
     """
     where = _place(spec, root)
     if spec.reader is not None:
         images = ImageList.of(name, where, own_reader(name, spec, root))
-        with suppress(OSError):  # an image that cannot be had is told where all are asked for
+        with suppress(OSError):  # an image that cannot be read is reported later, with all others
             if len(images):
-                images.content(0)  # nonsense is told before any encoding
+                images.content(0)  # a wrong result of a reader is reported before any encoding
     elif spec.torchvision is not None:
         arrays = torchvision_sets.load(name, spec.torchvision, spec.split or "test", root, download)
         images = ImageList.of(name, root, arrays)
@@ -79,7 +79,7 @@ def _place(spec: ImageSet, root: Path) -> Path:
 
 
 def _check_count(images: ImageList, spec: ImageSet, where: Path, labelled: bool, partial: bool) -> None:
-    """Raises ConfigError for a number of images or classes that is not the one the set must have."""
+    """Raises ConfigError if the number of images or classes is not the one that the set must have."""
     way_out = "Complete it, or run on what is there with --data.allow_partial=true"
     if spec.count is not None and len(images) != spec.count and not (partial and len(images) < spec.count):
         raise ConfigError(
@@ -126,7 +126,7 @@ def _from_folder(name: str, folder: Path, labelled: bool) -> ImageList:
 
 
 def _walk(name: str, folder: Path, inside: str = "", above: frozenset[str] = frozenset()) -> Iterator[str]:
-    """Relative paths of the files in a folder and in those below, links followed, hidden ones left out."""
+    """Yields relative paths of the files in a folder and below it; links are followed, hidden files are left out."""
     here = os.path.realpath(folder)
     if here in above:
         raise ConfigError(f"Image set {name}: the link {folder} leads back to {here}, which it lies in. Remove it.")
@@ -148,7 +148,7 @@ def _say_passed_over(name: str, files: list[str]) -> None:
 
 
 def _by_number(images: ImageList) -> ImageList:
-    """The folders' names as the labels themselves."""
+    """Returns the images with their folders' names as labels."""
     wrong = next((label for label in images.class_names if not is_number(label)), None)
     if wrong is not None:
         raise ConfigError(
@@ -159,7 +159,7 @@ def _by_number(images: ImageList) -> ImageList:
 
 
 def _from_labels(name: str, folder: Path, path: Path, partial: bool) -> ImageList:
-    """Images of a folder, in whatever folders below, with the classes that a file gives them."""
+    """Returns images of a folder, at any depth, with the classes that a file gives them."""
     images = _from_folder(name, folder, labelled=False)
     path, labels = read_labels(name, path)
     labels = {normalize("NFC", stem): label for stem, label in labels.items()}
@@ -206,6 +206,9 @@ def _from_list(name: str, path: Path, root: Path, partial: bool) -> ImageList:
 
 
 def _as_it_is_written(root: Path, image: str) -> str | None:
-    """An image's path in the Unicode form that its file has: Macs write é as two characters, others as one. None without a file."""
+    """Returns an image's path in the Unicode form that its file has, or None without a file.
+
+    Macs write é as two characters, other systems as one.
+    """
     forms = (image, normalize("NFC", image), normalize("NFD", image))
     return next((form for form in forms if (root / form).is_file()), None)

@@ -1,4 +1,4 @@
-"""Images that two sets of a run would share, however lists, folders and links lead to them."""
+"""Finds images that are in two sets of a run, however lists, folders and links lead to them."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ Folder = tuple[int, int]  # device and inode
 
 
 def check_apart(images: dict[str, ImageList]) -> None:
-    """Raises ConfigError where a file is an image of two sets, by key, that must have none in common: how many, and the first."""
+    """Raises ConfigError if a file is an image of two sets that must have none in common; it names their number and the first."""
     listed = {key: paths for key, each in images.items() if len(each) and (paths := each.paths()) is not None}
     folders = {key: _folders(paths) for key, paths in listed.items()}
     for one, other in combinations(listed, 2):
@@ -32,7 +32,7 @@ def check_apart(images: dict[str, ImageList]) -> None:
 
 
 def _folders(paths: list[str]) -> dict[str, Folder]:
-    """Every folder that images lie in, as it is spelled, and which it is: the same one by any link or spelling."""
+    """Returns the device and inode of every folder that images lie in, which are the same by any link or spelling."""
     found = {}
     for spelled in {os.path.dirname(path) for path in paths}:
         state = os.stat(spelled or ".")
@@ -43,7 +43,7 @@ def _folders(paths: list[str]) -> dict[str, Folder]:
 def _files(
     paths: list[str], folders: dict[str, Folder], common: set[Folder]
 ) -> Iterator[tuple[tuple[Folder, str], int]]:
-    """The images in some of the folders: folder and file name, and the place in the set."""
+    """Yields the images in some of the folders: folder and file name, and the place in the set."""
     for place, path in enumerate(paths):
         spelled, file = os.path.split(path)
         if (folder := folders[spelled]) in common:

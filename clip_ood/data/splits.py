@@ -1,4 +1,4 @@
-"""Train, val and test: seeded, stratified by class, the same wherever and in whatever order the files are read."""
+"""Divides images into train, val and test: seeded, stratified by class, and independent of the place and order of files."""
 
 from __future__ import annotations
 
@@ -8,8 +8,10 @@ from clip_ood.data.image_list import ImageList, lot
 
 
 def split(images: ImageList, shares: dict[str, float], rest: str, seed: int) -> dict[str, list[int]]:
-    """Positions of each part: every class gives round(share · n) of its n images to each named part and what is left to
-    `rest`, which keeps at least one image of each class.
+    """Returns the positions of each part.
+
+    Every class gives round(share · n) of its n images to each named part and the others to `rest`, which keeps at least one
+    image of each class.
 
     >>> from pathlib import Path
     >>> from clip_ood.data.readers.files import Files

@@ -1,4 +1,4 @@
-"""The members of a tar file, each with its place in it; a file that is not whole is never taken for a shorter one."""
+"""Lists the members of a tar file with their places in it; a file that is not whole is never taken for a shorter one."""
 
 from __future__ import annotations
 
@@ -28,11 +28,11 @@ COMPRESSED = {
 
 
 class DamagedArchive(UserError):
-    """What is no whole, uncompressed tar file; the message says behind which member, at which byte, and why."""
+    """A file is no whole, uncompressed tar file; the message says after which member, at which byte, and why."""
 
 
 class Bounded:
-    """An open file for tarfile, which gives no header the memory that it asks for."""
+    """An open file for tarfile, which limits the memory that a header may ask for."""
 
     def __init__(self, file: BinaryIO) -> None:
         self.file, self.seek, self.tell = file, file.seek, file.tell
@@ -44,29 +44,29 @@ class Bounded:
 
 
 def opened(path: Path) -> BinaryIO:
-    """A tar file to read. Raises: DamagedArchive for what is no file (a pipe would keep us waiting), OSError."""
+    """Opens a tar file. Raises: DamagedArchive for anything but a file (reading a pipe would wait forever), OSError."""
     if (kind := special(path)) is not None:
         raise DamagedArchive(f"it is {kind}, and no file")
     return path.open("rb")
 
 
 def members(file: BinaryIO) -> Iterator[tarfile.TarInfo]:
-    """Every member of a tar file in its order, read by their headers alone; between them, the file may be read anywhere.
+    """Yields every member of a tar file in its order, from the headers alone; in between, the file may be read anywhere.
 
-    Raises: DamagedArchive where a header is damaged or missing, the file is cut, or more follows behind its end mark, as in
-    archives that were put one behind the other; OSError.
+    Raises: DamagedArchive if a header is damaged or missing, if the file is truncated, or if more follows its end mark, as in
+    archives that were appended to each other; OSError.
     """
     _check_start(file)
     end, last = 0, None
     try:
         with tarfile.open(fileobj=Bounded(file), mode="r:", encoding="utf-8") as tar:
             while (info := tar.next()) is not None:
-                tar.members = []  # it would keep every header
+                tar.members = []  # tarfile would keep every header
                 if tar.offset < info.offset_data:
                     raise tarfile.ReadError("a negative size")
                 end, last = tar.offset, info.name
                 yield info
-    except (tarfile.TarError, ValueError, OverflowError) as error:  # of headers
+    except (tarfile.TarError, ValueError, OverflowError) as error:  # from headers
         raise _damaged(last, end, str(error)) from None
     if why := _end_of(file, end):
         raise _damaged(last, end, why)
@@ -83,7 +83,7 @@ def _check_start(file: BinaryIO) -> None:
 
 
 def _end_of(file: BinaryIO, offset: int) -> str | None:
-    """What is wrong with the end of an archive whose last member ends at `offset`: None for zeros as a tar file ends with."""
+    """Returns what is wrong with the end of an archive whose last member ends at `offset`, or None if it ends in zeros."""
     left = os.fstat(file.fileno()).st_size - offset
     if left < BLOCK:
         return "the file ends here, without the end mark of a tar file: it was cut"

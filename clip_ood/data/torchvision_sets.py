@@ -1,4 +1,4 @@
-"""The sets that torchvision unpacks to arrays: CIFAR10, CIFAR100, SVHN, MNIST."""
+"""Loads the sets that torchvision unpacks to arrays: CIFAR10, CIFAR100, SVHN and MNIST."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from clip_ood.process.locks import in_turn
 
 
 def load(set_name: str, kind: str, split: str, root: Path, download: bool) -> Arrays:
-    """One split of a set, downloaded to `root` if it is not there and `download` allows.
+    """Loads one split of a set, which is downloaded to `root` if it is not there and `download` allows it.
 
     Raises: ConfigError for files that are missing or damaged and cannot be downloaded.
     """
@@ -21,7 +21,7 @@ def load(set_name: str, kind: str, split: str, root: Path, download: bool) -> Ar
     try:
         if download:
             root.mkdir(parents=True, exist_ok=True)
-        with in_turn(root / kind) if download else nullcontext():  # processes of one run would all download
+        with in_turn(root / kind) if download else nullcontext():  # all processes of a run would download
             data = getattr(datasets, kind)(root, **part, download=download)
     except Exception as error:
         tried = "download" if download else "read"
@@ -30,7 +30,7 @@ def load(set_name: str, kind: str, split: str, root: Path, download: bool) -> Ar
             f"in {root}: {error}"
         ) from error
     names = tuple(f"{kind}/{split}/{index:05d}" for index in range(len(data.data)))
-    if kind == "SVHN":  # channels first, and no class names
+    if kind == "SVHN":  # has channels first, and no class names
         digits = tuple(str(digit) for digit in range(10))
         return Arrays(data.data.transpose(0, 2, 3, 1), names, data.labels, digits)
     if kind == "MNIST":

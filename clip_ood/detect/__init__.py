@@ -1,1 +1,1 @@
-"""A finished run as a detector: a folder that can be copied, and a predictor that judges new images by it."""
+"""A finished run as a detector: a folder that can be copied, and a predictor that judges new images with it."""

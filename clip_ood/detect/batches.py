@@ -1,4 +1,4 @@
-"""Batches of new images, as they are read and as they were judged."""
+"""Batches of new images, before and after they are judged."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from clip_ood.detect.predictor import BatchPredictions
 
 @dataclass
 class SourceBatch:
-    """The next sources of a part, at most a batch of which may be images; `last` of its part."""
+    """The next sources of a part, of which at most one batch may be images; `last` says whether they end the part."""
 
     sources: tuple[Source, ...]
     part: int
@@ -21,8 +21,9 @@ class SourceBatch:
 
 @dataclass
 class NewImageBatch:
-    """Images (B, 3, H, W), None without any, and of all sources of the batch: which row each has (None: none), and why some
-    cannot be read."""
+    """Images (B, 3, H, W), or None if there are none, and the sources of the batch: the row of each image (None for other
+    sources), and the reasons why some cannot be read.
+    """
 
     images: Tensor | None
     batch: SourceBatch
@@ -30,7 +31,7 @@ class NewImageBatch:
 
     @property
     def last(self) -> bool:
-        """Whether it is the last of its part."""
+        """Says whether this batch is the last of its part."""
         return self.batch.last
 
     def pin_memory(self) -> NewImageBatch:
@@ -40,7 +41,7 @@ class NewImageBatch:
 
 @dataclass(frozen=True)
 class BatchResult:
-    """What was found of a batch of sources: the places of those that were judged, what of them, and why others were not."""
+    """The results of a batch of sources: the places of those that were judged, their predictions, and the reasons for all others."""
 
     places: list[int]
     judged: BatchPredictions | None

@@ -1,4 +1,4 @@
-"""What stands in a detector's folder, as its manifest says: found, read and checked."""
+"""Finds, reads and checks the manifest of a detector's folder."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ FOLDER, MANIFEST, STATE, ENCODER = "detector", "detector.json", "state.safetenso
 FORMAT = 2
 Dtype = Literal["float32", "float16", "bfloat16"]
 By = Literal["head", "text", "knn"]
-READ = (1, 2)  # format 1 does not say what predicts classes: the head, else the texts
+READ = (1, 2)  # format 1 does not say what predicts classes: it is the head or, without one, the texts
 
 
 class DetectorFolderError(UserError):
-    """A detector's folder that is missing, damaged, changed, or of another version."""
+    """A detector's folder is missing, damaged, changed, or of another version."""
 
 
 def _inside(name: str) -> str:
@@ -37,20 +37,20 @@ class Versions(Record):
 
 
 class Formatted(Record):
-    """What every version's manifest says."""
+    """The keys that every version's manifest has."""
 
     format: int
     versions: Versions = Versions()
 
 
 class Closed(Record):
-    """What no version adds keys to: a stranger might."""
+    """A record to which no version adds keys, so that an unknown key is refused."""
 
     model_config = ConfigDict(extra="forbid")
 
 
 class Spec(Closed):
-    """As `clip_ood.backbones.spec.ImageSpec`."""
+    """The keys of a `clip_ood.backbones.spec.ImageSpec`."""
 
     library: Literal[tuple(LIBRARIES)]
     model: Text
@@ -61,7 +61,7 @@ class Spec(Closed):
 
 
 class Encoder(Closed):
-    """As `clip_ood.detect.saved.Encoder`."""
+    """The keys of a `clip_ood.detect.saved.Encoder`."""
 
     spec: Spec
     fingerprint: dict[str, Any]
@@ -71,7 +71,7 @@ class Encoder(Closed):
 
 
 class Kept(Record):
-    """A detector."""
+    """The keys of a saved detector."""
 
     column: Text
     spec: dict[str, Any]
@@ -84,7 +84,7 @@ class LeftOut(Record):
 
 
 class Predicts(Record):
-    """As `clip_ood.class_predictions.ClassPredictor`."""
+    """The keys of a `clip_ood.class_predictions.ClassPredictor`."""
 
     by: By
     accuracy: dict[By, Share]
@@ -102,7 +102,7 @@ class Calibrated(Record):
 
 
 class Manifest(Formatted):
-    """What one of this version says."""
+    """The keys of a manifest of this version."""
 
     batch_size: Annotated[int, Field(ge=1, lt=2**31)]
     encoder: Encoder
@@ -127,7 +127,7 @@ class Manifest(Formatted):
 
 
 def find_folder(place: Path) -> Path:
-    """The detector's folder of a run, or `place` itself where it is one.
+    """Returns the detector's folder of a run, or `place` itself if it is such a folder.
 
     Raises: DetectorFolderError for anything else, with what to do.
     """
@@ -145,13 +145,13 @@ def find_folder(place: Path) -> Path:
 
 
 def sealed(manifest: dict[str, Any]) -> dict[str, Any]:
-    """A manifest with the digest of its own content."""
+    """Returns a manifest with the digest of its own content."""
     content = {key: value for key, value in manifest.items() if key != "digest"}
     return content | {"digest": digest(content)}
 
 
 def read_manifest(path: Path) -> dict[str, Any]:
-    """What a manifest says. Raises: DetectorFolderError for one that is damaged, changed, of another version or no `Manifest`."""
+    """Reads a manifest. Raises: DetectorFolderError if it is damaged, changed, of another version or no `Manifest`."""
     try:
         manifest = read_record(path, Formatted)
     except Damaged as error:

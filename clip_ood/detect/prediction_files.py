@@ -1,4 +1,4 @@
-"""Predictions as CSV, JSON Lines or parquet."""
+"""Writes predictions as CSV, JSON Lines or parquet."""
 
 from __future__ import annotations
 
@@ -16,18 +16,18 @@ NAMES = ("predicted_class", "detector")
 
 
 class PredictionFile:
-    """Takes predictions one after the other; `close` ends the file."""
+    """A file that takes predictions one after the other; `close` ends it."""
 
     @abstractmethod
     def write(self, prediction: Mapping[str, Any]) -> None:
-        """One line, of a mapping with (at least) the columns."""
+        """Writes one line, from a mapping that has at least the columns."""
 
     def close(self) -> None:
-        """The last lines."""
+        """Writes the last lines."""
 
 
 class CSVFile(PredictionFile):
-    """A header, then a line a prediction; is_ood is true or false, what is None is empty."""
+    """A CSV file with a header and a line for each prediction; is_ood is true or false, and None is an empty cell."""
 
     def __init__(self, file: TextIO) -> None:
         self.file, self.writer = file, csv.writer(file)
@@ -42,7 +42,7 @@ class CSVFile(PredictionFile):
 
 
 class JSONLines(PredictionFile):
-    """An object a line."""
+    """A file with a JSON object on each line."""
 
     def __init__(self, file: TextIO) -> None:
         self.file = file
@@ -55,7 +55,10 @@ class JSONLines(PredictionFile):
 
 
 class Parquet(PredictionFile):
-    """A row a prediction; with `exact`, the bytes of paths that are no UTF-8 in a further column (see `path_columns`)."""
+    """A parquet file with a row for each prediction; with `exact`, a further column holds the bytes of paths that are not UTF-8.
+
+    See `path_columns`.
+    """
 
     def __init__(self, file: BinaryIO, exact: bool = False) -> None:
         import pyarrow as pa

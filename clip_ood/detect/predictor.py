@@ -1,4 +1,4 @@
-"""Is this image OOD? Detectors of a finished run, with their thresholds, as a function of images."""
+"""Judges whether images are OOD: the detectors of a finished run, with their thresholds, as a function of images."""
 
 from __future__ import annotations
 
@@ -32,12 +32,12 @@ OneImage = str | Path | Image.Image | bytes | BinaryIO | Tensor
 
 @dataclass(frozen=True)
 class Prediction:
-    """What a detector says of one image.
+    """The judgement of a detector on one image.
 
-    path: of the file, None for a picture that came without one; is_ood: p_value ≤ 1 − accept; score: higher = more
+    path: the file's path, None for a picture that came without one; is_ood: p_value ≤ 1 − accept; score: higher = more
     in-distribution; p_value: the share of ID images that would score as low, see `clip_ood.calibration`; predicted_class and
-    its confidence: by what the predictor's `class_predictor` says, the probability of the head or the text embeddings or the share of the
-    neighbours' vote; None without classes.
+    its confidence: from what the predictor's `class_predictor` names, so that confidence is the probability of the head or the
+    text embeddings, or the share of the neighbours' votes; both are None without classes.
     """
 
     path: str | None
@@ -51,8 +51,9 @@ class Prediction:
 
 @dataclass(frozen=True)
 class BatchPredictions:
-    """The same of B images by K detectors, as tensors on the CPU: scores (B, K) float32, p_values (B, K) float64, is_ood (B, K)
-    bool; classes (B,) int64 and confidence (B,) float64, None without classes."""
+    """The judgements of K detectors on B images, as tensors on the CPU: scores (B, K) float32, p_values (B, K) float64, is_ood
+    (B, K) bool; classes (B,) int64 and confidence (B,) float64, both None without classes.
+    """
 
     scores: Tensor
     p_values: Tensor
@@ -63,7 +64,7 @@ class BatchPredictions:
 
 @dataclass(frozen=True)
 class Decision:
-    """Where a detector draws the line: it accepts a share `accept` of new ID images, by its scores of the ID val images.
+    """The threshold of a detector, which accepts a share `accept` of new ID images, by its scores of the ID val images.
 
     Raises: ValueError for too few of them.
     """
@@ -77,7 +78,7 @@ class Decision:
 
     @property
     def threshold(self) -> float:
-        """An image is OOD where its score lies below."""
+        """The score below which an image is OOD."""
         return self.calibration.threshold(self.accept)
 
     @property
@@ -89,9 +90,9 @@ class Decision:
 class Predictor(nn.Module):
     """Judges images by one or several detectors of a finished run: pixels → features → scores → p-values.
 
-    An image is OOD where its score lies below the detector's threshold: `decisions` has one for each detector. Images are encoded
-    once, in batches of `batch_size`; detectors that search the bank search it once together.
-    Raises: ValueError for a detector that the run has not, and for too few val images for `accept`.
+    An image is OOD if its score is below the detector's threshold; `decisions` has one threshold for each detector. Images are
+    encoded once, in batches of `batch_size`; detectors that search the bank share one search.
+    Raises: ValueError for a detector that the run does not have, and for too few val images for `accept`.
     """
 
     def __init__(
@@ -114,7 +115,7 @@ class Predictor(nn.Module):
         self.class_predictor = saved.class_predictor
         self.by = HEAD if self.class_predictor is None else self.class_predictor.by
         self.bank, bank_labels = None, None
-        if self.by == KNN:  # the detectors' own, where they have it
+        if self.by == KNN:  # the detectors' own bank, if they have one
             searched = (each for each in self.detectors if each.searches)
             banks = [
                 each for detector in searched for each in statistics_of(detector).values() if isinstance(each, Bank)
@@ -127,13 +128,13 @@ class Predictor(nn.Module):
 
     @torch.inference_mode()
     def _try(self, saved: SavedDetector) -> None:
-        """Judges two made-up pictures. Raises: DetectorFolderError where what the folder holds gives no scores of them."""
+        """Judges two made-up pictures. Raises: DetectorFolderError if the folder's content gives no scores for them."""
         pixels = torch.stack([self.backbone.transform(Image.new("RGB", (8, 8)))] * 2)
-        encoded = self._encoded(pixels.to(self.device))  # what is tried is not the encoder
+        encoded = self._encoded(pixels.to(self.device))  # outside the try: the encoder's errors are not the folder's
         try:
             outputs = classify(encoded, linear(self.weight, self.bias)).map(torch.nan_to_num)
             predictions = self.predictions(self.predict(outputs), [None, None])
-        except Exception as error:  # of tensors that anybody may have written: anything
+        except Exception as error:  # anybody may have written these tensors, so anything may be raised
             raise DetectorFolderError(
                 f"{saved.folder} does not fit its encoder or this version of clip-ood ({type(error).__name__}: "
                 f"{' '.join(str(error).split())[:200]})"
@@ -153,21 +154,23 @@ class Predictor(nn.Module):
 
     @property
     def threshold(self) -> float:
-        """Of the first detector."""
+        """The threshold of the first detector."""
         return self.decisions[0].threshold
 
     @property
     def expected(self) -> float:
-        """Of the first detector."""
+        """The share of new ID images that the first detector is expected to accept."""
         return self.decisions[0].expected
 
     @torch.inference_mode()
     def forward(self, images: OneImage | Iterable[OneImage]) -> list[Prediction]:
-        """Predictions on images, in their order, of each detector in turn: paths, PIL images, the bytes of files, open files, and
-        tensors (3, H, W), uint8 or floats in [0, 1]. The first four are prepared alike (see `clip_ood.files.pictures.decode`); tensors
-        are taken as they are.
+        """Returns the predictions of each detector on images, in their order.
 
-        Raises: UnreadableImage or OSError for a path that is no image, TypeError and ValueError for what is none at all.
+        Images are paths, PIL images, the bytes of files, open files, and tensors (3, H, W), uint8 or floats in [0, 1]. The first
+        four are prepared alike (see `clip_ood.files.pictures.decode`); tensors are taken as they are.
+
+        Raises: UnreadableImage or OSError for a path that is no image, TypeError and ValueError for anything else that is no
+        image.
         """
         if isinstance(images, str | Path | Image.Image | bytes | IOBase):
             images = [images]
@@ -182,20 +185,20 @@ class Predictor(nn.Module):
 
     @property
     def device(self) -> torch.device:
-        """Where images are encoded."""
+        """The device on which images are encoded."""
         return next(self.backbone.parameters()).device
 
     def outputs(self, pixels: Tensor) -> Outputs:
-        """What encoder and head say of images (B, 3, H, W) that went through the encoder's transform."""
+        """Returns the outputs of encoder and head for images (B, 3, H, W) that went through the encoder's transform."""
         return classify(self._encoded(pixels), linear(self.weight, self.bias))
 
     def _encoded(self, pixels: Tensor) -> Outputs:
-        """g and h as the feature store keeps them."""
+        """Returns g and h rounded as the feature store keeps them."""
         with torch.autocast(pixels.device.type, dtype=self.autocast, enabled=self.autocast is not None):
             return encode(self.backbone, pixels).map(lambda value: value.to(self.dtype))
 
     def predict(self, outputs: Outputs) -> BatchPredictions:
-        """Scores, p-values and classes of some images."""
+        """Returns scores, p-values and classes of some images."""
         vote = [] if self.bank is None else [lambda rows: voted(rows, self.bank, self.bank_labels)]
         values = [value.cpu() for value in score_together(list(self.detectors), outputs, vote)]
         scores = values[: len(self.detectors)]
@@ -209,7 +212,7 @@ class Predictor(nn.Module):
         return BatchPredictions(*(torch.stack(each, dim=1) for each in (scores, p_values, is_ood)), classes, confidence)
 
     def predictions(self, judged: BatchPredictions, names: list[str | None]) -> list[Prediction]:
-        """One value an image and detector, image by image."""
+        """Returns a Prediction for each image and detector, image by image."""
         empty = [None] * len(names)
         classes, confidence = empty, empty
         if judged.classes is not None:  # -1: no neighbour has a class
@@ -234,12 +237,16 @@ def load(
     trust_classes: bool = False,
     allow_download: bool = False,
 ) -> Predictor:
-    """The predictor of a finished run, or of a copy of its folder detector/: `load("runs/demo")(["a.jpg", picture, tensor])`.
+    """Loads the predictor of a finished run, or of a copy of its folder detector/.
 
-    detector: default the run's first; of several ("knn,vim", "all" or a list), each gives a prediction on each image; accept: the share of ID images to accept, default the run's (0.95); encoder: where its
-    weights are, if not where the run had them; trust_classes: let the folder import detectors of somebody's own;
-    allow_download: let weights that the local cache lacks be fetched from where the run had them (else no host is contacted).
-    Raises: DetectorFolderError for a folder that cannot be used, ValueError as `Predictor`.
+    `load("runs/demo")(["a.jpg", picture, tensor])` returns a list of Predictions.
+
+    detector: a name (default: the run's first detector), or several ("knn,vim", "all" or a list), each of which gives a
+    prediction on each image; accept: the share of ID images to accept (default: the run's, 0.95); encoder: the place of the
+    encoder's weights, if it is not where the run had them; trust_classes: lets the folder import detector classes that are not
+    part of this project; allow_download: lets weights that the local cache lacks be downloaded from where the run had them
+    (otherwise no host is contacted).
+    Raises: DetectorFolderError for a folder that cannot be used, ValueError as `Predictor` does.
     """
     saved = SavedDetector(Path(place), trust_classes)
     for column in saved.chosen(detector):

@@ -1,4 +1,4 @@
-"""Writes a fitted detector as the folder that `SavedDetector` reads: see there for its files."""
+"""Writes a fitted detector as the folder that `SavedDetector` reads, which lists its files."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ from clip_ood.versions import versions
 
 
 def described(spec: BackboneSpec) -> ImageSpec:
-    """The encoder of `spec` without its texts; files and folders by their absolute paths."""
+    """Returns the encoder of `spec` without its texts, with files and folders by their absolute paths."""
     model, pretrained = spec.model, spec.pretrained
     if model.startswith("local-dir:"):
         model = f"local-dir:{Path(model.removeprefix('local-dir:')).resolve()}"
@@ -42,7 +42,7 @@ def described(spec: BackboneSpec) -> ImageSpec:
 
 
 def save_bank(folder: Path, detectors: Mapping[str, Detector], rank: int = 0) -> None:
-    """Writes this process's part of the bank, if a detector searches one when it scores."""
+    """Writes this process's part of the bank, if any detector searches a bank when it scores."""
     bank = next((bank for each in detectors.values() if each.portable for bank in searched(each)), None)
     if bank is not None:
         save_tensors(bank.state(), folder / f"bank-{rank:05d}.safetensors")
@@ -61,12 +61,12 @@ def save_detector(
     predictor: ClassPredictor | None = None,
     bank_labels: Tensor | None = None,
 ) -> None:
-    """Writes all but the bank, whose parts lie in `folder` already; the manifest last.
+    """Writes everything except the bank, whose parts already lie in `folder`; the manifest is written last.
 
-    calibration: scores (n,) of the ID val images by detector, None without any; about: what the manifest says beside what is
-    needed (run, method, batch_size of images); trained: the encoder where the run changed it; predictor: what predicts classes
-    (None: the head, else the texts), by the neighbours' `bank_labels` (classes by index of the bank's images) where it is k-NN.
-    A detector that cannot be saved is left out by name.
+    calibration: scores (n,) of the ID val images by detector, None if there are none; about: what the manifest says besides what
+    is needed (run, method, batch_size of images); trained: the encoder, if the run changed it; predictor: what predicts classes
+    (None: the head or, without one, the texts); bank_labels: if k-NN predicts, the classes by index of the bank's images.
+    A detector that cannot be saved is left out, and named.
     """
     folder.mkdir(parents=True, exist_ok=True)
     why = {name: _obstacle(each, reference) for name, each in detectors.items()}
@@ -98,10 +98,11 @@ def save_detector(
 
 
 def add_encoder(saved: SavedDetector, encoder: str | None = None, allow_download: bool = False) -> bool:
-    """Lets the weights of the image encoder lie in the detector's folder: True if they did not yet. `encoder` and
-    `allow_download` as in `SavedDetector.backbone`; what links in the folder lead to is never written.
+    """Puts the weights of the image encoder into the detector's folder; returns True if they were not there yet.
 
-    Raises: DetectorFolderError for a folder that is damaged or changed, and where the encoder cannot be had.
+    `encoder` and `allow_download` are as in `SavedDetector.backbone`. Files that links in the folder lead to are never written.
+
+    Raises: DetectorFolderError for a folder that is damaged or changed, and if the encoder cannot be loaded.
     """
     if saved.encoder.in_folder:
         return False
@@ -109,7 +110,7 @@ def add_encoder(saved: SavedDetector, encoder: str | None = None, allow_download
     backbone, place = saved.backbone(encoder, allow_download), saved.folder / ENCODER
     if place.is_symlink() or place.is_file():
         place.unlink()
-    shutil.rmtree(place, ignore_errors=True)  # of a call that was killed
+    shutil.rmtree(place, ignore_errors=True)  # left by a call that was killed
     written = save_image_encoder(place, backbone, saved.encoder.spec)
     files = saved.manifest["files"] | _hashes(saved.folder, written)
     _seal(saved.folder, saved.manifest | {"files": files, "encoder": asdict(replace(saved.encoder, in_folder=True))})
@@ -117,7 +118,7 @@ def add_encoder(saved: SavedDetector, encoder: str | None = None, allow_download
 
 
 def _obstacle(detector: Detector, reference: Reference) -> str | None:
-    """Why a detector cannot judge new images by what a folder holds; None where it can."""
+    """Returns why a detector cannot judge new images from what a folder holds, or None if it can."""
     if not detector.portable or detector.spec is None:
         return "keeps what it learnt in another package's objects, which are not saved"
     if "logits" in detector.requires and reference.weight is None:
@@ -154,7 +155,7 @@ def _state(
 
 
 def searched(detector: Detector) -> list[Bank]:
-    """The banks that a detector looks into when it scores."""
+    """Returns the banks in which a detector searches when it scores."""
     if not detector.searches:
         return []
     return [each for each in statistics_of(detector).values() if isinstance(each, Bank)]

@@ -3,7 +3,7 @@
 detector.json             what it is: encoder, classes, detectors, thresholds, versions, the SHA-256 of every other file
 state.safetensors         text embeddings, head, what each detector learnt, the calibration scores
 bank-00000.safetensors    the features of ID training images, a file a process (only where a detector searches them)
-encoder/                  the image encoder's weights, where they are to travel too (or were trained by the run)
+encoder/                  the image encoder's weights, if the user asked for them or the run trained them
 """
 
 from __future__ import annotations
@@ -43,14 +43,15 @@ from clip_ood.files.text_files import OTHER_BYTES, not_utf8
 from clip_ood.outputs import NegativeLabels, Outputs, Reference
 from clip_ood.process.called import called
 
-ALL = "all"  # every detector of a run
+ALL = "all"  # stands for every detector of a run
 
 
 @dataclass(frozen=True)
 class Encoder:
-    """What gives the features that detectors see: the model, its fingerprint, the dtype that features are rounded to ("float16",
-    "float32"), the precision that it runs under beside its own (None, "bfloat16", "float16"), and whether its weights lie in
-    the folder."""
+    """The encoder whose features the detectors see: its model, its fingerprint, the dtype to which features are rounded
+    ("float16", "float32"), the precision of autocast, if any (None, "bfloat16", "float16"), and whether its weights lie in the
+    folder.
+    """
 
     spec: ImageSpec
     fingerprint: dict[str, Any]
@@ -62,9 +63,9 @@ class Encoder:
 class SavedDetector:
     """The detector in a run's folder, or in a copy of its folder detector/.
 
-    Files are checked against their SHA-256 before they are used, which shows damage, not who wrote them. A detector that is a
-    class of one's own, named by its path, is imported from there only with `trust_classes`.
-    Raises: DetectorFolderError for what is no such folder, is damaged, was changed, is of another version, or holds nothing.
+    Files are checked against their SHA-256 before they are used, which shows damage, but not who wrote them. A detector class
+    that is not part of this project is imported only with `trust_classes`.
+    Raises: DetectorFolderError for a folder that holds no detector, is damaged, was changed, or is of another version.
     """
 
     def __init__(self, place: Path, trust_classes: bool = False) -> None:
@@ -84,18 +85,18 @@ class SavedDetector:
 
     @property
     def accept(self) -> float:
-        """The share of ID images that its stated thresholds accept."""
+        """The share of ID images that the thresholds in the manifest accept."""
         return self.manifest["accept"]
 
     @cached_property
     def encoder(self) -> Encoder:
-        """What gives its features."""
+        """The encoder whose features the detectors see."""
         described = self.manifest["encoder"]
         return Encoder(**(described | {"spec": ImageSpec(**described["spec"])}))
 
     @cached_property
     def reference(self) -> Reference:
-        """Classes, text embeddings, head, negative labels."""
+        """The classes, text embeddings, head and negative labels."""
         own, names = self._tensors(STATE, "reference."), self.manifest["class_names"]
         with self._fitting(STATE):
             check_reference(own, None if names is None else len(names))
@@ -109,12 +110,12 @@ class SavedDetector:
 
     @property
     def class_predictor(self) -> ClassPredictor | None:
-        """What predicts classes; None: the head, else the text embeddings."""
+        """What predicts classes; None stands for the head or, without one, the text embeddings."""
         told = self.manifest.get("predictor")
         return None if told is None else ClassPredictor(**told)
 
     def bank_labels(self) -> Tensor:
-        """The classes of the bank's images by their index, where k-NN predicts."""
+        """The classes of the bank's images by their index, if k-NN predicts classes."""
         found = self._tensors(STATE, "bank_labels").get("")
         with self._fitting(STATE):
             if found is None:
@@ -128,7 +129,7 @@ class SavedDetector:
         return found
 
     def check_column(self, column: str) -> None:
-        """Raises ValueError for a detector that is not there, with the reason where the run left it out."""
+        """Raises ValueError for a detector that is not there, with the reason if the run left it out."""
         if column in self.columns:
             return
         why = next((each["reason"] for each in self.manifest["omitted"] if each["detector"] == column), None)
@@ -137,9 +138,9 @@ class SavedDetector:
         )
 
     def chosen(self, asked: str | Sequence[str] | None) -> list[str]:
-        """The detectors that somebody asks for: a name, several with commas between them, a list, or "all"; the first for None.
+        """Returns the detectors that were asked for: a name, several with commas between them, a list, or "all".
 
-        Raises as `check_column`.
+        None asks for the first. Raises as `check_column` does.
         """
         if not asked:
             return self.columns[:1]
@@ -152,11 +153,11 @@ class SavedDetector:
         return list(dict.fromkeys(asked))
 
     def detector(self, column: str) -> Detector:
-        """A detector, ready to score. Raises as `check_column`."""
+        """Loads a detector, ready to score. Raises as `check_column` does."""
         return self.detectors([column])[column]
 
     def detectors(self, columns: Iterable[str] | None = None) -> dict[str, Detector]:
-        """Detectors by name, ready to score, all of them for None; they share one bank."""
+        """Loads detectors by name, ready to score (all of them for None); they share one bank."""
         wanted = self.columns if columns is None else list(columns)
         for column in wanted:
             self.check_column(column)
@@ -188,7 +189,7 @@ class SavedDetector:
         return built
 
     def calibration(self, column: str) -> Calibration:
-        """What a detector said of the ID val images. Raises ValueError where the run had none."""
+        """Returns a detector's scores of the ID val images. Raises ValueError if the run had none."""
         self.check_column(column)
         scores = self._tensors(STATE, "calibration.").get(column)
         if scores is None:
@@ -202,10 +203,11 @@ class SavedDetector:
         return Calibration(scores)
 
     def backbone(self, encoder: str | None = None, allow_download: bool = False) -> Backbone:
-        """The image encoder, from the folder where it holds one; else as the run named it, `encoder` in place of the run's
-        local-dir: folder or checkpoint file. No code of either is run; a host is contacted only with `allow_download`, for what
-        the local cache lacks. Raises: DetectorFolderError for an encoder that is not there any more, or another one than the run's,
-        and for a configuration that is not allowed.
+        """Loads the image encoder: from the folder if it is there, otherwise as the run named it.
+
+        `encoder` replaces the run's local-dir: folder or checkpoint file. No code of either is run, and a host is contacted only
+        with `allow_download`, for what the local cache lacks. Raises: DetectorFolderError for an encoder that is not there any
+        more, or that is another one than the run's, and for a configuration that is not allowed.
         """
         spec = self.encoder.spec
         with nullcontext() if allow_download else offline():
@@ -217,7 +219,7 @@ class SavedDetector:
             return create_backbone(spec, allow_download)
 
     def check_files(self, prefix: str = "") -> None:
-        """Raises DetectorFolderError where a file whose name begins with `prefix` is missing or not what was saved."""
+        """Raises DetectorFolderError if a file whose name begins with `prefix` is missing or is not what was saved."""
         for name in self.manifest["files"]:
             if name.startswith(prefix):
                 self._check(name)
@@ -251,7 +253,7 @@ class SavedDetector:
             )
 
     def bank(self) -> Bank:
-        """The features of the ID training images."""
+        """Loads the features of the ID training images."""
         parts, sizes = [], {}
         for name in sorted(each for each in self.manifest["files"] if each.startswith("bank-")):
             parts.append(self._tensors(name, ""))
@@ -261,7 +263,7 @@ class SavedDetector:
 
     @contextmanager
     def _fitting(self, name: str) -> Iterator[None]:
-        """Around the check of a file's tensors. Raises: DetectorFolderError for what is unfit."""
+        """Wraps the check of a file's tensors. Raises: DetectorFolderError for tensors that do not fit."""
         try:
             yield
         except Unfit as error:
@@ -270,7 +272,7 @@ class SavedDetector:
             ) from error
 
     def _tensors(self, name: str, prefix: str, but: tuple[str, ...] = ()) -> dict[str, Tensor]:
-        """The tensors of a file whose names begin with `prefix` and not with one of `but`, mapped, by the rest of their names."""
+        """Maps the tensors of a file whose names begin with `prefix` and with none of `but`, by the rest of their names."""
         self._check(name)
         try:
             with safe_open(self.folder / name, "pt") as file:
@@ -293,7 +295,7 @@ class SavedDetector:
 
 
 def _at(spec: ImageSpec, encoder: str | None) -> ImageSpec:
-    """The same encoder at another place."""
+    """Returns the same encoder at another place."""
     if encoder is None:
         return spec
     own = {each.name: getattr(spec, each.name) for each in fields(spec)}

@@ -1,7 +1,7 @@
-"""Scores that tell in-distribution images from the rest; higher = more in-distribution.
+"""Scores that separate in-distribution images from all others; a higher score means more in-distribution.
 
-Pure torch, one idea a file. The names in `DETECTORS` are known without importing torch; everything else loads on
-first use.
+The package is pure torch, with one idea in each file. The names in `DETECTORS` are known without importing torch;
+everything else loads on first use.
 """
 
 from __future__ import annotations

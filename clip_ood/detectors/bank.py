@@ -1,4 +1,4 @@
-"""The features of all ID training images, kept once, and searched once an image."""
+"""The bank keeps the features of all ID training images once, and is searched once for each image."""
 
 from __future__ import annotations
 
@@ -17,10 +17,11 @@ from clip_ood.outputs import Outputs
 
 
 class Bank(Statistic):
-    """Features as the chunks they came in, in their own dtype, with the rows of the image set (-1 where unknown).
+    """Features in the chunks and the dtype in which they came, with their rows in the image set (-1 where unknown).
 
-    chunks: each (n, D); indices: each (n,) int64. Neither copied nor concatenated: that would hold the bank twice.
-    Of several processes, each keeps what came to it; `len` counts the rows of all, and a search sees all.
+    chunks: each (n, D); indices: each (n,) int64. They are neither copied nor concatenated, which would need the memory twice.
+    With several processes, each keeps the features that it was given; `len` counts the rows of all processes, and a search
+    covers all of them.
     """
 
     def __init__(self) -> None:
@@ -38,15 +39,15 @@ class Bank(Statistic):
         return type(self)
 
     def expect(self, k: int) -> None:
-        """Let searches find as many as k neighbours at once, since some detector will ask for them."""
+        """Lets searches find as many as k neighbours at once, because some detector will ask for them."""
         self.most = max(self.most, k)
 
     def nearest(self, rows: Outputs, k: int) -> tuple[Tensor, Tensor]:
-        """The k bank rows of largest cosine to each image: cosines (n, k), descending, and their `indices` (n, k).
+        """Returns the k bank rows with the largest cosine to each image: cosines (n, k), descending, and their `indices` (n, k).
 
-        A zero vector has cosine 0 to everything. The same `rows` are searched for once, whoever asks. Over several
-        processes, all ask together, and each for its own rows: the search goes through every process's part of the
-        bank, and the best of each part are merged. Raises ValueError for k outside 1 … len(bank).
+        A zero vector has cosine 0 to everything. The same `rows` are searched for only once, whichever detector asks. With
+        several processes, all must ask together, each for its own rows: the search goes through every process's part of the bank,
+        and the best of each part are merged. Raises ValueError for k outside 1 … len(bank).
         """
         if not 1 <= k <= len(self):
             raise UserError(f"nearest: k = {k}, expected 1 ≤ k ≤ {len(self)}, the rows of the bank")
@@ -56,17 +57,17 @@ class Bank(Statistic):
         return cosines[:, :k], indices[:, :k]
 
     def scales(self) -> list[Tensor]:
-        """1 / ‖f_i‖ as chunks (n,) of float32: a product with f_i times its scale is one with f_i^."""
+        """Returns 1 / ‖f_i‖ as chunks (n,) of float32: a product with f_i times its scale is a product with f_i^."""
         return self.once("scales", lambda: [_inverse_norms(chunk) for chunk in self.chunks])
 
     def state(self) -> dict[str, Tensor]:
-        """This process's part as tensors by name, nothing copied: what `restored` makes a bank of."""
+        """Returns this process's part as tensors by name, without copying; `restored` makes a bank of such parts."""
         parts = {"features": self.chunks, "indices": self.indices}
         return {f"{name}.{number:06d}": chunk for name, chunks in parts.items() for number, chunk in enumerate(chunks)}
 
     @classmethod
     def restored(cls, parts: Iterable[Mapping[str, Tensor]]) -> Bank:
-        """The bank whose parts, of one process or several, gave these states."""
+        """Makes a bank of its parts' states, whether they come from one process or from several."""
         bank = cls()
         for part in parts:
             for kept, name in ((bank.chunks, "features."), (bank.indices, "indices.")):
@@ -74,17 +75,20 @@ class Bank(Statistic):
         return bank
 
     def dense(self) -> Tensor:
-        """All rows on the unit sphere as the columns of one matrix (D, N), float32: for graphs that search in one product.
+        """Returns all rows on the unit sphere as the columns of one matrix (D, N), float32.
 
-        Raises ValueError where other processes hold a part.
+        It serves graphs that search by one product. Raises ValueError if other processes hold a part.
         """
         if self._elsewhere:
             raise UserError(f"bank: other processes hold {self._elsewhere} of its rows; fit detectors in one process")
         return self.once("dense", self._columns)
 
     def draw(self, count: int, seed: int) -> Tensor:
-        """`count` rows (count, D) in float64, the same ones in the same order however images came: those of the smallest
-        hash of `seed` and index. All processes draw together. Raises ValueError for images without indices."""
+        """Draws `count` rows (count, D) in float64: those with the smallest hash of `seed` and index.
+
+        They are the same rows in the same order, in whatever order images came. All processes must draw together. Raises
+        ValueError for images without indices.
+        """
         own = torch.cat(self.indices)
         if (own < 0).any():
             raise UserError("bank: a draw of images needs the indices of all, and some came without")
@@ -102,7 +106,7 @@ class Bank(Statistic):
         return columns
 
     def _take(self, positions: Tensor) -> Tensor:
-        """The rows at `positions` (m,), ascending, of all chunks after each other: (m, D) float64."""
+        """Returns the rows (m, D), float64, at ascending `positions` (m,), counted through all chunks."""
         ends = torch.tensor([0, *map(len, self.chunks)]).cumsum(0)
         parts = positions.tensor_split(torch.searchsorted(positions.cpu(), ends[1:-1]))
         return torch.cat([c[p - e].double() for c, p, e in zip(self.chunks, parts, ends.tolist(), strict=False)])
@@ -144,12 +148,12 @@ class Bank(Statistic):
 
 
 def _inverse_norms(features: Tensor) -> Tensor:
-    """1 / ‖f_i‖ (n,) of features (n, D); large and finite for a zero vector."""
+    """Returns 1 / ‖f_i‖ (n,) of features (n, D); it is large and finite for a zero vector."""
     return features.double().norm(dim=1).clamp_min(1e-12).reciprocal().float()
 
 
 def _hash(indices: Tensor, seed: int) -> Tensor:
-    """A number for each index (n,), different ones for different indices (SplitMix64, Steele et al. 2014)."""
+    """Returns a number for each index (n,), different for different indices (SplitMix64, Steele et al. 2014)."""
     x = indices + _signed((seed + 1) * 0x9E3779B97F4A7C15)
     for shift, factor in ((30, 0xBF58476D1CE4E5B9), (27, 0x94D049BB133111EB), (31, 1)):
         x = (x ^ ((x >> shift) & ((1 << (64 - shift)) - 1))) * _signed(factor)

@@ -1,4 +1,4 @@
-"""From a config's list to detectors, with the reasons why some cannot run."""
+"""Makes detectors from a config's list, and gives the reasons why some cannot run."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ ONE_CLASS = "needs two classes or more: with one, its score is the same for ever
 
 @dataclass(frozen=True)
 class Omitted:
-    """A detector left out of the results, and why, in plain words."""
+    """A detector that is left out of the results, and the reason in plain words."""
 
     detector: str
     reason: str
@@ -45,11 +45,11 @@ class Omitted:
 def build_detectors(
     specs: Sequence[str | Mapping[str, Any]] | None, reference: Reference, available: Collection[str]
 ) -> tuple[dict[str, Detector], list[Omitted]]:
-    """Detectors by column name, and those that this run cannot feed.
+    """Makes detectors by column name, and lists those that this run cannot serve.
 
-    `specs` as in `read_specs`; `available` names the fields of Outputs and Reference that the run can give (features,
+    `specs` are as in `read_specs`; `available` names the fields of Outputs and Reference that the run has (features,
     embeddings, logits, labels, text_embeddings, …). Raises ValueError for an unknown name or parameter, a parameter
-    out of range, two equal column names, and a class path that leads to no Detector.
+    out of range, two equal column names, and a class path that does not lead to a Detector.
     """
     detectors: dict[str, Detector] = {}
     omitted: list[Omitted] = []
@@ -69,7 +69,7 @@ def build_detectors(
 
 
 def required(specs: Sequence[str | Mapping[str, Any]] | None) -> set[str]:
-    """The fields of Outputs and Reference that the detectors asked for need; raises as `build_detectors`."""
+    """Returns the fields of Outputs and Reference that the requested detectors need; raises as `build_detectors` does."""
     fields: set[str] = set()
     for spec in read_specs(specs):
         cls = load_class(spec)
@@ -84,7 +84,10 @@ def _classes(reference: Reference) -> int | None:
 
 
 def load_class(spec: Spec) -> type[Detector]:
-    """The class that an entry names. Raises ValueError for a path that leads to none, and for one that is no whole detector."""
+    """Returns the class that an entry names.
+
+    Raises ValueError for a path that leads to no class, or to an incomplete detector.
+    """
     if spec.name.startswith(ZOO):
         from clip_ood.detectors.zoo import adapt
 
@@ -133,7 +136,7 @@ def _check_parameters(spec: Spec, cls: type[Detector]) -> None:
 
 
 def _check_types(spec: Spec, cls: type[Detector]) -> None:
-    """Raises ValueError for a value that is of another type than the detector declares."""
+    """Raises ValueError for a value of another type than the detector declares."""
     declared = get_type_hints(cls.__init__)
     for key, value in spec.parameters.items():
         kinds = get_args(declared[key]) or (declared[key],)

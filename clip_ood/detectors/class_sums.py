@@ -1,4 +1,4 @@
-"""Means by class in one pass."""
+"""Computes the mean of each class in one pass."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from clip_ood.outputs import Outputs
 class ClassSums(Statistic):
     """Counts n_c (C,) and sums Σ_{i ∈ c} v_i (C, D) in float64; C grows with the classes that come.
 
-    `values`: Outputs -> v (n, D); `classes`: Outputs -> (n,) int64, negative for rows that count nowhere. Two
+    `values`: Outputs -> v (n, D); `classes`: Outputs -> (n,) int64, negative for rows that are not counted. Two
     statistics of the same two functions are the same.
 
     >>> sums = ClassSums(lambda rows: rows.features, lambda rows: rows.labels)
@@ -35,15 +35,15 @@ class ClassSums(Statistic):
         return type(self), self.values, self.classes
 
     def means(self) -> Tensor:
-        """Means by class (C, D); zero for a class without rows."""
+        """Returns the mean of each class (C, D); it is zero for a class without rows."""
         return self.sums / self.counts.clamp_min(1)[:, None]
 
     def sum_states(self) -> list[Tensor]:
-        """The tensors that add over processes."""
+        """Returns the tensors that are summed over processes."""
         return [self.counts, self.sums]
 
     def _allocate(self, classes: int, width: int, device: torch.device | str) -> None:
-        """Room for so many classes; `width` and `device` count where nothing was taken in yet."""
+        """Makes room for this many classes; `width` and `device` are used if no rows came before."""
         if not self.sums.shape[1]:
             self.counts, self.sums = self.counts.to(device), self.sums.new_zeros(0, width, device=device)
         if (more := classes - len(self.counts)) > 0:
@@ -71,15 +71,15 @@ class ClassSums(Statistic):
 
 
 def features(rows: Outputs) -> Tensor:
-    """Features (n, D)."""
+    """Returns features (n, D)."""
     return rows.features
 
 
 def one_class(rows: Outputs) -> Tensor:
-    """The same class for all rows: their overall mean."""
+    """Assigns all rows to one class, so that the class mean is their overall mean."""
     return torch.zeros(len(rows), dtype=torch.int64)
 
 
 def predicted(rows: Outputs) -> Tensor:
-    """The class of the largest logit (n,)."""
+    """Returns the class with the largest logit (n,)."""
     return rows.logits.argmax(dim=1)

@@ -1,4 +1,4 @@
-"""What every detector is: parameters and a Reference, state from ID training images, one score an image."""
+"""The base class of detectors: parameters and a Reference, a state learnt from ID training images, and a score for each image."""
 
 from __future__ import annotations
 
@@ -18,18 +18,17 @@ ROWS = 8192  # rows worked on at once: bounds memory, leaves matrix products lar
 
 
 class WrongScores(UserError):
-    """What a `_score` returned is not one score an image."""
+    """A `_score` has returned something other than one score for each image."""
 
 
 class Detector(nn.Module):
-    """A score of images, higher = more in-distribution.
+    """A score of images; a higher score means more in-distribution.
 
-    A subclass names the fields it `requires` of Outputs and Reference ("labels" are required of ID training images
-    only), and gives `_score`: at most `ROWS` rows -> (n,). One that learns from ID training images also has
-    statistics as attributes (see `Statistic`), and turns them into what scoring needs in `_fit`. Both are called
+    A subclass names in `requires` the fields that it needs of Outputs and Reference ("labels" are needed of ID training images
+    only), and defines `_score`: at most `ROWS` rows -> (n,). A detector that learns from ID training images also has
+    statistics as attributes (see `Statistic`), and its `_fit` turns them into what scoring needs. Both methods are called
     without autograd and without autocast.
-
-    Raises ValueError where the reference lacks a required field.
+    Raises ValueError if the reference lacks a required field.
     """
 
     name: ClassVar[str] = ""
@@ -50,16 +49,16 @@ class Detector(nn.Module):
 
     @property
     def learns(self) -> bool:
-        """Whether it learns from ID training images."""
+        """Says whether the detector learns from ID training images."""
         return bool(statistics_of(self))
 
     @property
     def fitted(self) -> bool:
-        """Whether it can score."""
+        """Says whether the detector can score."""
         return self._fitted or not self.learns
 
     def update(self, outputs: Outputs) -> None:
-        """Take in ID training images: any number of batches, in any order.
+        """Takes in ID training images, in any number of batches and in any order.
 
         Raises ValueError for a required field that is absent, of another length, or not finite, and for a label
         beyond the reference's class names.
@@ -67,7 +66,10 @@ class Detector(nn.Module):
         take_in([self], outputs)
 
     def fit(self) -> None:
-        """Turn what was taken in into what scoring needs; once, after the last `update`. Raises ValueError."""
+        """Computes what scoring needs from the images that were taken in.
+
+        It is called once, after the last `update`. Raises ValueError.
+        """
         if not self.learns:
             return
         self.notes.clear()
@@ -76,19 +78,19 @@ class Detector(nn.Module):
         self._fitted = True
 
     def score(self, outputs: Outputs) -> Tensor:
-        """Scores (N,) float32 of N images, higher = more in-distribution.
+        """Returns scores (N,) float32 of N images; a higher score means more in-distribution.
 
         Raises ValueError before `fit`, and for a required field that is absent, of another length, or not finite.
         """
         return score_together([self], outputs)[0]
 
     def score_with_grad(self, outputs: Outputs) -> Tensor:
-        """As `score`, differentiable, of at most `ROWS` images: (N,), in the detector's own dtype. Raises as `score`."""
+        """Returns differentiable scores (N,), in the detector's own dtype, of at most `ROWS` images. Raises as `score` does."""
         self._check_ready(outputs)
         return self._scores(outputs)
 
     def state(self) -> dict[str, Tensor]:
-        """What `fit` made, by name: with parameters, reference and bank all that scoring needs.
+        """Returns the tensors that `fit` made, by name; with parameters, reference and bank, they are all that scoring needs.
 
         Raises ValueError before `fit`.
         """
@@ -96,7 +98,7 @@ class Detector(nn.Module):
         return {name: value for name in self._learned() if (value := self._buffers[name]) is not None}
 
     def restore(self, state: Mapping[str, Tensor]) -> None:
-        """Take what `state` gave, in place of a fit. Raises ValueError for other names than this detector's."""
+        """Takes a state that `state` returned, instead of a fit. Raises ValueError if its names are not this detector's."""
         if differ := set(state) ^ set(self._learned()):
             raise self._error(f"its state does not fit this version, which differs in {', '.join(sorted(differ))}")
         for name, value in state.items():
@@ -107,10 +109,11 @@ class Detector(nn.Module):
         return [name for name in self._buffers if name not in self._non_persistent_buffers_set]
 
     def traceable(self) -> Callable[[Outputs], Tensor]:
-        """The score as tensor operations alone, for an exported graph: Outputs of N images -> (N,), as `_score` gives it.
+        """Returns the score as a function of tensor operations alone: Outputs of N images -> (N,), as `_score` returns it.
 
-        What it needs is made here, not while it is traced. One whose `_score` loops over images, reads tensors into Python
-        numbers or changes itself gives another function. Raises ValueError before `fit`, and where there is none.
+        An exported graph is traced from it. Whatever the function needs is made here, not while it is traced. A detector whose
+        `_score` loops over images, reads tensors into Python numbers or changes itself must return another function. Raises
+        ValueError before `fit`, and if the detector has no such function.
         """
         self.check_fitted()
         return self._score
@@ -124,7 +127,7 @@ class Detector(nn.Module):
         raise NotImplementedError(f"{type(self).__name__} has no _score(self, rows): {ONE_EACH}")
 
     def _scores(self, rows: Outputs) -> Tensor:
-        """What `_score` returns. Raises WrongScores for anything but (n,)."""
+        """Returns what `_score` returns. Raises WrongScores for any shape but (n,)."""
         scores = self._score(rows)
         if isinstance(scores, Tensor) and scores.shape == (len(rows),):
             return scores
@@ -165,7 +168,7 @@ class Detector(nn.Module):
 
 
 def take_in(detectors: Iterable[Detector], outputs: Outputs) -> None:
-    """Update detectors with the same ID training images; a statistic that several share takes them in once."""
+    """Updates detectors with the same ID training images; a statistic that several share takes them in once."""
     statistics = {}
     for detector in detectors:
         own = statistics_of(detector).values()
@@ -182,9 +185,10 @@ def take_in(detectors: Iterable[Detector], outputs: Outputs) -> None:
 def score_together(
     detectors: Sequence[Detector], outputs: Outputs, further: Sequence[Callable[[Outputs], Tensor]] = ()
 ) -> list[Tensor]:
-    """Scores (N,) float32 of each detector, then the values (N,) of `further` functions of at most `ROWS` rows, asked first.
+    """Returns scores (N,) float32 of each detector, then the values (N,) of each function in `further`.
 
-    What several of them ask about the same rows, such as their neighbours, is computed once. Raises as `Detector.score`.
+    The functions take at most `ROWS` rows and are called first. What several detectors ask about the same rows, such as their
+    neighbours, is computed once. Raises as `Detector.score` does.
     """
     for detector in detectors:
         detector._check_ready(outputs)
@@ -198,7 +202,7 @@ def score_together(
 
 
 def chunks(outputs: Outputs, at_least: int = 0) -> Iterator[Outputs]:
-    """Outputs of at most `ROWS` images each; `at_least` so many, if empty ones."""
+    """Splits outputs into pieces of at most `ROWS` images; if `at_least` is 1, it yields an empty piece of no images."""
     for start in range(0, max(len(outputs), at_least), ROWS):
         yield outputs.map(lambda value, start=start: value[start : start + ROWS])
 
@@ -215,7 +219,7 @@ def _device(outputs: Outputs) -> torch.device:
 
 @contextmanager
 def exact(rows: Outputs) -> Iterator[None]:
-    """No autograd, no autocast, float32 products in full, and tensors that may be changed in place outside inference mode."""
+    """Disables autograd and autocast, and computes float32 products in full, on tensors that may be changed in place."""
     device, precision = _device(rows).type, torch.get_float32_matmul_precision()
     torch.set_float32_matmul_precision("highest")
     try:

@@ -1,4 +1,4 @@
-"""Negative free energy."""
+"""The negative free energy of the logits."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The zero-shot classifier and the head, averaged."""
+"""The average of the zero-shot classifier and the head."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ class Ensemble(Detector):
     """Ensemble of text and head: max_c ½ (softmax(s ⟨h, t_c⟩) + softmax(z)).
 
     h: embeddings (N, E); t: text embeddings (C, E) of the reference; s: the model's own logit scale (100 for CLIP);
-    z: head logits (N, C). Raises ValueError without those, and where text and head have different numbers of classes.
+    z: head logits (N, C). Raises ValueError if one of them is missing, or if text and head have different numbers of classes.
     After COOkeD, 2025 (arXiv 2507.22576), which adds a third classifier.
     """
 

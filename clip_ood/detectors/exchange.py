@@ -1,4 +1,4 @@
-"""What processes tell each other while detectors are fitted and while a divided bank is searched."""
+"""The communication of processes while detectors are fitted and while a divided bank is searched."""
 
 from __future__ import annotations
 
@@ -6,20 +6,23 @@ from torch import Tensor
 
 
 class Exchange:
-    """One process on its own; several override every method. All processes call them together, in the same order."""
+    """The exchange of a single process; one for several processes overrides every method.
+
+    All processes call these methods together, in the same order.
+    """
 
     rank = 0
 
     def sum(self, tensor: Tensor) -> Tensor:
-        """The sum over processes of a tensor that has the same shape in each."""
+        """Returns the sum over processes of a tensor that has the same shape in each of them."""
         return tensor
 
     def largest(self, tensor: Tensor) -> Tensor:
-        """The elementwise maximum over processes of a tensor that has the same shape in each."""
+        """Returns the elementwise maximum over processes of a tensor that has the same shape in each of them."""
         return tensor
 
     def gather(self, rows: Tensor) -> list[Tensor]:
-        """(n_r, …) of each process r in their order; n may differ."""
+        """Returns the rows (n_r, …) of each process r, in the order of processes; n may differ between them."""
         return [rows]
 
 

@@ -1,4 +1,4 @@
-"""Fast decision boundary detector: how far a feature lies from the boundaries of its class."""
+"""The fast decision boundary detector, which measures how far a feature lies from the boundaries of its class."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ SMALLEST = 1e-9  # of ‖f − μ‖ / ‖μ‖
 
 
 class FDBD(Detector):
-    """Distances to decision boundaries over that to the mean: Σ_{c ≠ y} |z_y − z_c| / ‖w_y − w_c‖ / ‖f − μ‖.
+    """Distances to decision boundaries, divided by the distance to the mean: Σ_{c ≠ y} |z_y − z_c| / ‖w_y − w_c‖ / ‖f − μ‖.
 
     f: features (N, D); z = W f + b: head logits (N, C); y = argmax_c z_c; w_c: rows of the reference's weight (C, D);
     μ: mean feature of all ID training images. Two classes of equal weights, up to rounding, have no boundary: their term is left out.

@@ -1,4 +1,4 @@
-"""Gaussians with class means and a shared covariance: streaming sums, and the whitening that they give."""
+"""Gaussians with class means and a shared covariance: their sums, taken while images stream by, and their whitening."""
 
 from __future__ import annotations
 
@@ -18,27 +18,27 @@ TOLERANCE = 1e-10  # eigenvalues below this share of the largest are zero
 SHRINKAGE = 0.01
 DOUBLE = torch.finfo(torch.float64).eps
 ROUNDINGS = (
-    2  # machine epsilons of a direction that rounding alone fills: 0.2 are seen in half precisions, 0.7 in float32
+    2  # machine epsilons; rounding alone was seen to fill a direction with 0.2 in half precisions, 0.7 in float32
 )
-BATCHES = 8  # machine epsilons by which an encoder's outputs differ between batches: 1e-6 in float32
+BATCHES = 8  # machine epsilons by which an encoder's outputs may differ between batches: 1e-6 in float32
 HALVES = (torch.bfloat16, torch.float16)
 
 
 @dataclass(frozen=True)
 class Rounding:
-    """The variance that rounding alone can give rows: in any `direction`, and in `all` D of them together."""
+    """The largest variance that rounding alone can cause in rows: in any `direction`, and in `all` D directions together."""
 
     direction: float
     all: float
 
     def rank(self, values: Tensor) -> int:
-        """How many of the ascending eigenvalues (D,) of a covariance are not of rounding."""
+        """Returns how many of a covariance's ascending eigenvalues (D,) are not due to rounding."""
         return int((values > max(TOLERANCE * values[-1].item(), self.direction)).sum())
 
 
 @dataclass(frozen=True)
 class Spectrum:
-    """A covariance as its eigenvalues (D,), ascending, and eigenvectors (D, D): the last `rank` are not of rounding."""
+    """The eigenvalues (D,), ascending, and eigenvectors (D, D) of a covariance; the last `rank` are not due to rounding."""
 
     values: Tensor
     vectors: Tensor
@@ -46,7 +46,7 @@ class Spectrum:
 
     @classmethod
     def of(cls, covariance: Tensor, rounding: Rounding) -> Spectrum:
-        """That of Σ (D, D). Raises ValueError where Σ is zero, or nothing but rounding."""
+        """Decomposes a covariance Σ (D, D). Raises ValueError if Σ is zero or due to rounding alone."""
         values, vectors = torch.linalg.eigh(covariance)
         rank = rounding.rank(values)
         if not rank or values[-rank:].sum() <= rounding.all:
@@ -55,15 +55,15 @@ class Spectrum:
 
     @property
     def is_full(self) -> bool:
-        """Whether the rank is D."""
+        """Says whether the rank is D."""
         return self.rank == len(self.values)
 
     def inverted(self) -> Tensor:
-        """A (D, rank) with A Aᵀ = Σ⁺, so that squared distances are ‖Aᵀ(x − μ)‖²."""
+        """Returns A (D, rank) with A Aᵀ = Σ⁺, so that squared distances are ‖Aᵀ(x − μ)‖²."""
         return self.vectors[:, -self.rank :] / self.values[-self.rank :].sqrt()
 
     def shrunk(self) -> Tensor:
-        """A (D, D) with A Aᵀ the inverse of (1 − ε) Σ + ε (tr Σ / D) I, ε = 0.01."""
+        """Returns A (D, D) with A Aᵀ the inverse of (1 − ε) Σ + ε (tr Σ / D) I, ε = 0.01."""
         values = (1 - SHRINKAGE) * self.values.clamp_min(0) + SHRINKAGE * self.values.mean()
         return self.vectors / values.sqrt()
 
@@ -71,11 +71,12 @@ class Spectrum:
 class Moments(ClassSums):
     """Counts, sums and second moments Σ x xᵀ in float64, of rows with and of rows without a class label.
 
-    x: `space` ("features" or "logits") of an image, put on the unit sphere first with `unit`. Shapes: counts (1 + C,)
+    x is the `space` ("features" or "logits") of an image, put on the unit sphere first if `unit`. Shapes: counts (1 + C,)
     and sums (1 + C, D), where place 0 is for rows without a label (-1, or no labels at all); second (2, D, D), of rows
-    without and of rows with a label; epsilon (), the machine epsilon of the coarsest dtype that rows or what they were made of
-    came in; finer (2,), whether some feature is no bfloat16 and no float16 value. Where none is, features were computed in that
-    dtype, whichever they came in: a feature store keeps those of a bfloat16 encoder as float16.
+    without and of rows with a label; epsilon (), the machine epsilon of the coarsest dtype in which rows, or the values that
+    they were made of, came in; finer (2,), whether some feature is not a bfloat16 value, or not a float16 value. If every feature
+    is one, the features were computed in that dtype, whatever dtype they came in: a feature store keeps the features of a bfloat16
+    encoder as float16.
     """
 
     def __init__(self, space: str, *, unit: bool = False) -> None:
@@ -93,30 +94,32 @@ class Moments(ClassSums):
         return [self.counts, self.sums, self.second]
 
     def labelled(self) -> Tensor:
-        """Rows of each class (C,)."""
+        """Returns the number of rows of each class (C,)."""
         return self.counts[1:]
 
     def means(self) -> Tensor:
-        """Class means μ_c (C, D); zero for a class without rows."""
+        """Returns class means μ_c (C, D); a mean is zero for a class without rows."""
         return super().means()[1:]
 
     def mean(self) -> Tensor:
-        """Mean μ (D,) of rows with a label."""
+        """Returns the mean μ (D,) of rows with a label."""
         return self.sums[1:].sum(dim=0) / self.labelled().sum()
 
     def within(self) -> Tensor:
-        """Pooled within-class covariance (1 / N) Σ_c Σ_{i ∈ c} (x_i − μ_c)(x_i − μ_c)ᵀ, (D, D)."""
+        """Returns the pooled within-class covariance (1 / N) Σ_c Σ_{i ∈ c} (x_i − μ_c)(x_i − μ_c)ᵀ, (D, D)."""
         return (self.second[1] - self.sums[1:].T @ self.means()) / self.labelled().sum()
 
     def total(self) -> Tensor:
-        """Covariance (1 / N) Σ_i (x_i − μ)(x_i − μ)ᵀ of rows with a label, (D, D)."""
+        """Returns the covariance (1 / N) Σ_i (x_i − μ)(x_i − μ)ᵀ of rows with a label, (D, D)."""
         return self.second[1] / self.labelled().sum() - torch.outer(self.mean(), self.mean())
 
     def rounding(self, u: Tensor | None = None) -> Rounding:
-        """What rounding may leave of `within` and `total` or, with u (D,), of `around(u)` where no row differs from another.
+        """Returns the variance that rounding may leave in `within` and `total`, or with u (D,) in `around(u)`, if all rows are
+        equal.
 
-        Of N rows with mean square s = E‖x‖², float64 sums are right to max(N, D) ε₆₄ s, as in numpy's `matrix_rank`. Rounding rows
-        to a dtype with ε fills a direction to at most (2 ε)² s / D; equal images in other batches differ by (8 ε)² s in all.
+        For N rows with mean square s = E‖x‖², float64 sums are exact to max(N, D) ε₆₄ s, as in numpy's `matrix_rank`. Rounding
+        the rows to a dtype with machine epsilon ε fills a direction to at most (2 ε)² s / D; equal images in other batches differ
+        by at most (8 ε)² s in all directions together.
         """
         rows, width = self.counts[1:] if u is None else self.counts, self.second.shape[-1]
         second = self.second[1] if u is None else self.second.sum(dim=0)
@@ -130,7 +133,7 @@ class Moments(ClassSums):
         return max([self.epsilon.item(), *halves])
 
     def around(self, u: Tensor) -> Tensor:
-        """Second moment (1 / N) Σ_i (x_i − u)(x_i − u)ᵀ of all rows around u (D,), (D, D)."""
+        """Returns the second moment (1 / N) Σ_i (x_i − u)(x_i − u)ᵀ of all rows around u (D,), (D, D)."""
         cross = torch.outer(self.sums.sum(dim=0) / self.counts.sum(), u)
         return self.second.sum(dim=0) / self.counts.sum() - cross - cross.T + torch.outer(u, u)
 
@@ -168,6 +171,6 @@ class Moments(ClassSums):
 
 
 def in_space(rows: Outputs, space: str, *, unit: bool) -> Tensor:
-    """The features or logits of some images (n, D), in float64 on the unit sphere with `unit`."""
+    """Returns the features or logits of some images (n, D), in float64, on the unit sphere if `unit`."""
     values = getattr(rows, space)
     return normalize(values.double(), dim=1) if unit else values

@@ -1,4 +1,4 @@
-"""Generalised entropy."""
+"""The generalised entropy of the head's probabilities."""
 
 from __future__ import annotations
 
@@ -13,8 +13,9 @@ from clip_ood.outputs import Outputs, Reference
 class GEN(Detector):
     """Negative generalised entropy: −Σ p^γ (1 − p)^γ over the M largest of p = softmax(z).
 
-    z: head logits (N, C); γ: `gamma` > 0; M: `m`, all C classes where there are fewer. Raises ValueError for another
-    gamma or m. Liu et al., 2023 (CVPR, "GEN: Pushing the Limits of Softmax-Based Out-of-Distribution Detection").
+    z: head logits (N, C); γ: `gamma` > 0; M: `m`, or C if there are fewer classes. Raises ValueError for another
+    gamma or m.
+    Liu et al., 2023 (CVPR, "GEN: Pushing the Limits of Softmax-Based Out-of-Distribution Detection").
 
     >>> import torch
     >>> GEN(gamma=0.5).score(Outputs(logits=torch.tensor([[0.0, 0.0], [0.0, 50.0]])))

@@ -1,4 +1,4 @@
-"""KL matching: the distance to the nearest class's typical probabilities."""
+"""KL matching, the distance to the nearest class's typical probabilities."""
 
 from __future__ import annotations
 
@@ -13,16 +13,16 @@ from clip_ood.outputs import Outputs, Reference
 
 
 def probabilities(rows: Outputs) -> Tensor:
-    """softmax z (n, C) in float64."""
+    """Returns softmax z (n, C) in float64."""
     return rows.logits.double().softmax(dim=1)
 
 
 class KLMatching(Detector):
     """KL matching: −min_c KL(p ‖ p̄_c), p̄_c the mean of p = softmax(z) over ID training images predicted as c.
 
-    z: head logits (N, C). Σ p log p is a sum a row, Σ p log p̄_c for all classes one product. Classes that no training
-    image is predicted as are skipped; 0 log 0 = 0, and probabilities of p̄ below the smallest normal float64, 2e-308,
-    count as that, so that no score is infinite. Raises ValueError at `fit` without ID training images.
+    z: head logits (N, C). Σ p log p is one sum for each row, and Σ p log p̄_c is one product for all classes. Classes that no
+    training image is predicted as are skipped. 0 log 0 is 0, and probabilities of p̄ below the smallest normal float64,
+    2e-308, are raised to it, so that no score is infinite. Raises ValueError at `fit` without ID training images.
     Hendrycks et al., 2022 (arXiv 1911.11132).
     """
 

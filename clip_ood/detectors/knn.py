@@ -1,4 +1,4 @@
-"""k nearest neighbours among the ID training images."""
+"""The similarity to the k nearest neighbours among the ID training images."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ from clip_ood.outputs import Outputs, Reference
 
 
 class KNN(Detector):
-    """Mean of the k largest cosines to the bank: (1 / k) Σ_{i ∈ top k} cos(g, g_i); with `kth` the k-th largest.
+    """Mean of the k largest cosines to the bank: (1 / k) Σ_{i ∈ top k} cos(g, g_i); with `kth`, the k-th largest alone.
 
     g: features (N, D); the bank: features of all ID training images. A zero vector has cosine 0 to everything. Raises
-    ValueError for k < 1, and at `fit` for k above the bank.
+    ValueError for k < 1, and at `fit` for k above the size of the bank.
     k = 1: Adaloglou et al., 2024 (arXiv 2303.05828); `kth`: Sun et al., 2022 (arXiv 2204.06507).
 
     >>> import torch
@@ -53,5 +53,5 @@ class KNN(Detector):
         return self._of(self.bank.nearest(rows, self.k)[0])
 
     def _of(self, cosines: Tensor) -> Tensor:
-        """The score (n,) of the k largest cosines (n, k), descending."""
+        """Returns the score (n,) from the k largest cosines (n, k), descending."""
         return cosines[:, -1] if self.kth else cosines.mean(dim=1)

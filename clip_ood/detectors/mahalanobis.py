@@ -1,4 +1,4 @@
-"""Mahalanobis and relative Mahalanobis distance, on features and on head logits."""
+"""The Mahalanobis and the relative Mahalanobis distance, on features and on head logits."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ WITHIN, OVERALL = "within-class", "overall"
 class Mahalanobis(Detector):
     """Distance to the nearest class: −min_c MD_c, MD_c = (v − μ_c)ᵀ Σ⁻¹ (v − μ_c), Σ pooled within classes.
 
-    v: features (N, D). One whitening A with A Aᵀ = Σ⁻¹ turns all classes into one product: a = Aᵀ(v − μ),
+    v: features (N, D). With one whitening A, A Aᵀ = Σ⁻¹, all classes take one product: a = Aᵀ(v − μ),
     m_c = Aᵀ(μ_c − μ), MD_c = ‖a‖² − 2⟨a, m_c⟩ + ‖m_c‖². Rows with label −1 are skipped; a class without rows is at
-    distance +inf. A feature covariance below full rank is shrunk, which `notes` tells, unless the features themselves have that
-    rank: then, and for logits, the pseudo-inverse serves. `normalize` puts rows on the unit sphere first (Mahalanobis++, Müller and Hein,
-    2025); there the direction that a final LayerNorm empties holds a trace of the length, which rounding hides in half precision.
-    Raises ValueError for a label beyond the reference's class names, and at `fit` where no row has a label or rows do
-    not vary within classes. Lee et al., 2018 (arXiv 1807.03888).
+    distance +inf. A feature covariance below full rank is shrunk, and `notes` says so, unless the features themselves have that
+    rank: then, and for logits, the pseudo-inverse is used. `normalize` puts rows on the unit sphere first (Mahalanobis++,
+    Müller and Hein, 2025); there, the direction that a final LayerNorm empties holds a trace of the features' length, which
+    rounding hides in half precision. Raises ValueError for a label beyond the reference's class names, and at `fit` if no row
+    has a label or rows do not vary within classes. Lee et al., 2018 (arXiv 1807.03888).
     """
 
     name: ClassVar[str] = "mahalanobis"
@@ -39,7 +39,7 @@ class Mahalanobis(Detector):
             self.register_buffer(buffer, None)
 
     def distances(self, outputs: Outputs) -> Tensor:
-        """MD_c of N images to each class, (N, C) float64."""
+        """Returns the distance MD_c of N images to each class, (N, C) float64."""
         a = self._centred(outputs) @ self.within  # (N, D) @ (D, r) -> (N, r)
         nearest = torch.addmm(self.norms, a, self.means.T, alpha=-2)  # (N, r) @ (r, C) -> (N, C)
         return nearest.add_(a.square().sum(dim=1, keepdim=True)).clamp_min_(0)
@@ -66,7 +66,7 @@ class Mahalanobis(Detector):
             raise self._error(f"{which} {self.space}: {error}; expected rows that differ") from error
 
     def _whitening(self, which: str) -> Tensor:
-        """A (D, r) with A Aᵀ = Σ⁻¹ or what stands for it."""
+        """Returns A (D, r) with A Aᵀ = Σ⁻¹, or with its substitute."""
         found = self._spectrum(which)
         if found.is_full or self.space == "logits" or self._fill_their_space():
             return found.inverted()
@@ -77,7 +77,10 @@ class Mahalanobis(Detector):
         return found.shrunk()
 
     def _fill_their_space(self) -> bool:
-        """Whether rows vary within classes wherever features can lie: there are enough of them, and class means vary nowhere else."""
+        """Says whether rows vary within classes wherever features can lie.
+
+        This holds if there are enough rows, and if class means vary in no other direction.
+        """
         counts = self.moments.labelled()
         enough = counts.sum() - (counts > 0).sum() >= self.moments.sums.shape[1]
         return bool(enough) and self._spectrum(WITHIN).rank == self._spectrum(OVERALL).rank
@@ -89,8 +92,8 @@ class RMD(Mahalanobis):
     With a whitening B Bᵀ = Σ_0⁻¹ and w = Bᵀ(v − μ): MD_c − MD_0 = wᵀ K w − 2⟨v − μ, A m_c⟩ + ‖m_c‖², where
     K = B⁺ A (B⁺ A)ᵀ − I = U diag(q) Uᵀ has the rank of the class means: the two distances, D columns each, become one
     product with at most 2 C columns, and large equal terms cancel before any image is seen.
-    Parameters, shapes and errors as for `Mahalanobis`; at `fit` also where a single class has rows, or all classes have one
-    mean, so that their Gaussians are that of all. Ren et al., 2021 (arXiv 2106.09022).
+    Parameters, shapes and errors are those of `Mahalanobis`. It also raises at `fit` if only one class has rows, or if all
+    classes have the same mean, so that their Gaussians equal the overall one. Ren et al., 2021 (arXiv 2106.09022).
     """
 
     name: ClassVar[str] = "rmd"

@@ -1,4 +1,4 @@
-"""Maximum logit."""
+"""The largest logit of the head."""
 
 from __future__ import annotations
 

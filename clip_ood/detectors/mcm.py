@@ -1,4 +1,4 @@
-"""Maximum concept matching: the zero-shot score."""
+"""Maximum concept matching, the zero-shot score."""
 
 from __future__ import annotations
 

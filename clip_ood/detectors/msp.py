@@ -1,4 +1,4 @@
-"""Maximum softmax probability."""
+"""The maximum softmax probability of the head."""
 
 from __future__ import annotations
 

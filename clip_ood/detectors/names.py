@@ -1,4 +1,4 @@
-"""Names of detectors and how a config asks for them; imports no torch, so that a typo is reported at once."""
+"""The names of detectors and how a config asks for them. No torch is imported, so that a typo is reported at once."""
 
 from __future__ import annotations
 
@@ -36,24 +36,32 @@ DETECTORS: dict[str, str] = {  # name -> "module:Class"
     "she": "clip_ood.detectors.she:SHE",
 }
 
-ABOUT = ("set", "role", "path", "path_bytes", "label", "prediction")  # columns of scores.parquet that are no detector's
-ZOO = "pytorch_ood."  # what begins so is a detector of the package pytorch-ood
+ABOUT = (
+    "set",
+    "role",
+    "path",
+    "path_bytes",
+    "label",
+    "prediction",
+    "image",
+)  # columns of scores.parquet that are no detector's
+ZOO = "pytorch_ood."  # begins the names of detectors of the package pytorch-ood
 NAMED: dict[
     str, dict[str, Any]
-] = {  # scores that have a name of their own: one score is called the same wherever it stands
+] = {  # scores that have a name of their own, so that one score has the same name everywhere
     "mahalanobis_pp": {"name": "mahalanobis", "normalize": True},  # Mahalanobis++
     "rmd_pp": {"name": "rmd", "normalize": True},
 }
 DEFAULTS = [each for name in DETECTORS for each in ([name, "mahalanobis_pp"] if name == "mahalanobis" else [name])]
 
-MOST_CANDIDATES = 1000  # of one detector
+MOST_CANDIDATES = 1000  # for one detector
 
 
 @dataclass(frozen=True)
 class Spec:
-    """One detector as a config asks for it: `label` names its column, `target` is its "module:Class".
+    """One detector as a config asks for it: `label` names its column, and `target` is its "module:Class".
 
-    One of several candidates has a label of its own, and the column's in `chosen_as`.
+    One of several candidates has its own label, and the column's name is in `chosen_as`.
     """
 
     name: str
@@ -64,14 +72,14 @@ class Spec:
 
 
 def read_specs(specs: Sequence[str | Mapping[str, Any]] | None) -> list[Spec]:
-    """Detectors asked for, each with a column name of its own.
+    """Reads the requested detectors, each with a column name of its own.
 
-    An entry is a name ("knn"), one of pytorch-ood ("pytorch_ood.NCI"), a class path ("my_pkg.scores.Mine") or a
-    mapping {"name": "knn", "k": 50}, where the optional key "as" gives the column name. A name asked for more than once
-    gets its parameters appended: knn_k50. A score that has a name of its own (`NAMED`) is called by it, however it is asked for.
-    Parameters with lists of values, {"name": "knn", "k": [1, 5, 10]}, give candidates for one column, all combinations.
-    None asks for `DEFAULTS`. Raises ValueError for an unknown name (with the nearest), an entry
-    without a name, an empty list, two equal column names, and one that scores.parquet uses itself.
+    An entry is a name ("knn"), a detector of pytorch-ood ("pytorch_ood.NCI"), a class path ("my_pkg.scores.Mine") or a
+    mapping {"name": "knn", "k": 50}, whose optional key "as" gives the column name. A name that is asked for more than once
+    gets its parameters appended: knn_k50. A score that has a name of its own (`NAMED`) is always called by that name.
+    Parameters with lists of values, {"name": "knn", "k": [1, 5, 10]}, make candidates for one column: all combinations of them.
+    None asks for `DEFAULTS`. Raises ValueError for an unknown name (and names the nearest), an entry
+    without a name, an empty list, two equal column names, and a name that scores.parquet uses itself.
     """
     if specs is not None and not specs:
         raise UserError("detectors: the list is empty; name some, or leave the key out for the default ones")

@@ -1,4 +1,4 @@
-"""NegLabel and CSP: is the image more like an ID class, or like one of many words that are none?"""
+"""NegLabel and CSP, which ask whether an image is closer to an ID class or to one of many words that name no class."""
 
 from __future__ import annotations
 
@@ -12,16 +12,16 @@ from torch.nn.functional import normalize
 from clip_ood.detectors.detector import Detector
 from clip_ood.outputs import Outputs, Reference
 
-CELLS = 2**23  # cosines worked on at once: 64 MiB in float64
+CELLS = 2**23  # cosines computed at once: 64 MiB in float64
 
 
 class NegLabel(Detector):
     """NegLabel: (1 / G) Σ_g Σ_c e^{s⟨h, t_c⟩} / (Σ_c e^{s⟨h, t_c⟩} + Σ_{w ∈ g} e^{s⟨h, w⟩}).
 
     h: embeddings (N, E); t: the classes (C, E), w: the negative labels (M, E) of the reference; s: the model's own
-    logit scale (100 for CLIP). The labels are dealt to G = `groups` groups by a permutation drawn with `seed`; groups
-    are equal, so that the last M mod G labels are left out, and M < G labels make M groups. Softmaxes in float64, from
-    sums of logarithms. Raises ValueError for groups < 1 and for a reference without negative labels.
+    logit scale (100 for CLIP). A permutation drawn with `seed` divides the labels into G = `groups` groups of equal size, so
+    that the last M mod G labels are left out; M < G labels make M groups. Softmaxes are computed in float64, from sums of
+    logarithms. Raises ValueError for groups < 1 and for a reference without negative labels.
     Jiang et al., 2024 (arXiv 2403.20078).
 
     >>> from clip_ood.outputs import NegativeLabels
@@ -62,10 +62,10 @@ class NegLabel(Detector):
 
 
 class CSP(NegLabel):
-    """Conjugated semantic pool: the score of NegLabel on other labels.
+    """Conjugated semantic pool: the score of NegLabel with other labels.
 
-    Classes and nouns are means of eight prompts, adjectives stand with one of 14 superclasses, and candidates with a
-    cosine above 0.95 to a class are none (`clip_ood.texts.negative_words`). Raises as NegLabel.
+    Classes and nouns are means over eight prompts, adjectives are combined with one of 14 superclasses, and candidates with a
+    cosine above 0.95 to a class are left out (`clip_ood.texts.negative_words`). Raises as NegLabel does.
     Chen et al., 2024 (arXiv 2410.08611).
     """
 

@@ -1,8 +1,8 @@
-"""Exact nearest neighbours over a bank kept in chunks: query blocks x bank tiles with a running top k.
+"""Exact nearest neighbours in a bank kept in chunks: blocks of queries are compared with tiles of the bank, with a running top k.
 
 Where the hardware multiplies half-precision matrices faster, the search runs in half precision, takes more neighbours
 than were asked for, and computes their products again in float32. The rounding errors are bounded, so it is known of
-every query whether a row that was not taken could belong to the k best; such queries are searched again in float32.
+every query whether a row that was not taken could be among the k best; such queries are searched again in float32.
 """
 
 from __future__ import annotations
@@ -17,25 +17,25 @@ from clip_ood.errors import UserError
 QUERIES = 4096  # rows of one block of products
 BANK = 8192  # its columns: 128 MiB in float32
 PAIRS = 16384  # products computed again at once
-MANY = 64  # rows of the bank for each one that is computed again: with less, that takes longer than the products
-FEW = 256  # below so many queries, converting the bank takes longer than the products
+MANY = 64  # fewest bank rows for each one that is computed again; with fewer, that takes longer than the products
+FEW = 256  # with fewer queries, converting the bank takes longer than the products
 
 
 def nearest(
     queries: Tensor, chunks: Sequence[Tensor], k: int, scales: Sequence[Tensor] | None = None
 ) -> tuple[Tensor, Tensor]:
-    """The k bank rows with the largest inner product ⟨q, s b⟩, as float32 gives them.
+    """Returns the k bank rows with the largest inner product ⟨q, s b⟩, as float32 gives them.
 
-    queries (N, D), chunks of the bank (n_i, D) and a scale of each row (n_i,) float32, 1 where there are none; for
-    cosines, queries are L2-normalised, and so are the rows, or the scales are 1 / ‖b‖. Returns the products (N, k),
-    descending, and positions (N, k) int64 in the concatenated bank. Beside the bank it takes memory for one block of
-    products and a bank tile. Raises ValueError for k outside 0 … Σ n_i.
+    queries: (N, D); chunks of the bank: (n_i, D); scales: one for each row (n_i,) float32, or 1 for all if there are none. For
+    cosines, queries are L2-normalised, and either the rows are too or the scales are 1 / ‖b‖. Returns the products (N, k),
+    descending, and positions (N, k) int64 in the concatenated bank. Besides the bank, this needs memory for one block of
+    products and one tile of the bank. Raises ValueError for k outside 0 … Σ n_i.
     """
     size = sum(len(chunk) for chunk in chunks)
     if not 0 <= k <= size:
         raise UserError(f"nearest: k = {k}, expected 0 ≤ k ≤ {size}, the rows of the bank")
     device = chunks[0].device
-    if queries.requires_grad:  # which passes through the neighbours alone
+    if queries.requires_grad:  # the gradient passes through the neighbours alone
         _, positions = nearest(queries.detach(), chunks, k, scales)
         return _products(queries.to(device, torch.float32), chunks, scales, positions), positions
     products = torch.empty(len(queries), k, device=device)
@@ -58,13 +58,18 @@ def nearest(
 
 
 def largest_products(queries: Tensor, columns: Tensor, k: int) -> Tensor:
-    """What `nearest` finds, as one product for an exported graph: queries (N, D), the bank (D, M) -> (N, k), descending."""
+    """Returns the products (N, k), descending, that `nearest` finds, by one matrix product of queries (N, D) and bank (D, M).
+
+    It serves exported graphs.
+    """
     return (queries @ columns).topk(k, dim=1).values
 
 
 def low_precision(device: str) -> torch.dtype | None:
-    """The half precision in which this kind of device multiplies matrices faster than in float32, or None: float16 where a GPU has
-    tensor cores, bfloat16 where a CPU has instructions for it (AVX512-BF16, AMX)."""
+    """Returns the half precision in which this kind of device multiplies matrices faster than in float32, or None.
+
+    It is float16 on a GPU with tensor cores, and bfloat16 on a CPU with instructions for it (AVX512-BF16, AMX).
+    """
     if device == "cuda":
         return torch.float16 if torch.cuda.get_device_capability() >= (7, 0) else None
     if device == "cpu" and (torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()):
@@ -75,9 +80,9 @@ def low_precision(device: str) -> torch.dtype | None:
 def _reranked(
     queries: Tensor, chunks: Sequence[Tensor], scales: Sequence[Tensor] | None, k: int, dtype: torch.dtype
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Products (n, k) in float32, positions (n, k), and which queries (m,) may have missed a neighbour.
+    """Returns products (n, k) in float32, positions (n, k), and the queries (m,) that may have missed a neighbour.
 
-    Of a row that was not taken, the product in low precision is at most the last one taken, a; that in float32 is then
+    If a row was not taken, its product in low precision is at most the last one taken, a. Its product in float32 is then
     at most a + ‖q − q~‖ max ‖b‖ + ‖q~‖ max ‖b − b~‖ (Cauchy-Schwarz, ~ rounded), + |a| u for the rounded result, and
     the rounding of sums.
     """
@@ -93,7 +98,7 @@ def _reranked(
 
 
 def _taken(k: int) -> int:
-    """How many neighbours in low precision the k best are sought among."""
+    """Returns how many neighbours are taken in low precision, among which the k best are sought."""
     return 2 * k + 32
 
 
@@ -104,7 +109,7 @@ def _summing(queries: Tensor) -> float:
 def _sweep(
     queries: Tensor, chunks: Sequence[Tensor], scales: Sequence[Tensor] | None, k: int, dtype: torch.dtype
 ) -> tuple[Tensor, Tensor, tuple[Tensor, Tensor]]:
-    """The best k of all tiles in `dtype`, and the largest ‖b‖ and rounding ‖b − b~‖ of a row in low precision."""
+    """Returns the best k of all tiles in `dtype`, and the largest ‖b‖ and rounding ‖b − b~‖ of a row in low precision."""
     rounded = queries.to(dtype)
     best = rounded.new_empty(len(queries), 0)
     where = torch.empty(len(queries), 0, dtype=torch.int64, device=queries.device)
@@ -123,7 +128,7 @@ def _sweep(
 
 
 def _products(queries: Tensor, chunks: Sequence[Tensor], scales: Sequence[Tensor] | None, positions: Tensor) -> Tensor:
-    """⟨q, s b⟩ in float32 of each query with the bank rows at its `positions` (n, m): (n, m)."""
+    """Returns ⟨q, s b⟩ (n, m) in float32 of each query with the bank rows at its `positions` (n, m)."""
     sorted_, order = positions.flatten().sort()
     ends = torch.tensor([0, *map(len, chunks)], device=positions.device).cumsum(0)
     bounds = torch.searchsorted(sorted_, ends).tolist()
@@ -138,7 +143,7 @@ def _products(queries: Tensor, chunks: Sequence[Tensor], scales: Sequence[Tensor
 
 
 def _tiles(chunks: Sequence[Tensor], scales: Sequence[Tensor] | None) -> Iterator[tuple[int, Tensor]]:
-    """Bank rows times their scales in float32, and the position of the first."""
+    """Yields bank rows times their scales in float32, and the position of the first row."""
     offset = 0
     for number, chunk in enumerate(chunks):
         for start in range(0, len(chunk), BANK):

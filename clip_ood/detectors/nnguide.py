@@ -1,4 +1,4 @@
-"""Nearest-neighbour guidance: the energy, as far as confident training images nearby support it."""
+"""Nearest-neighbour guidance, which scales the energy by the similarity to confident training images."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ from clip_ood.outputs import Outputs, Reference
 class NNGuide(Detector):
     """Energy times guidance: logsumexp z · mean of the K largest ⟨f^, f_i^⟩ · logsumexp z_i over drawn training images.
 
-    f: features (N, D), ^ = L2-normalised; z: head logits (N, C), of training images W f_i + b from the reference. Drawn
-    are 1 % of the bank, at least 1000 images or all, by a hash of `seed` and `Outputs.indices` that no order of batches
-    changes. K: `k`, by default 100 or as many as are drawn. Raises ValueError for k < 1, and at `fit` for a k above the
-    drawn images, without ID training images, and for a bank that came without indices.
+    f: features (N, D), ^ = L2-normalised; z: head logits (N, C), which for training images are W f_i + b from the reference.
+    1 % of the bank is drawn (at least 1000 images, or all) by a hash of `seed` and `Outputs.indices`, which does not depend
+    on the order of batches. K: `k`, by default 100 or the number of drawn images if that is smaller. Raises ValueError for
+    k < 1, and at `fit` for a k above the number of drawn images, without ID training images, and for a bank without indices.
     Park et al., 2023 (arXiv 2309.14888).
     """
 

@@ -1,4 +1,4 @@
-"""Simplified Hopfield energy: agreement with what its class stores."""
+"""Simplified Hopfield energy, the agreement of a feature with the pattern stored for its class."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from clip_ood.outputs import Outputs, Reference
 
 
 def correct(rows: Outputs) -> Tensor:
-    """The label where the head predicts it, else -1 (n,)."""
+    """Returns the label (n,) where the head predicts it, and -1 elsewhere."""
     return rows.labels.where(rows.labels == predicted(rows).to(rows.labels), -1)
 
 

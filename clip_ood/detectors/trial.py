@@ -1,4 +1,4 @@
-"""Detectors of somebody's own, tried on a few made-up images before anything long is begun."""
+"""Tries a user's own detectors on a few made-up images before anything long begins."""
 
 from __future__ import annotations
 
@@ -24,10 +24,10 @@ PLAIN = (AttributeError, NameError, TypeError, KeyError, ImportError, NotImpleme
 def try_own(
     specs: Sequence[str | Mapping[str, Any]] | None, classes: int | None, widths: tuple[int, int] | None = None
 ) -> None:
-    """Makes, fits and asks every detector that is none of this project's, once, on made-up images.
+    """Makes, fits and calls every detector that is not part of this project, once, on made-up images.
 
-    classes: how many the run has; widths: D of features and E of embeddings, where they are known. Where they are not, what a
-    detector objects to may be the widths alone: then only what is wrong at any width is an error.
+    classes: the run's number of classes; widths: D of features and E of embeddings, if they are known. If they are not, the
+    widths alone may be what a detector objects to; then only what is wrong at any width is an error.
     Raises: ValueError that names the class, what it did and what was expected.
     """
     own = [spec for spec in read_specs(specs) if spec.name not in DETECTORS and not spec.name.startswith(ZOO)]
@@ -46,7 +46,7 @@ def _try(spec: Spec, outputs: Outputs, reference: Reference, certain: bool) -> N
         alone = detector.score(outputs.map(lambda value: value[:1]))
     except WrongScores as error:
         raise UserError(f"detectors: {spec.name}: {error}") from None
-    except Exception as error:  # of somebody's own code: anything
+    except Exception as error:  # a user's code may raise anything
         if certain or isinstance(error, PLAIN):
             told = f"{type(error).__name__}{f': {error}' if str(error) else ''}"
             raise UserError(f"detectors: {spec.name} failed on made-up images: {told}{_place(error, cls)}") from error
@@ -65,7 +65,7 @@ def _try(spec: Spec, outputs: Outputs, reference: Reference, certain: bool) -> N
 
 
 def _made_up(classes: int, width: int, joint: int) -> tuple[Outputs, Reference]:
-    """Outputs of a few images and a Reference, with all that a run may give; features are positive, as after a ReLU."""
+    """Makes Outputs of a few images and a Reference with all that a run may have; features are positive, as after a ReLU."""
     generator = torch.Generator().manual_seed(0)
 
     def random(*shape: int) -> Tensor:
@@ -82,7 +82,7 @@ def _made_up(classes: int, width: int, joint: int) -> tuple[Outputs, Reference]:
 
 
 def _place(error: Exception, cls: type[Detector]) -> str:
-    """Where in the file of a class an error arose."""
+    """Returns where in the file of a class an error arose."""
     file = inspect.getsourcefile(cls)
     lines = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if frame.filename == file]
     return f" ({file}, line {lines[-1]})" if lines else ""

@@ -1,4 +1,4 @@
-"""Virtual-logit matching: what of a feature lies outside the space that ID features span."""
+"""Virtual-logit matching, which measures the part of a feature outside the space that ID features span."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ class Residual(Detector):
 
     f: features (N, D); u = −W⁺ b, the point where all logits are 0, from weight W (C, D) and bias b (C,) of the
     reference; N (D, D − d): eigenvectors of E[(f − u)(f − u)ᵀ] over ID training images beyond the d = `dim` largest.
-    By default d is the published one: 1000 for D ≥ 2048, 512 for D ≥ 768, else D / 2. Where there are no more images
-    than D, or their rank is not above that d, it is half the rank, which `notes` tells. Raises ValueError at `fit` for a
-    `dim` outside 1 … rank − 1, where nothing would be left, and without ID training images. The rank counts no rounding.
+    By default d is the published one: 1000 for D ≥ 2048, 512 for D ≥ 768, otherwise D / 2. If there are no more than D images,
+    or if their rank is not above that d, d is half the rank, and `notes` says so. The rank ignores what rounding may cause.
+    Raises ValueError at `fit` for a `dim` outside 1 … rank − 1, which would leave nothing, and without ID training images.
     Wang et al., 2022 (arXiv 2203.10807).
     """
 
@@ -65,7 +65,7 @@ class Residual(Detector):
         return -self._lengths(rows.features)
 
     def _lengths(self, features: Tensor) -> Tensor:
-        """‖(f − u) N‖ (n,) in float64."""
+        """Returns ‖(f − u) N‖ (n,) in float64."""
         return ((features.to(self.origin) - self.origin) @ self.outside).norm(dim=1)
 
 
@@ -73,7 +73,7 @@ class ViM(Residual):
     """Virtual-logit matching: logsumexp z − α ‖(f − u) N‖, α = mean max_c z_c / mean ‖(f − u) N‖ of ID training images.
 
     z = W f + b: head logits (N, C). α takes a second pass over the bank, which the detector keeps (shared with k-NN).
-    The rest as for `Residual`.
+    Everything else is as for `Residual`.
     """
 
     name: ClassVar[str] = "vim"

@@ -1,7 +1,7 @@
-"""Detectors of the package pytorch-ood, in the same table: `pytorch_ood.NCI`.
+"""Detectors of the package pytorch-ood in the same table, named as `pytorch_ood.NCI`.
 
-They neither stream nor are distributed: one that learns keeps the features or logits of all ID training images, N · D
-floats, gathers those of all processes in each, and is fitted there at once.
+These detectors are neither computed batch by batch nor distributed. One that learns keeps the features or logits of all ID
+training images, N · D floats, gathers those of all processes in each process, and is fitted on them at once.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from clip_ood.detectors.statistic import Statistic
 from clip_ood.errors import UserError
 from clip_ood.outputs import Outputs, Reference
 
-UNUSED = ("model", "encoder")  # what turns images into features or logits: ours are there already
+UNUSED = ("model", "encoder")  # would turn images into features or logits, which are already computed
 FROM_REFERENCE = {  # their argument -> the fields of Reference that it is made of
     "head": ("weight", "bias"),
     "w": ("weight",),
@@ -52,11 +52,11 @@ class Kept(Statistic):
 
 
 class Peer(Detector):
-    """One detector of pytorch-ood: its score with the sign turned, since theirs are higher for OOD.
+    """A detector of pytorch-ood, whose score has its sign changed because it is higher for OOD.
 
-    A subclass made by `adapt` names theirs. What their constructor wants of a model comes from the Reference (the head,
-    its weight w and bias b, the text embeddings); all else are parameters. Raises ValueError for training images that
-    theirs refuses, and for scores that are not finite.
+    A subclass made by `adapt` names the detector. Those arguments of its constructor that come from a model are taken from the
+    Reference (the head, its weight w and bias b, the text embeddings); all others are parameters. Raises ValueError for training
+    images that the detector refuses, and for scores that are not finite.
     """
 
     portable: ClassVar[bool] = False
@@ -107,9 +107,9 @@ class Peer(Detector):
 
 
 def adapt(name: str) -> type[Peer]:
-    """The detector class of ours for `pytorch_ood.<name>`.
+    """Returns our detector class for `pytorch_ood.<name>`.
 
-    Raises ValueError where pytorch-ood is not installed, has no such detector, or one that needs more than features or
+    Raises ValueError if pytorch-ood is not installed, has no such detector, or if that detector needs more than features or
     logits: images, gradients, or maps of features.
     """
     try:
@@ -142,7 +142,7 @@ def adapt(name: str) -> type[Peer]:
 
 
 def _own_parameters(theirs: type) -> inspect.Signature:
-    """What a config gives: a reference, as to any detector, and what theirs takes beside a model."""
+    """Returns the parameters that a config gives: a reference, as for any detector, and those that do not come from a model."""
     parameters = inspect.signature(theirs).parameters.values()
     own = [parameter for parameter in parameters if parameter.name not in (*UNUSED, *FROM_REFERENCE)]
     first = inspect.Parameter("reference", inspect.Parameter.POSITIONAL_ONLY)

@@ -1,4 +1,4 @@
-"""A fitted model as one file, from pixels to scores, that runs without this package."""
+"""Exports a fitted model as one file, from pixels to scores, that runs without this package."""
 
 from __future__ import annotations
 

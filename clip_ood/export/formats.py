@@ -1,4 +1,4 @@
-"""The two kinds of file that hold a graph and what must be known of it: ONNX and torch.export."""
+"""The two kinds of file that hold a graph and its description: ONNX and torch.export."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from torch import Tensor
     from torch.export import ExportedProgram
 
-ABOUT = "clip_ood"  # where both keep the description, as JSON
+ABOUT = "clip_ood"  # the key under which both keep the description, as JSON
 ONE_FILE = 2**30  # bytes of weights; protobuf ends at twice that, and what is above goes to a file beside it
 
 Run = Callable[["Tensor"], dict[str, "Tensor"]]
@@ -30,7 +30,7 @@ class Onnx:
 
     @staticmethod
     def write(program: ExportedProgram, path: Path, about: Mapping[str, Any]) -> None:
-        """The graph in `path`."""
+        """Writes the graph to `path`."""
         import torch
 
         with _quiet():
@@ -42,7 +42,7 @@ class Onnx:
 
     @staticmethod
     def load(path: Path) -> tuple[Run, dict[str, Any]]:
-        """The graph of `path` as a function of pixels, and its description."""
+        """Returns the graph in `path` as a function of pixels, and its description."""
         import torch
         from onnxruntime import InferenceSession
 
@@ -63,7 +63,7 @@ class TorchExport:
 
     @staticmethod
     def write(program: ExportedProgram, path: Path, about: Mapping[str, Any]) -> None:
-        """The graph in `path`."""
+        """Writes the graph to `path`."""
         import torch
 
         with _quiet(), path.open("wb") as file:
@@ -73,7 +73,7 @@ class TorchExport:
 
     @staticmethod
     def load(path: Path) -> tuple[Run, dict[str, Any]]:
-        """The graph of `path` as a function of pixels, and its description."""
+        """Returns the graph in `path` as a function of pixels, and its description."""
         import torch
 
         found = {ABOUT: ""}
@@ -86,7 +86,7 @@ FORMATS: dict[str, Format] = {".onnx": Onnx, ".pt2": TorchExport}
 
 
 def format_of(path: Path) -> Format:
-    """The format that a file's name asks for; imports nothing heavy.
+    """Returns the format that a file's name asks for; imports nothing heavy.
 
     Raises: ValueError for another suffix, a folder that is not there, and packages that are not installed.
     """
@@ -110,7 +110,7 @@ def _name_outputs(model: Any, names: list[str]) -> None:
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Without the exporters' warnings about themselves: whether the graph is right is found by running it."""
+    """Silences the exporters' warnings about themselves, because running the graph shows whether it is right."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         yield

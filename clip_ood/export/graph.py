@@ -1,4 +1,4 @@
-"""From pixels to scores as one function of tensors: what an exported file computes."""
+"""Computes scores from pixels by one function of tensors, which an exported file holds."""
 
 from __future__ import annotations
 
@@ -14,18 +14,18 @@ from clip_ood.outputs import Outputs, Reference
 
 
 class ScoringGraph(nn.Module):
-    """pixels (B, 3, H, W) float32 in [0, 1] -> what is said of each image, by name.
+    """Computes from pixels (B, 3, H, W) float32 in [0, 1] the results for each image, by name.
 
-    features (B, D); predicted (B,) int64 and confidence (B,) where there are classes: those of the head's softmax z, or
-    without a head of softmax(s · cos(h, t_c)); score_<detector> (B,), higher = more in-distribution. All float32 but predicted.
-    Pixels are resized and cropped as the encoder's transform does; they are normalised here.
+    features (B, D); predicted (B,) int64 and confidence (B,) if there are classes: those of the head's softmax z or,
+    without a head, of softmax(s · cos(h, t_c)); score_<detector> (B,), higher = more in-distribution. All but predicted are
+    float32. Pixels are resized and cropped as the encoder's transform does; they are normalised here.
     """
 
     def __init__(
         self, backbone: Backbone, reference: Reference, scores: Mapping[str, Callable[[Outputs], Tensor]]
     ) -> None:
         super().__init__()
-        # functions, not modules: what they use of the encoder and detectors goes along, and no text tower
+        # functions, not modules: they take along what they use of the encoder and detectors, and no text tower
         self.encode_image, self.project, self.scores = backbone.encode_image, backbone.project, dict(scores)
         self.preprocessing, self.reference = backbone.preprocessing, reference
         for name in ("mean", "std"):
@@ -40,12 +40,12 @@ class ScoringGraph(nn.Module):
         return said | {f"score_{name}": score(rows).float() for name, score in self.scores.items()}
 
     def rows(self, pixels: Tensor) -> Outputs:
-        """What encoder and head give of pixels (B, 3, H, W)."""
+        """Returns the outputs of encoder and head for pixels (B, 3, H, W)."""
         return classify(encode(self, (pixels - self.mean) / self.std), head_of(self.reference))
 
 
 def class_logits(rows: Outputs, reference: Reference) -> Tensor | None:
-    """What the classes' softmax is taken of (B, C): z, or without a head s · cos(h, t_c); None without classes."""
+    """Returns the input of the classes' softmax (B, C): z or, without a head, s · cos(h, t_c); None without classes."""
     if rows.logits is not None:
         return rows.logits
     if rows.embeddings is None or reference.text_embeddings is None:
@@ -55,7 +55,7 @@ def class_logits(rows: Outputs, reference: Reference) -> Tensor | None:
 
 
 class StandIn(nn.Module):
-    """An encoder of no cost that gives rows as wide as those of another, to try detectors with."""
+    """A cheap encoder whose rows are as wide as those of another, to try detectors with."""
 
     def __init__(self, backbone: Backbone, rows: Outputs) -> None:
         super().__init__()

@@ -1,4 +1,4 @@
-"""How an encoder's transform resizes, as numbers that an exported graph says of itself."""
+"""Describes how an encoder's transform resizes, as numbers that are stored in an exported graph."""
 
 from __future__ import annotations
 
@@ -12,12 +12,14 @@ from torchvision.transforms import Resize
 from clip_ood.backbones.backbone import Preprocessing
 from clip_ood.files.pictures import pixels
 
-SHAPES = ((500, 375), (375, 500), (300, 300), (1001, 61), (17, 40), (640, 333))  # of pictures that are tried
+SHAPES = ((500, 375), (375, 500), (300, 300), (1001, 61), (17, 40), (640, 333))  # of the pictures that are tried
 
 
 def resize_of(transform: Callable[[Image.Image], Tensor], prepared: Preprocessing) -> int | list[int] | None:
-    """The argument `resize` of `clip_ood.files.pictures.fit` that gives the pixels of an encoder's transform: the length of the
-    shorter side, or [height, width]. None where none does: both are tried on pictures of several shapes.
+    """Returns the argument `resize` of `clip_ood.files.pictures.fit` that gives the pixels of an encoder's transform.
+
+    It is the length of the shorter side, or [height, width]. Both are tried on pictures of several shapes; it is None if neither
+    fits.
     """
     found = next((step for step in getattr(transform, "transforms", ()) if isinstance(step, Resize)), None)
     if found is None:
@@ -28,7 +30,7 @@ def resize_of(transform: Callable[[Image.Image], Tensor], prepared: Preprocessin
 
 
 def pictures() -> list[Image.Image]:
-    """Generated pictures of `SHAPES`, smooth and noisy."""
+    """Returns generated pictures of `SHAPES`, smooth and noisy."""
     generator = torch.Generator().manual_seed(0)
     return [
         Image.fromarray(torch.randint(256, (side, side, 3), generator=generator, dtype=torch.uint8).numpy()).resize(
@@ -44,7 +46,7 @@ def _same(
     about = {"resize": resize, "size": list(prepared.size), "interpolation": prepared.interpolation}
     try:
         shipped = torch.from_numpy(pixels(picture, about))[0]
-    except (KeyError, ValueError):  # a way to resize that Pillow has not
+    except (KeyError, ValueError):  # Pillow does not resize in this way
         return False
     mean, std = (torch.tensor(each)[:, None, None] for each in (prepared.mean, prepared.std))
     expected = transform(picture)

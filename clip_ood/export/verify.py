@@ -1,4 +1,4 @@
-"""Whether a file says of images what the encoder and the detectors say."""
+"""Checks that a file gives the same results for images as the encoder and the detectors."""
 
 from __future__ import annotations
 
@@ -14,14 +14,15 @@ from clip_ood.export.formats import Run
 from clip_ood.export.graph import ScoringGraph, class_logits
 
 TOLERANCE = 1e-4  # of a score's spread over the images that are tried
-ROUNDING = 1e-6  # of its size: some units in the last place of float32
+ROUNDING = 1e-6  # of a score's size: some units in the last place of float32
 BATCHES = (1, 3)  # sizes that are tried
 
 
 def compare(run: Run, live: ScoringGraph, detectors: Mapping[str, Detector]) -> dict[str, float]:
-    """The largest difference of each output between a file, `run`, and the detectors, as a fraction of the output's spread.
+    """Returns each output's largest difference between a file, `run`, and the detectors, as a fraction of the output's spread.
 
-    The confidence is that of the class which the file predicts: with two classes alike, either may be. Raises: ValueError for a difference above `TOLERANCE`.
+    The confidence is that of the class which the file predicts, because either of two equal classes may be predicted.
+    Raises: ValueError for a difference above `TOLERANCE`.
     """
     batches = images(live.preprocessing.size).split(BATCHES)
     theirs = [run(pixels) for pixels in batches]
@@ -42,7 +43,7 @@ def compare(run: Run, live: ScoringGraph, detectors: Mapping[str, Detector]) -> 
 
 
 def images(size: tuple[int, int]) -> Tensor:
-    """Generated images (4, 3, H, W) in [0, 1], from an even colour to noise."""
+    """Returns generated images (4, 3, H, W) in [0, 1], from an even colour to noise."""
     generator = torch.Generator().manual_seed(0)
     return torch.cat(
         [

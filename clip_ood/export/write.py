@@ -1,4 +1,4 @@
-"""Writes the graph, and believes it only after having run it against the detectors themselves."""
+"""Writes the graph, and accepts it only after comparing it with the detectors themselves."""
 
 from __future__ import annotations
 
@@ -34,10 +34,11 @@ Write = Callable[[Path, Backbone | StandIn, Mapping[str, Score]], Run]
 
 @dataclass(frozen=True)
 class Exported:
-    """What was written: the detectors in it, those left out and why, what a user must know.
+    """The result of an export: the detectors in it, those left out and why, and what a user must know.
 
-    files: `path`, where the weights are large `path`.data, and `PIXELS`, which gives the graph its pixels; differences: the largest one of each output between the file
-    and the detectors, as a fraction of the output's spread over a few generated images.
+    files: `path`, `path`.data if the weights are large, and `PIXELS`, which makes the graph's pixels; differences: the largest
+    difference of each output between the file and the detectors, as a fraction of the output's spread over a few generated
+    images.
     """
 
     files: tuple[Path, ...]
@@ -56,11 +57,11 @@ def export(
 ) -> Exported:
     """Writes encoder, head and fitted detectors to `path` as one graph (`ScoringGraph`): .onnx, or .pt2 for torch.export.
 
-    All is float32, and float64 where detectors are. The file also holds, as JSON under the key clip_ood, what `describe` gives.
-    It is run before it gets its name: another score than that of `Detector.score` is an error. `PIXELS` comes beside it, a copy
-    of `clip_ood.files.pictures`, where that does what the encoder's transform does.
-    Raises: ValueError for that, and as `format_of`; for an encoder that is not on the CPU, a detector that is not fitted, and an
-    encoder that the format cannot hold.
+    Everything is float32, or float64 where detectors are. The file also holds the result of `describe`, as JSON under the key
+    clip_ood. The file is run before it gets its name: a score other than that of `Detector.score` is an error. `PIXELS`, a copy
+    of `clip_ood.files.pictures`, is written beside it, if that does what the encoder's transform does.
+    Raises: ValueError for such a score, and as `format_of`; for an encoder that is not on the CPU, a detector that is not fitted,
+    and an encoder that the format cannot hold.
     """
     kind = format_of(path)
     _check(backbone, detectors)
@@ -90,8 +91,9 @@ def export(
 def describe(
     backbone: Backbone, reference: Reference, thresholds: Mapping[str, float], outputs: list[str]
 ) -> dict[str, Any]:
-    """What is to be known of a graph: its outputs, thresholds (images whose score is below are flagged), class names, how
-    images become pixels (mean and std are applied inside; `resize` as `resize_of` gives it), and versions."""
+    """Returns the description of a graph: its outputs, thresholds (images with a lower score are flagged), class names, how
+    images become pixels (mean and std are applied inside; `resize` is that of `resize_of`), and versions.
+    """
     prepared = backbone.preprocessing
     names = [name.removeprefix("score_") for name in outputs if name.startswith("score_")]
     return {
@@ -132,11 +134,11 @@ def _traceable(detectors: Mapping[str, Detector]) -> tuple[dict[str, Score], lis
 def _write_what_can_be(
     write: Write, path: Path, backbone: Backbone, scores: dict[str, Score]
 ) -> tuple[Run, dict[str, Score], list[Omitted]]:
-    """Writes all scores, or those that can be written: the written graph, what is in it, and what is not with the reasons."""
+    """Writes all scores that can be written; returns the written graph, the scores in it, and the others with reasons."""
     try:
         return write(path, backbone, scores), scores, []
     except OSError:
-        raise  # of the disk
+        raise  # the disk's error
     except Exception as error:  # exporters raise anything
         faults = _faults(write, path.with_stem("alone"), backbone, scores)
         if not faults:
@@ -147,7 +149,7 @@ def _write_what_can_be(
 
 
 def _faults(write: Write, path: Path, backbone: Backbone, scores: Mapping[str, Score]) -> list[Omitted]:
-    """The detectors that cannot be written, each tried on its own without the encoder."""
+    """Returns the detectors that cannot be written, after trying each without the encoder."""
     rows = ScoringGraph(backbone, Reference(), {}).rows(images(backbone.preprocessing.size)[:2])
     faults = []
     for name, score in scores.items():
@@ -167,7 +169,7 @@ def _write(
     backbone: Backbone | StandIn,
     scores: Mapping[str, Score],
 ) -> Run:
-    """Writes one graph, and gives back what was read of the file."""
+    """Writes one graph, and returns what was read back from the file."""
     graph = ScoringGraph(backbone, reference, scores)
     example = images(backbone.preprocessing.size)[:2]
     batch = {0: torch.export.Dim("batch", min=1)}
@@ -177,7 +179,7 @@ def _write(
 
 
 def _cause(error: BaseException) -> str:
-    """The first line of what an error came from."""
+    """Returns the first line of an error's cause."""
     while error.__cause__ is not None:
         error = error.__cause__
     return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
@@ -185,8 +187,11 @@ def _cause(error: BaseException) -> str:
 
 @contextmanager
 def _in_float32(backbone: Backbone) -> Iterator[list[str]]:
-    """The encoder in float32 meanwhile, with a note where it was not: onnxruntime has no bfloat16 kernels for the CPU, and
-    half precision rounds differently wherever operations are fused differently, so that no file could be checked."""
+    """Keeps the encoder in float32 meanwhile, and yields a note if it was not.
+
+    onnxruntime has no bfloat16 kernels for the CPU, and half precision rounds differently wherever operations are fused
+    differently, so that no file could be checked.
+    """
     own = backbone.dtype
     if own == torch.float32:
         yield []
@@ -197,7 +202,7 @@ def _in_float32(backbone: Backbone) -> Iterator[list[str]]:
             f"the encoder ran in {str(own).removeprefix('torch.')} and is float32 here: scores differ by its rounding"
         ]
     finally:
-        _cast(backbone, own)  # gives back the same weights
+        _cast(backbone, own)  # restores the same weights
 
 
 def _cast(backbone: nn.Module, dtype: torch.dtype) -> None:

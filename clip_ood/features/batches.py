@@ -1,4 +1,4 @@
-"""What is encoded for the store: parts of image sets and of words, and their batches."""
+"""Parts of image sets and of words that are encoded for the store, and their batches."""
 
 from __future__ import annotations
 
@@ -10,9 +10,12 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class Part:
-    """Rows (n,) of a set of images or words that are written as one segment. Their identities (n, 2) are given where nothing
-    must be read to know them: of words, and of images whose embeddings follow from stored features. `name` begins the segment's
-    name, which puts the segments of a run in the order of their parts."""
+    """Rows (n,) of a set of images or words that are written as one segment.
+
+    Their identities (n, 2) are given if nothing must be read to know them, as for words, and for images whose embeddings are
+    computed from stored features. `name` begins the segment's name, so that the segments of a run are in the order of their
+    parts.
+    """
 
     source: str
     name: str
@@ -20,7 +23,7 @@ class Part:
     identities: np.ndarray | None = None
 
     def batch(self, start: int, size: int) -> PartRows:
-        """`size` rows from the one at `start`, fewer at the end."""
+        """Returns `size` rows from the one at `start`, or fewer at the end."""
         some = slice(start, start + size)
         known = None if self.identities is None else self.identities[some]
         return PartRows(self, self.rows[some], known, start + size >= len(self.rows))
@@ -38,9 +41,12 @@ class PartRows:
 
 @dataclass
 class ImageBatch:
-    """Images of one part. `images` (B, 3, H, W) are those that must be encoded, at positions `read` among the n rows of the
-    batch, or none (0, …) where they were only to be read; identities, and the contents and stamps of their files, None for images in
-    memory, are of all rows, (n, 2) each; `errors` tells, by position among those that were read, which could not be (zeros) and why."""
+    """Images of one part.
+
+    `images` (B, 3, H, W) are those that must be encoded, at positions `read` among the n rows of the batch; there are none (0, …)
+    if they only had to be read. The identities, and the contents and stamps of the files (None for images in memory), are those
+    of all rows, (n, 2) each. `errors` says, by position among those that were read, which images are unreadable (zeros), and why.
+    """
 
     images: Tensor
     part: Part
@@ -68,7 +74,7 @@ class StoredBatch:
 
 @dataclass
 class WordBatch:
-    """The prompts of n words of one part, all of the first word first; `raw` as of `Phrases`."""
+    """The prompts of n words of one part, with all prompts of the first word first; `raw` is that of their `Phrases`."""
 
     strings: list[str]
     num_prompts: int

@@ -1,7 +1,7 @@
-"""A folder of segments: entries by their identity, of any number of writers, read by any number of readers.
+"""A folder of segments, which hold entries by their identity; any number of writers and readers may use it.
 
-New entries come as small segments, which are merged into few large ones. Merging writes the large segment first and then
-removes the small ones, so that a kill in between leaves entries twice, which are the same, and loses none.
+New entries are written as small segments, which are later merged into few large ones. Merging writes the large segment first
+and then removes the small ones, so that a kill in between leaves equal entries twice, and loses none.
 """
 
 from __future__ import annotations
@@ -33,19 +33,18 @@ from clip_ood.features.segment import (
 )
 from clip_ood.files.writing import remove_abandoned
 
-LARGE = 2**17  # entries of a segment that is merged no more: 100 million entries are 763 segments
-LOCK = ".merging"  # the name of a file that the process which merges holds
+LARGE = 2**17  # entries of a segment that is merged no further: 100 million entries are 763 segments
+LOCK = ".merging"  # the name of the file that is locked by the process which merges
 DAMAGED = ".damaged"  # ends the name of a segment that was set aside
 LONGEST = 60  # seconds to wait for another process that merges
-SMALL = 64  # so many segments below that are merged
+SMALL = 64  # more small segments than this are merged
 
 
 class Entries:
-    """Entries in the segments of `folder`; `say` is told, once, of each that is damaged. Segments of `factor` · `LARGE` entries are
-    merged no more.
+    """Entries in the segments of `folder`; `say` is told once of each segment that is damaged.
 
-    Entries may be added, as other arrays of the same entries, by other processes at any time: `refresh` looks again. Small
-    segments that were added here are merged once they make a large one.
+    Segments of `factor` · `LARGE` entries are merged no further. Other processes may add entries, or other arrays of the same
+    entries, at any time; `refresh` looks again. Small segments that were added here are merged once they make a large one.
     """
 
     def __init__(self, folder: Path, say: Callable[[str], None] = print, factor: int = 1) -> None:
@@ -63,25 +62,25 @@ class Entries:
 
     @property
     def segments(self) -> list[Segment]:
-        """Those that were there at the last `refresh`, by name."""
+        """The segments that were there at the last `refresh`, by name."""
         return [self._open[path] for path in sorted(self._open)]
 
     def __len__(self) -> int:
         return sum(map(len, self.segments))
 
     def refresh(self) -> None:
-        """Maps what is there now. A damaged segment counts as absent, so that its entries are made again."""
+        """Maps the segments that are there now. A damaged segment counts as absent, so that its entries are made again."""
         while True:
             found = sorted(self.folder.glob(f"*{SUFFIX}"))
             self._open = {path: self._open[path] for path in found if path in self._open}
             for path in found:
                 if path not in self._open and path not in self._damaged and not self._map(path):
-                    break  # merged in between: the large segment is there now
+                    break  # it was merged in between: the large segment is there now
             else:
                 return
 
     def _map(self, path: Path) -> bool:
-        """Whether a file is still there."""
+        """Maps a file; returns whether it is still there."""
         try:
             self._open[path] = open_segment(path)
         except (StoreError, FileNotFoundError) as error:
@@ -92,21 +91,21 @@ class Entries:
         return True
 
     def _set_aside(self, segment: Segment) -> None:
-        """Takes a segment whose bytes are not those that were written out of everybody's sight."""
+        """Renames a segment whose bytes are not those that were written, so that no process reads it."""
         del self._open[segment.path]
         segment.path.rename(segment.path.with_name(segment.path.name + DAMAGED))
         self.say(f"{segment.path} is damaged: its entries are made again by the next run")
 
     def count(self, arrays: Sequence[str]) -> int:
-        """How many entries have one of these arrays, of which an entry has one alone."""
+        """Returns how many entries have one of these arrays, of which each entry has exactly one."""
         return sum(len(segment) for segment in self.segments if any(name in segment.arrays for name in arrays))
 
     def has(self, identities: np.ndarray, arrays: Sequence[str]) -> np.ndarray:
-        """(N,) bool: which of the identities (N, 2) have all these arrays."""
+        """Returns (N,) bool: which of the identities (N, 2) have all these arrays."""
         return np.logical_and.reduce([places >= 0 for _, places in self._find(identities, arrays).values()])
 
     def rows(self, identities: np.ndarray, arrays: Sequence[str]) -> dict[str, Rows]:
-        """Arrays of the entries (N, 2), mapped, by name. Raises: KeyError where one of them is not there."""
+        """Returns arrays of the entries (N, 2), mapped, by name. Raises: KeyError if one of them is not there."""
         found = {}
         for name, (segments, places) in self._find(identities, arrays).items():
             if missing := int((places < 0).sum()):
@@ -115,7 +114,7 @@ class Entries:
         return found
 
     def failures(self, identities: np.ndarray) -> dict[int, Failure]:
-        """Why entries could not be made, by position among `identities` (N, 2)."""
+        """Returns why entries could not be made, by position among `identities` (N, 2)."""
         found = {}
         for segment in self.segments:
             if of_segment := segment.about["errors"]:
@@ -125,12 +124,15 @@ class Entries:
         return dict(sorted(found.items()))
 
     def _find(self, identities: np.ndarray, arrays: Sequence[str]) -> dict[str, tuple[list[Segment], np.ndarray]]:
-        """By array: the segments that hold it for some of the identities (N, 2), and the row of each, counted through these
-        segments (N,); -1 where none has it. A segment is searched once for all its arrays."""
+        """Returns, for each array, the segments that hold it for some of the identities (N, 2), and each identity's row (N,).
+
+        Rows are counted through these segments; -1 means that no segment has the identity. A segment is searched once for all
+        arrays.
+        """
         places = {name: np.full(len(identities), -1) for name in arrays}
         used: dict[str, list[Segment]] = {name: [] for name in arrays}
         starts = dict.fromkeys(arrays, 0)
-        left = np.argsort(identities[:, 0])  # in order they are found several times faster
+        left = np.argsort(identities[:, 0])  # sorted identities are found several times faster
         for segment in self.segments:
             wanted = [name for name in arrays if name in segment.arrays]
             if not wanted or not len(left):
@@ -155,10 +157,10 @@ class Entries:
         made_with: Mapping[str, Any] | None = None,
         name: str = "",
     ) -> Path:
-        """Writes entries (n, 2) with their arrays, (n, …) each, as one segment; of two of the same identity the first.
+        """Writes entries (n, 2) with their arrays, (n, …) each, as one segment.
 
-        `failures`: by row, why an entry could not be made. Segments are read and merged in the order of their names.
-        Raises: StoreError where it cannot be written; then nothing of it is there.
+        Of two with the same identity, it writes the first. `failures`: by row, why an entry could not be made. Segments are read
+        and merged in the order of their names. Raises: StoreError if the segment cannot be written; then nothing of it is there.
         """
         kept = firsts(identities)
         reasons = {str(place): failures[row] for place, row in enumerate(kept.tolist()) if row in (failures or {})}
@@ -179,9 +181,9 @@ class Entries:
         return path
 
     def merge(self, paths: Sequence[Path] | None = None) -> None:
-        """Merges small segments into large ones: those at `paths`, or all where there are more than `SMALL`.
+        """Merges small segments into large ones: those at `paths`, or all if there are more than `SMALL`.
 
-        One process merges at a time; where another one does, this one leaves it to that. A damaged segment is left as it is.
+        One process merges at a time; if another one is merging, this one merges nothing. A damaged segment is left as it is.
         """
         try:
             with self._alone(wait=0) as alone:
@@ -205,7 +207,7 @@ class Entries:
         self.refresh()
 
     def _merge(self, segments: list[Segment], elsewhere: list[Segment], large: int) -> None:
-        """Merges segments in groups that make large ones; entries that stand `elsewhere` as well go."""
+        """Merges segments in groups that make large ones; entries that are `elsewhere` as well are dropped."""
         group: list[Segment] = []
         for segment in segments:
             if not is_whole(segment.path):
@@ -219,9 +221,9 @@ class Entries:
             self._replace(group, _in_any(elsewhere, group))
 
     def remove(self, identities: np.ndarray) -> None:
-        """Forgets entries (n, 2): writes each segment that holds some of them anew, without them.
+        """Removes entries (n, 2): each segment that holds some of them is written again without them.
 
-        Raises: StoreError where it cannot be written.
+        Raises: StoreError if it cannot be written.
         """
         try:
             with self._alone(wait=LONGEST):
@@ -239,7 +241,7 @@ class Entries:
             raise StoreError(f"{self.folder} cannot be written ({error})") from error
 
     def _replace(self, group: list[Segment], dropped: np.ndarray) -> None:
-        """Writes one segment of the entries of some, each once, in their order, but for the rows `dropped`; then they go."""
+        """Replaces some segments by one that holds each of their entries once, in their order, without the rows `dropped`."""
         identities = np.concatenate([segment.identities for segment in group])
         kept = np.setdiff1d(firsts(identities), dropped)
         ends = np.cumsum([len(segment) for segment in group])
@@ -267,14 +269,14 @@ class Entries:
 
     @contextmanager
     def _alone(self, wait: float) -> Iterator[bool]:
-        """Whether this process has got the folder's lock within so many seconds."""
+        """Yields whether this process has got the folder's lock within this many seconds."""
         if not self.folder.is_dir():
             yield False
             return
         try:
             lock = FileLock(self.folder / LOCK, timeout=wait)
             lock.acquire()
-        except (OSError, NotImplementedError):  # somebody else's turn (Timeout), or a file system without locks
+        except (OSError, NotImplementedError):  # another process merges (Timeout), or the file system has no locks
             yield False
             return
         try:
@@ -284,7 +286,7 @@ class Entries:
 
 
 def _in_any(segments: list[Segment], group: list[Segment]) -> np.ndarray:
-    """Those rows of a group, counted through, whose entries stand in one of some other segments as well."""
+    """Returns those rows of a group, counted through its segments, whose entries are also in one of some other segments."""
     identities = np.concatenate([segment.identities for segment in group])
     there = np.zeros(len(identities), bool)
     for segment in segments:
@@ -293,5 +295,5 @@ def _in_any(segments: list[Segment], group: list[Segment]) -> np.ndarray:
 
 
 def _rows(array: Tensor, rows: np.ndarray) -> Tensor:
-    """These rows (ascending), or the array itself where they are all: it is mapped and need not be copied."""
+    """Returns these rows (ascending), or the array itself if they are all of it: it is mapped and need not be copied."""
     return array if len(rows) == len(array) else array[torch.from_numpy(rows)]

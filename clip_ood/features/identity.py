@@ -1,4 +1,4 @@
-"""What tells entries of the feature store apart: 16 bytes of a hash, kept as two halves."""
+"""The identity of an entry of the feature store: 16 bytes of a hash, kept as two halves."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ SIZE = 16  # bytes
 
 
 def identity_of(*parts: bytes | str) -> bytes:
-    """16 bytes that stand for some content: BLAKE2b of its parts, each behind its length.
+    """Returns 16 bytes that identify some content: the BLAKE2b hash of its parts, each behind its length.
 
     >>> identity_of("ab", "c") == identity_of("a", "bc")
     False
@@ -25,13 +25,13 @@ def identity_of(*parts: bytes | str) -> bytes:
 
 
 def pairs(identities: Iterable[bytes]) -> np.ndarray:
-    """Identities as (n, 2) uint64."""
+    """Returns identities as (n, 2) uint64."""
     return np.frombuffer(b"".join(identities), dtype="<u8").astype(np.uint64).reshape(-1, 2)
 
 
 def find(first: np.ndarray, second: np.ndarray, wanted: np.ndarray) -> np.ndarray:
-    """The place of each of `wanted` (m, 2) among n identities whose halves are `first` (ascending) and `second`; -1 where it
-    is not among them.
+    """Returns the place of each of `wanted` (m, 2) among n identities whose halves are `first` (ascending) and `second`, or -1
+    if it is not among them.
 
     >>> find(np.array([3, 5, 5], np.uint64), np.array([0, 1, 2], np.uint64), np.array([[5, 2], [5, 9]], np.uint64))
     array([ 2, -1])
@@ -39,7 +39,7 @@ def find(first: np.ndarray, second: np.ndarray, wanted: np.ndarray) -> np.ndarra
     found = np.full(len(wanted), -1)
     place = np.searchsorted(first, wanted[:, 0])
     left = np.arange(len(wanted))
-    while len(left):  # once, but for first halves that several identities share
+    while len(left):  # more than once only if several identities share a first half
         left = left[place[left] < len(first)]
         left = left[first[place[left]] == wanted[left, 0]]
         same = second[place[left]] == wanted[left, 1]
@@ -50,12 +50,12 @@ def find(first: np.ndarray, second: np.ndarray, wanted: np.ndarray) -> np.ndarra
 
 
 def firsts(identities: np.ndarray) -> np.ndarray:
-    """The rows of the first of each distinct identity (n, 2), ascending.
+    """Returns the first row of each distinct identity (n, 2), ascending.
 
     >>> firsts(np.array([[3, 1], [2, 0], [3, 1]], np.uint64))
     array([0, 1])
     """
-    order = np.lexsort((identities[:, 1], identities[:, 0]))  # stable: of equal ones the first comes first
+    order = np.lexsort((identities[:, 1], identities[:, 0]))  # stable: equal ones keep their order
     is_new = np.ones(len(order), bool)
     is_new[1:] = (identities[order[1:]] != identities[order[:-1]]).any(axis=1)
     return np.sort(order[is_new])

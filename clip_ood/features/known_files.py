@@ -1,4 +1,4 @@
-"""Which content each file was found to hold, so that it is not read again."""
+"""Remembers which content each file was found to have, so that the file is not read again."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ from clip_ood.files.cache import cache
 from clip_ood.terminal.shown import say
 
 FILES = "files"  # the folder under a root
-FACTOR = 8  # times the entries of a large segment: an entry has 40 bytes
+FACTOR = 8  # segments are this many times as large as others, because an entry has only 40 bytes
 
 
 class KnownFiles:
-    """Contents by stamp, in the folder `files` under a root; in the user's cache where that folder cannot be written.
+    """Contents by stamp, in the folder `files` under a root, or in the user's cache if that folder cannot be written.
 
-    A stamp (16 bytes) stands for a file's path, size, times and inode, a content for its bytes; both are (N, 2) uint64 here.
+    A stamp (16 bytes) identifies a file by its path, size, times and inode, a content by its bytes; both are (N, 2) uint64 here.
     """
 
     def __init__(self, root: Path) -> None:
@@ -32,7 +32,7 @@ class KnownFiles:
             place.refresh()
 
     def contents(self, stamps: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """(N, 2) contents, zeros where none is known, and (N,) bool: which are known."""
+        """Returns (N, 2) contents, with zeros where none is known, and (N,) bool: which are known."""
         contents, known = np.zeros((len(stamps), 2), np.uint64), np.zeros(len(stamps), bool)
         for place in self.places:
             there = np.flatnonzero(~known)
@@ -44,18 +44,20 @@ class KnownFiles:
         return contents, known
 
     def forget(self, stamps: np.ndarray) -> None:
-        """As if the files (n, 2) had not been read, as far as the store can be written."""
+        """Forgets the files (n, 2), as if they had not been read, as far as the store can be written."""
         for place in self.places:
             with suppress(StoreError):
                 place.remove(stamps)
 
     def remember(self, stamps: np.ndarray, contents: np.ndarray, name: str = "") -> None:
-        """Keeps what the files with these stamps (n, 2) hold. Raises: StoreError where not even the cache can be written: nobody
-        could find their features."""
+        """Keeps the contents of the files with these stamps (n, 2).
+
+        Raises: StoreError if not even the cache can be written, because then no process could find their features.
+        """
         was, known = self.contents(stamps)
         new = ~known
         if len(stale := np.flatnonzero(known & (was != contents).any(axis=1))):
-            self.forget(stamps[stale])  # remembered wrongly, or written anew without a sign
+            self.forget(stamps[stale])  # they were remembered wrongly, or written again without any sign of it
             new[stale] = True
         if not new.any():
             return

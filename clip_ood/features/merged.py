@@ -1,4 +1,4 @@
-"""Files whose entries lie in another one now: removed at once, or later where another machine may still have them mapped."""
+"""Removes files whose entries were merged into another file: at once, or later if another machine may still have them mapped."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import os
 from contextlib import suppress
 from pathlib import Path
 
-MERGED = ".merged"  # ends the name of a file that goes later
+MERGED = ".merged"  # ends the name of a file that is removed later
 KEPT = 86400  # seconds
 NETWORK = (
     "nfs",
@@ -19,8 +19,10 @@ NETWORK = (
 
 
 def retire(path: Path) -> None:
-    """Removes a file, or, on a network file system, gives it a name under which `remove_retired` finds it a day later: what
-    another machine has mapped would fail there."""
+    """Removes a file or, on a network file system, renames it so that `remove_retired` finds it a day later.
+
+    If another machine has the file mapped, its reads would fail there once the file is gone.
+    """
     if file_system(path.parent).startswith(NETWORK):
         path.rename(path.with_name(path.name + MERGED))
     else:
@@ -28,8 +30,10 @@ def retire(path: Path) -> None:
 
 
 def remove_retired(folder: Path, clock: Path) -> None:
-    """Removes what was retired over a day ago, by the clock of the file system that holds it: `clock` is a file there, which is
-    touched to read it."""
+    """Removes files that were retired over a day ago, by the clock of the file system that holds them.
+
+    `clock` is a file there, which is touched to read this clock.
+    """
     if not (retired := list(folder.glob(f"*{MERGED}"))):
         return
     os.utime(clock)
@@ -41,7 +45,7 @@ def remove_retired(folder: Path, clock: Path) -> None:
 
 
 def file_system(folder: Path, mounts: Path = Path("/proc/self/mounts")) -> str:
-    """The kind of file system that a folder lies on, as `ext4` or `nfs4`; empty where the system does not tell."""
+    """Returns the kind of file system that a folder lies on, as `ext4` or `nfs4`; it is empty if the system does not tell."""
     try:
         lines = mounts.read_text(encoding="utf-8", errors="surrogateescape").splitlines()
     except OSError:

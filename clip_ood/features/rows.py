@@ -1,4 +1,4 @@
-"""One array of features, kept as the pieces that it lies in on disk."""
+"""One array of features, kept as the pieces in which it lies on disk."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ from torch import Tensor
 
 
 class Rows:
-    """N rows of width D out of mapped pieces: nothing is read before it is used.
+    """N rows of width D in mapped pieces; nothing is read before it is used.
 
     Args:
         chunks: (n_i, D) each, of one dtype.
-        places: (N,) int64, where each row lies in the pieces' rows, counted through; None: they are all rows in order.
+        places: (N,) int64, the place of each row, counted through the pieces; None if they are all rows in order.
     """
 
     def __init__(self, chunks: Sequence[Tensor], places: Tensor | None = None) -> None:
@@ -32,14 +32,14 @@ class Rows:
         return self.chunks[0].dtype
 
     def take(self, indices: Tensor, device: torch.device | str = "cpu") -> Tensor:
-        """The rows at `indices` (n,), in that order: (n, D) on `device`, copied once, a piece at a time."""
+        """Returns the rows at `indices` (n,), in that order: (n, D) on `device`, copied once, one piece at a time."""
         out = torch.empty(len(indices), *self.chunks[0].shape[1:], dtype=self.dtype, device=device)
         for wanted, rows in self._by_chunk(indices if self.places is None else self.places[indices]):
             out[wanted.to(device)] = rows.to(device)
         return out
 
     def blocks(self, size: int = 8192) -> Iterator[Tensor]:
-        """All rows in order, `size` at a time."""
+        """Yields all rows in order, `size` at a time."""
         for start in range(0, len(self), size):
             yield self.take(torch.arange(start, min(start + size, len(self))))
 

@@ -1,8 +1,8 @@
-"""One file of the feature store: named arrays of some entries, whole or not there, checked by a sum at its end.
+"""One file of the feature store: named arrays of some entries, written whole or not at all, with a checksum at its end.
 
 It is a safetensors file. `first` and `second` (n,) are the halves of the entries' identities in ascending order of `first`,
-`order` (n,) says which row each belongs to; then come the arrays, a row an entry, and last `checksum` (16 bytes), the BLAKE2b
-of all bytes before it.
+and `order` (n,) says to which row each belongs. Then come the arrays, with a row for each entry. The last 16 bytes are
+`checksum`, the BLAKE2b hash of all bytes before it.
 """
 
 from __future__ import annotations
@@ -33,11 +33,11 @@ CHECKSUM = 16  # bytes
 
 
 class StoreError(UserError):
-    """The store holds something that is damaged or of something else, or cannot be written."""
+    """The store holds something that is damaged or unexpected, or it cannot be written."""
 
 
 class Failure(NamedTuple):
-    """Why an entry could not be made, and what tried to: another version of that may succeed."""
+    """The reason why an entry could not be made, and what tried to make it: another version of that may succeed."""
 
     reason: str
     tried: str
@@ -45,10 +45,10 @@ class Failure(NamedTuple):
 
 @dataclass(frozen=True)
 class Segment:
-    """A file, mapped: nothing of an array is read before it is used.
+    """A mapped file; nothing of an array is read before it is used.
 
-    Attributes: first, second, the halves of the identities (n,) uint64, ascending; order (n,), their rows; arrays, by name,
-    (n, …) each; about, what was written of it: errors, a Failure by row.
+    Attributes: first, second: the halves of the identities (n,) uint64, ascending; order: (n,), their rows; arrays: by name,
+    (n, …) each; about: what was written about them: errors, a Failure by row.
     """
 
     path: Path
@@ -63,24 +63,24 @@ class Segment:
 
     @property
     def kind(self) -> tuple:
-        """What segments must share to be merged: names, dtypes and shapes of their arrays."""
+        """The names, dtypes and shapes of the arrays, which segments must share to be merged."""
         return tuple((name, array.dtype, *array.shape[1:]) for name, array in sorted(self.arrays.items()))
 
     @property
     def identities(self) -> np.ndarray:
-        """(n, 2) uint64, in the order of the rows."""
+        """The identities (n, 2) uint64, in the order of the rows."""
         pairs = np.empty((len(self), 2), np.uint64)
         pairs[self.order] = np.stack([self.first, self.second], axis=1)
         return pairs
 
     def rows_of(self, identities: np.ndarray) -> np.ndarray:
-        """The row of each identity (m, 2), -1 where it is not here."""
+        """Returns the row of each identity (m, 2), or -1 if it is not here."""
         places = find(self.first, self.second, identities)
         return np.where(places < 0, -1, self.order[places] if len(self) else -1)
 
 
 class About(Record):
-    """What stands in a segment beside its arrays: why entries could not be made, by row, and what made the others."""
+    """What a segment holds besides its arrays: by row, why entries could not be made, and what made the others."""
 
     errors: dict[Annotated[str, Field(pattern=r"^\d{1,18}$")], str | list[str]]
     made_with: list[dict[str, Any]]
@@ -89,12 +89,11 @@ class About(Record):
 def open_segment(path: Path) -> Segment:
     """Maps a file.
 
-    Raises: StoreError for one that is damaged so that it cannot be mapped, FileNotFoundError, OSError where no more files can be
-    opened.
+    Raises: StoreError if it is too damaged to be mapped, FileNotFoundError, OSError if no more files can be opened.
     """
     try:
         check_regular(path)
-        path.open("rb").close()  # safetensors calls a file that may not be read one that is not there
+        path.open("rb").close()  # safetensors would report a file without read permission as missing
     except FileNotFoundError:
         raise
     except OSError as error:
@@ -112,19 +111,19 @@ def open_segment(path: Path) -> Segment:
             raise Unfit("its arrays have not one row an entry")
         halves = [half.numpy() for half in halves]
     except (SafetensorError, KeyError, TypeError, ValueError) as error:
-        if not path.is_file():  # gone in between
+        if not path.is_file():  # it was removed in between
             raise FileNotFoundError(f"There is no segment {path} any more") from error
         raise StoreError(f"{path} is damaged ({error})") from error
     return Segment(path, halves[0].view(np.uint64), halves[1].view(np.uint64), halves[2], tensors, about)
 
 
 def _failure(written: str | list[str]) -> Failure:
-    """What was written of an entry that could not be made; a version that knew the reason alone wrote a text."""
+    """Reads why an entry could not be made; an older version wrote the reason alone, as a text."""
     return Failure(written, "") if isinstance(written, str) else Failure(*written)
 
 
 def is_whole(path: Path) -> bool:
-    """Whether the bytes of a file are those that were written."""
+    """Says whether the bytes of a file are those that were written."""
     digest = hashlib.blake2b(digest_size=CHECKSUM)
     left = path.stat().st_size - CHECKSUM
     with path.open("rb") as file:
@@ -139,7 +138,7 @@ def write_segment(
 ) -> None:
     """Writes a file of n entries with identities (n, 2); each array comes in pieces, which are written one after another.
 
-    Raises: OSError where it cannot be written; then nothing is left.
+    Raises: OSError if it cannot be written; then nothing is left of it.
     """
     order = np.argsort(identities[:, 0], kind="stable")
     ours = {

@@ -1,12 +1,12 @@
-"""The feature store: what an encoder says of images and strings, computed once, resumable, mapped when read.
+"""The feature store keeps the outputs of encoders for images and strings, computed once, resumable, and mapped when read.
 
     <root>/<encoder>/encoder.json       what the encoder is; touched by every run that reads from it
-    <root>/<encoder>/images/…           an entry an image: features (D), embeddings (E), valid
-    <root>/<encoder>/texts/…            an entry a string: embeddings (E); an entry a word: features (E), the mean over prompts
+    <root>/<encoder>/images/…           an entry for each image: features (D), embeddings (E), valid
+    <root>/<encoder>/texts/…            for each string: embeddings (E); for each word: features (E), the mean over prompts
     <root>/files/…                      which content a file was found to have, so that it is not read again
 
-An image is told by a hash of its file's bytes, whatever the file is called and wherever it lies; a file is known again by its
-path, size, times and inode.
+An image is identified by a hash of its file's bytes, whatever the file's name and folder. A file that was read before is
+recognised by its path, size, times and inode.
 """
 
 from __future__ import annotations
@@ -38,8 +38,8 @@ from clip_ood.files.writing import check_writable, written_whole
 from clip_ood.outputs import NegativeLabels
 from clip_ood.texts.prompts import Phrases
 
-PART = 1024  # images: a killed run loses at most so many a process
-FORMAT = 2  # of the files: another number, another store
+PART = 1024  # images: a killed run loses at most this many in each process
+FORMAT = 2  # of the files; a store of another format is not read
 SCALE = pairs([identity_of("logit scale")])
 BIAS = pairs([identity_of("logit bias")])  # NaN where the model has none
 
@@ -56,19 +56,19 @@ class TextEmbeddings:
 
 
 def folder_of(root: Path, fingerprint: dict[str, Any]) -> Path:
-    """Where all that is stored of an encoder lies."""
+    """Returns the folder in which everything stored of an encoder lies."""
     return root / digest([FORMAT, fingerprint])
 
 
 def dtype_of(precision: str) -> torch.dtype:
-    """What features of an encoder in this precision are kept in: half precisions as float16."""
+    """Returns the dtype in which features of an encoder in this precision are kept; half precisions are kept as float16."""
     return torch.float32 if precision == "fp32" else torch.float16
 
 
 class FeatureStore:
-    """All that is stored of one encoder under a root folder.
+    """Everything that is stored of one encoder under a root folder.
 
-    `fingerprint` is what `clip_ood.backbones.fingerprint` says of the encoder.
+    `fingerprint` is the encoder's, from `clip_ood.backbones.fingerprint`.
     """
 
     def __init__(self, root: Path, fingerprint: dict[str, Any]) -> None:
@@ -83,18 +83,18 @@ class FeatureStore:
         return KnownFiles(self.root)
 
     def image_set(self, name: str, images: Images, arrays: Sequence[str] = ("features",)) -> StoredSet:
-        """The entries of a list of images, with the arrays that are wanted of each; of none it is only known which can be read."""
+        """Returns the entries of a list of images with the wanted arrays; with no arrays, only whether images can be read."""
         return StoredSet(name, self, self.images, arrays, images)
 
     def word_set(self, name: str, phrases: Phrases) -> StoredSet:
-        """The entries of words, each the mean over prompts."""
+        """Returns the entries of words, each the mean over prompts."""
         kind = "word of raw averages" if phrases.raw else "word"
         identities = pairs([identity_of(kind, word, *phrases.prompts) for word in phrases.words])
         return StoredSet(name, self, self.texts, ["features"], Known(phrases.words, identities))
 
     def missing_texts(self, strings: Sequence[str]) -> list[str]:
-        """Those of some strings whose embeddings are not there, each once, in their order; all where the model's logit scale or
-        bias is not there."""
+        """Returns those strings whose embeddings are missing, each once and in their order, or all if the logit scale or the logit
+        bias is missing."""
         wanted = list(dict.fromkeys(strings))
         known = self.texts.has(SCALE, ["logit_scale"])[0] and self.texts.has(BIAS, ["logit_bias"])[0]
         if not wanted or not known:
@@ -103,7 +103,7 @@ class FeatureStore:
         return [string for string, known in zip(wanted, there, strict=True) if not known]
 
     def texts_of(self, strings: Sequence[str]) -> TextEmbeddings:
-        """The embeddings of these strings, in their order. Raises: KeyError where some are not there."""
+        """Returns the embeddings of these strings, in their order. Raises: KeyError if some are not there."""
         rows = self.texts.rows(_strings(strings), ["embeddings"])["embeddings"]
         scale = self.texts.rows(SCALE, ["logit_scale"])["logit_scale"].take(torch.zeros(1, dtype=torch.long))
         bias = self.texts.rows(BIAS, ["logit_bias"])["logit_bias"].take(torch.zeros(1, dtype=torch.long)).item()
@@ -122,7 +122,7 @@ class FeatureStore:
         self.texts.add(BIAS, {"logit_bias": bias}, made_with=made_with(None))
 
     def describe(self) -> None:
-        """Writes what the encoder is, once. Raises: StoreError where the store cannot be written."""
+        """Writes what the encoder is, once. Raises: StoreError if the store cannot be written."""
         path = self.folder / "encoder.json"
         if path.is_file():
             return
@@ -133,7 +133,7 @@ class FeatureStore:
             raise StoreError(self._not_writable(error)) from error
 
     def check_writable(self, size: int = 0) -> None:
-        """Raises: StoreError where nothing can be kept, or there is no room for `size` bytes, before anything is made."""
+        """Raises: StoreError before anything is made, if nothing can be written or there is no room for `size` bytes."""
         self.describe()
         try:
             check_writable(self.folder)
@@ -157,7 +157,7 @@ class FeatureStore:
             os.utime(self.folder / "encoder.json")
 
     def merge(self) -> None:
-        """Few large segments out of many small ones."""
+        """Merges many small segments into few large ones."""
         for entries in (self.images, self.texts, self.files):
             entries.merge()
 

@@ -1,4 +1,4 @@
-"""A set of images or words under one encoder: which of its entries are stored, and those themselves."""
+"""A set of images or words under one encoder: which of its entries are stored, and these entries."""
 
 from __future__ import annotations
 
@@ -24,28 +24,30 @@ if TYPE_CHECKING:
     from clip_ood.features.store import FeatureStore
 
 SAMPLE = 64  # files that are read again where a file system does not tell that a file has changed
-DERIVED = {"embeddings": "features"}  # arrays that follow from others
+DERIVED = {"embeddings": "features"}  # arrays that can be computed from others
 
 
 class Images(Protocol):
-    """What the store asks of a list of N images."""
+    """The interface that the store needs of a list of N images."""
 
     names: Sequence[str]
 
     def __len__(self) -> int: ...
 
     def identities(self) -> np.ndarray | None:
-        """(N, 2), where the images lie in memory; None where they are files, which must be read first."""
+        """The identities (N, 2) if the images lie in memory; None if they are files, which must be read first."""
 
     def stamps(self, rows: np.ndarray | None = None) -> tuple[np.ndarray, np.ndarray]:
-        """Of these rows (None: all): (n, 2), what says that a file is the one that was read; (n,) bool: whose change could go
-        unnoticed."""
+        """Returns, for these rows (None: all), the stamps (n, 2) and (n,) bool: whose change could go unnoticed.
+
+        A stamp identifies the file that was read.
+        """
 
     def content(self, row: int) -> bytes:
-        """What a file holds, which is read: 16 bytes."""
+        """Reads a file, and returns the 16 bytes that identify its content."""
 
     def derived(self, contents: np.ndarray) -> np.ndarray:
-        """The identities (N, 2) of the images, of what their files hold (N, 2): the same but for corrupted images."""
+        """Returns the identities (N, 2) of images whose files have these contents (N, 2); they differ only for corrupted images."""
 
 
 class Known:
@@ -63,8 +65,9 @@ class Known:
 
 @dataclass(frozen=True)
 class Features:
-    """The stored features of an image set: g (None where none is wanted), h (None for image-only encoders, too), which rows could be
-    read (N,) bool, and what tells the images apart (N, 2)."""
+    """The stored features of an image set: g (None if it is not wanted), h (None for image-only encoders as well), (N,) bool:
+    which rows could be read, and the images' identities (N, 2).
+    """
 
     features: Rows | None
     embeddings: Rows | None
@@ -73,7 +76,7 @@ class Features:
 
 
 class StoredSet:
-    """One set of images or words under one encoder; none, some or all of its entries may be there."""
+    """One set of images or words under one encoder; none, some or all of its entries may be stored."""
 
     def __init__(
         self, name: str, store: FeatureStore, entries: Entries, arrays: Sequence[str], images: Images | Known
@@ -83,13 +86,15 @@ class StoredSet:
 
     @cached_property
     def _stamps(self) -> tuple[np.ndarray, np.ndarray]:
-        """As the run found the files at its beginning, whatever becomes of them."""
+        """The stamps of the files as the run found them at its beginning, whatever happens to the files later."""
         return self.images.stamps()
 
     @cached_property
     def _identities(self) -> tuple[np.ndarray, np.ndarray]:
-        """(N, 2), and (N,) bool: which are known. An image that was never read has something of its file in its place, which is
-        the same for the same file."""
+        """The identities (N, 2), and (N,) bool: which are known.
+
+        An image that was never read has a substitute made from its file's stamp, which is the same for the same file.
+        """
         if self._in_memory is not None:
             return self._in_memory, np.ones(len(self.images), bool)
         stamps = self._stamps[0]
@@ -104,8 +109,9 @@ class StoredSet:
             self.__dict__.pop("_identities", None)
 
     def check_files(self) -> None:
-        """Reads a sample of those files whose change their file system does not tell; where one of them is not what it was, all
-        of them count as never read. Images that another decoder could not read count as missing."""
+        """Reads a sample of those files whose change their file system does not tell; if one of them has changed, all of them
+        count as never read. Images that another decoder could not read count as missing.
+        """
         if self._in_memory is not None:
             return
         stamps, vague = self._stamps
@@ -117,24 +123,24 @@ class StoredSet:
         identities = self._identities[0]
         failures = self.entries.failures(identities)
         if outdated := [row for row, failure in failures.items() if failure.tried != decoders()]:
-            with suppress(StoreError):  # a store that is only read: they stay as they are
+            with suppress(StoreError):  # a store that can only be read keeps them as they are
                 self.entries.remove(identities[outdated])
 
     def _differ(self, rows: np.ndarray) -> bool:
-        """Whether one of the files of these rows, which are read, holds something else than is remembered."""
+        """Reads the files of these rows, and says whether one of them has another content than is remembered."""
         contents, _ = self.store.files.contents(self._stamps[0][rows])
         held = [content.astype("<u8").tobytes() for content in contents]
         return any(self.images.content(int(row)) != known for row, known in zip(rows, held, strict=True))
 
     def missing(self) -> np.ndarray:
-        """Rows of the set that must be read, and encoded where arrays are wanted, ascending; those in `derivable` need not be."""
+        """Returns the ascending rows that must be read, and encoded if arrays are wanted; rows in `derivable` need not be read."""
         identities, known = self._identities
         stored = known.copy()
         stored[known] = self.entries.has(identities[known], [*self.arrays, "valid"])
         return np.flatnonzero(~stored)
 
     def derivable(self, rows: np.ndarray) -> np.ndarray:
-        """Those of some rows that lack nothing but arrays which can be computed from what is there."""
+        """Returns those of some rows that lack only arrays which can be computed from what is stored."""
         if not self.arrays:
             return rows[:0]
         identities, known = self._identities
@@ -143,11 +149,11 @@ class StoredSet:
         return rows[self.entries.has(identities[rows], sorted({*needed, "valid"}))]
 
     def identities_of(self, rows: np.ndarray) -> np.ndarray:
-        """(n, 2); of an image that was never read, what stands in for it."""
+        """Returns identities (n, 2); for an image that was never read, its substitute."""
         return self._identities[0][rows]
 
     def changed(self, rows: np.ndarray) -> list[str]:
-        """The names of those of some rows whose files are others than at the beginning of the run."""
+        """Returns the names of those of some rows whose files have changed since the beginning of the run."""
         if self._in_memory is not None or not len(rows):
             return []
         now, _ = self.images.stamps(rows)
@@ -162,10 +168,10 @@ class StoredSet:
         batch_size: int | None = None,
         name: str = "",
     ) -> None:
-        """Writes those arrays of entries (n, 2) that are not there yet; `errors`: by row, why an image could not be read,
-        `batch_size`: images a forward pass.
+        """Writes those arrays of entries (n, 2) that are not there yet.
 
-        Raises: ValueError for NaN or Inf in arrays of readable images, StoreError where it cannot be written.
+        `errors`: by row, why an image could not be read; `batch_size`: images in a forward pass.
+        Raises: ValueError for NaN or Inf in arrays of readable images, StoreError if the store cannot be written.
         """
         valid = torch.ones(len(identities), dtype=torch.bool)
         valid[list(errors or {})] = False
@@ -184,7 +190,7 @@ class StoredSet:
         tried = decoders()
         failures = {
             row: Failure(reason, "" if reason == NO_MEMORY else tried) for row, reason in (errors or {}).items()
-        }  # what lacked memory is tried again by the next run
+        }  # the next run tries images again for which there was no memory
         self._add_missing(identities, kept | {"valid": valid}, failures, made_with(batch_size), name)
 
     def _add_missing(
@@ -195,7 +201,7 @@ class StoredSet:
         about: dict[str, Any],
         name: str,
     ) -> None:
-        """One segment for all entries that lack the same arrays: most often for all of them."""
+        """Writes one segment for all entries that lack the same arrays, which are most often all of them."""
         lacking = np.stack([~self.entries.has(identities, [key]) for key in arrays], axis=1)
         for pattern in np.unique(lacking[lacking.any(axis=1)], axis=0):
             rows = np.flatnonzero((lacking == pattern).all(axis=1))
@@ -207,7 +213,7 @@ class StoredSet:
             self.entries.add(identities[rows], new, told, about, name)
 
     def open(self) -> Features:
-        """The stored features, mapped. Raises: FileNotFoundError where some are not there."""
+        """Returns the stored features, mapped. Raises: FileNotFoundError if some are not there."""
         if len(missing := self.missing()):
             raise FileNotFoundError(
                 f"Image set {self.name}: the features of {len(missing):,} of {len(self.images):,} images are missing in "
@@ -219,12 +225,12 @@ class StoredSet:
         return Features(found.get("features"), found.get("embeddings"), valid, identities)
 
     def unreadable(self) -> list[tuple[str, str]]:
-        """The name of each image that could not be read, as far as they were read, and why."""
+        """Returns the name of each image that was found unreadable, and why."""
         failures = self.entries.failures(self._identities[0])
         return [(self.images.names[row], failure.reason) for row, failure in failures.items()]
 
 
 def made_with(batch_size: int | None) -> dict[str, Any]:
-    """What entries were made with: versions of libraries and the images of a forward pass."""
+    """Returns what entries were made with: the versions of libraries and the number of images in a forward pass."""
     libraries = {name: version(name) for name in ("torch", "torchvision", "open_clip_torch", "timm")}
     return libraries if batch_size is None else libraries | {"batch_size": batch_size}

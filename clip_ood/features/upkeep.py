@@ -1,4 +1,4 @@
-"""What lies in a feature store, whether it is whole, and how to be rid of it."""
+"""Lists what lies in a feature store, checks whether it is whole, and removes it."""
 
 from __future__ import annotations
 
@@ -19,20 +19,20 @@ from clip_ood.terminal.console import Terminal
 from clip_ood.terminal.shown import say
 
 DAY = 86400  # seconds
-KINDS = {"images": ["valid"], "texts": ["embeddings", "valid"]}  # of an encoder's entries: arrays of which each has one
-FILES = "files"  # the folder of what files were found to hold
+KINDS = {"images": ["valid"], "texts": ["embeddings", "valid"]}  # kind -> arrays of which each entry has one
+FILES = "files"  # the folder that says what files were found to hold
 
 
 @dataclass(frozen=True)
 class Stored:
-    """The folder of one encoder; `about` is its fingerprint, None where an older version wrote it, empty where it is damaged."""
+    """The folder of one encoder; `about` is its fingerprint, None if an older version wrote it, and empty if it is damaged."""
 
     folder: Path
     about: dict[str, Any] | None
 
     @property
     def title(self) -> str:
-        """What the encoder is, in a few words."""
+        """A short description of the encoder."""
         if self.about is None:
             return "of an older version"
         if not self.about:
@@ -41,18 +41,18 @@ class Stored:
 
     @property
     def size(self) -> int:
-        """Bytes on disk."""
+        """Its bytes on disk."""
         return size_of(self.folder)
 
     @property
     def last_used(self) -> float:
-        """When a run has read from it or written to it last, in seconds since 1970."""
+        """The time when a run last read from it or wrote to it, in seconds since 1970."""
         places = [self.folder, *self.folder.glob("*.json"), *(self.folder / kind for kind in KINDS)]
         return max(path.stat().st_mtime for path in places if path.exists())
 
 
 def encoders(root: Path) -> list[Stored]:
-    """The encoders under a root folder, by number."""
+    """Returns the encoders under a root folder, by number."""
     found = []
     for path in sorted(root.glob("*/encoder.json")):
         old = any(path.parent.glob("*/manifest.json"))
@@ -77,7 +77,7 @@ def _about(path: Path) -> dict[str, Any]:
 
 
 def show(root: Path) -> None:
-    """Prints a line an encoder."""
+    """Prints a line for each encoder."""
     from clip_ood.features.entries import Entries
 
     table = Table(box=SIMPLE_HEAD, title=f"Features in {root}")
@@ -99,7 +99,7 @@ def show(root: Path) -> None:
 
 
 def check(root: Path, repair: bool) -> int:
-    """Reads every segment; with `repair`, removes those that are damaged. Returns how many are."""
+    """Reads every segment and, with `repair`, removes those that are damaged. Returns how many are damaged."""
     from clip_ood.features.entries import DAMAGED
     from clip_ood.features.segment import SUFFIX, StoreError, is_whole, open_segment
 
@@ -121,7 +121,7 @@ def check(root: Path, repair: bool) -> int:
         except StoreError:
             say(f"{path} is damaged (its number of entries cannot be read)")
         except FileNotFoundError:
-            count -= 1  # merged meanwhile by a run
+            count -= 1  # a run has merged it meanwhile
     say(f"{count} segments, {len(damaged)} damaged")
     for path in damaged if repair else []:
         path.unlink(missing_ok=True)
@@ -132,14 +132,16 @@ def check(root: Path, repair: bool) -> int:
 
 
 def remove(root: Path, chosen: list[Stored], dry: bool) -> None:
-    """Removes the folders of encoders, or says which they would be. Raises: InUse for those that runs work with, once all others are
-    gone."""
+    """Removes the folders of encoders, or says which it would remove.
+
+    Raises: InUse for those that runs work with, after all others are removed.
+    """
     used = []
     for each in chosen:
         try:
             with nullcontext() if dry else alone(each.folder, "wait until it ends; its features are kept"):
                 say(f"{'would remove' if dry else 'removing'} {each.folder} ({each.title}, {readable(each.size)})")
-                if not dry and each.folder.is_dir():  # else another call was faster
+                if not dry and each.folder.is_dir():  # otherwise another call was faster
                     shutil.rmtree(each.folder)
         except InUse as error:
             used.append(str(error))
@@ -150,7 +152,7 @@ def remove(root: Path, chosen: list[Stored], dry: bool) -> None:
 
 
 def remove_files(root: Path, dry: bool) -> None:
-    """Removes what files were found to hold, or says how much that is; no features go. Raises: InUse where a run works with it."""
+    """Removes what files were found to hold, or says how much that is; features stay. Raises: InUse if a run works with it."""
     with nullcontext() if dry else alone(root / FILES, "wait until it ends"):
         say(
             f"{'would remove' if dry else 'removing'} {root / FILES} ({readable(size_of(root / FILES))}): the next run reads its files once"
@@ -161,7 +163,7 @@ def remove_files(root: Path, dry: bool) -> None:
 
 
 def choose(known: list[Stored], numbers: list[str], old: bool, unused_for: float | None) -> list[Stored]:
-    """The encoders that are meant. Raises: ValueError for a number that fits none, or several."""
+    """Returns the chosen encoders. Raises: ValueError for a number that fits none, or several."""
     chosen = [each for each in known if old and each.about is None]
     if unused_for is not None:
         chosen += [each for each in known if each.last_used < time.time() - unused_for * DAY]
@@ -175,16 +177,16 @@ def choose(known: list[Stored], numbers: list[str], old: bool, unused_for: float
 
 
 def size_of(folder: Path) -> int:
-    """Bytes of all files in a folder; of one that is not there none."""
+    """Returns the bytes of all files in a folder, 0 if it is not there."""
     sizes = []
     for path in folder.rglob("*"):
-        with suppress(FileNotFoundError):  # merged meanwhile by a run
+        with suppress(FileNotFoundError):  # a run has merged it meanwhile
             sizes.append(path.stat().st_size if path.is_file() else 0)
     return sum(sizes)
 
 
 def readable(size: int) -> str:
-    """A number of bytes for people.
+    """Returns a number of bytes as a short text.
 
     >>> readable(5_300_000)
     '5.3 MB'

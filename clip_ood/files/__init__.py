@@ -1,1 +1,1 @@
-"""Files as they are found, fetched and written."""
+"""Reads, downloads and writes files."""

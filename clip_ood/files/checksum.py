@@ -1,4 +1,4 @@
-"""Checksums of files: those that were published, and those of a first download, kept beside it."""
+"""Checksums of files: those that were published, and those of a first download, which are kept beside the file."""
 
 from __future__ import annotations
 
@@ -14,21 +14,21 @@ BLOCK = 1 << 20  # bytes read at a time
 
 @dataclass(frozen=True)
 class Checksum:
-    """What a file must have: the digits of an `algorithm` of hashlib (or the first of them, eight at least), and who says so."""
+    """A file's expected checksum: digits of a hashlib `algorithm` (or the first of them, at least eight), and their source."""
 
     algorithm: str
     digits: str
     origin: str = "published is"
 
     def check(self, path: Path) -> None:
-        """Raises ValueError for a file with another one: which it has, and which it must have."""
+        """Raises ValueError for a file with another checksum, and names both."""
         found = hexdigest(path, self.algorithm)
         if not found.startswith(self.digits):
             raise UserError(f"the file has the {self.algorithm.upper()} checksum {found}, {self.origin} {self.digits}")
 
 
 def hexdigest(path: Path, algorithm: str) -> str:
-    """The digits of a file's checksum."""
+    """Returns the digits of a file's checksum."""
     digest = hashlib.new(algorithm, usedforsecurity=False)
     with path.open("rb") as file:
         while block := file.read(BLOCK):
@@ -37,14 +37,14 @@ def hexdigest(path: Path, algorithm: str) -> str:
 
 
 def note_of(path: Path) -> Path:
-    """The file beside `path` that holds its checksum, in the form that `sha256sum --check` takes."""
+    """Returns the file beside `path` that holds its checksum, in the form that `sha256sum --check` takes."""
     return path.with_name(f"{path.name}.sha256")
 
 
 def recorded(path: Path) -> Checksum | None:
-    """The checksum of the first download of `path`; None where none was recorded.
+    """Returns the checksum of the first download of `path`, or None if none was recorded.
 
-    Raises: ValueError for a note that holds none.
+    Raises: ValueError for a note that holds no checksum.
     """
     note = note_of(path)
     if not note.is_file():
@@ -57,7 +57,7 @@ def recorded(path: Path) -> Checksum | None:
 
 
 def record(path: Path) -> Path:
-    """Writes down the checksum of a file that was downloaded for the first time: where."""
+    """Writes down the checksum of a file that was downloaded for the first time, and returns where."""
     note = note_of(path)
     note.write_text(f"{hexdigest(path, 'sha256')}  {path.name}\n", encoding="utf-8")
     return note

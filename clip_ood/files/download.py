@@ -1,5 +1,7 @@
-"""One file over HTTP: resumed where it broke off, whole or not there at all, of the type that its name says, checked against a
-checksum where one is known."""
+"""Downloads one file over HTTP, resuming where an earlier call broke off.
+
+The file is there as a whole or not at all, is of the type that its name says, and is checked against a checksum if one is known.
+"""
 
 from __future__ import annotations
 
@@ -19,17 +21,17 @@ from clip_ood.files.file_types import START, WrongType, check_start, check_type
 from clip_ood.files.https import UnsafeRedirect, opened
 from clip_ood.files.records import Count, Damaged, Record, Text, read_record
 
-TRIES = 5  # in a row that bring nothing new
+TRIES = 5  # tries in a row that bring nothing new
 BLOCK = 1 << 20  # bytes read at a time
 NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 class DownloadError(UserError):
-    """A file that could not be had, or is not the one that was published."""
+    """A file could not be downloaded, or is not the one that was published."""
 
 
 class _Again(OSError):
-    """What was brought so far is of no use, or not all: worth another try."""
+    """What was downloaded so far is of no use, or incomplete: another try may succeed."""
 
 
 def download(
@@ -40,11 +42,11 @@ def download(
     progress: Callable[[int, int | None], None] = lambda done, total: None,
     pause: float = 1.0,
 ) -> None:
-    """Brings `url` to `path`; bytes wait in `path`.part, from which a later call goes on.
+    """Downloads `url` to `path`; the bytes are kept in `path`.part, from which a later call continues.
 
-    `announce` is told the size in bytes (None where the server does not say) before anything is written, `progress` how
-    much is there; `pause` seconds, doubled each time, lie between tries.
-    Raises: DownloadError for a file that the server does not have, does not send whole, that is empty, of another type or has
+    `announce` is told the size in bytes (None if the server does not say) before anything is written, and `progress` how
+    much is there. Between tries, it waits `pause` seconds, doubled each time.
+    Raises: DownloadError for a file that the server does not have or does not send whole, that is empty, of another type or has
     another checksum, for an answer in its place (a login page), for a redirect away from HTTPS, and for a disk without room.
     """
     part = path.with_name(path.name + ".part")
@@ -99,16 +101,14 @@ def _go_on(
     begin: Callable[[int | None], None],
     progress: Callable[[int, int | None], None],
 ) -> None:
-    """One connection: appends to `part` what it lacks, or writes it anew where the server sends the whole file."""
+    """Makes one connection: it appends the missing bytes to `part`, or writes it anew if the server sends the whole file."""
     known = _remembered(part)
-    have = (
-        _size(part) if known and (checked or known["version"]) else 0
-    )  # without a version, it may be another file now
+    have = _size(part) if known and (checked or known["version"]) else 0  # without a version, the file may have changed
     headers = {"User-Agent": "clip-ood", "Accept-Encoding": "identity"}
     if have:
         headers["Range"] = f"bytes={have}-"
         if _is_strong(known["version"]):
-            headers["If-Range"] = known["version"]  # another version is sent from its start
+            headers["If-Range"] = known["version"]  # the server sends another version from its start
     try:
         answer = opened(url, headers)
     except urllib.error.HTTPError as error:
@@ -144,11 +144,11 @@ def _go_on(
 
 
 def _check_answer(url: str, answer: HTTPResponse, first: bytes, total: int | None, name: str, checked: bool) -> None:
-    """Raises DownloadError for what is sent in place of the file, before anything that is kept of it is written over."""
+    """Raises DownloadError for an answer that is not the file, before it overwrites anything that is kept."""
     if answer.headers.get("Content-Encoding", "identity") != "identity":
         raise DownloadError(f"{url}: the server sends the file in another encoding than it was asked for")
     if total is not None and len(first) < min(START, total):
-        return  # it broke off: not to be told from its first bytes
+        return  # the connection broke off: these bytes are too few to tell the type
     try:
         check_start(first[:START], name)
     except WrongType as error:
@@ -163,7 +163,7 @@ def _check_answer(url: str, answer: HTTPResponse, first: bytes, total: int | Non
 
 
 def _span(answer: HTTPResponse, have: int) -> tuple[int, int | None]:
-    """The first byte that an answer holds, and the size of the whole file if the server tells it."""
+    """Returns the first byte that an answer holds, and the size of the whole file if the server tells it."""
     length = answer.headers.get("Content-Length")
     if answer.status != 206:
         return 0, int(length) if length and length.isdigit() else None
@@ -187,17 +187,17 @@ def _size(path: Path) -> int:
 
 
 class Notes(Record):
-    """What is kept of a server's answer beside the beginning of a file."""
+    """The part of a server's answer that is kept beside the beginning of a file."""
 
     total: Count | None
     version: Text | None
 
 
 def _remembered(part: Path) -> dict | None:
-    """What the server said of the file that `part` is the beginning of."""
+    """Returns what the server said of the file whose beginning is `part`."""
     try:
         return read_record(part.with_name(part.name + ".json"), Notes)
-    except (FileNotFoundError, Damaged):  # killed while it was written
+    except (FileNotFoundError, Damaged):  # a process was killed while it wrote the file
         return None
 
 
@@ -207,7 +207,7 @@ def _remember(part: Path, total: int | None, version: str | None) -> None:
 
 
 def _is_strong(version: str | None) -> bool:
-    return version is not None and not version.startswith("W/")  # If-Range takes no weak ones
+    return version is not None and not version.startswith("W/")  # If-Range takes no weak versions
 
 
 def _forget(part: Path) -> None:

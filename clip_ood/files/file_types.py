@@ -1,4 +1,4 @@
-"""What a file is by its first bytes, held against its name: a login page is no archive, whatever status it was sent with."""
+"""Compares a file's first bytes with the type that its name says: a login page is no archive, whatever status it was sent with."""
 
 from __future__ import annotations
 
@@ -8,12 +8,12 @@ from pathlib import Path
 
 from clip_ood.errors import UserError
 
-START = tarfile.BLOCKSIZE  # bytes that tell
+START = tarfile.BLOCKSIZE  # bytes that tell the type
 PAGES = (b"<!doctype", b"<html", b"<head", b"<body", b"<script", b"<?xml", b"<!--", b"<meta", b"<title")
 
 
 class WrongType(UserError):
-    """A file that is empty, or not of the type that its name says; the message says what it is."""
+    """A file is empty, or not of the type that its name says; the message says what it is."""
 
 
 def _begins(*marks: bytes) -> Callable[[bytes], bool]:
@@ -21,7 +21,7 @@ def _begins(*marks: bytes) -> Callable[[bytes], bool]:
 
 
 def _is_tar(start: bytes) -> bool:
-    """Whether the checksum of a tar header is right."""
+    """Says whether the checksum of a tar header is right."""
     try:
         tarfile.TarInfo.frombuf(start[:START], "utf-8", "surrogateescape")
     except tarfile.HeaderError:
@@ -32,7 +32,7 @@ def _is_tar(start: bytes) -> bool:
 TORCH = ("checkpoint of torch", _begins(b"PK\x03\x04", b"\x80"))
 GZIP = ("gzip file", _begins(b"\x1f\x8b"))
 TYPES: dict[str, tuple[str, Callable[[bytes], bool]]] = {  # by the end of a name: what it is called, and how it begins
-    ".pth.tar": TORCH,  # which is no tar file
+    ".pth.tar": TORCH,  # is no tar file in spite of its name
     ".tgz": GZIP,
     ".gz": GZIP,
     ".tar": ("tar file", _is_tar),
@@ -48,8 +48,9 @@ TYPES: dict[str, tuple[str, Callable[[bytes], bool]]] = {  # by the end of a nam
 
 
 def check_start(start: bytes, name: str) -> None:
-    """Holds the first `START` bytes of a file (or all, of a shorter one) against its name. A type that is not known may be
-    anything but a web page.
+    """Compares the first `START` bytes of a file (or all of a shorter one) with its name.
+
+    A file of an unknown type may be anything but a web page.
 
     Raises: WrongType.
 
@@ -68,6 +69,6 @@ def check_start(start: bytes, name: str) -> None:
 
 
 def check_type(path: Path, name: str | None = None) -> None:
-    """As `check_start`, of a file under its own name or another."""
+    """Checks a file as `check_start` does, under its own name or another."""
     with path.open("rb") as file:
         check_start(file.read(START), name or path.name)

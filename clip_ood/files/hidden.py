@@ -1,4 +1,4 @@
-"""What file managers, network drives and notebooks put beside images: hidden files and copies, which no set is made of."""
+"""Recognises the hidden files and copies that file managers, network drives and notebooks put beside images."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ LEFT_OUT = frozenset(
 
 
 def is_hidden(path: str) -> bool:
-    """Whether a relative path, or a folder in it, is hidden or holds no images of its own.
+    """Says whether a relative path, or a folder in it, is hidden or holds no images of its own.
 
     >>> [is_hidden(path) for path in ("cat/1.png", "./1.png", "cat/.thumbnails/1.png", "@eaDir/1.png", "._1.png")]
     [False, False, True, True, True]

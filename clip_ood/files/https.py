@@ -1,4 +1,4 @@
-"""Requests that never leave HTTPS once they are on it."""
+"""Makes requests that never leave HTTPS once they have used it."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ TIMEOUT = 60  # seconds without a byte
 
 
 class UnsafeRedirect(UserError):
-    """A server that sends whoever asks it by HTTPS on to an address without."""
+    """A server that was asked by HTTPS redirects to an address without it."""
 
 
 class _Redirects(urllib.request.HTTPRedirectHandler):
@@ -28,7 +28,7 @@ class _Redirects(urllib.request.HTTPRedirectHandler):
 
 
 def opened(url: str, headers: dict[str, str]) -> HTTPResponse:
-    """The answer to a GET of an http or https address, redirects followed.
+    """Returns the answer to a GET of an http or https address, after redirects.
 
     Raises: UnsafeRedirect, urllib.error.HTTPError, OSError.
     """

@@ -1,6 +1,6 @@
-"""Any image as an 8-bit RGB picture, the way a person would see it, and as the pixels that an exported graph takes.
+"""Reads any image as an 8-bit RGB picture, the way a person would see it, and as the pixels that an exported graph takes.
 
-It needs Pillow and NumPy alone: an export copies this file beside the graph, as clip_ood_pixels.py.
+This file needs only Pillow and NumPy: an export copies it beside the graph, as clip_ood_pixels.py.
 """
 
 from __future__ import annotations
@@ -52,24 +52,24 @@ TURNS = {  # EXIF orientation -> what puts the picture upright
 }
 
 
-LONGEST = 200  # times the shorter side: resized to an encoder's input, a thinner picture would take gigabytes
+LONGEST = 200  # times the shorter side; resized to an encoder's input, a thinner picture would take gigabytes
 
 
 PNG = b"\x89PNG\r\n\x1a\n"
-CHUNKS = (b"IHDR", b"PLTE", b"tRNS", b"IDAT", b"IEND", b"eXIf")  # all that a PNG's picture is made of
-TEXTS = (b"XML:com.adobe.xmp\0", b"Raw profile type exif\0")  # those that may say how it is turned
+CHUNKS = (b"IHDR", b"PLTE", b"tRNS", b"IDAT", b"IEND", b"eXIf")  # all chunks that make a PNG's picture
+TEXTS = (b"XML:com.adobe.xmp\0", b"Raw profile type exif\0")  # texts that may say how the picture is turned
 MOST_TEXT = 2**20  # bytes of a text, as in Pillow
 
 
 class UnreadableImage(ValueError):
-    """What is not a whole image; the message begins with the decoder's own error."""
+    """A file is not a whole image; the message begins with the decoder's own error."""
 
 
 def read_image(path: Path) -> Image.Image:
-    """The picture in a file: see `decode`.
+    """Reads the picture in a file; see `decode`.
 
-    Raises: UnreadableImage for what is not a whole image, OSError for a file that cannot be had (gone, not permitted) or that is
-    none (a pipe would keep us waiting).
+    Raises: UnreadableImage for a file that is not a whole image, OSError for a file that cannot be read (missing, not permitted)
+    or that is not a regular file (reading a pipe would wait forever).
     """
     if not path.is_dir() and not S_ISREG(path.stat().st_mode):
         raise OSError(EINVAL, "it is no file that can be read to its end", str(path))
@@ -78,8 +78,10 @@ def read_image(path: Path) -> Image.Image:
 
 
 def decode(file: BinaryIO) -> Image.Image:
-    """The picture in an open file, of an animation the first: EXIF rotation applied, transparency laid on white, 16-bit
-    greys scaled to 8. Whatever else stands in a PNG, texts or a colour profile of any size, hides no whole picture.
+    """Decodes the picture in an open file; of an animation, it takes the first.
+
+    EXIF rotation is applied, transparency is laid on white, and 16-bit greys are scaled to 8 bits. Other content of a PNG, such
+    as texts or a colour profile of any size, never makes a whole picture unreadable.
 
     Raises: UnreadableImage for what is not a whole image, OSError for a file that cannot be read.
     """
@@ -96,12 +98,12 @@ def decode(file: BinaryIO) -> Image.Image:
 
 
 def as_picture(image: Image.Image) -> Image.Image:
-    """A PIL image as `decode` gives the file that it was opened from.
+    """Returns a PIL image as `decode` would return it from the file that it was opened from.
 
     Raises: as `decode`.
     """
     fresh = isinstance(image, ImageFile.ImageFile) and image.tile and image.fp and image.tell() == 0
-    if fresh and image.format in _formats():  # not loaded yet: its file is read
+    if fresh and image.format in _formats():  # it is not loaded yet, so its file is read
         place = image.fp.tell()
         try:
             return decode(image.fp)
@@ -112,10 +114,11 @@ def as_picture(image: Image.Image) -> Image.Image:
 
 
 def pixels(image: str | Path | bytes | Image.Image, about: Mapping[str, Any]) -> np.ndarray:
-    """One image, by its path, the bytes of its file or as a PIL image, as an exported graph takes it: (1, 3, H, W) float32 in
-    [0, 1]. `about` is what the graph says of itself, the JSON under its key clip_ood.
+    """Returns one image, given by its path, by the bytes of its file or as a PIL image, as an exported graph takes it.
 
-    Raises: as `decode`, and ValueError for a graph whose encoder resizes otherwise than `fit` can.
+    The result is (1, 3, H, W) float32 in [0, 1]. `about` is the graph's description of itself, the JSON under its key clip_ood.
+
+    Raises: as `decode`, and ValueError for a graph whose encoder resizes in a way that `fit` does not.
     """
     if about["resize"] is None:
         raise ValueError(f"this graph takes pictures that were resized otherwise than here: {about['transform']}")
@@ -128,8 +131,10 @@ def pixels(image: str | Path | bytes | Image.Image, about: Mapping[str, Any]) ->
 
 
 def fit(image: Image.Image, resize: int | list[int], crop: list[int], interpolation: str) -> Image.Image:
-    """The middle `crop` (height, width) of a picture whose shorter side is made `resize` pixels long, or which is made to be
-    `resize` (height, width) whatever its shape."""
+    """Resizes a picture and returns its middle part of size `crop` (height, width).
+
+    `resize` is the new length of the shorter side, or a (height, width) that the picture is resized to whatever its shape.
+    """
     width, height = image.size
     if isinstance(resize, int):
         longer = int(resize * max(image.size) / min(image.size))
@@ -146,44 +151,44 @@ def _decoded(file: BinaryIO) -> Image.Image:
 
 @contextmanager
 def _unreadable(source: BinaryIO | Image.Image) -> Iterator[None]:
-    """Makes what a decoder raises an UnreadableImage."""
+    """Turns what a decoder raises into an UnreadableImage."""
     try:
         yield
-    except Exception as error:  # at damaged files decoders raise anything, without errno unless sought beyond the end
+    except Exception as error:  # damaged files raise anything, without errno unless decoders seek beyond the end
         if isinstance(error, UnreadableImage | MemoryError) or getattr(error, "errno", None) not in (None, EINVAL):
             raise
-        told = str(error).replace(f" {source!r}", "")  # not where in memory its bytes lay
+        told = str(error).replace(f" {source!r}", "")  # without the address of its bytes in memory
         raise UnreadableImage(f"{type(error).__name__}: {told}") from error
 
 
 def _picture(image: Image.Image) -> Image.Image:
     if max(image.size) > LONGEST * min(image.size):
         raise UnreadableImage(f"{image.width} × {image.height} pixels: one side is over {LONGEST} times the other")
-    image.load()  # not by name: Pillow would map a TIFF into memory, and scrambles rotated ones
+    image.load()  # from an open file: by its name, Pillow would map a TIFF into memory, and scramble a rotated one
     return to_rgb(_upright(image))
 
 
 @cache
 def _formats() -> list[str]:
-    """Pillow's decoders of what `SUFFIXES` stand for: others start programs, as Ghostscript for an EPS called x.jpg."""
+    """Returns Pillow's decoders for `SUFFIXES`; others start programs, as Ghostscript for an EPS called x.jpg."""
     Image.init()
     known = ("JPEG", "MPO", "PNG", "GIF", "BMP", "WEBP", "TIFF", "PPM", "JPEG2000", "AVIF", "TGA")
     return [name for name in known if name in Image.OPEN]
 
 
-READER = 2  # another number where more images can be read than before, so that unreadable ones are tried again
+READER = 2  # is raised when more images can be read than before, so that unreadable ones are tried again
 
 
 @cache
 def decoders() -> str:
-    """What decides which images can be read here: Pillow's version, its decoders and the libraries behind them."""
+    """Returns what decides which images can be read here: Pillow's version, its decoders and the libraries behind them."""
     return (
         f"reader {READER}, Pillow {PIL.__version__} with {', '.join([*_formats(), *features.get_supported_codecs()])}"
     )
 
 
 def _chunks(file: BinaryIO) -> Iterator[bytes]:
-    """The chunks of a PNG, from behind its signature on, that make its picture; others it may lack."""
+    """Yields those chunks of a PNG, read after its signature, that make its picture; a picture can do without the others."""
     while len(head := file.read(8)) == 8:
         length, kind = int.from_bytes(head[:4], "big"), head[4:]
         body = file.read(length + 4)
@@ -192,8 +197,8 @@ def _chunks(file: BinaryIO) -> Iterator[bytes]:
 
 
 def _small(text: bytes) -> bool:
-    """Whether a text is at most `MOST_TEXT` bytes long, compressed or not."""
-    compressed = text[text.index(b"\0") :].lstrip(b"\0\1")  # behind the flags of its kind of chunk
+    """Says whether a text is at most `MOST_TEXT` bytes long, compressed or not."""
+    compressed = text[text.index(b"\0") :].lstrip(b"\0\1")  # comes after the flags of its kind of chunk
     try:
         return len(zlib.decompressobj().decompress(compressed, MOST_TEXT)) < MOST_TEXT
     except zlib.error:
@@ -201,16 +206,16 @@ def _small(text: bytes) -> bool:
 
 
 def _upright(image: Image.Image) -> Image.Image:
-    """The image turned as its EXIF block says; as it is where that block is damaged, as viewers show it."""
+    """Turns an image as its EXIF block says; if that block is damaged, it returns the image as it is, as viewers do."""
     try:
         turn = TURNS.get(image.getexif().get(ExifTags.Base.Orientation))
-    except Exception:  # a damaged block raises anything, and the pixels are whole
+    except Exception:  # a damaged block may raise anything, while the pixels are whole
         turn = None
     return image if turn is None else image.transpose(turn)
 
 
 def to_rgb(image: Image.Image) -> Image.Image:
-    """An image of any mode as 8-bit RGB.
+    """Returns an image of any mode as 8-bit RGB.
 
     Raises: UnreadableImage for floating-point pixels, which have no stated range.
     """
@@ -229,11 +234,11 @@ def to_rgb(image: Image.Image) -> Image.Image:
 
 
 def _with_alpha(image: Image.Image) -> Image.Image:
-    """An image with transparency of any kind as 8-bit RGBA."""
+    """Returns an image with transparency of any kind as 8-bit RGBA."""
     if image.mode == "La":
         image = image.convert("LA")
     clear = image.info.get("transparency")
-    if image.mode == "RGB" and max(clear) > 255:  # a colour of 16 bit, beside pixels that Pillow has made 8 bit
+    if image.mode == "RGB" and max(clear) > 255:  # the colour has 16 bits, but Pillow has reduced the pixels to 8
         image = image.copy()
         image.info["transparency"] = tuple(value >> 8 for value in clear)
     return image.convert("RGBA")

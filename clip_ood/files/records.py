@@ -1,4 +1,4 @@
-"""Files of JSON that the project writes and reads again: what each holds is declared, and what does not fit is named."""
+"""Reads JSON files that the project wrote; what each holds is declared, and the error names what does not fit."""
 
 from __future__ import annotations
 
@@ -16,17 +16,17 @@ from clip_ood.files.text_files import read_text
 from clip_ood.naming import text_fault
 
 LARGEST = 1 << 26  # bytes of a file
-SHOWN = 60  # characters of a value
+SHOWN = 60  # characters of a value in a message
 
 
 class Record(BaseModel):
-    """Keys of such a file. Their values are of their types as they stand; a key that is not declared may be another version's."""
+    """The keys of such a file. Values must have the declared types; a key that is not declared may be another version's."""
 
     model_config = ConfigDict(strict=True, allow_inf_nan=False)
 
 
 class Unfit(UserError):
-    """What a file holds, and what it should; the message names the key."""
+    """The content of a file is not as declared; the message names the key, what was found and what was expected."""
 
 
 def _writable(text: str) -> str:
@@ -41,12 +41,12 @@ Count = Annotated[int, Field(ge=0, lt=2**63)]
 
 
 class Damaged(Unfit):
-    """A file that is not as it was written; the message names it too."""
+    """A file is not as it was written; the message also names the file."""
 
 
 @contextmanager
 def undamaged(path: Path) -> Iterator[None]:
-    """Around the reading of a file. Raises: Damaged for what is unfit there."""
+    """Wraps the reading of a file. Raises: Damaged for what is unfit there."""
     try:
         yield
     except Unfit as error:
@@ -54,13 +54,13 @@ def undamaged(path: Path) -> Iterator[None]:
 
 
 def read_record(path: Path, declared: Any) -> Any:
-    """The content of a JSON file, if it is as `declared`. Raises: Damaged for anything else, OSError."""
+    """Returns the content of a JSON file, if it is as `declared`. Raises: Damaged for anything else, OSError."""
     with undamaged(path):
         return fitting(read_json(path), declared)
 
 
 def read_json(path: Path) -> Any:
-    """The content of a JSON file. Raises: Unfit for what is none, or has a key twice, OSError."""
+    """Returns the content of a JSON file. Raises: Unfit for a file that is no JSON or has a key twice, OSError."""
     try:
         return json.loads(read_text(path, LARGEST), object_pairs_hook=_once)
     except RecursionError:
@@ -70,8 +70,10 @@ def read_json(path: Path) -> Any:
 
 
 def fitting(content: Any, declared: Any) -> Any:
-    """`content` as it is, if it is as `declared`, a `Record` or what holds some. Raises: Unfit, which names the first key that is
-    not."""
+    """Returns `content` as it is, if it is as `declared`, which is a `Record` or a type that holds some.
+
+    Raises: Unfit, which names the first key that is not as declared.
+    """
     try:
         _adapter(declared).validate_python(content, strict=True)
     except ValidationError as error:

@@ -1,4 +1,4 @@
-"""Files that can be read to their end: a pipe would keep whoever opens it waiting, and a device may never end."""
+"""Checks for regular files, which can be read to their end: a pipe would keep its reader waiting, and a device may never end."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ KINDS = {
 
 
 def special(path: str | Path) -> str | None:
-    """What a path leads to where that is no file or folder: a pipe, a socket, a device; None for anything else, and for nothing."""
+    """Returns what a path leads to if it is a pipe, a socket or a device, and None for a file, a folder, or nothing at all."""
     try:
         return KINDS.get(stat.S_IFMT(os.stat(path).st_mode))
     except (OSError, ValueError):
@@ -24,7 +24,7 @@ def special(path: str | Path) -> str | None:
 
 
 def check_regular(path: Path) -> int:
-    """The size of a file in bytes. Raises: OSError for what is no file, and says what it is; it is not opened."""
+    """Returns the size of a file in bytes without opening it. Raises: OSError for anything but a file, and says what it is."""
     found = path.stat()
     if not stat.S_ISREG(found.st_mode):
         kind = KINDS.get(stat.S_IFMT(found.st_mode), "a folder")
@@ -33,6 +33,6 @@ def check_regular(path: Path) -> int:
 
 
 def no_file(path: str | Path) -> str:
-    """Why there is no file at `path`, for the end of a message; empty where nothing is there at all."""
+    """Returns why there is no file at `path`, for the end of a message; it is empty if nothing is there at all."""
     kind = special(path)
     return "" if kind is None else f": it is {kind}. Save what it gives in a file, and name that"

@@ -1,4 +1,4 @@
-"""What the tensors of a file must be: their kind, and their shapes by letters, each of which stands for one size."""
+"""Checks the tensors of a file: their kind, and their shapes, written by letters, each of which stands for one size."""
 
 from __future__ import annotations
 
@@ -27,11 +27,11 @@ REFERENCE = {  # of a detector's folder
     "csp.classes": "CE",
     "csp.negatives": "WE",
 }
-WHOLE = ("indices", "bank_labels")  # all others are finite numbers of floating point
+WHOLE = ("indices", "bank_labels")  # are integers; all others are finite floating-point numbers
 
 
 def check_finite(tensors: Mapping[str, Tensor]) -> None:
-    """Raises Unfit for a tensor of another kind than its name says, and for numbers that are none."""
+    """Raises Unfit for a tensor of another kind than its name says, and for NaN or infinite numbers."""
     for name, tensor in tensors.items():
         if name in WHOLE:
             if tensor.dtype != torch.int64:
@@ -43,8 +43,10 @@ def check_finite(tensors: Mapping[str, Tensor]) -> None:
 
 
 def check_shapes(tensors: Mapping[str, Tensor], shapes: Mapping[str, str], sizes: dict[str, int]) -> None:
-    """Raises Unfit for a tensor that `shapes` does not name, and for one whose shape fits neither its letters nor the `sizes` that
-    are known of them, to which those found are added."""
+    """Raises Unfit for a tensor that `shapes` does not name, or whose shape does not fit its letters or the known `sizes`.
+
+    Sizes that are found are added to `sizes`.
+    """
     for name, tensor in tensors.items():
         if name not in shapes:
             raise Unfit(f"{name} is no tensor that a run writes there")
@@ -58,7 +60,7 @@ def check_shapes(tensors: Mapping[str, Tensor], shapes: Mapping[str, str], sizes
 
 
 def check_reference(tensors: Mapping[str, Tensor], classes: int | None) -> None:
-    """Raises Unfit for what is no head, no text embeddings and no negative labels of so many classes (None: of any), or half of one."""
+    """Raises Unfit for tensors that are not a whole head, text embeddings and negative labels of this many classes (None: any)."""
     check_finite(tensors)
     check_shapes(tensors, REFERENCE, {} if classes is None else {"C": classes})
     for one, other in (
@@ -71,8 +73,10 @@ def check_reference(tensors: Mapping[str, Tensor], classes: int | None) -> None:
 
 
 def check_bank(tensors: Mapping[str, Tensor], sizes: dict[str, int]) -> None:
-    """Raises Unfit for what is no part of a bank: chunks of features, each with the indices of its images. `sizes` as in
-    `check_shapes`."""
+    """Raises Unfit for tensors that are no part of a bank: chunks of features, each with the indices of its images.
+
+    `sizes` is as in `check_shapes`.
+    """
     numbers = {name.removeprefix("features.") for name in tensors if name.startswith("features.")}
     if tensors.keys() != {f"{name}.{number}" for name in ("features", "indices") for number in numbers}:
         raise Unfit("it holds other tensors than features and the indices of each")

@@ -1,6 +1,6 @@
-"""Safetensors files, written in pieces to a file that is open: what the disk objects to is an OSError, as of any other file.
+"""Writes safetensors files in pieces to an open file, so that an error of the disk is an OSError, as for any other file.
 
-safetensors' own writer has an error of its own for a full disk, and lets nobody but its user read what it writes.
+safetensors' own writer raises an error of its own for a full disk, and lets only its user read what it writes.
 """
 
 from __future__ import annotations
@@ -29,13 +29,13 @@ DTYPES = {
 
 
 def save_tensors(tensors: Mapping[str, Tensor], path: Path, metadata: Mapping[str, str] | None = None) -> None:
-    """Writes a safetensors file, whole or not at all; it has the mode that the umask gives, or that of the file it replaces.
+    """Writes a safetensors file, whole or not at all, with the mode that the umask gives or that of the file which it replaces.
 
     Raises: OSError, which names the file.
     """
     ordered = sorted(
         tensors, key=lambda name: (-tensors[name].element_size(), name)
-    )  # each begins at a multiple of its size
+    )  # each array begins at a multiple of its item size
     with written_whole(path) as file:
         for block in blocks({name: [tensors[name]] for name in ordered}, metadata):
             file.write(block)
@@ -44,9 +44,9 @@ def save_tensors(tensors: Mapping[str, Tensor], path: Path, metadata: Mapping[st
 def blocks(
     columns: Mapping[str, Sequence[Tensor]], metadata: Mapping[str, str] | None = None, checksum: int = 0
 ) -> Iterator[bytes | memoryview]:
-    """A safetensors file: the length of its header, its header, its arrays, whose pieces lie one after another.
+    """Yields a safetensors file: the length of its header, its header, and its arrays, whose pieces follow one another.
 
-    With `checksum`, so many bytes of that name are still to be written behind.
+    With `checksum`, this many bytes of that name are still to be written after them.
     """
     header: dict[str, object] = {} if metadata is None else {"__metadata__": dict(metadata)}
     end = 0

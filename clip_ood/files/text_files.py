@@ -1,4 +1,4 @@
-"""Text files as people hand them over: UTF-8 or UTF-16, with or without a byte order mark, lines ended by any system's convention."""
+"""Reads text files in UTF-8 or UTF-16, with or without a byte order mark, with the line ends of any system."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from clip_ood.errors import UserError
 from clip_ood.files.regular_file import check_regular, no_file, special
 
 MARKS = (
-    (codecs.BOM_UTF32_LE, "utf-32"),  # begins with the mark of UTF-16
+    (codecs.BOM_UTF32_LE, "utf-32"),  # is tried first, because it begins with the mark of UTF-16
     (codecs.BOM_UTF32_BE, "utf-32"),
     (codecs.BOM_UTF16_LE, "utf-16"),
     (codecs.BOM_UTF16_BE, "utf-16"),
@@ -28,12 +28,14 @@ TOO_LONG = f"a name in it has over {LONGEST_NAME:,} characters: it is no list of
 
 
 class NotText(UserError):
-    """A file that is no text in UTF-8 or UTF-16, or larger than any; the message names file, line and encoding."""
+    """A file is no text in UTF-8 or UTF-16, or is too large; the message names file, line and encoding."""
 
 
 def check_size(path: Path, most: int = LONGEST) -> int:
-    """The size of a file in bytes; nothing of it is read. Raises: NotText for a pipe or a device, and for a file of more than `most` bytes; OSError without
-    a file."""
+    """Returns the size of a file in bytes without reading it.
+
+    Raises: NotText for a pipe or a device, and for a file of more than `most` bytes; OSError without a file.
+    """
     if special(path) is not None:
         raise NotText(f"{path} is no text file{no_file(path)}")
     if (size := check_regular(path)) > most:
@@ -42,16 +44,16 @@ def check_size(path: Path, most: int = LONGEST) -> int:
 
 
 def read_text(path: Path, most: int = LONGEST) -> str:
-    """The text of a file, with "\\n" at the ends of lines.
+    """Returns the text of a file, with "\\n" at the ends of lines.
 
-    Raises: NotText as `check_size`, for what is neither UTF-8 nor UTF-16, and for NUL characters; OSError for a file that cannot
-    be read.
+    Raises: NotText as `check_size` does, for a file that is neither UTF-8 nor UTF-16, and for NUL characters; OSError for a file
+    that cannot be read.
     """
     size = check_size(path, most)
     with path.open("rb") as file:
-        content = file.read(size).removeprefix(codecs.BOM_UTF8)  # not what is added meanwhile
+        content = file.read(size).removeprefix(codecs.BOM_UTF8)  # leaves out what is appended meanwhile
     encoding = encoding_of(content[:START])
-    if b"\0" in content and encoding == "utf-8":  # before a picture is called Latin-1
+    if b"\0" in content and encoding == "utf-8":  # asked first, so that a picture is not called Latin-1
         raise _holds_nul(path, content[: content.index(0)].decode(encoding, "replace"))
     try:
         text = _unix(content.decode(encoding))
@@ -63,12 +65,12 @@ def read_text(path: Path, most: int = LONGEST) -> str:
 
 
 def read_lines(path: Path) -> list[str]:
-    """The lines of `read_text`, of which the first is line 1; a form feed or other separator does not end a line."""
+    """Returns the lines of `read_text`, the first of which is line 1; a form feed or other separator does not end a line."""
     return read_text(path).removesuffix("\n").split("\n")
 
 
 def read_names(path: Path) -> Iterator[str]:
-    """All of `names_in` of a file, as they are asked for. Raises: NotText as `check_size` too, at once."""
+    """Yields `names_in` of a file. Raises: NotText, as `check_size` does, already when it is called."""
     check_size(path, LONGEST_LIST)
     return _names_of(path)
 
@@ -82,17 +84,17 @@ def _names_of(path: Path) -> Iterator[str]:
 
 
 def names_as_bytes(names: Iterable[str]) -> bytes:
-    """A list of file names that `read_names` gives back: one a line, or, where one holds the end of a line, each ended by NUL."""
+    """Writes a list of file names that `read_names` gives back: one on each line or, if one holds a line end, ended by NULs."""
     names = list(names)
     lines = not any({"\n", "\r"} & set(name) for name in names) and not "".join(names[:1]).startswith("\ufeff")
     return "".join(name + ("\n" if lines else "\0") for name in names).encode("utf-8", "surrogateescape")
 
 
 def names_in(file: io.BufferedReader) -> Iterator[str]:
-    """The lines of a list of file names as they come, also those of an endless stream; or, where its beginning holds NUL bytes
-    as those of `find -print0` do, what stands between these.
+    """Yields the lines of a list of file names as they come, even from an endless stream.
 
-    Bytes that are not UTF-8 stay in the names (as `os.fsdecode` keeps them), since file names may hold any.
+    If its beginning holds NUL bytes, as the output of `find -print0` does, it yields what lies between these instead.
+    Bytes that are not UTF-8 stay in the names (as `os.fsdecode` keeps them), since file names may hold any bytes.
     Raises: NotText for UTF-16 that cannot be decoded, and for a name that is longer than any may be.
     """
     start = file.peek(START)[:START]
@@ -110,12 +112,14 @@ def names_in(file: io.BufferedReader) -> Iterator[str]:
     except UnicodeDecodeError as error:
         raise NotText(f"its first bytes are {encoding.upper()}, and others are not ({error.reason})") from None
     finally:
-        lines.detach()  # the file is not ours to close
+        lines.detach()  # the caller closes the file
 
 
 def encoding_of(start: bytes) -> str:
-    """The encoding of a text that begins with these bytes: by its byte order mark; UTF-16 where every second byte is mostly NUL,
-    as in English text without a mark; else UTF-8."""
+    """Returns the encoding of a text that begins with these bytes: the one of its byte order mark, if it has one.
+
+    Without a mark, it is UTF-16 if every second byte is mostly NUL, as in English text, and otherwise UTF-8.
+    """
     for mark, encoding in MARKS:
         if start.startswith(mark):
             return encoding
@@ -126,7 +130,7 @@ def encoding_of(start: bytes) -> str:
 
 
 def not_utf8(name: str) -> bool:
-    """Whether a file name holds bytes that are not UTF-8."""
+    """Says whether a file name holds bytes that are not UTF-8."""
     return any("\udc80" <= character <= "\udcff" for character in name)
 
 
@@ -136,7 +140,7 @@ def _between_nuls(file: io.BufferedReader) -> Iterator[str]:
         *names, rest = (rest + block).split(b"\0")
         if len(rest) > LONGEST_NAME:
             raise NotText(TOO_LONG)
-        if len(block) > 1 and not any(names):  # as of a file with holes; find gives no empty name
+        if len(block) > 1 and not any(names):  # as in a file with holes; find gives no empty name
             raise NotText("nothing but NUL bytes stands where names were expected")
         yield from map(_decoded, names)
     if rest:

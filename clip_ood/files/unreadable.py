@@ -1,4 +1,4 @@
-"""How many images of a set may be unreadable before the work on it stops, and what is said of them."""
+"""Decides how many images of a set may be unreadable before the work on it stops, and words what is said of them."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from clip_ood.terminal.shown import one_line
 
 LEAST = 5  # images that may be unreadable in any set, however small
 SHARE = 0.01
-SHOWN = 10  # reasons in the terminal
+SHOWN = 10  # reasons that are shown in the terminal
 
 
 NO_MEMORY = "there was not enough memory for it"  # why an image could not be read, this time
@@ -21,29 +21,29 @@ OPEN_FILES = (errno.EMFILE, errno.ENFILE)
 
 
 def check_of_file(error: OSError) -> None:
-    """Raises an error anew that says nothing of the file, but of this process: too many files are open."""
+    """Raises an error again if it is not about the file but about this process, which has too many files open."""
     if error.errno in OPEN_FILES:
         raise error
 
 
 def is_no_memory(error: Exception) -> bool:
-    """Whether there was no memory for what was read: NumPy and Pillow say so by MemoryError, torch by its words alone."""
+    """Says whether there was not enough memory to read something: NumPy and Pillow raise MemoryError, torch says it in words."""
     return isinstance(error, MemoryError) or (isinstance(error, RuntimeError) and "allocate memory" in str(error))
 
 
 class TooManyUnreadable(UserError):
-    """More images of a set cannot be read than may be."""
+    """More images of a set are unreadable than may be."""
 
 
 @dataclass(frozen=True)
 class Tolerance:
-    """Of n images, max(share · n, 5) may be unreadable; `key` is what the share is set by."""
+    """The largest number of unreadable images: max(share · n, 5) of n images; `key` is the key that sets the share."""
 
     share: float = SHARE
     key: str = "data.max_unreadable"
 
     def allowed(self, total: int) -> int:
-        """The most images of `total` that may be unreadable.
+        """Returns how many of `total` images may be unreadable.
 
         >>> [Tolerance(0.01).allowed(total) for total in (10, 599, 600, 50_000)]
         [5, 5, 6, 500]
@@ -51,8 +51,10 @@ class Tolerance:
         return max(floor(Fraction(str(self.share)) * total), LEAST)
 
     def check(self, name: str, total: int, found: Sequence[tuple[str, str]], listed: str | None = None) -> None:
-        """Raises TooManyUnreadable where `found`, the path and reason of each unreadable image of the set `name` so far, are more
-        than its `total` images may have; `listed` is the file that holds all of them."""
+        """Raises TooManyUnreadable if more images of the set `name` are unreadable than its `total` images allow.
+
+        `found` holds the path and reason of each unreadable image so far; `listed` is the file that lists all of them.
+        """
         if len(found) <= (most := self.allowed(total)):
             return
         lines = [
@@ -65,6 +67,6 @@ class Tolerance:
 
 
 def first_of(found: Sequence[tuple[str, str]]) -> list[str]:
-    """The first ten paths and reasons as lines for a terminal, and how many more there are."""
+    """Returns the first ten paths and reasons as lines for a terminal, and how many more there are."""
     lines = [f"  {one_line(path)}: {one_line(reason)}" for path, reason in found[:SHOWN]]
     return lines + ([f"  and {len(found) - SHOWN:,} more"] if len(found) > SHOWN else [])

@@ -1,4 +1,4 @@
-"""Files that are whole or not there, whatever ends the process that writes them."""
+"""Writes files that are whole or not there, whatever ends the process that writes them."""
 
 from __future__ import annotations
 
@@ -21,14 +21,15 @@ try:
 except ImportError:  # Windows
     fcntl = None
 
-ABANDONED = 86400  # seconds without a word written: without locks nothing else tells what a killed run has left
+ABANDONED = 86400  # seconds without a write; without locks, nothing else tells what a killed run has left
 
 
 @contextmanager
 def written_whole(path: Path) -> Iterator[BinaryIO]:
-    """A file that becomes `path` once it is whole and on the disk, and goes if it cannot be; a file that it replaces gives its mode.
+    """Opens a file that becomes `path` once it is whole and on the disk, and is removed if it cannot be written.
 
-    While it is written it is locked, which tells it from what a killed run has left (`remove_abandoned`), and signals wait.
+    It takes the mode of a file that it replaces. While it is written, it is locked, so that `remove_abandoned` can tell it from
+    what a killed run has left, and signals wait.
     Raises: OSError, which names `path`.
     """
     with whole_first(), naming(path), _written(path) as file:
@@ -38,7 +39,7 @@ def written_whole(path: Path) -> Iterator[BinaryIO]:
 @contextmanager
 def _written(path: Path) -> Iterator[BinaryIO]:
     path.parent.mkdir(parents=True, exist_ok=True)
-    remove_abandoned(path.parent, f"{escape(path.name)}.*.tmp")  # what a killed process has left of it
+    remove_abandoned(path.parent, f"{escape(path.name)}.*.tmp")  # a killed process may have left some
     file = _locked(path)
     temporary = Path(file.name)
     try:
@@ -60,24 +61,24 @@ def _written(path: Path) -> Iterator[BinaryIO]:
 
 @contextmanager
 def written_text(path: Path) -> Iterator[TextIO]:
-    """As `written_whole`: UTF-8 (and bytes of file names as they are), with the line ends that are written."""
+    """Opens a file as `written_whole` does, for UTF-8 text (and bytes of file names as they are), keeping line ends as written."""
     with written_whole(path) as file:
         text = io.TextIOWrapper(file, encoding="utf-8", errors="surrogateescape", newline="")
         try:
             yield text
         finally:
-            text.detach()  # what it holds is written first
+            text.detach()  # writes what it holds first
 
 
 def write_text(path: Path, text: str, errors: str = "strict") -> None:
-    """A whole text as `written_whole`."""
+    """Writes a whole text as `written_whole` does."""
     with written_whole(path) as file:
         file.write(text.encode("utf-8", errors))
 
 
 @contextmanager
 def naming(path: Path) -> Iterator[None]:
-    """Lets an OSError of what is done to a file name it: an error while bytes are written names none."""
+    """Makes an OSError of work on a file name that file; an error while bytes are written names none."""
     try:
         yield
     except OSError as error:
@@ -89,19 +90,18 @@ def naming(path: Path) -> Iterator[None]:
 
 
 def _locked(path: Path) -> BinaryIO:
-    """A new temporary file beside `path`, locked."""
+    """Returns a new temporary file beside `path`, locked."""
     while True:
         file = path.with_name(f"{path.name}.{uuid4().hex}.tmp").open("wb")
-        with suppress(OSError, AttributeError):  # a file system or system without locks: then nobody removes it either
+        with suppress(OSError, AttributeError):  # without locks, no process removes it either
             fcntl.flock(file, fcntl.LOCK_EX)
-        if os.fstat(file.fileno()).st_nlink:  # not taken for an abandoned one before it was locked
+        if os.fstat(file.fileno()).st_nlink:  # otherwise it was taken for an abandoned file before it was locked
             return file
         file.close()
 
 
 def check_writable(folder: Path) -> None:
-    """Raises: OSError, which names `folder`, where no file can be written there; of a folder that is not there yet, where it would
-    be made."""
+    """Raises: OSError, which names `folder`, if no file can be written there; of a missing folder, if it cannot be made."""
     place = next(each for each in (folder, *folder.absolute().parents) if each.exists())
     try:
         tempfile.TemporaryFile(dir=place).close()
@@ -110,7 +110,7 @@ def check_writable(folder: Path) -> None:
 
 
 def sync_folder(folder: Path) -> None:
-    """Brings a folder's new names to the disk, where the system opens folders and the file system syncs them."""
+    """Writes a folder's new names to the disk, where the system opens folders and the file system syncs them."""
     with suppress(OSError):
         descriptor = os.open(folder, os.O_RDONLY)
         try:
@@ -120,8 +120,10 @@ def sync_folder(folder: Path) -> None:
 
 
 class LateErrors(io.BufferedIOBase):
-    """What is written goes to `file`; the first error of the disk is kept for `check`: torch's zip writer ends the whole process
-    where it meets one."""
+    """A file that passes everything to `file`, and keeps the first error of the disk for `check`.
+
+    torch's zip writer would end the whole process at such an error.
+    """
 
     def __init__(self, file: BinaryIO) -> None:
         self.file, self.error = file, None
@@ -144,7 +146,7 @@ class LateErrors(io.BufferedIOBase):
         return len(data)
 
     def check(self) -> None:
-        """Raises: OSError, where not all could be written."""
+        """Raises: OSError, if not everything could be written."""
         if self.error is not None:
             raise self.error
 
@@ -157,6 +159,6 @@ def remove_abandoned(folder: Path, pattern: str = "*.tmp") -> None:
                 if time.time() - path.stat().st_mtime > ABANDONED:
                     path.unlink()
                 continue
-            with path.open("rb+") as file:  # NFS locks what is open for writing alone
+            with path.open("rb+") as file:  # NFS locks only files that are open for writing
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 path.unlink()

@@ -1,9 +1,9 @@
-"""Names of files, classes and sets in the files that are written: whatever they hold, whoever reads them gets the same name back.
+"""Writes names of files, classes and sets so that whoever reads them gets the same name back, whatever it holds.
 
-A file's name is any bytes but NUL and "/". Python keeps those that are no UTF-8 as \\udc80 … \\udcff, and so does JSON, as escapes.
-CSV holds the bytes themselves, and text that a spreadsheet would take for a formula behind "./" (paths) or "'". Parquet holds
-UTF-8 alone: the bytes of other names stand in a column of their own. What is written for people (pages, Markdown, the terminal) is
-`clip_ood.terminal.shown`.
+A file's name is any bytes but NUL and "/". Python keeps those that are not UTF-8 as \\udc80 … \\udcff, and so does JSON, as
+escapes. CSV holds the bytes themselves, and puts "./" (paths) or "'" before text that a spreadsheet would take for a formula.
+Parquet holds only UTF-8: the bytes of other names stand in a further column. What people read (pages, Markdown, the terminal) is
+written by `clip_ood.terminal.shown`.
 """
 
 from __future__ import annotations
@@ -22,14 +22,14 @@ if TYPE_CHECKING:
 
 TEXT = {"encoding": "utf-8", "errors": "surrogateescape", "newline": ""}  # how a file that holds CSV is opened
 PATHS = ("path", "file", "ood_image")  # columns of CSV files that hold paths
-BYTES = "path_bytes"  # a column of parquet files: the path as it is, where it is not UTF-8
+BYTES = "path_bytes"  # a column of parquet files that holds the path's bytes if it is not UTF-8
 
 # What spreadsheets take for a formula: = + - @, also in full width, behind blanks and what cannot be seen; tabs and ends of lines
 _FORMULA = re.compile(r"[\t\r\n]|[\s\u200b-\u200f\u2060\ufeff]*[=+\-@\uff1d\uff0b\uff0d\uff20]")
 
 
 def json_bytes(content: Any, indent: int | None = 1) -> bytes:
-    """JSON in UTF-8, readable but for lone surrogates and control characters, which are escapes.
+    """Returns JSON in UTF-8, in which only lone surrogates and control characters are escapes.
 
     >>> json_bytes({"é": "caf\\udce9"}, indent=None).decode()
     '{"é": "caf\\\\udce9"}'
@@ -42,7 +42,7 @@ _CONTROLS = re.compile("[\x7f-\x9f]")  # the others are escapes already
 
 
 def path_cell(path: str) -> str:
-    """A path as a cell of CSV; `path_of` gives it back.
+    """Returns a path as a cell of CSV; `path_of` gives it back.
 
     >>> path_cell("=1+1.png"), path_cell("./=1+1.png"), path_cell("./a.png")
     ('./=1+1.png', '././=1+1.png', './a.png')
@@ -51,12 +51,12 @@ def path_cell(path: str) -> str:
 
 
 def path_of(cell: str) -> str:
-    """The path that `path_cell` has written."""
+    """Returns the path that `path_cell` has written."""
     return _unguarded(cell, "./")
 
 
 def text_cell(text: str) -> str:
-    """Other text as a cell of CSV: a name or a reason; `text_of` gives it back.
+    """Returns other text, a name or a reason, as a cell of CSV; `text_of` gives it back.
 
     >>> text_cell("-x"), text_cell("'-x"), text_cell("'x'"), text_cell("x-y")
     ("'-x", "''-x", "'x'", 'x-y')
@@ -65,24 +65,27 @@ def text_cell(text: str) -> str:
 
 
 def text_of(cell: str) -> str:
-    """The text that `text_cell` has written."""
+    """Returns the text that `text_cell` has written."""
     return _unguarded(cell, "'")
 
 
 def cells(row: Mapping[str, Any], texts: Collection[str]) -> dict[str, Any]:
-    """A line of CSV by column, of which `texts` (and `PATHS`) are text: numbers stay numbers."""
+    """Returns a line of CSV by column, in which `texts` (and `PATHS`) are text and numbers stay numbers."""
     return {text_cell(name): _cell(name, value, texts) for name, value in row.items()}
 
 
 def csv_rows(file: TextIO) -> Iterator[dict[str, str]]:
-    """The lines of a CSV file that this project wrote, opened as `TEXT`."""
+    """Yields the lines of a CSV file that this project wrote, opened as `TEXT`."""
     for row in csv.DictReader(file):
         yield {text_of(name): (path_of if name in PATHS else text_of)(cell) for name, cell in row.items()}
 
 
 def path_columns(paths: Sequence[str], exact: bool | None = None) -> dict[str, pa.Array]:
-    """The columns of a parquet file that hold paths: `path`, bytes that are no UTF-8 as \\x escapes, and, where there are such bytes
-    (or `exact`), `path_bytes`, null for all other paths. `paths_of` gives them back."""
+    """Returns the columns of a parquet file that hold paths; `paths_of` gives the paths back.
+
+    They are `path`, in which bytes that are not UTF-8 are \\x escapes, and, if there are such bytes (or `exact`), `path_bytes`,
+    which is null for all other paths.
+    """
     import pyarrow as pa
 
     odd = [os.fsencode(path) if not_utf8(path) else None for path in paths]
@@ -91,7 +94,7 @@ def path_columns(paths: Sequence[str], exact: bool | None = None) -> dict[str, p
 
 
 def paths_of(table: pa.Table) -> list[str]:
-    """The paths that `path_columns` has written."""
+    """Returns the paths that `path_columns` has written."""
     paths = table["path"].to_pylist()
     if BYTES not in table.column_names:
         return paths
@@ -101,7 +104,7 @@ def paths_of(table: pa.Table) -> list[str]:
 
 
 def in_utf8(path: str) -> str:
-    """The path with bytes that are no UTF-8 as \\x escapes."""
+    """Returns the path with bytes that are not UTF-8 as \\x escapes."""
     return path.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
 
 

@@ -9,7 +9,7 @@ from torch import Tensor
 from torchmetrics import Metric
 from torchmetrics.utilities import dim_zero_cat
 
-from clip_ood.metrics.curves import METRICS, curve_metrics
+from clip_ood.metrics.curves import OF_SCORES, curve_metrics
 from clip_ood.metrics.ranking import rank_scores
 
 
@@ -102,7 +102,7 @@ class OODMetrics(Metric):
 
     def compute(self) -> dict[str, Tensor]:
         """A float64 scalar (float32 on MPS, which has no other), a fraction in [0, 1], for each name in
-        `clip_ood.metrics.METRICS`; of several detectors under "<detector>/<metric>".
+        `clip_ood.metrics.METRICS` but f1; of several detectors under "<detector>/<metric>".
 
         Raises:
             ValueError: only one class was seen, or scores are NaN or infinite; a named detector's message begins with it.
@@ -125,7 +125,7 @@ class OODMetrics(Metric):
     def _metrics(self, scores: Tensor, is_id: Tensor) -> dict[str, Tensor]:
         values = curve_metrics(rank_scores(scores[is_id], scores[~is_id]))
         dtype = torch.float32 if self.device.type == "mps" else torch.float64
-        return {name: values[name].squeeze(0).to(self.device, dtype) for name in METRICS}
+        return {name: torch.tensor(values[name], device=self.device, dtype=dtype) for name in OF_SCORES}
 
 
 def joined(state: list[Tensor] | Tensor) -> Tensor | None:

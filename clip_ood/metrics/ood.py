@@ -1,15 +1,18 @@
 """The metrics of one detector on one OOD set, or on the mean of several, with confidence intervals."""
 
+from __future__ import annotations
+
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from statistics import fmean
 
-import torch
 from torch import Tensor
 
-from clip_ood.metrics.curves import METRICS, curve_metrics
-from clip_ood.metrics.delong import delong_interval
+from clip_ood.metrics.curves import curve_metrics
+from clip_ood.metrics.influence import Influence, auroc_influence, average, precision_influence
+from clip_ood.metrics.intervals import LEVEL, interval
 from clip_ood.metrics.ranking import rank_scores
-from clip_ood.metrics.resamples import Resamples
+from clip_ood.metrics.rates import TwoParts, f1_parts, fpr95_parts, joined
 
 MEAN = "mean"  # what tables call the mean over OOD sets
 
@@ -20,84 +23,101 @@ class Estimate:
 
     Attributes:
         value: the metric of the scores as they are.
-        low, high: ends of the interval; None where none was asked for.
-        replicates: (B,) float64, the metric of each resample; two detectors' replicates from shared resamples are
-            paired, so the spread of their difference is that of the detectors' difference. None without resamples.
+        low, high: ends of the interval; None where there is none.
+        source: what the interval follows from, and with it that of a mean over sets; None where there is none.
     """
 
     value: float
     low: float | None = None
     high: float | None = None
-    replicates: Tensor | None = field(default=None, repr=False, compare=False)
+    source: Influence | TwoParts | None = field(default=None, repr=False, compare=False)
 
 
 def ood_metrics(
-    id_scores: Tensor, ood_scores: Tensor, resamples: Resamples | None = None, level: float = 0.95
+    id_scores: Tensor,
+    ood_scores: Tensor,
+    threshold: float | None = None,
+    id_images: Tensor | None = None,
+    ood_images: Tensor | None = None,
+    level: float = LEVEL,
 ) -> dict[str, Estimate]:
-    """Every metric in `METRICS` (formulas at `curve_metrics`) of one detector on one OOD set.
+    """Returns every metric in `METRICS` (formulas at `curve_metrics`) of one detector on one OOD set, and f1 at a threshold.
 
-    AUROC has DeLong's interval, which needs no resamples; the others the percentile bootstrap's, if there are any. A single ID or
-    OOD image says nothing of others: then no metric has an interval.
+    AUROC and AUPR have the interval of `clip_ood.metrics.interval`, FPR95 and F1 that of `clip_ood.metrics.rates.joined`. The best
+    F1 has none: its threshold was chosen on the images that it speaks of. A single distinct ID or OOD image says nothing of others:
+    then no metric has an interval.
 
     Args:
         id_scores: (M,) scores of the ID images, higher is more in-distribution, on any scale.
         ood_scores: (N,) scores of the OOD images.
-        resamples: resamples of these images, from `draw_resamples`; None for no bootstrap.
+        threshold: from which score on an image counts as ID, set on other images; without it there is no f1.
+        id_images, ood_images: (M,) and (N,) int64 numbers of the images, where some are in both or come twice: corrupted ID
+            images have the numbers of what they were made of. By default all are different ones.
         level: coverage of the intervals in (0, 1).
 
     Raises:
-        ValueError: empty, NaN or infinite scores; resamples of other sizes; a level outside (0, 1).
+        ValueError: empty, NaN or infinite scores; a level outside (0, 1).
 
     Example:
+        >>> import torch
         >>> result = ood_metrics(torch.tensor([-900.0, -950.0, -980.0]), torch.tensor([-990.0, -960.0]))
         >>> round(result["auroc"].value, 4), result["fpr95"].value
         (0.8333, 0.5)
     """
+    if not 0 < level < 1:
+        raise ValueError(f"level is {level}, expected a coverage between 0 and 1, such as 0.95")
     ranking = rank_scores(id_scores, ood_scores)
     values = curve_metrics(ranking)
-    if min(len(id_scores), len(ood_scores)) < 2:
-        return {name: Estimate(values[name].item()) for name in METRICS}
-    auroc_interval = delong_interval(ranking, level)
-    if resamples is None:
-        estimates = {name: Estimate(values[name].item()) for name in METRICS}
-        return estimates | {"auroc": Estimate(values["auroc"].item(), *auroc_interval)}
-    replicates = curve_metrics(ranking, resamples)
-    intervals = {name: _percentile_interval(replicates[name], level) for name in METRICS}
-    intervals["auroc"] = auroc_interval
-    return {name: Estimate(values[name].item(), *intervals[name], replicates[name]) for name in METRICS}
+    if threshold is not None:
+        at_threshold = f1_parts(id_scores, ood_scores, threshold, ood_images, level)
+        values["f1"] = at_threshold.value
+    if any(len(scores) < 2 for scores in (id_scores, ood_scores)) or any(
+        images is not None and bool((images == images[0]).all()) for images in (id_images, ood_images)
+    ):
+        return {name: Estimate(value) for name, value in values.items()}
+    reversed_ranking = ranking.reversed()
+    sources = {
+        "auroc": auroc_influence(ranking, id_images, ood_images),
+        "fpr95": fpr95_parts(ranking, id_images, ood_images, level),
+        "fpr95_ood_positive": fpr95_parts(reversed_ranking, ood_images, id_images, level).swapped(ood_images),
+        "aupr_in": precision_influence(ranking, id_images, ood_images),
+        "aupr_out": precision_influence(reversed_ranking, ood_images, id_images).swapped(),
+    } | ({} if threshold is None else {"f1": at_threshold})
+    return {
+        name: _estimate(value, [sources[name]], level) if name in sources else Estimate(value)
+        for name, value in values.items()
+    }
 
 
-def mean_over_sets(of_set: Mapping[str, Mapping[str, Estimate]], level: float = 0.95) -> dict[str, Estimate]:
-    """Mean of each metric over OOD sets; each set counts the same, whatever its size.
+def mean_over_sets(of_set: Mapping[str, Mapping[str, Estimate]], level: float = LEVEL) -> dict[str, Estimate]:
+    """Returns the mean of each metric over OOD sets; each set counts the same, whatever its size.
 
-    The interval is the percentile bootstrap's of the mean, for AUROC too: replicate b of every set uses the same
-    resample b of the ID images, so the sets' dependence through the ID images is kept.
+    Its interval speaks of other draws of the images: that the sets are held against the same ID images, and may share OOD images, is
+    in it.
 
     Args:
-        of_set: `ood_metrics` of one detector by the name of the OOD set, all from one call of `draw_resamples`, or all
-            without resamples (then there is no interval).
+        of_set: `ood_metrics` of one detector by the name of the OOD set, against the same ID images.
         level: coverage of the intervals in (0, 1).
 
     Raises:
-        ValueError: no sets, or sets with different numbers of resamples.
+        ValueError: no sets.
     """
     if not of_set:
         raise ValueError("the mean over OOD sets needs at least one set, got none")
-    return {name: _mean({key: estimates[name] for key, estimates in of_set.items()}, level) for name in METRICS}
+    first, *others = of_set.values()
+    names = [name for name in first if all(name in each for each in others)]
+    return {name: _mean([estimates[name] for estimates in of_set.values()], level) for name in names}
 
 
-def _mean(estimates: Mapping[str, Estimate], level: float) -> Estimate:
-    value = sum(estimate.value for estimate in estimates.values()) / len(estimates)
-    drawn = {key: 0 if e.replicates is None else len(e.replicates) for key, e in estimates.items()}
-    if len(set(drawn.values())) > 1:
-        raise ValueError(f"OOD sets have different numbers of resamples: {drawn}; draw them all in one call")
-    if not any(drawn.values()):
-        return Estimate(value)
-    replicates = torch.stack([estimate.replicates for estimate in estimates.values()]).mean(0)  # (sets, B) -> (B,)
-    return Estimate(value, *_percentile_interval(replicates, level), replicates)
+def _mean(estimates: list[Estimate], level: float) -> Estimate:
+    value, sources = fmean(each.value for each in estimates), [each.source for each in estimates]
+    return Estimate(value) if None in sources else _estimate(value, sources, level)
 
 
-def _percentile_interval(replicates: Tensor, level: float) -> tuple[float, float]:
-    ends = torch.tensor([(1 - level) / 2, (1 + level) / 2], dtype=replicates.dtype, device=replicates.device)
-    low, high = replicates.quantile(ends).tolist()
-    return low, high
+def _estimate(value: float, sources: list[Influence] | list[TwoParts], level: float) -> Estimate:
+    if isinstance(sources[0], TwoParts):
+        ends, source = joined(sources), sources[0] if len(sources) == 1 else None
+    else:
+        source = average(sources)
+        ends = interval([source], level)
+    return Estimate(value, *(ends or (None, None)), source)

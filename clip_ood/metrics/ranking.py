@@ -1,5 +1,7 @@
 """Scores of ID and OOD images put in one order: the single sort from which every threshold metric follows."""
 
+from __future__ import annotations
+
 from dataclasses import dataclass
 
 import torch
@@ -26,17 +28,18 @@ class Ranking:
     id_above: Tensor
     ood_above: Tensor
 
-    def positives(self, id_counts: Tensor, ood_counts: Tensor) -> tuple[Tensor, Tensor]:
-        """True and false positives, each (B, G + 1) float64, when row i is present `counts[b, i]` times.
+    def id_rows(self, values: Tensor) -> Tensor:
+        """Values (G,) of thresholds as those (M,) of the ID images, in the order of the rows."""
+        return _rows(values, self.id_above, self.id_order)
 
-        Args:
-            id_counts: (B, M) how often each ID row is present.
-            ood_counts: (B, N) the same for the OOD rows.
-        """
-        return (
-            _cumulate(id_counts, self.id_order)[:, self.id_above],
-            _cumulate(ood_counts, self.ood_order)[:, self.ood_above],
-        )
+    def ood_rows(self, values: Tensor) -> Tensor:
+        """Values (G,) of thresholds as those (N,) of the OOD images, in the order of the rows."""
+        return _rows(values, self.ood_above, self.ood_order)
+
+    def reversed(self) -> Ranking:
+        """The ranking of the negated scores with OOD as the positive class."""
+        of_ood, of_id = (each[-1] - each.flip(0) for each in (self.ood_above, self.id_above))
+        return Ranking(-self.thresholds.flip(0), self.ood_order.flip(0), self.id_order.flip(0), of_ood, of_id)
 
 
 def rank_scores(id_scores: Tensor, ood_scores: Tensor) -> Ranking:
@@ -66,9 +69,10 @@ def rank_scores(id_scores: Tensor, ood_scores: Tensor) -> Ranking:
     )
 
 
-def _cumulate(counts: Tensor, order: Tensor) -> Tensor:
-    """(B, R) counts -> (B, R + 1): total count of the first 0, 1, ..., R rows of the order."""
-    return pad(counts[:, order].cumsum(1, dtype=torch.float64), (1, 0))
+def _rows(values: Tensor, above: Tensor, order: Tensor) -> Tensor:
+    rows = torch.empty(len(order), dtype=values.dtype)
+    rows[order] = values.repeat_interleave(above.diff())
+    return rows
 
 
 def _check(kind: str, scores: Tensor) -> None:

@@ -4,11 +4,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from functools import cache
 from statistics import stdev
-
-# Quantiles 0.975 of Student's t for 1 … 20 degrees of freedom.
-T_975 = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228)
-T_975 += (2.201, 2.179, 2.160, 2.145, 2.131, 2.120, 2.110, 2.101, 2.093, 2.086)
 
 
 def seed_margin(values: Sequence[float], test_to_train: float) -> float:
@@ -33,9 +30,37 @@ def seed_margin(values: Sequence[float], test_to_train: float) -> float:
     """
     if len(values) < 2:
         raise ValueError(f"an interval over seeds needs two seeds or more, got {len(values)}")
-    return student_975(len(values) - 1) * stdev(values) * math.sqrt(1 / len(values) + test_to_train)
+    return student_975(len(values) - 1) * seed_error(values, test_to_train)
 
 
+def seed_error(values: Sequence[float], test_to_train: float) -> float:
+    """The standard error s · √(1/J + n_test / n_train) of the mean of J ≥ 2 values; arguments as `seed_margin`."""
+    return stdev(values) * math.sqrt(1 / len(values) + test_to_train)
+
+
+def student_tails(t: float, freedom: int) -> float:
+    """The probability that Student's t is further from 0 than t, on either side: the finite sums for whole degrees of freedom.
+
+    References: Abramowitz & Stegun, "Handbook of Mathematical Functions", 1964, 26.7.3 and 26.7.4.
+
+    >>> round(student_tails(12.706, 1), 4), round(student_tails(2.228, 10), 4)
+    (0.05, 0.05)
+    """
+    angle = math.atan2(abs(t), math.sqrt(freedom))
+    sine, cosine = math.sin(angle), math.cos(angle)
+    term = total = cosine if freedom % 2 else 1.0
+    for step in range(2 + freedom % 2, freedom - 1, 2):
+        term *= cosine**2 * (step - 1) / step
+        total += term
+    inside = sine * total if freedom > 1 else 0.0
+    return max(0.0, 1 - (2 / math.pi * (angle + inside) if freedom % 2 else inside))
+
+
+@cache
 def student_975(freedom: int) -> float:
-    """The 0.975 quantile of Student's t, to 0.005."""
-    return T_975[freedom - 1] if freedom <= len(T_975) else 1.96 + 2.45 / freedom
+    """The 0.975 quantile of Student's t, by halving."""
+    low, high = 0.0, 13.0
+    while high - low > 1e-9:
+        middle = (low + high) / 2
+        low, high = (middle, high) if student_tails(middle, freedom) > 0.05 else (low, middle)
+    return high

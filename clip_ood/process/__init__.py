@@ -1,1 +1,1 @@
-"""How a process runs beside others, and how it ends."""
+"""Runs a process beside others, and ends it cleanly."""

@@ -1,15 +1,15 @@
-"""How a command of the project is called, where this process runs: `clip-ood eval`, or `python eval.py` in a clone."""
+"""Tells how a command of the project is called where this process runs: `clip-ood eval`, or `python eval.py` in a clone."""
 
 from __future__ import annotations
 
 import sys
 from pathlib import Path
 
-SCRIPTS = ("train", "eval", "detect", "attack", "study")  # commands that a clone has a script of
+SCRIPTS = ("train", "eval", "detect", "attack", "study")  # commands that have a script in a clone
 
 
 def called(name: str) -> str:
-    """What calls a command.
+    """Returns what a user types to call a command.
 
     >>> called("eval"), called("catalog")
     ('python eval.py', 'clip-ood catalog')

@@ -1,8 +1,9 @@
-"""How many processes there are, as the Trainer's keys say; a launcher is heard only if it has started as many.
+"""Determines the number of processes from the Trainer's keys; a launcher counts only if it has started as many.
 
-Variables of launchers outlive them: in a shell of salloc, in a container, in a script that some other training has started.
-Lightning and torch believe them, one process or many. So a script forgets, before either is imported, every such variable that
-is not of a launcher which started just the processes that are asked for; Lightning then starts those itself.
+Variables of launchers remain in the environment after they are done: in a shell of salloc, in a container, or in a script that
+another training has started. Lightning and torch believe them, whatever the number of processes. A script therefore removes,
+before either is imported, every such variable of a launcher that has not started exactly the requested processes; Lightning then
+starts those itself.
 """
 
 from __future__ import annotations
@@ -26,8 +27,10 @@ PREFIXES = ("TORCHELASTIC_", "JSM_NAMESPACE_", "OMPI_", "PMI_", "PMIX_")
 
 @dataclass(frozen=True)
 class Launcher:
-    """Who started this process, as one of how many: its name, the variable that tells it from others, and all that it goes by (a
-    name that ends in _ stands for all that begin so)."""
+    """A launcher that started this process as one of several: its name, the variable that identifies it, and all its variables.
+
+    A name that ends in _ stands for all variables that begin so.
+    """
 
     name: str
     processes: int
@@ -36,12 +39,12 @@ class Launcher:
 
 
 def settle(trainer: Mapping[str, Any]) -> None:
-    """Forgets the variables of launchers that did not start the processes which the Trainer's keys ask for.
+    """Removes the variables of launchers that did not start the processes which the Trainer's keys ask for.
 
-    Raises: ConfigError where a launcher started several, but not as many, and for several nodes without any.
+    Raises: ConfigError if a launcher started several processes, but not as many, and for several nodes without a launcher.
     """
     found, nodes = _launchers(os.environ), trainer.get("num_nodes", 1)
-    wanted = processes(trainer) if found else nodes  # what `auto` is, torch knows
+    wanted = processes(trainer) if found else nodes  # torch is asked for `auto` only if a launcher was found
     launcher = next((each for each in found if each.processes == wanted), None)
     if launcher is None and found and wanted > 1:
         raise ConfigError(_other_number(found[0], wanted))
@@ -53,7 +56,7 @@ def settle(trainer: Mapping[str, Any]) -> None:
             del os.environ[name]
     os.environ.setdefault(
         "TORCH_CPP_LOG_LEVEL", "ERROR"
-    )  # where another process has died, a message says so without C++ frames
+    )  # if another process has died, a message says so without C++ frames
     if launcher is None:
         os.environ[PARENT] = str(os.getpid())
     elif launcher.name == "srun":
@@ -61,9 +64,9 @@ def settle(trainer: Mapping[str, Any]) -> None:
 
 
 def started_by() -> int | None:
-    """The process that has started this one beside itself, as one of several.
+    """Returns the process that has started this one as one of several beside itself, or None.
 
-    Raises: SystemExit where that one has died already, so that nobody waits for this one.
+    Raises: SystemExit if that process has died already, so that none waits for this one.
     """
     if os.environ.get("LOCAL_RANK", "0") in ("", "0") or not (parent := os.environ.get(PARENT, "")).isdecimal():
         return None
@@ -74,12 +77,12 @@ def started_by() -> int | None:
     except ProcessLookupError:
         sys.exit(f"error: the first process of the run ({parent}) has died.")
     except PermissionError:
-        pass  # of somebody else, who has its number now
+        pass  # another user's process has this number now
     return None
 
 
 def processes(trainer: Mapping[str, Any]) -> int:
-    """The number of processes that the Trainer's keys ask for, on all nodes. Only `auto` and -1 ask torch what there is."""
+    """Returns the number of processes that the Trainer's keys ask for, on all nodes. Only `auto` and -1 ask torch for devices."""
     devices = trainer.get("devices", "auto")
     if isinstance(devices, str) and "," in devices:
         devices = [each for each in devices.split(",") if each]
@@ -99,7 +102,7 @@ def _available(trainer: Mapping[str, Any]) -> int:
 
 
 def _launchers(environment: Mapping[str, str]) -> list[Launcher]:
-    """Those that say they started this process as one of several."""
+    """Returns the launchers that say they started this process as one of several."""
 
     def number(name: str) -> int:
         text = environment.get(name, "")
@@ -120,22 +123,24 @@ def _launchers(environment: Mapping[str, str]) -> list[Launcher]:
     if whole("LSB_JOBID", "LSB_DJOB_RANKFILE", "JSM_NAMESPACE_LOCAL_RANK"):
         variables = ("JSM_NAMESPACE_", *ADDRESS)
         found.append(Launcher("jsrun", number("JSM_NAMESPACE_SIZE"), "JSM_NAMESPACE_LOCAL_RANK", variables))
-    if find_spec("mpi4py"):  # else Lightning does not hear of it
+    if find_spec("mpi4py"):  # otherwise Lightning does not ask MPI
         size = "OMPI_COMM_WORLD_SIZE" if whole("OMPI_COMM_WORLD_SIZE") else "PMI_SIZE"
         found.append(Launcher("mpirun", number(size), size, ("OMPI_", "PMI_", "PMIX_")))
     return [each for each in found if each.processes > 1]
 
 
 def _step(number: Callable[[str], int], environment: Mapping[str, str]) -> int:
-    """The tasks of the step that this process is one of. A batch script, and the shell of salloc, are of no step of srun's, though
-    they see the number of tasks that a step may have."""
+    """Returns the number of tasks of the srun step that this process belongs to.
+
+    A batch script, and the shell of salloc, belong to no step, though they see the number of tasks that a step may have.
+    """
     if "SLURM_STEP_NUM_TASKS" in environment:
         return number("SLURM_STEP_NUM_TASKS")
     return 1 if environment.get("ENVIRONMENT") == "BATCH" else number("SLURM_NTASKS")
 
 
 def _agree(wanted: int, nodes: int) -> None:
-    """Tells Lightning of a step of srun's what it asks for again: the tasks of each node, and a job that is not called interactive.
+    """Tells Lightning about a step of srun what it will ask for: the tasks of each node, and a job name that is not interactive.
 
     Raises: ConfigError for another number of nodes.
     """

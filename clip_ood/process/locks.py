@@ -1,10 +1,10 @@
-"""Who works at a file or folder: a lock beside it that ends with the process that has it, and a note that says who that is.
+"""Locks for work at a file or folder: a lock beside it ends with the process that has it, and a note says which process that is.
 
-    .<name>.lock               held by whoever works there alone; .<name>.lock.json says who that is
-    .<name>.<number>.shared    held by each of those that work there beside others, with the same note
+    .<name>.lock               held by the process that works there alone; .<name>.lock.json says which one
+    .<name>.<number>.shared    held by each process that works there beside others, with the same note
 
-Both go when the work ends. What a killed process leaves is of no effect, since the lock alone decides, and is used again. Where the
-file system has no locks nobody is kept out.
+Both are removed when the work ends. A file that a killed process leaves has no effect, since only the lock decides, and is used
+again. On a file system without locks, no process is kept out.
 """
 
 from __future__ import annotations
@@ -27,23 +27,23 @@ from clip_ood.naming import short
 from clip_ood.terminal.shown import one_line
 
 with warnings.catch_warnings():
-    warnings.simplefilter("ignore")  # a system without locks: filelock then goes by the file being there
+    warnings.simplefilter("ignore")  # on a system without locks, filelock goes by the existence of the file
     from filelock import FileLock, Timeout
 
 PATIENCE = 8.0  # seconds that the workers of a killed process may take to end
 POLL = 0.1  # seconds between two tries
-LONGEST = 200  # characters of a command that are told
+LONGEST = 200  # characters of a command that are shown
 
 
 class InUse(UserError):
-    """A file or folder at which another process works."""
+    """Another process works at a file or folder."""
 
 
 @contextmanager
 def alone(place: Path, way_out: str) -> Iterator[None]:
-    """Keeps other processes away from a file or folder, which need not be there yet. A process may ask again for what it has.
+    """Keeps other processes away from a file or folder, which need not exist yet. A process may ask again for what it has.
 
-    Raises: InUse, which says who works there, where that does not end within `PATIENCE` seconds.
+    Raises: InUse, which says who works there, if that does not end within `PATIENCE` seconds.
     """
     lock = _lock_of(place)
     with _held(lock, PATIENCE) as ours:
@@ -58,7 +58,10 @@ def alone(place: Path, way_out: str) -> Iterator[None]:
 
 @contextmanager
 def in_turn(place: Path, say: Callable[[str], None] = print) -> Iterator[None]:
-    """As `alone`, for short work and for what several processes want alike: waits until nobody works there, and says for whom."""
+    """Keeps others away as `alone` does, but first waits until no other process works there, and says for which one it waits.
+
+    It is meant for short work, and for work whose result several processes want.
+    """
     lock = _lock_of(place)
     with ExitStack() as work:
         if not work.enter_context(_held(lock, 1)):
@@ -69,7 +72,7 @@ def in_turn(place: Path, say: Callable[[str], None] = print) -> Iterator[None]:
 
 @contextmanager
 def sharing(place: Path) -> Iterator[None]:
-    """Works at a file or folder beside others that share it, and lets nobody have it `alone`."""
+    """Works at a file or folder beside others that share it, and lets no process have it `alone`."""
     lock = _lock_of(place)
     own = lock.with_suffix(f".{uuid4().hex[:8]}.shared")
     with ExitStack() as work:
@@ -81,7 +84,7 @@ def sharing(place: Path) -> Iterator[None]:
 
 
 def _lock_of(place: Path) -> Path:
-    """The lock of a place, however it is spelt."""
+    """Returns the lock of a place, however its path is written."""
     real = place.resolve() if place.is_dir() else place.parent.resolve() / place.name
     return real.with_name(f".{short(real.name)}.lock")
 
@@ -92,7 +95,7 @@ def _sharers(lock: Path) -> list[Path]:
 
 @contextmanager
 def _held(path: Path, seconds: float) -> Iterator[bool]:
-    """Whether this process has the lock within so many seconds (-1: however long it takes)."""
+    """Yields whether this process has the lock within this many seconds (-1: however long it takes)."""
     lock = FileLock(path, is_singleton=True)
     if lock.is_locked:  # further out
         yield True
@@ -108,16 +111,16 @@ def _held(path: Path, seconds: float) -> Iterator[bool]:
             _note(path).write_text(json.dumps(_about_this_process()), encoding="utf-8")
         yield True
     finally:
-        for each in (_note(path), path):  # while it is locked: then nobody else relies on it
+        for each in (_note(path), path):  # removed while locked, so that no other process relies on it
             with suppress(OSError):
                 os.unlink(each)
         lock.release()
 
 
 def _acquired(lock: FileLock, path: Path, seconds: float) -> bool:
-    """Whether the lock was had, or cannot be had by anybody.
+    """Says whether the lock was acquired, or cannot be acquired by any process.
 
-    Raises: InUse for one that is another user's, of which nothing can be known.
+    Raises: InUse for another user's lock, of which nothing can be known.
     """
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -129,7 +132,7 @@ def _acquired(lock: FileLock, path: Path, seconds: float) -> bool:
             raise InUse(
                 f"{path} belongs to another user, whose process may be at work: wait until it ends, and remove the file if there is none"
             ) from error
-    except (OSError, NotImplementedError):  # a file system without locks, or one that cannot be written
+    except (OSError, NotImplementedError):  # the file system has no locks, or cannot be written
         pass
     return True
 
@@ -148,7 +151,7 @@ def _about_this_process() -> dict[str, str | int]:
 
 
 def _holder(lock: Path) -> str:
-    """Who has a lock that this process could not have."""
+    """Returns who has a lock that this process could not get."""
     try:
         about = json.loads(_note(lock).read_text(encoding="utf-8"))
         told = "process {process} on {host} since {since} ({command})".format(**about)

@@ -1,5 +1,4 @@
-"""What an error of torch means where a process or a disk beside this one is lost: workers that decode images, other processes of
-the run, shared memory."""
+"""Explains errors of torch whose cause is the loss of workers that decode images, other processes of the run, or shared memory."""
 
 from __future__ import annotations
 
@@ -15,12 +14,14 @@ SHARED = (
     "--shm-size=2g (or --ipc=host); or decode in the process itself, data.num_workers=0 (detect.py: --workers 0)."
 )
 MEMORY = "Most likely memory ran out: lower data.num_workers or data.batch_size (detect.py: --workers, --batch-size)."
-SEEN_AFTER = 3.0  # seconds until the death of another process is noticed here
+SEEN_AFTER = 3.0  # seconds after which the death of another process is noticed here
 
 
 def reason(error: Exception) -> str | None:
-    """Why a process beside this one made `error` be raised here, as a message; None where it is an error of another kind. Where the
-    watch over this one (`clip_ood.process.watch`) sees what has died, that says more."""
+    """Returns why a process beside this one made `error` be raised here, as a message, or None if it is an error of another kind.
+
+    If the watch over this process (`clip_ood.process.watch`) sees what has died, its message says more.
+    """
     text = str(error)
     if isinstance(error, ConnectionError | EOFError) and _of_multiprocessing(error):
         return f"a process that decodes images has died. {MEMORY}"
@@ -41,7 +42,7 @@ def reason(error: Exception) -> str | None:
 
 
 def _of_multiprocessing(error: Exception) -> bool:
-    """Whether the connection to a process that was started for this one broke."""
+    """Says whether the connection to a process that was started for this one broke."""
     return any("multiprocessing" in frame.filename for frame in traceback.extract_tb(error.__traceback__))
 
 

@@ -1,4 +1,4 @@
-"""The other processes of a run, whoever has started them, reached through the store by which torch.distributed found them."""
+"""Reaches the other processes of a run, whoever started them, through the store by which torch.distributed found them."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ PATIENCE = 3.0  # seconds
 
 
 class Peers:
-    """A connection of its own to the store, so that a wait elsewhere does not block it. It is lost when the first process ends."""
+    """A separate connection to the store, so that a wait elsewhere does not block it. It is lost when the first process ends."""
 
     def __init__(self) -> None:
         import torch.distributed as dist
@@ -25,13 +25,16 @@ class Peers:
 
     @classmethod
     def found(cls, here: int) -> Peers | None:
-        """None before torch.distributed has found them, and in a run of no more processes than the `here` that know of each other."""
+        """Connects to the store, if torch.distributed has found the processes and there are more than `here`.
+
+        `here` counts the processes that know of each other already.
+        """
         dist = sys.modules.get("torch.distributed")
         met = getattr(dist, "is_initialized", None)  # absent while it is being imported
         return cls() if met is not None and met() and dist.get_world_size() > here else None
 
     def ended(self) -> int | None:
-        """The exit status with which another process ends before its time, once it says so."""
+        """Returns the exit status with which another process ends before its time, once it says so."""
         if self.store is None:
             return None
         try:
@@ -41,11 +44,11 @@ class Peers:
             self.store.add(HEARD, 1)
             return status
         except RuntimeError:
-            self.store = None  # to ask again would take seconds each time
+            self.store = None  # asking again would take seconds each time
             return None
 
     def tell(self, status: int) -> None:
-        """Lets the others know that this process ends with `status`; the first waits until they do, since the store ends with it."""
+        """Tells the others that this process ends with `status`; the first process waits for them, since the store ends with it."""
         if self.store is None:
             return
         with suppress(RuntimeError):

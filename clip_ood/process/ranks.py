@@ -1,4 +1,4 @@
-"""Whether this process is the first of several, which alone writes and speaks, by the variables that launchers set."""
+"""Tells, by the variables that launchers set, whether this process is the first of several, which alone writes and speaks."""
 
 from __future__ import annotations
 
@@ -19,8 +19,10 @@ RANKS = (
 
 
 def is_first() -> bool:
-    """Whether no variable gives this process another place than the first. The scripts forget variables that nobody meant for
-    them (see `clip_ood.process.launchers`)."""
+    """Says whether no variable gives this process another place than the first.
+
+    The scripts remove variables that were not meant for them (see `clip_ood.process.launchers`).
+    """
     return all(os.environ.get(rank, "0") in ("0", "") for rank in RANKS)
 
 

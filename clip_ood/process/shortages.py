@@ -1,4 +1,4 @@
-"""What a machine lacks, in one line that names the file: room, rights, memory, files that may be open."""
+"""Says in one line, which names the file, what a machine lacks: room, rights, memory, or files that may be open."""
 
 from __future__ import annotations
 
@@ -28,15 +28,15 @@ OUT_OF_GPU_MEMORY = (
     "method.finetune.gradient_checkpointing=true, trainer.accumulate_grad_batches=2 (or more; the global batch stays), "
     "trainer.precision=bf16-mixed, or a smaller method.finetune.batch_size. Sweeps: fewer heads, or a smaller batch_size"
 )
-OURS = "clip_ood."  # its errors say what they mean, and what is kept
+OURS = "clip_ood."  # errors of these modules say what they mean, and what is kept
 
 
 class Shortage(OSError):
-    """Work that a machine could not go on with: what it lacks, and what is kept."""
+    """A machine lacks something that the work needs; the message says what, and what is kept."""
 
 
 def lack(error: BaseException) -> str | None:
-    """What a machine lacked, where an error says that or was raised because of one that does; else None.
+    """Returns what a machine lacked, if an error says that or was raised because of one that does; otherwise None.
 
     >>> lack(OSError(errno.ENOSPC, "No space left on device", "runs/demo/results.json"))
     'runs/demo/results.json: No space left on device; free some room there, or name another folder'
@@ -53,21 +53,21 @@ def lack(error: BaseException) -> str | None:
 
 
 def _causes(error: BaseException | None) -> Iterator[BaseException]:
-    """An error, and what it was raised from: loggers make errors of their own of it."""
+    """Yields an error and those that it was raised from, because loggers wrap errors in their own."""
     while error is not None:
         yield error
         error = error.__cause__
 
 
 def _no_memory(error: BaseException) -> bool:
-    """MemoryError; torch's allocator and mmap say it in a RuntimeError."""
+    """Says whether memory was short: by MemoryError, or by a RuntimeError of torch's allocator or mmap."""
     told = "can't allocate memory" in str(error) or "Cannot allocate memory" in str(error)
     return isinstance(error, MemoryError) or (isinstance(error, RuntimeError | OSError) and told)
 
 
 def _of_file(error: OSError) -> str | None:
     number, reason, name = error.errno, error.strerror, error.filename
-    if number is None:  # of a DataLoader's worker: its message ends with what was raised there
+    if number is None:  # the message of a DataLoader's worker ends with what was raised there
         found = re.match(r"\w+: \[Errno (\d+)\] ([^:]*)(?:: '(.*)')?$", _last_line(error))
         if found is None:
             return None

@@ -1,4 +1,4 @@
-"""How long a run waits for what may never come: an image from a disk that hangs, another process that has died."""
+"""Limits how long a run waits for what may never come: an image from a disk that hangs, or another process that has died."""
 
 from __future__ import annotations
 
@@ -20,13 +20,15 @@ def wait_at_most(seconds: float) -> None:
 
 
 def limit() -> float:
-    """Seconds."""
+    """Returns the limit in seconds."""
     return _limit
 
 
 @contextmanager
 def reading(path: str | PathLike[str]) -> Iterator[None]:
-    """Around the reading of a file or folder: where it takes longer than the limit, the watch ends the command (`clip_ood.process.watch`)."""
+    """Wraps the reading of a file or folder: if it takes longer than the limit, the watch ends the command
+    (`clip_ood.process.watch`).
+    """
     global _reading
     before, _reading = _reading, (time.monotonic(), path)
     try:
@@ -36,7 +38,7 @@ def reading(path: str | PathLike[str]) -> Iterator[None]:
 
 
 def overdue() -> str | None:
-    """What is being read for longer than the limit, as a message."""
+    """Returns a message that names what is being read for longer than the limit, or None."""
     if (now := _reading) is None or time.monotonic() - now[0] < _limit:
         return None
     return (

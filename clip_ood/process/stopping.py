@@ -1,6 +1,6 @@
-"""What ends a command before its time: a signal, a process of the run that died, a read that stalls.
+"""Ends a command before its time: because of a signal, a process of the run that died, or a read that stalls.
 
-A file that is being written becomes whole first; then every process of the run ends, and one line says why and how to go on.
+A file that is being written is completed first. Then every process of the run ends, and one line says why and how to go on.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from dataclasses import dataclass, field
 from clip_ood.process.ranks import is_first
 from clip_ood.terminal.shown import say
 
-FAILED = 2  # the exit status of what a message explains
+FAILED = 2  # the exit status of an error that a message explains
 TERMINATED = 128 + signal.SIGTERM
 
 
@@ -28,8 +28,11 @@ class Stopped(SystemExit):
 
 @dataclass
 class Ending:
-    """How this process ends before its time, if it does: the exit `status`, `why` and `since` when; `writing` counts files that must
-    be whole first, `answered` says that the main thread ends by itself, and `way_on` gives what is kept and how to go on."""
+    """How this process ends before its time, if it does: the exit `status`, `why`, and `since` when.
+
+    `writing` counts files that must be completed first, `answered` says that the main thread ends by itself, and `way_on` gives
+    what is kept and how to go on.
+    """
 
     status: int | None = None
     why: str = ""
@@ -40,19 +43,21 @@ class Ending:
     way_on: Callable[[], str] = field(default=lambda: _start_again())
 
     def ask(self, status: int, why: str) -> None:
-        """Asks for the end; the first that asks says how."""
+        """Asks for the end; the first call decides the status and the reason."""
         if self.status is None:
             self.since, self.why, self.status = time.monotonic(), why, status
 
     def answer(self) -> None:
-        """Raises: Stopped, once, where the end is asked for and no file is being written; called in the main thread."""
+        """Raises: Stopped, once, if the end was asked for and no file is being written. It is called in the main thread."""
         if self.status is not None and not self.answered and not self.writing:
             self.answered = True
             raise Stopped(self.status)
 
     def tell(self) -> None:
-        """Says once, in a line on standard error, why the command ends and how to go on. Of several processes the first speaks, or
-        the one that knows of a failure."""
+        """Says once, in a line on standard error, why the command ends and how to go on.
+
+        Of several processes the first one says it, or the one that knows of a failure.
+        """
         if self.told or not (is_first() or self.status == FAILED):
             return
         self.told = True
@@ -61,7 +66,7 @@ class Ending:
 
 
 def _start_again() -> str:
-    """The way on of commands that keep what is whole, and nothing else."""
+    """Returns how to continue a command that keeps only what is whole."""
     return f"Nothing is left half-written. Start again with: {shlex.join(['python', *sys.orig_argv[1:]])}"
 
 
@@ -69,7 +74,7 @@ ending = Ending()
 
 
 def statuses() -> dict[int, int]:
-    """The signals that end a command -> its exit status. SLURM sends SIGUSR1, where it is asked to, before it ends a job."""
+    """Returns the exit status for each signal that ends a command. SLURM sends SIGUSR1, if it is asked to, before it ends a job."""
     found = {signal.SIGTERM: TERMINATED, signal.SIGINT: 128 + signal.SIGINT}
     if hasattr(signal, "SIGHUP"):  # the terminal was closed
         found[signal.SIGHUP] = 128 + signal.SIGHUP
@@ -80,8 +85,10 @@ def statuses() -> dict[int, int]:
 
 @contextmanager
 def heeded() -> Iterator[dict[int, int]]:
-    """Around a command, in the main thread: gives the signals that now end it by `Stopped`, and their statuses. Those that whoever
-    started it lets it ignore, as nohup does, stay ignored."""
+    """Wraps a command in the main thread; yields the signals that now end it by `Stopped`, with their statuses.
+
+    Signals that are ignored when the command starts, as under nohup, stay ignored.
+    """
     before = {number: signal.getsignal(number) for number in statuses()}
     taken = {number: status for number, status in statuses().items() if before[number] is not signal.SIG_IGN}
     ending.__init__()
@@ -101,7 +108,7 @@ def heeded() -> Iterator[dict[int, int]]:
 
 @contextmanager
 def whole_first() -> Iterator[None]:
-    """Around the writing of a file: whatever asks for the end waits until the file is whole."""
+    """Wraps the writing of a file: whatever asks for the end waits until the file is whole."""
     ending.writing += 1
     try:
         yield

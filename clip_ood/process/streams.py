@@ -1,5 +1,7 @@
-"""The standard streams of a command: open, able to take any text, given up quietly when their reader has gone, and sent nothing that
-steers a terminal by whatever reports errors, warnings and logs."""
+"""Makes the standard streams of a command usable: they are open, take any text, and end quietly when their reader has gone.
+
+Reports of errors, warnings and logs send nothing to them that steers a terminal.
+"""
 
 from __future__ import annotations
 
@@ -48,7 +50,7 @@ class Parser(argparse.ArgumentParser):
 def usable_streams() -> Iterator[None]:
     """Runs a command with standard streams that are open, and whose encoding takes any text (see `spelt_out`).
 
-    A closed stdout or stderr swallows what is written, a closed stdin stays None. Exits with status 141 when the reader of
+    A closed stdout or stderr discards what is written; a closed stdin stays None. Exits with status 141 when the reader of
     stdout has gone (as `head -1` does), and with 2 when stdout cannot take all output.
     """
     _open_what_is_closed()
@@ -61,7 +63,7 @@ def usable_streams() -> Iterator[None]:
         try:
             yield
         except SystemExit:
-            sys.stdout.flush()  # the interpreter would do so too late to answer a failure
+            sys.stdout.flush()  # the interpreter would flush it too late to answer a failure
             raise
         sys.stdout.flush()
     except BrokenPipeError:
@@ -81,12 +83,12 @@ def usable_streams() -> Iterator[None]:
 
 
 def is_closed(stream: io.TextIOBase | None) -> bool:
-    """Whether a standard stream was closed when the command started."""
+    """Says whether a standard stream was closed when the command started."""
     return stream is None or getattr(stream, "name", None) == os.devnull
 
 
 def spelt_out(error: UnicodeError) -> tuple[str, int]:
-    """What stands for characters that the encoding of a stream lacks: signs in ASCII, and all others as escapes.
+    """Returns a substitute for characters that the encoding of a stream lacks: ASCII for signs, and escapes for all others.
 
     >>> spelt_out(UnicodeEncodeError("ascii", "−5 → ü", 0, 6, "not in ASCII"))
     ('-5 -> \\\\xfc', 6)
@@ -103,7 +105,7 @@ def _spelt(character: str) -> str:
 
 
 def _show_what_is_reported() -> None:
-    """Lets the interpreter, `warnings` and `logging` say what may be shown: names of files stand in what they report."""
+    """Makes the interpreter, `warnings` and `logging` print only text that may be shown, since they report names of files."""
     sys.excepthook = _show_traceback
     warnings.showwarning = _show_warning
     logging.setLogRecordFactory(_Shown)
@@ -114,7 +116,7 @@ def _show_traceback(kind: type[BaseException], error: BaseException, place: Trac
 
 
 def _show_warning(message, category, filename, lineno, file=None, line=None) -> None:
-    with suppress(OSError):  # as Python's own
+    with suppress(OSError):  # as Python's own hook does
         say(warnings.formatwarning(message, category, filename, lineno, line), end="", file=file or sys.stderr)
 
 
@@ -124,8 +126,10 @@ class _Shown(logging.LogRecord):
 
 
 def _open_what_is_closed() -> None:
-    """Opens the null device in place of closed streams: files that are opened later would take their descriptors, and
-    whatever libraries write to stderr would end up in them."""
+    """Opens the null device in place of closed streams.
+
+    Otherwise files that are opened later would take their descriptors, and what libraries write to stderr would end up in them.
+    """
     for descriptor in (0, 1, 2):
         try:
             os.fstat(descriptor)

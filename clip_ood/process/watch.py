@@ -1,5 +1,8 @@
-"""A thread that watches over a command: it hears signals while the main thread waits in a library, passes them on to the other
-processes of the run, sees those die and reads stall, and ends what does not end by itself."""
+"""A thread that watches over a command and ends what does not end by itself.
+
+It hears signals while the main thread waits in a library, passes them on to the other processes of the run, and notices when one
+of those dies or a read stalls.
+"""
 
 from __future__ import annotations
 
@@ -21,14 +24,17 @@ from clip_ood.process.peers import Peers
 from clip_ood.process.stopping import FAILED, Stopped, ending, heeded
 
 GRACE = 30.0  # seconds that the file which is being written, and cleaning up, may take
-ANSWER = 5.0  # seconds for all else: what does not answer waits for a disk or for another process
+ANSWER = 5.0  # seconds for everything else; a thread that does not answer waits for a disk or for another process
 TICK = 0.5  # seconds between two looks
 
 _watches: list[Watch] = []  # of this process, one at most
 
 
 class Watch:
-    """Of one command. `taken`: signal -> exit status; `parent`: the process that has started this one as one of several."""
+    """The watch over one command.
+
+    `taken`: signal -> exit status; `parent`: the process that has started this one as one of several.
+    """
 
     def __init__(self, taken: Mapping[int, int], parent: int | None) -> None:
         self.taken, self.parent = taken, parent
@@ -53,8 +59,10 @@ class Watch:
         self._wakes.close()
 
     def end_ranks(self, at_once: bool) -> None:
-        """Waits until the processes that this one has started end, by themselves or, `at_once`, because they are asked to; kills those
-        that outlast the grace."""
+        """Waits until the processes that this one has started end, by themselves or, `at_once`, because they are asked to.
+
+        Kills those that have not ended after the grace.
+        """
         if at_once:
             self._leaving = True
             self._wake()
@@ -67,7 +75,7 @@ class Watch:
             rank.kill()
 
     def _wake(self) -> None:
-        with suppress(BlockingIOError):  # it is awake
+        with suppress(BlockingIOError):  # the watch is awake already
             self._wakes.send(b"\0")
 
     def _run(self) -> None:
@@ -85,19 +93,22 @@ class Watch:
                 self._insist()
 
     def _heard(self) -> bytes:
-        """The signals that came, or none after a tick. (select() takes no descriptor above 1,023, and a run may have many open.)"""
+        """Returns the signals that came, or none after a tick.
+
+        select() takes no descriptor above 1,023, and a run may have many open.
+        """
         try:
             return self._hears.recv(64)
         except TimeoutError:
             return b""
 
     def _meet(self) -> None:
-        """Finds processes of the run that are neither started by this one nor by the one that has started it."""
+        """Finds processes of the run that were started neither by this one nor by the one that started it."""
         if self.peers is None and self.parent is None:
             self.peers = Peers.found(len(self.ranks) + 1)
 
     def _look(self) -> None:
-        """Asks for the end where another process of the run has died, or a read stalls."""
+        """Asks for the end if another process of the run has died, or a read stalls."""
         for number, rank in enumerate(self.ranks, start=2):
             if status := rank.poll():
                 self._ended(f"process {number} of the run's {len(self.ranks) + 1}", status)
@@ -110,7 +121,7 @@ class Watch:
             ending.ask(FAILED, f"error: {late}")
 
     def _ended(self, called: str, status: int) -> None:
-        if status in self.taken.values() or -status in self.taken:  # it was asked to, and so is this one
+        if status in self.taken.values() or -status in self.taken:  # it was asked to end, and so is this process
             ending.ask(status if status > 0 else self.taken[-status], "Stopped.")
         elif status < 0:
             name = signal.Signals(-status).name
@@ -120,7 +131,7 @@ class Watch:
             ending.ask(FAILED, f"error: {called} has ended with status {status}; it says why.")
 
     def _pass_on(self, number: int) -> None:
-        """To the processes that this one has started, to the one that has started it, and to all that started otherwise."""
+        """Passes a signal on to the processes that this one started, to the one that started it, and to all others of the run."""
         if self._passed.is_set():
             return
         for rank in self.ranks:
@@ -134,7 +145,7 @@ class Watch:
         self._passed.set()
 
     def _insist(self) -> None:
-        """Ends this process where it does not end by itself."""
+        """Ends this process if it does not end by itself."""
         waited = time.monotonic() - ending.since
         if waited > GRACE or (waited > ANSWER and not ending.writing and not ending.answered):
             self._end_now()
@@ -150,14 +161,14 @@ class Watch:
 
 @contextmanager
 def watched(parent: int | None) -> Iterator[Watch]:
-    """Around a command: says why it is stopped, if it is; however it ends, the processes that it has started end before it."""
+    """Wraps a command: says why it is stopped, if it is; however it ends, the processes that it has started end before it."""
     with heeded() as taken:
         watch = Watch(taken, parent)
         _watches.append(watch)
         watch.start()
         try:
             yield watch
-            ending.answered = True  # all is done: nothing ends it any more
+            ending.answered = True  # everything is done, so nothing ends it any more
         finally:
             error = sys.exc_info()[1]
             if isinstance(error, Stopped):
@@ -168,24 +179,26 @@ def watched(parent: int | None) -> Iterator[Watch]:
 
 
 def leave(status: int) -> NoReturn:
-    """Ends this process and those that decode images for it, without taking libraries down first, which takes seconds and may wait
-    for processes that are gone."""
+    """Ends this process and those that decode images for it, without first taking libraries down.
+
+    That would take seconds, and might wait for processes that are gone.
+    """
     for worker in multiprocessing.active_children():
         worker.kill()
     for stream in (sys.stdout, sys.stderr):
-        with suppress(OSError, ValueError):  # its reader has gone, or the terminal
+        with suppress(OSError, ValueError):  # the stream's reader or terminal has gone
             stream.flush()
     os._exit(status)
 
 
 def watch_ranks(processes: list[subprocess.Popen]) -> None:
-    """Lets the watch over this command, if there is one, see these processes, which it has started as parts of the run."""
+    """Lets the watch over this command, if there is one, watch these processes, which it has started as parts of the run."""
     for watch in _watches:
         watch.ranks = processes
 
 
 def _in_forked() -> None:
-    """A process that was forked, as to decode images, is ended by the one that forked it, and hears no signal for it."""
+    """Clears the watch in a forked process, which its parent ends, so that it hears no signals."""
     for watch in _watches:
         signal.set_wakeup_fd(-1)
         for number in watch.taken:

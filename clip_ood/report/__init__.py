@@ -1,1 +1,1 @@
-"""Pages about runs: report.html of a run, and of several side by side."""
+"""Writes pages about runs: report.html of a run, and a page of several runs side by side."""

@@ -1,4 +1,4 @@
-"""Histogram, ROC and precision-recall of one detector as inline SVG, in the colours of the page around it."""
+"""Draws histogram, ROC and precision-recall of one detector as inline SVG, in the colours of the page around it."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from clip_ood.runs.scores import ScoredSet
 
 COLOURS = 7  # --c0 (ID) … --c6 of the style sheet; OOD sets take 1 … 6, then again with another dash
 DASHES = ("-", "--", ":", "-.")
-POINTS = 200  # of a drawn curve
+POINTS = 200  # in a drawn curve
 
 # Colours that stand for those of the page: "#0d00NN" becomes var(--cNN), the others what _PAGE says.
 _INK, _LINE = "#0d0080", "#0d0081"
@@ -46,12 +46,12 @@ _SHARES = {"xlim": (-1, 101), "ylim": (-1, 101), "xticks": (0, 50, 100), "yticks
 
 
 def colour_of(number: int) -> int:
-    """The page's colour for the set at a place: 0 for ID, then 1 … 6 over and over."""
+    """Returns the number of the page's colour for the set at a place: 0 for ID, then 1 … 6 repeatedly."""
     return 0 if number == 0 else 1 + (number - 1) % (COLOURS - 1)
 
 
 def histogram(sets: list[ScoredSet], detector: str, threshold: float) -> Markup:
-    """Densities over the range that holds 99 % of every set, and the threshold."""
+    """Draws densities over the range that holds 99 % of every set, and the threshold."""
     scores = [each.scores[detector] for each in sets]
     edges = bin_edges(scores)
 
@@ -71,7 +71,7 @@ def histogram(sets: list[ScoredSet], detector: str, threshold: float) -> Markup:
 
 
 def roc(id_test: ScoredSet, ood: list[ScoredSet], detector: str, threshold: float) -> Markup:
-    """ID accepted over OOD accepted, a line an OOD set; dots where the threshold is."""
+    """Draws accepted ID over accepted OOD, with a line for each OOD set and dots at the threshold."""
 
     def draw(axes: Axes) -> None:
         axes.axhline(95, color=_LINE, linewidth=0.8)
@@ -88,7 +88,7 @@ def roc(id_test: ScoredSet, ood: list[ScoredSet], detector: str, threshold: floa
 
 
 def precision_recall(id_test: ScoredSet, ood: list[ScoredSet], detector: str) -> Markup:
-    """Precision of ID over its recall, a line an OOD set."""
+    """Draws the precision of ID over its recall, with a line for each OOD set."""
 
     def draw(axes: Axes) -> None:
         inside = torch.from_numpy(id_test.scores[detector])
@@ -119,7 +119,7 @@ def _svg(draw: Callable[[Axes], None], salt: str) -> Markup:
 
 
 def _inline(text: str) -> str:
-    """matplotlib's SVG for the inside of a page, where ids, styles and colours are shared."""
+    """Adapts matplotlib's SVG to a page in which ids, styles and colours are shared."""
     text = text[text.index("<svg") :]
     text = re.sub(r"<metadata>.*?</metadata>", "", text, flags=re.DOTALL)
     text = re.sub(r"<style.*?</style>", "", text, flags=re.DOTALL)

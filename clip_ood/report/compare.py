@@ -1,4 +1,4 @@
-"""Finished runs side by side, in the terminal, as Markdown, as CSV and as a page."""
+"""Shows finished runs side by side, in the terminal, as Markdown, as CSV, as LaTeX and as a page."""
 
 from __future__ import annotations
 
@@ -18,6 +18,7 @@ from clip_ood.process.called import called
 from clip_ood.process.locks import in_turn
 from clip_ood.report.compare_page import Side, write_compare_page
 from clip_ood.report.comparison import Comparison, Finished, compare, open_run
+from clip_ood.report.latex import latex_table
 from clip_ood.runs.going_on import next_step
 from clip_ood.runs.run_folder import unreported
 from clip_ood.terminal.console import Terminal
@@ -41,13 +42,13 @@ def _titles(runs: list[Finished]) -> list[str]:
 def _caption(comparison: Comparison) -> str:
     spread = "; ± the standard deviation over the seeds" if len(comparison.runs[0].seeds) > 1 else ""
     return (
-        f"AUROC in percent and paired differences with 95 % intervals{spread}; * where the interval excludes 0. Intervals over "
-        f"{comparison.over}"
+        f"AUROC in percent and paired differences, each with its own 95 % interval{spread}; * where the test finds a difference after "
+        f"correction for all {comparison.tested} in this table. Intervals over {comparison.over}"
     )
 
 
 def print_comparison(comparison: Comparison, console: Terminal | None = None) -> None:
-    """The lines in the terminal; differences whose interval excludes 0 are bold and starred."""
+    """Prints the comparison in the terminal; differences that the corrected test finds are bold and starred."""
     runs = comparison.runs
     console = console or Terminal()
     if not console.is_terminal:
@@ -68,7 +69,7 @@ def print_comparison(comparison: Comparison, console: Terminal | None = None) ->
 
 
 def write_comparison(comparison: Comparison) -> list[Path]:
-    """Markdown and CSV beside the first run: compare-A-B….md, .csv."""
+    """Writes the comparison as Markdown, CSV and LaTeX beside the first run: compare-A-B….md, .csv, .tex."""
     runs = comparison.runs
     name = short("compare-" + "-".join(run.title.replace(":", "_") for run in runs))
     stem = runs[0].folder.parent / name
@@ -80,18 +81,23 @@ def _write(comparison: Comparison, stem: Path) -> list[Path]:
     runs, lines, name = comparison.runs, comparison.lines, stem.name
     header = ["detector", "OOD set", *_titles(runs)]
     rows = [[line.detector, line.ood, *_starred(line, len(runs))] for line in lines]
-    said = [_caption(comparison), *comparison.remarks]
-    text = markdown_table(header, rows, names=2) + "".join(f"\n\n{shown(each)}." for each in said) + "\n"
+    said = [_caption(comparison), *comparison.remarks, comparison.method()]
+    text = markdown_table(header, rows, names=2) + "".join(f"\n\n{shown(each).rstrip('.')}." for each in said) + "\n"
     write_text(stem.with_name(name + ".md"), text)
     with written_text(stem.with_name(name + ".csv")) as file:
         writer = csv.writer(file)
-        writer.writerow(["detector", "ood", "run", "auroc", "difference", "low", "high", "std", "seeds"])
+        writer.writerow(["detector", "ood", "run", "auroc", "difference", "low", "high", "std", "seeds", "p", "p_holm"])
         for line in lines:
             for run, auroc, change in zip(runs, line.aurocs, [None, *line.differences], strict=True):
                 told = [None] * 4 if change is None else [change.value, change.low, change.high, change.std]
                 numbers = ["" if each is None else f"{100 * each:.2f}" for each in (auroc, *told)]
-                writer.writerow([*map(text_cell, (line.detector, line.ood, run.title)), *numbers, line.seeds])
-    return [stem.with_name(name + suffix) for suffix in (".md", ".csv")]
+                tests = ["", ""] if change is None else [f"{change.p:.3g}", f"{change.corrected:.3g}"]
+                writer.writerow([*map(text_cell, (line.detector, line.ood, run.title)), *numbers, line.seeds, *tests])
+    titles = [run.title for run in runs]
+    write_text(
+        stem.with_name(name + ".tex"), latex_table(titles, lines, f"{_caption(comparison)}. {comparison.method()}")
+    )
+    return [stem.with_name(name + suffix) for suffix in (".md", ".csv", ".tex")]
 
 
 def _starred(line: Line, runs: int) -> list[str]:
@@ -103,7 +109,7 @@ def _starred(line: Line, runs: int) -> list[str]:
 
 
 def show(specs: list[str], page: Path | None = None) -> None:
-    """Prints the comparison of runs and writes it beside the first; as a page too, where one is named."""
+    """Prints the comparison of runs and writes it beside the first; it also writes a page if one is named."""
     comparison = compare([open_run(spec) for spec in specs])
     print_comparison(comparison)
     written = write_comparison(comparison)

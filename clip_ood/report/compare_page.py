@@ -1,4 +1,4 @@
-"""Runs side by side as a page: AUROC by detector and OOD set, and paired differences to the first as dots with intervals."""
+"""Writes a page of runs side by side: AUROC by detector and OOD set, and paired differences to the first run with intervals."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from clip_ood.runs.run_folder import REPORT
 
 @dataclass(frozen=True)
 class Side:
-    """A run of a comparison: what it is called there, its folder, the content of its results.json."""
+    """A run of a comparison: its name there, its folder, and the content of its results.json."""
 
     title: str
     folder: Path
@@ -29,8 +29,10 @@ class Side:
 
 @dataclass(frozen=True)
 class Dot:
-    """A difference to the first run in points of AUROC, written out (`spread`: ± its standard deviation over seeds, "" of a
-    single one), and its place in the chart: per cent of the width from the left."""
+    """A difference to the first run in points of AUROC, written out, and its place in the chart.
+
+    The place is in per cent of the width from the left. `spread` is ± its standard deviation over seeds, "" for a single seed.
+    """
 
     text: str
     interval: str
@@ -44,7 +46,7 @@ class Dot:
 
 @dataclass(frozen=True)
 class Chart:
-    """The detectors on one OOD set, each with the AUROC of every run and the dots of the later ones; the chart's ends are ± reach."""
+    """The detectors on one OOD set, each with the AUROC of every run and the dots of the later ones; it reaches to ± reach."""
 
     reach: float
     rows: list[tuple[str, list[str], list[Dot]]]
@@ -52,8 +54,9 @@ class Chart:
 
 @dataclass(frozen=True)
 class Tally:
-    """On how many detectors' means the interval of a run's differences lies above 0, below, or around it; `only`, the
-    difference where there is one detector alone."""
+    """For how many detectors' means the corrected test finds a run better, worse, or neither; `only` is the difference if there is
+    a single detector.
+    """
 
     title: str
     better: int
@@ -65,8 +68,10 @@ class Tally:
 def write_compare_page(
     path: Path, sides: Sequence[Side], lines: Sequence[Line], over: str, remarks: Sequence[str] = ()
 ) -> Path:
-    """Writes the page; `over` says what the intervals are over, `remarks` what else must be said. Links to the runs' own pages
-    are relative to it."""
+    """Writes the page; `over` says what the intervals are computed from, and `remarks` what else must be said.
+
+    Links to the runs' own pages are relative to this page.
+    """
     of_set = defaultdict(list)
     for line in lines:
         of_set[line.ood].append(line)
@@ -79,13 +84,14 @@ def write_compare_page(
         tallies=[_tally(side.title, k, of_set[MEAN], charts[MEAN]) for k, side in enumerate(sides[1:])],
         over=over,
         remarks=remarks,
+        tested=sum(len(line.differences) for line in lines),
         seeds=any(each.std is not None for line in lines for each in line.differences),
     )
     return path
 
 
 def _chart(lines: list[Line]) -> Chart:
-    """The lines of one OOD set; the chart reaches to a round number of points that holds every finite interval."""
+    """Returns the lines of one OOD set; the chart reaches to a round number of points that holds every finite interval."""
     ends = [abs(100 * end) for line in lines for each in line.differences for end in (each.low, each.high)]
     furthest = max([end for end in ends if math.isfinite(end)], default=0)
     reach = next((step for step in (1, 2, 5, 10, 20, 30, 40, 50) if furthest <= step), 100)
@@ -98,7 +104,7 @@ def _chart(lines: list[Line]) -> Chart:
 
 def _tally(title: str, number: int, means: list[Line], chart: Chart) -> Tally:
     found = [line.differences[number] for line in means]
-    better, worse = sum(each.low > 0 for each in found), sum(each.high < 0 for each in found)
+    better, worse = (sum(each.claimed and sign * each.value > 0 for each in found) for sign in (1, -1))
     only = chart.rows[0][2][number] if len(means) == 1 else None
     return Tally(title, better, worse, len(found) - better - worse, only)
 
@@ -107,7 +113,7 @@ def _dot(difference: Difference, colour: int, reach: float) -> Dot:
     low, at, high = (
         50 + 50 * min(max(100 * end / reach, -1), 1) for end in (difference.low, difference.value, difference.high)
     )
-    prediction = "better" if difference.low > 0 else "worse" if difference.high < 0 else ""
+    prediction = ("better" if difference.value > 0 else "worse") if difference.claimed else ""
     interval = f"{_signed(difference.low)} … {_signed(difference.high)}"
     spread = "" if difference.std is None else f"± {percent(difference.std, 2)}"
     return Dot(
@@ -120,11 +126,11 @@ def _signed(value: float) -> str:
 
 
 def _link(page: Path, folder: Path) -> str | None:
-    """Where a run's own page lies, seen from this one; None where it has none."""
+    """Returns where a run's own page lies, relative to this one, or None if it has none."""
     report = folder / REPORT
     if not report.is_file():
         return None
     try:
         return quote(os.fsencode(Path(os.path.relpath(report.resolve(), page.resolve().parent)).as_posix()))
-    except ValueError:  # on another drive
+    except ValueError:  # it is on another drive
         return report.resolve().as_uri()

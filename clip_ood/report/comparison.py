@@ -1,4 +1,4 @@
-"""Finished runs paired by seed and image: AUROC by detector and OOD set, and differences to the first run."""
+"""Pairs finished runs by seed and image: AUROC by detector and OOD set, and differences to the first run."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import pyarrow as pa
 
 from clip_ood.errors import ConfigError, nearest
 from clip_ood.metrics.ood import MEAN
-from clip_ood.metrics.paired import Difference, Line, auroc_difference, seed_difference
+from clip_ood.metrics.paired import Difference, Line, auroc_difference, holm, seed_difference
 from clip_ood.process.called import called
 from clip_ood.runs.results_table import over_seeds
 from clip_ood.runs.run_folder import FINISHED, of_seed, read_results, read_scores
@@ -23,7 +23,7 @@ from clip_ood.runs.summary import joined_split
 
 @dataclass(frozen=True)
 class Finished:
-    """A finished run, and the detector that stands for it (None: every one by its own name)."""
+    """A finished run, and the detector that represents it (None: every one, by its own name)."""
 
     folder: Path
     detector: str | None
@@ -38,7 +38,7 @@ class Finished:
         return self.results["seeds"]
 
     def place(self, seed: int) -> Path:
-        """The folder of a seed; of a run of a single seed, whichever that is, its own."""
+        """Returns the folder of a seed; for a run of a single seed, it is the run's own."""
         return of_seed(self.folder, seed if len(self.seeds) > 1 else self.seeds[0])
 
     @cached_property
@@ -47,7 +47,7 @@ class Finished:
         return {seed: read_results(self.place(seed)) for seed in self.seeds}
 
     def auroc(self, seed: int, detector: str, ood: str) -> float | None:
-        """The AUROC of a detector in a seed, on an OOD set or of their mean; None where that seed lacks the detector."""
+        """Returns the AUROC of a detector in a seed, on an OOD set or the mean over them; None if that seed lacks the detector."""
         results = self.of_seed[seed if len(self.seeds) > 1 else self.seeds[0]]
         wanted = (self.detector or detector, ood, "standard")
         found = (row for row in results["rows"] if (row["detector"], row["ood"], row["setting"]) == wanted)
@@ -56,18 +56,43 @@ class Finished:
 
 @dataclass(frozen=True)
 class Comparison:
-    """Runs side by side: the lines of the table, what the intervals are over, and what must be said beside."""
+    """Runs side by side: the lines of the table, what the intervals are computed from, and what must be said besides."""
 
     runs: list[Finished]
     lines: list[Line]
     over: str
     remarks: list[str]
+    redrawn: bool
+
+    @property
+    def tested(self) -> int:
+        """The number of differences in the table."""
+        return sum(len(line.differences) for line in self.lines)
+
+    def method(self) -> str:
+        """Returns a paragraph on what was done, for a paper: the test, the numbers of images, the correction."""
+        first = self.runs[0].results
+        sizes = {
+            row["ood"]: row["n_ood"] for row in first["rows"] if row["ood"] != MEAN and row["setting"] == "standard"
+        }
+        listed = ", ".join(f"{name} {count:g}" for name, count in sizes.items())
+        n_id = next(row["n_id"] for row in first["rows"] if row["setting"] == "standard")
+        test = (
+            "the corrected resampled t-test (Nadeau and Bengio 2003)"
+            if self.redrawn
+            else "DeLong's test for correlated curves (1988)"
+        )
+        return (
+            f"AUROCs were compared on the same {n_id:g} ID images and OOD images ({listed}), each of {self.tested} differences to "
+            f"{self.runs[0].title} by {test}, two-sided; p-values were corrected for all {self.tested} differences, means over OOD sets "
+            "included, by Holm's method (1979), at a level of 5 %. Intervals are single 95 % intervals, without correction."
+        )
 
 
 def open_run(spec: str) -> Finished:
-    """A run from `FOLDER` or `FOLDER:detector`.
+    """Opens a run given as `FOLDER` or `FOLDER:detector`.
 
-    Raises: ConfigError for a folder without results, and for a detector that it has not.
+    Raises: ConfigError for a folder without results, and for a detector that it does not have.
     """
     folder, detector = Path(spec), None
     if not folder.exists() and ":" in spec:
@@ -86,10 +111,10 @@ def open_run(spec: str) -> Finished:
 
 
 def compare(runs: list[Finished]) -> Comparison:
-    """A line for each detector and OOD set that all runs have, and for the mean over the sets. ID test images only.
+    """Returns a line for each detector and OOD set that all runs have, and for the mean over the sets, on ID test images only.
 
     Intervals of a single seed are DeLong's over the images, paired. Over several seeds they come from the seeds, corrected for
-    what their splits share, where each seed redraws the ID test images (`seed_difference`), and else from the images.
+    what their splits share (`seed_difference`), if each seed redraws the ID test images, and otherwise from the images.
     Raises: ConfigError for runs that cannot be paired.
     """
     _check(runs)
@@ -112,10 +137,10 @@ def compare(runs: list[Finished]) -> Comparison:
     if not lines:
         raise ConfigError(f"--compare: no detector is in two seeds or more of all runs ({'; '.join(remarks)})")
     over = "the same images, paired (DeLong)" if split is None else over_seeds(split, len(seeds))
-    return Comparison(runs, lines, over, remarks)
+    return Comparison(runs, holm(lines), over, remarks, redrawn)
 
 
-# From runs, seeds, detector, the OOD sets of a column and what it is called to the differences to the first run.
+# A function of runs, seeds, detector, the OOD sets of a column and its name, which returns the differences to the first run.
 Differences = Callable[[list[Finished], list[int], str, list[str], str], list[Difference]]
 
 
@@ -140,7 +165,7 @@ def _over_images(runs: list[Finished], seeds: list[int]) -> Differences:
 
     def differences(runs, seeds, detector, sets, ood) -> list[Difference]:
         first, *others = (
-            [scores[run.folder][seed].placed(run.detector or detector, sets) for seed in seeds] for run in runs
+            [scores[run.folder][seed].influence(run.detector or detector, sets) for seed in seeds] for run in runs
         )
         return [auroc_difference(first, other) for other in others]
 
@@ -168,7 +193,7 @@ def _common_seeds(runs: list[Finished]) -> list[int]:
 
 
 def _split(runs: list[Finished], seeds: list[int]) -> dict[str, Any] | None:
-    """How the seeds divide the ID images; None of a single seed, whose interval asks for none."""
+    """Returns how the seeds divide the ID images, or None for a single seed, whose interval does not need it."""
     if len(seeds) == 1:
         return None
     for run in runs:
@@ -179,7 +204,7 @@ def _split(runs: list[Finished], seeds: list[int]) -> dict[str, Any] | None:
                 f"{run.folder.name}-eval"
             )
     splits = [joined_split([run.of_seed[seed]["split"] for seed in seeds]) for run in runs]
-    return max(splits, key=lambda split: split["test"] / split["train"])  # the same images: the longest interval
+    return max(splits, key=lambda split: split["test"] / split["train"])  # which gives the longest interval
 
 
 def _detectors(runs: list[Finished]) -> list[str]:

@@ -1,4 +1,4 @@
-"""Score histograms and ROC / PR curves as figures for loggers, under the same tags in every run."""
+"""Draws score histograms and ROC / PR curves as figures for loggers, under the same tags in every run."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from torch import Tensor
 from clip_ood.metrics.curves import pr_curve, roc_curve
 from clip_ood.runs.scores import ScoredSet
 
-POINTS = 500  # of a drawn curve
-ID_COLOUR, OOD_COLOUR = "#0072B2", "#D55E00"  # told apart by colour-blind readers too
+POINTS = 500  # in a drawn curve
+ID_COLOUR, OOD_COLOUR = "#0072B2", "#D55E00"  # colour-blind readers can distinguish them too
 
 
 def figures(sets: Sequence[ScoredSet]) -> Iterator[tuple[str, Figure]]:
-    """A histogram figure and a curve figure for each OOD set among those that a run was scored on, with the tag of each."""
+    """Yields a histogram figure and a curve figure for each OOD set that a run was scored on, with the tag of each."""
     id_scores = next(each.scores for each in sets if each.role == "id")
     for each in sets:
         if each.role == "ood":
@@ -27,7 +27,7 @@ def figures(sets: Sequence[ScoredSet]) -> Iterator[tuple[str, Figure]]:
 
 
 def histograms(id_scores: Mapping[str, np.ndarray], ood_scores: Mapping[str, np.ndarray], name: str) -> Figure:
-    """One panel a detector: densities of ID and OOD scores."""
+    """Draws a panel for each detector with the densities of ID and OOD scores."""
     columns = min(3, len(id_scores))
     rows = -(-len(id_scores) // columns)
     figure = _figure((3.6 * columns, 2.3 * rows))
@@ -47,7 +47,7 @@ def histograms(id_scores: Mapping[str, np.ndarray], ood_scores: Mapping[str, np.
 
 
 def curves(id_scores: Mapping[str, np.ndarray], ood_scores: Mapping[str, np.ndarray], name: str) -> Figure:
-    """ROC and precision-recall of all detectors; ID is positive."""
+    """Draws ROC and precision-recall curves of all detectors; ID is positive."""
     figure = _figure((10, 4.6))
     roc, pr = figure.subplots(1, 2)
     colours = matplotlib.colormaps["tab10"].colors
@@ -64,14 +64,14 @@ def curves(id_scores: Mapping[str, np.ndarray], ood_scores: Mapping[str, np.ndar
 
 
 def bin_edges(scores: list[np.ndarray]) -> np.ndarray:
-    """(31,) edges of histogram bins over the range that holds 99 % of every set of scores."""
+    """Returns (31,) edges of histogram bins over the range that holds 99 % of every set of scores."""
     ends = np.array([np.quantile(each, [0.005, 0.995]) for each in scores], dtype=np.float64)
     low, high = ends[:, 0].min(), ends[:, 1].max()
     return np.linspace(low, high, 31) if low < high else np.linspace(low - 0.5, high + 0.5, 31)
 
 
 def thin(x: Tensor, y: Tensor, points: int) -> tuple[np.ndarray, np.ndarray]:
-    """At most so many points of a curve, its ends among them."""
+    """Returns at most this many points of a curve, including its ends."""
     keep = np.unique(np.linspace(0, len(x) - 1, points).round().astype(int))
     return x.cpu().numpy()[keep], y.cpu().numpy()[keep]
 

@@ -1,4 +1,4 @@
-"""The images that a detector is wrong about, closest to its threshold and furthest from it."""
+"""Shows the images that a detector judges wrongly, those closest to its threshold and those furthest from it."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ import numpy as np
 from clip_ood.data.benchmark import Benchmark
 from clip_ood.runs.scores import ScoredSet
 
-SHOWN = 8  # images of a row
+SHOWN = 8  # images in a row
 SIDE = 160  # pixels of a thumbnail's longer side
 
 
 @dataclass(frozen=True)
 class Tile:
-    """One image: its thumbnail as a data URI, or why there is none; its score, and what it is called."""
+    """One image: its thumbnail as a data URI, or the reason why there is none, its score, and its name."""
 
     picture: str | None
     missing: str | None
@@ -30,7 +30,7 @@ class Tile:
 
 @dataclass(frozen=True)
 class Gallery:
-    """The images on the wrong side of the threshold, of so many: those closest to it and, not twice, those furthest."""
+    """The images on the wrong side of the threshold and their number: those closest to it and, not shown twice, those furthest."""
 
     wrong: int
     total: int
@@ -39,12 +39,12 @@ class Gallery:
 
 
 def accepted_ood(sets: list[ScoredSet], detector: str, threshold: float, benchmark: Benchmark) -> Gallery:
-    """OOD images that score at least the threshold."""
+    """Returns OOD images that score at least the threshold."""
     return _gallery([each for each in sets if each.role == "ood"], detector, threshold, benchmark, above=True)
 
 
 def rejected_id(sets: list[ScoredSet], detector: str, threshold: float, benchmark: Benchmark) -> Gallery:
-    """ID test images that score below the threshold."""
+    """Returns ID test images that score below the threshold."""
     return _gallery([each for each in sets if each.role == "id"], detector, threshold, benchmark, above=False)
 
 
@@ -66,7 +66,7 @@ def _tile(each: ScoredSet, row: int, detector: str, benchmark: Benchmark) -> Til
     picture, missing = None, None
     try:
         picture = _thumbnail(benchmark, each, row)
-    except (OSError, ValueError) as error:  # gone or damaged since it was scored: the tile says so
+    except (OSError, ValueError) as error:  # it was removed or damaged since it was scored, and the tile says so
         missing = str(error)
     about = (each.paths[row], each.labels[row], each.predictions[row])
     return Tile(picture, missing, float(each.scores[detector][row]), each.name, *about)

@@ -1,4 +1,4 @@
-"""A page from its template: one file, without scripts, that asks no network for anything."""
+"""Makes a page from its template: one file, without scripts, that asks no network for anything."""
 
 from __future__ import annotations
 
@@ -14,17 +14,17 @@ from clip_ood.terminal.shown import shown
 
 
 def write_page(path: Path, template: str, **values: Any) -> None:
-    """Fills a template of `templates/`, every value escaped, into the file `path`: whole or not at all."""
+    """Fills a template of `templates/`, with every value escaped, into the file `path`, whole or not at all."""
     write_text(path, _environment().get_template(template).render(values))
 
 
 def percent(value: float | None, digits: int = 1) -> str:
-    """A fraction in percent, without the sign: 0.975 -> 97.5."""
+    """Returns a fraction in percent, without the sign: 0.975 -> 97.5."""
     return "–" if value is None else f"{100 * value:.{digits}f}"
 
 
 def number(value: float) -> str:
-    """Four significant digits or, of large numbers, all before the point; with a true minus.
+    """Returns a number with four significant digits or, if it is large, all digits before the point; its minus is a true minus sign.
 
     >>> number(0.39851), number(-432400.2)
     ('0.3985', '−432,400')
@@ -33,7 +33,7 @@ def number(value: float) -> str:
 
 
 def _for_people(value: Any) -> Any:
-    """Text as it may be shown; what is HTML already was made so piece by piece."""
+    """Returns text as it may be shown; what is HTML already was made safe piece by piece."""
     return shown(value) if isinstance(value, str) and not isinstance(value, Markup) else value
 
 
@@ -41,7 +41,7 @@ def _for_people(value: Any) -> Any:
 def _environment() -> Environment:
     environment = Environment(
         loader=PackageLoader("clip_ood.report"),
-        autoescape=True,  # names of files, sets and classes are anybody's
+        autoescape=True,  # anybody may have chosen the names of files, sets and classes
         undefined=StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,

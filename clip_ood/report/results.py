@@ -1,4 +1,4 @@
-"""The rows of a results.json as the tables of a page, every number written out."""
+"""Turns the rows of a results.json into the tables of a page, with every number written out."""
 
 from __future__ import annotations
 
@@ -16,7 +16,10 @@ Results = dict[str, Any]
 
 @dataclass(frozen=True)
 class Value:
-    """A metric in percent, its 95 % interval, whether that is useless, being wider than 20 points, and ± its standard deviation over seeds; "" without one."""
+    """A metric in percent, its 95 % interval, whether that is useless (wider than 20 points), and ± its deviation over seeds.
+
+    Texts are "" if there is no such value.
+    """
 
     text: str
     interval: str
@@ -35,7 +38,7 @@ class Cell:
 
 @dataclass(frozen=True)
 class Table:
-    """AUROC and FPR95 in one setting: the OOD sets with their numbers of images, their mean first, and a line a detector."""
+    """AUROC and FPR95 in one setting: the OOD sets with their numbers of images, their mean first, and a line for each detector."""
 
     setting: str
     n_id: int
@@ -44,7 +47,7 @@ class Table:
 
 
 def tables(results: Results) -> list[Table]:
-    """A table for each setting; the best AUROC of a set is marked."""
+    """Returns a table for each setting; the best AUROC of a set is marked."""
     by_setting = defaultdict(list)
     for row in results["rows"]:
         by_setting[row["setting"]].append(row)
@@ -63,18 +66,18 @@ def _table(setting: str, rows: list[dict[str, Any]]) -> Table:
 
 
 def all_metrics(results: Results) -> list[tuple[dict[str, Any], list[Value]]]:
-    """Every row and the values of all its metrics, in the order of `METRICS`."""
+    """Returns every row with the values of all its metrics, in the order of `METRICS`."""
     return [(row, [value(row, name) for name in METRICS]) for row in results["rows"]]
 
 
 def mean_row(results: Results, detector: str) -> dict[str, Any] | None:
-    """The mean of a detector over the OOD sets, covariate-shifted ID left aside; None without OOD sets."""
+    """Returns the mean of a detector over the OOD sets, without covariate-shifted ID; None without OOD sets."""
     wanted = (detector, MEAN, "standard")
     return next((row for row in results["rows"] if (row["detector"], row["ood"], row["setting"]) == wanted), None)
 
 
 def value(row: dict[str, Any], metric: str) -> Value:
-    """A metric of a row."""
+    """Returns a metric of a row."""
     low, high = row["intervals"].get(metric, (None, None))
     std = row.get("std", {}).get(metric)
     return Value(

@@ -1,4 +1,4 @@
-"""report.html of a run: everything it found as one page, made from the run's own files."""
+"""Writes report.html of a run: all its results as one page, made from the run's own files."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from clip_ood.runs.scores import ScoredSet, read_scores, thresholds
 
 @dataclass(frozen=True)
 class Panel:
-    """A detector's charts, its threshold, and of each set how many images that accepts."""
+    """A detector's charts, its threshold, and how many images of each set that accepts."""
 
     detector: str
     auroc: Value | None
@@ -35,7 +35,7 @@ class Panel:
 
 @dataclass(frozen=True)
 class Accepted:
-    """Of the `total` images of a set, how many a threshold accepts; its colour in the charts."""
+    """The number of a set's `total` images that a threshold accepts, and the set's colour in the charts."""
 
     name: str
     colour: int
@@ -45,7 +45,8 @@ class Accepted:
 
 def write_report(folder: Path, benchmark: Benchmark) -> Path:
     """Writes `folder`/report.html from results.json, scores.parquet and config.yaml there; pictures are read from the
-    image sets."""
+    image sets.
+    """
     results = _read(folder)
     scored = read_scores(folder / "scores.parquet")
     id_test = next(each for each in scored if each.role == "id")
@@ -59,7 +60,7 @@ def write_report(folder: Path, benchmark: Benchmark) -> Path:
 
 
 def write_seeds_report(folder: Path) -> Path:
-    """Writes `folder`/report.html of a run over several seeds: means, and links to the page of each."""
+    """Writes `folder`/report.html of a run over several seeds: means, and links to the page of each seed."""
     results = _read(folder)
     pages = {seed: f"seed-{seed}/{REPORT}" for seed in results["seeds"]}
     there = {seed: page for seed, page in pages.items() if (folder / page).is_file()}
@@ -68,7 +69,7 @@ def write_seeds_report(folder: Path) -> Path:
 
 
 def default_detector(calibrations: list[dict[str, Any]], detectors: list[str]) -> str | None:
-    """The detector that a run, or every seed of one, is calibrated for, else the first."""
+    """Returns the detector that a run, or every seed of one, is calibrated for, or otherwise the first."""
     named = {each["default"] for each in calibrations}
     return named.pop() if len(named) == 1 and named <= {*detectors} else next(iter(detectors), None)
 

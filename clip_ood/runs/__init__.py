@@ -1,1 +1,1 @@
-"""A run's folder: written, read, shown and compared."""
+"""Writes, reads, shows and compares the folders of runs."""

@@ -1,5 +1,4 @@
-"""What the files of a finished run hold, as every reader of them relies on it: results.json, images.json, contents.json,
-scores.parquet."""
+"""Declares the files of a finished run, on which every reader relies: results.json, images.json, contents.json, scores.parquet."""
 
 from __future__ import annotations
 
@@ -17,17 +16,19 @@ from clip_ood.detect.manifest import Predicts
 from clip_ood.errors import UserError
 from clip_ood.files.records import Count, Record, Share, Text, Unfit, fitting, read_json, read_record, undamaged
 from clip_ood.files.written_names import BYTES
-from clip_ood.metrics.curves import METRICS
+from clip_ood.metrics.curves import OF_SCORES
 from clip_ood.metrics.ood import MEAN
 
-Number = Annotated[float, Field(ge=0)]  # of images or classes; a mean over seeds need not be whole
+Number = Annotated[float, Field(ge=0)]  # of images or classes; a mean over seeds need not be an integer
 Seeds = list[int]
 Interval = Annotated[list[Share], Field(min_length=2, max_length=2)]
-Metrics = create_model("Metrics", __base__=Record, **{name: (Share, ...) for name in METRICS})
+Metrics = create_model(
+    "Metrics", __base__=Record, f1=(Share | None, None), **{name: (Share, ...) for name in OF_SCORES}
+)
 
 
 class Row(Metrics):
-    """A detector against an OOD set, or the mean over them."""
+    """A detector's results on an OOD set, or on the mean over them."""
 
     detector: Text
     setting: Literal["standard", "full_spectrum"]
@@ -41,7 +42,7 @@ class Row(Metrics):
 
 
 class Said(Record):
-    """Why a detector is left out, or what is noted of it; `seeds`, where not all say so."""
+    """The reason why a detector is left out, or a note on it; `seeds` are given if it does not hold for all."""
 
     detector: Text
     seeds: Seeds = []
@@ -113,7 +114,7 @@ class Calibration(Record):
 
 
 class Finished(Record):
-    """results.json but for what is told differently of one seed and of several; keys with a default are not in all versions."""
+    """The content of results.json that one seed and several have in common; keys with a default are not in all versions."""
 
     run: Text
     method: Literal[tuple(Method.model_fields)]
@@ -135,7 +136,7 @@ class Finished(Record):
 
     @model_validator(mode="after")
     def _is_a_table(self) -> Finished:
-        """Each setting has a row for each detector and OOD set, and for their mean."""
+        """Checks that each setting has a row for each detector and OOD set, and for their mean."""
         for setting in {row.setting for row in self.rows}:
             cells = [(row.detector, row.ood) for row in self.rows if row.setting == setting]
             detectors, sets = ({cell[place] for cell in cells} for place in (0, 1))
@@ -145,7 +146,7 @@ class Finished(Record):
 
     @model_validator(mode="after")
     def _compares_plp(self) -> Finished:
-        """Of pseudo-label probing, the head is compared to the texts."""
+        """Checks that the head of pseudo-label probing is compared with the texts."""
         told = getattr(self, "predictor", None)
         told = told if isinstance(told, list) else [told] if told else []
         if self.method == "plp" and not all({"head", "text"} <= each.accuracy.keys() for each in told):
@@ -154,14 +155,14 @@ class Finished(Record):
 
 
 class OfSeed(Finished):
-    """results.json of one seed."""
+    """The results.json of one seed."""
 
     predictor: Predicts | None = None
     calibration: Calibration | None = None
 
 
 class OverSeeds(Finished):
-    """results.json of a run over several seeds."""
+    """The results.json of a run over several seeds."""
 
     predictor: list[Predicts] | None = None
     calibration: list[Calibration] | None = None
@@ -177,31 +178,44 @@ class Part(Record):
 
 
 def read_results(path: Path) -> dict[str, Any]:
-    """The content of a results.json. Raises: Damaged for what no run writes, OSError."""
+    """Reads a results.json. Raises: Damaged for anything that no run writes, OSError."""
     with undamaged(path):
-        content = read_json(path)
+        content = _renamed(read_json(path))
         several = isinstance(content, dict) and "accuracy_seeds" in content
         return fitting(content, OverSeeds if several else OfSeed)
 
 
+def _renamed(content: Any) -> Any:
+    """The content with the best F1, which earlier versions called f1, under its name; f1 is then not known."""
+    rows = content.get("rows") if isinstance(content, dict) else None
+    for row in rows if isinstance(rows, list) else ():
+        if isinstance(row, dict) and "f1" in row and "best_f1" not in row:
+            row |= {"best_f1": row["f1"], "f1": None}
+            for each in ("intervals", "std"):
+                if isinstance(row.get(each), dict):
+                    row[each] = {name: value for name, value in row[each].items() if name != "f1"}
+    return content
+
+
 def read_images(path: Path) -> dict[str, dict[str, Any]]:
-    """The content of an images.json, by part. Raises as `read_results`."""
+    """Reads an images.json, by part. Raises as `read_results` does."""
     return read_record(path, dict[Text, Part])
 
 
 def read_contents(path: Path) -> dict[str, str]:
-    """The content of a contents.json, by part. Raises as `read_results`."""
+    """Reads a contents.json, by part. Raises as `read_results` does."""
     return read_record(path, dict[Text, Text])
 
 
+IMAGE = "image"  # not in files of earlier versions
 ABOUT = {"set": pa.string(), "role": pa.string(), "path": pa.string(), "label": pa.string(), "prediction": pa.string()}
 
 
 def read_scores(path: Path, columns: Sequence[str] | None = None) -> pa.Table:
-    """A scores.parquet, or some columns of what says which image a row is of. Raises as `read_results`."""
+    """Reads a scores.parquet, or some of the columns that say which image a row is for. Raises as `read_results` does."""
     with undamaged(path):
         try:
-            with path.open("rb") as file:  # pyarrow opens no path that is not UTF-8
+            with path.open("rb") as file:  # pyarrow cannot open a path that is not UTF-8
                 found = pq.ParquetFile(file)
                 odd = [BYTES] if BYTES in found.schema_arrow.names and "path" in (columns or ()) else []
                 table = found.read(None if columns is None else [*columns, *odd])
@@ -210,9 +224,10 @@ def read_scores(path: Path, columns: Sequence[str] | None = None) -> pa.Table:
         for name, kind in ABOUT.items():
             if columns is None or name in columns:
                 _check_column(table, name, kind)
-        if BYTES in table.column_names:
-            _check_column(table, BYTES, pa.binary())
-        for name in (each for each in table.column_names if each not in (*ABOUT, BYTES)):
+        for name, kind in ((BYTES, pa.binary()), (IMAGE, pa.int64())):
+            if name in table.column_names:
+                _check_column(table, name, kind)
+        for name in (each for each in table.column_names if each not in (*ABOUT, BYTES, IMAGE)):
             values = table[name]
             if not pa.types.is_floating(values.type) or values.null_count or not pc.all(pc.is_finite(values)).as_py():
                 raise Unfit(f"its column {name!r} holds other things than finite scores")

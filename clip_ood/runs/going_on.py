@@ -1,4 +1,4 @@
-"""What a script says in its last line: how to go on with what was stopped, or what the next sensible step is."""
+"""Words the last line of a script: how to continue what was stopped, or the next sensible step."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ from clip_ood.process.stopping import FAILED, Stopped, ending
 from clip_ood.runs.run_folder import CONFIG, FINISHED, is_follower, seed_folder, unreported
 from clip_ood.terminal.shown import one_line
 
-MADE = ("checkpoints/*.ckpt", "*/checkpoints/*.ckpt")  # of a run and of its seeds
+MADE = ("checkpoints/*.ckpt", "*/checkpoints/*.ckpt")  # checkpoints of a run and of its seeds
 
 
 @contextmanager
 def stoppable(way_on: Callable[[], str]) -> Iterator[None]:
-    """Around long work: what ends it early says in its one line how to go on. What the machine lacks is told with that line.
+    """Wraps long work: whatever ends it early, one line says how to go on. A shortage of the machine is reported with that line.
 
     Raises: KeyboardInterrupt, whatever was made of it; Shortage.
     """
@@ -30,7 +30,7 @@ def stoppable(way_on: Callable[[], str]) -> Iterator[None]:
     except (KeyboardInterrupt, SystemExit) as stopped:
         if ending.status is None:
             if not isinstance(stopped, KeyboardInterrupt) and not isinstance(stopped.__context__, KeyboardInterrupt):
-                raise  # Lightning makes an exit of Ctrl-C
+                raise  # Lightning turns Ctrl-C into an exit
             ending.why = "Stopped."
             ending.tell()
             raise KeyboardInterrupt from None
@@ -44,7 +44,7 @@ def stoppable(way_on: Callable[[], str]) -> Iterator[None]:
 
 @contextmanager
 def ended_early() -> Iterator[None]:
-    """Around a command. Raises: Stopped where something asked for its end, whatever error that looks like here."""
+    """Wraps a command. Raises: Stopped if something asked for its end, whatever error that looks like here."""
     try:
         yield
     except BaseException as error:
@@ -56,7 +56,7 @@ def ended_early() -> Iterator[None]:
 
 
 def resume_line(command: str, argv: list[str] | None, folder: Path) -> str:
-    """What is kept of the run in `folder`, and how to go on with it, or how to begin it again where nothing but features is kept."""
+    """Says what is kept of the run in `folder` and how to continue it, or how to begin it again if only features are kept."""
     kept = "features are kept (but for the last 1,024 images a process)"
     there = unreported(folder) if (folder / FINISHED).is_file() else ""
     if there or ((folder / FINISHED).is_file() and "--overwrite" not in (sys.argv if argv is None else argv)):
@@ -69,7 +69,7 @@ def resume_line(command: str, argv: list[str] | None, folder: Path) -> str:
 
 
 def again(command: str, argv: list[str] | None, add: Iterable[str] = (), drop: Iterable[str] = ()) -> str:
-    """The command line of this call, for a shell.
+    """Returns the command line of this call, for a shell.
 
     >>> again("train", ["--config", "a b.yaml", "--overwrite"], add=["--resume"], drop=["--overwrite"])
     "python train.py --config 'a b.yaml' --resume"
@@ -79,7 +79,7 @@ def again(command: str, argv: list[str] | None, add: Iterable[str] = (), drop: I
 
 
 def as_typed(command: Iterable[str]) -> str:
-    """A command line for a shell, of characters that may be shown: others stand as escapes that Bash and Zsh take.
+    """Returns a command line for a shell; characters that may not be shown are escapes that Bash and Zsh take.
 
     >>> print(as_typed(["rm", "a b", "caf\\udce9's"]))
     rm 'a b' $'caf\\xe9\\'s'
@@ -97,7 +97,7 @@ def _bytes(character: str) -> str:
 
 
 def next_step(command: Iterable[str], what: str) -> str:
-    """The line that names the next step.
+    """Returns the line that names the next step.
 
     >>> next_step([*called("detect").split(), "--run", "runs/a b", "photos/"], "judge new images")
     "Next: to judge new images, python detect.py --run 'runs/a b' photos/"
@@ -106,8 +106,10 @@ def next_step(command: Iterable[str], what: str) -> str:
 
 
 def after_run(folder: Path, seeds: list[int], judges: bool, tested: bool) -> str:
-    """The next step after a run: to judge new images, where its detector has thresholds; else to look at it beside another one,
-    where it was tested against OOD images, or to test it."""
+    """Returns the next step after a run: to judge new images if its detector has thresholds.
+
+    Otherwise it is to compare it with another run if it was tested against OOD images, or to test it.
+    """
     if judges:
         run = seed_folder(folder, seeds[0]) if seeds else folder
         return next_step([*called("detect").split(), "--run", str(run), "photos/"], "judge new images")

@@ -1,4 +1,4 @@
-"""results.json, results.csv and scores.parquet of a run: the contract with everything that reads runs."""
+"""Writes results.json, results.csv and scores.parquet of a run, the contract with everything that reads runs."""
 
 from __future__ import annotations
 
@@ -25,11 +25,11 @@ OVER_SEEDS = ("seeds", "auroc_std", "auroc_low", "auroc_high")  # further column
 
 
 def write_results(folder: Path, results: Results, about: dict[str, Any], benchmark: Benchmark) -> None:
-    """Writes all three; results.json last, since it marks a run as finished.
+    """Writes all three files; results.json comes last, since it marks a run as finished.
 
-    `about`: run, method, encoder, seeds, split (whether seeds redraw the ID test images; the images it trains on, holds out as
-    val and tests on), bank, pseudo_labels, sweep (the heads of a probe sweep; also as sweep.csv), shared_images (pairs of sets,
-    see `clip_ood.leaks`), predictor (what predicts classes best on ID val), versions.
+    `about`: run, method, encoder, seeds, split (whether seeds redraw the ID test images; how many images it trains on, holds out
+    as val and tests on), bank, pseudo_labels, sweep (the heads of a probe sweep; also written as sweep.csv), shared_images (pairs
+    of sets, see `clip_ood.leaks`), predictor (what predicts classes best on ID val), versions.
     """
     rows = [_json_row(row) for row in results.rows]
     write_table(folder / "results.csv", rows)
@@ -48,19 +48,20 @@ def write_results(folder: Path, results: Results, about: dict[str, Any], benchma
 
 
 def write_json(path: Path, content: dict[str, Any]) -> None:
-    """Whole or not at all."""
+    """Writes a JSON file, whole or not at all."""
     with written_whole(path) as file:
         file.write(json_bytes(content))
 
 
 def write_table(path: Path, rows: list[dict[str, Any]]) -> None:
-    """The rows of results.json as CSV, metrics in percent with 2 decimals."""
+    """Writes the rows of results.json as CSV, with metrics in percent with 2 decimals."""
     _write_csv(path, COLUMNS, [{**row, **_percent(row, METRICS)} for row in rows])
 
 
 def write_mean_table(path: Path, rows: list[dict[str, Any]]) -> None:
-    """The rows of a run over several seeds as CSV: means, and of the AUROC the standard deviation over the row's `seeds` and
-    the 95 % interval; empty where there is none."""
+    """Writes the rows of a run over several seeds as CSV: means and, for the AUROC, the standard deviation over the row's `seeds`
+    and the 95 % interval, which are empty if there are none.
+    """
     lines = []
     for row in rows:
         low, high = row["intervals"].get("auroc", (None, None))
@@ -81,7 +82,7 @@ def _percent(values: dict[str, Any], names: Iterable[str]) -> dict[str, str]:
 
 
 def write_sweep(path: Path, heads: list[dict[str, Any]]) -> None:
-    """A line a head of a probe sweep: its settings, val_accuracy (a fraction), val_nll (empty: not finite), chosen."""
+    """Writes a line for each head of a probe sweep: its settings, val_accuracy (a fraction), val_nll (empty: not finite), chosen."""
     with written_text(path) as file:
         writer = csv.DictWriter(file, heads[0])
         writer.writeheader()
@@ -89,7 +90,8 @@ def write_sweep(path: Path, heads: list[dict[str, Any]]) -> None:
 
 
 def write_scores(path: Path, results: Results, benchmark: Benchmark) -> None:
-    """A row an image: set, role, path (see `path_columns`), label and prediction (class names), then a column a detector."""
+    """Writes a row for each image: set, role, path (see `path_columns`), label and prediction (class names), image (8 bytes of the hash
+    of its content, or of the original's if it is a corrupted one), and all scores."""
     names = benchmark.class_names
 
     def named(classes: list[int]) -> list[str | None]:
@@ -104,6 +106,7 @@ def write_scores(path: Path, results: Results, benchmark: Benchmark) -> None:
         labels = (
             [-1] * len(rows) if images.labels is None or part.role == "ood" else [images.labels[row] for row in rows]
         )
+        numbers = results.images.get(name)
         predictions = [-1] * len(rows) if scored.predictions is None else scored.predictions.tolist()
         columns = {
             "set": pa.array([name] * len(rows)),
@@ -111,6 +114,7 @@ def write_scores(path: Path, results: Results, benchmark: Benchmark) -> None:
             **path_columns([images.names[row] for row in rows], exact),
             "label": pa.array(named(labels), pa.string()),
             "prediction": pa.array(named(predictions), pa.string()),
+            "image": pa.array([None] * len(rows) if numbers is None else numbers.tolist(), pa.int64()),
         }
         tables.append(pa.table(columns | {key: pa.array(score.numpy()) for key, score in scored.scores.items()}))
     with written_whole(path) as file:
@@ -118,7 +122,7 @@ def write_scores(path: Path, results: Results, benchmark: Benchmark) -> None:
 
 
 def _json_row(row: Row) -> dict[str, Any]:
-    values = {name: estimate.value for name, estimate in row.metrics.items()}
+    values = {name: row.metrics[name].value if name in row.metrics else None for name in METRICS}
     intervals = {name: [e.low, e.high] for name, e in row.metrics.items() if e.low is not None}
     about = {"detector": row.detector, "setting": row.setting, "ood": row.ood, "group": row.group}
     return about | values | {"n_id": row.n_id, "n_ood": row.n_ood, "intervals": intervals}

@@ -1,4 +1,4 @@
-"""The table in the terminal, from a run's results.json."""
+"""Prints the table in the terminal from a run's results.json."""
 
 from __future__ import annotations
 
@@ -25,14 +25,14 @@ USELESS = 0.2  # width of an interval above which an AUROC tells little
 
 
 def print_table(results: dict[str, Any], console: Terminal | None = None) -> None:
-    """AUROC / FPR95 in percent: a line a detector, a column an OOD set, the best AUROC of a column in bold.
+    """Prints AUROC / FPR95 in percent, with a line for each detector and a column for each OOD set, whose best AUROC is bold.
 
-    Where that is too wide, intervals are left to results.json, then OOD sets go to further tables below: no figure is cut off.
+    If that is too wide, intervals are left to results.json, then OOD sets move to further tables below: no figure is cut off.
     `results` is the content of results.json.
     """
     console = console or Terminal()
     if not console.is_terminal:
-        console.width = max(console.width, 160)  # a file or a pipe takes long lines
+        console.width = max(console.width, 160)  # a file or a pipe can take long lines
     for setting in dict.fromkeys(row["setting"] for row in results["rows"]):
         rows = [row for row in results["rows"] if row["setting"] == setting]
         sets = list(dict.fromkeys(row["ood"] for row in rows))
@@ -40,7 +40,7 @@ def print_table(results: dict[str, Any], console: Terminal | None = None) -> Non
         caption = " / FPR95, percent; ID is positive: FPR95 = share of OOD accepted at 95 % of ID"
         table = _table(results, rows, sets, intervals=True)
         if _fits(table, console):
-            table.title, table.caption = title, f"AUROC ± {_spread_name(results)}{caption}"
+            table.title, table.caption = title, f"AUROC {_spread_name(results)}{caption}"
             console.print(table)
             continue
         while sets:
@@ -59,12 +59,12 @@ def print_table(results: dict[str, Any], console: Terminal | None = None) -> Non
 
 
 def _fits(table: Table, console: Terminal) -> bool:
-    """Whether no cell need be folded."""
+    """Says whether no cell need be folded."""
     return console.measure(table, options=console.options.update(max_width=1000)).maximum <= console.width
 
 
 def _table(results: dict[str, Any], rows: list[dict[str, Any]], sets: list[str], intervals: bool = False) -> Table:
-    """The rows of some of the OOD sets. Names may be folded, figures may not."""
+    """Returns the rows of some of the OOD sets. Names may be folded, but figures may not."""
     cell = {(row["detector"], row["ood"]): row for row in rows}
     detectors = list(dict.fromkeys(row["detector"] for row in rows))
     table = Table(Column("detector", overflow="fold"), box=SIMPLE_HEAD)
@@ -89,11 +89,11 @@ def _table(results: dict[str, Any], rows: list[dict[str, Any]], sets: list[str],
 
 def _spread_name(results: dict[str, Any]) -> str:
     seeds = len(results["seeds"])
-    return "half its 95 % interval" if seeds == 1 else f"its standard deviation over {seeds} seeds"
+    return escape("[its 95 % interval]") if seeds == 1 else f"± its standard deviation over {seeds} seeds"
 
 
 def intervals_told(results: dict[str, Any]) -> str:
-    """What the intervals of a run over several seeds are over and speak of, or why it has none."""
+    """Says what the intervals of a run over several seeds are computed from and describe, or why it has none."""
     if (split := results.get("split")) is None:
         return (
             "No 95 % intervals: a seed was run by an earlier version, which did not record how it divided the images "
@@ -103,7 +103,7 @@ def intervals_told(results: dict[str, Any]) -> str:
 
 
 def over_seeds(split: dict[str, Any], seeds: int) -> str:
-    """What 95 % intervals over several seeds are over, how they are made and what they speak of, in words."""
+    """Says in words how 95 % intervals over several seeds are made, and what they describe."""
     if not split["redrawn"]:
         return (
             f"the images (DeLong, on each image's mean over {seeds} seeds): they speak of other images, with the same "
@@ -121,7 +121,7 @@ def _interval(row: dict[str, Any]) -> str:
 
 
 def is_useless(row: dict[str, Any], metric: str = "auroc") -> bool:
-    """Whether a metric's interval is wider than 20 points."""
+    """Says whether a metric's interval is wider than 20 points."""
     low, high = row["intervals"].get(metric, (0, 0))
     return high - low > USELESS
 
@@ -132,11 +132,12 @@ def _doubt(row: dict[str, Any]) -> str:
 
 def _cell(row: dict[str, Any], best: float, intervals: bool) -> str:
     low, high = row["intervals"].get("auroc", (None, None))
-    half = 50 * (high - low) if low is not None else None
-    if row.get("std", {}).get("auroc") is not None:
-        half = 100 * row["std"]["auroc"]
-    doubt = _doubt(row) if row.get("std", {}).get("auroc") is None else ""
-    spread = f" ± {half:.1f}{doubt}" if intervals and half is not None else ""
+    std = row.get("std", {}).get("auroc")
+    spread = ""
+    if intervals and std is not None:
+        spread = f" ± {100 * std:.1f}"
+    elif intervals and low is not None:
+        spread = escape(f" [{100 * low:.1f}, {100 * high:.1f}]{_doubt(row)}")
     auroc = f"{100 * row['auroc']:.1f}"
     return f"{f'[bold]{auroc}[/bold]' if row['auroc'] == best else auroc}{spread} / {100 * row['fpr95']:.1f}"
 
@@ -148,18 +149,20 @@ def _choice(head: dict[str, Any]) -> str:
 
 
 def of_seeds(number: int, results: dict[str, Any]) -> str | None:
-    """How many of the run's seeds have a thing, where not all do."""
+    """Says how many of the run's seeds have a thing, if not all do."""
     return f"{number} of {len(results['seeds'])} seeds" if number < len(results["seeds"]) else None
 
 
 def missing_seeds(results: dict[str, Any]) -> dict[str, str]:
-    """The detectors that some seeds of the run lack, and how many seeds have them."""
+    """Returns the detectors that some seeds of the run lack, and how many seeds have them."""
     numbers = {row["detector"]: row.get("seeds", len(results["seeds"])) for row in results["rows"]}
     return {name: few for name, number in numbers.items() if (few := of_seeds(number, results))}
 
 
 def remarks(results: dict[str, Any]) -> list[str]:
-    """What must be said beside the table: intervals of no use, accuracies, pseudo-labels, the sweep's choice, the bank, the detectors' notes."""
+    """Returns what must be said beside the table: useless intervals, accuracies, pseudo-labels, the sweep's choice, the bank,
+    notes.
+    """
     lines = [f"{name}: {few}" for name, few in missing_seeds(results).items()]
     if not results["rows"]:
         lines.append("No OOD set was named (data.ood): scores were written, there is no AUROC.")
@@ -180,8 +183,10 @@ def remarks(results: dict[str, Any]) -> list[str]:
 
 
 def predictions_told(results: dict[str, Any]) -> list[str]:
-    """What detect.py predicts classes by, of one seed; and whether pseudo-label probing went wrong: by ID val where it has labels,
-    else by the images that the classes are learnt from."""
+    """Says, for one seed, what detect.py predicts classes by, and whether pseudo-label probing went wrong.
+
+    PLP is judged by ID val if it has labels, otherwise by the images that the classes are learnt from.
+    """
     told = results.get("predictor")
     predictors = told if isinstance(told, list) else [told] if told else []
     lines, several = [], len(results["seeds"]) > 1
@@ -204,7 +209,7 @@ def predictions_told(results: dict[str, Any]) -> list[str]:
 
 
 def _of_intervals(rows: list[dict[str, Any]]) -> list[str]:
-    """Which AUROCs have an interval that is of no use, and which sets can have none."""
+    """Says which AUROCs have a useless interval, and which sets can have none."""
     lines = []
     having = [row for row in rows if "auroc" in row["intervals"]]
     if useless := [row for row in having if is_useless(row)]:
@@ -221,7 +226,7 @@ def _of_intervals(rows: list[dict[str, Any]]) -> list[str]:
 
 
 def left_out(results: dict[str, Any]) -> dict[str, list[str]]:
-    """Why detectors are not in the table, and which; of several seeds also in which, unless in all."""
+    """Returns the reasons why detectors are not in the table, and for which; for several seeds also in which, unless in all."""
     why: dict[str, list[str]] = defaultdict(list)
     for each in results["omitted"]:
         why[told(each, "reason")].append(each["detector"])
@@ -229,6 +234,6 @@ def left_out(results: dict[str, Any]) -> dict[str, list[str]]:
 
 
 def told(each: dict[str, Any], key: str) -> str:
-    """A note or a reason, with the seeds that have it where others have not."""
+    """Returns a note or a reason, with the seeds that have it if others do not."""
     seeds = each.get("seeds")
     return each[key] + (f" (seed{'s' if len(seeds) > 1 else ''} {', '.join(map(str, seeds))})" if seeds else "")

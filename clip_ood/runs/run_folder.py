@@ -1,4 +1,4 @@
-"""A run's folder: a new one, the next number, or the one to go on with."""
+"""Chooses and reads a run's folder: a new one, the next number, or the one to continue."""
 
 from __future__ import annotations
 
@@ -23,9 +23,9 @@ from clip_ood.terminal.shown import say
 if TYPE_CHECKING:
     import pyarrow as pa
 
-CONFIG = "config.yaml"  # there: a run was started
+CONFIG = "config.yaml"  # is there once a run was started
 IMAGES = "images.json"  # the images that it trains on and scores
-CONTENTS = "contents.json"  # what stands for their contents, and for the encoder
+CONTENTS = "contents.json"  # identifies their contents, and the encoder
 FINISHED = "results.json"
 SCORES = "scores.parquet"
 REPORT = "report.html"
@@ -34,7 +34,7 @@ UNREADABLE = "unreadable.csv"  # the images that were left out
 
 @contextmanager
 def chosen_folder(root: Path, name: str, resume: bool = False, overwrite: bool = False) -> Iterator[Path]:
-    """As `choose_folder`, with all other runs kept out of the folder from before it is chosen. Raises: InUse."""
+    """Chooses as `choose_folder` does, and keeps all other runs out of the folder from before the choice. Raises: InUse."""
     if is_follower():
         yield choose_folder(root, name, resume, overwrite)
         return
@@ -49,7 +49,7 @@ def chosen_folder(root: Path, name: str, resume: bool = False, overwrite: bool =
 
 
 def choose_folder(root: Path, name: str, resume: bool = False, overwrite: bool = False) -> Path:
-    """The folder `root/name` for a run, or `root/name-2` … where a finished run has that name already.
+    """Returns the folder `root/name` for a run, or `root/name-2` … if a finished run has that name already.
 
     `overwrite` sets aside what is there, if it is a run (see `replacing`). Raises: ConfigError for an unfinished run, unless
     it is to be resumed or overwritten, for `resume` without one, for both at once, and for a name that some systems take for
@@ -58,7 +58,7 @@ def choose_folder(root: Path, name: str, resume: bool = False, overwrite: bool =
     _check_choice(root, name, resume, overwrite)
     if overwrite and not is_follower() and (root / name / CONFIG).is_file():
         aside = _aside(root / name)
-        if aside.is_dir() and not (root / name / FINISHED).is_file():  # one that was killed while it replaced another
+        if aside.is_dir() and not (root / name / FINISHED).is_file():  # a run was killed while it replaced another
             shutil.rmtree(root / name)
         else:
             shutil.rmtree(aside, ignore_errors=True)
@@ -66,7 +66,7 @@ def choose_folder(root: Path, name: str, resume: bool = False, overwrite: bool =
     if is_follower():
         folder = _free(root, name, overwrite)
         check_twin(folder)
-        return folder  # as the first process chooses, which alone writes
+        return folder  # the first process chooses, and only it writes
     folder = free_folder(root, name, resume, overwrite)
     if folder != root / name:
         say(f"{root / name} holds a finished run, which is kept: this one goes to {folder}. (--overwrite replaces it.)")
@@ -78,7 +78,10 @@ def choose_folder(root: Path, name: str, resume: bool = False, overwrite: bool =
 
 
 def free_folder(root: Path, name: str, resume: bool = False, overwrite: bool = False) -> Path:
-    """The folder that `choose_folder` would take; nothing is made and nothing is set aside. Raises as `choose_folder`."""
+    """Returns the folder that `choose_folder` would take, without making it or setting anything aside.
+
+    Raises as `choose_folder` does.
+    """
     _check_choice(root, name, resume, overwrite)
     folder = _free(root, name, overwrite)
     check_twin(folder)
@@ -103,7 +106,7 @@ def _check_choice(root: Path, name: str, resume: bool, overwrite: bool) -> None:
 
 
 def _free(root: Path, name: str, overwrite: bool) -> Path:
-    """The folder of that name, or the first with a number, that holds no finished run."""
+    """Returns the folder of that name, or the first with a number, that holds no finished run."""
     folder, number = root / name, 1
     while not overwrite and (folder / FINISHED).is_file():
         number += 1
@@ -119,13 +122,13 @@ def _nothing_to_resume(folder: Path) -> ConfigError:
 
 
 def check_name(name: str, key: str = "name") -> None:
-    """Raises ConfigError for what is no plain name of a folder, here or on another system."""
+    """Raises ConfigError for anything but a plain folder name, here or on another system."""
     if reason := folder_fault(name):
         raise ConfigError(f"{key}: {name!r} must be a plain folder name, without slashes; it {reason}")
 
 
 def check_twin(folder: Path) -> None:
-    """Raises ConfigError where a folder beside this one differs from it in case, Unicode's form or blanks alone."""
+    """Raises ConfigError if a folder beside this one differs from it only in case, Unicode's form or blanks."""
     beside = sorted(path.name for path in folder.parent.iterdir()) if folder.parent.is_dir() else []
     if folder.name in beside:
         return
@@ -138,8 +141,10 @@ def check_twin(folder: Path) -> None:
 
 @contextmanager
 def replacing(folder: Path) -> Iterator[None]:
-    """Around a run in `folder`: the run that `choose_folder` has set aside goes when this one ends well, and comes back where this
-    one ends in an error before it trained or finished."""
+    """Wraps a run in `folder` that replaces another one, which `choose_folder` has set aside.
+
+    The old run is removed when this one ends well, and comes back if this one ends in an error before it trained or finished.
+    """
     aside = _aside(folder)
     try:
         yield
@@ -165,29 +170,32 @@ def _aside(folder: Path) -> Path:
 
 
 def _worth_keeping(folder: Path) -> bool:
-    """Whether something was trained in a run's folder, or a run within it finished."""
+    """Says whether something was trained in a run's folder, or a run within it finished."""
     return any(any(folder.glob(kept)) for kept in ("checkpoints", "*/checkpoints", f"*/{FINISHED}", FINISHED))
 
 
 def seed_folder(run: Path, seed: int) -> Path:
-    """The sub-folder of one seed of a run over several."""
+    """Returns the sub-folder of one seed of a run over several."""
     return run / f"seed-{seed}"
 
 
 def of_seed(run: Path, seed: int) -> Path:
-    """The sub-folder of one seed if the run has it, else the run itself."""
+    """Returns the sub-folder of one seed if the run has it, otherwise the run itself."""
     return folder if (folder := seed_folder(run, seed)).is_dir() else run
 
 
 def head_of(run: Path) -> Path:
-    """The checkpoint that a trained run keeps: its last step."""
+    """Returns the checkpoint that a trained run keeps, the one of its last step."""
     return run / "checkpoints" / "last.ckpt"
 
 
 @contextmanager
 def started(folder: Path, config: str) -> Iterator[None]:
-    """Marks `folder` as a run by its config. An error leaves a finished run alone and one that is resumed as it was begun, and
-    unmarks a new one where nothing was trained in it or in a run within it, and no run within it finished."""
+    """Marks `folder` as a run by writing its config.
+
+    An error leaves a finished run alone, and a resumed run as it was begun. It unmarks a new run if nothing was trained in it or
+    in a run within it, and no run within it finished.
+    """
     if is_follower():
         yield
         return
@@ -200,7 +208,7 @@ def started(folder: Path, config: str) -> Iterator[None]:
             if (folder / FINISHED).is_file():
                 pass  # what failed came after the results
             elif begun is not None:
-                with suppress(OSError):  # the disk is full: that error is told
+                with suppress(OSError):  # the disk is full, and the first error says so
                     write_text(folder / CONFIG, begun)
             elif isinstance(error, ValueError | OSError) and not _worth_keeping(folder):
                 (folder / CONFIG).unlink()
@@ -210,8 +218,10 @@ def started(folder: Path, config: str) -> Iterator[None]:
 
 
 def alone_in(folder: Path, what: str = "this run") -> AbstractContextManager[None]:
-    """Keeps other processes out of a folder that is written by the first of those of one run, or study. Raises: InUse where one is at
-    it."""
+    """Keeps other processes out of a folder that the first process of one run, or study, writes.
+
+    Raises: InUse if another process works there.
+    """
     if is_follower():
         return nullcontext()
     return alone(
@@ -222,15 +232,15 @@ def alone_in(folder: Path, what: str = "this run") -> AbstractContextManager[Non
 
 
 def read_results(folder: Path) -> dict[str, Any]:
-    """The content of a finished run's results.json. Raises: ConfigError for a damaged one."""
-    from clip_ood.runs.files import read_results as read  # with torch and pyarrow, which nobody needs before
+    """Reads a finished run's results.json. Raises: ConfigError for a damaged one."""
+    from clip_ood.runs.files import read_results as read  # imports torch and pyarrow, which are not needed before
 
     with scored_again():
         return read(folder / FINISHED)
 
 
 def read_scores(folder: Path, columns: Sequence[str] | None = None) -> pa.Table:
-    """The scores.parquet of a single run or seed, or some of its columns. Raises: ConfigError for a damaged one."""
+    """Reads the scores.parquet of a single run or seed, or some of its columns. Raises: ConfigError for a damaged one."""
     from clip_ood.runs.files import read_scores as read
 
     with scored_again():
@@ -239,7 +249,7 @@ def read_scores(folder: Path, columns: Sequence[str] | None = None) -> pa.Table:
 
 @contextmanager
 def scored_again() -> Iterator[None]:
-    """Around the reading of a finished run's files. Raises: ConfigError, with the way out, for one that is damaged."""
+    """Wraps the reading of a finished run's files. Raises: ConfigError, with the way out, for a damaged file."""
     try:
         yield
     except Damaged as error:
@@ -250,8 +260,10 @@ def scored_again() -> Iterator[None]:
 
 
 def unreported(run: Path) -> str:
-    """What to say of a finished run that was to have a report and has none, itself or one of its seeds: it was killed, or its report
-    could not be written. Else the empty string."""
+    """Says that a finished run, or one of its seeds, lacks the report that it should have; otherwise it is the empty string.
+
+    Such a run was killed, or its report could not be written.
+    """
     lacking = [each for each in (run, *run.glob("seed-*")) if _lacks_report(each)]
     return (
         f"{lacking[0]} has no report yet: {shlex.join([*called('eval').split(), '--report', str(run)])} writes it"
@@ -261,7 +273,7 @@ def unreported(run: Path) -> str:
 
 
 def check_report(run: Path) -> None:
-    """Raises: ConfigError where a finished run lacks the report that it was to have."""
+    """Raises: ConfigError if a finished run lacks the report that it should have."""
     if not is_follower() and (there := unreported(run)):
         raise ConfigError(there)
 
@@ -271,10 +283,10 @@ def _lacks_report(run: Path) -> bool:
         return False
     try:
         return yaml.safe_load((run / CONFIG).read_text(encoding="utf-8"))["evaluation"]["report"]
-    except (OSError, ValueError, KeyError, TypeError, yaml.YAMLError):  # of another version, or damaged
+    except (OSError, ValueError, KeyError, TypeError, yaml.YAMLError):  # it is damaged, or of another version
         return False
 
 
 def is_follower() -> bool:
-    """Whether this process was started beside a first one that keeps the run's folder."""
+    """Says whether this process was started beside a first one that keeps the run's folder."""
     return not is_first()

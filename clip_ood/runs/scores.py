@@ -1,4 +1,4 @@
-"""The scores that a run wrote, and the threshold that each detector accepts images by."""
+"""Reads the scores that a run wrote, and the threshold from which each detector accepts images."""
 
 from __future__ import annotations
 
@@ -14,17 +14,20 @@ from clip_ood.errors import UserError
 from clip_ood.files.written_names import paths_of
 from clip_ood.process.called import called
 from clip_ood.runs import files as run_files
+from clip_ood.runs.files import IMAGE
 
-ACCEPT = 0.95  # of the ID test images, where a run is not calibrated
+ACCEPT = 0.95  # of the ID test images, if a run is not calibrated
 
 
 @dataclass(frozen=True)
 class ScoredSet:
-    """An image set of N images: paths, true and predicted classes (None where there are none), scores (N,) by detector."""
+    """An image set of N images: paths, a number for each content (None if not known), true and predicted classes (None if there are none),
+    scores (N,) by detector."""
 
     name: str
     role: str
     paths: list[str]
+    images: list[int] | None
     labels: list[str | None]
     predictions: list[str | None]
     scores: dict[str, np.ndarray]
@@ -33,34 +36,38 @@ class ScoredSet:
         return len(self.paths)
 
     def accepted(self, detector: str, threshold: float) -> int:
-        """How many images score at least the threshold."""
+        """Returns how many images score at least the threshold."""
         return int((self.scores[detector] >= threshold).sum())
 
 
 @dataclass(frozen=True)
 class Thresholds:
-    """The score from which on each detector accepts an image, and how that was found."""
+    """The score from which each detector accepts an image, and how it was found."""
 
     of: dict[str, float]
     how: str
 
 
 def read_scores(path: Path) -> list[ScoredSet]:
-    """The sets of a scores.parquet that results are reported on, in its order; detectors are named by its columns."""
+    """Returns the sets of a scores.parquet that results are reported on, in its order, with detectors named by its columns."""
     table = run_files.read_scores(path)
     detectors = [name for name in table.column_names if name not in ABOUT]
     sets = []
     for name in table["set"].unique().to_pylist():
         rows = table.filter(pc.equal(table["set"], name))
         scores = {detector: rows[detector].to_numpy().astype(np.float64) for detector in detectors}
-        about = (paths_of(rows), *(rows[column].to_pylist() for column in ("label", "prediction")))
+        known = IMAGE in table.column_names and not rows[IMAGE].null_count
+        images = rows[IMAGE].to_pylist() if known else None
+        about = (paths_of(rows), images, *(rows[column].to_pylist() for column in ("label", "prediction")))
         sets.append(ScoredSet(name, rows["role"][0].as_py(), *about, scores))
     return [each for each in sets if each.role in ("id", "csid", "ood")]
 
 
 def thresholds(calibration: dict[str, Any] | None, id_test: ScoredSet) -> Thresholds:
-    """Those of a run's calibration; without one, those that accept 95 % of the ID test images. Raises: ValueError where the
-    calibration lacks a detector."""
+    """Returns the thresholds of a run's calibration or, without one, those that accept 95 % of the ID test images.
+
+    Raises: ValueError if the calibration lacks a detector.
+    """
     if calibration and calibration["thresholds"]:
         expected = (
             f", where {100 * calibration['expected']:.1f}\N{NO-BREAK SPACE}% are expected to pass"
@@ -78,6 +85,6 @@ def thresholds(calibration: dict[str, Any] | None, id_test: ScoredSet) -> Thresh
     why = "the run holds no calibration on ID val images"
     if calibration:
         why = f"too few ID val images to calibrate (n = {calibration['n']}, {calibration['needed']} needed)"
-    passed = -(-len(id_test) * 19 // 20)  # in integers: 0.95 is no float
+    passed = -(-len(id_test) * 19 // 20)  # in integers, since 0.95 is no exact float
     found = {name: float(np.sort(scores)[-passed]) for name, scores in id_test.scores.items()}
     return Thresholds(found, f"accepts {100 * ACCEPT:g}\N{NO-BREAK SPACE}% of ID test images; {why}")

@@ -1,33 +1,33 @@
-"""The results of several seeds as those of one run: what is equal in all of them, averaged, or listed by seed."""
+"""Combines the results of several seeds into those of one run: equal values are kept, others are averaged or listed by seed."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from math import isinf
 from pathlib import Path
-from statistics import NormalDist, mean, stdev
+from statistics import mean, stdev
 from typing import Any
 
 from clip_ood.metrics.curves import METRICS
+from clip_ood.metrics.intervals import interval
 from clip_ood.metrics.ood import MEAN
-from clip_ood.metrics.placements import standard_error
 from clip_ood.metrics.seeds import seed_margin
 from clip_ood.runs.run_folder import read_results, seed_folder
 from clip_ood.runs.seed_scores import Numbers, SeedScores
 
+BEST_F1 = "best_f1"  # chosen on the images that it speaks of: no interval
 Results = dict[str, Any]  # the content of a results.json
 Row = dict[str, Any]
 Intervals = Callable[[Row, dict[int, Row]], dict[str, list[float]]]
 
 
 def summarise(folder: Path, seeds: list[int]) -> Results:
-    """The content of results.json of a run over several seeds, from that of each of them."""
+    """Returns the content of results.json of a run over several seeds, from that of each seed."""
     of_seed = {seed: read_results(seed_folder(folder, seed)) for seed in seeds}
     found, first = list(of_seed.values()), of_seed[seeds[0]]
     split = joined_split([results.get("split") for results in found])
     return {
         "run": folder.name,
-        "method": first["method"],  # the config's, as is the encoder
+        "method": first["method"],  # comes from the config, as the encoder does
         "encoder": first["encoder"],
         "seeds": seeds,
         "split": split,
@@ -51,8 +51,11 @@ def summarise(folder: Path, seeds: list[int]) -> Results:
 
 
 def mean_rows(of_seed: dict[int, list[Row]], intervals: Intervals = lambda row, rows: {}) -> list[Row]:
-    """A row for each detector, setting and OOD set that any seed has: `seeds`, the number of seeds that have it, means over
-    these, the standard deviations over them (`std`), and 95 % intervals; None and {} where one of several seeds has the row."""
+    """Returns a row for each detector, setting and OOD set that any seed has.
+
+    It has `seeds`, the number of seeds that have it, means over these, the standard deviations over them (`std`), and 95 %
+    intervals; the last two are None and {} if only one of several seeds has the row.
+    """
     keyed: dict[tuple[str, str, str], dict[int, Row]] = {}
     for seed, rows in of_seed.items():
         for row in rows:
@@ -60,18 +63,20 @@ def mean_rows(of_seed: dict[int, list[Row]], intervals: Intervals = lambda row, 
     joined = []
     for (detector, setting, ood), rows in keyed.items():
         values = {name: [row[name] for row in rows.values()] for name in (*METRICS, "n_id", "n_ood")}
-        group = next(iter(rows.values()))["group"]  # the config's
+        group = next(iter(rows.values()))["group"]  # comes from the config
         row = {"detector": detector, "setting": setting, "ood": ood, "group": group}
         row |= {name: _mean(each) for name, each in values.items()}
         row["seeds"] = len(rows)
-        row["std"] = {name: stdev(values[name]) if len(rows) > 1 else None for name in METRICS}
+        row["std"] = {
+            name: stdev(values[name]) if len(rows) > 1 and None not in values[name] else None for name in METRICS
+        }
         alone = len(rows) == 1 < len(of_seed)
         joined.append(row | {"intervals": {} if alone else intervals(row, rows)})
     return joined
 
 
 def joined_split(splits: Sequence[dict[str, Any] | None]) -> dict[str, Any] | None:
-    """The split of several seeds, its numbers of images averaged; None where a seed was run by a version that told none."""
+    """Returns the split of several seeds with averaged numbers of images, or None if a seed's version did not record it."""
     return None if None in splits else _joined(splits, {"redrawn": any})
 
 
@@ -81,7 +86,9 @@ def _same(told: list[Results | None]) -> Results | None:
 
 
 def _intervals(folder: Path, seeds: list[int], split: dict[str, Any] | None) -> Intervals:
-    """How the rows get their intervals: from a single seed's own, from the spread over redrawn splits, or from the images."""
+    """Returns how the rows get their intervals: from a single seed's own, from the spread over redrawn splits, or from the
+    images.
+    """
     if len(seeds) == 1:
         return lambda row, rows: rows[seeds[0]]["intervals"]
     if split is None:
@@ -94,16 +101,15 @@ def _intervals(folder: Path, seeds: list[int], split: dict[str, Any] | None) -> 
 
 
 def _over_splits(row: Row, rows: dict[int, Row], test_to_train: float) -> dict[str, list[float]]:
-    margins = {name: seed_margin([each[name] for each in rows.values()], test_to_train) for name in METRICS}
+    values = {name: [each[name] for each in rows.values()] for name in METRICS if name != BEST_F1}
+    margins = {name: seed_margin(each, test_to_train) for name, each in values.items() if None not in each}
     return {name: _around(row[name], margin) for name, margin in margins.items()}
 
 
 def _over_images(row: Row, scores: list[SeedScores]) -> dict[str, list[float]]:
     sets = [row["ood"]] if row["ood"] != MEAN else [name for name, each in scores[0].sets.items() if each.role == "ood"]
-    error = standard_error([each.placed(row["detector"], sets, row["setting"]) for each in scores])
-    if isinf(error):  # a set of a single image
-        return {}
-    return {"auroc": _around(row["auroc"], NormalDist().inv_cdf(0.975) * error)}
+    ends = interval([each.influence(row["detector"], sets, row["setting"]) for each in scores])
+    return {} if ends is None else {"auroc": list(ends)}
 
 
 def _around(value: float, margin: float) -> list[float]:
@@ -111,7 +117,7 @@ def _around(value: float, margin: float) -> list[float]:
 
 
 def _accuracies(of_seed: list[Results]) -> dict[str, float | int | None]:
-    """The mean accuracies, each with the number of seeds that have one."""
+    """Returns the mean accuracies, each with the number of seeds that have one."""
     found = {}
     for name in ("accuracy", "knn_accuracy"):
         values = [results[name] for results in of_seed]
@@ -120,7 +126,7 @@ def _accuracies(of_seed: list[Results]) -> dict[str, float | int | None]:
 
 
 def _mean(values: Sequence[float | None]) -> float | None:
-    """The mean over the seeds that have a value; of whole numbers to a tenth, where it is no whole one."""
+    """Returns the mean over the seeds that have a value; of integers, it is rounded to a tenth if it is no integer."""
     known = [value for value in values if value is not None]
     if not known:
         return None
@@ -134,7 +140,7 @@ def _whole(values: Sequence[float]) -> bool:
 def _joined(
     of_seed: Sequence[dict[str, Any] | None], otherwise: dict[str, Callable[[list], Any]] | None = None
 ) -> dict[str, Any] | None:
-    """Each value's mean over the seeds that have one, or what `otherwise` makes of them; None where no seed has any."""
+    """Returns each value's mean over the seeds that have one, or what `otherwise` makes of them; None if no seed has any."""
     known = [values for values in of_seed if values is not None]
     ways = otherwise or {}
     return {key: ways.get(key, _mean)([values[key] for values in known]) for key in known[0]} if known else None
@@ -153,7 +159,7 @@ def _chosen(heads: list[dict[str, Any]] | None) -> list[dict[str, Any]]:
 
 
 def _with_seeds(of_seed: dict[int, list[dict[str, str]]]) -> list[dict[str, Any]]:
-    """What is said of detectors in any seed, once; with `seeds`, those that say so, where others do not."""
+    """Returns what is said of detectors in any seed, once; with `seeds`, those that say it, if others do not."""
     said: dict[tuple[tuple[str, str], ...], list[int]] = {}
     for seed, listed in of_seed.items():
         for each in listed:
@@ -162,6 +168,6 @@ def _with_seeds(of_seed: dict[int, list[dict[str, str]]]) -> list[dict[str, Any]
 
 
 def _versions(of_seed: list[dict[str, str]]) -> dict[str, str]:
-    """Each version; all of them where seeds were run with several."""
+    """Returns each version, or all of them if seeds were run with several."""
     names = dict.fromkeys(name for versions in of_seed for name in versions)
     return {name: ", ".join(dict.fromkeys(each[name] for each in of_seed if name in each)) for name in names}

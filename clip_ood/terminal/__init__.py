@@ -1,1 +1,1 @@
-"""What a person is shown."""
+"""Shows text and tables to people."""

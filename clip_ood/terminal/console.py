@@ -1,4 +1,4 @@
-"""Rich's console, which sends styles and moves of its own to a terminal, and of any text what may be shown."""
+"""A console of Rich, which sends its own styles and moves to a terminal, but of any text only what may be shown."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ from clip_ood.terminal.shown import shown
 
 
 class Terminal(Console):
-    """A console whose texts are `clip_ood.terminal.shown.shown`, by whatever way they come."""
+    """A console whose texts all pass `clip_ood.terminal.shown.shown`."""
 
     def __init__(self, **options: Any) -> None:
         super().__init__(**{"emoji": False} | options)  # :cat: is a name like others
 
     def render_str(self, text: str, **options: Any) -> Text:
-        """Before it is laid out, so that columns are as wide as what stands in them."""
+        """Cleans a text before it is laid out, so that columns are as wide as what they show."""
         return super().render_str(shown(text), **options)
 
     def render(self, renderable: RenderableType, options: ConsoleOptions | None = None) -> Iterable[Segment]:

@@ -1,4 +1,4 @@
-"""Tables in Markdown, whatever their cells hold."""
+"""Writes tables in Markdown, whatever their cells hold."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from clip_ood.terminal.shown import one_line
 
 
 def markdown_table(header: Sequence[str], rows: Iterable[Sequence[str]], names: int) -> str:
-    """A table whose first `names` columns are text and the others numbers; a | in a cell divides no columns.
+    """Returns a table whose first `names` columns are text and the others numbers; a | in a cell divides no columns.
 
     >>> print(markdown_table(["score", "AUROC"], [["a|b", "95.6"]], names=1))
     | score | AUROC |

@@ -1,4 +1,4 @@
-"""Text that a person is shown: names of files and what libraries say may hold what steers a terminal, reorders a line or is no text."""
+"""Cleans text that a person is shown: names of files and messages of libraries may steer a terminal or reorder a line."""
 
 from __future__ import annotations
 
@@ -6,25 +6,27 @@ import sys
 from typing import Any, TextIO
 from unicodedata import category
 
-LAID_OUT = "\n\t"  # of a text of several lines
+LAID_OUT = "\n\t"  # are kept in a text of several lines
 TURNED = frozenset("\u061c\u200e\u200f\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069")  # marks of direction
 
 
 def shown(text: str, keep: str = LAID_OUT) -> str:
-    """The text with its lines and tabs (`keep`); other control characters (C0, DEL, C1), marks of direction, ends of lines and bytes
-    that are no UTF-8 (as Python keeps them) are spelt out.
+    """Returns the text with its lines and tabs (`keep`), and with escapes for what may not be shown.
+
+    These are other control characters (C0, DEL, C1), marks of direction, ends of lines, and bytes that are not UTF-8 (as Python
+    keeps them).
 
     >>> print(shown("a\\x1b[2Jb\\x9bc \\u202egpj.exe\\ntwo"))
     a\\x1b[2Jb\\x9bc \\u202egpj.exe
     two
     """
-    if text.isprintable():  # most are, and this takes no time
+    if text.isprintable():  # most texts are, and this takes no time
         return text
     return "".join(each if each in keep else _told(each) for each in text)
 
 
 def one_line(text: str) -> str:
-    """As `shown`, with the ends of lines and tabs of a single name spelt out, too.
+    """Returns a single name as `shown` does, but with escapes for ends of lines and tabs, too.
 
     >>> print(one_line("a\\nb\\udce9.png"))
     a\\nb\\udce9.png
@@ -33,7 +35,7 @@ def one_line(text: str) -> str:
 
 
 def say(*values: Any, sep: str = " ", end: str = "\n", file: TextIO | None = None, flush: bool = False) -> None:
-    """As `print`, of what may be shown."""
+    """Prints as `print` does, but only what may be shown."""
     print(shown(sep.join(map(str, values))), end=end, file=sys.stdout if file is None else file, flush=flush)
 
 

@@ -1,1 +1,1 @@
-"""Names, words and prompts, and what a text encoder makes of them."""
+"""Chooses names, words and prompts, and turns their embeddings into prototypes, negative labels and pseudo-labels."""

@@ -1,4 +1,4 @@
-"""Negative labels: words that the ID classes are far from, chosen by the text encoder itself.
+"""Chooses negative labels, words that are far from the ID classes, by the text encoder itself.
 
 NegLabel (Jiang et al. 2024, arXiv 2403.20078) takes nouns and adjectives as they are; the conjugated semantic pool
 (Chen et al. 2024, arXiv 2410.08611) joins each adjective to a noun for a whole kind of things. Prompts and constants
@@ -21,7 +21,7 @@ from clip_ood.texts.prompts import Phrases
 from clip_ood.texts.wordnet import Words, plain
 
 SHARE = 0.15  # of the candidates are kept
-QUANTILE = 0.95  # over ID classes: a few classes that a word is near to do not speak against it
+QUANTILE = 0.95  # over ID classes: a word may be near to a few of them
 SAME = 0.95  # cosine above which CSP takes a candidate for an ID class
 SUPERCLASSES = (
     *("environment", "space", "object", "scene", "place", "item", "area"),
@@ -37,10 +37,10 @@ PHRASE_PROMPTS = ("{}", "a nice photo of {}", "a good photo of {}", "a close-up 
 
 @dataclass(frozen=True)
 class Pool:
-    """What a detector chooses its negatives from, and the ID classes as it names them.
+    """What a detector chooses its negative labels from, and the ID classes as it names them.
 
-    Attributes: same, the cosine to an ID class above which a candidate is none (None: any may be); keeps_classes, whether a
-    class's own name may be chosen.
+    Attributes: same, the cosine to an ID class above which a candidate is left out (None: none is); keeps_classes, whether the
+    name of a class may be chosen.
     """
 
     classes: Phrases
@@ -56,13 +56,13 @@ class Pool:
 
 
 def neglabel_pool(words: Words, class_names: Sequence[str]) -> Pool:
-    """Nouns and classes as "the nice {}", adjectives as "This is a {} photo"."""
+    """Returns nouns and classes as "the nice {}", and adjectives as "This is a {} photo"."""
     adjectives = Phrases(words.adjectives, ("This is a {} photo",))
     return Pool(Phrases(tuple(class_names), NICE), Phrases(words.nouns, NICE), adjectives)
 
 
 def csp_pool(words: Words, class_names: Sequence[str]) -> Pool:
-    """Nouns and classes as means of eight prompts; each adjective with a seeded draw of the superclasses, four prompts."""
+    """Returns nouns and classes as means of eight prompts, and each adjective with drawn superclasses in four prompts."""
     joined = random.Random(0).choices(SUPERCLASSES, k=len(words.adjectives))
     phrases = tuple(f"{adjective} {noun}" for adjective, noun in zip(words.adjectives, joined, strict=True))
     nouns = Phrases(words.nouns, NOUN_PROMPTS)
@@ -73,7 +73,7 @@ POOLS: dict[str, Callable[[Words, Sequence[str]], Pool]] = {"neglabel": neglabel
 
 
 def are_classes(words: Sequence[str], class_names: Sequence[str]) -> Tensor:
-    """Which words are class names, whatever the case, spaces or underscores: (W,) bool.
+    """Says which words are class names, whatever the case, spaces or underscores: (W,) bool.
 
     >>> are_classes(["Sea urchin", "shovel"], ["sea_urchin"])
     tensor([ True, False])
@@ -83,12 +83,12 @@ def are_classes(words: Sequence[str], class_names: Sequence[str]) -> Tensor:
 
 
 def select(candidates: Iterable[Tensor], classes: Tensor, dropped: Tensor, same: float | None = None) -> Tensor:
-    """The positions of the `SHARE` of candidates that are farthest from the classes, farthest first: (k,) int64.
+    """Returns the positions of the `SHARE` of candidates that are farthest from the classes, farthest first: (k,) int64.
 
-    A candidate w is as near as the `QUANTILE` of cos(w, t_c) over classes c, interpolated linearly; equally near ones
-    keep their order. k = max(1, ⌊0.15 W⌋) of W candidates, fewer where too many have a class with cos(w, t_c) > `same`.
-    candidates: (n, E) each; dropped: (rows in all,) bool, those that do not count among the W; classes t: (C, E).
-    Computed in float64, a chunk at a time.
+    The nearness of a candidate w is the `QUANTILE` of cos(w, t_c) over classes c, interpolated linearly; equally near ones
+    keep their order. k = max(1, ⌊0.15 W⌋) of W candidates, or fewer if too many have a class with cos(w, t_c) > `same`.
+    candidates: (n, E) each; dropped: (all rows,) bool, those that do not count among the W; classes t: (C, E).
+    It is computed in float64, a chunk at a time.
     """
     classes = _unit(classes)
     nearness = [_nearness(_unit(chunk.to(classes.device)) @ classes.T, same) for chunk in candidates]
@@ -98,7 +98,10 @@ def select(candidates: Iterable[Tensor], classes: Tensor, dropped: Tensor, same:
 
 
 def _nearness(cosines: Tensor, same: float | None) -> Tensor:
-    """(n, C) -> (n,) float32: equal candidates are equally near in chunks of any size. Infinite: an ID class itself."""
+    """Returns the nearness (n,) float32 from cosines (n, C); equal candidates are equally near in chunks of any size.
+
+    An infinite value is an ID class itself.
+    """
     nearness = cosines.quantile(QUANTILE, dim=1).float()
     return nearness if same is None else nearness.where(cosines.amax(dim=1) <= same, torch.inf)
 
@@ -108,9 +111,9 @@ def _unit(rows: Tensor) -> Tensor:
 
 
 def negative_labels(classes: Tensor, chosen: Sequence[Tensor], words: Sequence[str] = ()) -> NegativeLabels:
-    """Classes (C, E), and the chosen candidates, each (k, E), after each other, with their `words` in the same order.
+    """Returns the classes (C, E), and the chosen candidates, (k, E) each, one after the other, with their `words` in that order.
 
-    Raises: ValueError where nothing was chosen.
+    Raises: ValueError if nothing was chosen.
     """
     negatives = torch.cat(list(chosen))
     if not len(negatives):

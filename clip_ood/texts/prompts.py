@@ -1,4 +1,4 @@
-"""Names and words as text prototypes: prompts filled in, embedded, averaged."""
+"""Turns names and words into text prototypes: prompts are filled in, embedded and averaged."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ class Phrases:
 
 
 def fill(prompts: Sequence[str], class_names: Sequence[str]) -> list[str]:
-    """Every prompt with every class name, all prompts of the first class first.
+    """Fills every class name into every prompt, with all prompts of the first class first.
 
     >>> fill(["a {}.", "the {}."], ["cat", "dog"])
     ['a cat.', 'the cat.', 'a dog.', 'the dog.']
@@ -30,7 +30,7 @@ def fill(prompts: Sequence[str], class_names: Sequence[str]) -> list[str]:
 
 
 def prototypes(embeddings: Tensor, num_prompts: int, names: Sequence[int] | None = None) -> Tensor:
-    """t_c = the normalised mean of a class's normalised prompt embeddings: (C · P, E) -> (C, E).
+    """Returns t_c, the normalised mean of a class's normalised prompt embeddings: (C · P, E) -> (C, E).
 
     With `names`, class c has names[c] of them, each filled into every prompt: (Σ names · P, E) -> (C, E).
     """

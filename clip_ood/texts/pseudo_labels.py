@@ -1,4 +1,4 @@
-"""Labels that the text encoder gives to images."""
+"""Predicts labels of images by the text encoder."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from torch import Tensor
 
 
 def pseudo_labels(embeddings: Tensor, text_embeddings: Tensor, logit_scale: float, min_confidence: float) -> Tensor:
-    """argmax_c p_c with p = softmax(s · ⟨h, t_c⟩), -1 where max p < min_confidence.
+    """Returns argmax_c p_c with p = softmax(s · ⟨h, t_c⟩), or -1 where max p < min_confidence.
 
     Shapes: embeddings h (N, E) and text_embeddings (C, E), both unit norm -> (N,) int64.
     Source: Adaloglou et al. 2024, arXiv 2303.05828.

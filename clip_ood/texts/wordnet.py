@@ -1,8 +1,9 @@
-"""English nouns and adjectives: WordNet's own files, or somebody's list.
+"""Reads English nouns and adjectives from WordNet's own files, or from a user's list.
 
-WordNet (Fellbaum 1998; Princeton's licence) keeps the words of a part of speech in a text file, index.noun and
-index.adj (manual page wndb(5); the lemmas of each noun's senses, synsets, are in data.noun): a licence whose lines begin with spaces, then a line a word that starts with it, lower
-case, underscores for spaces. Debian's `wordnet-base`, NLTK's `corpora/wordnet` and Princeton's archives hold the same.
+WordNet (Fellbaum 1998; Princeton's licence) keeps the words of a part of speech in a text file, index.noun or index.adj (manual
+page wndb(5)); the lemmas of each noun's senses, synsets, are in data.noun. Such a file begins with a licence, whose lines begin
+with spaces. Each further line starts with a word, in lower case and with underscores for spaces. Debian's `wordnet-base`, NLTK's
+`corpora/wordnet` and Princeton's archives hold the same.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from clip_ood.errors import UserError
 from clip_ood.files.regular_file import no_file, special
 from clip_ood.files.text_files import read_lines, read_text
 
-PLACES = (Path("data/wordnet"), Path("/usr/share/wordnet"))  # of clip_ood.demo.wordnet, of Debian's package
+PLACES = (Path("data/wordnet"), Path("/usr/share/wordnet"))  # from clip_ood.demo.wordnet, from Debian's package
 NOUNS, ADJECTIVES, SYNSETS = "index.noun", "index.adj", "data.noun"
 
 
@@ -33,7 +34,7 @@ class Words:
         return len(self.nouns) + len(self.adjectives)
 
     def draw(self, count: int | None) -> Words:
-        """A seeded draw of `count` words, nouns and adjectives in proportion to their numbers; all words for None."""
+        """Returns a seeded draw of `count` words, nouns and adjectives in proportion to their numbers, or all words for None."""
         if count is None or count >= len(self):
             return self
         chosen = sorted(random.Random(0).sample(range(len(self)), count))
@@ -45,10 +46,10 @@ class Words:
 
 
 def find_words(source: str | Path) -> Path:
-    """What `source` stands for: `wordnet`, a folder with WordNet's files or with `lexicographer_files`, or a text file with one
-    noun a line.
+    """Returns what `source` stands for: `wordnet`, a folder with WordNet's files or with `lexicographer_files`, or a text file with
+    one noun on each line.
 
-    Raises: FileNotFoundError, telling how to get WordNet.
+    Raises: FileNotFoundError, which says how to get WordNet.
     """
     folders = PLACES if str(source) == "wordnet" else (Path(source),)
     if found := next((path for path in folders if all((path / name).is_file() for name in (NOUNS, ADJECTIVES))), None):
@@ -66,19 +67,20 @@ def find_words(source: str | Path) -> Path:
 
 
 def lexicographer_files(folder: Path) -> dict[str, Path]:
-    """The text files noun.*.txt and adj.*.txt of a folder, one word a line, by their names without .txt, in the order of names.
+    """Returns the text files noun.*.txt and adj.*.txt of a folder by their names without .txt, in the order of these names.
 
-    NegLabel's and CSP's authors publish their candidates so, by the names that WordNet's lexicographers gave their files.
+    NegLabel's and CSP's authors publish their candidates in such files, one word on each line, named as the files of WordNet's
+    lexicographers.
     """
     found = sorted([*folder.glob("noun.*.txt"), *folder.glob("adj.*.txt")])
     return {path.stem: path for path in found}
 
 
 def read_words(source: str | Path, without: Collection[str] = ()) -> Words:
-    """The words of `source` (see `find_words`), in its order; one that is a noun as well is no adjective here.
+    """Returns the words of `source` (see `find_words`), in its order; a word that is also a noun is no adjective here.
 
-    `without`: names of lexicographer files whose words are left out, but for those that stand in another as well.
-    Raises: FileNotFoundError for what is not there, ValueError for a file without words.
+    `without` names lexicographer files whose words are left out, unless they are in another file as well.
+    Raises: FileNotFoundError if it is not there, ValueError for a file without words.
     """
     path = find_words(source)
     if path.is_file():
@@ -98,9 +100,9 @@ def read_words(source: str | Path, without: Collection[str] = ()) -> Words:
 
 
 def find_synsets(places: Sequence[Path] = PLACES) -> Path:
-    """The first folder that holds WordNet's nouns and their synsets.
+    """Returns the first folder that holds WordNet's nouns and their synsets.
 
-    Raises: FileNotFoundError, telling how to get WordNet.
+    Raises: FileNotFoundError, which says how to get WordNet.
     """
     if found := next((path for path in places if all((path / name).is_file() for name in (NOUNS, SYNSETS))), None):
         return found
@@ -111,7 +113,7 @@ def find_synsets(places: Sequence[Path] = PLACES) -> Path:
 
 
 def lemmas(folder: Path, keys: Sequence[str], names: Sequence[str]) -> list[tuple[str, ...] | None]:
-    """The lemmas of the synset of each class: of its key where that is a wnid (n01440764 is the noun at byte 1440764 of
+    """Returns the lemmas of the synset of each class: of its key where that is a wnid (n01440764 is the noun at byte 1440764 of
     WordNet 3.0's data.noun), else of its name's first, most frequent, sense. None for a class that WordNet does not know.
 
     Raises: ValueError for a wnid that is no place of a synset, as in another version of WordNet.
@@ -129,7 +131,7 @@ def lemmas(folder: Path, keys: Sequence[str], names: Sequence[str]) -> list[tupl
 
 
 def _first_senses(index: Path, wanted: set[str]) -> dict[str, int]:
-    """Byte in data.noun of the first sense: a line ends with the offsets of all `count` senses."""
+    """Returns the byte in data.noun of each word's first sense: a line ends with the offsets of all `count` senses."""
     found = {}
     for line in read_text(index).splitlines():
         entry, _, rest = line.partition(" ")
@@ -140,7 +142,7 @@ def _first_senses(index: Path, wanted: set[str]) -> dict[str, int]:
 
 
 def _synset(file: BinaryIO, offset: int) -> tuple[str, ...]:
-    """offset, file number, n, number of lemmas in base 16, then each lemma with its number."""
+    """Reads a synset's line: offset, file number, n, number of lemmas in base 16, then each lemma with its number."""
     file.seek(offset)
     fields = file.readline().decode().split(" ")
     if fields[0] != f"{offset:08d}":
@@ -153,7 +155,7 @@ def _entry(name: str) -> str:
 
 
 def plain(word: str) -> str:
-    """The word with spaces for underscores, none at its ends.
+    """Returns the word with spaces for underscores, and none at its ends.
 
     >>> plain("sea_urchin ")
     'sea urchin'

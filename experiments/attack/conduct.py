@@ -11,9 +11,22 @@ from torch import Tensor
 
 from clip_ood.config.data_schema import ImageSet
 from clip_ood.config.schema import Config
-from clip_ood.experiments.attack.craft import craft, file_names, folder_of, looked_at, variants
-from clip_ood.experiments.attack.pairs import Pairs, check_size, draw_pairs
-from clip_ood.experiments.attack.plan import AFTER, APART, BEFORE, CLEAN, SCORED, Plan, image_set, score_of, transferred
+from clip_ood.experiments.attack.craft import craft, file_names, folder_of, image_counts
+from clip_ood.experiments.attack.pairs import Pairs, check_pairs, draw_pairs
+from clip_ood.experiments.attack.plan import (
+    AFTER,
+    APART,
+    BEFORE,
+    CLEAN,
+    SCORED,
+    Plan,
+    defended,
+    image_set,
+    score_of,
+    transfer_folder,
+    transferred,
+    with_sets,
+)
 from clip_ood.experiments.attack.scoring import check_score, fit
 from clip_ood.experiments.benchmarks import load_benchmark
 from clip_ood.experiments.extraction import load_features, using_features
@@ -56,7 +69,7 @@ def _conduct(plan: Plan, folder: Path) -> Found | None:
     attack, config = plan.attack, plan.config
     stalls.wait_at_most(config.timeout)
     benchmark = load_benchmark(config)
-    check_size(attack, benchmark)
+    check_pairs(attack, benchmark)
     check_score(plan, benchmark)
     if not is_follower():
         check_images(folder / CLEAN, benchmark)
@@ -72,14 +85,14 @@ def _conduct(plan: Plan, folder: Path) -> Found | None:
     figures = craft(plan, folder, trainer, benchmark, pairs, score)
     head = plan.source or folder / CLEAN
     runs = {"": folder / SCORED}
-    _once(_with(config, _sets(plan, folder)), folder / SCORED, head)
+    _once(with_sets(config, _sets(plan, folder)), folder / SCORED, head)
     both = {name: image_set(folder_of(plan, folder, name)) for name in (BEFORE, AFTER)}
     if pairs.others:
         runs["targets out of the gallery"] = folder / APART
-        _once(_apart(_with(config, both), folder), folder / APART, head)
+        _once(_apart(with_sets(config, both), folder), folder / APART, head)
     for name, block in attack.transfer.items():
-        runs[f"scored by {name}"] = folder / f"transfer_{name}"
-        _once(_with(transferred(plan, name, block), both), runs[f"scored by {name}"], None)
+        runs[f"scored by {name}"] = transfer_folder(folder, name)
+        _once(with_sets(transferred(plan, name, block), both), runs[f"scored by {name}"], None)
     if is_follower():
         return None
     exact = fit(*known, config.detectors).scores(figures["features"], figures.get("embeddings"))
@@ -104,20 +117,9 @@ def _trainer(config: Config) -> Trainer:
 
 def _sets(plan: Plan, folder: Path) -> dict[str, ImageSet]:
     """Every image set that the run's own encoder scores: before, after, and what the curves and defences ask for."""
-    attack = plan.attack
-    names = [BEFORE, *variants(attack), *(f"step_{step:04d}" for step in looked_at(attack))]
-    sets = {name: image_set(folder_of(plan, folder, name)) for name in names}
-    for corruption, severity in attack.defences.items():
-        sets[f"id_{corruption}"] = ImageSet(corruption=corruption, severity=severity, group="defence")
-        sets |= {f"{n}_{corruption}": image_set(folder_of(plan, folder, f"{n}_{corruption}")) for n in (BEFORE, AFTER)}
-    return sets
-
-
-def _with(config: Config, ood: dict[str, ImageSet]) -> Config:
-    data = config.data.model_copy(update={"ood": ood, "csid": {}})
-    only_scores = {"figures": False, "report": False, "save_detector": False, "every_n_epochs": 0}
-    evaluation = config.evaluation.model_copy(update=only_scores)
-    return config.model_copy(update={"data": data, "evaluation": evaluation})
+    return {name: image_set(folder_of(plan, folder, name)) for name in image_counts(plan.attack)} | defended(
+        plan.attack
+    )
 
 
 def _apart(config: Config, folder: Path) -> Config:

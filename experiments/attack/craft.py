@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections import Counter
+from collections.abc import Iterable
 from functools import cache
 from pathlib import Path
 
@@ -25,6 +27,7 @@ from clip_ood.experiments.trainer import predict
 from clip_ood.lightning_modules.pixel_attack import PixelAttack
 from clip_ood.naming import short
 
+PARTS = "parts"  # the folder of what is found of each pair
 SHARES = (0.04, 0.1, 0.2, 0.4, 0.7)  # of the steps: where the curve looks
 
 
@@ -61,6 +64,26 @@ def batches(pairs: int, size: int) -> list[range]:
     return [range(start, min(start + size, pairs)) for start in range(0, pairs, size)]
 
 
+def all_batches(attack: AttackConfig) -> list[tuple[str, range]]:
+    """Every batch of an attack: its variant, and the positions of its pairs."""
+    return [(name, some) for name, (_, count) in variants(attack).items() for some in batches(count, attack.batch_size)]
+
+
+def image_counts(attack: AttackConfig, made: Iterable[tuple[str, range]] | None = None) -> dict[str, int]:
+    """The images that batches of an attack save (None: all batches), by image set."""
+    counts = Counter({BEFORE: 0})
+    for variant, positions in all_batches(attack) if made is None else made:
+        counts[variant] += len(positions)
+        if variant != AFTER:
+            continue
+        counts[BEFORE] += len(positions)
+        for step in looked_at(attack):
+            counts[f"step_{step:04d}"] += max(0, min(attack.curve.pairs, positions.stop) - positions.start)
+        for corruption in attack.defences:
+            counts.update({f"{name}_{corruption}": len(positions) for name in (BEFORE, AFTER)})
+    return counts
+
+
 def file_names(pairs: Pairs) -> list[str]:
     """The names of the saved images, by position."""
     return [f"{position:04d}-{short(Path(name).stem)}.png" for position, name in enumerate(pairs.names)]
@@ -78,12 +101,11 @@ def craft(
     made, images = variants(attack), benchmark.images[key_of("ood", attack.ood)]
     known_by = fingerprint(config.backbone, config.features_root / "hashes.json")
     key = digest([*plan.settled(), known_by, pairs.aims, images.known_by().tolist()])
-    parts = Parts(folder / "parts", key)
+    parts = Parts(folder / PARTS, key)
     through = [Corruption(name, severity) for name, severity in attack.defences.items()]
 
     def pending() -> list[tuple[str, range]]:
-        wanted = [(name, some) for name, (_, count) in made.items() for some in batches(count, attack.batch_size)]
-        return [(name, some) for name, some in wanted if not parts.is_whole(name, some)]
+        return [(name, some) for name, some in all_batches(attack) if not parts.is_whole(name, some)]
 
     encoder = cache(lambda: create_backbone(config.backbone.model_copy(update={"text": None})))
     data = AttackData(images, pairs.rows, pending, lambda: pixels_of(encoder()), config.data.num_workers)

@@ -42,17 +42,18 @@ class Pairs:
         return len(self.rows)
 
 
-def check_size(attack: AttackConfig, benchmark: Benchmark) -> None:
-    """Raises ConfigError for an OOD set smaller than asked, before any image is read."""
+def check_pairs(attack: AttackConfig, benchmark: Benchmark) -> None:
+    """Raises ConfigError for an OOD set smaller than asked, and for texts where the ID set has no classes, before any image is read."""
+    if attack.score is None and attack.target == "text" and benchmark.class_names is None:
+        raise ConfigError("target: text needs class names: name the classes (data.id.class_names), or take train")
     _enough(attack, len(benchmark.images[key_of("ood", attack.ood)]), "images")
 
 
 def _enough(attack: AttackConfig, found: int, what: str) -> None:
-    for key, wanted in (("pairs", attack.pairs), ("curve.pairs", attack.curve.pairs if attack.curve else 0)):
-        if wanted > found:
-            raise ConfigError(
-                f"{key}: {wanted} images are to be attacked, and the OOD set {attack.ood} has {found} {what}"
-            )
+    if attack.pairs > found:
+        raise ConfigError(
+            f"pairs: {attack.pairs} images are to be attacked, and the OOD set {attack.ood} has {found} {what}"
+        )
 
 
 def draw_pairs(
@@ -65,7 +66,7 @@ def draw_pairs(
     """The draw of config.seed: the OOD images of the lowest lots, targets in the order of a random permutation (each ID
     training image once before any is taken twice).
 
-    Raises: ConfigError for fewer readable images than asked, and for texts where the ID set has no classes.
+    Raises: ConfigError for fewer readable images than asked.
     """
     key = key_of("ood", attack.ood)
     images, stored = benchmark.images[key], features[key]
@@ -103,11 +104,7 @@ def _to_images(
     return Pairs(drawn.rows, drawn.names, drawn.seeds, targets, False, [names[aim] for aim in aims], aims, others)
 
 
-def _to_classes(
-    config: Config, drawn: Pairs, benchmark: Benchmark, stored: Features, text: TextEmbeddings | None
-) -> Pairs:
-    if text is None:
-        raise ConfigError("target: text needs class names: name the classes (data.id.class_names), or take train")
+def _to_classes(config: Config, drawn: Pairs, benchmark: Benchmark, stored: Features, text: TextEmbeddings) -> Pairs:
     classes = prototypes(text.embeddings, len(config.data.prompts), [len(names) for names in benchmark.called])
     nearest = (stored.embeddings.take(torch.tensor(drawn.rows)).float() @ classes.T).argmax(dim=1)
     names = [benchmark.class_names[label] for label in nearest.tolist()]

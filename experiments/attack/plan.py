@@ -56,10 +56,24 @@ class Plan:
 
 
 def load_attack(name: str, arguments: list[str] | None = None) -> Plan:
+    """As `read_attack`. Raises: ConfigError also for images, and a head, that are not there."""
+    plan = read_attack(name, arguments)
+    check_source(plan)
+    check_folders(plan.config)
+    return plan
+
+
+def check_source(plan: Plan) -> None:
+    """Raises ConfigError where the run that is attacked has no head of the same division of the images."""
+    if plan.source is not None and plan.config.method.settings.trains:
+        check_heads(plan.source, plan.config)
+
+
+def read_attack(name: str, arguments: list[str] | None = None) -> Plan:
     """The attack `name` (a path, or looked up in configs/attacks/); arguments `--key=value` change its keys or else
     those of the experiment.
 
-    Raises: ConfigError for wrong keys of either, images that are not there, and what cannot be attacked.
+    Raises: ConfigError for wrong keys of either, and what cannot be attacked.
     """
     path = find_config(name, CONFIGS / "attacks")
     ours, theirs = divide(arguments or [], AttackConfig)
@@ -77,7 +91,6 @@ def load_attack(name: str, arguments: list[str] | None = None) -> Plan:
     config = validate(override(change({"name": attack.name} | base, attack.changes), theirs))
     plan = Plan(attack, config, run if of_run else None)
     _check(plan)
-    check_folders(config)
     return plan
 
 
@@ -102,8 +115,6 @@ def _check(plan: Plan) -> None:
         raise ConfigError(
             f"target: text needs a text encoder, and {config.backbone.library}'s models have none: take train or nearest"
         )
-    if plan.source is not None and config.method.settings.trains:
-        check_heads(plan.source, config)
     if same := twins(attack.transfer):
         raise ConfigError(f"transfer: {same[0]!r} and {same[1]!r} are one name to some systems; call them otherwise")
     for name, block in attack.transfer.items():
@@ -144,6 +155,27 @@ def transferred(plan: Plan, name: str, block: str) -> Config:
         return validate(change(contents(plan.config), {"backbone": block}))
     except UserError as error:
         raise ConfigError(f"transfer.{name}: {error}") from None
+
+
+def with_sets(config: Config, ood: dict[str, ImageSet]) -> Config:
+    """The experiment with these OOD sets alone, scored and not drawn."""
+    data = config.data.model_copy(update={"ood": ood, "csid": {}})
+    only_scores = {"figures": False, "report": False, "save_detector": False, "every_n_epochs": 0}
+    evaluation = config.evaluation.model_copy(update=only_scores)
+    return config.model_copy(update={"data": data, "evaluation": evaluation})
+
+
+def defended(attack: AttackConfig) -> dict[str, ImageSet]:
+    """The ID test images through each defence, as OOD sets."""
+    return {
+        f"id_{corruption}": ImageSet(corruption=corruption, severity=severity, group="defence")
+        for corruption, severity in attack.defences.items()
+    }
+
+
+def transfer_folder(folder: Path, name: str) -> Path:
+    """Where the encoder that a config calls `name` scores the images of the attack in `folder`."""
+    return folder / f"transfer_{name}"
 
 
 def image_set(folder: Path) -> ImageSet:

@@ -1,4 +1,4 @@
-"""The files of an attack: table (Markdown, CSV), results.json, pictures, TensorBoard."""
+"""The files of an attack: table (Markdown, CSV), results.json, pictures, and what the loggers of its experiment are given."""
 
 from __future__ import annotations
 
@@ -6,8 +6,9 @@ import csv
 from pathlib import Path
 from typing import Any
 
+from lightning.pytorch.loggers import Logger
+from matplotlib.figure import Figure
 from PIL import Image
-from torch.utils.tensorboard import SummaryWriter
 
 from clip_ood.experiments.attack.conduct import Found
 from clip_ood.experiments.attack.craft import folder_of, looked_at, variants
@@ -15,6 +16,8 @@ from clip_ood.experiments.attack.figures import curves, gallery
 from clip_ood.experiments.attack.plan import AFTER, BEFORE, Plan
 from clip_ood.experiments.attack.values import PLAIN, Row, Scores, as_dicts, curve_of, rows_of
 from clip_ood.experiments.benchmarks import load_benchmark
+from clip_ood.experiments.logged import log_figure, log_text
+from clip_ood.experiments.loggers import ending_trackers, label, make_loggers
 from clip_ood.experiments.run import encoder_name
 from clip_ood.files.writing import write_text, written_text, written_whole
 from clip_ood.files.written_names import cells, path_cell, text_cell
@@ -43,14 +46,10 @@ def write(plan: Plan, folder: Path, found: Found) -> None:
     _write_pairs(folder / "pairs.csv", found)
     text = markdown(plan, rows, told)
     write_text(folder / "attack.md", shown(text))
-    board = SummaryWriter(str(folder))
-    for row in rows:
-        where = row.condition.replace(" ", "_") or "plain"
-        board.add_scalar(f"attack/{where}/{row.detector}/auroc", row.auroc_after, plan.attack.steps)
-        board.add_scalar(f"attack/{where}/{row.detector}/auroc", row.auroc_before, 0)
-    board.add_text("attack", text)
-    _draw(plan, folder, found, board)
-    board.close()
+    pictures = _draw(plan, folder, found)
+    with ending_trackers():
+        for logger in make_loggers(plan.config.trainer, folder, label(plan.config, folder)):
+            _log(logger, plan, found, rows, text, pictures)
     content = {"run": folder.name, "kind": "attack", "method": plan.config.method.name, **told, "rows": as_dicts(rows)}
     write_json(folder / FINISHED, content)
     say(text)
@@ -140,17 +139,36 @@ def _write_pairs(path: Path, found: Found) -> None:
         writer.writerows(zip(*names, *figures.values(), strict=True))
 
 
-def _draw(plan: Plan, folder: Path, found: Found, board: SummaryWriter) -> None:
+def _draw(plan: Plan, folder: Path, found: Found) -> dict[str, Figure]:
     pictures = {"gallery": _gallery(plan, folder, found)}
     if plan.attack.curve is not None:
         pictures["curves"] = _curves(plan, found)
-        for detector, points in curve_of(found.runs[PLAIN], _step_sets(plan)).items():
-            for step, value in points:
-                board.add_scalar(f"attack/steps/{detector}/auroc", value, int(step))
     for name, figure in pictures.items():
         with written_whole(folder / f"{name}.png") as file:
             figure.savefig(file)
-        board.add_figure(f"attack/{name}", figure)
+    return pictures
+
+
+def _log(logger: Logger, plan: Plan, found: Found, rows: list[Row], text: str, pictures: dict[str, Figure]) -> None:
+    """AUROCs by condition before (step 0) and after, those of the curve over steps, the table and the pictures."""
+    before, after = (
+        {
+            f"attack/{row.condition.replace(' ', '_') or 'plain'}/{row.detector}/auroc": getattr(row, when)
+            for row in rows
+        }
+        for when in ("auroc_before", "auroc_after")
+    )
+    points: dict[int, dict[str, float]] = {0: before, plan.attack.steps: after}
+    if plan.attack.curve is not None:
+        for detector, curve in curve_of(found.runs[PLAIN], _step_sets(plan)).items():
+            for step, value in curve:
+                points.setdefault(int(step), {})[f"attack/steps/{detector}/auroc"] = value
+    for step in sorted(points):
+        logger.log_metrics(points[step], step)
+    log_text(logger, "attack", text)
+    for name, figure in pictures.items():
+        log_figure(logger, f"attack/{name}", figure, plan.attack.steps)
+    logger.finalize("success")
 
 
 def _gallery(plan: Plan, folder: Path, found: Found):

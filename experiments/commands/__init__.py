@@ -1,1 +1,1 @@
-"""What the commands do, each from its command line on."""
+"""Carries out the commands, each from its command line on."""

@@ -1,4 +1,4 @@
-"""The named image sets: what is there, what is missing, how to get it.
+"""Says which named image sets are there, which are missing, and how to get them.
 
 clip-ood catalog [--root data]
 clip-ood catalog get NINCO Textures [--root data]

@@ -1,4 +1,4 @@
-"""What the demo is made of: its encoder, its images, a folder of new images, and WordNet's words."""
+"""Makes the parts of the demo: its encoder, its images, a folder of new images, and WordNet's words."""
 
 from __future__ import annotations
 

@@ -37,7 +37,7 @@ def main(argv: list[str] | None = None) -> None:
 
 
 def answer(arguments: argparse.Namespace, trainer: dict[str, Any], argv: list[str] | None) -> Counts | None:
-    """Judges, and counts; or writes what --export and --with-encoder ask for: then None."""
+    """Judges images and counts them, or writes what --export and --with-encoder ask for and returns None."""
     if arguments.export is not None:
         from clip_ood.detect.saved import SavedDetector
         from clip_ood.experiments.exporting import export_run
@@ -61,5 +61,5 @@ def answer(arguments: argparse.Namespace, trainer: dict[str, Any], argv: list[st
 
 
 def status(failed: int, ood: int, strict: bool, fail_on_ood: bool) -> int:
-    """1 where an image could not be judged and that is asked for, else 3 where one is OOD and that is asked for, else 0."""
+    """Returns 1 if an image could not be judged (with `strict`), otherwise 3 if one is OOD (with `fail_on_ood`), otherwise 0."""
     return 1 if strict and failed else 3 if fail_on_ood and ood else 0

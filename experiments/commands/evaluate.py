@@ -1,4 +1,4 @@
-"""The table of an encoder as it is, or of a run's head, without training; or several runs side by side."""
+"""Evaluates an encoder as it is, or a run's head, without training; or compares several runs side by side."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from clip_ood.command_line import add_plan, parse
 from clip_ood.config.checks import check_folders
 from clip_ood.config.loading import dump, load_config
 from clip_ood.errors import ConfigError, UserError
+from clip_ood.experiments.commands.checks import check_named
 from clip_ood.experiments.resume import check_heads, check_resumed
 from clip_ood.files.writing import check_writable
 from clip_ood.process.called import called
@@ -19,13 +20,16 @@ from clip_ood.terminal.shown import say
 
 
 def add_options(parser) -> None:
-    parser.add_argument("--run", metavar="DIR", type=Path, help="evaluate the head of this run; goes to DIR-eval")
+    parser.add_argument("--run", metavar="DIR", type=Path, help="evaluate the head of this run; results go to DIR-eval")
     parser.add_argument(
-        "--compare", metavar="DIR", nargs="+", help="finished runs side by side, with paired differences to the first"
+        "--compare",
+        metavar="DIR",
+        nargs="+",
+        help="show finished runs side by side, with paired differences to the first",
     )
-    parser.add_argument("--report", metavar="DIR", type=Path, help="write report.html of this finished run anew")
+    parser.add_argument("--report", metavar="DIR", type=Path, help="write report.html of this finished run again")
     add_plan(parser)
-    parser.add_argument("--html", metavar="FILE", type=Path, help="with --compare: write it as a page, too")
+    parser.add_argument("--html", metavar="FILE", type=Path, help="with --compare: write the comparison as a page, too")
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -62,6 +66,7 @@ def main(argv: list[str] | None = None) -> None:
         check_heads(arguments.run, config)
     check_folders(config)
     settle(config.trainer)
+    check_named(config.trainer)
     with chosen_folder(config.runs_root, config.name, arguments.resume, arguments.overwrite) as folder:
         if arguments.resume:
             check_resumed(config, folder)
@@ -73,7 +78,7 @@ def main(argv: list[str] | None = None) -> None:
 
 
 def write_report(run: Path) -> None:
-    """The report of a finished run, out of its own files and pictures. Raises: ConfigError for what is none."""
+    """Writes the report of a finished run from its own files and pictures. Raises: ConfigError for anything but a finished run."""
     if not all((run / name).is_file() for name in (CONFIG, FINISHED)):
         raise ConfigError(f"--report: {run} is no finished run: it lacks {CONFIG} or {FINISHED}")
     if _is_attack(run):
@@ -90,13 +95,13 @@ def _is_attack(run: Path) -> bool:
 
     try:
         content = read_json(run / FINISHED)
-    except UserError:  # damaged, which is told where it is read
+    except UserError:  # it is damaged, which is reported when it is read
         return False
     return isinstance(content, dict) and content.get("kind") == "attack"
 
 
 def check_page(path: Path, compared: list[str] | None) -> None:
-    """Raises ConfigError where there is nothing to make a page of, or nowhere to put it."""
+    """Raises ConfigError if there is nothing to make a page of, or nowhere to put it."""
     if compared is None:
         raise ConfigError(
             f"--html {path} is the page of a comparison: add --compare runs/a runs/b (a run has its own report.html)"

@@ -1,10 +1,10 @@
-"""What lies in a feature store, whether it is whole, and how to be rid of it.
+"""Lists what lies in a feature store, checks whether it is whole, and removes it.
 
 clip-ood features list                          encoders, images, texts, bytes, last use
-clip-ood features check --repair                reads everything; removes what is damaged, to be made again
+clip-ood features check --repair                reads everything; removes what is damaged, which the next run makes again
 clip-ood features remove 3f2a --dry-run         an encoder's entries, by the beginning of its number
 clip-ood features remove --old                  what older versions have left
-clip-ood features remove --unused-for 90        encoders that no run has read from for so many days
+clip-ood features remove --unused-for 90        encoders that no run has read from for this many days
 clip-ood features remove --files                what files were found to hold: the next run reads them once
 """
 
@@ -24,17 +24,17 @@ def main(argv: list[str] | None = None) -> None:
     parser = Parser(prog="clip-ood features", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--root", type=Path, default=Path("features"), help="the store [features]")
     actions = parser.add_subparsers(dest="action", required=True)
-    actions.add_parser("list", help="encoders, images, texts, bytes, last use")
+    actions.add_parser("list", help="list encoders with their images, texts, bytes and last use")
     checking = actions.add_parser("check", help="read every segment and compare it with its checksum")
     checking.add_argument("--repair", action="store_true", help="remove what is damaged, so that it is made again")
     removing = actions.add_parser("remove", help="remove entries of encoders")
     removing.add_argument("numbers", nargs="*", metavar="NUMBER", help="the beginning of an encoder's number")
-    removing.add_argument("--old", action="store_true", help="what older versions have left")
-    removing.add_argument("--unused-for", type=float, metavar="DAYS", help="what no run has read for so many days")
+    removing.add_argument("--old", action="store_true", help="remove what older versions have left")
+    removing.add_argument("--unused-for", type=float, metavar="DAYS", help="remove what no run has read for DAYS days")
     removing.add_argument(
-        "--files", action="store_true", help="what files were found to hold: the next run reads them once"
+        "--files", action="store_true", help="remove what files were found to hold; the next run reads them once"
     )
-    removing.add_argument("--dry-run", action="store_true", help="say what would go, and remove nothing")
+    removing.add_argument("--dry-run", action="store_true", help="say what would be removed, and remove nothing")
     for each in actions.choices.values():
         each.add_argument("--root", type=Path, default=argparse.SUPPRESS, help="the store [features]")
     given = parser.parse_args(argv)

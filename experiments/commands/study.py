@@ -1,4 +1,4 @@
-"""A table or a figure over many runs; what is finished is not run again."""
+"""Makes a table or a figure from many runs; finished runs are not run again."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import sys
 
 from clip_ood.command_line import add_plan, parse
 from clip_ood.errors import ConfigError
+from clip_ood.experiments.commands.checks import check_named
 from clip_ood.experiments.study.plan import load_study, read_study, remove_runs
 from clip_ood.process.launchers import settle
 from clip_ood.runs.going_on import again, stoppable
@@ -28,6 +29,8 @@ def main(argv: list[str] | None = None) -> None:
 
         sys.exit(plan_study(plan, arguments.overwrite))
     settle(next(iter(plan.runs.values())).trainer)
+    for config in plan.runs.values():
+        check_named(config.trainer)
     with alone_in(plan.folder, "this study"):
         if arguments.overwrite:
             remove_runs(plan)

@@ -1,4 +1,4 @@
-"""One experiment: images → features → training → table."""
+"""Conducts one experiment: images → features → training → table."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from clip_ood.command_line import add_plan, parse
 from clip_ood.config.checks import check_folders
 from clip_ood.config.loading import dump, load_config
 from clip_ood.errors import ConfigError
+from clip_ood.experiments.commands.checks import check_named
 from clip_ood.experiments.resume import check_resumed
 from clip_ood.process.launchers import settle
 from clip_ood.runs.going_on import resume_line, stoppable
@@ -29,11 +30,12 @@ def main(argv: list[str] | None = None) -> None:
         sys.exit(plan_experiment(config, None, arguments.resume, arguments.overwrite))
     check_folders(config)
     settle(config.trainer)
+    check_named(config.trainer)
     with chosen_folder(config.runs_root, config.name, arguments.resume, arguments.overwrite) as folder:
         if arguments.resume:
             check_resumed(config, folder)
         from clip_ood.experiments.seeds import (
-            conduct,  # torch and Lightning, only now that the config is known to be right
+            conduct,  # imports torch and Lightning, so only now that the config is known to be right
         )
 
         with stoppable(lambda: resume_line("train", argv, folder)), replacing(folder):

@@ -1,1 +1,1 @@
-"""What a run would find and need, told before it begins: nothing is encoded, downloaded or written."""
+"""Tells what a run would find and need before it begins; nothing is encoded, downloaded or written."""

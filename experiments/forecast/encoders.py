@@ -1,4 +1,4 @@
-"""The encoders of some runs: what would be downloaded of them, and which of the images their features are not stored of yet."""
+"""Tells what would be downloaded of some runs' encoders, and of which images their features are not stored yet."""
 
 from __future__ import annotations
 
@@ -33,31 +33,30 @@ HALF = 2  # bytes of a stored feature, but for encoders of full precision
 class Encoder:
     """An encoder as the runs of one plan use it.
 
-    `to_read`, how many images nobody has read yet, of which some are to be encoded; `size`, the bytes that they and the prompts will
-    take (None: their widths are not known).
+    `to_read` is how many images have never been read, of which some are to be encoded; `size` is the bytes that they and the
+    prompts will take (None: their widths are not known).
     """
 
     config: Config
     spec: BackboneConfig = field(init=False)
-    _encoded: dict[int, np.ndarray] = field(default_factory=dict)  # identities of the missing images, by list
-    _only_read: dict[int, np.ndarray] = field(default_factory=dict)
+    _encoded: dict[ImageList, np.ndarray] = field(default_factory=dict)  # identities of the missing images
+    _only_read: dict[ImageList, np.ndarray] = field(default_factory=dict)
     _strings: dict[str, None] = field(default_factory=dict)
     _words: dict[str, int] = field(default_factory=dict)
     _unlisted: dict[str, int] = field(default_factory=dict)  # to be encoded
     _unread: dict[str, int] = field(default_factory=dict)  # only to be read
-    _lists: list[ImageList] = field(default_factory=list)  # whose ids must stay theirs
 
     def __post_init__(self) -> None:
         self.spec = self.config.backbone
 
     @property
     def downloads(self) -> list[str]:
-        """What of it would be downloaded."""
+        """Returns what would be downloaded of it."""
         return [f"{what} of {spec.model} {would_download(spec, remote)}" for what, spec, remote in self._absent]
 
     @property
     def incoming(self) -> dict[Path, int]:
-        """Bytes that come into folders with its weights, as far as they are known."""
+        """Returns the bytes that come into folders with its weights, as far as they are known."""
         sizes: dict[Path, int] = {}
         for what, spec, remote in self._absent:
             if what == "The weights" and (parameters := parameters_of(spec)):
@@ -76,7 +75,7 @@ class Encoder:
 
     @cached_property
     def shape(self) -> Shape | None:
-        """Its widths, None where they are known only once it is loaded."""
+        """Its widths; None if they are known only once it is loaded."""
         try:
             return shape_of(self.spec)
         except Unknown:
@@ -84,11 +83,11 @@ class Encoder:
 
     @cached_property
     def _stores(self) -> tuple[FeatureStore, FeatureStore] | None:
-        """Of images and of texts; None where the weights are not here: then nothing is stored of them."""
+        """The stores of images and of texts; None if the weights are not here, because then nothing is stored of them."""
         return None if self._absent else (self._store(self.spec), self._store(self.spec.text_spec or self.spec))
 
     def _store(self, spec: BackboneConfig) -> FeatureStore:
-        """A file's hash that is not known yet is remembered nowhere."""
+        """Returns the store of an encoder; a file's hash that is not known yet is not remembered."""
         root = self.config.features_root
         with TemporaryDirectory() as place:
             hashes = Path(place, "hashes.json")
@@ -98,20 +97,19 @@ class Encoder:
 
     @property
     def item(self) -> int:
-        """Bytes of a stored number."""
+        """The bytes of a stored number."""
         return 4 if self.spec.precision == "fp32" else HALF
 
     def add_images(self, config: Config, images: dict[str, ImageList]) -> None:
-        """Counts those of some sets that the store lacks, each once."""
+        """Counts the images of some sets that the store lacks, each once."""
         seen = self._only_read if config.method.settings.tunes_encoder else self._encoded
-        new = {key: each for key, each in images.items() if id(each) not in seen}
+        new = {key: each for key, each in images.items() if each not in seen}
         if self._stores is None:
             for each in new.values():
                 self.add_count(config, f"{each.name} {each.root} {len(each)}", len(each))
             return
         for key, stored in stored_sets(config, self._stores[0], new).items():
-            seen[id(new[key])] = stored.identities_of(stored.missing())
-        self._lists += new.values()
+            seen[new[key]] = stored.identities_of(stored.missing())
 
     def add_start(self, config: Config, benchmark: Benchmark) -> None:
         """Counts the images that are encoded for the start of a head that is tuned with its encoder."""
@@ -120,8 +118,7 @@ class Encoder:
                 self._unlisted[key] = len(images)
                 continue
             stored = self._stores[0].image_set(images.name, images, arrays_of(config))
-            self._encoded[id(images)] = stored.identities_of(stored.missing())
-            self._lists.append(images)
+            self._encoded[images] = stored.identities_of(stored.missing())
 
     def add_count(self, config: Config, name: str, count: int) -> None:
         """Counts the images of a set that cannot be looked up yet."""

@@ -1,4 +1,4 @@
-"""The image sets of a config one by one: what is found, how many there should be, and what the run would download."""
+"""Looks at the image sets of a config one by one: what is found, how many images there should be, and what would be downloaded."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ from clip_ood.errors import ConfigError, UserError
 class FoundSet:
     """One image set of a config.
 
-    images, its list as the run would take it (None: the run would not begin, or downloads it first); found, how many are there;
-    published, how many there should be (None: nobody has said); problem, what the run would stop for.
+    images: its list as the run would take it (None: the run would not begin, or would download it first); found: how many images
+    are there; published: how many there should be (None: not known); problem: why the run would stop.
     """
 
     key: str
@@ -29,7 +29,7 @@ class FoundSet:
 
     @property
     def state(self) -> str:
-        """In a word or two."""
+        """Its state in a word or two."""
         if self.download:
             return "is downloaded"
         if self.images is not None:
@@ -40,17 +40,19 @@ class FoundSet:
 
     @property
     def count(self) -> int:
-        """The images that a run would take, as far as it is known."""
+        """The number of images that a run would take, as far as it is known."""
         return self.published or self.found if self.images is None else len(self.images)
 
 
-def find_sets(config: Config) -> dict[str, FoundSet]:
-    """The image sets of a config by key, but for those that are made of another one by a corruption."""
-    named, specs = named_sets(config.data), image_sets(config.data)
-    return {key: _find(config, key, named[key], spec) for key, spec in specs.items() if spec.corruption is None}
+def sets_of(config: Config) -> dict[str, tuple[ImageSet, ImageSet]]:
+    """The image sets of a config by key, as it names each and as its first layout that is there; but for those that are made of
+    another one by a corruption."""
+    named = named_sets(config.data)
+    return {key: (named[key], spec) for key, spec in image_sets(config.data).items() if spec.corruption is None}
 
 
-def _find(config: Config, key: str, named: ImageSet, spec: ImageSet) -> FoundSet:
+def find_set(config: Config, key: str, named: ImageSet, spec: ImageSet) -> FoundSet:
+    """What is there of one of a config's `sets_of`."""
     root, published = config.data.root, spec.count
     if spec.torchvision is not None:
         source, published = _of_torchvision(spec)
@@ -68,16 +70,16 @@ def _find(config: Config, key: str, named: ImageSet, spec: ImageSet) -> FoundSet
 
 
 def _count(config: Config, key: str, spec: ImageSet) -> int:
-    """How many images there are of a set that the run would not take."""
+    """Returns how many images there are in a set that the run would not take."""
     data = config.data.model_copy(update={"allow_partial": True})
     try:
         return len(list_set(data, key, spec, config.seed, download=False))
-    except (UserError, OSError):  # it has been told already
+    except (UserError, OSError):  # it has been reported already
         return 0
 
 
 def _of_torchvision(spec: ImageSet) -> tuple[Entry, int]:
-    """What the catalogue knows of a set that torchvision downloads, and of the number of its images."""
+    """Returns the catalogue's entry of a set that torchvision downloads, and the number of its images."""
     wanted = spec.torchvision, spec.split or "test"
     for each in catalogue().values():
         for split in each.splits.values():

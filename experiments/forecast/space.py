@@ -1,4 +1,4 @@
-"""How large a run's checkpoints and detector folder become, by the shapes of what lies in them; and whether the disks have room."""
+"""Computes how large a run's checkpoints and detector folder become, by the shapes of their content, and whether disks have room."""
 
 from __future__ import annotations
 
@@ -17,16 +17,18 @@ from clip_ood.data.benchmark import Benchmark
 from clip_ood.detect.save import searched
 from clip_ood.detectors.bank import Bank
 from clip_ood.detectors.build import build_detectors
+from clip_ood.detectors.names import read_specs
 from clip_ood.detectors.statistic import statistics_of
 from clip_ood.errors import ConfigError
 from clip_ood.outputs import Reference
 
 FLOAT, DOUBLE = 4, 8  # bytes
+ROW = 200  # bytes of a row of scores: the image's path, its set and classes
 
 
 @dataclass(frozen=True)
 class Writing:
-    """Bytes that come into a folder; None where nobody knows yet how many."""
+    """Bytes that are written into a folder; None if their number is not known yet."""
 
     folder: Path
     what: str
@@ -34,7 +36,7 @@ class Writing:
 
 
 def checkpoint_size(config: Config, shape: Shape, classes: int, averaged: bool) -> int:
-    """Bytes of a run's checkpoint: weights, Adam's two moments of each that is trained, and the texts of the classes.
+    """Returns the bytes of a run's checkpoint: weights, Adam's two moments of each trained weight, and the texts of the classes.
 
     `averaged`: whether fine-tuning keeps its averaged weights beside the others.
     """
@@ -49,8 +51,11 @@ def checkpoint_size(config: Config, shape: Shape, classes: int, averaged: bool) 
 
 
 def detector_size(config: Config, shape: Shape, benchmark: Benchmark, item: int) -> int:
-    """Bytes of a run's detector folder, at most: the bank where a detector searches it, the encoder where it lies there, and for each
-    detector that learns as much as one needs of D × D and C × D numbers. `item`: bytes of a stored feature."""
+    """Returns the largest possible size of a run's detector folder in bytes.
+
+    It has the bank if a detector searches it, the encoder if it lies there, and for each detector that learns as much as one
+    needs for D × D and C × D numbers. `item`: bytes of a stored feature.
+    """
     names = benchmark.class_names
     classes, tuned = len(names or ()), config.method.settings.tunes_encoder
     trained = config.method.settings.trains
@@ -77,14 +82,20 @@ def detector_size(config: Config, shape: Shape, benchmark: Benchmark, item: int)
     return size
 
 
+def scores_size(config: Config, benchmark: Benchmark, more: int) -> int:
+    """Bytes of a run's scores.parquet, at most, of the images of its benchmark and so many more."""
+    images = sum(len(part.rows) for part in benchmark.reported.values()) + more
+    return images * (ROW + DOUBLE * len(read_specs(config.detectors)))
+
+
 def free_at(folder: Path) -> tuple[int, int]:
-    """Which disk a folder lies on, or would lie on, and the bytes that are free there."""
+    """Returns the disk that a folder lies on, or would lie on, and the bytes that are free there."""
     place = next(each for each in (folder, *folder.absolute().parents) if each.exists())
     return os.stat(place).st_dev, shutil.disk_usage(place).free
 
 
 def check_room(writings: Iterable[Writing]) -> list[ConfigError]:
-    """An error for each disk that has no room for all that comes to its folders together."""
+    """Returns an error for each disk that has no room for everything that is written to its folders together."""
     of_disk: dict[int, list[Writing]] = {}
     free: dict[int, int] = {}
     for each in writings:

@@ -1,4 +1,4 @@
-"""A forecast at the terminal, and the exit status that it comes to."""
+"""Prints a forecast in the terminal, and returns its exit status."""
 
 from __future__ import annotations
 
@@ -12,25 +12,30 @@ from rich.markup import escape
 from rich.table import Column, Table
 
 from clip_ood.config.checks import option_of
+from clip_ood.experiments.attack.craft import variants
 from clip_ood.experiments.forecast.forecast import Expected, Forecast
+from clip_ood.experiments.forecast.making import Making
 from clip_ood.experiments.forecast.space import Writing, free_at
 from clip_ood.experiments.run import encoder_name
 from clip_ood.runs.run_folder import is_follower
 from clip_ood.terminal.console import Terminal
 
+AFTERWARDS = 3  # forward passes of each attacked batch: before, after, and before pixels are rounded
 PARTS = {"train": "train", "val": "val", "id_test": "test", "bank": "bank"}
 
 
 def tell(forecast: Forecast) -> int:
-    """Prints what was found out; 1 where a run would stop, else 0."""
+    """Prints what was found out; returns 1 if a run would stop, otherwise 0."""
     console = Terminal(quiet=is_follower())
-    for found in forecast.sets.values():
+    for found in forecast.sets:
         _show(console, "Images", _sets(found.values()))
     _show(console, "Encoders", _encoders(forecast))
     _show(console, "ID images of each run", _images(forecast.runs))
     _show(console, "Runs", _runs(forecast.runs))
+    if forecast.making is not None:
+        _show(console, "Attacked images", _attacked(forecast.making))
     _show(console, "Disks", _disks(forecast.writings))
-    lines = [each.download for found in forecast.sets.values() for each in found.values() if each.download]
+    lines = [each.download for found in forecast.sets for each in found.values() if each.download]
     lines += [line for encoder in forecast.encoders for line in encoder.downloads]
     most = max((encoder.to_read for encoder in forecast.encoders), default=0)
     lines += [
@@ -39,6 +44,7 @@ def tell(forecast: Forecast) -> int:
         if encoder.shape is None
     ]
     lines += list(dict.fromkeys(_processes(each, most) for each in forecast.runs))
+    lines += [] if forecast.making is None else [_passes(forecast.making)]
     for line in [*lines, *forecast.cautions, *_ending(forecast)]:
         console.print(line, markup=False, highlight=False, soft_wrap=True)
     return 1 if forecast.problems else 0
@@ -51,7 +57,7 @@ def _show(console: Terminal, title: str, table: Table) -> None:
 
 
 def _table(*names: str, figures: Iterable[str]) -> Table:
-    """Names may be folded, figures may not."""
+    """Returns a table in which names may be folded, but figures may not."""
     table = Table(*(Column(name, overflow="fold") for name in names))
     for figure in figures:
         table.add_column(figure, justify="right", no_wrap=True)
@@ -99,6 +105,25 @@ def _runs(runs: list[Expected]) -> Table:
     return table
 
 
+def _attacked(making: Making) -> Table:
+    table = _table("attack", figures=("images", "to be made", "batches", "steps of each"))
+    for name, (attack, count) in variants(making.attack).items():
+        batches = [positions for variant, positions in making.pending if variant == name]
+        table.add_row(name, f"{count:,}", f"{sum(map(len, batches)):,}", f"{len(batches):,}", f"{attack.steps:,}")
+    return table
+
+
+def _passes(making: Making) -> str:
+    """What the process with the most images does; all variants take as many steps."""
+    batches = making.largest
+    images = sum(len(positions) for _, positions in batches)
+    return (
+        f"Attack: a process makes {images:,} images at most, in {len(batches):,} batches of up to {making.attack.batch_size}: "
+        f"{len(batches) * making.attack.steps:,} steps, each a forward and a backward pass of a batch through the encoder, and "
+        f"{AFTERWARDS * len(batches):,} forward passes more"
+    )
+
+
 def _disks(writings: list[Writing]) -> Table:
     table = _table("folder", "what comes there", figures=("takes", "free"))
     sums: dict[tuple[Path, str], int | None] = {}
@@ -129,16 +154,18 @@ def _processes(expected: Expected, images: int) -> str:
 
 def _ending(forecast: Forecast) -> list[str]:
     problems = [f"{problem}{_of_runs(names, forecast)}" for problem, names in forecast.problems.items()]
+    what = "run" if forecast.making is None else "attack"
     if not problems:
-        return ["The run would start." if len(forecast.runs) == 1 else f"The {len(forecast.runs)} runs would start."]
+        several = what == "run" and len(forecast.runs) != 1
+        return [f"The {len(forecast.runs)} runs would start." if several else f"The {what} would start."]
     if len(problems) == 1:
-        return [f"The run would stop: {problems[0]}"]
+        return [f"The {what} would stop: {problems[0]}"]
     numbered = [f"{number}. {problem}" for number, problem in enumerate(problems, start=1)]
-    return [*numbered, f"The run would stop, for the {len(problems)} reasons above."]
+    return [*numbered, f"The {what} would stop, for the {len(problems)} reasons above."]
 
 
 def _of_runs(names: list[str], forecast: Forecast, most: int = 3) -> str:
-    """The runs that a problem is one of, where it is not one of all."""
+    """Names the runs that have a problem, if not all of them do."""
     if "" in names or len(set(names)) == len(forecast.runs):
         return ""
     more = f" and {len(names) - most} more" if len(names) > most else ""

@@ -1,1 +1,1 @@
-"""Tables and figures over many runs."""
+"""Makes tables and figures over many runs."""

@@ -1,4 +1,4 @@
-"""The runs of a study, those that are finished left alone."""
+"""Conducts the runs of a study; those that are finished are left alone."""
 
 from __future__ import annotations
 
@@ -17,17 +17,17 @@ from clip_ood.terminal.shown import say
 
 
 class State(Enum):
-    """What there is of a run."""
+    """The state of a study's run: how much of it is done."""
 
     DONE = "done"
-    UNSCORED = "unscored"  # finished with other detectors, or other files beside the results: its head stays
+    UNSCORED = "unscored"  # finished with other detectors, or other files beside the results; its head stays
     MISSING = "missing"  # or unfinished, or seeds were added
 
 
 def state(plan: Plan, run: str) -> State:
-    """What there is of a run of the study.
+    """Returns the state of a run of the study.
 
-    Raises: ConfigError where its folder holds one of other settings.
+    Raises: ConfigError if its folder holds a run with other settings.
     """
     folder, wanted = plan.folder / run, plan.runs[run]
     if not (folder / CONFIG).is_file():
@@ -43,8 +43,8 @@ def state(plan: Plan, run: str) -> State:
 def conduct(plan: Plan) -> tuple[dict[str, dict[str, Any]], dict[str, str]]:
     """Conducts the runs that are missing or unfinished.
 
-    Returns the content of each results.json by run, and the reason by run for those that could not be done, which other
-    runs do not wait for. Raises: what the runs raise, where none could be done.
+    Returns the content of each results.json by run, and the reason by run for those that could not be done; other
+    runs do not wait for these. Raises: what the runs raise, if none could be done.
     """
     states = {run: state(plan, run) for run in plan.runs}
     missing = [run for run, each in states.items() if each is not State.DONE]
@@ -71,12 +71,12 @@ def _run(config: Config, folder: Path) -> None:
 
     if not is_follower():
         folder.mkdir(parents=True, exist_ok=True)
-        (folder / FINISHED).unlink(missing_ok=True)  # of fewer seeds
+        (folder / FINISHED).unlink(missing_ok=True)  # it had fewer seeds
     experiment(config, folder)
 
 
 def _score(config: Config, folder: Path) -> None:
-    """The scores of a run's heads with other detectors; what the heads were trained on stays in the results."""
+    """Scores a run's heads with other detectors; what the heads were trained on stays in the results."""
     from clip_ood.experiments.seeds import experiment
 
     trained_on = read_results(folder)["trained_on"]

@@ -1,4 +1,4 @@
-"""The figure of a study."""
+"""Draws the figure of a study."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def write_figure(path: Path, plan: Plan, rows: list[Row]) -> None:
 
 
 def _results(plan: Plan, rows: list[Row]) -> Figure:
-    """Mean AUROC, a dot a line, a row an axis label."""
+    """Draws mean AUROC, with a dot for each line and a row for each axis label."""
     rows = means(rows)
     places = list(dict.fromkeys(_place(plan, row) for row in rows))
     lines = _lines(rows)
@@ -57,7 +57,7 @@ def _results(plan: Plan, rows: list[Row]) -> Figure:
 
 
 def _scatter(plan: Plan, rows: list[Row]) -> Figure:
-    """Mean AUROC over ID k-NN accuracy, an encoder a point, with the line through them."""
+    """Draws mean AUROC over ID k-NN accuracy, with a point for each encoder and the line through them."""
     rows, axis = means(rows), next(iter(plan.study.axes))
     figure = Figure((6.4, 4.2), layout="constrained")
     axes = figure.add_subplot(xlabel="ID k-NN accuracy (%)", ylabel="mean AUROC over the OOD sets (%)")
@@ -80,7 +80,7 @@ def _scatter(plan: Plan, rows: list[Row]) -> Figure:
 
 
 def _curve(plan: Plan, rows: list[Row]) -> Figure:
-    """Mean AUROC over the axis; beside it the pseudo-labels that pass and those of them that are right, where there are."""
+    """Draws mean AUROC over the axis and, if there are pseudo-labels, the share that passes and the share of those that is right."""
     rows, axis = means(rows), next(iter(plan.study.axes))
     labels = list(dict.fromkeys(row[axis] for row in rows if row[axis] is not None))
     with_labels = [row for row in rows if row["labels_passed"] is not None and row[axis] is not None]
@@ -119,7 +119,7 @@ def _pseudo_labels(axes: Axes, axis: str, labels: list[str], rows: list[Row]) ->
 
 
 def _shift(plan: Plan, rows: list[Row]) -> Figure:
-    """A panel a corruption: detection rate of each line and accuracy over severity; 0 is the clean images."""
+    """Draws a panel for each corruption: detection rate of each line and accuracy over severity; 0 is the clean images."""
     corruptions, severities = plan.study.corruptions, plan.study.severities
     found = {(row["ood"], row["line"]): row for row in rows}
     columns = min(4, len(corruptions))
@@ -142,7 +142,10 @@ def _shift(plan: Plan, rows: list[Row]) -> Figure:
 
 
 def _accuracies(found: dict[tuple[str, str], Row], corruption: str, plan: Plan) -> list[float]:
-    """In percent, on the clean images and at each severity, by the first line whose run predicts classes; [] without one."""
+    """Returns accuracies in percent, on the clean images and at each severity, by the first line whose run predicts classes.
+
+    The list is empty if no run does.
+    """
     for name in _lines(list(found.values())):
         sets = [MEAN, *(f"{corruption}-{severity}" for severity in plan.study.severities)]
         shares = [found[ood, name]["accuracy"] for ood in sets]
@@ -168,13 +171,13 @@ def _place(plan: Plan, row: Row) -> str:
 
 
 def _mean_auroc(rows: list[Row]) -> str:
-    """What an axis with error bars shows."""
+    """Returns the label of an axis with error bars."""
     spread = ",\nbars: standard deviation over seeds" if _errors(rows) else ""
     return f"mean AUROC over the OOD sets (%){spread}"
 
 
 def _errors(rows: list[Row]) -> list[float] | None:
-    """Standard deviations over seeds, in percent; None where no row has one."""
+    """Returns standard deviations over seeds, in percent, or None if no row has one."""
     found = [row["auroc_std"] for row in rows]
     return [math.nan if std is None else 100 * std for std in found] if any(std is not None for std in found) else None
 

@@ -1,16 +1,16 @@
-"""A straight line through points."""
+"""Fits a straight line through points."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from statistics import StatisticsError, correlation, linear_regression
 
-FEWEST = 5  # points that an R² says something of
+FEWEST = 5  # points for which an R² is meaningful
 
 
 @dataclass(frozen=True)
 class Fit:
-    """y = intercept + slope · x by least squares; r2, the share of y's variance that it explains."""
+    """The line y = intercept + slope · x by least squares; r2 is the share of y's variance that it explains."""
 
     slope: float
     intercept: float
@@ -18,7 +18,7 @@ class Fit:
 
 
 def least_squares(x: list[float], y: list[float]) -> Fit | None:
-    """The line through n points; None below 5 points, or where x or y does not vary."""
+    """Returns the line through n points, or None below 5 points, or if x or y does not vary."""
     if len(x) < FEWEST:
         return None
     try:

@@ -1,4 +1,4 @@
-"""From a study's file to the runs that it needs; nothing heavy is imported."""
+"""Reads a study's file and plans the runs that it needs; nothing heavy is imported."""
 
 from __future__ import annotations
 
@@ -25,12 +25,12 @@ from clip_ood.errors import ConfigError, nearest
 from clip_ood.runs.run_folder import CONFIG, check_name, check_twin
 
 STAR = "method.*."
-MOST_POINTS = 10_000  # of one line
+MOST_POINTS = 10_000  # in one line
 
 
 @dataclass(frozen=True)
 class Point:
-    """One value of a study: what the axes and the line are called there, the run that has it, and its column there."""
+    """One value of a study: its axis labels and its line, the run that has it, and its column there."""
 
     labels: dict[str, str]
     line: str
@@ -52,7 +52,7 @@ class Plan:
 
 
 def load_study(name: str, arguments: list[str] | None = None) -> Plan:
-    """As `read_study`. Raises: ConfigError also for images that are not there."""
+    """Reads a study as `read_study` does. Raises: ConfigError also for images that are not there."""
     plan = read_study(name, arguments)
     for config in plan.runs.values():
         check_folders(config)
@@ -60,8 +60,9 @@ def load_study(name: str, arguments: list[str] | None = None) -> Plan:
 
 
 def read_study(name: str, arguments: list[str] | None = None) -> Plan:
-    """The study `name` (a path, or looked up in configs/studies/); arguments `--key=value` change keys of the study
-    (title, axes, lines, …) or else of every run.
+    """Reads the study `name` (a path, or looked up in configs/studies/).
+
+    Arguments `--key=value` change keys of the study (title, axes, lines, …), or otherwise of every run.
 
     Raises: ConfigError for wrong keys of the study or of any of its runs.
     """
@@ -77,7 +78,7 @@ def read_study(name: str, arguments: list[str] | None = None) -> Plan:
 
 
 def remove_runs(plan: Plan) -> None:
-    """Removes what a study has left in its folder: its runs, and the files called as itself; nothing else."""
+    """Removes what a study has left in its folder: its runs, and the files that have its name; nothing else."""
     for path in plan.folder.glob("*"):
         if path.is_dir() and (path / CONFIG).is_file():
             shutil.rmtree(path)
@@ -132,7 +133,7 @@ def _columns(specs: list[str | dict[str, Any]]) -> list[str]:
 
 
 def _labelled(axis: str, given: dict[str, Any]) -> dict[str, Changes]:
-    """An axis as label -> changes. `{key: [values]}` labels each value by itself, a block by its file's stem."""
+    """Returns an axis as label -> changes. `{key: [values]}` labels each value by itself, and a block by its file's stem."""
     if len(given) == 1 and isinstance(values := next(iter(given.values())), list):
         key = next(iter(given))
         return {_label(value): {key: value} for value in values}
@@ -161,7 +162,7 @@ def _combinations(name: str, line: Line, axes: dict[str, dict[str, Changes]]) ->
 
 
 def _content(base: dict[str, Any], line: Line, changes: list[Changes]) -> dict[str, Any]:
-    """The keys of one run: the line's changes, then those of the axes."""
+    """Returns the keys of one run: the line's changes, then those of the axes."""
     content = change(base, line.changes)
     for each in changes:
         content = change(content, _of_method(content, each))
@@ -169,12 +170,12 @@ def _content(base: dict[str, Any], line: Line, changes: list[Changes]) -> dict[s
 
 
 def _of_method(content: dict[str, Any], changes: Changes) -> Changes:
-    """`method.*.key` with the run's method in place of the star; left out where that method has no such key."""
+    """Puts the run's method in place of the star of `method.*.key`, which is left out if that method has no such key."""
     return {named: value for key, value in changes.items() if (named := _starred(content, key))}
 
 
 def _starred(content: dict[str, Any], key: str) -> str:
-    """A key, or `--key=value`, with the method's name for its star; empty where the method has no such key."""
+    """Returns a key, or `--key=value`, with the method's name for its star; it is empty if the method has no such key."""
     if not key.removeprefix("--").startswith(STAR):
         return key
     name = _method(content)
@@ -182,13 +183,13 @@ def _starred(content: dict[str, Any], key: str) -> str:
 
 
 def _method(content: dict[str, Any]) -> str:
-    """The name of a run's method; empty where none is named, which the schema then says."""
+    """Returns the name of a run's method; it is empty if none is named, which the schema then reports."""
     given = content.get("method")
     return next(iter(given), "") if isinstance(given, dict) else ""
 
 
 def _of_star(key: str) -> str:
-    """The first part of a key behind its star."""
+    """Returns the first part of a key after its star."""
     return key.split(".")[2].partition("=")[0]
 
 
@@ -197,7 +198,7 @@ def _keys_of(method: str) -> Collection[str]:
 
 
 def _check_starred(contents: list[dict[str, Any]], keys: Iterable[str]) -> None:
-    """Raises ConfigError for a `method.*.key` that the method of no run has: it would change nothing."""
+    """Raises ConfigError for a `method.*.key` that no run's method has, because it would change nothing."""
     known = sorted({key for content in contents for key in _keys_of(_method(content))})
     for key in keys:
         if key.removeprefix("--").startswith(STAR) and _of_star(key) not in known:
@@ -207,12 +208,12 @@ def _check_starred(contents: list[dict[str, Any]], keys: Iterable[str]) -> None:
 
 
 def _first_with(study: Study, line: Line) -> str:
-    """The first line that makes the same changes: both are columns of the same run."""
+    """Returns the first line that makes the same changes; both are columns of the same run."""
     return next(name for name, other in study.lines.items() if other.changes == line.changes)
 
 
 def _check_arguments(study: Study, axes: dict[str, dict[str, Changes]], arguments: list[str]) -> None:
-    """What the study varies cannot be fixed for all of its runs."""
+    """Raises ConfigError for an argument that fixes for all runs what the study varies."""
     varied = {key for labels in axes.values() for changes in labels.values() for key in changes}
     varied |= {key for line in study.lines.values() for key in line.changes} | {"detectors", "runs_root"}
     if study.shows == "shift":

@@ -1,4 +1,4 @@
-"""The Markdown table of a study."""
+"""Writes the Markdown table of a study."""
 
 from __future__ import annotations
 
@@ -19,7 +19,9 @@ CAPTION = (
 
 
 def markdown(plan: Plan, rows: list[Row], over: dict[int, str], remarks: list[str]) -> str:
-    """Title, table, caption (with what the intervals of so many seeds are over), what is missing and why, and the figure."""
+    """Returns title, table, caption (with what the intervals of this many seeds are computed from), what is missing and why, and
+    the figure.
+    """
     table, caption = TABLES[plan.study.shows](plan, rows)
     title, name = plan.study.title or plan.study.name, plan.study.name
     said = [caption]
@@ -33,7 +35,7 @@ def markdown(plan: Plan, rows: list[Row], over: dict[int, str], remarks: list[st
 
 
 def _results(plan: Plan, rows: list[Row]) -> tuple[str, str]:
-    """A row an axis label and line, a column an OOD set, the best AUROC of a column in bold."""
+    """Returns a table with a row for each axis label and line, a column for each OOD set, and each column's best AUROC in bold."""
     sets = dict.fromkeys(row["ood"] for row in rows if row["ood"] != MEAN) | {MEAN: None}
     counts = {row["ood"]: row["n_ood"] for row in rows}
     best = {ood: max(round(100 * row["auroc"], 1) for row in rows if row["ood"] == ood) for ood in sets}

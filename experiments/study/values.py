@@ -1,4 +1,4 @@
-"""What a study found, as one long table: a row for each point and OOD set."""
+"""Collects the results of a study as one long table, with a row for each point and OOD set."""
 
 from __future__ import annotations
 
@@ -25,12 +25,14 @@ NUMBERS = {*PERCENT, "seeds", "n_id", "n_ood", "fewest_labels", "most_labels"}
 
 
 def values(plan: Plan, results: Results) -> list[dict[str, Any]]:
-    """A row for each point and OOD set, and for their mean: axes, line, run, detector, ood, metrics (fractions; means over
-    seeds), auroc_std over seeds, the 95 % interval auroc_low, auroc_high, seeds (how many have the detector), n_id, n_ood; of the
-    run accuracy, knn_accuracy, share of pseudo-labels that passed (labels_passed) and of those that are right, labels a class it
-    was trained on (fewest, most). None: not there.
+    """Returns a row for each point and OOD set, and for their mean.
 
-    Of a corrupted set, accuracy is that on its own images.
+    Its columns are axes, line, run, detector, ood, metrics (fractions; means over seeds), auroc_std over seeds, the 95 % interval
+    auroc_low, auroc_high, seeds (how many have the detector), n_id, n_ood; and for the run: accuracy, knn_accuracy, the share of
+    pseudo-labels that passed (labels_passed) and of those the share that is right, and the smallest and largest number of labels
+    in a class that it was trained on. None stands for what is not there.
+
+    The accuracy of a corrupted set is that on its own images.
     """
     rows = []
     for point in plan.points:
@@ -54,7 +56,7 @@ def values(plan: Plan, results: Results) -> list[dict[str, Any]]:
 
 
 def missing(plan: Plan, results: Results) -> list[str]:
-    """The points whose detector a run lacks, in all seeds or in some, each as a line that says why."""
+    """Returns the points whose detector a run lacks, in all seeds or in some, each as a line that says why."""
     lines = []
     for point in plan.points:
         if (found := results.get(point.run)) is None:
@@ -69,12 +71,12 @@ def missing(plan: Plan, results: Results) -> list[str]:
 
 
 def over_seeds(results: Results) -> dict[int, str]:
-    """The numbers of seeds that the runs have, where there are several, and what their intervals are over."""
+    """Returns the numbers of seeds that the runs have, if there are several, and what their intervals are computed from."""
     return {len(found["seeds"]): intervals_told(found) for found in results.values() if len(found["seeds"]) > 1}
 
 
 def write_values(path: Path, rows: list[dict[str, Any]]) -> None:
-    """The rows as CSV; fractions in percent with 2 decimals."""
+    """Writes the rows as CSV, with fractions in percent with 2 decimals."""
     texts = rows[0].keys() - NUMBERS
     with written_text(path) as file:
         writer = csv.DictWriter(file, cells(rows[0], texts))
@@ -85,7 +87,7 @@ def write_values(path: Path, rows: list[dict[str, Any]]) -> None:
 
 
 def means(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """The rows of the mean over OOD sets."""
+    """Returns the rows of the mean over OOD sets."""
     return [row for row in rows if row["ood"] == MEAN]
 
 
@@ -107,7 +109,9 @@ def _of_run(found: dict[str, Any]) -> dict[str, Any]:
 
 
 def _accuracies(plan: Plan, run: str, found: dict[str, Any]) -> dict[str, float]:
-    """Share of right predictions on each corrupted set, whose images have the paths of the ID test images that they show."""
+    """Returns the share of right predictions on each corrupted set, whose images have the paths of the ID test images that they
+    show.
+    """
     of_set: dict[str, list[float]] = {}
     for seed in found["seeds"]:
         table = read_scores(of_seed(plan.folder / run, seed), ["set", "path", "label", "prediction"])

@@ -1,4 +1,4 @@
-"""The files of a study: table (Markdown), values (CSV) and figure (PNG), in its folder."""
+"""Writes the files of a study into its folder: table (Markdown), values (CSV) and figure (PNG)."""
 
 from __future__ import annotations
 

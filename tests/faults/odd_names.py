@@ -144,7 +144,7 @@ def _scored(run_folder: Path) -> None:
 
 
 def _trained(folder: Path) -> None:
-    shown = {"resamples": 0, "figures": True, "report": True}
+    shown = {"figures": True, "report": True}
     config = lab.config(folder, "train", lab.PROBE, data=_data(folder), evaluation=shown)
     _survives(["train.py", "--config", config], folder)
     _scored(folder / "runs" / "train")

@@ -20,7 +20,7 @@ from filelock import FileLock
 
 from faults import lab, process
 
-REPORTED = {"resamples": 0, "figures": False, "report": True}
+REPORTED = {"figures": False, "report": True}
 WATCHED = {"os.rename": 1, "os.remove": 0}  # audit events, and which argument names the file
 NAMES_APART = re.compile(
     r"[0-9a-f]{32}|[0-9a-f]{8}-\d{7}-|tfevents\.[\w.-]+|/tmp[\w]{8}$"

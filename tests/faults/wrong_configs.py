@@ -113,7 +113,7 @@ def _probe() -> dict[str, Any]:
         "features_root": "features",
         "seed": 1,
         "seeds": [1, 2],
-        "evaluation": {"resamples": 10, "bank_per_class": 5, "bank_without": None, "every_n_epochs": 1, "accept": 0.9},
+        "evaluation": {"bank_per_class": 5, "bank_without": None, "every_n_epochs": 1, "accept": 0.9},
     }
 
 
@@ -230,5 +230,5 @@ def _accepted(config: Config, folder: Path = Path("runs"), source: Path | None =
     again = validate(parse(dump(config).encode(errors="surrogateescape").decode(errors="surrogateescape")))
     assert contents(again) == contents(config), "its config.yaml is read back as another config"
     load_benchmark(config)
-    evaluation = OODEvaluation(config.detectors, config.evaluation.resamples, config.seed)
+    evaluation = OODEvaluation(config.detectors)
     make_trainer(config, folder, evaluation, trains=True)

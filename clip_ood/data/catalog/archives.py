@@ -1,4 +1,4 @@
-"""The members of tar and zip files, one after the other, each with what it is and how large; nothing is written."""
+"""Lists the members of tar and zip files one after the other, with their kind and size; nothing is written."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ BLOCK = 1 << 20  # bytes read at a time
 
 
 class Member(NamedTuple):
-    """One member: `size` in bytes once unpacked, and what it is if neither file nor folder (`special`)."""
+    """One member: its unpacked `size` in bytes, and what it is if it is neither a file nor a folder (`special`)."""
 
     name: str
     size: int
@@ -27,19 +27,19 @@ class Member(NamedTuple):
 
 
 def in_tar(archive: Path) -> Iterator[Member]:
-    """The members of a tar file, compressed by gzip or not at all. Raises: tarfile.TarError where it is not whole."""
+    """Yields the members of a tar file, compressed by gzip or not at all. Raises: tarfile.TarError if it is not whole."""
     compressed = not archive.name.lower().endswith(".tar")
     with (gzip.open if compressed else open)(archive, "rb") as file:
         with tarfile.open(fileobj=Bounded(file), mode="r:", tarinfo=_WholeHeader) as tar:
             while (info := tar.next()) is not None:
-                tar.members = []  # it would keep every header
+                tar.members = []  # tarfile would keep every header
                 yield Member(info.name, info.size, info.isdir(), _special(info), partial(tar.extractfile, info))
-        while file.read(BLOCK):  # up to the checksum at the end of a .gz
+        while file.read(BLOCK):  # reads up to the checksum at the end of a .gz
             pass
 
 
 def in_zip(archive: Path) -> Iterator[Member]:
-    """The members of a zip file. Raises: zipfile.BadZipFile where it is not whole."""
+    """Yields the members of a zip file. Raises: zipfile.BadZipFile if it is not whole."""
     with zipfile.ZipFile(archive) as file:
         for info in file.infolist():
             if info.flag_bits & 1:
@@ -50,7 +50,7 @@ def in_zip(archive: Path) -> Iterator[Member]:
 
 
 class _WholeHeader(tarfile.TarInfo):
-    """A member's header; tarfile takes a damaged one behind the first for the archive's end."""
+    """A member's header; tarfile itself takes a damaged one after the first for the archive's end."""
 
     @classmethod
     def fromtarfile(cls, tar: tarfile.TarFile) -> tarfile.TarInfo:

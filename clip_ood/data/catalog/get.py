@@ -1,4 +1,4 @@
-"""A set of the catalogue, downloaded, unpacked and counted."""
+"""Downloads, unpacks and counts a set of the catalogue."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ from clip_ood.terminal.shown import say
 
 
 def get(entry: Entry, root: Path) -> None:
-    """Brings a set under `root`; files that are there are left as they are.
+    """Downloads a set to `root`; files that are there already are left as they are.
 
-    Raises: ConfigError for a set that is not downloaded from here, with what to do instead, and for one whose number of
+    Raises: ConfigError for a set that cannot be downloaded from here, with what to do instead, and for one whose number of
     images is not the published one; DownloadError, UnsafeArchive, Damaged.
     """
     if not entry.files:
@@ -51,7 +51,7 @@ def _get_file(file: File, root: Path) -> None:
         return
     published = None if file.md5 is None else Checksum("md5", file.md5)
     known = published or recorded(archive)
-    own = archive.is_file()  # of somebody's, or of a call that was killed
+    own = archive.is_file()  # the user's, or left by a call that was killed
     if own:
         _check_archive(archive, known)
     else:
@@ -72,7 +72,7 @@ def _get_file(file: File, root: Path) -> None:
 
 
 def _check_there(target: Path) -> None:
-    """Raises ConfigError for a file that an answer of another kind was once kept as."""
+    """Raises ConfigError for a file that holds another answer of a server, which was once kept in its place."""
     try:
         if target.is_file():
             check_type(target)

@@ -1,4 +1,4 @@
-"""Which sets of the catalogue are under a folder, and how many of their images."""
+"""Says which sets of the catalogue are under a folder, and how many of their images."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from clip_ood.errors import UserError
 
 @dataclass(frozen=True)
 class State:
-    """One split of a set: images found (None: the set is not there) and what is wrong with it, if anything."""
+    """One split of a set: the number of images found (None: the set is not there), and what is wrong with it, if anything."""
 
     entry: Entry
     split: str
@@ -36,7 +36,7 @@ def look(entry: Entry, split: str, root: Path) -> State:
     spec = next((each for each in layouts(ImageSet(catalog=entry.name, split=split)) if is_there(each, root)), None)
     if spec is None:
         return State(entry, split, None)
-    from clip_ood.data.listing import list_images  # Pillow and more, only for what is there
+    from clip_ood.data.listing import list_images  # imports Pillow and more, so only for sets that are there
 
     try:
         return State(entry, split, len(list_images(entry.name, spec, root, False, 0, partial=True, download=False)))
@@ -45,12 +45,12 @@ def look(entry: Entry, split: str, root: Path) -> State:
 
 
 def states(root: Path) -> list[State]:
-    """All splits of all sets."""
+    """Returns the state of every split of every set."""
     return [look(entry, split, root) for entry in catalogue().values() for split in entry.splits]
 
 
 def table(found: list[State], root: Path) -> Table:
-    """The catalogue against a folder, for the terminal."""
+    """Returns a table for the terminal that compares the catalogue with a folder."""
     table = Table(title=f"Image sets under {root}", title_justify="left")
     for column, side in (("set", "left"), ("split", "left"), ("published", "right"), ("here", "right")):
         table.add_column(column, justify=side, no_wrap=True)
@@ -65,7 +65,7 @@ def table(found: list[State], root: Path) -> Table:
 
 
 def advice(found: list[State], root: Path) -> list[str]:
-    """Lines that say what is wrong with sets that are there, and how to get those that are not."""
+    """Returns lines that say what is wrong with sets that are there, and how to get those that are missing."""
     lines = [
         f"{state.entry.name} {state.split}: {_wrong(state)}"
         for state in found

@@ -1,4 +1,7 @@
-"""Archives from elsewhere: unpacked beside their place and moved there when whole; nothing in them may reach out, or fill the disk."""
+"""Unpacks archives from elsewhere beside their place and moves the result there when it is whole.
+
+Nothing in an archive may be written outside its folder or fill the disk.
+"""
 
 from __future__ import annotations
 
@@ -22,25 +25,27 @@ MOST_MEMBERS = 5_000_000  # ImageNet has 1.3 million
 
 
 class UnsafeArchive(UserError):
-    """An archive with a member that would be written outside its folder, or that unpacks to more than it may."""
+    """An archive has a member that would be written outside its folder, or it unpacks to more than it may."""
 
 
 class Damaged(UserError):
-    """An archive that is cut off or changed."""
+    """An archive is truncated or was changed."""
 
 
 def unpack(archive: Path, target: Path) -> list[str]:
-    """Puts what `archive` holds under the name of `target` there: a member of a tar or zip file, a .gz file's content, or
-    a file of another kind as it is, by its name. Links and special members (devices, pipes) are passed over: what they are.
+    """Unpacks to `target` the content that has its name: a member of a tar or zip file, a .gz file's content, or any other file.
+
+    Links and special members (devices, pipes) are left out; it returns what they are.
 
     Raises: UnsafeArchive for absolute paths, paths with .., and for more bytes or members than an archive of its size or this
-    disk may take; Damaged for one that is not whole; ValueError for one that holds no such member; FileExistsError for a target that is there.
+    disk may take; Damaged for one that is not whole; ValueError for one that holds no such member; FileExistsError for a target
+    that is there.
     """
     if target.exists():
         raise FileExistsError(17, "already there; move it away", str(target))
     target.parent.mkdir(parents=True, exist_ok=True)
     aside = target.parent / f".unpacking-{archive.name}"
-    shutil.rmtree(aside, ignore_errors=True)  # a killed run's
+    shutil.rmtree(aside, ignore_errors=True)  # left by a killed run
     aside.mkdir()
     try:
         try:
@@ -60,7 +65,7 @@ def unpack(archive: Path, target: Path) -> list[str]:
 
 
 class _Allowance:
-    """How much an archive may still unpack to, by its own size and by the disk's room."""
+    """How much an archive may still unpack to, given its own size and the room on the disk."""
 
     def __init__(self, archive: Path, folder: Path) -> None:
         size, self.room = archive.stat().st_size, shutil.disk_usage(folder).free
@@ -115,7 +120,7 @@ def _write(members: Iterator[Member], folder: Path, allowed: _Allowance) -> list
 def _copy(source: BinaryIO, place: Path, allowed: _Allowance | None = None) -> None:
     with place.open("wb") as copy:
         while block := source.read(BLOCK):
-            if allowed is not None:  # of unknown size
+            if allowed is not None:  # the size is unknown
                 allowed.take(place.name, len(block))
             copy.write(block)
 

@@ -1,4 +1,4 @@
-"""Readers: where the images of a set come from, one class a kind of source."""
+"""Readers give the images of a set; there is one class for each kind of source."""
 
 from clip_ood.data.readers.reader import Reader, Stamp
 

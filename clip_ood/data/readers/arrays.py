@@ -1,4 +1,4 @@
-"""Images that lie in memory as arrays."""
+"""Reads images that lie in memory as arrays."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from clip_ood.data.readers.reader import Reader
 
 
 class Arrays(Reader):
-    """`pixels` (N, H, W) or (N, H, W, 3) of uint8."""
+    """Reads images from `pixels` (N, H, W) or (N, H, W, 3) of uint8."""
 
     def __init__(
         self,

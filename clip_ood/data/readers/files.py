@@ -1,4 +1,4 @@
-"""Images that are files of their own."""
+"""Reads images that are files of their own."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from clip_ood.data.readers.on_disk import OnDisk, Place
 
 
 class Files(OnDisk):
-    """Files whose names are paths below `root`."""
+    """Reads files whose names are paths below `root`."""
 
     def __init__(
         self,

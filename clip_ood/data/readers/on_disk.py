@@ -1,4 +1,4 @@
-"""Bytes of files: where they lie, how they are read whole, and what tells that a file is still the one that was read."""
+"""Reads bytes of files: where they lie, how they are read whole, and what shows that a file has not changed since."""
 
 from __future__ import annotations
 
@@ -17,35 +17,38 @@ from clip_ood.features.identity import identity_of, pairs
 from clip_ood.files.regular_file import check_regular
 from clip_ood.process.stalls import reading
 
-LARGEST = 1 << 30  # bytes of an image; one of that many pixels would be refused anyway
-TRIES = 3  # to read a file that others write
+LARGEST = 1 << 30  # bytes of an image; an image of that many pixels would be refused anyway
+TRIES = 3  # to read a file that another process writes
 
 
 class Place(NamedTuple):
-    """Where an image lies: the whole file at `path`, or `size` bytes of it from `offset`."""
+    """The place of an image: the whole file at `path`, or `size` bytes of it from `offset`."""
 
     path: str
     offset: int = 0
     size: int | None = None
 
     def read(self) -> bytes:
-        """Its bytes. Raises as `read_whole`."""
+        """Returns its bytes. Raises as `read_whole` does."""
         return read_whole(*self)[0]
 
     def load(self) -> tuple[bytes, Stamp]:
-        """Its bytes and its stamp when they were read. Raises as `read_whole`."""
+        """Returns its bytes, and its stamp when they were read. Raises as `read_whole` does."""
         content, state = read_whole(*self)
         return content, Stamp(self.known_by(state), hides_changes(state))
 
     def stamp(self) -> Stamp:
-        """Its stamp as the file is now. Raises: OSError."""
+        """Returns its stamp as the file is now. Raises: OSError."""
         with reading(self.path):
             state = os.stat(self.path)
         return Stamp(self.known_by(state), hides_changes(state))
 
     def known_by(self, state: os.stat_result) -> bytes:
-        """The value of its stamp where its file is in this state: a hash of its real path, size, times of writing and of any change,
-        and inode; and of offset and size of an image that lies inside of it."""
+        """Returns the value of its stamp for this state of its file.
+
+        It is a hash of the file's real path, size, times of writing and of any change, and inode; and of offset and size of an
+        image inside a file.
+        """
         path, offset, size = self
         about = f"{state.st_size},{state.st_mtime_ns},{state.st_ctime_ns},{state.st_ino}"
         if size is not None:
@@ -54,11 +57,11 @@ class Place(NamedTuple):
 
 
 class OnDisk(Reader):
-    """Images that are files, or bytes of files."""
+    """Reads images that are files, or bytes of files."""
 
     @abstractmethod
     def place(self, index: int) -> Place:
-        """Where an image lies."""
+        """Returns where an image lies."""
 
     def open(self, index: int) -> bytes:
         return self.place(index).read()
@@ -70,7 +73,7 @@ class OnDisk(Reader):
         return self.place(index).stamp()
 
     def stamps(self, indices: Iterable[int]) -> Stamps:
-        """One look at a file for all images in a row that lie in it."""
+        """Returns stamps, looking at a file only once for all consecutive images in it."""
         real_folder.cache_clear()  # links may lead elsewhere by now
         values, vague, path, state = [], [], None, None
         for index in indices:
@@ -84,26 +87,26 @@ class OnDisk(Reader):
 
 @cache
 def real_folder(folder: str) -> str:
-    """The folder that a path stands for, links resolved; once a process."""
+    """Returns the folder that a path stands for, with links resolved; each is resolved once in a process."""
     return os.path.realpath(folder)
 
 
 def real_path(path: str) -> str:
-    """A file's path with the links of its folder resolved."""
+    """Returns a file's path with the links of its folder resolved."""
     folder, _, name = path.rpartition("/")
     return f"{real_folder(folder)}/{name}"
 
 
 def hides_changes(state: os.stat_result) -> bool:
-    """Whether a file could change without a sign: some file systems have no time of change, and give that of writing."""
+    """Says whether a file could change without a sign: some file systems have no time of change, and report that of writing."""
     return state.st_ctime_ns == state.st_mtime_ns
 
 
 def read_whole(path: str | Path, offset: int = 0, size: int | None = None) -> tuple[bytes, os.stat_result]:
-    """Bytes of a file and its state when they were read; a file that changed meanwhile is read again.
+    """Returns bytes of a file and its state when they were read; a file that changed meanwhile is read again.
 
-    Raises: OSError for a file that cannot be had, that is none (a pipe would keep us waiting), that is shorter than asked for,
-    larger than any image, or that does not stop changing; MemoryError, which names the file.
+    Raises: OSError for a file that cannot be read, is no regular file (reading a pipe would wait forever), is shorter than asked
+    for, is larger than any image, or does not stop changing; MemoryError, which names the file.
     """
     with reading(path):
         return _read(Path(path), offset, size)

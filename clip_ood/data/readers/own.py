@@ -1,4 +1,4 @@
-"""Readers that a config names by their class path, checked before any image is encoded."""
+"""Readers that a config names by a word or their class path, checked before any image is encoded."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import operator
 from pathlib import Path
 
 from clip_ood.config.data_schema import ImageSet
+from clip_ood.config.reader_names import class_path
 from clip_ood.data.readers.reader import Reader, Stamp
 from clip_ood.dotted_paths import module_of
 from clip_ood.errors import ConfigError, nearest
@@ -14,13 +15,13 @@ from clip_ood.features.identity import SIZE
 
 
 def own_reader(set_name: str, spec: ImageSet, root: Path) -> Reader:
-    """The reader of an image set, made with the set's path below `root` and its options.
+    """Makes the reader of an image set with the set's path below `root` and its options.
 
-    Raises: ConfigError for a class that is not there or is no whole reader, for arguments that it does not take, and for names,
-    labels, class names and stamps that do not fit each other.
+    Raises: ConfigError for a class that is not there or is no complete reader, for arguments that it does not take, and for
+    names, labels, class names and stamps that do not fit each other.
     """
     where = f"Image set {set_name}: {spec.reader}"
-    reader = _make(where, _find(where, spec.reader), spec, root)
+    reader = _make(where, _find(where, class_path(spec.reader)), spec, root)
     _check_names(where, reader)
     if reader.labels is not None:
         _check_labels(where, reader)
@@ -109,7 +110,7 @@ def _check_stamp(where: str, reader: Reader) -> None:
     try:
         stamp = reader.stamp(0)
     except OSError:
-        return  # told where all stamps are asked for
+        return  # it is reported later, with all other stamps
     fits = isinstance(stamp, Stamp) and isinstance(stamp.value, bytes) and len(stamp.value) == SIZE
     if stamp is not None and not fits:
         raise ConfigError(

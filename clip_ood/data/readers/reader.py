@@ -1,4 +1,4 @@
-"""What every source of images gives: names, labels, each image, and what says that an image is still the same one."""
+"""The interface of every source of images: names, labels, each image, and a stamp that shows that an image has not changed."""
 
 from __future__ import annotations
 
@@ -13,8 +13,10 @@ from clip_ood.features.identity import pairs
 
 
 class Stamp(NamedTuple):
-    """What an image is known by as long as it stays the same: 16 bytes, as `identity_of` makes them of a path, a size and times; and
-    whether the image could change although the stamp stays (`vague`)."""
+    """What identifies an image as long as it stays the same: 16 bytes, made by `identity_of` of a path, a size and times.
+
+    `vague` says whether the image could change although the stamp stays the same.
+    """
 
     value: bytes
     vague: bool = False
@@ -28,10 +30,10 @@ class Stamps(NamedTuple):
 
 
 class Reader(ABC):
-    """The N images of one source, in a fixed order. It goes to other processes, which read as well: it holds no open file.
+    """The N images of one source, in a fixed order. It is sent to other processes, which read as well, so it holds no open file.
 
-    Attributes: names, all distinct, with "/" between folders; labels, one class index an image (-1: no class), None where the
-    source has no classes; class_names, in label order, None where labels are numbers alone.
+    Attributes: names: all distinct, with "/" between folders; labels: one class index for each image (-1: no class), None if the
+    source has no classes; class_names: in label order, None if labels are only numbers.
     """
 
     names: Sequence[str]
@@ -40,27 +42,29 @@ class Reader(ABC):
 
     @abstractmethod
     def open(self, index: int) -> bytes | np.ndarray:
-        """An image: the content of its file (PNG, JPEG, …), or its pixels, (H, W) or (H, W, 3) of uint8.
+        """Returns an image: the content of its file (PNG, JPEG, …), or its pixels, (H, W) or (H, W, 3) of uint8.
 
-        Raises: OSError for one that cannot be had.
+        Raises: OSError for an image that cannot be read.
         """
 
     def stamp(self, index: int) -> Stamp | None:
-        """What says, without reading the image, that it is the one that was read before; raises OSError for one that is not there.
+        """Returns a stamp that shows, without reading the image, that it is the one that was read before.
 
-        None for all images of a source (as here) where nothing says so: every run then opens each of them once to know it.
+        It is None for all images of a source (as here) if nothing shows this; then every run opens each of them once to recognise
+        it.
+        Raises: OSError for an image that is not there.
         """
         return None
 
     def stamps(self, indices: Iterable[int]) -> Stamps:
-        """The stamps of some images, of a source that has them."""
+        """Returns the stamps of some images, for a source that has stamps."""
         found = [self.stamp(index) for index in indices]
         return Stamps(pairs(each.value for each in found), np.array([each.vague for each in found], bool))
 
     def load(self, index: int) -> tuple[bytes | np.ndarray, Stamp | None]:
-        """An image, and its stamp when it was read.
+        """Returns an image, and its stamp when it was read.
 
-        Raises: OSError as `open`, and for an image that changes meanwhile.
+        Raises: OSError as `open` does, and for an image that changes meanwhile.
         """
         before = self.stamp(index)
         content = self.open(index)
@@ -69,5 +73,5 @@ class Reader(ABC):
         return content, before
 
     def path(self, index: int) -> str | None:
-        """The file that holds this image and nothing else; None where there is none."""
+        """Returns the file that holds this image and nothing else, or None if there is none."""
         return None

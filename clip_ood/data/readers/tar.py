@@ -1,4 +1,4 @@
-"""Image sets in tar shards (webdataset's layout): where each image lies, so that any of them is read by one seek.
+"""Reads image sets in tar shards (webdataset's layout); the place of each image is known, so that one seek reads it.
 
 A sample's files share their name up to the first dot after the last slash: `0007.jpg` and its label number `0007.cls`.
 """
@@ -22,7 +22,7 @@ LABEL = ".cls"
 
 
 class Shards(OnDisk):
-    """The images of shards, named "shard/member"; `passed_over`, members that belong to no image."""
+    """The images of shards, named "shard/member"; `passed_over` are members that belong to no image."""
 
     def __init__(
         self,
@@ -38,10 +38,10 @@ class Shards(OnDisk):
 
 
 def read_shards(set_name: str, paths: list[Path]) -> Shards:
-    """The images of all shards, in their order, by the headers alone; no image is read.
+    """Lists the images of all shards, in their order, from the headers alone; no image is read.
 
-    Raises: ConfigError, naming shard, member and reason, for what is no whole, uncompressed tar file, for a sample of several
-    images or labels, for an image that is a link, and for labels that are missing, no numbers, or of no image.
+    Raises: ConfigError, naming shard, member and reason, for a file that is no whole, uncompressed tar file, for a sample with
+    several images or labels, for an image that is a link, and for labels that are missing, are no numbers, or have no image.
     """
     names, places, labels, others = [], [], [], []
     for path in paths:
@@ -63,12 +63,12 @@ def read_shards(set_name: str, paths: list[Path]) -> Shards:
 
 
 def is_image(info: tarfile.TarInfo) -> bool:
-    """Whether a member of a tar file is an image by its name, and no hidden one or a thumbnail."""
+    """Says whether a member of a tar file is an image by its name, and neither hidden nor a thumbnail."""
     return posixpath.splitext(info.name)[1].lower() in SUFFIXES and not info.isdir() and not is_hidden(info.name)
 
 
 def not_stored(info: tarfile.TarInfo) -> str | None:
-    """Why the bytes of a member do not stand behind its header, None where they do."""
+    """Returns why the bytes of a member do not follow its header, or None if they do."""
     if info.issym() or info.islnk():
         return f"it is a link to {info.linkname}: pack the images with tar --dereference --hard-dereference"
     if info.sparse is not None:

@@ -1,0 +1,81 @@
+"""Confidence intervals of metrics in [0, 1], near 1 and with few images too."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from statistics import NormalDist, fmean
+
+from clip_ood.metrics.influence import Influence, standard_error
+
+LEVEL = 0.95
+FEW = 8  # added to the number of images that take something from the metric
+ROUNDING = 1e-12  # a standard error below it is none
+
+
+def interval(of_seed: Sequence[Influence], level: float = LEVEL) -> tuple[float, float] | None:
+    """Returns the interval of the mean θ over J seeds of an AUROC or average precision; None where a set has one distinct image.
+
+    On the logit scale, logit θ ± z / √(n θ (1 − θ)); at θ = 0 or 1, Wilson's interval of n trials. n is the effective number of
+    images, 1 / n = s² / (θ (1 − θ)) + δ / (k + 8), with s the `standard_error`, k the effective number of images that take something
+    from the metric (`Influence.misplaced`), and δ the most that a single image can take from it (`Influence.largest`).
+
+    Where many images are misplaced it is DeLong's interval on the logit scale. Near perfect separation s comes from a few images, or
+    is 0: then an image in the worst place may have been missed, which the second term allows for. The 8 was chosen on normal
+    scores of equal and unequal spread; `make bench-statistics` prints what is covered there and elsewhere.
+    """
+    value, error = fmean(each.value for each in of_seed), standard_error(of_seed)
+    if math.isinf(error):
+        return None
+    z = NormalDist().inv_cdf((1 + level) / 2)
+    k = 0.0 if error < ROUNDING else min(each.misplaced for each in of_seed)
+    inside = value * (1 - value)
+    missed = max(max(each.largest) for each in of_seed) / (k + FEW)
+    if inside <= ROUNDING:
+        return wilson(round(value), 1 / missed, z)
+    logit, margin = math.log(value / (1 - value)), z * math.sqrt((error**2 / inside + missed) / inside)
+    return _logistic(logit - margin), _logistic(logit + margin)
+
+
+def wilson(share: float, n: float, z: float) -> tuple[float, float]:
+    """Returns Wilson's interval of a share of n trials, for the normal quantile z.
+
+    References: Wilson, "Probable Inference, the Law of Succession, and Statistical Inference", JASA 1927.
+
+    >>> [round(end, 3) for end in wilson(1, 10, 1.96)]
+    [0.722, 1.0]
+    """
+    centre, half = share + z * z / (2 * n), z * math.sqrt(share * (1 - share) / n + (z / (2 * n)) ** 2)
+    low, high = (centre - half) / (1 + z * z / n), (centre + half) / (1 + z * z / n)
+    return max(0.0, low), min(1.0, high)
+
+
+def share_interval(count: int, n: int, level: float = LEVEL) -> tuple[float, float]:
+    """Returns the interval of a share, `count` of n images: Wilson's, with the ends of one to three counts (or missing ones) moved out to
+    the Poisson limit, where Wilson's covers too little.
+
+    References: Brown, Cai & DasGupta, "Interval Estimation for a Binomial Proportion", Statistical Science 2001.
+
+    >>> [round(end, 4) for end in share_interval(1, 100)], round(wilson(0.01, 100, 1.96)[0], 4)
+    ([0.0005, 0.0545], 0.0018)
+    """
+    low, high = wilson(count / n, n, NormalDist().inv_cdf((1 + level) / 2))
+    if 1 <= count <= 3:
+        low = min(low, _least(count, 1 - level) / n)
+    if 1 <= n - count <= 3:
+        high = max(high, 1 - _least(n - count, 1 - level) / n)
+    return low, high
+
+
+def _least(count: int, tail: float) -> float:
+    """The Poisson mean that gives `count` or more with the probability `tail`, by halving."""
+    low, high = 0.0, float(count)
+    for _ in range(50):
+        mean = (low + high) / 2
+        fewer = math.exp(-mean) * sum(mean**k / math.factorial(k) for k in range(count))
+        low, high = (mean, high) if 1 - fewer < tail else (low, mean)
+    return mean
+
+
+def _logistic(value: float) -> float:
+    return 1 / (1 + math.exp(-value)) if value > -700 else 0.0
