@@ -83,9 +83,10 @@ def _choose(name: str, pool: Pool, embeddings: dict[str, Rows], trainer: Trainer
 
 
 def write_words(folder: Path, negatives: dict[str, NegativeLabels]) -> dict[str, Any] | None:
-    """Writes negative_words.csv: a line a chosen word, nouns before adjectives, the farthest from the classes first.
+    """Writes the chosen words to negative_words.csv: nouns before adjectives, and those farthest from the classes first.
 
-    Returns its name, SHA-256 and the number of words by detector; None, and no file, without negative labels.
+    Returns the file's name, its SHA-256 and the number of words by detector. Without negative labels it returns None and
+    removes the file.
     """
     path = folder / WORDS
     path.unlink(missing_ok=True)

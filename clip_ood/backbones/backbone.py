@@ -50,7 +50,7 @@ class Backbone(nn.Module):
 
     @property
     def logit_bias(self) -> float | None:
-        """The model's b in σ(s · cos(h, t) + b); None for a model that was not trained with a sigmoid loss."""
+        """The model's b in σ(s · cos(h, t) + b); None for a model that was not trained with a sigmoid loss, or has no text encoder."""
         return None
 
     @property
@@ -74,11 +74,14 @@ class Backbone(nn.Module):
         raise TypeError(f"{type(self).__name__} has no text encoder")
 
     def text_vectors(self, texts: list[str]) -> Tensor:
-        """What the text tower gives of K texts before it is put on the unit sphere: (K, E).
+        """Returns the outputs of the text tower for K texts, before they are put on the unit sphere: (K, E).
 
-        Raises: TypeError for an encoder that tells unit-norm embeddings alone.
+        Raises: UserError for an encoder that has unit-norm embeddings only.
         """
-        raise TypeError(f"{type(self).__name__} gives unit-norm embeddings of texts alone")
+        raise UserError(
+            f"data.negative_averages: raw needs the outputs of the text tower, and {type(self).__name__} has unit-norm embeddings "
+            "of texts only: take unit"
+        )
 
     def freeze(self) -> Backbone:
         """Puts the encoder into evaluation mode, without gradients, in its precision."""

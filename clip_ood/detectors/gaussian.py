@@ -18,7 +18,7 @@ TOLERANCE = 1e-10  # eigenvalues below this share of the largest are zero
 SHRINKAGE = 0.01
 DOUBLE = torch.finfo(torch.float64).eps
 ROUNDINGS = (
-    2  # machine epsilons; rounding alone was seen to fill a direction with 0.2 in half precisions, 0.7 in float32
+    2  # machine epsilons that rounding may leave in a direction: 0.2 were seen in half precision, 0.7 in float32
 )
 BATCHES = 8  # machine epsilons by which an encoder's outputs may differ between batches: 1e-6 in float32
 HALVES = (torch.bfloat16, torch.float16)
@@ -128,7 +128,7 @@ class Moments(ClassSums):
         return Rounding(sums + ROUNDINGS**2 * dtype / width, sums + BATCHES**2 * dtype)
 
     def _precision(self) -> float:
-        """The machine epsilon of the dtype in which rows were computed or kept."""
+        """Returns the machine epsilon of the coarsest dtype in which the rows were computed or kept."""
         halves = [torch.finfo(dtype).eps for dtype, finer in zip(HALVES, self.finer.tolist(), strict=True) if not finer]
         return max([self.epsilon.item(), *halves])
 

@@ -81,7 +81,7 @@ def joined_split(splits: Sequence[dict[str, Any] | None]) -> dict[str, Any] | No
 
 
 def _same(told: list[Results | None]) -> Results | None:
-    """What all seeds say alike; None where they differ."""
+    """Returns what all seeds say, or None if they differ."""
     return told[0] if all(each == told[0] for each in told) else None
 
 

@@ -50,7 +50,7 @@ class Pool:
     keeps_classes: bool = False
 
     def raw(self) -> Pool:
-        """The same with raw averages over prompts."""
+        """Returns the same pool with raw averages over prompts."""
         parts = {part: replace(getattr(self, part), raw=True) for part in ("classes", "nouns", "adjectives")}
         return replace(self, **parts)
 
