@@ -198,8 +198,13 @@ def of_sizes(num_id: int, num_ood: int, spreads: tuple[float, float], studies: i
     return lines
 
 
-# What falls short of 93 %, as docs/statistics.md states it: average precision where few images of the wider class are misplaced.
-KNOWN: dict[tuple[str, int, tuple[float, float], float], float] = {}
+# What falls short of 93 %, as docs/statistics.md states it: few images of the class with the wider scores are misplaced.
+KNOWN: dict[tuple[str, int, tuple[float, float], float], float] = {
+    ("aupr_in", 46, (1, 3), 0.98): 0.90,
+    ("aupr_out", 46, (3, 1), 0.9): 0.91,
+    ("aupr_in", 200, (1, 3), 0.98): 0.91,
+    ("auroc", 45_000, (1, 3), 0.999): 0.90,
+}
 
 
 def of_means(num_id: int, num_ood: int, studies: int) -> list[Said]:
@@ -234,7 +239,7 @@ def of_the_rest(studies: int) -> list[Said]:
 def tasks(scale: float) -> Iterator[tuple[Callable[..., list[Said]], tuple]]:
     """Everything that is simulated, the longest first."""
     for num_id, num_ood in reversed(SIZES):
-        studies = max(5, int(scale * (1000 if num_id < 1000 else 150)))
+        studies = max(5, int(scale * (1000 if num_id < 1000 else 400)))
         yield from ((of_sizes, (num_id, num_ood, spreads, studies)) for spreads in SPREADS)
     yield from ((of_means, (*sizes, max(5, int(scale * 600)))) for sizes in SIZES[:2])
     yield of_the_rest, (max(5, int(scale * 1000)),)

@@ -48,7 +48,6 @@ class DetectorWriter(Callback):
         trainer.strategy.barrier("bank written")
         if not trainer.is_global_zero:
             return
-        val = self.evaluation.results.of_role("val")
         encoder = self.encoder
         if self.tuned:
             autocast = MIXED.get(trainer.precision)
@@ -59,7 +58,7 @@ class DetectorWriter(Callback):
             suite.reference,
             suite.detectors,
             suite.omitted,
-            None if val is None else val.scores,
+            self.evaluation.results.calibrations,
             self.about,
             self.accept,
             (module.backbone, self.spec) if self.tuned else None,

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from clip_ood.calibration import Calibration, Choice
 from clip_ood.class_predictions import HEAD, KNN, TEXT, ClassPredictor, predict, voted
 from clip_ood.detectors.bank import Bank
 from clip_ood.detectors.build import Omitted, build_detectors
@@ -44,6 +45,7 @@ class DetectorSuite:
     detectors: dict[str, Detector] | None = None
     omitted: list[Omitted] = field(default_factory=list)
     statistics: list[Statistic] = field(default_factory=list)
+    choices: dict[str, Choice] = field(default_factory=dict)  # by column, of what `choose` settled
     bad: dict[str, Tensor] = field(default_factory=dict)  # rows of the bank that are not finite, by field
 
     def update(self, outputs: Outputs) -> None:
@@ -137,6 +139,7 @@ class DetectorSuite:
                 found[spec.chosen_as][spec.label] = aurocs[spec.label]
         for column, values in found.items():
             best = max(values, key=values.get)
+            self.choices[column] = Choice(len(values), values[best])
             kept = {
                 label: column if label == best else name
                 for label, name in kept.items()
@@ -193,7 +196,7 @@ def _zeroed(value: Tensor | Mapping[str, Tensor], rows: Tensor) -> Tensor | dict
 @dataclass(frozen=True)
 class Results:
     """The results of one evaluation: rows of the table, scores by set, accuracies (fractions), omitted detectors, and notes; `images`
-    has, by set, a number for each scored image, by its content."""
+    has, by set, a number for each scored image, by its content, and `calibrations`, by detector, its scores of ID val."""
 
     rows: list[Row]
     scored: dict[str, Scores]
@@ -204,6 +207,7 @@ class Results:
     notes: dict[str, list[str]]
     predictor: ClassPredictor | None = None
     images: dict[str, Tensor] = field(default_factory=dict)
+    calibrations: dict[str, Calibration] = field(default_factory=dict)
 
     def of_role(self, role: str) -> Scores | None:
         """Returns the scores of the first set with a role, or None without one."""

@@ -161,7 +161,8 @@ def _tell(counts: Counts, predictor: Predictor, request: Request) -> None:
         share = f" ({100 * ood / counts.judged:.1f} %)" if counts.judged else ""
         tell(
             f"{counts.judged:,} images judged, {ood:,} of them OOD{share}: {each.column} below {each.threshold:.6g}, which "
-            f"accepts {100 * each.expected:.1f} % of new ID images (calibrated on {len(each.calibration):,})"
+            f"accepts {'about ' if each.calibration.choice else ''}{100 * each.expected:.1f} % of new ID images (calibrated on "
+            f"{len(each.calibration):,}{_chosen(each)})"
             + (f"; {counts.failed:,} could not be judged" if counts.failed else "")
         )
     if predictor.class_predictor is not None:
@@ -176,6 +177,12 @@ def _tell(counts: Counts, predictor: Predictor, request: Request) -> None:
         how = "linked" if request.link else "copied"
         tell(f"OOD images: {how} to {request.copy_ood}; they stay where they are, too")
     tell(_next(counts, predictor, request))
+
+
+def _chosen(decision: Decision) -> str:
+    """Says if the detector was chosen by the images that calibrate it."""
+    choice = decision.calibration.choice
+    return "" if choice is None else f", which also chose among {choice.candidates} candidates"
 
 
 def _next(counts: Counts, predictor: Predictor, request: Request) -> str:

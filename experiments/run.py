@@ -216,11 +216,11 @@ def calibration(config: Config, evaluation: OODEvaluation) -> dict[str, Any] | N
 
     The default is the first detector that detect.py can use.
     """
-    val = evaluation.results.of_role("val")
-    if val is None:
+    found = evaluation.results.calibrations
+    if not found:
         return None
     saved = [name for name, detector in evaluation.suite.detectors.items() if detector.portable]
-    return summary(val.scores, config.evaluation.accept) | ({"default": saved[0]} if saved else {})
+    return summary(found, config.evaluation.accept) | ({"default": saved[0]} if saved else {})
 
 
 def plan_steps(trainer: Trainer, settings: FineTune, images: int) -> None:

@@ -41,6 +41,7 @@ class ProbeSweep(LinearProbe):
         super().__init__(settings, width, seed, **classes)
         self.head.requires_grad_(False)  # it receives weights that were trained in the large layer
         self.candidates = self.settings.candidates()
+        self.chosen_among = len(self.candidates)  # heads, by ID val
         self.thresholds = len(
             self.settings.sweep.listed().get("min_confidence", [None])
         )  # T; head h has threshold h % T

@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from clip_ood.calibration import Calibration
+from clip_ood.calibration import Calibration, Choice, summary
 
 
 def test_p_values_are_those_of_the_definition():
@@ -57,3 +57,33 @@ def test_random_splits_accept_the_expected_share(n, accept):
     shares = torch.stack(shares)
     error = shares.std() / math.sqrt(len(shares))
     assert abs(shares.mean() - calibration.expected(accept)) < 3 * error
+
+
+@pytest.mark.parametrize(("candidates", "images"), [(2, None), (12, 100), (12, None), (40, 30)])
+def test_what_is_stated_after_a_choice_is_what_is_accepted(candidates, images):
+    """Another simulation: exponential scores of the same order, the AUROC counted pair by pair."""
+    generator, accepted, chosen = torch.Generator().manual_seed(7), [], []
+    for _ in range(400):
+        normal = torch.randn(candidates, 31, generator=generator)
+        outside = torch.randn(candidates, images or 4000, generator=generator) - 1.8124
+        aurocs = (normal[:, :, None] > outside[:, None]).double().mean(dim=(1, 2))
+        best = aurocs.argmax()
+        chosen.append(aurocs[best])
+        threshold = Calibration(normal[best].exp()).threshold(0.95)
+        accepted.append((torch.randn(4000, generator=generator).exp() >= threshold).double().mean())
+    accepted = torch.stack(accepted)
+    stated = Calibration(torch.randn(31), Choice(candidates, 0.9, images)).expected(0.95)
+    assert stated == pytest.approx(accepted.mean().item(), abs=3 * accepted.std().item() / 20 + 0.005)
+    assert stated < Calibration(torch.randn(31)).expected(0.95) - 0.005
+
+
+def test_a_summary_says_what_was_chosen_by_the_images_that_calibrate_it():
+    scores = torch.randn(31, generator=torch.Generator().manual_seed(0))
+    stated = summary({"knn": Calibration(scores, Choice(12, 0.9, 100)), "mcm": Calibration(scores)}, 0.95)
+    assert stated["expected"] == stated["chosen"]["knn"]["expected"] < 0.95
+    assert stated["chosen"].keys() == {"knn"} and stated["chosen"]["knn"]["candidates"] == 12
+    assert summary({"mcm": Calibration(scores)}, 0.95)["expected"] == 31 / 32
+
+
+def test_many_images_and_candidates_take_no_time():
+    assert Calibration(torch.randn(60_000), Choice(100_000, 0.99, None)).expected(0.95) == pytest.approx(0.95, abs=0.01)

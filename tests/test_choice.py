@@ -5,11 +5,14 @@ from __future__ import annotations
 import json
 import shutil
 
+import pyarrow.parquet as pq
 import pytest
 import torch
 from PIL import Image
 
 import train
+from clip_ood.calibration import Calibration
+from clip_ood.detect.saved import SavedDetector
 from clip_ood.detectors.names import read_specs
 from clip_ood.errors import ConfigError
 from clip_ood.evaluation import DetectorSuite
@@ -98,3 +101,45 @@ def test_lists_of_values_are_all_combinations():
         ("knn_k5_kthFalse", "knn"),
         ("knn_k5_kth", "knn"),
     ]
+
+
+def val_scores(root, detector):
+    rows = pq.read_table(root / "runs" / "tiny" / "scores.parquet").to_pylist()
+    return torch.tensor([row[detector] for row in rows if row["role"] == "val"])
+
+
+def test_one_half_of_val_chooses_and_the_other_calibrates_what_was_chosen(images):
+    stated = run(images, "--evaluation.accept=0.5", "--data.splits.val=0.4")["calibration"]  # a threshold takes 1 image
+    knn, msp = val_scores(images, "knn"), val_scores(images, "msp")
+    assert stated["chosen"] == {} and stated["n"] == len(msp) >= 4
+    assert stated["thresholds"]["knn"] == Calibration(knn[1::2]).threshold(0.5)
+    assert stated["thresholds"]["msp"] == Calibration(msp).threshold(0.5)
+    saved = SavedDetector(images / "runs" / "tiny")
+    assert saved.calibration("knn").scores.equal(knn[1::2].sort().values)
+    assert saved.calibration("msp").scores.equal(msp.sort().values)
+
+
+def test_where_val_is_too_small_for_that_the_stated_share_allows_for_the_choice(images):
+    results = run(images, "--evaluation.accept=0.875", "--data.splits.val=0.4")
+    stated, among = results["calibration"], str(results["notes"]).count("knn_k") - 1  # the chosen one is named twice
+    n = len(val_scores(images, "knn"))
+    assert 3 <= n < 28 and stated["chosen"].keys() == {"knn", "free"}
+    assert stated["thresholds"]["knn"] == Calibration(val_scores(images, "knn")).threshold(0.875)
+    calibration = SavedDetector(images / "runs" / "tiny").calibration("knn")
+    assert (calibration.choice.candidates, calibration.choice.images) == (
+        among,
+        len(list((images / "data" / "chosen_by").iterdir())),
+    )
+    assert (
+        calibration.expected(0.875)
+        == stated["chosen"]["knn"]["expected"]
+        < Calibration(calibration.scores).expected(0.875)
+    )
+    assert stated["expected"] == Calibration(calibration.scores).expected(0.875)  # of msp, which nobody chose
+
+
+def test_the_heads_of_a_sweep_are_candidates_too(images):
+    sweep = "--method={linear_probe: {epochs: 2, sweep: {lr: [0.001, 0.01]}}}"
+    results = run(images, sweep, "--evaluation.accept=0.875", "--data.splits.val=0.4")
+    stated, among = results["calibration"], str(results["notes"]).count("knn_k") - 1
+    assert {name: each["candidates"] for name, each in stated["chosen"].items()} == {"msp": 2, "knn": among, "free": 4}

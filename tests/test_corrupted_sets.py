@@ -8,6 +8,7 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 import tiny_clip
+import torch
 import yaml
 from PIL import Image
 
@@ -21,6 +22,7 @@ from clip_ood.data.readers.arrays import Arrays
 from clip_ood.errors import ConfigError
 from clip_ood.experiments.benchmarks import load_benchmark
 from clip_ood.features.identity import pairs
+from clip_ood.metrics import ood_metrics
 
 
 def fill(root, **counts):
@@ -102,6 +104,15 @@ def test_a_run_has_rows_for_corrupted_sets_and_a_second_one_extracts_nothing(roo
     assert by_set["blur"].keys() == by_set["noise"].keys() == by_set["id_test"].keys() and len(by_set["blur"]) == 14
     assert all(row["role"] == "ood" and row["label"] is None and row["prediction"] for row in by_set["blur"].values())
     assert len({tuple(row["knn"] for row in rows.values()) for rows in by_set.values()}) == 3
+
+    numbers = {name: [row["image"] for row in rows.values()] for name, rows in by_set.items()}
+    assert numbers["blur"] == numbers["noise"] == numbers["id_test"] and len(set(numbers["blur"])) == 14
+    assert not {row["image"] for row in scores if row["set"] == "near"} & set(numbers["blur"])
+    inside, blurred = (torch.tensor([row["knn"] for row in by_set[name].values()]) for name in ("id_test", "blur"))
+    paired, apart = (ood_metrics(inside, blurred, None, *which)["auroc"] for which in ([torch.arange(14)] * 2, []))
+    (row,) = [each for each in rows if (each["detector"], each["ood"]) == ("knn", "blur")]
+    assert row["intervals"]["auroc"] == pytest.approx([paired.low, paired.high])  # each image with its own blurred copy
+    assert row["intervals"]["auroc"] != pytest.approx([apart.low, apart.high], abs=1e-4)
 
     def loaded(spec):
         raise AssertionError("the encoder was loaded")

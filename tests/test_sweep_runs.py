@@ -44,7 +44,7 @@ def assert_same_run(run, other, rel=0.0):
     for mine, theirs in ((one["sweep"], two["sweep"]), (one["rows"], two["rows"])):
         for row, twin in zip(mine, theirs, strict=True):
             for key in row.keys() - {"intervals"}:
-                exact = isinstance(row[key], str | bool)
+                exact = isinstance(row[key], str | bool | None)
                 assert twin[key] == (row[key] if exact else pytest.approx(row[key], rel=rel, abs=rel)), key
 
 

@@ -70,12 +70,21 @@ class Encoder(Closed):
     in_folder: bool = False
 
 
+class Chosen(Closed):
+    """The keys of a `clip_ood.calibration.Choice`."""
+
+    candidates: Annotated[int, Field(ge=1, le=1_000_000)]
+    auroc: Share
+    images: Count | None
+
+
 class Kept(Record):
     """The keys of a saved detector."""
 
     column: Text
     spec: dict[str, Any]
     notes: list[Text]
+    choice: Chosen | None = None
 
 
 class LeftOut(Record):

@@ -16,7 +16,7 @@ from clip_ood.backbones.backbone import Backbone
 from clip_ood.backbones.fingerprint import sha256
 from clip_ood.backbones.image_encoder import save_image_encoder
 from clip_ood.backbones.spec import BackboneSpec, ImageSpec
-from clip_ood.calibration import summary
+from clip_ood.calibration import Calibration, summary
 from clip_ood.class_predictions import KNN, ClassPredictor
 from clip_ood.detect.manifest import ENCODER, FORMAT, MANIFEST, STATE, sealed
 from clip_ood.detect.saved import Encoder, SavedDetector
@@ -54,7 +54,7 @@ def save_detector(
     reference: Reference,
     detectors: Mapping[str, Detector],
     omitted: Sequence[Omitted],
-    calibration: Mapping[str, Tensor] | None,
+    calibration: Mapping[str, Calibration] | None,
     about: Mapping[str, Any],
     accept: float,
     trained: tuple[Backbone, BackboneSpec] | None = None,
@@ -63,7 +63,7 @@ def save_detector(
 ) -> None:
     """Writes everything except the bank, whose parts already lie in `folder`; the manifest is written last.
 
-    calibration: scores (n,) of the ID val images by detector, None if there are none; about: what the manifest says besides what
+    calibration: those of the detectors by name, None or empty if there are no ID val images; about: what the manifest says besides what
     is needed (run, method, batch_size of images); trained: the encoder, if the run changed it; predictor: what predicts classes
     (None: the head or, without one, the texts); bank_labels: if k-NN predicts, the classes by index of the bank's images.
     A detector that cannot be saved is left out, and named.
@@ -88,7 +88,7 @@ def save_detector(
         "class_names": None if reference.class_names is None else list(reference.class_names),
         "logit_scale": reference.logit_scale,
         "logit_bias": reference.logit_bias,
-        "detectors": [{"column": name, "spec": each.spec, "notes": each.notes} for name, each in kept.items()],
+        "detectors": [_entry(name, each, calibration) for name, each in kept.items()],
         "omitted": left_out,
         "predictor": None if predictor is None else asdict(predictor),
         "accept": accept,
@@ -117,6 +117,12 @@ def add_encoder(saved: SavedDetector, encoder: str | None = None, allow_download
     return True
 
 
+def _entry(name: str, detector: Detector, calibration: Mapping[str, Calibration] | None) -> dict[str, Any]:
+    choice = calibration[name].choice if calibration else None
+    entry = {"column": name, "spec": detector.spec, "notes": detector.notes}
+    return entry if choice is None else entry | {"choice": asdict(choice)}
+
+
 def _obstacle(detector: Detector, reference: Reference) -> str | None:
     """Returns why a detector cannot judge new images from what a folder holds, or None if it can."""
     if not detector.portable or detector.spec is None:
@@ -139,7 +145,7 @@ def _seal(folder: Path, manifest: dict[str, Any]) -> None:
 
 
 def _state(
-    reference: Reference, detectors: Mapping[str, Detector], calibration: Mapping[str, Tensor] | None
+    reference: Reference, detectors: Mapping[str, Detector], calibration: Mapping[str, Calibration] | None
 ) -> dict[str, Tensor]:
     values: dict[str, Tensor] = {}
     for name, value in vars(reference).items():
@@ -150,7 +156,7 @@ def _state(
     for column, detector in detectors.items():
         values |= {f"detectors.{column}.{name}": value for name, value in detector.state().items()}
         if calibration:
-            values[f"calibration.{column}"] = calibration[column]
+            values[f"calibration.{column}"] = calibration[column].scores
     return {name: value.detach().cpu().clone(memory_format=torch.contiguous_format) for name, value in values.items()}
 
 

@@ -27,7 +27,7 @@ from clip_ood.backbones.fingerprint import fingerprint, sha256
 from clip_ood.backbones.image_encoder import load_image_encoder
 from clip_ood.backbones.names import check_model
 from clip_ood.backbones.spec import ImageSpec
-from clip_ood.calibration import Calibration
+from clip_ood.calibration import Calibration, Choice
 from clip_ood.class_predictions import ClassPredictor
 from clip_ood.detect.manifest import ENCODER, MANIFEST, STATE, DetectorFolderError, find_folder, read_manifest
 from clip_ood.detectors.bank import Bank
@@ -200,7 +200,8 @@ class SavedDetector:
         with self._fitting(STATE):
             check_finite({column: scores})
             check_shapes({column: scores}, {column: "n"}, {})
-        return Calibration(scores)
+        choice = next(each for each in self.manifest["detectors"] if each["column"] == column).get("choice")
+        return Calibration(scores, None if choice is None else Choice(**choice))
 
     def backbone(self, encoder: str | None = None, allow_download: bool = False) -> Backbone:
         """Loads the image encoder: from the folder if it is there, otherwise as the run named it.

@@ -39,10 +39,10 @@ def _titles(runs: list[Finished]) -> list[str]:
     return [run.title for run in runs] + [f"{run.title} − {runs[0].title}" for run in runs[1:]]
 
 
-def _caption(comparison: Comparison) -> str:
+def _caption(comparison: Comparison, mark: str = "*") -> str:
     spread = "; ± the standard deviation over the seeds" if len(comparison.runs[0].seeds) > 1 else ""
     return (
-        f"AUROC in percent and paired differences, each with its own 95 % interval{spread}; * where the test finds a difference after "
+        f"AUROC in percent and paired differences, each with its own 95 % interval{spread}; {mark} where the test finds a difference after "
         f"correction for all {comparison.tested} in this table. Intervals over {comparison.over}"
     )
 
@@ -95,7 +95,8 @@ def _write(comparison: Comparison, stem: Path) -> list[Path]:
                 writer.writerow([*map(text_cell, (line.detector, line.ood, run.title)), *numbers, line.seeds, *tests])
     titles = [run.title for run in runs]
     write_text(
-        stem.with_name(name + ".tex"), latex_table(titles, lines, f"{_caption(comparison)}. {comparison.method()}")
+        stem.with_name(name + ".tex"),
+        latex_table(titles, lines, f"{_caption(comparison, 'bold')}. {comparison.method()}"),
     )
     return [stem.with_name(name + suffix) for suffix in (".md", ".csv", ".tex")]
 

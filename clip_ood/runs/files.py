@@ -104,6 +104,12 @@ class NegativeWords(Record):
     words: dict[Text, Count]
 
 
+class Chosen(Record):
+    n: Count
+    expected: Share
+    candidates: Count
+
+
 class Calibration(Record):
     n: Count
     accept: Share
@@ -111,6 +117,7 @@ class Calibration(Record):
     default: Text
     expected: Share | None
     thresholds: dict[Text, float] | None
+    chosen: dict[Text, Chosen] = {}
 
 
 class Finished(Record):

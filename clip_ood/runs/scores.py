@@ -69,8 +69,9 @@ def thresholds(calibration: dict[str, Any] | None, id_test: ScoredSet) -> Thresh
     Raises: ValueError if the calibration lacks a detector.
     """
     if calibration and calibration["thresholds"]:
+        about = "about " if calibration["default"] in calibration.get("chosen", {}) else ""
         expected = (
-            f", where {100 * calibration['expected']:.1f}\N{NO-BREAK SPACE}% are expected to pass"
+            f", where {about}{100 * calibration['expected']:.1f}\N{NO-BREAK SPACE}% are expected to pass"
             if calibration["expected"]
             else ""
         )
