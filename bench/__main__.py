@@ -32,6 +32,7 @@ PARTS = (
     "peers",
     "metrics",
     "intervals",
+    "conventions",
     "statistics",
     "evaluation",
     "store",

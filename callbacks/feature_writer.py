@@ -73,7 +73,8 @@ class FeatureWriter(PartWriter):
         batches = [batch for batch, _ in found]
         if isinstance(batches[0], TextBatch):
             embeddings = torch.cat([outputs["embeddings"] for _, outputs in found])
-            self.texts.write_texts(self.strings, TextEmbeddings(embeddings, module.backbone.logit_scale))
+            scale, bias = module.backbone.logit_scale, module.backbone.logit_bias
+            self.texts.write_texts(self.strings, TextEmbeddings(embeddings, scale, logit_bias=bias))
             return
         part, stored = batches[0].part, self.stored[batches[0].part.source]
         identities, errors, count = [], {}, 0

@@ -49,17 +49,19 @@ class Outputs:
 
 @dataclass(frozen=True)
 class NegativeLabels:
-    """Unit-norm text embeddings of the ID classes (C, E) and of words far from them (M, E)."""
+    """Unit-norm text embeddings of the ID classes (C, E) and of words far from them (M, E), and these M words, if they are known."""
 
     classes: Tensor
     negatives: Tensor
+    words: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
 class Reference:
     """What a detector may know besides the rows: the classes as text embeddings and as weights of the head.
 
-    Shapes: text_embeddings (C, E) unit norm; logit_scale, the model's own s; weight (C, D) and bias (C,) of the head,
+    Shapes: text_embeddings (C, E) unit norm; logit_scale and, for a model trained with a sigmoid loss, logit_bias, the model's own
+    s and b in s ⟨h, t⟩ + b; weight (C, D) and bias (C,) of the head,
     with the standardisation folded in, so that z = W g + b; neglabel and csp, the negative labels that these
     detectors use.
     """
@@ -71,3 +73,4 @@ class Reference:
     bias: Tensor | None = None
     neglabel: NegativeLabels | None = None
     csp: NegativeLabels | None = None
+    logit_bias: float | None = None

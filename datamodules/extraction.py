@@ -55,7 +55,7 @@ class Batches(Dataset):
             return batch
         if phrases := self.words.get(batch.part.source):
             strings = fill(phrases.prompts, [phrases.words[row] for row in batch.rows])
-            return WordBatch(strings, len(phrases.prompts), batch.part, batch.identities, batch.last)
+            return WordBatch(strings, len(phrases.prompts), phrases.raw, batch.part, batch.identities, batch.last)
         if batch.identities is not None:
             rows = self.entries[batch.part.source].rows(batch.identities, ["features"])["features"]
             return StoredBatch(rows.take(torch.arange(len(rows))), batch.part, batch.identities, batch.last)

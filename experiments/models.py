@@ -120,7 +120,8 @@ def build(
     if text is not None:
         embeddings = prototypes(text.embeddings, len(config.data.prompts), [len(names) for names in benchmark.called])
         check_texts(embeddings, benchmark.class_names)
-        classes |= {"text_embeddings": embeddings, "logit_scale": text.logit_scale, "negatives": text.negatives}
+        classes |= {"text_embeddings": embeddings, "logit_scale": text.logit_scale, "logit_bias": text.logit_bias}
+        classes |= {"negatives": text.negatives}
     return BUILDERS[type(config.method.settings)](config, benchmark, features, classes)
 
 

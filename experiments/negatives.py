@@ -2,18 +2,30 @@
 
 from __future__ import annotations
 
+import csv
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
 import torch
 from lightning.pytorch import Trainer
 
+from clip_ood.config.data_schema import Data
 from clip_ood.config.schema import Config
 from clip_ood.data.benchmark import Benchmark
 from clip_ood.detectors.build import required
 from clip_ood.features.rows import Rows
+from clip_ood.files.checksum import hexdigest
+from clip_ood.files.writing import written_text
+from clip_ood.files.written_names import text_cell
 from clip_ood.outputs import NegativeLabels
 from clip_ood.terminal.console import Terminal
 from clip_ood.texts.negative_words import POOLS, Pool, are_classes, negative_labels, select
 from clip_ood.texts.prompts import Phrases
 from clip_ood.texts.wordnet import read_words
+
+WORDS = "negative_words.csv"  # of a run: the negative labels that were chosen
 
 
 def pools(config: Config, benchmark: Benchmark) -> dict[str, Pool]:
@@ -21,8 +33,15 @@ def pools(config: Config, benchmark: Benchmark) -> dict[str, Pool]:
     asked = [name for name in POOLS if name in required(config.detectors)]
     if config.data.negative_words is None or not asked:
         return {}
-    words = read_words(config.data.negative_words).draw(config.data.max_negative_words)
-    return {name: POOLS[name](words, benchmark.class_names) for name in asked}
+    return {name: _pool(name, config.data, benchmark.class_names) for name in asked}
+
+
+def _pool(name: str, data: Data, class_names: Sequence[str]) -> Pool:
+    words = read_words(data.negative_words, data.csp_without if name == "csp" else ())
+    pool = POOLS[name](words.draw(data.max_negative_words), class_names)
+    pool = replace(pool, keeps_classes=data.negative_classes == "kept")
+    averages = max(len(phrases.prompts) for phrases in (pool.classes, pool.nouns, pool.adjectives)) > 1
+    return pool.raw() if averages and data.negative_averages == "raw" else pool
 
 
 def word_sets(chosen_from: dict[str, Pool]) -> dict[str, Phrases]:
@@ -46,12 +65,36 @@ def _choose(name: str, pool: Pool, embeddings: dict[str, Rows], trainer: Trainer
     candidates = [embeddings[f"{name} {part}"] for part in parts]
     chosen = None
     if trainer.is_global_zero:
+        names = () if pool.keeps_classes else pool.classes.words
         on_device = classes.to(trainer.strategy.root_device)
-        dropped = [are_classes(getattr(pool, part).words, pool.classes.words) for part in parts]
+        dropped = [are_classes(getattr(pool, part).words, names) for part in parts]
         with Terminal().status(f"Choosing the negative labels of {name}"):
             chosen = [
                 select(rows.blocks(), on_device, without, pool.same)
                 for rows, without in zip(candidates, dropped, strict=True)
             ]
     chosen = trainer.strategy.broadcast(chosen)
-    return negative_labels(classes, [rows.take(places) for rows, places in zip(candidates, chosen, strict=True)])
+    words = [
+        getattr(pool, part).words[place]
+        for part, places in zip(parts, chosen, strict=True)
+        for place in places.tolist()
+    ]
+    return negative_labels(classes, [rows.take(places) for rows, places in zip(candidates, chosen, strict=True)], words)
+
+
+def write_words(folder: Path, negatives: dict[str, NegativeLabels]) -> dict[str, Any] | None:
+    """Writes the chosen words to negative_words.csv: nouns before adjectives, and those farthest from the classes first.
+
+    Returns the file's name, its SHA-256 and the number of words by detector. Without negative labels it returns None and
+    removes the file.
+    """
+    path = folder / WORDS
+    path.unlink(missing_ok=True)
+    if not negatives:
+        return None
+    with written_text(path) as file:
+        lines = csv.writer(file)
+        lines.writerow(["detector", "word"])
+        lines.writerows([name, text_cell(word)] for name, labels in negatives.items() for word in labels.words)
+    counts = {name: len(labels.words) for name, labels in negatives.items()}
+    return {"file": WORDS, "sha256": hexdigest(path, "sha256"), "words": counts}

@@ -32,6 +32,7 @@ from clip_ood.experiments.image_numbers import image_numbers
 from clip_ood.experiments.leaks import find_leaks, without
 from clip_ood.experiments.loggers import check_loggers, ending_trackers, label, make_loggers
 from clip_ood.experiments.models import build, check_detectors, check_method
+from clip_ood.experiments.negatives import write_words
 from clip_ood.experiments.own_classes import make_callbacks
 from clip_ood.experiments.quiet import hush
 from clip_ood.experiments.reporting import draw
@@ -149,6 +150,7 @@ def _run(config: Config, folder: Path, checkpoint: Path | None, benchmark: Bench
         "pseudo_labels": getattr(module, "report", None),
         "trained_on": getattr(module, "trained_on", None),
         "sweep": getattr(module, "sweep", None),
+        "negative_words": write_words(folder, {} if text is None else text.negatives),
         **leaks.about(),
         "predictor": (best := evaluation.results.predictor) and asdict(best),
         "versions": versions("lightning"),

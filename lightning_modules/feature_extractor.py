@@ -8,7 +8,7 @@ import torch
 from lightning.pytorch import LightningModule
 from torch import Tensor
 
-from clip_ood.backbones.backbone import Backbone
+from clip_ood.backbones.backbone import Backbone, unit
 from clip_ood.features.batches import Batch, StoredBatch, TextBatch, WordBatch
 from clip_ood.model import encode
 from clip_ood.texts.prompts import prototypes
@@ -39,6 +39,9 @@ class FeatureExtractor(LightningModule):
         with torch.autocast(self.device.type, enabled=False):
             if isinstance(batch, TextBatch):
                 return {"embeddings": self.backbone.encode_text(batch.strings)}
+            if isinstance(batch, WordBatch) and batch.raw:
+                vectors = self.backbone.text_vectors(batch.strings).float()
+                return {"features": unit(vectors.unflatten(0, (-1, batch.num_prompts)).mean(dim=1))}
             if isinstance(batch, WordBatch):
                 return {"features": prototypes(self.backbone.encode_text(batch.strings), batch.num_prompts)}
             if isinstance(batch, StoredBatch):

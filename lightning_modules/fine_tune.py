@@ -105,8 +105,7 @@ class FineTune(ZeroShot):
         return self.backbone.project(features)
 
     def reference(self) -> Reference:
-        head = self.head.weight.detach(), self.head.bias.detach()
-        return Reference(self.class_names, self.text_embeddings, self.logit_scale, *head, **self.negatives)
+        return replace(super().reference(), weight=self.head.weight.detach(), bias=self.head.bias.detach())
 
     def configure_optimizers(self):
         settings = self.settings

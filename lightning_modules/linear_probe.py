@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -98,9 +99,8 @@ class LinearProbe(ZeroShot):
         return classify(batch, linear(*self.head.folded()))
 
     def reference(self) -> Reference:
-        return Reference(
-            self.class_names, self.text_embeddings, self.logit_scale, *self.head.folded(), **self.negatives
-        )
+        weight, bias = self.head.folded()
+        return replace(super().reference(), weight=weight, bias=bias)
 
     def configure_optimizers(self):
         optimizer = self.optimizer()

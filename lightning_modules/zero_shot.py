@@ -26,16 +26,19 @@ class ZeroShot(LightningModule):
         text_embeddings: Tensor | None = None,
         logit_scale: float | None = None,
         negatives: dict[str, NegativeLabels] | None = None,
+        logit_bias: float | None = None,
     ) -> None:
         super().__init__()
         kept = {
             "class_names": class_names and list(class_names),
             "text_embeddings": text_embeddings,
             "logit_scale": logit_scale,
+            "logit_bias": logit_bias,
         }
         self.save_hyperparameters(kept, logger=False)
         class_names = class_names and tuple(class_names)
-        self.class_names, self.logit_scale, self.negatives = class_names, logit_scale, negatives or {}
+        self.class_names, self.negatives = class_names, negatives or {}
+        self.logit_scale, self.logit_bias = logit_scale, logit_bias
         self.register_buffer("text_embeddings", text_embeddings, persistent=False)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
@@ -46,7 +49,9 @@ class ZeroShot(LightningModule):
 
     def reference(self) -> Reference:
         """Returns what detectors may know besides the rows."""
-        return Reference(self.class_names, self.text_embeddings, self.logit_scale, **self.negatives)
+        return Reference(
+            self.class_names, self.text_embeddings, self.logit_scale, logit_bias=self.logit_bias, **self.negatives
+        )
 
     def outputs(self, batch: Outputs) -> Outputs:
         """Returns a batch of a scored set as the detectors see it."""

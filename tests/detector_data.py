@@ -16,6 +16,7 @@ ALL = {
     "labels",
     "text_embeddings",
     "logit_scale",
+    "logit_bias",
     "weight",
     "bias",
     "neglabel",
@@ -45,7 +46,7 @@ WEIGHT, BIAS = (
     torch.linspace(-1, 1, CLASSES),
 )
 NEGATIVES = NegativeLabels(TEXT, WORDS)
-REFERENCE = Reference(None, TEXT, 10.0, WEIGHT, BIAS, NEGATIVES, NEGATIVES)
+REFERENCE = Reference(None, TEXT, 10.0, WEIGHT, BIAS, NEGATIVES, NEGATIVES, logit_bias=-3.0)
 
 
 def fitted(detector: Detector, *batches: Outputs) -> Detector:

@@ -17,7 +17,17 @@ from clip_ood.detectors.knn import KNN
 from clip_ood.outputs import Outputs
 
 PROJECTION = torch.randn(WIDTH, JOINT, generator=torch.Generator().manual_seed(8))
-AVAILABLE = {"features", "embeddings", "logits", "labels", "text_embeddings", "logit_scale", "weight", "bias"}
+AVAILABLE = {
+    "features",
+    "embeddings",
+    "logits",
+    "labels",
+    "text_embeddings",
+    "logit_scale",
+    "logit_bias",
+    "weight",
+    "bias",
+}
 SPECS = [*DETECTORS, {"name": "knn", "k": 7}, {"name": "mahalanobis", "normalize": True}]
 
 

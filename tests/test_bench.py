@@ -76,3 +76,12 @@ def test_training_is_measured_against_a_bare_loop(part, capfd):
     module = importlib.import_module(f"bench.{part}")
     module.main(module.TINY)
     assert re.search(r"share of a bare loop's .* \d+% \(\d+%–\d+%\)  >= \d+%\n", capfd.readouterr().out)
+
+
+@pytest.mark.slow
+def test_the_table_of_conventions_is_what_its_part_prints():
+    from bench.conventions import Sizes, measure
+
+    page = (PROJECT / "docs" / "metrics.md").read_text()
+    rows = [difference.row() for difference in measure(Sizes())]
+    assert len(rows) == 14 and [row for row in rows if row not in page] == []

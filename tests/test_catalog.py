@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import sys
+from pathlib import Path
 from subprocess import run
 
 import pytest
@@ -51,6 +52,23 @@ def test_the_numbers_are_those_that_were_published():
     found = {name: {split: each.images for split, each in known.splits.items()} for name, known in catalogue().items()}
     assert found.keys() == PUBLISHED.keys()
     assert all(counts.items() <= found[name].items() for name, counts in PUBLISHED.items())
+
+
+def test_what_overlaps_with_imagenet_is_told_of_each_ood_set_and_in_the_docs():
+    benchmarks = [
+        yaml.safe_load((CONFIGS / "benchmarks" / f"{name}.yaml").read_text())
+        for name in ("imagenet", "imagenet_openood")
+    ]
+    names = {each["catalog"] for benchmark in benchmarks for each in benchmark["ood"].values()}
+    rows = {
+        row.split("|")[1].split(",")[0].strip(): row
+        for row in (Path(__file__).parents[1] / "docs" / "sets.md").read_text().splitlines()
+        if "|" in row
+    }
+    assert names == {known.name for known in catalogue().values() if known.overlap}
+    for name in names:
+        counts = re.findall(r"(?:^| )(\d{2,3}) (?=images|\(|show|that)", " ".join(entry(name).overlap.split()))
+        assert all(re.search(rf"\b{count}\b", rows[name]) for count in counts) and "lacks" not in entry(name).about
 
 
 @pytest.mark.parametrize("name", PUBLISHED)

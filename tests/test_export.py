@@ -69,7 +69,7 @@ def clip(tmp_path_factory) -> tuple[Backbone, Reference]:
     text, words = (normalize(torch.randn(n, 16, generator=generator), dim=1) for n in (len(CLASSES), 230))
     negatives = NegativeLabels(text, words)
     head = 2 * torch.randn(len(CLASSES), 32, generator=generator), torch.tensor([0.1, -0.2, 0.3])
-    return backbone, Reference(CLASSES, text, backbone.logit_scale, *head, negatives, negatives)
+    return backbone, Reference(CLASSES, text, backbone.logit_scale, *head, negatives, negatives, -3.0)
 
 
 @pytest.fixture(scope="module")
@@ -100,7 +100,7 @@ def agree(got: Tensor, expected: Tensor) -> None:
 
 def test_every_detector_scores_in_onnxruntime_as_it_does_here(clip, whole):
     exported, detectors = whole
-    assert exported.omitted == () and exported.detectors == tuple(detectors) and len(detectors) == 22
+    assert exported.omitted == () and exported.detectors == tuple(detectors) and len(detectors) == 23
     session = onnxruntime.InferenceSession(exported.files[0])
     pixels = pictures(9, 32, 2)
     rows = rows_of(*clip, pixels)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import sys
 from pathlib import Path
@@ -21,7 +22,7 @@ from clip_ood.backbones.open_clip_backbone import OpenClipBackbone
 from clip_ood.errors import ConfigError
 from clip_ood.features import store
 from clip_ood.texts.negative_words import csp_pool, neglabel_pool
-from clip_ood.texts.wordnet import read_words
+from clip_ood.texts.wordnet import Words, read_words
 
 pytestmark = pytest.mark.slow
 
@@ -50,12 +51,12 @@ def with_words(root):
     return [f"--data.negative_words={root}/wordnet", "--detectors=[mcm, neglabel, csp]"]
 
 
-def embed(model, tokenize, phrases):
-    """Unit means over prompts of unit embeddings, a word at a time."""
+def embed(model, tokenize, phrases, raw=False):
+    """Unit means over prompts of unit embeddings, or of raw ones, a word at a time."""
     rows = []
     for word in phrases.words:
         tokens = tokenize([prompt.replace("{}", word) for prompt in phrases.prompts])
-        rows.append(model.encode_text(tokens, normalize=True).double().mean(dim=0).numpy())
+        rows.append(model.encode_text(tokens, normalize=not raw).double().mean(dim=0).numpy())
     return np.stack(rows) / np.linalg.norm(rows, axis=1, keepdims=True)
 
 
@@ -74,13 +75,56 @@ def test_scores_of_a_run_are_those_of_open_clip_and_the_formula(root):
         assert (len(nouns), len(adjectives)) == (len(NOUNS) + 1, len(ADJECTIVES))
         chosen = naive_choice(nouns, classes, same, dropped=[len(NOUNS)]), naive_choice(adjectives, classes, same)
         negatives = [part[i] for part, places in zip((nouns, adjectives), chosen, strict=True) for i in places]
-        for row in table:
-            folder = root / "data" / ("id" if row["role"] == "id" else row["set"])
-            image = transform(Image.open(folder / row["path"]).convert("RGB"))[None]
-            h = model.encode_image(image, normalize=True)[0].double().numpy()
-            expected = naive_score(h, classes, negatives, model.logit_scale.exp().item(), groups=100)
-            assert row[name] == pytest.approx(expected, abs=1e-4)
-        assert np.std([row[name] for row in table]) > 1e-2
+        check_scores(root, table, name, model, transform, classes, negatives)
+
+
+def check_scores(root, table, name, model, transform, classes, negatives):
+    for row in table:
+        folder = root / "data" / ("id" if row["role"] == "id" else row["set"])
+        image = transform(Image.open(folder / row["path"]).convert("RGB"))[None]
+        h = model.encode_image(image, normalize=True)[0].double().numpy()
+        expected = naive_score(h, classes, negatives, model.logit_scale.exp().item(), groups=100)
+        assert row[name] == pytest.approx(expected, abs=1e-4)
+    assert np.std([row[name] for row in table]) > 1e-2
+
+
+@torch.no_grad()
+def test_the_authors_choice_is_one_of_options(root):
+    folder = root / "txtfiles"
+    folder.mkdir()
+    people = ["goat herder", "songwriter", "poet", "fox"]  # 20 nouns: 3 are chosen, and 2 of 18 without cat and fox
+    for file, words in (("noun.artifact", [*NOUNS, "cat"]), ("noun.person", people), ("adj.all", ADJECTIVES)):
+        (folder / f"{file}.txt").write_text("".join(f"{word}\n" for word in words))
+    options = ["--data.negative_classes=kept", "--data.negative_averages=raw", "--data.csp_without=[noun.person]"]
+    made = run(root, "authors", f"--data.negative_words={folder}", *options)
+    table = pq.read_table(made / "scores.parquet").to_pylist()
+    model, _, transform = open_clip.create_model_and_transforms(f"local-dir:{root}/clip")
+    tokenize = open_clip.get_tokenizer(f"local-dir:{root}/clip")
+    written = [line.split(",") for line in (made / "negative_words.csv").read_text().splitlines()[1:]]
+    for name, nouns, pool, same in (
+        ("neglabel", [*NOUNS, "cat", *people], neglabel_pool, None),
+        ("csp", [*NOUNS, "cat"], csp_pool, 0.95),
+    ):
+        pool = pool(Words(tuple(nouns), tuple(ADJECTIVES)), tiny_clip.CLASSES)
+        parts = pool.nouns, pool.adjectives
+        classes, *candidates = (embed(model, tokenize, part, raw=True) for part in (pool.classes, *parts))
+        places = [naive_choice(rows, classes, same) for rows in candidates]
+        words = [part.words[i] for part, chosen in zip(parts, places, strict=True) for i in chosen]
+        assert [word for detector, word in written if detector == name] == words
+        negatives = [rows[i] for rows, chosen in zip(candidates, places, strict=True) for i in chosen]
+        check_scores(root, table, name, model, transform, classes, negatives)
+
+
+def test_the_words_that_were_chosen_lie_beside_the_scores_with_their_checksum(root):
+    made = run(root, "words")
+    told = tiny_clip.results(made)["negative_words"]
+    content = (made / "negative_words.csv").read_bytes()
+    assert told["sha256"] == hashlib.sha256(content).hexdigest() and told["file"] == "negative_words.csv"
+    lines = content.decode().split()
+    assert {name: sum(line.startswith(name) for line in lines) for name in ("neglabel", "csp")} == told["words"]
+    assert told["words"] == {"neglabel": 3, "csp": 3}  # 15 % of 15 nouns and of 8 adjectives
+    run(root, "words", "--detectors=[mcm]", "--overwrite")
+    assert tiny_clip.results(made)["negative_words"] is None and not (made / "negative_words.csv").exists()
 
 
 def test_a_second_run_encodes_nothing_and_one_without_the_detectors_no_word(root, monkeypatch):

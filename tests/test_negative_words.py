@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import math
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 
+from clip_ood.config.checks import check_texts
+from clip_ood.config.data_schema import Data
 from clip_ood.detectors import build_detectors
 from clip_ood.detectors.negative_labels import CSP, NegLabel
+from clip_ood.errors import ConfigError
 from clip_ood.outputs import NegativeLabels, Outputs, Reference
 from clip_ood.texts.negative_words import SUPERCLASSES, are_classes, csp_pool, negative_labels, neglabel_pool, select
 from clip_ood.texts.prompts import fill
@@ -141,6 +145,34 @@ def wordnet(tmp_path):
 
 def test_wordnets_files_are_read(wordnet):
     assert read_words(wordnet) == Words(("sea urchin", "shovel", "urchin"), ("blue",))
+
+
+def test_the_authors_files_are_read_and_some_left_out(tmp_path):
+    for name, words in (
+        ("noun.person", "goat herder\nfox\n"),
+        ("noun.plant", "aster\nfox\n"),
+        ("adj.pert", "uric\n"),
+        ("adj.all", "lively\naster\n"),
+    ):
+        (tmp_path / f"{name}.txt").write_text(words)
+    assert read_words(tmp_path) == Words(("goat herder", "fox", "aster"), ("lively", "uric"))
+    assert read_words(tmp_path, ["noun.person", "adj.pert"]) == Words(("aster", "fox"), ("lively",))
+
+
+@pytest.mark.parametrize("words", ["words", "index", None])
+def test_csp_without_takes_files_that_are_there(tmp_path, words):
+    (tmp_path / "words").mkdir()
+    (tmp_path / "words" / "noun.plant.txt").write_text("aster\n")
+    (tmp_path / "index").mkdir()
+    for name in ("index.noun", "index.adj"):
+        (tmp_path / "index" / name).write_text("aster n 1\n")
+    given = {"id": str(tmp_path), "csp_without": ["noun.person"]} | (
+        {"negative_words": tmp_path / words} if words else {}
+    )
+    config = SimpleNamespace(data=Data(**given), evaluation=SimpleNamespace(bank_without=None))
+    message = r"has no noun\.person\.txt; it has noun\.plant" if words == "words" else "is no such folder: name one"
+    with pytest.raises(ConfigError, match=rf"data\.csp_without.*{message}"):
+        check_texts(config)
 
 
 def test_a_text_file_gives_nouns_each_once(tmp_path):

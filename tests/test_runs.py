@@ -50,7 +50,7 @@ def test_a_probe_run_writes_the_files_of_the_contract(images):
     folder = run(images, "{linear_probe: {epochs: 3}}")
     results = json.loads((folder / "results.json").read_text())
     assert {row["detector"] for row in results["rows"]} >= {"knn", "msp", "rmd", "rmd_logits"}
-    assert [each["detector"] for each in results["omitted"]] == ["mcm", "neglabel", "csp", "ensemble"]
+    assert [each["detector"] for each in results["omitted"]] == ["mcm", "mcm_sigmoid", "neglabel", "csp", "ensemble"]
     assert {(row["ood"], row["n_id"], row["n_ood"]) for row in results["rows"]} == {
         ("near", 7, 7),
         ("far", 7, 5),

@@ -92,7 +92,7 @@ def test_with_one_class_no_softmax_is_taken_and_no_class_is_compared_with_all(ro
 
 def test_with_one_class_every_softmax_of_a_head_is_left_out():
     head = REFERENCE.weight[:1], REFERENCE.bias[:1]
-    one = Reference(("cat",), REFERENCE.text_embeddings[:1], 100.0, *head, REFERENCE.neglabel, REFERENCE.csp)
+    one = Reference(("cat",), REFERENCE.text_embeddings[:1], 100.0, *head, REFERENCE.neglabel, REFERENCE.csp, -3.0)
     detectors, omitted = build_detectors(None, one, ALL)
     assert {each.detector for each in omitted if each.reason == ONE_CLASS} == SOFTMAXES
     assert {"max_logit", "energy", "she", "knn"} <= set(detectors)

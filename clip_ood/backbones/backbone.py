@@ -49,6 +49,11 @@ class Backbone(nn.Module):
         return None
 
     @property
+    def logit_bias(self) -> float | None:
+        """The model's b in σ(s · cos(h, t) + b); None for a model that was not trained with a sigmoid loss, or has no text encoder."""
+        return None
+
+    @property
     @abstractmethod
     def image_tower(self) -> nn.Module:
         """The module that turns images into g."""
@@ -67,6 +72,16 @@ class Backbone(nn.Module):
         Raises: TypeError for an encoder without text tower.
         """
         raise TypeError(f"{type(self).__name__} has no text encoder")
+
+    def text_vectors(self, texts: list[str]) -> Tensor:
+        """Returns the outputs of the text tower for K texts, before they are put on the unit sphere: (K, E).
+
+        Raises: UserError for an encoder that has unit-norm embeddings only.
+        """
+        raise UserError(
+            f"data.negative_averages: raw needs the outputs of the text tower, and {type(self).__name__} has unit-norm embeddings "
+            "of texts only: take unit"
+        )
 
     def freeze(self) -> Backbone:
         """Puts the encoder into evaluation mode, without gradients, in its precision."""

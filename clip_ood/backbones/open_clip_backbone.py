@@ -72,11 +72,17 @@ class OpenClipBackbone(Backbone):
         self.model = model
         with_scale = self.has_text and not model.logit_scale.is_meta
         self._scale = model.logit_scale.detach().float().exp().item() if with_scale else None
+        bias = getattr(model, "logit_bias", None)
+        self._bias = bias.detach().float().item() if with_scale and bias is not None else None
         self.freeze()
 
     @property
     def logit_scale(self) -> float | None:
         return self._scale
+
+    @property
+    def logit_bias(self) -> float | None:
+        return self._bias
 
     @property
     def image_tower(self) -> nn.Module:
@@ -94,15 +100,16 @@ class OpenClipBackbone(Backbone):
         return super().train_images(gradient_checkpointing, compile)
 
     def encode_text(self, texts: list[str]) -> Tensor:
-        if not self.has_text:
-            return super().encode_text(texts)
+        return unit(self.text_vectors(texts)) if self.has_text else super().encode_text(texts)
+
+    def text_vectors(self, texts: list[str]) -> Tensor:
         tokens = self._tokenize(texts)
         tower = getattr(self.model, "text", None)
         if isinstance(tower, HFTextEncoder):  # it masks padding, so padding that all texts share is dropped
             tokens = tokens[:, : int((tokens != tower.config.pad_token_id).any(dim=0).nonzero().max()) + 1]
         tokens = tokens.to(next(self.model.parameters()).device)
         embeddings = self.model.encode_text(tokens)
-        return unit(embeddings[0] if isinstance(embeddings, tuple) else embeddings)
+        return embeddings[0] if isinstance(embeddings, tuple) else embeddings
 
 
 def _tokenizer(text: dict[str, Any], folder: Path) -> Callable[[list[str]], Tensor]:

@@ -28,6 +28,10 @@ class OtherText(Backbone):
         return self.texts.logit_scale
 
     @property
+    def logit_bias(self) -> float | None:
+        return self.texts.logit_bias
+
+    @property
     def image_tower(self) -> nn.Module:
         return self.images.image_tower
 
@@ -44,3 +48,6 @@ class OtherText(Backbone):
 
     def encode_text(self, texts: list[str]) -> Tensor:
         return self.texts.encode_text(texts)
+
+    def text_vectors(self, texts: list[str]) -> Tensor:
+        return self.texts.text_vectors(texts)

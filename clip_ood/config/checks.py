@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Hashable
+from collections.abc import Hashable, Sequence
 from os import stat
 from os.path import realpath
 from pathlib import Path
@@ -21,7 +21,7 @@ from clip_ood.errors import ConfigError, shortened
 from clip_ood.files.hidden import is_hidden
 from clip_ood.files.regular_file import no_file, special
 from clip_ood.files.text_files import LONGEST_LIST, NotText, check_size, read_text
-from clip_ood.texts.wordnet import find_words
+from clip_ood.texts.wordnet import find_words, lexicographer_files
 
 LONGEST_NUMBER = 18  # digits of a shard's number
 MOST_SHARDS = 100_000
@@ -252,6 +252,17 @@ def _advice(key: str, spec: ImageSet, root: Path) -> str:
     return told and f" {told}"
 
 
+def _check_left_out(names: Sequence[str], words: Path | None) -> None:
+    known = {} if words is None else lexicographer_files(words)
+    if not known:
+        raise ConfigError(
+            "data.csp_without names files of a folder with noun.*.txt and adj.*.txt, and data.negative_words is no such folder: name "
+            "one, or drop data.csp_without"
+        )
+    if unknown := [name for name in names if name not in known]:
+        raise ConfigError(f"data.csp_without: {words} has no {unknown[0]}.txt; it has {', '.join(known)}")
+
+
 def check_texts(config: Config) -> None:
     """Raises ConfigError for class names or words that are not there or are not text, and for lists that are too large."""
     found, names = {}, config.data.id.class_names
@@ -272,6 +283,8 @@ def check_texts(config: Config) -> None:
             found["data.negative_words"] = find_words(config.data.negative_words)
         except FileNotFoundError as error:
             raise ConfigError(f"data.negative_words: {error}") from None
+    if config.data.csp_without:
+        _check_left_out(config.data.csp_without, found.get("data.negative_words"))
     for key, path in found.items():
         if special(path) is not None or not path.exists():
             raise ConfigError(f"{key}: there is no file {path}{no_file(path)}")

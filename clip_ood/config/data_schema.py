@@ -213,9 +213,17 @@ class Data(Section):
     keeps its name, and the run says so. WordNet comes from clip-ood demo wordnet, or from Debian's wordnet-base."""
     negative_words: Literal["wordnet"] | Place | None = None
     """Words from which NegLabel and CSP choose negative labels: `wordnet` (found in data/wordnet or /usr/share/wordnet), a
-    folder with WordNet's index.noun and index.adj, or a text file with one noun on each line (default: none; both are left out)."""
+    folder with WordNet's index.noun and index.adj or with the authors' noun.*.txt and adj.*.txt, or a text file with one noun on
+    each line (default: none; both are left out)."""
     max_negative_words: Positive | None = None
     """Take a fixed draw of this many of these words (default: all; WordNet's 136,000 words make a million prompts for CSP)."""
+    negative_classes: Literal["dropped", "kept"] = "dropped"
+    """Whether the names of the ID classes may be chosen as negative labels (kept, as in the authors' code) or not (dropped)."""
+    negative_averages: Literal["unit", "raw"] = "unit"
+    """What CSP averages over its prompts: unit-norm embeddings, or the outputs of the text tower (raw, as in the authors' code)."""
+    csp_without: list[str] = []
+    """If data.negative_words is a folder with noun.*.txt and adj.*.txt: the files whose words CSP leaves out. The authors leave out
+    [noun.person, noun.quantity, noun.group, adj.pert]."""
     batch_size: Positive = 256
     """Number of images in a forward pass of feature extraction, on each device."""
     num_workers: int | None = Field(default=None, ge=0, le=1024)

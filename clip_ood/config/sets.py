@@ -36,7 +36,7 @@ class Split:
 
 @dataclass(frozen=True)
 class Entry:
-    """A named set as it was published."""
+    """A named set as it was published; `overlap`: what is known of its images that show an ImageNet class."""
 
     name: str
     about: str
@@ -47,6 +47,7 @@ class Entry:
     group: str | None = None
     files: tuple[File, ...] = ()
     how: str = ""
+    overlap: str = ""
 
     def split(self, name: str | None) -> Split:
         """Returns the split of that name or, without a name, the only split or `test`.

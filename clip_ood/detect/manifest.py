@@ -117,6 +117,7 @@ class Manifest(Formatted):
     encoder: Encoder
     class_names: list[Text] | None
     logit_scale: float | None
+    logit_bias: float | None = None
     detectors: list[Kept]
     omitted: list[LeftOut]
     predictor: Predicts | None = None

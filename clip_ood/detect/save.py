@@ -87,6 +87,7 @@ def save_detector(
         "encoder": asdict(encoder),
         "class_names": None if reference.class_names is None else list(reference.class_names),
         "logit_scale": reference.logit_scale,
+        "logit_bias": reference.logit_bias,
         "detectors": [_entry(name, each, calibration) for name, each in kept.items()],
         "omitted": left_out,
         "predictor": None if predictor is None else asdict(predictor),
@@ -151,7 +152,7 @@ def _state(
         if isinstance(value, Tensor):
             values[f"reference.{name}"] = value
         elif name in ("neglabel", "csp") and value is not None:
-            values |= {f"reference.{name}.{part}": tensor for part, tensor in vars(value).items()}
+            values |= {f"reference.{name}.classes": value.classes, f"reference.{name}.negatives": value.negatives}
     for column, detector in detectors.items():
         values |= {f"detectors.{column}.{name}": value for name, value in detector.state().items()}
         if calibration:

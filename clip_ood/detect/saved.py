@@ -105,7 +105,8 @@ class SavedDetector:
             if f"{name}.classes" in own:
                 values[name] = NegativeLabels(own[f"{name}.classes"], own[f"{name}.negatives"])
         values["class_names"] = None if names is None else tuple(names)
-        return Reference(logit_scale=self.manifest["logit_scale"], **values)
+        scale, bias = self.manifest["logit_scale"], self.manifest.get("logit_bias")
+        return Reference(logit_scale=scale, logit_bias=bias, **values)
 
     @property
     def class_predictor(self) -> ClassPredictor | None:

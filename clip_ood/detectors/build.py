@@ -24,6 +24,7 @@ REASONS = {
     "class_names": "needs class names: this ID set has none",
     "text_embeddings": "needs text embeddings: the encoder has no text side or the ID set no class names",
     "logit_scale": "needs the model's logit scale: this encoder has none",
+    "logit_bias": "needs the model's logit bias: this encoder has none, as its training had no sigmoid loss",
     "weight": "needs logits: this run trains no head",
     "bias": "needs logits: this run trains no head",
     "neglabel": NEGATIVES,

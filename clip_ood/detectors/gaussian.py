@@ -17,7 +17,11 @@ from clip_ood.outputs import Outputs
 TOLERANCE = 1e-10  # eigenvalues below this share of the largest are zero
 SHRINKAGE = 0.01
 DOUBLE = torch.finfo(torch.float64).eps
+ROUNDINGS = (
+    2  # machine epsilons that rounding may leave in a direction: 0.2 were seen in half precision, 0.7 in float32
+)
 BATCHES = 8  # machine epsilons by which an encoder's outputs may differ between batches: 1e-6 in float32
+HALVES = (torch.bfloat16, torch.float16)
 
 
 @dataclass(frozen=True)
@@ -70,7 +74,9 @@ class Moments(ClassSums):
     x is the `space` ("features" or "logits") of an image, put on the unit sphere first if `unit`. Shapes: counts (1 + C,)
     and sums (1 + C, D), where place 0 is for rows without a label (-1, or no labels at all); second (2, D, D), of rows
     without and of rows with a label; epsilon (), the machine epsilon of the coarsest dtype in which rows, or the values that
-    they were made of, came in.
+    they were made of, came in; finer (2,), whether some feature is not a bfloat16 value, or not a float16 value. If every feature
+    is one, the features were computed in that dtype, whatever dtype they came in: a feature store keeps the features of a bfloat16
+    encoder as float16.
     """
 
     def __init__(self, space: str, *, unit: bool = False) -> None:
@@ -79,6 +85,7 @@ class Moments(ClassSums):
         with torch.inference_mode(False):
             self.register_buffer("second", torch.zeros(2, 0, 0, dtype=torch.float64))
             self.register_buffer("epsilon", torch.tensor(DOUBLE, dtype=torch.float64))
+            self.register_buffer("finer", torch.zeros(len(HALVES), dtype=torch.int64))
 
     def key(self) -> Hashable:
         return type(self), self.space, self.unit
@@ -110,15 +117,20 @@ class Moments(ClassSums):
         """Returns the variance that rounding may leave in `within` and `total`, or with u (D,) in `around(u)`, if all rows are
         equal.
 
-        For N rows with mean square s, float64 sums are exact to max(N, D) ε₆₄ s, as in numpy's `matrix_rank`. The rows
-        themselves, of a dtype with machine epsilon ε, are exact to (8 ε)² s, and on average to the D-th part of it in one
-        direction.
+        For N rows with mean square s = E‖x‖², float64 sums are exact to max(N, D) ε₆₄ s, as in numpy's `matrix_rank`. Rounding
+        the rows to a dtype with machine epsilon ε fills a direction to at most (2 ε)² s / D; equal images in other batches differ
+        by at most (8 ε)² s in all directions together.
         """
         rows, width = self.counts[1:] if u is None else self.counts, self.second.shape[-1]
         second = self.second[1] if u is None else self.second.sum(dim=0)
         square = (second.trace() / rows.sum() + (0 if u is None else u.square().sum())).item()
-        sums, dtype = max(int(rows.sum()), width) * DOUBLE * square, (BATCHES * self.epsilon.item()) ** 2 * square
-        return Rounding(sums + dtype / width, sums + dtype)
+        sums, dtype = max(int(rows.sum()), width) * DOUBLE * square, self._precision() ** 2 * square
+        return Rounding(sums + ROUNDINGS**2 * dtype / width, sums + BATCHES**2 * dtype)
+
+    def _precision(self) -> float:
+        """Returns the machine epsilon of the coarsest dtype in which the rows were computed or kept."""
+        halves = [torch.finfo(dtype).eps for dtype, finer in zip(HALVES, self.finer.tolist(), strict=True) if not finer]
+        return max([self.epsilon.item(), *halves])
 
     def around(self, u: Tensor) -> Tensor:
         """Returns the second moment (1 / N) Σ_i (x_i − u)(x_i − u)ᵀ of all rows around u (D,), (D, D)."""
@@ -132,12 +144,14 @@ class Moments(ClassSums):
 
     def _join(self, exchange: Exchange) -> None:
         super()._join(exchange)
-        self.epsilon = exchange.largest(self.epsilon)
+        self.epsilon, self.finer = exchange.largest(self.epsilon), exchange.largest(self.finer)
 
     def _update(self, rows: Outputs) -> None:
-        given = (rows.features, rows.embeddings, rows.logits)
-        coarsest = max(torch.finfo(value.dtype).eps for value in given if value is not None)
-        self.epsilon = self.epsilon.clamp_min(coarsest)
+        given = [value for value in (rows.features, rows.embeddings, rows.logits) if value is not None]
+        self.epsilon = self.epsilon.clamp_min(max(torch.finfo(value.dtype).eps for value in given))
+        for place, dtype in enumerate(HALVES):
+            if not self.finer[place]:
+                self.finer[place] = bool((given[0].to(dtype) != given[0]).any())
         super()._update(rows)
 
     def _values(self, rows: Outputs) -> Tensor:

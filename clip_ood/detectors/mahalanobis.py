@@ -22,8 +22,9 @@ class Mahalanobis(Detector):
     m_c = Aᵀ(μ_c − μ), MD_c = ‖a‖² − 2⟨a, m_c⟩ + ‖m_c‖². Rows with label −1 are skipped; a class without rows is at
     distance +inf. A feature covariance below full rank is shrunk, and `notes` says so, unless the features themselves have that
     rank: then, and for logits, the pseudo-inverse is used. `normalize` puts rows on the unit sphere first (Mahalanobis++,
-    Müller and Hein, 2025). Raises ValueError for a label beyond the reference's class names, and at `fit` if no row has a
-    label or rows do not vary within classes. Lee et al., 2018 (arXiv 1807.03888).
+    Müller and Hein, 2025); there, the direction that a final LayerNorm empties holds a trace of the features' length, which
+    rounding hides in half precision. Raises ValueError for a label beyond the reference's class names, and at `fit` if no row
+    has a label or rows do not vary within classes. Lee et al., 2018 (arXiv 1807.03888).
     """
 
     name: ClassVar[str] = "mahalanobis"

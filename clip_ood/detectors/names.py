@@ -16,6 +16,7 @@ from clip_ood.naming import fault, one_text, twins
 DETECTORS: dict[str, str] = {  # name -> "module:Class"
     "knn": "clip_ood.detectors.knn:KNN",
     "mcm": "clip_ood.detectors.mcm:MCM",
+    "mcm_sigmoid": "clip_ood.detectors.mcm_sigmoid:MCMSigmoid",
     "neglabel": "clip_ood.detectors.negative_labels:NegLabel",
     "csp": "clip_ood.detectors.negative_labels:CSP",
     "ensemble": "clip_ood.detectors.ensemble:Ensemble",

@@ -94,7 +94,8 @@ class ViM(Residual):
                 largest = torch.addmm(bias, features.to(weight), weight.T).amax(dim=1)
                 sums += torch.stack([largest.sum(), self._lengths(features).sum()])
         largest, length = self.bank.exchange.sum(sums)
-        noise = (self.outside.shape[1] * self.moments.rounding(self.origin).direction) ** 0.5
+        share = self.outside.shape[1] / len(self.outside)
+        noise = (share * self.moments.rounding(self.origin).all) ** 0.5
         if length <= noise * len(self.bank):
             raise self._error("nothing but rounding lies outside the principal space of the ID training features")
         self.alpha = largest / length

@@ -74,10 +74,11 @@ class StoredBatch:
 
 @dataclass
 class WordBatch:
-    """The prompts of n words of one part, with all prompts of the first word first."""
+    """The prompts of n words of one part, with all prompts of the first word first; `raw` is that of their `Phrases`."""
 
     strings: list[str]
     num_prompts: int
+    raw: bool
     part: Part
     identities: np.ndarray
     last: bool

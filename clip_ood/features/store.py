@@ -18,6 +18,7 @@ from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import cached_property
+from math import isnan, nan
 from pathlib import Path
 from typing import Any
 
@@ -40,15 +41,18 @@ from clip_ood.texts.prompts import Phrases
 PART = 1024  # images: a killed run loses at most this many in each process
 FORMAT = 2  # of the files; a store of another format is not read
 SCALE = pairs([identity_of("logit scale")])
+BIAS = pairs([identity_of("logit bias")])  # NaN where the model has none
 
 
 @dataclass(frozen=True)
 class TextEmbeddings:
-    """Unit-norm embeddings (K, E) of K strings, the model's logit scale, and negative labels by detector, if any."""
+    """Unit-norm embeddings (K, E) of K strings, the model's logit scale, negative labels by detector, if any, and the model's logit
+    bias, if it has one."""
 
     embeddings: Tensor
     logit_scale: float
     negatives: dict[str, NegativeLabels] = field(default_factory=dict)
+    logit_bias: float | None = None
 
 
 def folder_of(root: Path, fingerprint: dict[str, Any]) -> Path:
@@ -84,13 +88,16 @@ class FeatureStore:
 
     def word_set(self, name: str, phrases: Phrases) -> StoredSet:
         """Returns the entries of words, each the mean over prompts."""
-        identities = pairs([identity_of("word", word, *phrases.prompts) for word in phrases.words])
+        kind = "word of raw averages" if phrases.raw else "word"
+        identities = pairs([identity_of(kind, word, *phrases.prompts) for word in phrases.words])
         return StoredSet(name, self, self.texts, ["features"], Known(phrases.words, identities))
 
     def missing_texts(self, strings: Sequence[str]) -> list[str]:
-        """Returns those strings whose embeddings are missing, each once and in their order, or all if the logit scale is missing."""
+        """Returns those strings whose embeddings are missing, each once and in their order, or all if the logit scale or the logit
+        bias is missing."""
         wanted = list(dict.fromkeys(strings))
-        if not wanted or not self.texts.has(SCALE, ["logit_scale"])[0]:
+        known = self.texts.has(SCALE, ["logit_scale"])[0] and self.texts.has(BIAS, ["logit_bias"])[0]
+        if not wanted or not known:
             return wanted
         there = self.texts.has(_strings(wanted), ["embeddings"])
         return [string for string, known in zip(wanted, there, strict=True) if not known]
@@ -99,7 +106,9 @@ class FeatureStore:
         """Returns the embeddings of these strings, in their order. Raises: KeyError if some are not there."""
         rows = self.texts.rows(_strings(strings), ["embeddings"])["embeddings"]
         scale = self.texts.rows(SCALE, ["logit_scale"])["logit_scale"].take(torch.zeros(1, dtype=torch.long))
-        return TextEmbeddings(rows.take(torch.arange(len(rows))), scale.item())
+        bias = self.texts.rows(BIAS, ["logit_bias"])["logit_bias"].take(torch.zeros(1, dtype=torch.long)).item()
+        bias = None if isnan(bias) else bias
+        return TextEmbeddings(rows.take(torch.arange(len(rows))), scale.item(), logit_bias=bias)
 
     def write_texts(self, strings: Sequence[str], text: TextEmbeddings) -> None:
         """Keeps the embeddings of these strings. Raises: ValueError for NaN or Inf."""
@@ -109,6 +118,8 @@ class FeatureStore:
         self.texts.add(_strings(strings), {"embeddings": text.embeddings.float().cpu()}, made_with=made_with(None))
         scale = torch.tensor([[text.logit_scale]], dtype=torch.float64)
         self.texts.add(SCALE, {"logit_scale": scale}, made_with=made_with(None))
+        bias = torch.tensor([[nan if text.logit_bias is None else text.logit_bias]], dtype=torch.float64)
+        self.texts.add(BIAS, {"logit_bias": bias}, made_with=made_with(None))
 
     def describe(self) -> None:
         """Writes what the encoder is, once. Raises: StoreError if the store cannot be written."""

@@ -107,6 +107,12 @@ class Dropped(Record):
     total: Count
 
 
+class NegativeWords(Record):
+    file: Text
+    sha256: Text
+    words: dict[Text, Count]
+
+
 class Chosen(Record):
     n: Count
     expected: Share
@@ -135,6 +141,7 @@ class Finished(Record):
     pseudo_labels: PseudoLabels | None
     trained_on: Trained | None
     sweep: list[Head] | None
+    negative_words: NegativeWords | None = None
     shared_images: list[Shared] = []
     dropped: list[Dropped] = []
     versions: dict[Text, Text] | None = None

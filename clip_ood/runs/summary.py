@@ -36,6 +36,7 @@ def summarise(folder: Path, seeds: list[int]) -> Results:
         "trained_on": _joined([results["trained_on"] for results in found], {"fewest": min, "most": max}),
         "sweep": _by_seed({seed: _chosen(results["sweep"]) for seed, results in of_seed.items()}) or None,
         "predictor": _by_seed({seed: _listed(results.get("predictor")) for seed, results in of_seed.items()}) or None,
+        "negative_words": _same([results.get("negative_words") for results in found]),
         "shared_images": _by_seed({seed: results.get("shared_images") or [] for seed, results in of_seed.items()}),
         "dropped": _by_seed({seed: results.get("dropped") or [] for seed, results in of_seed.items()}),
         "versions": _versions([results.get("versions") or {} for results in found]),
@@ -78,6 +79,11 @@ def mean_rows(of_seed: dict[int, list[Row]], intervals: Intervals = lambda row, 
 def joined_split(splits: Sequence[dict[str, Any] | None]) -> dict[str, Any] | None:
     """Returns the split of several seeds with averaged numbers of images, or None if a seed's version did not record it."""
     return None if None in splits else _joined(splits, {"redrawn": any})
+
+
+def _same(told: list[Results | None]) -> Results | None:
+    """Returns what all seeds say, or None if they differ."""
+    return told[0] if all(each == told[0] for each in told) else None
 
 
 def _intervals(folder: Path, seeds: list[int], split: dict[str, Any] | None) -> Intervals:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -39,13 +39,20 @@ PHRASE_PROMPTS = ("{}", "a nice photo of {}", "a good photo of {}", "a close-up 
 class Pool:
     """What a detector chooses its negative labels from, and the ID classes as it names them.
 
-    Attributes: same, the cosine to an ID class above which a candidate is left out (None: none is).
+    Attributes: same, the cosine to an ID class above which a candidate is left out (None: none is); keeps_classes, whether the
+    name of a class may be chosen.
     """
 
     classes: Phrases
     nouns: Phrases
     adjectives: Phrases
     same: float | None = None
+    keeps_classes: bool = False
+
+    def raw(self) -> Pool:
+        """Returns the same pool with raw averages over prompts."""
+        parts = {part: replace(getattr(self, part), raw=True) for part in ("classes", "nouns", "adjectives")}
+        return replace(self, **parts)
 
 
 def neglabel_pool(words: Words, class_names: Sequence[str]) -> Pool:
@@ -103,8 +110,8 @@ def _unit(rows: Tensor) -> Tensor:
     return torch.nn.functional.normalize(rows.double(), dim=1)
 
 
-def negative_labels(classes: Tensor, chosen: Sequence[Tensor]) -> NegativeLabels:
-    """Returns the classes (C, E), and the chosen candidates, (k, E) each, one after the other.
+def negative_labels(classes: Tensor, chosen: Sequence[Tensor], words: Sequence[str] = ()) -> NegativeLabels:
+    """Returns the classes (C, E), and the chosen candidates, (k, E) each, one after the other, with their `words` in that order.
 
     Raises: ValueError if nothing was chosen.
     """
@@ -114,4 +121,4 @@ def negative_labels(classes: Tensor, chosen: Sequence[Tensor]) -> NegativeLabels
             f"No negative words are left: all are class names or have a cosine above {SAME} to one. Name more words "
             "(data.negative_words, data.max_negative_words), or leave the detector out"
         )
-    return NegativeLabels(unit(classes), unit(negatives))
+    return NegativeLabels(unit(classes), unit(negatives), tuple(words))

@@ -13,10 +13,11 @@ from clip_ood.backbones.backbone import unit
 
 @dataclass(frozen=True)
 class Phrases:
-    """Words, each of which is embedded as the mean over prompts."""
+    """Words, each of which is embedded as the mean over prompts: of their unit-norm embeddings or, `raw`, of what the text tower gives."""
 
     words: tuple[str, ...]
     prompts: tuple[str, ...]
+    raw: bool = False
 
 
 def fill(prompts: Sequence[str], class_names: Sequence[str]) -> list[str]:

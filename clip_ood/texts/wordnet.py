@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import random
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
@@ -46,14 +46,15 @@ class Words:
 
 
 def find_words(source: str | Path) -> Path:
-    """Returns what `source` stands for: `wordnet`, a folder with WordNet's files, or a text file with one noun on each line.
+    """Returns what `source` stands for: `wordnet`, a folder with WordNet's files or with `lexicographer_files`, or a text file with
+    one noun on each line.
 
     Raises: FileNotFoundError, which says how to get WordNet.
     """
     folders = PLACES if str(source) == "wordnet" else (Path(source),)
     if found := next((path for path in folders if all((path / name).is_file() for name in (NOUNS, ADJECTIVES))), None):
         return found
-    if str(source) != "wordnet" and Path(source).is_file():
+    if str(source) != "wordnet" and (Path(source).is_file() or lexicographer_files(Path(source))):
         return Path(source)
     if special(source) is not None:
         raise FileNotFoundError(f"{source} is no text file{no_file(source)}")
@@ -61,22 +62,38 @@ def find_words(source: str | Path) -> Path:
     raise FileNotFoundError(
         f"There is no WordNet ({NOUNS} and {ADJECTIVES}) in {looked}. Get it: clip-ood demo wordnet (Debian or Ubuntu, "
         "a 6 MB download, no root), or apt-get install wordnet-base; or name a folder that holds these files, as NLTK's "
-        "nltk_data/corpora/wordnet, or a text file with one noun a line"
+        "nltk_data/corpora/wordnet, or noun.*.txt and adj.*.txt; or a text file with one noun a line"
     )
 
 
-def read_words(source: str | Path) -> Words:
+def lexicographer_files(folder: Path) -> dict[str, Path]:
+    """Returns the text files noun.*.txt and adj.*.txt of a folder by their names without .txt, in the order of these names.
+
+    NegLabel's and CSP's authors publish their candidates in such files, one word on each line, named as the files of WordNet's
+    lexicographers.
+    """
+    found = sorted([*folder.glob("noun.*.txt"), *folder.glob("adj.*.txt")])
+    return {path.stem: path for path in found}
+
+
+def read_words(source: str | Path, without: Collection[str] = ()) -> Words:
     """Returns the words of `source` (see `find_words`), in its order; a word that is also a noun is no adjective here.
 
+    `without` names lexicographer files whose words are left out, unless they are in another file as well.
     Raises: FileNotFoundError if it is not there, ValueError for a file without words.
     """
     path = find_words(source)
     if path.is_file():
         words = Words(_distinct(read_lines(path)))
+    elif (path / NOUNS).is_file():
+        words = _apart(_entries(path / NOUNS), _entries(path / ADJECTIVES))
     else:
-        nouns = _distinct(_entries(path / NOUNS))
-        known = set(nouns)
-        words = Words(nouns, tuple(word for word in _distinct(_entries(path / ADJECTIVES)) if word not in known))
+        files = {name: file for name, file in lexicographer_files(path).items() if name not in without}
+        nouns, adjectives = (
+            [word for name, file in files.items() if name.startswith(kind) for word in read_lines(file)]
+            for kind in ("noun.", "adj.")
+        )
+        words = _apart(nouns, adjectives)
     if not len(words):
         raise UserError(f"{path} holds no words")
     return words
@@ -150,6 +167,12 @@ def _entries(path: Path) -> Iterator[str]:
     for line in read_text(path).splitlines():
         if line and not line.startswith("  "):
             yield line.split(" ", 1)[0]
+
+
+def _apart(nouns: Iterator[str] | list[str], adjectives: Iterator[str] | list[str]) -> Words:
+    nouns = _distinct(nouns)
+    known = set(nouns)
+    return Words(nouns, tuple(word for word in _distinct(adjectives) if word not in known))
 
 
 def _distinct(words: Iterator[str] | list[str]) -> tuple[str, ...]:

@@ -66,7 +66,7 @@ def check_score(plan: Plan, benchmark: Benchmark) -> None:
     config = plan.config
     given = {"features"}
     if config.backbone.reads_text:
-        given |= {"embeddings", "logit_scale"}
+        given |= {"embeddings", "logit_scale", "logit_bias"}
         given |= {"text_embeddings", "class_names"} if benchmark.class_names else set()
         given |= {"neglabel", "csp"} if config.data.negative_words else set()
     if config.method.settings.trains:

@@ -27,6 +27,8 @@ def get(entry: Entry, root: Path) -> None:
     if not entry.files:
         raise ConfigError(f"{entry.name} is not downloaded from here ({entry.licence}; {entry.source}). {entry.how}")
     say(f"{entry.name}: {entry.about}. Licence: {entry.licence}. {entry.source}")
+    if entry.overlap:
+        say(f"{entry.overlap}.")
     root.mkdir(parents=True, exist_ok=True)
     with in_turn(root / entry.name):
         for file in entry.files:

@@ -1,0 +1,37 @@
+"""The zero-shot score of models that were trained with a sigmoid loss."""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+from torch import Tensor
+from torch.nn.functional import normalize
+
+from clip_ood.detectors.detector import Detector
+from clip_ood.outputs import Outputs, Reference
+
+
+class MCMSigmoid(Detector):
+    """Maximum concept matching by the sigmoid: max_c σ(s ⟨h, t_c⟩ + b), the largest probability that image and class belong together.
+
+    h: embeddings (N, E); t: text embeddings (C, E) of the reference; s, b: the model's own logit scale and logit bias. Classes do
+    not compete, so that it is a score of one class as well, and its order of images is that of the largest cosine. In float64, as
+    b is -10 or lower. Raises ValueError without those. The loss is that of Zhai et al., 2023 (arXiv 2303.15343).
+
+    >>> import torch
+    >>> detector = MCMSigmoid(Reference(text_embeddings=torch.eye(2), logit_scale=10.0, logit_bias=-10.0))
+    >>> detector.score(Outputs(embeddings=torch.tensor([[1.0, 0.0], [0.6, -0.8]])))
+    tensor([0.5000, 0.0180])
+    """
+
+    name: ClassVar[str] = "mcm_sigmoid"
+    requires: ClassVar[tuple[str, ...]] = ("embeddings", "text_embeddings", "logit_scale", "logit_bias")
+
+    def __init__(self, reference: Reference | None = None) -> None:
+        super().__init__(reference)
+        self.register_buffer("text", normalize(self.reference.text_embeddings.double(), dim=1), persistent=False)
+
+    def _score(self, rows: Outputs) -> Tensor:
+        embeddings = normalize(rows.embeddings.double(), dim=1)
+        cosines = embeddings @ self.text.to(embeddings.device).T  # (n, E) @ (E, C) -> (n, C)
+        return (self.reference.logit_scale * cosines.amax(dim=1) + self.reference.logit_bias).sigmoid()
