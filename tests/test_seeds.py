@@ -52,8 +52,14 @@ def test_rows_are_means_and_standard_deviations_over_seeds(seeded):
     for key, row in keyed(results).items():
         for metric in METRICS:
             values = [keyed(each)[key][metric] for each in of_seed]
+            if None in values:  # f1 takes a threshold, and there are too few val images for one
+                assert metric == "f1" and row["f1"] is None
+                continue
             assert row[metric] == pytest.approx(mean(values))
             assert row["std"][metric] == pytest.approx(stdev(values), abs=1e-12)
+            if metric == "best_f1":
+                assert metric not in row["intervals"]
+                continue
             half = student.ppf(0.975, 2) * stdev(values) * sqrt(1 / 3 + 14 / 32)  # 14 images tested, 32 to train on
             ends = [max(0, mean(values) - half), min(1, mean(values) + half)]
             assert row["intervals"][metric] == pytest.approx(ends, abs=1e-3)
@@ -67,7 +73,11 @@ def test_the_csv_holds_the_means_in_percent(seeded):
         table = {(row["detector"], row["setting"], row["ood"]): row for row in csv.DictReader(file)}
     expected = keyed(tiny_clip.results(seeded))
     assert table.keys() == expected.keys()
-    assert all(table[key][m] == f"{100 * row[m]:.2f}" for key, row in expected.items() for m in METRICS)
+    assert all(
+        table[key][m] == ("" if row[m] is None else f"{100 * row[m]:.2f}")
+        for key, row in expected.items()
+        for m in METRICS
+    )
 
 
 def test_the_table_shows_the_spread_over_seeds(seeded, capsys):
