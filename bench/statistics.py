@@ -120,6 +120,16 @@ def coverage_of_corrupted(studies: int, images: int = 200, alike: float = 0.8) -
     return fmean(held)
 
 
+def coverage_with_outliers(studies: int, num_id: int, num_ood: int, share: float) -> float:
+    """The coverage of the AUROC where sets are far apart, but for a share of ID images that lie below all OOD images."""
+    generator, held = torch.Generator().manual_seed(5), []
+    for _ in range(studies):
+        inside, outside = World(0.999_999).draw(num_id, num_ood, generator)
+        inside[torch.rand(num_id, generator=generator) < share] = -100.0
+        held.append(covered(ood_metrics(inside, outside), {"auroc": (1 - share) * 0.999_999})["auroc"])
+    return fmean(held)
+
+
 def claims(studies: int, runs: int = 3, detectors: int = 6, sets: int = 3, alike: float = 0.7) -> tuple[float, float]:
     """Of tables that compare runs without any difference, the share that claims one, corrected and not."""
     generator, corrected, plain = torch.Generator().manual_seed(3), 0, 0
@@ -200,10 +210,7 @@ def of_sizes(num_id: int, num_ood: int, spreads: tuple[float, float], studies: i
 
 # What falls short of 93 %, as docs/statistics.md states it: few images of the class with the wider scores are misplaced.
 KNOWN: dict[tuple[str, int, tuple[float, float], float], float] = {
-    ("aupr_in", 46, (1, 3), 0.98): 0.90,
-    ("aupr_out", 46, (3, 1), 0.9): 0.91,
-    ("aupr_in", 200, (1, 3), 0.98): 0.91,
-    ("auroc", 45_000, (1, 3), 0.999): 0.90,
+    ("aupr_in", 46, (1, 3), 0.98): 0.89,
 }
 
 
@@ -232,6 +239,10 @@ def of_the_rest(studies: int) -> list[Said]:
             0.05,
         ),
     ]
+    for num_id, num_ood, outliers in ((46, 154, 0.01), (46, 154, 0.02), (200, 400, 0.01), (5_000, 10_000, 0.001)):
+        got = coverage_with_outliers(studies // (1 if num_id < 1000 else 4), num_id, num_ood, outliers)
+        about = f"AUROC, {num_id:,} ID images of which {100 * outliers:g} % lie below all {num_ood:,} OOD images, the others above"
+        lines.append(share(about, got, studies, 0.9))
     text = f"statistics, F1 above what it is of infinitely many images: best_f1 {100 * best:+.1f} points, f1 {100 * at_threshold:+.1f}"
     return [*lines, Said(f"{text}  {'well' if abs(at_threshold) < 0.01 else 'FALLS SHORT'}", abs(at_threshold) < 0.01)]
 

@@ -264,14 +264,17 @@ def delong(of_seed):
     return wins.mean(), math.sqrt(wins.mean(1).var(ddof=1) / wins.shape[0] + wins.mean(0).var(ddof=1) / wins.shape[1])
 
 
-def around(value, error, misplaced, largest):
+def around(value, error, found):
     """The interval of `clip_ood.metrics.interval`."""
+    few, many = min(each.misplaced[0] for each in found), max(each.misplaced[1] for each in found)
+    largest = max(found[0].largest)
+    extra = largest / (few + 12) * ((many + 1) / (few + 1)) ** 0.25 if few and error else largest
     if value in (0, 1):
-        return wilson(value, (misplaced + 8) / largest, 1.959964)
+        return wilson(value, 1 / extra, 1.959964)
     spread = value * (1 - value)
     logit, margin = (
         math.log(value / (1 - value)),
-        1.959964 * math.sqrt((error**2 / spread + largest / (misplaced + 8)) / spread),
+        1.959964 * math.sqrt((error**2 / spread + extra) / spread),
     )
     return [1 / (1 + math.exp(-(logit - margin))), 1 / (1 + math.exp(-(logit + margin)))]
 
@@ -285,7 +288,7 @@ def test_intervals_on_published_images_come_from_the_images(given):
         of_seed = [scores(given[0], seed, row["detector"], row["ood"]) for seed in SEEDS]
         value, error = delong(of_seed)
         found = [auroc_influence(rank_scores(*map(torch.from_numpy, each))) for each in of_seed]
-        ends = around(value, error, min(each.misplaced for each in found), max(found[0].largest))
+        ends = around(value, error, found)
         assert row["auroc"] == pytest.approx(value) and row["intervals"] == {"auroc": pytest.approx(ends, abs=1e-6)}
         aurocs = [roc_auc_score(np.repeat([1, 0], list(map(len, each))), np.concatenate(each)) for each in of_seed]
         assert row["std"]["auroc"] == pytest.approx(np.std(aurocs, ddof=1), abs=1e-9)
@@ -338,7 +341,7 @@ def test_draws_of_published_images_are_followed_by_image(root):
     for seed in SEEDS:
         of_seed.append(auroc_influence(rank_scores(*map(torch.from_numpy, scores(run, seed, "mcm", "near")))))
     (row,) = [r for r in tiny_clip.results(run)["rows"] if (r["detector"], r["ood"]) == ("mcm", "near")]
-    ends = around(row["auroc"], error, min(each.misplaced for each in of_seed), max(of_seed[0].largest))
+    ends = around(row["auroc"], error, of_seed)
     assert row["intervals"]["auroc"] == pytest.approx(ends)
 
 

@@ -37,9 +37,10 @@ class Influence:
     largest: tuple[float, float] = (0.0, 0.0)
 
     @property
-    def misplaced(self) -> float:
-        """The smallest effective number, over sets of images, of images that cost something: (Σ c)² / Σ c²."""
-        return min((effective(each) for each in self.costs), default=math.inf)
+    def misplaced(self) -> tuple[float, float]:
+        """The smaller and the larger effective number, of ID and of OOD images, of those that cost something: (Σ c)² / Σ c²."""
+        numbers = [effective(each) for each in self.costs] or [math.inf]
+        return min(numbers), max(numbers)
 
     def swapped(self) -> Influence:
         """The same with ID and OOD changed over, of a single OOD set."""

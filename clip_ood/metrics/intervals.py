@@ -9,7 +9,7 @@ from statistics import NormalDist, fmean
 from clip_ood.metrics.influence import Influence, standard_error
 
 LEVEL = 0.95
-FEW = 8  # added to the number of images that take something from the metric
+FEW, UNEVEN = 12, 0.25  # constants of `missed`
 ROUNDING = 1e-12  # a standard error below it is none
 
 
@@ -17,24 +17,35 @@ def interval(of_seed: Sequence[Influence], level: float = LEVEL) -> tuple[float,
     """Returns the interval of the mean θ over J seeds of an AUROC or average precision; None where a set has one distinct image.
 
     On the logit scale, logit θ ± z / √(n θ (1 − θ)); at θ = 0 or 1, Wilson's interval of n trials. n is the effective number of
-    images, 1 / n = s² / (θ (1 − θ)) + δ / (k + 8), with s the `standard_error`, k the effective number of images that take something
-    from the metric (`Influence.misplaced`), and δ the most that a single image can take from it (`Influence.largest`).
-
-    Where many images are misplaced it is DeLong's interval on the logit scale. Near perfect separation s comes from a few images, or
-    is 0: then an image in the worst place may have been missed, which the second term allows for. The 8 was chosen on normal
-    scores of equal and unequal spread; `make bench-statistics` prints what is covered there and elsewhere.
+    images, 1 / n = s² / (θ (1 − θ)) + what may have been `missed`, with s the `standard_error`. Where many images are misplaced it is
+    DeLong's interval on the logit scale. Near perfect separation s comes from a few images, or is 0.
     """
     value, error = fmean(each.value for each in of_seed), standard_error(of_seed)
     if math.isinf(error):
         return None
     z = NormalDist().inv_cdf((1 + level) / 2)
-    k = 0.0 if error < ROUNDING else min(each.misplaced for each in of_seed)
     inside = value * (1 - value)
-    missed = max(max(each.largest) for each in of_seed) / (k + FEW)
+    extra = missed(of_seed, error)
     if inside <= ROUNDING:
-        return wilson(round(value), 1 / missed, z)
-    logit, margin = math.log(value / (1 - value)), z * math.sqrt((error**2 / inside + missed) / inside)
+        return wilson(round(value), 1 / extra, z)
+    logit, margin = math.log(value / (1 - value)), z * math.sqrt((error**2 / inside + extra) / inside)
     return _logistic(logit - margin), _logistic(logit + margin)
+
+
+def missed(of_seed: Sequence[Influence], error: float) -> float:
+    """Returns what a sample does not show of the spread: δ if no image is misplaced, else δ / (k + 12) · ((K + 1) / (k + 1))^¼.
+
+    δ is the most that a single image can take from the metric (`Influence.largest`), k and K the effective numbers of ID and OOD images
+    that take something from it, k the smaller one (`Influence.misplaced`). A large K beside a small k comes from scores that spread
+    unevenly, where an image in the worst place is likelier. If no image is misplaced, the interval is that of a share
+    of 1 among 1 / δ images. The constants were chosen on normal scores of equal and unequal spread;
+    `make bench-statistics` prints what is covered there and elsewhere.
+    """
+    largest = max(max(each.largest) for each in of_seed)
+    k, most = min(each.misplaced[0] for each in of_seed), max(each.misplaced[1] for each in of_seed)
+    if k == 0 or error < ROUNDING:
+        return largest
+    return largest / (k + FEW) * ((most + 1) / (k + 1)) ** UNEVEN
 
 
 def wilson(share: float, n: float, z: float) -> tuple[float, float]:
