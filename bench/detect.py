@@ -22,6 +22,7 @@ from bench.extraction import ours as extracted
 from clip_ood.backbones.backbone import Backbone
 from clip_ood.backbones.create import create_backbone
 from clip_ood.backbones.spec import ImageSpec
+from clip_ood.calibration import Calibration
 from clip_ood.config.schema import ImageSet
 from clip_ood.data.listing import list_images
 from clip_ood.detect.save import save_bank, save_detector
@@ -52,7 +53,7 @@ def save(folder: Path, backbone: Backbone, spec: ImageSpec, width: int, sizes: S
     built, _ = build_detectors(["knn"], Reference(), ["features"])
     built["knn"].update(Outputs(torch.randn(sizes.bank, width, generator=generator), indices=torch.arange(sizes.bank)))
     built["knn"].fit()
-    val = {"knn": torch.rand(sizes.val, generator=generator)}
+    val = {"knn": Calibration(torch.rand(sizes.val, generator=generator))}
     save_bank(folder, built)
     encoder, about = Encoder(spec, {}, "float32"), {"batch_size": sizes.batch}
     save_detector(folder, encoder, Reference(), built, [], val, about, 0.95, (backbone, spec))

@@ -86,7 +86,7 @@ def main() -> None:
         devices=devices,
         strategy="ddp" if devices > 1 else "auto",
         max_epochs=5,
-        callbacks=[keep, stop, OODEvaluation(["knn", "mcm"], 0, 0, data.evaluated)],
+        callbacks=[keep, stop, OODEvaluation(["knn", "mcm"], data.evaluated)],
         use_distributed_sampler=False,
         **dict.fromkeys(("logger", "enable_progress_bar", "enable_model_summary"), False),
     )

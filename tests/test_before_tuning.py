@@ -28,7 +28,7 @@ def encoded(root, monkeypatch, **settings):
     name = "-".join(settings)
     config = load_config(tiny_clip.config(root, name, {"finetune": FEW | settings}), [f"--features_root={root / name}"])
     benchmark = load_benchmark(config)
-    trainer = clip_ood.experiments.run.make_trainer(config, root, OODEvaluation(None, 0, 0), trains=False)
+    trainer = clip_ood.experiments.run.make_trainer(config, root, OODEvaluation(None), trains=False)
     features, _ = load_features(config, benchmark, trainer, root)
     return sum(seen), features, benchmark
 
@@ -48,6 +48,6 @@ def test_images_that_were_only_read_are_encoded_by_the_next_run(root, monkeypatc
         tiny_clip.config(root, "after", {"zero_shot": {}}), [f"--features_root={root / 'head-batch_size'}"]
     )
     benchmark = load_benchmark(config)
-    trainer = clip_ood.experiments.run.make_trainer(config, root, OODEvaluation(None, 0, 0), trains=False)
+    trainer = clip_ood.experiments.run.make_trainer(config, root, OODEvaluation(None), trains=False)
     features, _ = load_features(config, benchmark, trainer, root)
     assert all(each.features.take(torch.arange(len(each.valid))).abs().sum(1).min() > 0 for each in features.values())

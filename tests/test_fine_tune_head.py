@@ -33,7 +33,7 @@ def first_step(root, name, **settings):
     """The module as it starts, and its outputs on the ID test images beside the stored ones."""
     config = load_config(tiny_clip.config(root, name, {"finetune": STILL | settings}))
     benchmark = load_benchmark(config)
-    trainer = clip_ood.experiments.run.make_trainer(config, root, OODEvaluation(None, 0, 0), trains=False)
+    trainer = clip_ood.experiments.run.make_trainer(config, root, OODEvaluation(None), trains=False)
     features, text = load_features(config, benchmark, trainer, root)
     module, data = build(config, benchmark, features, text)
     frozen = config.model_copy(update={"method": Method(zero_shot={})})

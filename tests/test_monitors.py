@@ -68,7 +68,7 @@ def fit(*callbacks, module=None, every=1.0):
         devices=1,
         max_epochs=1,
         limit_val_batches=every,
-        callbacks=[*callbacks, OODEvaluation(["knn"], 0, 0, data.evaluated)],
+        callbacks=[*callbacks, OODEvaluation(["knn"], data.evaluated)],
         use_distributed_sampler=False,
         enable_checkpointing=any(isinstance(each, ModelCheckpoint) for each in callbacks),
         **dict.fromkeys(("logger", "enable_progress_bar", "enable_model_summary"), False),
@@ -118,7 +118,7 @@ class Encoder(Drifting):
 def test_they_are_refused_before_images_are_encoded(tmp_path):
     """Extraction is a predict loop of the same Trainer, before it trains."""
     trainer = Trainer(
-        accelerator="cpu", devices=1, logger=False, callbacks=[EarlyStopping("id/accuracy"), OODEvaluation(None, 0, 0)]
+        accelerator="cpu", devices=1, logger=False, callbacks=[EarlyStopping("id/accuracy"), OODEvaluation(None)]
     )
     with pytest.raises(ValueError, match=r"EarlyStopping monitors id/accuracy"):
         trainer.predict(Encoder(), DataLoader(range(2)))

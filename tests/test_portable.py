@@ -60,7 +60,7 @@ def test_runs_pass_without_what_other_systems_lack(root):
     }
     attacked |= {"ood": "near", "pairs": 4, "steps": 3, "lr": 0.02, "smoothness": 10.0, "batch_size": 2}
     (root / "attack.yaml").write_text(yaml.safe_dump(attacked))
-    trained = ["train", "--config", config(root, "run", judged_run.PROBE, evaluation={"report": False})]
+    trained = ["train", "--config", config(root, "run", judged_run.PROBE, evaluation={"figures": True})]
     judged = ["detect", "--run", root / "runs" / "run", root / "data" / "near", "--copy-ood", root / "odd"]
     said = passes(
         root,

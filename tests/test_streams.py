@@ -35,7 +35,7 @@ def root(tmp_path_factory):
 def test_help_is_written_in_ascii(script):
     done = shell(f"$PYTHON {script} --help", **ASCII)
     assert done.returncode == 0 and done.stdout.isascii() and not done.stderr
-    assert b"One experiment: images -> features" in done.stdout or script != "train.py"
+    assert b"one experiment: images -> features" in done.stdout or script != "train.py"
 
 
 def test_a_minus_stays_a_minus(root):
