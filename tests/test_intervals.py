@@ -73,8 +73,11 @@ def test_the_standard_error_is_delongs(name):
     assert standard_error([found]) == pytest.approx(expected)
     value, spread = wins.mean().item(), wins.mean().item() * (1 - wins.mean().item())
     costs = [1 - v_id, 1 - v_ood]
-    few, many = sorted(each.sum().item() ** 2 / each.square().sum().item() for each in costs)
-    missed = 1 / min(len(v_id), len(v_ood)) / (few + 12) * ((many + 1) / (few + 1)) ** 0.25
+    k_id, k_ood = (each.sum().item() ** 2 / each.square().sum().item() for each in costs)
+    missed = max(
+        1 / len(v_id) / (k_id + 12) * max(1, (k_ood + 1) / (k_id + 1)) ** 0.25,
+        1 / len(v_ood) / (k_ood + 12) * max(1, (k_id + 1) / (k_ood + 1)) ** 0.25,
+    )
     margin = Z * math.sqrt((expected**2 / spread + missed) / spread)
     ends = [1 / (1 + math.exp(-math.log(value / (1 - value)) - sign * margin)) for sign in (-1, 1)]
     assert interval([found]) == pytest.approx(ends, abs=1e-6)

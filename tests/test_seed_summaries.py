@@ -266,9 +266,12 @@ def delong(of_seed):
 
 def around(value, error, found):
     """The interval of `clip_ood.metrics.interval`."""
-    few, many = min(each.misplaced[0] for each in found), max(each.misplaced[1] for each in found)
-    largest = max(found[0].largest)
-    extra = largest / (few + 12) * ((many + 1) / (few + 1)) ** 0.25 if few and error else largest
+    (id_1, ood_1), (k_id, k_ood) = found[0].largest, (min(each.misplaced[k] for each in found) for k in (0, 1))
+    extra = max(
+        id_1 / (k_id + 12) * max(1, (k_ood + 1) / (k_id + 1)) ** 0.25,
+        ood_1 / (k_ood + 12) * max(1, (k_id + 1) / (k_ood + 1)) ** 0.25,
+    )
+    extra = extra if min(k_id, k_ood) and error else max(id_1, ood_1)
     if value in (0, 1):
         return wilson(value, 1 / extra, 1.959964)
     spread = value * (1 - value)

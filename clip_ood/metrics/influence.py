@@ -23,7 +23,7 @@ class Influence:
         of_ood: K tensors (N_k,), the same for the images of each OOD set, before the mean over sets.
         id_images, ood_images: (M,) and K tensors (N_k,) int64, which images these are: an image that comes twice, as ID and as
             OOD, in two OOD sets or in two seeds, has the same number each time. None: all are different ones.
-        costs: for each set of images, (n,) ≥ 0, what each image takes from a perfect value: few images that cost anything tell
+        costs: for ID and for OOD images, (n,) ≥ 0, what each image takes from a perfect value: few images that cost anything tell
             little of the spread. Empty for a difference.
         largest: the most that one ID image and one OOD image may take from the metric.
     """
@@ -38,9 +38,9 @@ class Influence:
 
     @property
     def misplaced(self) -> tuple[float, float]:
-        """The smaller and the larger effective number, of ID and of OOD images, of those that cost something: (Σ c)² / Σ c²."""
-        numbers = [effective(each) for each in self.costs] or [math.inf]
-        return min(numbers), max(numbers)
+        """The effective numbers of ID and of OOD images that cost something, (Σ c)² / Σ c² each."""
+        of_id, of_ood = map(effective, self.costs)
+        return of_id, of_ood
 
     def swapped(self) -> Influence:
         """The same with ID and OOD changed over, of a single OOD set."""

@@ -33,19 +33,20 @@ def interval(of_seed: Sequence[Influence], level: float = LEVEL) -> tuple[float,
 
 
 def missed(of_seed: Sequence[Influence], error: float) -> float:
-    """Returns what a sample does not show of the spread: δ if no image is misplaced, else δ / (k + 12) · ((K + 1) / (k + 1))^¼.
+    """Returns what a sample does not show of the spread: the larger one, of ID and OOD images, of δ / (k + 12) · max(1, (K + 1) / (k + 1))^¼.
 
-    δ is the most that a single image can take from the metric (`Influence.largest`), k and K the effective numbers of ID and OOD images
-    that take something from it, k the smaller one (`Influence.misplaced`). A large K beside a small k comes from scores that spread
-    unevenly, where an image in the worst place is likelier. If no image is misplaced, the interval is that of a share
-    of 1 among 1 / δ images. The constants were chosen on normal scores of equal and unequal spread;
-    `make bench-statistics` prints what is covered there and elsewhere.
+    δ is the most that one of these images can take from the metric (`Influence.largest`), k the effective number of those that take
+    something from it (`Influence.misplaced`), and K that of the others. A large K beside a small k comes from scores that spread
+    unevenly, where an image in the worst place is likelier. If no image is misplaced, it is the larger δ, and the interval that of a
+    share of 1 among 1 / δ images. The constants were chosen on normal scores of equal and unequal spread; `make bench-statistics` prints
+    what is covered there and elsewhere.
     """
-    largest = max(max(each.largest) for each in of_seed)
-    k, most = min(each.misplaced[0] for each in of_seed), max(each.misplaced[1] for each in of_seed)
-    if k == 0 or error < ROUNDING:
-        return largest
-    return largest / (k + FEW) * ((most + 1) / (k + 1)) ** UNEVEN
+    largest = [max(each.largest[side] for each in of_seed) for side in (0, 1)]
+    fewest = [min(each.misplaced[side] for each in of_seed) for side in (0, 1)]
+    if min(fewest) == 0 or error < ROUNDING:
+        return max(largest)
+    sides = zip(largest, fewest, fewest[::-1], strict=True)
+    return max(most / (k + FEW) * max(1.0, (others + 1) / (k + 1)) ** UNEVEN for most, k, others in sides)
 
 
 def wilson(share: float, n: float, z: float) -> tuple[float, float]:
