@@ -217,7 +217,7 @@ def test_odd_names_come_through_a_whole_run(root):
 
 @pytest.mark.parametrize("name", ["a\x85b", "a\u2028b", "a\u2029b", "\x85", "plain"])
 def test_a_config_with_a_line_end_of_unicode_is_read_back(root, name):
-    config = load_config(str(root / "kept.yaml"), [f"--data.ood.x={name}"])
+    config = load_config(tiny_clip.config(root, "read", PROBE), [f"--data.ood.x={name}"])
     (root / "back.yaml").write_text(dump(config), encoding="utf-8")
     assert load_config(str(root / "back.yaml")) == config
 
