@@ -100,5 +100,21 @@ def test_the_dtype_of_computation_is_seen_in_what_was_stored(features):
 
     found = {name: precision(train.float()) for name, (train, _, _) in features.items()}
     assert found["fp32"] < 1e-11
-    assert found["fp16"] == pytest.approx(4 * torch.finfo(torch.float16).eps ** 2, rel=0.01)
-    assert found["bf16"] == pytest.approx(4 * torch.finfo(torch.bfloat16).eps ** 2, rel=0.01)
+    assert found["fp16"] == pytest.approx(torch.finfo(torch.float16).eps ** 2 / 4, rel=0.01)
+    assert found["bf16"] == pytest.approx(torch.finfo(torch.bfloat16).eps ** 2 / 4, rel=0.01)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_a_direction_that_varies_as_little_as_half_precision_can_tell_is_kept(dtype):
+    """Images that look alike to an encoder, as to one with random weights: in most directions they vary by one machine epsilon."""
+    generator = torch.Generator().manual_seed(0)
+    labels = torch.arange(CLASSES).repeat_interleave(1000)
+    strong = torch.randn(len(labels), 1, generator=generator) * torch.randn(64, generator=generator)
+    noise = 0.3 * strong + torch.finfo(dtype).eps * torch.randn(len(labels), 64, generator=generator)
+    rows = torch.nn.functional.layer_norm(torch.randn(CLASSES, 64, generator=generator)[labels] + noise, (64,)).to(
+        dtype
+    )
+    detector = build_detectors(["mahalanobis"], Reference(), {"features", "labels"})[0]["mahalanobis"]
+    detector.update(Outputs(features=rows, labels=labels))
+    detector.fit()
+    assert detector.within.shape == (64, 63) and not detector.notes

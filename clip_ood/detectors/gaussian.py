@@ -17,9 +17,8 @@ from clip_ood.outputs import Outputs
 TOLERANCE = 1e-10  # eigenvalues below this share of the largest are zero
 SHRINKAGE = 0.01
 DOUBLE = torch.finfo(torch.float64).eps
-ROUNDINGS = (
-    2  # machine epsilons that rounding may leave in a direction: 0.2 were seen in half precision, 0.7 in float32
-)
+COMPUTED = 2  # machine epsilons that float32 arithmetic may leave in a direction: up to 1 was seen
+ROUNDED = 0.5  # … that a single rounding to half precision may: its variance is at most ε² / 12, and three times that is ε² / 4
 BATCHES = 8  # machine epsilons by which an encoder's outputs may differ between batches: 1e-6 in float32
 HALVES = (torch.bfloat16, torch.float16)
 
@@ -117,15 +116,18 @@ class Moments(ClassSums):
         """Returns the variance that rounding may leave in `within` and `total`, or with u (D,) in `around(u)`, if all rows are
         equal.
 
-        For N rows with mean square s = E‖x‖², float64 sums are exact to max(N, D) ε₆₄ s, as in numpy's `matrix_rank`. Rounding
-        the rows to a dtype with machine epsilon ε fills a direction to at most (2 ε)² s / D; equal images in other batches differ
-        by at most (8 ε)² s in all directions together.
+        For N rows with mean square s = E‖x‖², float64 sums are exact to max(N, D) ε₆₄ s, as in numpy's `matrix_rank`. Arithmetic in
+        a dtype with machine epsilon ε fills a direction to at most (2 ε)² s / D; half precision, which an encoder rounds to once
+        behind its last sums, to at most (ε / 2)² s / D. Equal images in other batches differ by at most (8 ε)² s in all directions
+        together.
         """
         rows, width = self.counts[1:] if u is None else self.counts, self.second.shape[-1]
         second = self.second[1] if u is None else self.second.sum(dim=0)
         square = (second.trace() / rows.sum() + (0 if u is None else u.square().sum())).item()
-        sums, dtype = max(int(rows.sum()), width) * DOUBLE * square, self._precision() ** 2 * square
-        return Rounding(sums + ROUNDINGS**2 * dtype / width, sums + BATCHES**2 * dtype)
+        epsilon = self._precision()
+        share = COMPUTED if epsilon <= torch.finfo(torch.float32).eps else ROUNDED
+        sums, dtype = max(int(rows.sum()), width) * DOUBLE * square, epsilon**2 * square
+        return Rounding(sums + share**2 * dtype / width, sums + BATCHES**2 * dtype)
 
     def _precision(self) -> float:
         """Returns the machine epsilon of the coarsest dtype in which the rows were computed or kept."""
