@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from typing import Any
 
 import torch
@@ -14,7 +13,7 @@ from torch.nn.functional import cross_entropy
 from torchmetrics import MeanMetric
 from torchmetrics.classification import MulticlassAccuracy
 
-from clip_ood.calibration import Calibration, Choice, needed, summary
+from clip_ood.calibration import summary
 from clip_ood.callbacks.monitors import check_monitors
 from clip_ood.class_predictions import ClassPredictor
 from clip_ood.data.benchmark import BANK
@@ -28,9 +27,9 @@ from clip_ood.metrics.image_scores import ImageScores
 from clip_ood.metrics.metric import OODMetrics
 from clip_ood.metrics.score_range import ScoreRange
 from clip_ood.outputs import Outputs, Reference
-from clip_ood.scores import Scores
 from clip_ood.table import Row, TableMetrics, table_rows, with_intervals
 from clip_ood.terminal.console import Terminal
+from clip_ood.val_division import ValDivision
 
 PREDICTED_BY = "predicted by "
 HELD_OUT = ("val", "ood_val")  # roles of the sets by which something may be chosen
@@ -87,6 +86,9 @@ class OODEvaluation(Callback):
         known = module.reference() if hasattr(module, "reference") else Reference()
         self.suite = DetectorSuite(known, self.specs)
         self._bank, *self._tables = self.tables
+        sizes = {table.part.role: len(table.rows) for table in self._tables}
+        several = any(spec.chosen_as is not None for spec in read_specs(self.specs))
+        self._division = ValDivision.of(sizes.get("val", 0), sizes.get("ood_val", 0), several, self.accept)
         self._bank_labels: Tensor | None = None
         self._table_metrics: TableMetrics | None = None
         self._images: dict[str, ImageScores] = {}
@@ -106,7 +108,8 @@ class OODEvaluation(Callback):
         scores = self.suite.score(outputs, self._bank_labels if role in ("val", "id") else None)
         self._range.update(scores.matrix(self._range.detectors))
         if role in HELD_OUT:
-            kept = self._choosing(table, scores.indices)
+            places = torch.searchsorted(table.rows, scores.indices)
+            kept = self._division.choosing(places) if role == "val" else slice(None)
             self._held_out.update(scores.matrix(self._held_out.detectors)[kept], role == "val", scores.indices[kept])
         else:
             self._table_metrics.update(name, scores)
@@ -129,37 +132,6 @@ class OODEvaluation(Callback):
         self._bank_labels[self._bank.rows] = self._bank.labels
         self._held_out = OODMetrics(list(self.suite.detectors)).to(device)
         self._range = ScoreRange(list(self.suite.detectors)).to(device)
-
-    def _choosing(self, table: LabelledTable, indices: Tensor) -> Tensor:
-        """Which of the images at these rows candidates are chosen by, (n,) bool: of ID val every other one, if the rest and they are
-        twice as many as a threshold takes, so that the rest calibrates what they chose; else all."""
-        place = torch.searchsorted(table.rows, indices.cpu())
-        return (
-            place % 2 == 0 if table.part.role == "val" and self._divided else torch.ones_like(place, dtype=torch.bool)
-        )
-
-    @property
-    def _divided(self) -> bool:
-        """Whether one half of ID val chooses among candidates, and the other half calibrates what was chosen."""
-        sizes = {table.part.role: len(table.rows) for table in self._tables}
-        several = any(spec.chosen_as is not None for spec in read_specs(self.specs))
-        return several and "ood_val" in sizes and sizes.get("val", 0) >= 4 * needed(self.accept)
-
-    def _calibrations(self, val: Scores | None, candidates: int) -> dict[str, Calibration]:
-        """By detector, its scores of the ID val images that it was not chosen by; of all of them, with what was chosen, if they are too
-        few to be divided. `candidates`: among how many heads ID val chose."""
-        found = {}
-        ood_val = next((len(table.rows) for table in self._tables if table.part.role == "ood_val"), None)
-        for name, scores in ({} if val is None else val.scores).items():
-            choice = self.suite.choices.get(name)
-            if choice is not None and self._divided:
-                scores, choice = scores[1::2], None
-            elif choice is not None:
-                choice = replace(choice, images=ood_val)
-            if candidates > 1 and "logits" in self.suite.detectors[name].requires:
-                choice = Choice(candidates * (1 if choice is None else choice.candidates))
-            found[name] = Calibration(scores, choice)
-        return found
 
     def _choose(self, device: torch.device) -> None:
         """Decides, by the held-out sets, which candidates are scored on the sets that are reported."""
@@ -234,7 +206,9 @@ class OODEvaluation(Callback):
             return
         images = {name: numbers[scored[name].indices] for name, numbers in self.images.items() if name in scored}
         val = next((scored[name] for name, role in roles.items() if role == "val"), None)
-        calibrations = self._calibrations(val, getattr(module, "chosen_among", 1))
+        heads = getattr(module, "chosen_among", 1)
+        compared = {name: heads if "logits" in each.requires else 1 for name, each in self.suite.detectors.items()}
+        calibrations = self._division.calibrations({} if val is None else val.scores, self.suite.choices, compared)
         if intervals:
             thresholds = summary(calibrations, self.accept)["thresholds"] if calibrations else None
             rows = with_intervals(rows, scored, roles, thresholds, images, _watch)

@@ -18,6 +18,7 @@ from clip_ood.errors import ConfigError
 from clip_ood.evaluation import DetectorSuite
 from clip_ood.metrics import OODMetrics
 from clip_ood.outputs import Outputs, Reference
+from clip_ood.val_division import ValDivision
 
 SIZES = {"id/cat": 14, "id/dog": 14, "near": 7, "chosen_by": 9}
 
@@ -103,15 +104,30 @@ def test_lists_of_values_are_all_combinations():
     ]
 
 
+def test_val_is_divided_where_both_halves_are_twice_what_a_threshold_takes():
+    for val, halves in ((75, False), (76, True)):  # 19 images for 95 %
+        assert ValDivision.of(val, 10, True, 0.95).halves is halves
+    assert not ValDivision.of(1000, 10, False, 0.95).halves and not ValDivision.of(1000, 0, True, 0.95).halves
+
+
 def val_scores(root, detector):
     rows = pq.read_table(root / "runs" / "tiny" / "scores.parquet").to_pylist()
     return torch.tensor([row[detector] for row in rows if row["role"] == "val"])
 
 
-def test_one_half_of_val_chooses_and_the_other_calibrates_what_was_chosen(images):
+def test_one_half_of_val_chooses_and_the_other_calibrates_what_was_chosen(images, monkeypatch):
+    seen, update = [], OODMetrics.update
+
+    def record(self, scores, is_id, indices=None):
+        if "knn_k1" in self.detectors and is_id is True:
+            seen.extend(indices.tolist())
+        update(self, scores, is_id, indices)
+
+    monkeypatch.setattr(OODMetrics, "update", record)
     stated = run(images, "--evaluation.accept=0.5", "--data.splits.val=0.4")["calibration"]  # a threshold takes 1 image
     knn, msp = val_scores(images, "knn"), val_scores(images, "msp")
     assert stated["chosen"] == {} and stated["n"] == len(msp) >= 4
+    assert len(set(seen)) == len(msp) - len(msp) // 2  # those that calibrate are not among them
     assert stated["thresholds"]["knn"] == Calibration(knn[1::2]).threshold(0.5)
     assert stated["thresholds"]["msp"] == Calibration(msp).threshold(0.5)
     saved = SavedDetector(images / "runs" / "tiny")

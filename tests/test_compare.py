@@ -21,7 +21,7 @@ from sklearn.metrics import roc_auc_score
 import eval as evaluation
 import train
 from clip_ood.metrics.influence import auroc_influence, average, standard_error
-from clip_ood.metrics.paired import auroc_difference
+from clip_ood.metrics.paired import Difference, Line, auroc_difference, holm
 from clip_ood.metrics.ranking import rank_scores
 
 PROBE = {"linear_probe": {"epochs": 5, "batch_size": 16, "lr": 0.01}}
@@ -126,6 +126,15 @@ def test_an_order_is_claimed_only_where_the_test_finds_one():
     assert not difference((far, [near]), (far + 1, [near])).claimed
     single = difference((noise[0], [noise[1][:1]]), (far, [near[:1]]))
     assert single.low == -math.inf and not single.claimed
+
+
+def test_holms_steps():
+    """By hand: 4 × 0.005, 3 × 0.01, 2 × 0.03, and no less than the step before; the order of the lines stays."""
+    p = [[0.01, 0.04], [0.03, 0.005]]
+    lines = [Line("knn", str(k), [], [Difference(0.1, 0, 0.2, p=each) for each in row]) for k, row in enumerate(p)]
+    found = [[each.corrected for each in line.differences] for line in holm(lines)]
+    assert found == [pytest.approx([0.03, 0.06]), pytest.approx([0.06, 0.02])]
+    assert [[each.claimed for each in line.differences] for line in holm(lines)] == [[True, False], [False, True]]
 
 
 # Whole runs

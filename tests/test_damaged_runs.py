@@ -17,6 +17,7 @@ import study
 import train
 from clip_ood.errors import ConfigError
 from clip_ood.report.compare import show
+from clip_ood.runs.files import read_results
 
 
 class Bomb:
@@ -172,3 +173,14 @@ def test_a_damaged_run_of_a_study_is_named(root, monkeypatch):
     (path,) = (root / "studies" / "study").glob("*/results.json")
     path.write_text("{")
     refused(lambda: study.main(["--config", str(root / "study.yaml")]), f"{path} is damaged")
+
+
+def test_the_best_f1_of_an_earlier_version_is_not_taken_for_f1_at_a_threshold(finished, tmp_path):
+    content = json.loads((finished / "results.json").read_text())
+    for row in content["rows"]:
+        row["f1"] = row.pop("best_f1")
+        row["intervals"]["f1"] = [0.1, 0.9]
+    (tmp_path / "results.json").write_text(json.dumps(content))
+    rows = read_results(tmp_path / "results.json")["rows"]
+    assert [row["best_f1"] for row in rows] == [row["best_f1"] for row in tiny_clip.results(finished)["rows"]]
+    assert all(row["f1"] is None and "f1" not in row["intervals"] for row in rows)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from statistics import NormalDist
 
 import pytest
 import torch
@@ -22,6 +23,7 @@ from clip_ood.metrics import (
 )
 from clip_ood.metrics.influence import average
 from clip_ood.metrics.intervals import wilson
+from clip_ood.metrics.rates import _fpr
 
 Z = 1.959964
 
@@ -101,10 +103,10 @@ def test_an_interval_holds_its_value_and_has_a_width(id_scores, ood_scores):
 def test_perfect_separation_is_no_proof():
     for count in (2, 20, 200, 2000):
         found = ood_metrics(torch.arange(count) + 5000.0, torch.arange(count) * 1.0)
-        assert found["auroc"].value == 1 == pytest.approx(found["auroc"].high)
+        assert found["auroc"].value == found["auroc"].high == 1
         assert found["auroc"].low == pytest.approx(wilson(1, count, Z)[0])  # no image is misplaced: n = 1 / δ
         assert found["fpr95"].value == found["fpr95"].low == 0 and found["fpr95"].high >= 3.5 / (count + 4)
-    assert ood_metrics(torch.arange(5.0), torch.arange(5) + 9.0)["auroc"].low == pytest.approx(0)
+    assert ood_metrics(torch.arange(5.0), torch.arange(5) + 9.0)["auroc"].low == 0
 
 
 def test_one_image_over_and_over_has_no_interval():
@@ -163,6 +165,15 @@ def test_the_mean_of_one_set_is_that_set_and_of_none_an_error():
         mean_over_sets({})
     with pytest.raises(ValueError, match="level is 95"):
         ood_metrics(*CASES["plain"], level=95)
+
+
+def test_the_curve_is_prolonged_below_the_lowest_id_image():
+    """Scores at the quantiles of two normals: a line in normal quantiles, that is right beyond the sample too."""
+    normal = NormalDist()
+    inside, outside = (torch.tensor([normal.inv_cdf((k + 0.5) / n) for k in range(n)]) for n in (100, 20_000))
+    ranking = rank_scores(inside + 1.5, outside)
+    for share in (0.95, 0.98, 0.995, 0.9995):  # the lowest of 100 images is at 100 / 101
+        assert _fpr(ranking, share) == pytest.approx(normal.cdf(normal.inv_cdf(share) - 1.5), abs=0.05)
 
 
 def test_f1_is_taken_at_the_threshold_that_is_given():

@@ -59,7 +59,7 @@ def wilson(share: float, n: float, z: float) -> tuple[float, float]:
     """
     centre, half = share + z * z / (2 * n), z * math.sqrt(share * (1 - share) / n + (z / (2 * n)) ** 2)
     low, high = (centre - half) / (1 + z * z / n), (centre + half) / (1 + z * z / n)
-    return max(0.0, low), min(1.0, high)
+    return low if share > 0 else 0.0, high if share < 1 else 1.0  # which rounding may miss
 
 
 def share_interval(count: int, n: int, level: float = LEVEL) -> tuple[float, float]:

@@ -38,11 +38,6 @@ class TwoParts:
         """The same with ID and OOD changed over; `ood_images` are those that are OOD then."""
         return TwoParts(self.value, self.below[::-1], self.above[::-1], self.together, ood_images)
 
-    @property
-    def interval(self) -> tuple[float, float]:
-        """The ends of the interval (see `joined`)."""
-        return joined([self])
-
 
 def joined(of_sets: Sequence[TwoParts]) -> tuple[float, float]:
     """Returns the interval of the mean over K OOD sets, by recovering variances from the intervals of the parts.
