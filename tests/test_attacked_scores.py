@@ -7,7 +7,7 @@ import pytest
 import tiny_clip
 import torch
 import yaml
-from detector_data import BIAS, JOINT, REFERENCE, TEST, TRAIN, WEIGHT, WIDTH, fitted
+from detector_data import ALL, BIAS, JOINT, REFERENCE, TEST, TRAIN, WEIGHT, WIDTH, fitted
 from torch.nn.functional import normalize
 
 import attack
@@ -17,17 +17,6 @@ from clip_ood.detectors.knn import KNN
 from clip_ood.outputs import Outputs
 
 PROJECTION = torch.randn(WIDTH, JOINT, generator=torch.Generator().manual_seed(8))
-AVAILABLE = {
-    "features",
-    "embeddings",
-    "logits",
-    "labels",
-    "text_embeddings",
-    "logit_scale",
-    "logit_bias",
-    "weight",
-    "bias",
-}
 SPECS = [*DETECTORS, {"name": "knn", "k": 7}, {"name": "mahalanobis", "normalize": True}]
 
 
@@ -39,7 +28,7 @@ def outputs(features, labels=None):
 
 @pytest.mark.parametrize("spec", SPECS, ids=str)
 def test_the_gradient_of_a_score_is_a_finite_difference(spec):
-    built, omitted = build_detectors([spec], REFERENCE, AVAILABLE | {"neglabel", "csp"})
+    built, omitted = build_detectors([spec], REFERENCE, ALL)
     assert not omitted
     detector = fitted(*built.values(), outputs(TRAIN.features, TRAIN.labels))
     features = TEST.features.clone().requires_grad_()

@@ -173,7 +173,7 @@ def test_the_curve_is_prolonged_below_the_lowest_id_image():
     inside, outside = (torch.tensor([normal.inv_cdf((k + 0.5) / n) for k in range(n)]) for n in (100, 20_000))
     ranking = rank_scores(inside + 1.5, outside)
     for share in (0.95, 0.98, 0.995, 0.9995):  # the lowest of 100 images is at 100 / 101
-        assert _fpr(ranking, share) == pytest.approx(normal.cdf(normal.inv_cdf(share) - 1.5), abs=0.05)
+        assert _fpr(ranking, share) == pytest.approx(normal.cdf(normal.inv_cdf(share) - 1.5), abs=0.06)
 
 
 def test_f1_is_taken_at_the_threshold_that_is_given():
