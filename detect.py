@@ -2,6 +2,7 @@
 
 python detect.py --run runs/demo photos/ more/a.jpg
 python detect.py --run runs/demo photos/ --out predictions.csv --copy-ood odd/ --accept 0.9
+python detect.py --run runs/demo photos/ --out predictions.csv --fdr 0.1
 find photos -name '*.jpg' | python detect.py --run runs/demo - --format jsonl
 python detect.py --run runs/demo --export model.onnx
 """

@@ -18,6 +18,7 @@ from clip_ood.errors import UserError
 
 DRAWS = 4_000_000  # normal numbers of a simulation
 MANY = 5000  # images: more of them choose as infinitely many would
+ROUNDING = 1e-12  # by which a p-value may exceed its limit: equal fractions differ by this in floating point
 
 
 @dataclass(frozen=True)
@@ -82,6 +83,34 @@ class Calibration:
             return after_choice(len(self), self._rank(accept), self.choice)
         return float(1 - Fraction(self._rank(accept), len(self) + 1))
 
+    def fewest(self, images: int, fdr: float) -> int:
+        """Returns the fewest of m images that `benjamini_hochberg` can flag: ⌈m / (fdr (n + 1))⌉, since no p is below 1 / (n + 1).
+
+        Raises: UserError if these are more than m, so that none can ever be flagged.
+
+        >>> Calibration(torch.randn(31)).fewest(200, 0.1), Calibration(torch.randn(1999)).fewest(200, 0.1)
+        (63, 1)
+        """
+        share = _share("fdr", fdr)
+        if (fewest := ceil(images / (share * (len(self) + 1)))) > images:
+            raise UserError(
+                f"A false discovery rate of {100 * fdr:g} % takes {ceil(1 / share) - 1} ID val images or more to calibrate on, and "
+                f"there are {len(self)}: hold out more (data.splits.val, data.id.val), or allow a higher rate"
+            )
+        return fewest
+
+    def false_share(self, images: int, flagged: int, fdr: float) -> float:
+        """Returns how large the expected share of ID images is at most among those that `benjamini_hochberg` has flagged.
+
+        It is fdr. If the detector was chosen by the calibration images, p-values of ID images are too low, and it is about
+        m (1 − a) / (number flagged): a is the share of ID images above the limit fdr · (number flagged) / m, as `after_choice`
+        finds it.
+        """
+        if self.choice is None or not flagged:
+            return fdr
+        rank = floor(_share("fdr", fdr) * flagged * (len(self) + 1) / images)
+        return min(1.0, images * (1 - after_choice(len(self), rank, self.choice)) / flagged)
+
     def _rank(self, accept: float) -> int:
         if (rank := floor(_alpha(accept) * (len(self) + 1))) < 1:
             raise UserError(
@@ -94,6 +123,22 @@ class Calibration:
 def needed(accept: float) -> int:
     """The fewest calibration scores that a threshold for `accept` takes: 19 for 95 %, 99 for 99 %."""
     return ceil(1 / _alpha(accept)) - 1
+
+
+def benjamini_hochberg(p_values: Tensor, fdr: float) -> Tensor:
+    """Returns which of m p-values are at most fdr · k / m, for the largest k of which k p-values are: (m,) float64 -> (m,) bool.
+
+    Of the images flagged so, an expected share of at most fdr are ID images (Benjamini and Hochberg 1995), also if all p-values
+    are those of one `Calibration` (Bates et al. 2023, arXiv 2104.08279, theorem 2).
+
+    >>> benjamini_hochberg(torch.tensor([0.05, 0.9, 0.04, 0.03], dtype=torch.float64), 0.1)
+    tensor([ True, False,  True,  True])
+    """
+    m, fdr = len(p_values), float(_share("fdr", fdr))
+    ordered = p_values.sort().values
+    limits = (1 + ROUNDING) * fdr * torch.arange(1, m + 1, dtype=torch.float64) / m
+    k = (ordered <= limits).nonzero()
+    return p_values <= ordered[k[-1]] if len(k) else torch.zeros_like(p_values, dtype=torch.bool)
 
 
 @cache
@@ -150,6 +195,10 @@ def summary(calibrations: Mapping[str, Calibration], accept: float) -> dict[str,
 
 def _alpha(accept: float) -> Fraction:
     """1 − accept as it is written: 1 − 0.9 is not a tenth in floating point."""
-    if not (isinstance(accept, int | float) and 0 < accept < 1):  # a text such as 1e400000000 would fill the memory
-        raise UserError(f"accept = {str(accept)[:20]} must lie between 0 and 1")
-    return 1 - Fraction(str(accept))
+    return 1 - _share("accept", accept)
+
+
+def _share(name: str, value: float) -> Fraction:
+    if not (isinstance(value, int | float) and 0 < value < 1):  # a text such as 1e400000000 would fill the memory
+        raise UserError(f"{name} = {str(value)[:20]} must lie between 0 and 1")
+    return Fraction(str(value))

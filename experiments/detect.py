@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import redirect_stdout
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -11,11 +12,12 @@ from typing import Any
 from lightning.pytorch import Callback, Trainer
 
 from clip_ood.backbones.fingerprint import digest
-from clip_ood.callbacks.prediction_writer import PredictionParts, PredictionPrinter
+from clip_ood.callbacks.prediction_writer import Line, PredictionParts, PredictionPrinter
 from clip_ood.config.detecting import beside
 from clip_ood.data.inputs import is_stream, sources
 from clip_ood.datamodules.new_images import NewImages
-from clip_ood.detect.predictor import Decision, Predictor
+from clip_ood.detect.decisions import BatchDecision, cutoffs, decisions_of
+from clip_ood.detect.predictor import Predictor
 from clip_ood.detect.saved import SavedDetector
 from clip_ood.errors import ConfigError, UserError
 from clip_ood.experiments.predictions import Counts, printed, written
@@ -46,6 +48,7 @@ class Request:
     paths: list[str]
     detector: str | None = None
     accept: float | None = None
+    fdr: float | None = None
     encoder: str | None = None
     out: Path | None = None
     format: str = "csv"
@@ -78,13 +81,13 @@ def conduct(request: Request) -> Counts | None:
     stalls.wait_at_most(request.timeout)
     saved = SavedDetector(request.run, request.trust_classes)
     columns = saved.chosen(request.detector)
-    accept = saved.accept if request.accept is None else request.accept
-    for column in columns:
-        Decision(column, saved.calibration(column), accept)
+    decisions = decisions_of(saved, columns, request.accept, request.fdr)
     trainer = _trainer(request)
+    if request.fdr is not None and trainer.is_global_zero:
+        _caution(decisions, request.paths)
     with redirect_stdout(sys.stderr):  # downloads are announced on stderr, because predictions may go to a program
         backbone = saved.backbone(request.encoder, request.allow_download)
-    predictor = Predictor(saved, backbone, columns, accept)
+    predictor = Predictor(saved, backbone, columns, request.accept, request.fdr)
     go = _print if request.out is None else _write
     counts = go(request, saved, predictor, trainer)
     if counts is not None:
@@ -92,10 +95,27 @@ def conduct(request: Request) -> Counts | None:
     return counts
 
 
+def _caution(decisions: list[BatchDecision], paths: list[str]) -> None:
+    """Says how many images must be odd at the same time before any is flagged."""
+    images = sum(source.reason is None for source in sources(paths))
+    for line in dict.fromkeys(filter(None, (each.caution(images) for each in decisions))):
+        say(one_line(line), file=sys.stderr)
+
+
 def _print(request: Request, saved: SavedDetector, predictor: Predictor, trainer: Trainer) -> Counts:
+    held: list[Line] = []
+    watch = request.tolerated().take
+
+    def hold(line: Line) -> None:
+        watch(line)
+        held.append(line)
+
     with printed(request.format, request.tolerated(), predictor.columns, request.aside) as predictions:
-        printer = PredictionPrinter(predictions.take)
+        printer = PredictionPrinter(predictions.take if request.fdr is None else hold)
         _predict(request, predictor, trainer, printer, lambda part, sources: False, batches=1)
+        if request.fdr is not None:
+            for line in _decided(lambda: held, request.fdr):
+                predictions.take(line)
     return predictions.counts
 
 
@@ -110,10 +130,17 @@ def _write(request: Request, saved: SavedDetector, predictor: Predictor, trainer
         return None
     exact = request.out.suffix.lower() == ".parquet" and any(not_utf8(line["path"]) for line in parts.read(count))
     with written(request.out, request.tolerated(), predictor.columns, request.aside, exact) as predictions:
-        for line in parts.read(count):
+        for line in parts.read(count) if request.fdr is None else _decided(lambda: parts.read(count), request.fdr):
             predictions.take(line)
     parts.remove()
     return predictions.counts
+
+
+def _decided(lines: Callable[[], Iterable[Line]], fdr: float) -> Iterator[Line]:
+    """Reads the lines twice, and says in the predictions among them which images are OOD at the false discovery rate."""
+    flagged = cutoffs(((line["detector"], line["p_value"]) for line in lines() if "error" not in line), fdr)
+    for line in lines():
+        yield line if "error" in line else line | {"is_ood": line["p_value"] <= flagged[line["detector"]]}
 
 
 def _predict(request: Request, predictor: Predictor, trainer: Trainer, writer: Callback, is_whole, batches: int) -> int:
@@ -160,9 +187,7 @@ def _tell(counts: Counts, predictor: Predictor, request: Request) -> None:
         ood = counts.ood[each.column]
         share = f" ({100 * ood / counts.judged:.1f} %)" if counts.judged else ""
         tell(
-            f"{counts.judged:,} images judged, {ood:,} of them OOD{share}: {each.column} below {each.threshold:.6g}, which "
-            f"accepts {'about ' if each.calibration.choice else ''}{100 * each.expected:.1f} % of new ID images (calibrated on "
-            f"{len(each.calibration):,}{_chosen(each)})"
+            f"{counts.judged:,} images judged, {ood:,} of them OOD{share}: {each.told(counts.judged, ood)}"
             + (f"; {counts.failed:,} could not be judged" if counts.failed else "")
         )
     if predictor.class_predictor is not None:
@@ -179,17 +204,16 @@ def _tell(counts: Counts, predictor: Predictor, request: Request) -> None:
     tell(_next(counts, predictor, request))
 
 
-def _chosen(decision: Decision) -> str:
-    """Says if the detector was chosen by the images that calibrate it."""
-    choice = decision.calibration.choice
-    return "" if choice is None else f", which also chose among {choice.candidates} candidates"
-
-
 def _next(counts: Counts, predictor: Predictor, request: Request) -> str:
     """Returns the next step: to look at the images that were flagged, or to ask the other detectors."""
     command = [*called("detect").split(), "--run", str(request.run)]
     few = request.paths if len(request.paths) < MANY else [request.paths[0], "..."]
-    same = [*command, *few, *(["--accept", f"{request.accept:g}"] if request.accept is not None else [])]
+    rules = {"--accept": request.accept, "--fdr": request.fdr}
+    same = [
+        *command,
+        *few,
+        *(text for key, value in rules.items() if value is not None for text in (key, f"{value:g}")),
+    ]
     if counts.ood[predictor.column] and request.copy_ood is None:
         what = "copy the OOD images together and look at them"
         return next_step([*same, "--detector", predictor.column, "--copy-ood", "odd/"], what)

@@ -46,6 +46,13 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     )
     add("--accept", type=float, metavar="SHARE", help="share of new ID images to accept (default: the run's, 0.95)")
     add(
+        "--fdr",
+        type=float,
+        metavar="SHARE",
+        help="decide over all images together, when the last one was judged: of those flagged, at most this share is expected to "
+        "be ID (false discovery rate, as 0.1); instead of --accept",
+    )
+    add(
         "--out",
         type=Path,
         metavar="FILE",
@@ -127,6 +134,7 @@ def check(arguments: argparse.Namespace) -> None:
         )
     if arguments.accept is not None and not 0 < arguments.accept < 1:
         raise ConfigError(f"--accept: {arguments.accept:g} must lie between 0 and 1, as 0.95")
+    _check_fdr(arguments)
     if arguments.workers is not None and not 0 <= arguments.workers <= 1024:
         raise ConfigError(f"--workers: {arguments.workers} must be a number from 0 to 1024")
     if not 0 < arguments.timeout <= 10**7:
@@ -154,6 +162,19 @@ def check(arguments: argparse.Namespace) -> None:
                 raise ConfigError(
                     f"{option}: {place} lies in {folder}, and would be judged the next time: take another place"
                 )
+
+
+def _check_fdr(arguments: argparse.Namespace) -> None:
+    if arguments.fdr is None:
+        return
+    if not 0 < arguments.fdr < 1:
+        raise ConfigError(f"--fdr: {arguments.fdr:g} must lie between 0 and 1, as 0.1")
+    if arguments.accept is not None:
+        raise ConfigError(
+            "--accept sets a threshold for each image, and --fdr decides over all together: give one of them"
+        )
+    if not arguments.paths:
+        raise ConfigError("--fdr decides over the images that are judged: name images, or leave it out")
 
 
 @contextmanager

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from io import BytesIO, IOBase
 from itertools import islice, product
 from math import isnan
@@ -15,8 +15,8 @@ from PIL import Image
 from torch import Tensor, nn
 
 from clip_ood.backbones.backbone import Backbone
-from clip_ood.calibration import Calibration
 from clip_ood.class_predictions import HEAD, KNN, predict, voted
+from clip_ood.detect.decisions import cutoffs, decisions_of
 from clip_ood.detect.manifest import DetectorFolderError
 from clip_ood.detect.saved import SavedDetector
 from clip_ood.detectors.bank import Bank
@@ -34,14 +34,14 @@ OneImage = str | Path | Image.Image | bytes | BinaryIO | Tensor
 class Prediction:
     """The judgement of a detector on one image.
 
-    path: the file's path, None for a picture that came without one; is_ood: p_value ≤ 1 − accept; score: higher = more
-    in-distribution; p_value: the share of ID images that would score as low, see `clip_ood.calibration`; predicted_class and
+    path: the file's path, None for a picture that came without one; is_ood: p_value ≤ 1 − accept, or what fdr decides over all
+    images (None before it does); score: higher = more in-distribution; p_value: the share of ID images that would score as low, see `clip_ood.calibration`; predicted_class and
     its confidence: from what the predictor's `class_predictor` names, so that confidence is the probability of the head or the
     text embeddings, or the share of the neighbours' votes; both are None without classes.
     """
 
     path: str | None
-    is_ood: bool
+    is_ood: bool | None
     score: float
     p_value: float
     predicted_class: str | None
@@ -52,47 +52,23 @@ class Prediction:
 @dataclass(frozen=True)
 class BatchPredictions:
     """The judgements of K detectors on B images, as tensors on the CPU: scores (B, K) float32, p_values (B, K) float64, is_ood
-    (B, K) bool; classes (B,) int64 and confidence (B,) float64, both None without classes.
+    (B, K) bool, None if fdr decides later; classes (B,) int64 and confidence (B,) float64, both None without classes.
     """
 
     scores: Tensor
     p_values: Tensor
-    is_ood: Tensor
+    is_ood: Tensor | None
     classes: Tensor | None
     confidence: Tensor | None
-
-
-@dataclass(frozen=True)
-class Decision:
-    """The threshold of a detector, which accepts a share `accept` of new ID images, by its scores of the ID val images.
-
-    Raises: ValueError for too few of them.
-    """
-
-    column: str
-    calibration: Calibration
-    accept: float
-
-    def __post_init__(self) -> None:
-        self.calibration.threshold(self.accept)
-
-    @property
-    def threshold(self) -> float:
-        """The score below which an image is OOD."""
-        return self.calibration.threshold(self.accept)
-
-    @property
-    def expected(self) -> float:
-        """The share of new ID images that is expected to be accepted."""
-        return self.calibration.expected(self.accept)
 
 
 class Predictor(nn.Module):
     """Judges images by one or several detectors of a finished run: pixels → features → scores → p-values.
 
-    An image is OOD if its score is below the detector's threshold; `decisions` has one threshold for each detector. Images are
-    encoded once, in batches of `batch_size`; detectors that search the bank share one search.
-    Raises: ValueError for a detector that the run does not have, and for too few val images for `accept`.
+    An image is OOD if its score is below the detector's threshold; `decisions` has one threshold for each detector. With `fdr`,
+    there is none: the images of a call are decided together, by `benjamini_hochberg` of their p-values. Images are encoded once,
+    in batches of `batch_size`; detectors that search the bank share one search.
+    Raises: ValueError for a detector that the run does not have, and for too few val images for `accept` or `fdr`.
     """
 
     def __init__(
@@ -101,11 +77,12 @@ class Predictor(nn.Module):
         backbone: Backbone,
         detector: str | Sequence[str] | None = None,
         accept: float | None = None,
+        fdr: float | None = None,
     ) -> None:
         super().__init__()
         self.columns = saved.chosen(detector)
-        self.accept = saved.accept if accept is None else accept
-        self.decisions = [Decision(column, saved.calibration(column), self.accept) for column in self.columns]
+        self.decisions = decisions_of(saved, self.columns, accept, fdr)
+        self.accept, self.fdr = self.decisions[0].accept, fdr
         self.batch_size: int = saved.manifest["batch_size"]
         self.class_names = saved.reference.class_names
         self.logit_scale = saved.reference.logit_scale
@@ -153,13 +130,13 @@ class Predictor(nn.Module):
         return self.detectors[0]
 
     @property
-    def threshold(self) -> float:
-        """The threshold of the first detector."""
+    def threshold(self) -> float | None:
+        """The threshold of the first detector, None with `fdr`."""
         return self.decisions[0].threshold
 
     @property
-    def expected(self) -> float:
-        """The share of new ID images that the first detector is expected to accept."""
+    def expected(self) -> float | None:
+        """The share of new ID images that the first detector is expected to accept, None with `fdr`."""
         return self.decisions[0].expected
 
     @torch.inference_mode()
@@ -181,7 +158,10 @@ class Predictor(nn.Module):
             pixels = torch.stack([self.backbone.transform(_picture(each)) for each in batch])
             names = [str(each) if isinstance(each, str | Path) else None for each in batch]
             predictions += self.predictions(self.predict(self.outputs(pixels.to(self.device))), names)
-        return predictions
+        if self.fdr is None:
+            return predictions
+        flagged = cutoffs(((each.detector, each.p_value) for each in predictions), self.fdr)
+        return [replace(each, is_ood=each.p_value <= flagged[each.detector]) for each in predictions]
 
     @property
     def device(self) -> torch.device:
@@ -208,8 +188,10 @@ class Predictor(nn.Module):
             predicted = predict(outputs, self.text_embeddings, self.logit_scale, self.by)
             classes, confidence = (None, None) if predicted is None else (value.cpu() for value in predicted)
         p_values = [decision.calibration.p_values(each) for decision, each in zip(self.decisions, scores, strict=True)]
-        is_ood = [each < decision.threshold for decision, each in zip(self.decisions, scores, strict=True)]
-        return BatchPredictions(*(torch.stack(each, dim=1) for each in (scores, p_values, is_ood)), classes, confidence)
+        scores, p_values = torch.stack(scores, dim=1), torch.stack(p_values, dim=1)  # (B, K)
+        thresholds = [decision.threshold for decision in self.decisions]
+        is_ood = None if self.fdr is not None else scores < torch.tensor(thresholds, dtype=scores.dtype)
+        return BatchPredictions(scores, p_values, is_ood, classes, confidence)
 
     def predictions(self, judged: BatchPredictions, names: list[str | None]) -> list[Prediction]:
         """Returns a Prediction for each image and detector, image by image."""
@@ -221,7 +203,9 @@ class Predictor(nn.Module):
             confidence = [
                 None if label < 0 else value for label, value in zip(labels, judged.confidence.tolist(), strict=True)
             ]
-        is_ood, scores, p_values = (each.tolist() for each in (judged.is_ood, judged.scores, judged.p_values))
+        scores, p_values = judged.scores.tolist(), judged.p_values.tolist()
+        undecided = [[None] * len(self.decisions)] * len(names)
+        is_ood = undecided if judged.is_ood is None else judged.is_ood.tolist()
         return [
             Prediction(names[i], is_ood[i][k], scores[i][k], p_values[i][k], classes[i], confidence[i], decision.column)
             for i, (k, decision) in product(range(len(names)), enumerate(self.decisions))
@@ -236,6 +220,7 @@ def load(
     device: str | torch.device = "cpu",
     trust_classes: bool = False,
     allow_download: bool = False,
+    fdr: float | None = None,
 ) -> Predictor:
     """Loads the predictor of a finished run, or of a copy of its folder detector/.
 
@@ -245,13 +230,13 @@ def load(
     prediction on each image; accept: the share of ID images to accept (default: the run's, 0.95); encoder: the place of the
     encoder's weights, if it is not where the run had them; trust_classes: lets the folder import detector classes that are not
     part of this project; allow_download: lets weights that the local cache lacks be downloaded from where the run had them
-    (otherwise no host is contacted).
+    (otherwise no host is contacted); fdr: instead of accept, the false discovery rate at which the images of each call are
+    flagged together.
     Raises: DetectorFolderError for a folder that cannot be used, ValueError as `Predictor` does.
     """
     saved = SavedDetector(Path(place), trust_classes)
-    for column in saved.chosen(detector):
-        Decision(column, saved.calibration(column), saved.accept if accept is None else accept)
-    return Predictor(saved, saved.backbone(encoder, allow_download), detector, accept).to(device)
+    decisions_of(saved, saved.chosen(detector), accept, fdr)  # raises before the encoder is loaded
+    return Predictor(saved, saved.backbone(encoder, allow_download), detector, accept, fdr).to(device)
 
 
 def _picture(image: OneImage) -> Image.Image:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from clip_ood.command_line import before_and_after_dashes
 from clip_ood.config.detecting import add_options, alone_at_file, check, trainer_of
+from clip_ood.errors import ConfigError
 from clip_ood.process.called import called
 from clip_ood.process.launchers import settle
 from clip_ood.process.streams import Parser
@@ -25,6 +26,8 @@ def main(argv: list[str] | None = None) -> None:
     arguments.paths += paths
     trainer = trainer_of(overrides)
     check(arguments)
+    if arguments.fdr is not None:
+        check_has_end(arguments.paths)
     settle({"devices": 1} | trainer)
     with alone_at_file(arguments):
         counts = answer(arguments, trainer, argv)
@@ -33,6 +36,18 @@ def main(argv: list[str] | None = None) -> None:
             status(
                 counts.failed + counts.left, next(iter(counts.ood.values())), arguments.strict, arguments.fail_on_ood
             )
+        )
+
+
+def check_has_end(paths: list[str]) -> None:
+    """Raises ConfigError for inputs that may never end, over which --fdr cannot decide."""
+    from clip_ood.data.inputs import is_stream
+
+    if (stream := next(filter(is_stream, paths), None)) is not None:
+        called = "standard input (-)" if stream == "-" else stream
+        raise ConfigError(
+            f"--fdr decides when the last image was judged, and {called} may have no last one: write the paths to a file, as "
+            "list.txt, and name that file"
         )
 
 
