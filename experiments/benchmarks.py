@@ -27,4 +27,5 @@ def benchmark_of(config: Config, images: dict[str, ImageList]) -> Benchmark:
     """Makes the benchmark of a config from its listed sets. Raises as `clip_ood.data.benchmark.arrange`."""
     drawn = config.evaluation
     bank = {"bank_per_class": drawn.bank_per_class, "bank_without": drawn.bank_without}
-    return arrange(config.data, images, config.seed, config.backbone.reads_text, **bank)
+    scores_train = drawn.cross_fit is not None
+    return arrange(config.data, images, config.seed, config.backbone.reads_text, **bank, scores_train=scores_train)

@@ -27,6 +27,7 @@ from clip_ood.detect.saved import Encoder
 from clip_ood.experiments.benchmarks import load_benchmark
 from clip_ood.experiments.cautions import too_few_to_calibrate
 from clip_ood.experiments.checkpoints import WholeCheckpoints, check_checkpoint
+from clip_ood.experiments.cross_fit import cross_fit, without_copies
 from clip_ood.experiments.extraction import load_features, using_features
 from clip_ood.experiments.image_numbers import image_numbers
 from clip_ood.experiments.leaks import find_leaks, without
@@ -124,6 +125,9 @@ def _run(config: Config, folder: Path, checkpoint: Path | None, benchmark: Bench
         leaks.write(folder)
         for line in leaks_told(leaks.about()):
             say(line, flush=True)
+    if config.evaluation.cross_fit is not None:
+        benchmark, copy_of = without_copies(benchmark, leaks, features)
+        evaluation.cross_fit = cross_fit(config, benchmark, features, text, copy_of, quiet=not trainer.is_global_zero)
     first = next(iter(features.values()))
     if first.features is not None:  # a tuned encoder's widths are known only once it is loaded
         joint = None if first.embeddings is None else first.embeddings.width
@@ -217,15 +221,16 @@ def detector_writer(config: Config, folder: Path, evaluation: OODEvaluation) -> 
 
 
 def calibration(config: Config, evaluation: OODEvaluation) -> dict[str, Any] | None:
-    """Returns what results.json states of the thresholds, or None without ID val images.
+    """Returns what results.json states of the thresholds, or None if there are no ID images to calibrate on.
 
-    The default is the first detector that detect.py can use.
+    The default is the first detector that detect.py can use; `on` is the role of the ID images.
     """
     found = evaluation.results.calibrations
     if not found:
         return None
     saved = [name for name, detector in evaluation.suite.detectors.items() if detector.portable]
-    return summary(found, config.evaluation.accept) | ({"default": saved[0]} if saved else {})
+    on = next(role for role in ("val", "train") if role in evaluation.results.roles.values())
+    return summary(found, config.evaluation.accept) | {"on": on} | ({"default": saved[0]} if saved else {})
 
 
 def plan_steps(trainer: Trainer, settings: FineTune, images: int) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -48,13 +49,14 @@ class Benchmark:
 
     Attributes: images, the lists that features are extracted from, and parts, both by key; parts in the order of evaluation:
     bank, id_test, csid…, ood…, then train and val; class_names, None for ID images without classes; called, the names of each
-    class in prompts.
+    class in prompts; scores_train, whether the training images are scored too. Only then may id_test have no images.
     """
 
     images: dict[str, ImageList]
     parts: dict[str, Part]
     class_names: tuple[str, ...] | None
     called: tuple[tuple[str, ...], ...] | None = None
+    scores_train: bool = False
 
     @property
     def labelled(self) -> bool:
@@ -63,10 +65,12 @@ class Benchmark:
 
     @property
     def evaluated(self) -> list[Part]:
-        """[bank, val, ood_val, id_test, csid…, ood…]: val where it has images, ood_val where detectors are chosen by it."""
+        """[bank, val, ood_val, train, id_test, csid…, ood…]: val and id_test where they have images, ood_val where detectors are
+        chosen by it, train where it is scored."""
         bank, *tested = (part for part in self.parts.values() if part.role in ("bank", "id", "csid", "ood"))
         held_out = [part for name in ("val", "ood_val") if (part := self.parts.get(name)) and part.rows]
-        return [bank, *held_out, *tested]
+        train = [self.parts["train"]] if self.scores_train else []
+        return [bank, *held_out, *train, *(part for part in tested if part.role != "id" or part.rows)]
 
     @property
     def reported(self) -> dict[str, Part]:
@@ -96,11 +100,12 @@ def arrange(
     reads_text: bool = True,
     bank_per_class: int | None = None,
     bank_without: Path | None = None,
+    scores_train: bool = False,
 ) -> Benchmark:
     """Divides listed image sets, each as `list_set` gives it, into the parts of a benchmark.
 
     `reads_text`: class names must mean something to a text encoder; `bank_per_class` and `bank_without`: which training images
-    detectors are fitted on. Raises: ConfigError for sets that share files, leave a part empty, or have other classes or names than
+    detectors are fitted on; `scores_train`: whether these are scored too, so that no other ID images are needed. Raises: ConfigError for sets that share files, leave a part empty, or have other classes or names than
     there must be.
     """
     specs, ood = image_sets(data), _ood_keys(data)
@@ -111,7 +116,7 @@ def arrange(
     trained = trained_on(first, known, data.allow_partial or by_wnid)
     images = {key: listed if key in ood else numbered(listed, known, trained, first) for key, listed in images.items()}
     check_apart(images)
-    id_parts = _id_parts(data, images, seed)
+    id_parts = _id_parts(data, images, seed, ("train",) if scores_train else ("train", "id_test"))
     train, id_test = id_parts["train"], id_parts["id_test"]
     images |= _corrupted(images[id_test.images].subset(id_test.rows), specs)
     bank = _without(bank_without, images[train.images], train.rows)
@@ -130,7 +135,7 @@ def arrange(
         if not id_parts["val"].rows:
             raise ConfigError("data.ood_val stands against ID val, which has no images: raise data.splits.val")
     names = None if trained is None else trained.names
-    return Benchmark(images, {part.key: part for part in parts}, names, called(data.lemmas, trained))
+    return Benchmark(images, {part.key: part for part in parts}, names, called(data.lemmas, trained), scores_train)
 
 
 def _ood_keys(data: Data) -> set[str]:
@@ -154,8 +159,9 @@ def _without(path: Path | None, images: ImageList, rows: list[int]) -> list[int]
     return kept
 
 
-def _id_parts(data: Data, images: dict[str, ImageList], seed: int) -> dict[str, Part]:
-    """train, val and id_test: of one set divided by the shares, or as published with val held out of train."""
+def _id_parts(data: Data, images: dict[str, ImageList], seed: int, needed: Sequence[str]) -> dict[str, Part]:
+    """train, val and id_test: of one set divided by the shares, or as published with val held out of train; the `needed` ones have
+    images."""
     shares = data.splits
     if data.id.images is not None:
         rows = split(images["id"], {"id_test": shares.test, "val": shares.val}, "train", seed)
@@ -168,7 +174,7 @@ def _id_parts(data: Data, images: dict[str, ImageList], seed: int) -> dict[str, 
             rows |= {"train": list(range(len(images["id.train"]))), "val": list(range(len(images["id.val"])))}
         else:
             rows |= split(images["id.train"], {"val": shares.val}, "train", seed)
-    for name in ("train", "id_test"):
+    for name in needed:
         if not rows[name]:
             raise ConfigError(
                 f"The ID images ({len(images[source[name]])}) leave none for {name}: add images or change data.splits"

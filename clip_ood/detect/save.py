@@ -118,9 +118,11 @@ def add_encoder(saved: SavedDetector, encoder: str | None = None, allow_download
 
 
 def _entry(name: str, detector: Detector, calibration: Mapping[str, Calibration] | None) -> dict[str, Any]:
-    choice = calibration[name].choice if calibration else None
     entry = {"column": name, "spec": detector.spec, "notes": detector.notes}
-    return entry if choice is None else entry | {"choice": asdict(choice)}
+    if not calibration:
+        return entry
+    choice, by = calibration[name].choice, calibration[name].by
+    return entry | {"calibrated_by": by} | ({} if choice is None else {"choice": asdict(choice)})
 
 
 def _obstacle(detector: Detector, reference: Reference) -> str | None:

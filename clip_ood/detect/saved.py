@@ -200,8 +200,9 @@ class SavedDetector:
         with self._fitting(STATE):
             check_finite({column: scores})
             check_shapes({column: scores}, {column: "n"}, {})
-        choice = next(each for each in self.manifest["detectors"] if each["column"] == column).get("choice")
-        return Calibration(scores, None if choice is None else Choice(**choice))
+        entry = next(each for each in self.manifest["detectors"] if each["column"] == column)
+        choice = entry.get("choice")
+        return Calibration(scores, None if choice is None else Choice(**choice), entry.get("calibrated_by", "split"))
 
     def backbone(self, encoder: str | None = None, allow_download: bool = False) -> Backbone:
         """Loads the image encoder: from the folder if it is there, otherwise as the run named it.
