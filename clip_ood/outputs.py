@@ -14,7 +14,8 @@ class Outputs:
 
     Shapes: features (N, D), g before the joint-space projection; embeddings (N, E), unit-norm h; logits (N, C) of
     the head; labels (N,) int64, -1 where a row has none; indices (N,) int64, the rows of the image set; layers, the features
-    (N, D_l) of single layers by name; tokens, the features (N, P, D_t) of patches by the name of what is used as tokens.
+    (N, D_l) of single layers by name; tokens, the features (N, P, D_t) of patches by the name of what is used as tokens; copy_of
+    (N,) int64, the row in the bank's image set of the bank image that an image is a copy of (a bank image: of itself), -1 for none.
     """
 
     features: Tensor | None = None
@@ -24,6 +25,7 @@ class Outputs:
     indices: Tensor | None = None
     layers: Mapping[str, Tensor] | None = None
     tokens: Mapping[str, Tensor] | None = None
+    copy_of: Tensor | None = None
 
     def __len__(self) -> int:
         return next(len(value) for _, value in self.tensors())

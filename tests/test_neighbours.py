@@ -74,6 +74,84 @@ def test_neighbours_in_a_divided_bank_are_those_of_the_whole(k):
             torch.testing.assert_close(mine, one)
 
 
+# Without the image itself
+
+COPIES = torch.tensor([1000 + row if row < 100 else row - 90 + 1000 if row < 110 else -1 for row in range(120)])
+
+
+def without_copies(x: Tensor, copies: Tensor, k: int) -> tuple[Tensor, Tensor]:
+    """The cosines and indices of the k nearest of the first 100 of TRAIN, in plain loops."""
+    found = []
+    for q, copy in zip(x.double(), copies.tolist(), strict=True):
+        others = [
+            (float(q @ b / (q.norm() * b.norm())), 1000 + row)
+            for row, b in enumerate(TRAIN.features[:100].double())
+            if 1000 + row != copy
+        ]
+        found.append(sorted(others, reverse=True)[:k])
+    return torch.tensor([[c for c, _ in each] for each in found]), torch.tensor(
+        [[i for _, i in each] for each in found]
+    )
+
+
+@pytest.mark.parametrize("k", [1, 4, 99])
+def test_no_image_is_its_own_neighbour_nor_that_of_its_copy(k):
+    features = torch.cat([TRAIN.features[:100], TRAIN.features[10:20], TRAIN.features[110:]])
+    asked = Outputs(features=features, copy_of=COPIES)
+    knn = fitted(KNN(k=k), part(TRAIN, slice(100)))
+    cosines, indices = knn.bank.nearest(asked, k)
+    expected = without_copies(features, COPIES, k)
+    torch.testing.assert_close(cosines, expected[0])
+    assert torch.equal(indices, expected[1])
+    close(knn.score(asked), expected[0].mean(dim=1))
+    assert knn.leaves_one_out and not Bank().most > 1
+
+
+@pytest.mark.parametrize("k", [1, 40, 99])
+def test_a_divided_bank_leaves_out_the_same(k):
+    features = torch.cat([TRAIN.features[:100], TRAIN.features[10:20], TRAIN.features[110:]])
+    asked = Outputs(features=features, copy_of=COPIES)
+    expected = without_copies(features, COPIES, k)
+
+    def work(exchange: Exchange) -> tuple[Tensor, Tensor]:
+        bank = Bank()
+        bank.update(part(TRAIN, (torch.arange(120) % 3 == exchange.rank) & (torch.arange(120) < 100)))
+        bank.join(exchange)
+        return bank.nearest(part(asked, slice(35 * exchange.rank, 35 * exchange.rank + 50)), k)
+
+    for rank, found in enumerate(together(3, work)):
+        for mine, one in zip(found, expected, strict=True):
+            torch.testing.assert_close(mine, one[35 * rank : 35 * rank + 50])
+
+
+def test_what_is_remembered_is_of_rows_with_the_same_copies():
+    bank = Bank()
+    bank.update(TRAIN)
+    bank.expect(120)  # of another detector, which images that are not in the bank are asked for
+    known = replace(TRAIN, copy_of=TRAIN.indices)
+    assert torch.equal(bank.nearest(TRAIN, 1)[1][:, 0], TRAIN.indices)
+    assert not (bank.nearest(known, 1)[1][:, 0] == TRAIN.indices).any()
+    assert torch.equal(bank.nearest(known, 119)[1], bank.nearest(TRAIN, 120)[1][:, 1:])
+    unknown = replace(TRAIN, indices=None)
+    bank.update(unknown)  # -1, as a copy of none is
+    assert (bank.nearest(replace(TRAIN, copy_of=torch.full((120,), -1)), 2)[0] > 0.9999).all()
+
+
+def test_too_few_others_are_counted_in_every_process():
+    def work(exchange: Exchange) -> str:
+        bank = Bank()
+        bank.update(part(TRAIN, slice(60 * exchange.rank, 60 * exchange.rank + 60)))
+        bank.join(exchange)
+        copies = torch.full((30,), 1004 if exchange.rank else -1)
+        with pytest.raises(ValueError) as error:
+            bank.nearest(replace(TEST, copy_of=copies), 120)
+        bank.nearest(replace(TEST, copy_of=torch.full((30,), -1)), 120)
+        return str(error.value)
+
+    said = "nearest: k = 120, but an image of the bank has 119 others there; expected k of at most that"
+    assert together(2, work) == [said, said]
+
+
 def test_one_search_serves_all_who_ask_about_the_same_rows(monkeypatch):
     searched = []
     monkeypatch.setattr("clip_ood.detectors.bank.nearest", lambda *a: searched.append(a[2]) or nearest(*a))

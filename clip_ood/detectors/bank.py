@@ -45,15 +45,20 @@ class Bank(Statistic):
     def nearest(self, rows: Outputs, k: int) -> tuple[Tensor, Tensor]:
         """Returns the k bank rows with the largest cosine to each image: cosines (n, k), descending, and their `indices` (n, k).
 
-        A zero vector has cosine 0 to everything. The same `rows` are searched for only once, whichever detector asks. With
+        A zero vector has cosine 0 to everything. Where `rows.copy_of` names a bank row, that row is left out, so that no image is
+        its own neighbour, nor that of its copy. The same `rows` are searched for only once, whichever detector asks. With
         several processes, all must ask together, each for its own rows: the search goes through every process's part of the bank,
-        and the best of each part are merged. Raises ValueError for k outside 1 … len(bank).
+        and the best of each part are merged. Raises ValueError for k outside 1 … len(bank), or … len(bank) − 1 if a row is left out.
         """
         if not 1 <= k <= len(self):
             raise UserError(f"nearest: k = {k}, expected 1 ≤ k ≤ {len(self)}, the rows of the bank")
         if self._last is None or self._last[0] is not rows or self._last[1].shape[1] < k:
-            self._last = rows, *self._search(normalize(rows.features.float(), dim=1), max(k, self.most))
+            self._last = rows, *self._others(rows, max(k, self.most))
         _, cosines, indices = self._last
+        if k > cosines.shape[1]:
+            raise UserError(
+                f"nearest: k = {k}, but an image of the bank has {len(self) - 1} others there; expected k of at most that"
+            )
         return cosines[:, :k], indices[:, :k]
 
     def scales(self) -> list[Tensor]:
@@ -110,6 +115,23 @@ class Bank(Statistic):
         ends = torch.tensor([0, *map(len, self.chunks)]).cumsum(0)
         parts = positions.tensor_split(torch.searchsorted(positions.cpu(), ends[1:-1]))
         return torch.cat([c[p - e].double() for c, p, e in zip(self.chunks, parts, ends.tolist(), strict=False)])
+
+    def _others(self, rows: Outputs, k: int) -> tuple[Tensor, Tensor]:
+        """Returns what `nearest` does, for k − 1 neighbours where no more are left."""
+        queries = normalize(rows.features.float(), dim=1)
+        k = min(k, len(self))
+        if rows.copy_of is None:
+            return self._search(queries, k)
+        cosines, indices = self._search(queries, min(k + 1, len(self)))
+        copies = rows.copy_of.to(indices)[:, None]
+        own = (indices == copies) & (copies >= 0)
+        if k == len(self) and not self.exchange.sum(own.sum()):
+            return cosines, indices
+        wanted = cosines.shape[1] - 1
+        columns = (
+            torch.arange(wanted, device=own.device) + own.cumsum(dim=1)[:, :wanted]
+        )  # one further from the copy on
+        return cosines.gather(1, columns), indices.gather(1, columns)
 
     def _search(self, queries: Tensor, k: int) -> tuple[Tensor, Tensor]:
         shares = self.exchange.gather(queries)

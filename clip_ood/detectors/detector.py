@@ -36,6 +36,7 @@ class Detector(nn.Module):
     least_classes: ClassVar[int] = 1  # with fewer its score would be the same for every image
     portable: ClassVar[bool] = True  # `state` is all that scoring needs beside parameters, reference and bank
     searches: ClassVar[bool] = True  # scoring looks into its Bank, if it has one; False where only the fit does
+    leaves_one_out: ClassVar[bool] = False  # an image of the bank gets, given `copy_of`, the score of a bank without it
     spec: Mapping[str, Any] | None = None  # how a config asks for it, where one did
 
     def __init__(self, reference: Reference | None = None) -> None:

@@ -31,6 +31,7 @@ class KNN(Detector):
 
     name: ClassVar[str] = "knn"
     requires: ClassVar[tuple[str, ...]] = ("features",)
+    leaves_one_out: ClassVar[bool] = True
 
     def __init__(self, reference: Reference | None = None, *, k: int = 1, kth: bool = False) -> None:
         super().__init__(reference)
