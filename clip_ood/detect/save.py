@@ -61,7 +61,7 @@ def save_detector(
     predictor: ClassPredictor | None = None,
     bank_labels: Tensor | None = None,
 ) -> None:
-    """Writes everything except the bank, whose parts already lie in `folder`; the manifest is written last.
+    """Writes everything except the bank and its images, which already lie in `folder`; the manifest is written last.
 
     calibration: those of the detectors by name, None or empty if there are no ID val images; about: what the manifest says besides what
     is needed (run, method, batch_size of images); trained: the encoder, if the run changed it; predictor: what predicts classes
