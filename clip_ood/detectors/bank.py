@@ -30,6 +30,7 @@ class Bank(Statistic):
         self.indices: list[Tensor] = []
         self.most = 1  # neighbours that any detector asks for
         self._elsewhere = 0
+        self._itself = False  # whether its images came with `copy_of`
         self._last: tuple[Outputs, Tensor, Tensor] | None = None
 
     def __len__(self) -> int:
@@ -41,6 +42,13 @@ class Bank(Statistic):
     def expect(self, k: int) -> None:
         """Lets searches find as many as k neighbours at once, because some detector will ask for them."""
         self.most = max(self.most, k)
+
+    def check(self, detector: str, k: int) -> None:
+        """Raises ValueError if an image does not have k neighbours here."""
+        if k > len(self):
+            raise UserError(f"{detector}: k = {k}, but the bank has {len(self)} rows; expected k of at most that")
+        if self._itself and k == len(self):
+            raise UserError(f"{detector}: {_too_few(k, len(self) - 1)}")
 
     def nearest(self, rows: Outputs, k: int) -> tuple[Tensor, Tensor]:
         """Returns the k bank rows with the largest cosine to each image: cosines (n, k), descending, and their `indices` (n, k).
@@ -56,9 +64,7 @@ class Bank(Statistic):
             self._last = rows, *self._others(rows, max(k, self.most))
         _, cosines, indices = self._last
         if k > cosines.shape[1]:
-            raise UserError(
-                f"nearest: k = {k}, but an image of the bank has {len(self) - 1} others there; expected k of at most that"
-            )
+            raise UserError(f"nearest: {_too_few(k, len(self) - 1)}")
         return cosines[:, :k], indices[:, :k]
 
     def scales(self) -> list[Tensor]:
@@ -157,9 +163,11 @@ class Bank(Statistic):
         self.chunks.append(rows.features)
         self.indices.append(indices.to(rows.features.device))
         self._elsewhere, self._last = 0, None
+        self._itself |= rows.copy_of is not None
 
     def _join(self, exchange: Exchange) -> None:
         self._elsewhere = int(exchange.sum(torch.tensor(self._own, device=self.chunks[0].device))) - self._own
+        self._itself = bool(exchange.largest(torch.tensor(int(self._itself), device=self.chunks[0].device)))
 
     def _apply(self, fn: Any, recurse: bool = True) -> Bank:
         super()._apply(fn, recurse)
@@ -167,6 +175,10 @@ class Bank(Statistic):
         self._derived.clear()
         self._last = None
         return self
+
+
+def _too_few(k: int, others: int) -> str:
+    return f"k = {k}, but an image of the bank has {others} others there; expected k of at most that"
 
 
 def _inverse_norms(features: Tensor) -> Tensor:
