@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Iterable, Mapping
+from collections.abc import Hashable, Iterable, Iterator, Mapping
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn.functional import normalize, pad
 
+from clip_ood.detectors.detector import ROWS
 from clip_ood.detectors.exchange import Exchange
 from clip_ood.detectors.neighbours import nearest
 from clip_ood.detectors.statistic import Statistic
@@ -66,6 +67,20 @@ class Bank(Statistic):
         if k > cosines.shape[1]:
             raise UserError(f"nearest: {_too_few(k, len(self) - 1)}")
         return cosines[:, :k], indices[:, :k]
+
+    def itself(self) -> Iterator[Outputs]:
+        """Yields this process's rows as images that are to be searched for, each named as its own copy, at most `ROWS` at a time.
+
+        All processes are given equally many parts, of which the last may be empty. Raises ValueError for images without indices.
+        """
+        own = torch.cat(self.indices)
+        if self.exchange.sum((own < 0).sum()):
+            raise UserError("bank: to leave out an image itself takes the indices of all, and some came without")
+        parts = self.exchange.largest(torch.tensor(-(-len(own) // ROWS), device=own.device))
+        for positions in (
+            torch.arange(len(own), device=own.device)[ROWS * part :][:ROWS] for part in range(int(parts))
+        ):
+            yield Outputs(features=self._take(positions), indices=own[positions], copy_of=own[positions])
 
     def scales(self) -> list[Tensor]:
         """Returns 1 / ‖f_i‖ as chunks (n,) of float32: a product with f_i times its scale is a product with f_i^."""
