@@ -265,7 +265,7 @@ class OODEvaluation(Callback):
     def _left_out(self, column: str) -> By:
         """Says what a detector has not seen of a training image whose score calibrates it."""
         detector = self.suite.detectors[column]
-        if detector.leaves_one_out:
+        if detector.leaves_one_out and detector.monotone:
             return "leave_one_out"
         needs_head = {"logits", "weight"} & set(detector.requires)
         return "approximate" if detector.learns or needs_head else "split"

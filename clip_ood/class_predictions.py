@@ -74,7 +74,8 @@ def voted(rows: Outputs, bank: Bank, labels: Tensor) -> Tensor:
 
     The class is -1 if none of them has a label. `labels` are those of the bank's images by their index, -1 for one without.
     """
-    cosines, neighbours = bank.nearest(rows, min(NEIGHBOURS, len(bank) - (rows.copy_of is not None)))
+    left_out = int(rows.copy_of is not None)  # the image itself
+    cosines, neighbours = bank.nearest(rows, min(NEIGHBOURS, len(bank) - left_out))
     of_neighbours = labels.to(neighbours.device)[neighbours].where(neighbours >= 0, -1)
     share, classes = vote_shares(cosines, of_neighbours, int(labels.max()) + 1).max(dim=1)
     return torch.stack([classes.where((of_neighbours >= 0).any(dim=1), -1).double(), share.double()], dim=1)

@@ -39,16 +39,20 @@ class Residual(Detector):
     def _fit(self) -> None:
         if not self.moments.counts.sum() > 0:
             raise self._error("no ID training image was taken in; expected at least one")
-        weight, bias = (value.to(self.moments.sums) for value in (self.reference.weight, self.reference.bias))
-        self.origin = -torch.linalg.pinv(weight) @ bias  # (D,)
+        self.origin = self._center()  # (D,)
         values, vectors = self.moments.once(
-            "around the origin", lambda: torch.linalg.eigh(self.moments.around(self.origin))
+            (type(self)._center, "spectrum"), lambda: torch.linalg.eigh(self.moments.around(self.origin))
         )  # ascending
         rank = self.moments.rounding(self.origin).rank(values)
         if self.dim is not None and self.dim >= rank:
             raise self._error(f"dim = {self.dim}, expected less than {rank}, the rank of the ID training features")
         dim = self._usual(len(values), rank) if self.dim is None else self.dim
         self.outside = vectors[:, : len(values) - dim]  # (D, D − d)
+
+    def _center(self) -> Tensor:
+        """Returns the point u (D,) from which lengths are measured."""
+        weight, bias = (value.to(self.moments.sums) for value in (self.reference.weight, self.reference.bias))
+        return -torch.linalg.pinv(weight) @ bias
 
     def _usual(self, width: int, rank: int) -> int:
         published = 1000 if width >= 2048 else 512 if width >= 768 else width // 2
@@ -67,6 +71,20 @@ class Residual(Detector):
     def _lengths(self, features: Tensor) -> Tensor:
         """Returns ‖(f − u) N‖ (n,) in float64."""
         return ((features.to(self.origin) - self.origin) @ self.outside).norm(dim=1)
+
+
+class PCA(Residual):
+    """The error of a principal component analysis, without labels and without a head: −‖(f − μ) N‖.
+
+    `Residual` around the mean μ of all ID training images: N are the principal directions beyond the d = `dim` largest, so that the
+    score is −‖f − f~‖, f~ being what scikit-learn's `PCA(d)` restores of f. The default of d, shapes and errors are those of `Residual`.
+    """
+
+    name: ClassVar[str] = "pca"
+    requires: ClassVar[tuple[str, ...]] = ("features",)
+
+    def _center(self) -> Tensor:
+        return self.moments.sums.sum(dim=0) / self.moments.counts.sum()
 
 
 class ViM(Residual):
