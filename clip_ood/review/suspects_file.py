@@ -113,7 +113,7 @@ def read_suspects(folder: Path) -> Suspects:
                     path_of(taken["nearest"]),
                     taken["cosine"],
                     tuple(cells[at] for at in of_scores),
-                )  # fmt: skip
+                )
             )
     suspects = Suspects(images, detectors)
     return Suspects(images, detectors, _groups(folder / GROUPS, suspects.row_at))
