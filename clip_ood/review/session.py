@@ -83,6 +83,12 @@ class Review:
             return [*reversed(self.state().of)]
         return [row for section in self.sections(view) for row in section.rows]
 
+    def count(self, view: str) -> int:
+        """Returns the number of images in a view."""
+        if sections := self.sections(view):
+            return sections[-1].first + len(sections[-1].rows)
+        return len(self.rows(view))
+
     def sections(self, view: str) -> Sequence[Section]:
         """Returns the sections of a view, which most have none of."""
         return {"groups": self._groups, "duplicates": self._duplicates}.get(view, ())
@@ -140,7 +146,7 @@ class Review:
             "images": len(images),
             "decided": len(state.of),
             "of": Counter(each.decision for each in state.of.values()),
-            "views": {view: len(self.rows(view)) for view in VIEWS},
+            "views": {view: self.count(view) for view in VIEWS},
             "told": told,
             "cut": list(state.cut),
         }

@@ -17,7 +17,7 @@ Scope = MutableMapping[str, Any]
 Call = Callable[..., Awaitable[Any]]
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
 HEADERS = {  # of every answer: nothing is loaded from elsewhere, and no page elsewhere may show it
-    "content-security-policy": "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self'; connect-src 'self'; "
+    "content-security-policy": "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data:; connect-src 'self'; "
     "base-uri 'none'; form-action 'none'; frame-ancestors 'none'",
     "x-content-type-options": "nosniff",
     "referrer-policy": "no-referrer",

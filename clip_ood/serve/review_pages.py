@@ -66,14 +66,14 @@ def review_routes(review: Review, images: RunImages, name: str, access: Access) 
             found.append(_about(review, row) | {"place": place, "section": section and _section(section)})
         return {"total": len(rows), "start": start, "items": found, "progress": review.progress()}
 
-    @router.get("/image/{row}/{side}")
-    def picture(row: int, side: Literal[SIDES], request: Request) -> Response:
+    @router.get("/image/{row}/{size}")
+    def picture(row: int, size: Literal[tuple(SIDES)], request: Request) -> Response:
         content = suspects.images[checked(row)].image
-        headers = {"etag": f'"{content}-{side}"', "cache-control": "private, no-cache"}
+        headers = {"etag": f'"{content}-{size}"', "cache-control": "private, no-cache"}
         if request.headers.get("if-none-match") == headers["etag"]:
             images.load(row)  # it may be gone by now
             return Response(status_code=304, headers=headers)
-        return Response(images.picture(row, side), media_type="image/jpeg", headers=headers)
+        return Response(images.picture(row, size), media_type="image/jpeg", headers=headers)
 
     @router.post("/api/decisions")
     def decide(asked: DecisionAsked) -> dict[str, Any]:

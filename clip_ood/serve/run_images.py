@@ -11,7 +11,7 @@ from clip_ood.data.image_list import ImageList, Loaded
 from clip_ood.errors import UserError
 from clip_ood.review.suspects_file import Suspects
 
-SIDES = (160, 1200)  # pixels of a picture's longer side
+SIDES = {"small": 160, "large": 1200}  # pixels of a picture's longer side
 AT_ONCE = threading.BoundedSemaphore(max(2, (os.cpu_count() or 2) // 2))  # pictures that are decoded; each may be large
 
 
@@ -40,12 +40,12 @@ class RunImages:
             raise Gone("The file holds another image than the one that was scored: run the training again to score it.")
         return loaded
 
-    def picture(self, row: int, side: int) -> bytes:
-        """Returns an image as JPEG, with a longer side of at most `side` pixels. Raises: Gone, UnreadableImage."""
+    def picture(self, row: int, size: str) -> bytes:
+        """Returns an image as JPEG in one of the `SIDES`, unless it is smaller. Raises: Gone, UnreadableImage."""
         loaded = self.load(row)
         with AT_ONCE:
             picture = loaded.picture()
-            picture.thumbnail((side, side))
+            picture.thumbnail((SIDES[size], SIDES[size]))
             file = io.BytesIO()
             picture.save(file, "JPEG", quality=85)
         return file.getvalue()

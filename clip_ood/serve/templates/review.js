@@ -95,9 +95,9 @@ function show() {
   }
   at("section").hidden = !item.section;
   if (item.section) at("title").textContent = item.section.title;
-  picture("image", "gone", item.row, 1200, item.path);
+  picture("image", "gone", item.row, "large", item.path);
   at("beside").hidden = item.nearest === null && !item.nearest_path;
-  if (item.nearest !== null) picture("nearest", "gone_nearest", item.nearest, 1200, item.nearest_path);
+  if (item.nearest !== null) picture("nearest", "gone_nearest", item.nearest, "large", item.nearest_path);
   at("rank").textContent = `${(place + 1).toLocaleString("en")} of ${total.toLocaleString("en")}` + (view === "suspects" ? "" : `, suspect ${item.rank.toLocaleString("en")}`);
   at("label").textContent = item.label;
   at("path").textContent = item.path;
@@ -110,7 +110,7 @@ function show() {
   at("next").disabled = place >= total - 1;
   at("relabel").hidden = labels.length < 2;
   const next = items.get(place + 1);
-  if (next) new Image().src = `/image/${next.row}/1200`;
+  if (next) new Image().src = `/image/${next.row}/large`;
 }
 
 function mark(item) {
@@ -121,9 +121,9 @@ function mark(item) {
   at("mark").textContent = is ? [words[is.decision], is.label, is.by && `(${is.by})`].filter(Boolean).join(" ") : "";
 }
 
-function picture(id, gone, row, side, alt) {
+function picture(id, gone, row, size, alt) {
   const image = at(id);
-  const url = `/image/${row}/${side}`;
+  const url = `/image/${row}/${size}`;
   at(gone).hidden = true;
   image.hidden = false;
   image.alt = alt;
@@ -151,7 +151,7 @@ function strip() {
     button.onclick = () => look(each.place);
     const image = document.createElement("img");
     image.alt = "";
-    image.src = `/image/${each.row}/160`;
+    image.src = `/image/${each.row}/small`;
     button.append(image);
     const line = document.createElement("li");
     line.append(button);
@@ -215,7 +215,7 @@ function change(to) {
   if (to === view) return;
   view = to;
   items = new Map();
-  look(view === "decided" ? 0 : -1);
+  return look(view === "decided" ? 0 : -1);
 }
 
 function relabel() {
@@ -246,7 +246,7 @@ function classes() {
 
 function choose(label) {
   at("classes").close();
-  if (label) one("relabel", label);
+  if (label) inTurn(() => one("relabel", label))();
 }
 
 function made(name, text) {
@@ -276,26 +276,24 @@ at("draw").addEventListener("submit", async (event) => {
     failed(error);
   }
 });
-for (const button of document.querySelectorAll("#views button")) button.onclick = () => change(button.dataset.view);
-for (const button of document.querySelectorAll("[data-decide]")) button.onclick = () => one(button.dataset.decide);
-for (const button of document.querySelectorAll("[data-all]")) button.onclick = () => all(button.dataset.all);
-at("relabel").onclick = relabel;
-at("undo").onclick = undo;
-at("back").onclick = () => look(Math.max(0, place - 1));
-at("next").onclick = () => look(Math.min(total - 1, place + 1));
+let busy = Promise.resolve();
+const inTurn = (act) => () => (busy = busy.then(act)); // so that each key or click is about the image that is then shown
+const back = () => look(Math.max(0, place - 1));
+const next = () => look(Math.max(0, Math.min(total - 1, place + 1)));
 
-const KEYS = {
-  k: () => one("keep"), r: () => one("reject"), s: () => one("skip"), l: relabel, u: undo,
-  ArrowLeft: () => look(Math.max(0, place - 1)), ArrowRight: () => look(Math.max(0, Math.min(total - 1, place + 1))),
-};
-VIEWS.forEach((name, index) => { KEYS[index + 1] = () => change(name); });
-let busy = Promise.resolve(); // one key after the other, so that each is about the image that is then shown
+for (const button of document.querySelectorAll("#views button")) button.onclick = inTurn(() => change(button.dataset.view));
+for (const button of document.querySelectorAll("[data-decide]")) button.onclick = inTurn(() => one(button.dataset.decide));
+for (const button of document.querySelectorAll("[data-all]")) button.onclick = inTurn(() => all(button.dataset.all));
+for (const [id, act] of Object.entries({ relabel, undo, back, next })) at(id).onclick = inTurn(act);
+
+const KEYS = { k: () => one("keep"), r: () => one("reject"), s: () => one("skip"), l: relabel, u: undo, ArrowLeft: back, ArrowRight: next };
+VIEWS.forEach((name, index) => (KEYS[index + 1] = () => change(name)));
 document.addEventListener("keydown", (event) => {
   if (event.ctrlKey || event.metaKey || event.altKey || event.target.matches("input") || at("classes").open) return;
   const act = KEYS[event.key.length === 1 ? event.key.toLowerCase() : event.key];
   if (!act) return;
   event.preventDefault();
-  busy = busy.then(act);
+  inTurn(act)();
 });
 
 look(-1);
