@@ -8,12 +8,14 @@ from pathlib import Path
 
 from clip_ood.config.checks import called as name_of
 from clip_ood.config.checks import image_sets, key_of
-from clip_ood.config.data_schema import Data, ImageSet
+from clip_ood.config.data_schema import REJECTED, Data, ImageSet
 from clip_ood.data.class_names import called, find_classes
 from clip_ood.data.corruptions import Corruption
+from clip_ood.data.decided import Decided, kept, relabelled
 from clip_ood.data.image_list import ImageList, balanced
 from clip_ood.data.label_numbers import numbered, trained_on
 from clip_ood.data.listing import list_images
+from clip_ood.data.readers.joined import Joined
 from clip_ood.data.shared_images import check_apart
 from clip_ood.data.splits import split
 from clip_ood.errors import ConfigError
@@ -49,7 +51,8 @@ class Benchmark:
 
     Attributes: images, the lists that features are extracted from, and parts, both by key; parts in the order of evaluation:
     bank, id_test, csid…, ood…, then train and val; class_names, None for ID images without classes; called, the names of each
-    class in prompts; scores_train, whether the training images are scored too. Only then may id_test have no images.
+    class in prompts; scores_train, whether the training images are scored too: only then may id_test have no images; decided, the
+    decisions about ID images that were carried out (data.decisions).
     """
 
     images: dict[str, ImageList]
@@ -57,6 +60,7 @@ class Benchmark:
     class_names: tuple[str, ...] | None
     called: tuple[tuple[str, ...], ...] | None = None
     scores_train: bool = False
+    decided: Decided | None = None
 
     @property
     def labelled(self) -> bool:
@@ -101,12 +105,14 @@ def arrange(
     bank_per_class: int | None = None,
     bank_without: Path | None = None,
     scores_train: bool = False,
+    decided: Decided | None = None,
 ) -> Benchmark:
     """Divides listed image sets, each as `list_set` gives it, into the parts of a benchmark.
 
     `reads_text`: class names must mean something to a text encoder; `bank_per_class` and `bank_without`: which training images
-    detectors are fitted on; `scores_train`: whether these are scored too, so that no other ID images are needed. Raises: ConfigError for sets that share files, leave a part empty, or have other classes or names than
-    there must be.
+    detectors are fitted on; `scores_train`: whether these are scored too, so that no other ID images are needed; `decided`: the ID
+    images that are no ID images, or have another class, which changes the part of no other image. Raises: ConfigError for sets that
+    share files, leave a part empty, or have other classes or names than there must be.
     """
     specs, ood = image_sets(data), _ood_keys(data)
     _say_partial(images, specs)
@@ -117,6 +123,14 @@ def arrange(
     images = {key: listed if key in ood else numbered(listed, known, trained, first) for key, listed in images.items()}
     check_apart(images)
     id_parts = _id_parts(data, images, seed, ("train",) if scores_train else ("train", "id_test"))
+    rejected: list[Part] = []
+    if decided is not None:
+        was, images = images, relabelled(decided, images, trained)
+        id_parts = {
+            name: replace(part, rows=kept(decided, part, was[part.images], images[part.images]))
+            for name, part in id_parts.items()
+        }
+        images, rejected = _rejected(decided, images)
     train, id_test = id_parts["train"], id_parts["id_test"]
     images |= _corrupted(images[id_test.images].subset(id_test.rows), specs)
     bank = _without(bank_without, images[train.images], train.rows)
@@ -129,13 +143,26 @@ def arrange(
     for role, sets in (("csid", data.csid), ("ood", data.ood)):
         keys = {name: key_of(role, name) for name in sets}
         parts += [Part(name, role, specs[key].group, key, list(range(len(images[key])))) for name, key in keys.items()]
-    parts += [train, id_parts["val"]]
+    parts += [*rejected, train, id_parts["val"]]
     if data.ood_val is not None:
         parts.append(Part("ood_val", "ood_val", "", "ood_val", list(range(len(images["ood_val"])))))
         if not id_parts["val"].rows:
             raise ConfigError("data.ood_val stands against ID val, which has no images: raise data.splits.val")
     names = None if trained is None else trained.names
-    return Benchmark(images, {part.key: part for part in parts}, names, called(data.lemmas, trained), scores_train)
+    return Benchmark(
+        images, {part.key: part for part in parts}, names, called(data.lemmas, trained), scores_train, decided
+    )
+
+
+def _rejected(decided: Decided, images: dict[str, ImageList]) -> tuple[dict[str, ImageList], list[Part]]:
+    """Returns the image sets, and the OOD set of the rejected images, if there are any."""
+    of = {key: rows for key in decided.of if (rows := decided.rows(key, "reject"))}
+    if len(of) < 2:
+        return images, [Part(REJECTED, "ood", "ood", key, rows) for key, rows in of.items()]
+    joined = Joined([images[key].subset(rows) for key, rows in of.items()])
+    key = key_of("ood", REJECTED)
+    part = Part(REJECTED, "ood", "ood", key, list(range(len(joined.names))))
+    return images | {key: ImageList.of(REJECTED, next(iter(images.values())).root, joined)}, [part]
 
 
 def _ood_keys(data: Data) -> set[str]:

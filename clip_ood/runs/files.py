@@ -107,6 +107,14 @@ class Dropped(Record):
     total: Count
 
 
+class Decided(Record):
+    """How many images were rejected and relabelled by data.decisions, and how many decisions are about images that are gone."""
+
+    rejected: Count
+    relabelled: Count
+    gone: Count
+
+
 class NegativeWords(Record):
     file: Text
     sha256: Text
@@ -144,6 +152,7 @@ class Finished(Record):
     negative_words: NegativeWords | None = None
     shared_images: list[Shared] = []
     dropped: list[Dropped] = []
+    decisions: Decided | None = None
     versions: dict[Text, Text] | None = None
     accuracy: Share | None
     knn_accuracy: Share | None
