@@ -24,7 +24,8 @@ class LOF(Detector):
     others; lrd(o): its local reachability density among them. k is a number, or a share of the bank as for `knn`. About −1 where
     images lie as densely as around their neighbours, lower where they lie alone. The same numbers as scikit-learn's
     `LocalOutlierFactor` with Euclidean distances on the unit sphere: `score_samples` for new images and, given `copy_of`,
-    `negative_outlier_factor_` for those of the bank; but no d_k is below 0.001, so that copies have a finite density. The fit searches
+    `negative_outlier_factor_` for those of the bank, to 5e-5 (1e-3 where rounding of float32 cosines settles which image is the k-th);
+    but no d_k is below 0.001, so that copies have a finite density. The fit searches
     the bank once for each of its images, and needs O(n k) memory for n images in this process.
     Raises ValueError for any other k, and at `fit` for k above the number of other images, for fewer than three images or images
     without indices, and if all images are the same. Breunig et al., 2000 (SIGMOD).
@@ -50,7 +51,7 @@ class LOF(Detector):
     def _fit(self) -> None:
         if len(self.bank) < 3:
             raise self._error(f"compares densities of three ID training images or more, got {len(self.bank)}")
-        self.bank.check(self.name, self.count)
+        self.bank.check(self.name, self.count, itself=True)
         self.bank.expect(self.count)
         gather = self.bank.exchange.gather
         self.images, order = torch.cat(gather(torch.cat(self.bank.indices))).sort()
