@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from detector_data import ALL, REFERENCE, TEST, TRAIN, close, fitted, part, sample
+from detector_data import ALL, REFERENCE, TEST, TEXT, TRAIN, WORDS, close, fitted, part, sample
 from processes import together
 from sklearn.covariance import EmpiricalCovariance
 from sklearn.decomposition import PCA as SklearnPCA
@@ -20,12 +20,15 @@ from clip_ood.detectors.exchange import Exchange
 from clip_ood.detectors.knn import KNN
 from clip_ood.detectors.lof import LOF
 from clip_ood.detectors.mahalanobis import Gaussian, Mahalanobis
-from clip_ood.detectors.names import DEFAULTS, UNLABELLED
+from clip_ood.detectors.names import DEFAULTS, NAMED, UNLABELLED
 from clip_ood.detectors.statistic import share
 from clip_ood.detectors.vim import PCA
-from clip_ood.outputs import Outputs, Reference
+from clip_ood.evaluation import DetectorSuite
+from clip_ood.outputs import NegativeLabels, Outputs, Reference
 
 OWN = replace(TRAIN, copy_of=TRAIN.indices)
+NAN = TRAIN.features.masked_fill(torch.arange(120)[:, None] == 4, torch.nan)
+COVARIANCES = {"mahalanobis", "mahalanobis_pp", "rmd", "rmd_pp", "gaussian", "gaussian_pp", "pca"}
 SAME = replace(TRAIN, features=torch.ones_like(TRAIN.features))
 
 
@@ -112,9 +115,13 @@ def test_copies_in_the_bank_have_a_density_that_is_a_number():
         (lambda: fitted(LOF(k=120), OWN), r"lof: k = 120, but an image of the bank has 119 others there"),
         (lambda: fitted(LOF(k=120)), r"lof: k = 120, but an image of the bank has 119 others there"),
         (lambda: fitted(LOF(k=121)), r"lof: k = 121, but the bank has 120 rows"),
-        (lambda: fitted(LOF(), part(TRAIN, slice(2))), r"lof: compares densities of three .* or more, got 2"),
-        (lambda: fitted(LOF(), part(TRAIN, slice(0))), r"lof: compares densities of three .* or more, got 0"),
-        (lambda: fitted(LOF(), SAME), r"lof: each ID training image equals 12 others"),
+        (lambda: fitted(LOF(), part(TRAIN, slice(0))), r"lof: k = 1, but the bank has 0 rows"),
+        (lambda: fitted(LOF(), part(TRAIN, slice(1))), r"lof: k = 1, but an image of the bank has 0 others there"),
+        (
+            lambda: fitted(LOF(), part(TRAIN, slice(2))),
+            r"lof: all 2 ID training images lie as densely as their 1 nearest",
+        ),
+        (lambda: fitted(LOF(), SAME), r"lof: all 120 ID training images lie as densely as their 12 nearest"),
         (lambda: fitted(LOF(), replace(TRAIN, indices=None)), r"bank: .* takes the indices of all"),
         (
             lambda: fitted(Gaussian(), SAME),
@@ -160,6 +167,43 @@ def test_pca_equals_scikit_learn(dim):
     model = SklearnPCA(dim, svd_solver="full").fit(train)
     errors = ((test - model.inverse_transform(model.transform(test))) ** 2).sum(axis=1) ** 0.5
     close(fitted(PCA(dim=dim), replace(TRAIN, labels=None)).score(TEST), -errors)
+
+
+# Images from which nothing can be learnt
+
+
+ONE = Reference(("cat",), TEXT[:1], 10.0, None, None, *2 * [NegativeLabels(TEXT[:1], WORDS)], logit_bias=-3.0)
+NO_HEAD = replace(REFERENCE, weight=None, bias=None)
+
+
+def cat(outputs: Outputs) -> Outputs:
+    """The same images, of one class, without a head, which one class cannot train."""
+    return replace(outputs, labels=torch.zeros_like(outputs.labels), logits=None)
+
+
+@pytest.mark.parametrize(
+    ("reference", "train", "left_out"),
+    [
+        (ONE, cat(TRAIN), {"mcm", "rmd", "rmd_pp"}),
+        (ONE, replace(cat(TRAIN), labels=None), {"mcm", "rmd", "rmd_pp", "mahalanobis", "mahalanobis_pp"}),
+        (ONE, part(cat(TRAIN), slice(1)), {"mcm", *COVARIANCES, "lof"}),
+        (ONE, part(cat(TRAIN), slice(2)), {"mcm", "rmd", "rmd_pp", "lof"}),
+        (NO_HEAD, replace(TRAIN, logits=None), set()),
+        (NO_HEAD, replace(SAME, logits=None), {*COVARIANCES, "lof"}),
+        (NO_HEAD, part(replace(TRAIN, logits=None), slice(1)), {*COVARIANCES, "lof"}),
+        (NO_HEAD, replace(TRAIN, logits=None, features=NAN), {*COVARIANCES, "lof", "knn"}),
+    ],
+    ids=["one class", "flat", "one image of one class", "two images", "sound", "all the same", "one image", "NaN"],
+)
+def test_no_number_stands_where_it_means_nothing(reference, train, left_out):
+    suite = DetectorSuite(reference, [*DETECTORS, *NAMED])
+    suite.update(train)
+    suite.fit()
+    found = suite.score(replace(TEST, logits=None)).scores
+    assert all(scores.isfinite().all() and scores.std() > 1e-6 for scores in found.values())
+    reasons = {each.detector: each.reason for each in suite.omitted if "logits" not in each.reason}
+    assert set(reasons) == left_out and not left_out & set(found)
+    assert all(len(reason.split()) > 5 for reason in reasons.values())
 
 
 # Names
