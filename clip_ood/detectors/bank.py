@@ -44,11 +44,11 @@ class Bank(Statistic):
         """Lets searches find as many as k neighbours at once, because some detector will ask for them."""
         self.most = max(self.most, k)
 
-    def check(self, detector: str, k: int) -> None:
-        """Raises ValueError if an image does not have k neighbours here."""
+    def check(self, detector: str, k: int, itself: bool = False) -> None:
+        """Raises ValueError if an image does not have k neighbours here, or with `itself` an image of the bank k others."""
         if k > len(self):
             raise UserError(f"{detector}: k = {k}, but the bank has {len(self)} rows; expected k of at most that")
-        if self._itself and k == len(self):
+        if (itself or self._itself) and k == len(self):
             raise UserError(f"{detector}: {_too_few(k, len(self) - 1)}")
 
     def nearest(self, rows: Outputs, k: int) -> tuple[Tensor, Tensor]:

@@ -56,7 +56,20 @@ NAMED: dict[
     "rmd_pp": {"name": "rmd", "normalize": True},
     "gaussian_pp": {"name": "gaussian", "normalize": True},
 }
-DEFAULTS = [each for name in DETECTORS for each in ([name, "mahalanobis_pp"] if name == "mahalanobis" else [name])]
+NOT_BY_DEFAULT = ("lof", "gaussian", "pca")  # benchmarks keep the rows of their tables
+DEFAULTS = [
+    each
+    for name in DETECTORS
+    if name not in NOT_BY_DEFAULT
+    for each in ([name, "mahalanobis_pp"] if name == "mahalanobis" else [name])
+]
+UNLABELLED: list[
+    str | dict[str, Any]
+] = [  # of a folder without classes whose own images are in question: bench/label_free.py
+    {"name": "knn", "k": 10},
+    {"name": "lof", "k": 0.1},
+    "gaussian_pp",
+]
 
 MOST_CANDIDATES = 1000  # for one detector
 

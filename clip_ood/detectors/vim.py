@@ -9,7 +9,8 @@ from torch import Tensor
 
 from clip_ood.detectors.bank import Bank
 from clip_ood.detectors.detector import ROWS, Detector
-from clip_ood.detectors.gaussian import Moments
+from clip_ood.detectors.gaussian import Moments, Spectrum
+from clip_ood.errors import UserError
 from clip_ood.outputs import Outputs, Reference
 
 
@@ -20,8 +21,8 @@ class Residual(Detector):
     reference; N (D, D − d): eigenvectors of E[(f − u)(f − u)ᵀ] over ID training images beyond the d = `dim` largest.
     By default d is the published one: 1000 for D ≥ 2048, 512 for D ≥ 768, otherwise D / 2. If there are no more than D images,
     or if their rank is not above that d, d is half the rank, and `notes` says so. The rank ignores what rounding may cause.
-    Raises ValueError at `fit` for a `dim` outside 1 … rank − 1, which would leave nothing, and without ID training images.
-    Wang et al., 2022 (arXiv 2203.10807).
+    Raises ValueError at `fit` for a `dim` outside 1 … rank − 1, which would leave nothing, if no row differs from u, and without ID
+    training images. Wang et al., 2022 (arXiv 2203.10807).
     """
 
     name: ClassVar[str] = "residual"
@@ -40,10 +41,11 @@ class Residual(Detector):
         if not self.moments.counts.sum() > 0:
             raise self._error("no ID training image was taken in; expected at least one")
         self.origin = self._center()  # (D,)
-        values, vectors = self.moments.once(
-            (type(self)._center, "spectrum"), lambda: torch.linalg.eigh(self.moments.around(self.origin))
-        )  # ascending
-        rank = self.moments.rounding(self.origin).rank(values)
+        try:
+            spectrum = self.moments.once((type(self)._center, "spectrum"), self._spectrum)
+        except UserError as error:
+            raise self._error(f"features: {error}; expected rows that differ") from error
+        values, vectors, rank = spectrum.values, spectrum.vectors, spectrum.rank
         if self.dim is not None and self.dim >= rank:
             raise self._error(f"dim = {self.dim}, expected less than {rank}, the rank of the ID training features")
         dim = self._usual(len(values), rank) if self.dim is None else self.dim
@@ -53,6 +55,9 @@ class Residual(Detector):
         """Returns the point u (D,) from which lengths are measured."""
         weight, bias = (value.to(self.moments.sums) for value in (self.reference.weight, self.reference.bias))
         return -torch.linalg.pinv(weight) @ bias
+
+    def _spectrum(self) -> Spectrum:
+        return Spectrum.of(self.moments.around(self.origin), self.moments.rounding(self.origin))
 
     def _usual(self, width: int, rank: int) -> int:
         published = 1000 if width >= 2048 else 512 if width >= 768 else width // 2
