@@ -39,7 +39,7 @@ def review_routes(review: Review, images: RunImages, name: str, access: Access) 
     script = {"token": access.token, "labels": [*suspects.labels], "detectors": [*suspects.detectors]}
 
     def checked(row: int) -> int:
-        if row >= len(suspects):
+        if not 0 <= row < len(suspects):
             raise HTTPException(404, f"there is no image {row}")
         return row
 
