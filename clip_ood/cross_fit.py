@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 
 import numpy as np
@@ -65,27 +65,6 @@ def share_below(scores: Tensor, of: Tensor) -> Tensor:
     ordered = of.sort().values
     below = torch.searchsorted(ordered, scores) + torch.searchsorted(ordered, scores, right=True)
     return below.double() / (2 * len(of))
-
-
-def originals(rows: Sequence[int], pairs: np.ndarray, among: Sequence[int], total: int) -> np.ndarray:
-    """Returns for each of `total` images the one in `among` that it is a copy of, the first if there are several; -1 for none.
-
-    `pairs` (m, 2) are copies; copies of copies are copies. Only images in `rows` are looked at.
-    """
-    group = np.arange(total)
-    while len(pairs):
-        least = group[pairs].min(axis=1)
-        if (group[pairs] == least[:, None]).all():
-            break
-        for side in pairs.T:
-            np.minimum.at(group, side, least)
-        group = group[group]
-    first = np.full(total, total)
-    np.minimum.at(first, group[np.asarray(among, int)], np.asarray(among, int))
-    found = np.full(total, -1)
-    rows = np.asarray(rows, int)
-    found[rows] = np.where(first[group[rows]] < total, first[group[rows]], -1)
-    return found
 
 
 def folds(groups: np.ndarray, labels: np.ndarray, count: int, seed: int) -> np.ndarray:

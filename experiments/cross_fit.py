@@ -12,7 +12,7 @@ from torch import Tensor
 
 from clip_ood.callbacks.ood_evaluation import OODEvaluation
 from clip_ood.config.schema import Config
-from clip_ood.cross_fit import CrossFit, folds, originals, share_below
+from clip_ood.cross_fit import CrossFit, folds, share_below
 from clip_ood.data.benchmark import Benchmark, Part
 from clip_ood.detectors.build import load_class
 from clip_ood.detectors.names import read_specs
@@ -22,6 +22,7 @@ from clip_ood.experiments.models import build
 from clip_ood.experiments.trainer import new_trainer
 from clip_ood.features.store import TextEmbeddings
 from clip_ood.features.stored_set import Features
+from clip_ood.folder.copy_groups import first_copies
 from clip_ood.scores import Scores
 from clip_ood.terminal.shown import say
 
@@ -33,11 +34,15 @@ def without_copies(benchmark: Benchmark, leaks: Leaks, features: Mapping[str, Fe
     its row (N,), or −1."""
     train, bank = benchmark.parts["train"], benchmark.parts["bank"]
     readable = features[train.images].valid.numpy()
-    rows, among = (np.asarray(part.rows, int) for part in (train, bank))
-    within = [each for each in leaks.copies if each.earlier == each.later == train.key]
-    pairs = [np.stack([each.originals, each.rows], axis=1) for each in within]
-    found = originals(rows, np.concatenate([*pairs, np.empty((0, 2), int)]), among[readable[among]], len(readable))
-    kept = replace(bank, rows=among[found[among] == among].tolist())
+    rows, among = (np.sort(np.asarray(part.rows, int)) for part in (train, bank))
+    rows, among = rows[readable[rows]], among[readable[among]]
+    group = rows[first_copies(leaks.copies, train.key, rows)]  # of each, by the row of its first image
+    of_bank, first = np.unique(group[np.searchsorted(rows, among)], return_index=True)
+    in_bank = np.full(len(readable), -1)
+    in_bank[of_bank] = among[first]
+    found = np.full(len(readable), -1)
+    found[rows] = in_bank[group]
+    kept = replace(bank, rows=among[first].tolist())
     if len(kept.rows) < 2:
         raise ConfigError(
             f"evaluation.cross_fit compares the ID images with each other, and of these there are {len(kept.rows)} that can be read and "

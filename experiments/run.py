@@ -51,13 +51,14 @@ from clip_ood.experiments.resume import (
     record_contents,
     record_images,
 )
+from clip_ood.experiments.suspects import answer_folder
 from clip_ood.experiments.trainer import new_trainer
 from clip_ood.features.store import dtype_of
 from clip_ood.features.stored_set import Features
 from clip_ood.leaks.told import leaks_told
 from clip_ood.process import stalls
 from clip_ood.runs.results_files import write_results
-from clip_ood.runs.run_folder import REPORT, head_of, is_follower, read_results, started
+from clip_ood.runs.run_folder import GROUPS, REPORT, SUSPECTS, head_of, is_follower, read_results, started
 from clip_ood.terminal.console import Terminal
 from clip_ood.terminal.shown import say
 from clip_ood.versions import versions
@@ -163,9 +164,15 @@ def _run(config: Config, folder: Path, checkpoint: Path | None, benchmark: Bench
         "sweep": getattr(module, "sweep", None),
         "negative_words": write_words(folder, {} if text is None else text.negatives),
         **leaks.about(),
+        "suspects": None,
         "predictor": (best := evaluation.results.predictor) and asdict(best),
         "versions": versions("lightning"),
     }
+    for name in (SUSPECTS, GROUPS):
+        (folder / name).unlink(missing_ok=True)  # of earlier results
+    if evaluation.cross_fit is not None:
+        with Terminal().status("Ranking the images"):
+            about["suspects"] = answer_folder(folder, benchmark, features, leaks, evaluation.results)
     (folder / REPORT).unlink(missing_ok=True)  # of earlier results
     write_results(folder, evaluation.results, about | {"calibration": calibration(config, evaluation)}, benchmark)
     results = read_results(folder)

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from clip_ood.calibration import Calibration
-from clip_ood.cross_fit import CrossFit, folds, originals, share_below
+from clip_ood.cross_fit import CrossFit, folds, share_below
 from clip_ood.detectors.knn import KNN
 from clip_ood.outputs import Outputs
 from clip_ood.scores import Scores
@@ -74,16 +74,6 @@ def test_with_one_neighbour_p_values_are_those_of_full_conformal_prediction():
     cosines = features @ features.T - 2 * torch.eye(31)
     everyone = cosines.amax(dim=1)
     assert got.item() == pytest.approx((everyone <= everyone[30]).double().mean().item())
-
-
-def test_copies_of_copies_have_one_original_in_the_bank():
-    pairs = np.array([[4, 5], [5, 6], [1, 2]])
-    found = originals(range(1, 8), pairs, among=[2, 3, 5, 6, 7], total=9)
-    assert found.tolist() == [-1, 2, 2, 3, 5, 5, 5, 7, -1]
-
-
-def test_an_image_without_a_copy_in_the_bank_is_a_copy_of_nothing():
-    assert originals(range(4), np.empty((0, 2), int), among=[0, 1], total=4).tolist() == [0, 1, -1, -1]
 
 
 def test_folds_hold_groups_together_and_spread_classes():

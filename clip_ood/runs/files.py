@@ -68,6 +68,13 @@ class Trained(Record):
     most: Number
 
 
+class Ranked(Record):
+    """What suspects.csv and groups.csv hold."""
+
+    images: Count
+    groups: list[Count]
+
+
 class PseudoLabels(Record):
     images: Annotated[float, Field(gt=0)]
     passed: Number
@@ -151,6 +158,7 @@ class Finished(Record):
     sweep: list[Head] | None
     negative_words: NegativeWords | None = None
     shared_images: list[Shared] = []
+    suspects: Ranked | None = None
     dropped: list[Dropped] = []
     decisions: Decided | None = None
     versions: dict[Text, Text] | None = None

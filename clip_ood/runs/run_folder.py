@@ -32,6 +32,8 @@ SCORES = "scores.parquet"
 REPORT = "report.html"
 UNREADABLE = "unreadable.csv"  # the images that were left out
 LEAKS = "leaks.csv"  # the images that stand in several sets, or several times in one
+SUSPECTS = "suspects.csv"  # the training images, most suspect first, if they were scored
+GROUPS = "groups.csv"  # the groups among them that lie apart
 
 
 @contextmanager
