@@ -19,7 +19,7 @@ NEIGHBOURS = 20  # vote
 
 @dataclass(frozen=True)
 class ClassPredictor:
-    """The predictor of classes that is best on the ID val images: `by` is head, text or knn.
+    """The predictor of classes that is best on ID images that it was not made from, as ID val: `by` is head, text or knn.
 
     `accuracy` is the share of its `images` labelled images that each available predictor predicts right.
     """
@@ -44,10 +44,10 @@ class ClassPredictor:
         """Says in words what predicts classes, and how often each predictor is right.
 
         >>> ClassPredictor.best({"text": 0.21, "knn": 0.55}, 31).told()
-        'k-NN (right on 31 ID val images: zero-shot 21.0 %, k-NN 55.0 %)'
+        'k-NN (right on 31 held-out ID images: zero-shot 21.0 %, k-NN 55.0 %)'
         """
         listed = ", ".join(f"{CALLED[by]} {100 * value:.1f} %" for by, value in self.accuracy.items())
-        return f"{CALLED[self.by]} (right on {self.images:,} ID val images: {listed})"
+        return f"{CALLED[self.by]} (right on {self.images:,} held-out ID images: {listed})"
 
 
 def predict(
@@ -74,7 +74,8 @@ def voted(rows: Outputs, bank: Bank, labels: Tensor) -> Tensor:
 
     The class is -1 if none of them has a label. `labels` are those of the bank's images by their index, -1 for one without.
     """
-    cosines, neighbours = bank.nearest(rows, min(NEIGHBOURS, len(bank)))
+    left_out = int(rows.copy_of is not None)  # the image itself
+    cosines, neighbours = bank.nearest(rows, min(NEIGHBOURS, len(bank) - left_out))
     of_neighbours = labels.to(neighbours.device)[neighbours].where(neighbours >= 0, -1)
     share, classes = vote_shares(cosines, of_neighbours, int(labels.max()) + 1).max(dim=1)
     return torch.stack([classes.where((of_neighbours >= 0).any(dim=1), -1).double(), share.double()], dim=1)

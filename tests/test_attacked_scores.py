@@ -36,10 +36,13 @@ def test_the_gradient_of_a_score_is_a_finite_difference(spec):
     torch.testing.assert_close(scores.float(), detector.score(outputs(TEST.features)), rtol=1e-5, atol=1e-6)
     (gradient,) = torch.autograd.grad(scores.sum(), features)
     lengths = gradient.norm(dim=1)
-    step = 2e-3 * gradient / lengths[:, None]
+    step = 2e-3 * gradient / lengths[:, None].clamp_min(1e-9)
     ahead, behind = (detector.score_with_grad(outputs(TEST.features + sign * step)) for sign in (1, -1))
     near = ((ahead - behind) / 4e-3 - lengths).abs() <= 0.02 * lengths + 1e-5
-    assert lengths.min() > 0 and near.double().mean() >= 0.9  # a maximum over classes may have a kink in between
+    flat = spec == "lof"  # where an image lies nearer to its neighbours than their k-th does
+    assert (
+        lengths.max() > 0 if flat else lengths.min() > 0
+    ) and near.double().mean() >= 0.9  # a maximum over classes may have a kink in between
 
 
 def test_a_score_needs_a_fit():

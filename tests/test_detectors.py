@@ -139,7 +139,20 @@ def test_score_before_fit_is_an_error(name):
     ("make", "message"),
     [
         (lambda: KNN(k=0), r"knn: k = 0, expected"),
-        (lambda: KNN(k=1.5), r"knn: k = 1.5, expected"),
+        (
+            lambda: KNN(k=1.5),
+            r"knn: k = 1.5, expected a whole number from 1 on, or a share of the bank between 0 and 1",
+        ),
+        (lambda: KNN(k=0.0), r"knn: k = 0.0, expected"),
+        (lambda: KNN(k=1.0), r"knn: k = 1.0, expected"),
+        (
+            lambda: fitted(KNN(k=120), replace(TRAIN, copy_of=TRAIN.indices)),
+            r"knn: k = 120, but an image of the bank has 119 others there",
+        ),
+        (
+            lambda: fitted(KNN(k=0.5), part(replace(TRAIN, copy_of=TRAIN.indices), slice(1))),
+            r"knn: k = 1, but an image of the bank has 0 others there",
+        ),
         (lambda: fitted(KNN(k=121)), r"knn: k = 121, but the bank has 120 rows"),
         (lambda: fitted(KNN(), part(TRAIN, slice(0, 0))), r"knn: k = 1, but the bank has 0 rows"),
         (lambda: MCM(REFERENCE, tau=0), r"mcm: tau = 0, expected"),

@@ -25,7 +25,13 @@ from clip_ood.outputs import NegativeLabels, Outputs, Reference
 pytestmark = pytest.mark.extras
 
 CLASSES = ("cat", "dog", "fox")
-ALL = [*DEFAULTS, {"name": "knn", "k": 5}, {"name": "knn", "k": 5, "kth": True}]
+ALL = [
+    *DEFAULTS,
+    {"name": "knn", "k": 5},
+    {"name": "knn", "k": 5, "kth": True},
+    {"name": "knn", "k": 0.1, "as": "tenth"},
+]
+ALL += [{"name": "lof", "k": 7}, "gaussian_pp", "pca"]
 FEW = ["knn", "mahalanobis"]
 TEXT_TOWER = 4 * 49408 * 32  # bytes of its embedding of tokens
 
@@ -100,7 +106,7 @@ def agree(got: Tensor, expected: Tensor) -> None:
 
 def test_every_detector_scores_in_onnxruntime_as_it_does_here(clip, whole):
     exported, detectors = whole
-    assert exported.omitted == () and exported.detectors == tuple(detectors) and len(detectors) == 23
+    assert exported.omitted == () and exported.detectors == tuple(detectors) and len(detectors) == 27
     session = onnxruntime.InferenceSession(exported.files[0])
     pixels = pictures(9, 32, 2)
     rows = rows_of(*clip, pixels)

@@ -74,6 +74,15 @@ def test_neighbours_in_a_divided_bank_are_those_of_the_whole(k):
             torch.testing.assert_close(mine, one)
 
 
+@pytest.mark.parametrize(("share", "k"), [(0.05, 6), (0.001, 1), (0.999, 119)])
+def test_a_share_of_the_bank_is_rounded_to_a_number_of_neighbours(share, k):
+    knn = fitted(KNN(k=share), part(TRAIN, slice(70)), part(TRAIN, slice(70, None)))
+    assert torch.equal(knn.score(TEST), fitted(KNN(k=k)).score(TEST))
+    assert knn.notes == [f"k = {k}, {share} of the 120 ID training images"]
+    torch.testing.assert_close(knn.traceable()(TEST), knn.score(TEST))
+    assert fitted(KNN(k=7)).notes == []
+
+
 # Without the image itself
 
 COPIES = torch.tensor([1000 + row if row < 100 else row - 90 + 1000 if row < 110 else -1 for row in range(120)])

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Iterable, Mapping
+from collections.abc import Hashable, Iterable, Iterator, Mapping
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn.functional import normalize, pad
 
+from clip_ood.detectors.detector import ROWS
 from clip_ood.detectors.exchange import Exchange
 from clip_ood.detectors.neighbours import nearest
 from clip_ood.detectors.statistic import Statistic
@@ -30,6 +31,7 @@ class Bank(Statistic):
         self.indices: list[Tensor] = []
         self.most = 1  # neighbours that any detector asks for
         self._elsewhere = 0
+        self._itself = False  # whether its images came with `copy_of`
         self._last: tuple[Outputs, Tensor, Tensor] | None = None
 
     def __len__(self) -> int:
@@ -41,6 +43,13 @@ class Bank(Statistic):
     def expect(self, k: int) -> None:
         """Lets searches find as many as k neighbours at once, because some detector will ask for them."""
         self.most = max(self.most, k)
+
+    def check(self, detector: str, k: int, itself: bool = False) -> None:
+        """Raises ValueError if an image does not have k neighbours here, or with `itself` an image of the bank k others."""
+        if k > len(self):
+            raise UserError(f"{detector}: k = {k}, but the bank has {len(self)} rows; expected k of at most that")
+        if (itself or self._itself) and k == len(self):
+            raise UserError(f"{detector}: {_too_few(k, len(self) - 1)}")
 
     def nearest(self, rows: Outputs, k: int) -> tuple[Tensor, Tensor]:
         """Returns the k bank rows with the largest cosine to each image: cosines (n, k), descending, and their `indices` (n, k).
@@ -56,10 +65,22 @@ class Bank(Statistic):
             self._last = rows, *self._others(rows, max(k, self.most))
         _, cosines, indices = self._last
         if k > cosines.shape[1]:
-            raise UserError(
-                f"nearest: k = {k}, but an image of the bank has {len(self) - 1} others there; expected k of at most that"
-            )
+            raise UserError(f"nearest: {_too_few(k, len(self) - 1)}")
         return cosines[:, :k], indices[:, :k]
+
+    def itself(self) -> Iterator[Outputs]:
+        """Yields this process's rows as images that are to be searched for, each named as its own copy, at most `ROWS` at a time.
+
+        All processes are given equally many parts, of which the last may be empty. Raises ValueError for images without indices.
+        """
+        own = torch.cat(self.indices)
+        if self.exchange.sum((own < 0).sum()):
+            raise UserError("bank: to leave out an image itself takes the indices of all, and some came without")
+        parts = self.exchange.largest(torch.tensor(-(-len(own) // ROWS), device=own.device))
+        for positions in (
+            torch.arange(len(own), device=own.device)[ROWS * part :][:ROWS] for part in range(int(parts))
+        ):
+            yield Outputs(features=self._take(positions), indices=own[positions], copy_of=own[positions])
 
     def scales(self) -> list[Tensor]:
         """Returns 1 / ‖f_i‖ as chunks (n,) of float32: a product with f_i times its scale is a product with f_i^."""
@@ -157,9 +178,11 @@ class Bank(Statistic):
         self.chunks.append(rows.features)
         self.indices.append(indices.to(rows.features.device))
         self._elsewhere, self._last = 0, None
+        self._itself |= rows.copy_of is not None
 
     def _join(self, exchange: Exchange) -> None:
         self._elsewhere = int(exchange.sum(torch.tensor(self._own, device=self.chunks[0].device))) - self._own
+        self._itself = bool(exchange.largest(torch.tensor(int(self._itself), device=self.chunks[0].device)))
 
     def _apply(self, fn: Any, recurse: bool = True) -> Bank:
         super()._apply(fn, recurse)
@@ -167,6 +190,10 @@ class Bank(Statistic):
         self._derived.clear()
         self._last = None
         return self
+
+
+def _too_few(k: int, others: int) -> str:
+    return f"k = {k}, but an image of the bank has {others} others there; expected k of at most that"
 
 
 def _inverse_norms(features: Tensor) -> Tensor:

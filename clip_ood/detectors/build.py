@@ -142,4 +142,4 @@ def _check_types(spec: Spec, cls: type[Detector]) -> None:
         kinds = get_args(declared[key]) or (declared[key],)
         fits = type(value) in kinds or (float in kinds and type(value) is int and value < 2**53)
         if not fits or (isinstance(value, float) and not isfinite(value)):
-            raise UserError(f"{spec.name}: {key} = {value}, expected {WORDS[kinds[0]]}")
+            raise UserError(f"{spec.name}: {key} = {value}, expected {WORDS[float if float in kinds else kinds[0]]}")

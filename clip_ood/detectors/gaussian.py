@@ -75,19 +75,19 @@ class Moments(ClassSums):
     without and of rows with a label; epsilon (), the machine epsilon of the coarsest dtype in which rows, or the values that
     they were made of, came in; finer (2,), whether some feature is not a bfloat16 value, or not a float16 value. If every feature
     is one, the features were computed in that dtype, whatever dtype they came in: a feature store keeps the features of a bfloat16
-    encoder as float16.
+    encoder as float16. Without `classes`, all rows are of class 0, whatever their labels.
     """
 
-    def __init__(self, space: str, *, unit: bool = False) -> None:
-        super().__init__(self._values, self._places)
-        self.space, self.unit = space, unit
+    def __init__(self, space: str, *, unit: bool = False, classes: bool = True) -> None:
+        super().__init__(self._values, self._places if classes else _one_place)
+        self.space, self.unit, self.by_class = space, unit, classes
         with torch.inference_mode(False):
             self.register_buffer("second", torch.zeros(2, 0, 0, dtype=torch.float64))
             self.register_buffer("epsilon", torch.tensor(DOUBLE, dtype=torch.float64))
             self.register_buffer("finer", torch.zeros(len(HALVES), dtype=torch.int64))
 
     def key(self) -> Hashable:
-        return type(self), self.space, self.unit
+        return type(self), self.space, self.unit, self.by_class
 
     def sum_states(self) -> list[Tensor]:
         return [self.counts, self.sums, self.second]
@@ -170,6 +170,10 @@ class Moments(ClassSums):
             if chosen.any():
                 x = values if chosen.all() else values[chosen]
                 second.addmm_(x.T, x)  # (D, n) @ (n, D) -> (D, D)
+
+
+def _one_place(rows: Outputs) -> Tensor:
+    return torch.ones(len(rows), dtype=torch.int64)
 
 
 def in_space(rows: Outputs, space: str, *, unit: bool) -> Tensor:

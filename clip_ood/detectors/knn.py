@@ -10,6 +10,7 @@ from torch.nn.functional import normalize
 
 from clip_ood.detectors.bank import Bank
 from clip_ood.detectors.detector import Detector
+from clip_ood.detectors.neighbour_count import check_count, count_of, told
 from clip_ood.detectors.neighbours import largest_products
 from clip_ood.outputs import Outputs, Reference
 
@@ -17,8 +18,10 @@ from clip_ood.outputs import Outputs, Reference
 class KNN(Detector):
     """Mean of the k largest cosines to the bank: (1 / k) Σ_{i ∈ top k} cos(g, g_i); with `kth`, the k-th largest alone.
 
-    g: features (N, D); the bank: features of all ID training images. A zero vector has cosine 0 to everything. Raises
-    ValueError for k < 1, and at `fit` for k above the size of the bank.
+    g: features (N, D); the bank: features of all ID training images. k is a number or, below 1, a share of the bank: {k: 0.05} asks
+    for 5 % of its rows, rounded, and for one at least. A zero vector has cosine 0 to everything. An image of the bank is no
+    neighbour of its own, given `copy_of`. Raises ValueError for any other k, and at `fit` for k above the size of the bank, or
+    above the number of other images there if the bank's images come with `copy_of`.
     k = 1: Adaloglou et al., 2024 (arXiv 2303.05828); `kth`: Sun et al., 2022 (arXiv 2204.06507).
 
     >>> import torch
@@ -32,26 +35,31 @@ class KNN(Detector):
     name: ClassVar[str] = "knn"
     requires: ClassVar[tuple[str, ...]] = ("features",)
     leaves_one_out: ClassVar[bool] = True
+    monotone: ClassVar[bool] = True
 
-    def __init__(self, reference: Reference | None = None, *, k: int = 1, kth: bool = False) -> None:
+    def __init__(self, reference: Reference | None = None, *, k: int | float = 1, kth: bool = False) -> None:
         super().__init__(reference)
-        if type(k) is not int or k < 1:
-            raise self._error(f"k = {k}, expected a whole number from 1 on")
+        check_count(self.name, k)
         self.k, self.kth = k, kth
         self.bank = Bank()
 
+    @property
+    def count(self) -> int:
+        """Returns the number of neighbours."""
+        return count_of(self.k, len(self.bank))
+
     def _fit(self) -> None:
-        if self.k > len(self.bank):
-            raise self._error(f"k = {self.k}, but the bank has {len(self.bank)} rows; expected k of at most that")
-        self.bank.expect(self.k)
+        self.bank.check(self.name, self.count)
+        self.bank.expect(self.count)
+        self.notes += told(self.k, len(self.bank))
 
     def traceable(self) -> Callable[[Outputs], Tensor]:
         self.check_fitted()
-        columns = self.bank.dense()  # (D, N)
-        return lambda rows: self._of(largest_products(normalize(rows.features.float(), dim=1), columns, self.k))
+        columns, count = self.bank.dense(), self.count  # (D, N)
+        return lambda rows: self._of(largest_products(normalize(rows.features.float(), dim=1), columns, count))
 
     def _score(self, rows: Outputs) -> Tensor:
-        return self._of(self.bank.nearest(rows, self.k)[0])
+        return self._of(self.bank.nearest(rows, self.count)[0])
 
     def _of(self, cosines: Tensor) -> Tensor:
         """Returns the score (n,) from the k largest cosines (n, k), descending."""

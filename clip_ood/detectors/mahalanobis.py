@@ -30,6 +30,7 @@ class Mahalanobis(Detector):
     name: ClassVar[str] = "mahalanobis"
     requires: ClassVar[tuple[str, ...]] = ("features", "labels")
     space: ClassVar[str] = "features"
+    spread: ClassVar[str] = WITHIN  # the covariance Σ
 
     def __init__(self, reference: Reference | None = None, *, normalize: bool = False) -> None:
         super().__init__(reference)
@@ -48,7 +49,7 @@ class Mahalanobis(Detector):
         if not self.moments.labelled().sum() > 0:
             raise self._error("no ID training image has a class label; expected at least two in one class")
         self.center = self.moments.mean()
-        self.within = self._whitening(WITHIN)
+        self.within = self._whitening(self.spread)
         self.means = (self.moments.means() - self.center) @ self.within  # (C, D) @ (D, r) -> (C, r)
         self.norms = self.means.square().sum(dim=1).masked_fill(self.moments.labelled() == 0, torch.inf)
 
@@ -83,7 +84,29 @@ class Mahalanobis(Detector):
         """
         counts = self.moments.labelled()
         enough = counts.sum() - (counts > 0).sum() >= self.moments.sums.shape[1]
-        return bool(enough) and self._spectrum(WITHIN).rank == self._spectrum(OVERALL).rank
+        return bool(enough) and self._spectrum(self.spread).rank == self._spectrum(OVERALL).rank
+
+
+class Gaussian(Mahalanobis):
+    """One Gaussian for all images, without labels: −(v − μ)ᵀ Σ⁻¹ (v − μ), with the overall mean μ and covariance Σ.
+
+    `Mahalanobis` with a single class, which all rows belong to, whatever their labels: parameters, shapes and what is done about a
+    covariance below full rank are its. `normalize` puts rows on the unit sphere first. Raises ValueError at `fit` without ID training
+    images, and if they do not vary.
+    """
+
+    name: ClassVar[str] = "gaussian"
+    requires: ClassVar[tuple[str, ...]] = ("features",)
+    spread: ClassVar[str] = OVERALL
+
+    def __init__(self, reference: Reference | None = None, *, normalize: bool = False) -> None:
+        super().__init__(reference, normalize=normalize)
+        self.moments = Moments(self.space, unit=normalize, classes=False)
+
+    def _fit(self) -> None:
+        if not self.moments.labelled().sum() > 0:
+            raise self._error("no ID training image was taken in; expected at least two")
+        super()._fit()
 
 
 class RMD(Mahalanobis):

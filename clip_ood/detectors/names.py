@@ -15,6 +15,9 @@ from clip_ood.naming import fault, one_text, twins
 
 DETECTORS: dict[str, str] = {  # name -> "module:Class"
     "knn": "clip_ood.detectors.knn:KNN",
+    "lof": "clip_ood.detectors.lof:LOF",
+    "gaussian": "clip_ood.detectors.mahalanobis:Gaussian",
+    "pca": "clip_ood.detectors.vim:PCA",
     "mcm": "clip_ood.detectors.mcm:MCM",
     "mcm_sigmoid": "clip_ood.detectors.mcm_sigmoid:MCMSigmoid",
     "neglabel": "clip_ood.detectors.negative_labels:NegLabel",
@@ -51,8 +54,22 @@ NAMED: dict[
 ] = {  # scores that have a name of their own, so that one score has the same name everywhere
     "mahalanobis_pp": {"name": "mahalanobis", "normalize": True},  # Mahalanobis++
     "rmd_pp": {"name": "rmd", "normalize": True},
+    "gaussian_pp": {"name": "gaussian", "normalize": True},
 }
-DEFAULTS = [each for name in DETECTORS for each in ([name, "mahalanobis_pp"] if name == "mahalanobis" else [name])]
+NOT_BY_DEFAULT = ("lof", "gaussian", "pca")  # benchmarks keep the rows of their tables
+DEFAULTS = [
+    each
+    for name in DETECTORS
+    if name not in NOT_BY_DEFAULT
+    for each in ([name, "mahalanobis_pp"] if name == "mahalanobis" else [name])
+]
+UNLABELLED: list[
+    str | dict[str, Any]
+] = [  # of a folder without classes whose own images are in question: bench/label_free.py
+    {"name": "knn", "k": 10},
+    {"name": "lof", "k": 0.1},
+    "gaussian_pp",
+]
 
 MOST_CANDIDATES = 1000  # for one detector
 

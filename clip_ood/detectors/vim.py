@@ -9,7 +9,8 @@ from torch import Tensor
 
 from clip_ood.detectors.bank import Bank
 from clip_ood.detectors.detector import ROWS, Detector
-from clip_ood.detectors.gaussian import Moments
+from clip_ood.detectors.gaussian import Moments, Spectrum
+from clip_ood.errors import UserError
 from clip_ood.outputs import Outputs, Reference
 
 
@@ -20,8 +21,8 @@ class Residual(Detector):
     reference; N (D, D − d): eigenvectors of E[(f − u)(f − u)ᵀ] over ID training images beyond the d = `dim` largest.
     By default d is the published one: 1000 for D ≥ 2048, 512 for D ≥ 768, otherwise D / 2. If there are no more than D images,
     or if their rank is not above that d, d is half the rank, and `notes` says so. The rank ignores what rounding may cause.
-    Raises ValueError at `fit` for a `dim` outside 1 … rank − 1, which would leave nothing, and without ID training images.
-    Wang et al., 2022 (arXiv 2203.10807).
+    Raises ValueError at `fit` for a `dim` outside 1 … rank − 1, which would leave nothing, if no row differs from u, and without ID
+    training images. Wang et al., 2022 (arXiv 2203.10807).
     """
 
     name: ClassVar[str] = "residual"
@@ -39,16 +40,24 @@ class Residual(Detector):
     def _fit(self) -> None:
         if not self.moments.counts.sum() > 0:
             raise self._error("no ID training image was taken in; expected at least one")
-        weight, bias = (value.to(self.moments.sums) for value in (self.reference.weight, self.reference.bias))
-        self.origin = -torch.linalg.pinv(weight) @ bias  # (D,)
-        values, vectors = self.moments.once(
-            "around the origin", lambda: torch.linalg.eigh(self.moments.around(self.origin))
-        )  # ascending
-        rank = self.moments.rounding(self.origin).rank(values)
+        self.origin = self._center()  # (D,)
+        try:
+            spectrum = self.moments.once((type(self)._center, "spectrum"), self._spectrum)
+        except UserError as error:
+            raise self._error(f"features: {error}; expected rows that differ") from error
+        values, vectors, rank = spectrum.values, spectrum.vectors, spectrum.rank
         if self.dim is not None and self.dim >= rank:
             raise self._error(f"dim = {self.dim}, expected less than {rank}, the rank of the ID training features")
         dim = self._usual(len(values), rank) if self.dim is None else self.dim
         self.outside = vectors[:, : len(values) - dim]  # (D, D − d)
+
+    def _center(self) -> Tensor:
+        """Returns the point u (D,) from which lengths are measured."""
+        weight, bias = (value.to(self.moments.sums) for value in (self.reference.weight, self.reference.bias))
+        return -torch.linalg.pinv(weight) @ bias
+
+    def _spectrum(self) -> Spectrum:
+        return Spectrum.of(self.moments.around(self.origin), self.moments.rounding(self.origin))
 
     def _usual(self, width: int, rank: int) -> int:
         published = 1000 if width >= 2048 else 512 if width >= 768 else width // 2
@@ -67,6 +76,20 @@ class Residual(Detector):
     def _lengths(self, features: Tensor) -> Tensor:
         """Returns ‖(f − u) N‖ (n,) in float64."""
         return ((features.to(self.origin) - self.origin) @ self.outside).norm(dim=1)
+
+
+class PCA(Residual):
+    """The error of a principal component analysis, without labels and without a head: −‖(f − μ) N‖.
+
+    `Residual` around the mean μ of all ID training images: N are the principal directions beyond the d = `dim` largest, so that the
+    score is −‖f − f~‖, f~ being what scikit-learn's `PCA(d)` restores of f. The default of d, shapes and errors are those of `Residual`.
+    """
+
+    name: ClassVar[str] = "pca"
+    requires: ClassVar[tuple[str, ...]] = ("features",)
+
+    def _center(self) -> Tensor:
+        return self.moments.sums.sum(dim=0) / self.moments.counts.sum()
 
 
 class ViM(Residual):

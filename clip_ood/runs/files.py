@@ -107,6 +107,14 @@ class Dropped(Record):
     total: Count
 
 
+class Decided(Record):
+    """How many images were rejected and relabelled by data.decisions, and how many decisions are about images that are gone."""
+
+    rejected: Count
+    relabelled: Count
+    gone: Count
+
+
 class NegativeWords(Record):
     file: Text
     sha256: Text
@@ -144,6 +152,7 @@ class Finished(Record):
     negative_words: NegativeWords | None = None
     shared_images: list[Shared] = []
     dropped: list[Dropped] = []
+    decisions: Decided | None = None
     versions: dict[Text, Text] | None = None
     accuracy: Share | None
     knn_accuracy: Share | None
@@ -250,8 +259,11 @@ def read_scores(path: Path, columns: Sequence[str] | None = None) -> pa.Table:
                 raise Unfit(f"its column {name!r} holds other things than finite scores")
         if columns is None:
             pairs = set(zip(table["set"].to_pylist(), table["role"].to_pylist(), strict=True))
-            if len(pairs) != len({name for name, _ in pairs}) or [role for _, role in pairs].count("id") != 1:
-                raise Unfit("its sets have no one role each, or none is the ID test set")
+            roles = [role for _, role in pairs]
+            if len(pairs) != len({name for name, _ in pairs}) or ("id" not in roles and "train" not in roles):
+                raise Unfit("its sets have no one role each, or none has ID images")
+            if max(roles.count("id"), roles.count("train")) > 1:
+                raise Unfit("several of its sets are the ID test set")
         return table
 
 
