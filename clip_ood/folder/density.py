@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 SHARE = 0.3  # of the folder's images are an image's neighbours
-MOST = 20_000  # images that others are compared with
+MOST = 5_000  # images that others are compared with
 BLOCK = 512  # images at once
 
 

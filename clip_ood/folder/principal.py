@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from math import sqrt
 
 import torch
 from torch import Tensor
-from torch.nn.functional import normalize
+from torch.nn.functional import normalize, pad
 
 from clip_ood.errors import UserError
 from clip_ood.features.rows import Rows
@@ -35,22 +36,33 @@ def principal(features: Rows) -> Principal:
     the many directions in which a folder hardly varies would drown the few that tell its images apart. The features are read
     twice, block by block. Raises: UserError for features that are NaN or infinite.
     """
+    components, spread = _components(features, min(round(2 * sqrt(len(features))), MOST))
+    return Principal(normalize(components, dim=1), normalize(components / spread, dim=1))
+
+
+def plane(features: Rows) -> Tensor:
+    """Returns the first two principal components (N, 2) of the images' directions, for a map; zeros where fewer vary."""
+    components, _ = _components(features, 2)
+    return pad(components, (0, 2 - components.shape[1]))
+
+
+def _components(features: Rows, count: int) -> tuple[Tensor, Tensor]:
+    """Returns up to `count` components (N, q), those with the largest variance first, and the square roots of their variances (q,)."""
     total, products = 0.0, 0.0
     for block in _directions(features):
         total = total + block.sum(dim=0)
         products = products + block.T @ block  # (D, n) @ (n, D) -> (D, D)
     mean = total / len(features)
-    variances, directions = torch.linalg.eigh(products / len(features) - torch.outer(mean, mean))
-    wanted = min(round(2 * sqrt(len(features))), MOST, len(features) - 1)
+    variances, axes = torch.linalg.eigh(products / len(features) - torch.outer(mean, mean))
     varying = int((variances > VARIES * variances[-1].clamp_min(VARIES)).sum())
-    count = max(min(wanted, varying), 1)
-    directions, spread = directions[:, -count:], variances[-count:].clamp_min(VARIES**2).sqrt()
-    components = [((block - mean) @ directions).float() for block in _directions(features)]
-    points = torch.cat(components) if varying else torch.zeros(len(features), 1)
-    return Principal(normalize(points, dim=1), normalize(points / spread.float(), dim=1))
+    count = min(count, varying, len(features) - 1)
+    if count < 1:
+        return torch.zeros(len(features), 1), torch.ones(1)
+    axes, spread = axes.flip(1)[:, :count], variances.flip(0)[:count].sqrt()
+    return torch.cat([((block - mean) @ axes).float() for block in _directions(features)]), spread.float()
 
 
-def _directions(features: Rows):
+def _directions(features: Rows) -> Iterator[Tensor]:
     """Yields blocks (n, D) of features on the unit sphere, in float64."""
     for block in features.blocks():
         wide = block.double()
