@@ -35,6 +35,7 @@ PARTS = (
     "conventions",
     "statistics",
     "evaluation",
+    "label_free",
     "store",
     "gpu",
 )
