@@ -29,6 +29,7 @@ PARTS = (
     "knn",
     "knn_memory",
     "leaks",
+    "folder",
     "peers",
     "metrics",
     "intervals",

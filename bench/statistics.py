@@ -17,7 +17,7 @@ from statistics import NormalDist, fmean
 import torch
 from torch import Tensor
 
-from bench import chosen
+from bench import chosen, out_of_sample
 from clip_ood.metrics.influence import auroc_influence, average
 from clip_ood.metrics.ood import Estimate, mean_over_sets, ood_metrics
 from clip_ood.metrics.paired import Line, auroc_difference, holm
@@ -247,12 +247,18 @@ def of_the_rest(studies: int) -> list[Said]:
     return [*lines, Said(f"{text}  {'well' if abs(at_threshold) < 0.01 else 'FALLS SHORT'}", abs(at_threshold) < 0.01)]
 
 
+def of_calibration(images: int, scale: float) -> list[Said]:
+    """Thresholds that the bank's own images calibrate."""
+    return [Said(*line) for line in out_of_sample.lines(images, scale)]
+
+
 def tasks(scale: float) -> Iterator[tuple[Callable[..., list[Said]], tuple]]:
     """Everything that is simulated, the longest first."""
     for num_id, num_ood in reversed(SIZES):
         studies = max(5, int(scale * (1000 if num_id < 1000 else 400)))
         yield from ((of_sizes, (num_id, num_ood, spreads, studies)) for spreads in SPREADS)
     yield from ((of_means, (*sizes, max(5, int(scale * 600)))) for sizes in SIZES[:2])
+    yield from ((of_calibration, (images, scale)) for images in reversed(out_of_sample.SIZES))
     yield of_the_rest, (max(5, int(scale * 1000)),)
 
 

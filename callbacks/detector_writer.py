@@ -7,10 +7,12 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from lightning.pytorch import Callback, LightningModule, Trainer
 
 from clip_ood.backbones.spec import BackboneSpec
-from clip_ood.callbacks.ood_evaluation import OODEvaluation
+from clip_ood.callbacks.ood_evaluation import TRAIN, OODEvaluation
+from clip_ood.detect.bank_images import BankImages
 from clip_ood.detect.save import add_encoder, save_bank, save_detector
 from clip_ood.detect.saved import Encoder, SavedDetector
 
@@ -22,8 +24,11 @@ class DetectorWriter(Callback):
 
     `encoder` gives the features. If the run is `tuned`, the module has changed the encoder (its `backbone`), and its weights are
     always written; other weights are written if `with_encoder`.
-    `about`: further entries of the manifest. Detectors are calibrated on the scores of the role val, if there are any.
+    `about`: further entries of the manifest. Detectors are calibrated as the evaluation says. `images`, which may be set later, are those
+    of the bank and their copies.
     """
+
+    images: BankImages | None = None
 
     def __init__(
         self,
@@ -52,6 +57,8 @@ class DetectorWriter(Callback):
         if self.tuned:
             autocast = MIXED.get(trainer.precision)
             encoder = replace(encoder, features="float32", autocast=autocast)
+        if self.images is not None:
+            self._images().write(self.folder)
         save_detector(
             self.folder,
             encoder,
@@ -67,3 +74,14 @@ class DetectorWriter(Callback):
         )
         if self.with_encoder:
             add_encoder(SavedDetector(self.folder), allow_download=True)  # as the run's own config allows it
+
+    def _images(self) -> BankImages:
+        """Returns the images with the scores that training images were given, if they were scored."""
+        results = self.evaluation.results
+        if (scored := results.of_role(TRAIN)) is None:
+            return self.images
+        places = np.searchsorted(self.images.rows, scored.indices.numpy())
+        scores = {name: np.full(len(self.images), np.nan, np.float32) for name in scored.scores}
+        for name, values in scored.scores.items():
+            scores[name][places] = values.numpy()
+        return replace(self.images, scores=scores)

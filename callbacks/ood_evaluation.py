@@ -13,9 +13,10 @@ from torch.nn.functional import cross_entropy
 from torchmetrics import MeanMetric
 from torchmetrics.classification import MulticlassAccuracy
 
-from clip_ood.calibration import summary
+from clip_ood.calibration import By, Calibration, summary
 from clip_ood.callbacks.monitors import check_monitors
 from clip_ood.class_predictions import ClassPredictor
+from clip_ood.cross_fit import CrossFit
 from clip_ood.data.benchmark import BANK
 from clip_ood.data.labelled import LabelledTable
 from clip_ood.detectors.names import read_specs
@@ -27,11 +28,13 @@ from clip_ood.metrics.image_scores import ImageScores
 from clip_ood.metrics.metric import OODMetrics
 from clip_ood.metrics.score_range import ScoreRange
 from clip_ood.outputs import Outputs, Reference
+from clip_ood.scores import Scores
 from clip_ood.table import Row, TableMetrics, table_rows, with_intervals
 from clip_ood.terminal.console import Terminal
 from clip_ood.val_division import ValDivision
 
 PREDICTED_BY = "predicted by "
+TRAIN = "train"  # the role of training images that are scored
 HELD_OUT = ("val", "ood_val")  # roles of the sets by which something may be chosen
 
 
@@ -39,13 +42,14 @@ class OODEvaluation(Callback):
     """Fits detectors on loader 0, the bank, and scores the sets of all other loaders.
 
     ID val is scored first. If OOD val follows, candidates for detectors are chosen by these two. Then the other sets are scored:
-    ID test, covariate-shifted ID, OOD.
+    ID training images, ID test, covariate-shifted ID, OOD.
 
     The module's `validation_step` and `test_step` return `Outputs`. Its `reference()`, if it has one, returns what detectors know
     besides these (`Reference`): class names, text embeddings, the head. `tables` has one table for each loader, with `part`,
     `labels` and `rows`; it may be set later, before the first loop. `images` may be set then too: by set, a number (int64) for
     each row of its image set, which is the same if an image is in two sets or is made of one that is; without it all images are
-    taken for different ones. F1 is at the threshold that accepts the share `accept` of ID val; it is left out if ID val has too
+    taken for different ones. `cross_fit` must be set if training images are scored, and says how they are by what has not seen them.
+    They take the place of ID val or ID test images only where there are none of these. F1 is at the threshold that accepts the share `accept` of ID val; it is left out if ID val has too
     few images for that.
 
     Every number goes through a torchmetrics `Metric` on the module's device, which gathers the images of all processes, and is
@@ -59,10 +63,12 @@ class OODEvaluation(Callback):
     val logs only val/loss and val/accuracy; `every_n_epochs` says in which epochs all loaders are validated (0: in none).
 
     A detector whose scores are not all finite, or are the same for all ID and OOD images, is left out by name with the reason.
-    After every evaluation, `results` holds the results on rank 0, with intervals after a test.
+    After every evaluation, `scored` holds the scores by set in every process, and `results` the results on rank 0, after a test with
+    `intervals` if they are wanted.
     """
 
     results: Results | None = None
+    cross_fit: CrossFit | None = None
 
     def __init__(
         self,
@@ -70,8 +76,10 @@ class OODEvaluation(Callback):
         tables: Sequence[LabelledTable] = (),
         every_n_epochs: int = 1,
         accept: float = 0.95,
+        intervals: bool = True,
     ) -> None:
         self.specs, self.tables, self.every_n_epochs, self.accept = detectors, tables, every_n_epochs, accept
+        self.intervals = intervals
         self.images: Mapping[str, Tensor] = {}
 
     def setup(self, trainer: Trainer, module: LightningModule, stage: str) -> None:
@@ -87,6 +95,8 @@ class OODEvaluation(Callback):
         self.suite = DetectorSuite(known, self.specs)
         self._bank, *self._tables = self.tables
         sizes = {table.part.role: len(table.rows) for table in self._tables}
+        self._calibrating = "val" if "val" in sizes else TRAIN
+        self._tested = "id" if "id" in sizes else TRAIN
         several = any(spec.chosen_as is not None for spec in read_specs(self.specs))
         self._division = ValDivision.of(sizes.get("val", 0), sizes.get("ood_val", 0), several, self.accept)
         self._bank_labels: Tensor | None = None
@@ -105,29 +115,37 @@ class OODEvaluation(Callback):
         name, role = table.part.name, table.part.role
         if self._table_metrics is None and role not in HELD_OUT:
             self._choose(module.device)
-        scores = self.suite.score(outputs, self._bank_labels if role in ("val", "id") else None)
+        outputs = self.cross_fit.leaving_out(outputs) if role == TRAIN else outputs
+        scores = self.suite.score(outputs, self._bank_labels if role in ("val", "id", TRAIN) else None)
+        scores = self.cross_fit.out_of_sample(scores) if role == TRAIN else scores
         self._range.update(scores.matrix(self._range.detectors))
         if role in HELD_OUT:
             places = torch.searchsorted(table.rows, scores.indices)
             kept = self._division.choosing(places) if role == "val" else slice(None)
             self._held_out.update(scores.matrix(self._held_out.detectors)[kept], role == "val", scores.indices[kept])
         else:
-            self._table_metrics.update(name, scores)
+            self._table_metrics.update(name, self._comparable(name, scores))
         if role != "ood_val":  # no file shows this set
             if name not in self._images:
                 self._images[name] = ImageScores(list(self.suite.detectors)).to(module.device)
             self._images[name].update(scores)
-        if role in ("val", "id") and (table.labels >= 0).any() and not self._of_one_class():
+        if role in ("val", "id", TRAIN) and (table.labels >= 0).any() and not self._of_one_class():
             labels = _labels(table, scores.indices, module.device)
-            self._count_hits(f"{role}/accuracy", scores.predictions, labels)
-            self._count_hits(f"{role}/knn_accuracy", scores.votes, labels)
+            counted = "id" if role == self._tested else role
+            self._count_hits(f"{counted}/accuracy", scores.predictions, labels)
+            self._count_hits(f"{counted}/knn_accuracy", scores.votes, labels)
             if role == "val":
                 self._add_loss(outputs.logits, labels)
+            if role == self._calibrating:
                 for by, classes in self.suite.classes(outputs, scores).items():
                     self._count_hits(f"{PREDICTED_BY}{by}", classes, labels)
 
     def _fit(self, device: torch.device) -> None:
         self.suite.fit(exchange())
+        if self.cross_fit is not None:
+            self.suite.leave_out(
+                {name: why for name, why in self.cross_fit.missing.items() if name in self.suite.detectors}
+            )
         self._bank_labels = torch.full((int(self._bank.rows.max()) + 1,), -1)
         self._bank_labels[self._bank.rows] = self._bank.labels
         self._held_out = OODMetrics(list(self.suite.detectors)).to(device)
@@ -191,12 +209,14 @@ class OODEvaluation(Callback):
                 scored[table.part.name] = scored[table.part.name].renamed(self._kept)
             elif table.part.name in scored:
                 scored[table.part.name] = scored[table.part.name].renamed({name: name for name in self.suite.detectors})
+        self.scored = scored
         groups = {table.part.name: table.part.group for table in self._tables}
         sizes = {name: len(of_set.indices) for name, of_set in scored.items()}
         rows = table_rows(self._table_metrics.compute(), list(self.suite.detectors), roles, groups, sizes)
         accuracies = self._of_head()
         by = {key: accuracies.pop(key) for key in list(accuracies) if key.startswith(PREDICTED_BY)}
-        labelled = sum(int((table.labels >= 0).sum()) for table in self._tables if table.part.role == "val")
+        calibrating = [table for table in self._tables if table.part.role == self._calibrating]
+        labelled = sum(int((table.labels >= 0).sum()) for table in calibrating)
         detected = self._held_out_values() | _row_values(rows)
         shown = {key: value for key, value in detected.items() if key.endswith("/auroc")}
         module.log_dict(accuracies | shown, sync_dist=True)  # equal in all processes
@@ -205,13 +225,14 @@ class OODEvaluation(Callback):
         if not trainer.is_global_zero:
             return
         images = {name: numbers[scored[name].indices] for name, numbers in self.images.items() if name in scored}
-        val = next((scored[name] for name, role in roles.items() if role == "val"), None)
         heads = getattr(module, "chosen_among", 1)
         compared = {name: heads if "logits" in each.requires else 1 for name, each in self.suite.detectors.items()}
-        calibrations = self._division.calibrations({} if val is None else val.scores, self.suite.choices, compared)
+        calibrations = self._calibrations(scored, roles, compared)
         if intervals:
-            thresholds = summary(calibrations, self.accept)["thresholds"] if calibrations else None
-            rows = with_intervals(rows, scored, roles, thresholds, images, _watch)
+            others = calibrations and self._tested != self._calibrating  # those that the table does not count
+            thresholds = summary(calibrations, self.accept)["thresholds"] if others else None
+            comparable = {name: self._comparable(name, of_set) for name, of_set in scored.items()}
+            rows = with_intervals(rows, comparable, roles, thresholds, images, _watch)
         self.results = Results(
             rows=rows,
             scored=scored,
@@ -226,6 +247,32 @@ class OODEvaluation(Callback):
                 {key.removeprefix(PREDICTED_BY): value for key, value in by.items()}, labelled
             ),
         )
+
+    def _calibrations(
+        self, scored: Mapping[str, Scores], roles: Mapping[str, str], compared: Mapping[str, int]
+    ) -> dict[str, Calibration]:
+        """Returns the scores that calibrate each detector: those of ID val or, without, of the bank's images, each out of sample."""
+        name = next((name for name, role in roles.items() if role == self._calibrating), None)
+        if name is None:
+            return {}
+        if self._calibrating == "val":
+            return self._division.calibrations(scored[name].scores, self.suite.choices, compared)
+        of = torch.isin(scored[name].indices, self._bank.rows)
+        return {
+            column: Calibration(values[of], by=self._left_out(column)) for column, values in scored[name].scores.items()
+        }
+
+    def _left_out(self, column: str) -> By:
+        """Says what a detector has not seen of a training image whose score calibrates it."""
+        detector = self.suite.detectors[column]
+        if detector.leaves_one_out and detector.monotone:
+            return "leave_one_out"
+        needs_head = {"logits", "weight"} & set(detector.requires)
+        return "approximate" if detector.learns or needs_head else "split"
+
+    def _comparable(self, name: str, scores: Scores) -> Scores:
+        """Returns the scores of a set as the table compares them."""
+        return self.cross_fit.comparable(name, scores) if self._tested == TRAIN else scores
 
     @property
     def bank_labels(self) -> Tensor | None:
@@ -254,7 +301,7 @@ class OODEvaluation(Callback):
         self._batch(module, outputs, dataloader_idx)
 
     def on_test_epoch_end(self, trainer: Trainer, module: LightningModule) -> None:
-        self._end(trainer, module, intervals=True)
+        self._end(trainer, module, self.intervals)
 
     # The sanity check sees two batches of each loader, on which detectors could not be fitted.
 

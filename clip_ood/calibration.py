@@ -1,4 +1,4 @@
-"""From scores of held-out ID images to p-values and a threshold: split conformal calibration."""
+"""From scores of ID images that a detector has not seen to p-values and a threshold: conformal calibration."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from fractions import Fraction
 from functools import cache
 from math import ceil, floor
 from statistics import NormalDist, fmean
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -18,6 +18,7 @@ from clip_ood.errors import UserError
 
 DRAWS = 4_000_000  # normal numbers of a simulation
 MANY = 5000  # images: more of them choose as infinitely many would
+By = Literal["split", "leave_one_out", "approximate"]
 ROUNDING = 1e-12  # by which a p-value may exceed its limit: equal fractions differ by this in floating point
 
 
@@ -38,10 +39,18 @@ class Choice:
 
 @dataclass(frozen=True)
 class Calibration:
-    """The scores (n,) of n ID images that nothing was fitted on; higher = more in-distribution. `choice`: what they chose, if any.
+    """The scores (n,) of n ID images by what has not seen them; higher = more in-distribution. `choice`: what they chose, if any.
 
-    A new ID image, drawn as they were, is flagged with probability at most α, whatever the score's distribution
-    (Vovk et al. 2005; Bates et al. 2023, arXiv 2104.08279). α = 1 − accept.
+    A new ID image, drawn as they were, is flagged with probability at most α, whatever the score's distribution, if nothing was fitted
+    on these images (`by` split; Vovk et al. 2005; Bates et al. 2023, arXiv 2104.08279). α = 1 − accept.
+
+    So it is if they are the bank of a k-NN search, and each was scored without itself (`by` leave_one_out): with the new image in the
+    bank too, all n + 1 scores would be exchangeable, and those of the n images could only be higher than they are, so that the p-value
+    is at least that of full conformal prediction. With k = 1 it equals it: what the new image could raise above its own score s is
+    above s already.
+
+    If the detector was fitted on the other folds for each image, and then on all of them (`by` approximate), nothing is proven, and
+    `make bench-statistics` simulates what is accepted.
 
     >>> calibration = Calibration(torch.arange(19.0))
     >>> calibration.p_values(torch.tensor([-1.0, 0.0, 18.0]))
@@ -52,6 +61,7 @@ class Calibration:
 
     scores: Tensor
     choice: Choice | None = None
+    by: By = "split"
 
     def __post_init__(self) -> None:
         if self.scores.isnan().any():
@@ -110,6 +120,13 @@ class Calibration:
             return fdr
         rank = floor(_share("fdr", fdr) * flagged * (len(self) + 1) / images)
         return min(1.0, images * (1 - after_choice(len(self), rank, self.choice)) / flagged)
+
+    @property
+    def claim(self) -> str:
+        """Returns the word before `expected`, with a space, or nothing if it is exact."""
+        if self.choice is not None or self.by == "approximate":
+            return "about "
+        return "at least " if self.by == "leave_one_out" else ""
 
     def _rank(self, accept: float) -> int:
         if (rank := floor(_alpha(accept) * (len(self) + 1))) < 1:
@@ -178,12 +195,13 @@ def after_choice(n: int, rank: int, choice: Choice) -> float:
 def summary(calibrations: Mapping[str, Calibration], accept: float) -> dict[str, Any]:
     """Returns what a run states of its calibrations, by detector: n, accept, needed, the default detector (the first), and the
     expected acceptance and thresholds by detector, both None if n is below what is needed. `chosen` has n, the expected acceptance
-    and the number of candidates of the detectors that were chosen by images that calibrate them."""
+    and the number of candidates of the detectors that were chosen by images that calibrate them; `claim` is the word before the
+    default detector's."""
     default, first = next(iter(calibrations.items()))
     stated = {"n": len(first), "accept": accept, "needed": needed(accept), "default": default}
     stated |= {"expected": None, "thresholds": None}
     if min(map(len, calibrations.values())) >= stated["needed"]:
-        stated["expected"] = first.expected(accept)
+        stated |= {"expected": first.expected(accept), "claim": first.claim}
         stated["thresholds"] = {name: each.threshold(accept) for name, each in calibrations.items()}
         stated["chosen"] = {
             name: {"n": len(each), "expected": each.expected(accept), "candidates": each.choice.candidates}

@@ -19,7 +19,7 @@ NEIGHBOURS = 20  # vote
 
 @dataclass(frozen=True)
 class ClassPredictor:
-    """The predictor of classes that is best on the ID val images: `by` is head, text or knn.
+    """The predictor of classes that is best on ID images that it was not made from, as ID val: `by` is head, text or knn.
 
     `accuracy` is the share of its `images` labelled images that each available predictor predicts right.
     """
@@ -44,10 +44,10 @@ class ClassPredictor:
         """Says in words what predicts classes, and how often each predictor is right.
 
         >>> ClassPredictor.best({"text": 0.21, "knn": 0.55}, 31).told()
-        'k-NN (right on 31 ID val images: zero-shot 21.0 %, k-NN 55.0 %)'
+        'k-NN (right on 31 held-out ID images: zero-shot 21.0 %, k-NN 55.0 %)'
         """
         listed = ", ".join(f"{CALLED[by]} {100 * value:.1f} %" for by, value in self.accuracy.items())
-        return f"{CALLED[self.by]} (right on {self.images:,} ID val images: {listed})"
+        return f"{CALLED[self.by]} (right on {self.images:,} held-out ID images: {listed})"
 
 
 def predict(

@@ -33,7 +33,7 @@ class TableMetrics:
 
     Args:
         detectors: their names.
-        roles: the role of each set by its name: id, csid, ood; other roles are ignored.
+        roles: the role of each set by its name: id (or, without, train), csid, ood; other roles are ignored.
     """
 
     def __init__(self, detectors: Sequence[str], roles: Mapping[str, str], device: torch.device | str = "cpu") -> None:
@@ -80,7 +80,8 @@ def settings_of(roles: Mapping[str, str]) -> dict[str, list[str]]:
     >>> settings_of({"id_test": "id", "v2": "csid", "svhn": "ood"})
     {'standard': ['id_test'], 'full_spectrum': ['id_test', 'v2']}
     """
-    standard = [name for name, role in roles.items() if role == "id"]
+    tested = "id" if "id" in roles.values() else "train"  # without ID test images
+    standard = [name for name, role in roles.items() if role == tested]
     shifted = [name for name, role in roles.items() if role == "csid"]
     return {"standard": standard} | ({"full_spectrum": standard + shifted} if shifted else {})
 

@@ -130,6 +130,11 @@ class ExtractionData(PartsData):
         return bool(self.strings or self.parts)
 
     @property
+    def images_of_this_process(self) -> int:
+        """Returns how many images this process encodes."""
+        return sum(len(part.rows) for part in self.mine if part.source in self.images)
+
+    @property
     def needs_encoder(self) -> bool:
         """Says whether any of it must be encoded, which is not so if images are only to be read."""
         return bool(self.strings) or any(self.stored[part.source].arrays for part in self.parts)

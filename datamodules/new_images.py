@@ -19,6 +19,7 @@ from torch.utils.data import DataLoader, Dataset
 from clip_ood.data.inputs import Source
 from clip_ood.datamodules.workers import loading
 from clip_ood.detect.batches import NewImageBatch, SourceBatch
+from clip_ood.features.identity import SIZE, pairs
 from clip_ood.files.pictures import UnreadableImage
 from clip_ood.files.unreadable import NO_MEMORY, check_of_file, is_no_memory
 
@@ -34,12 +35,14 @@ class Pictures(Dataset):
 
     def __getitem__(self, batch: SourceBatch) -> NewImageBatch:
         errors = {place: each.reason for place, each in enumerate(batch.sources) if each.reason is not None}
-        tensors = [self._tensor(each, place, errors) for place, each in enumerate(batch.sources) if place not in errors]
-        return NewImageBatch(torch.stack(tensors) if tensors else None, batch, errors)
+        loaded = [self._load(each, place, errors) for place, each in enumerate(batch.sources) if place not in errors]
+        tensors, contents = zip(*loaded, strict=True) if loaded else ((), ())
+        return NewImageBatch(torch.stack(tensors) if tensors else None, batch, errors, pairs(contents))
 
-    def _tensor(self, source: Source, place: int, errors: dict[int, str]) -> Tensor:
+    def _load(self, source: Source, place: int, errors: dict[int, str]) -> tuple[Tensor, bytes]:
         try:
-            return self.transform(source.read())
+            picture, content = source.read()
+            return self.transform(picture), content
         except UnreadableImage as error:
             errors[place] = str(error)
         except OSError as error:
@@ -51,7 +54,7 @@ class Pictures(Dataset):
             if not is_no_memory(error):
                 raise
             errors[place] = NO_MEMORY
-        return self.blank
+        return self.blank, bytes(SIZE)
 
 
 class NewImages(LightningDataModule):

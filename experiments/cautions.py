@@ -10,11 +10,18 @@ from clip_ood.data.benchmark import Benchmark
 
 
 def too_few_to_calibrate(config: Config, benchmark: Benchmark) -> str | None:
-    """Returns one line if ID val has too few images for a threshold, which says how many it takes; otherwise None."""
+    """Returns one line if too few images calibrate a threshold, which says how many it takes; otherwise None."""
     count, accept = len(benchmark.parts["val"].rows), config.evaluation.accept
     takes = needed(accept)
+    alone = benchmark.scores_train and not count
+    count = len(benchmark.parts["bank"].rows) if alone else count
     if count >= takes or not config.evaluation.save_detector:
         return None
+    if alone:
+        return (
+            f"detect.py will not be able to judge images by this run: a threshold that accepts {100 * accept:g} % of new ID images takes "
+            f"{takes} ID images, and there are {count}"
+        )
     ways = ["name more in data.id.val"] if config.data.id.val else [_more_images(config, takes)]
     if count:
         ways.append(f"accept fewer (evaluation.accept={floor(100 * count / (count + 1)) / 100:g} or lower)")

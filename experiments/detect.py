@@ -49,6 +49,7 @@ class Request:
     detector: str | None = None
     accept: float | None = None
     fdr: float | None = None
+    nearest: int = 0
     encoder: str | None = None
     out: Path | None = None
     format: str = "csv"
@@ -87,7 +88,7 @@ def conduct(request: Request) -> Counts | None:
         _caution(decisions, request.paths)
     with redirect_stdout(sys.stderr):  # downloads are announced on stderr, because predictions may go to a program
         backbone = saved.backbone(request.encoder, request.allow_download)
-    predictor = Predictor(saved, backbone, columns, request.accept, request.fdr)
+    predictor = Predictor(saved, backbone, columns, request.accept, request.fdr, request.nearest)
     go = _print if request.out is None else _write
     counts = go(request, saved, predictor, trainer)
     if counts is not None:
@@ -110,7 +111,8 @@ def _print(request: Request, saved: SavedDetector, predictor: Predictor, trainer
         watch(line)
         held.append(line)
 
-    with printed(request.format, request.tolerated(), predictor.columns, request.aside) as predictions:
+    to = (request.tolerated(), predictor.columns, request.aside, request.nearest > 0)
+    with printed(request.format, *to) as predictions:
         printer = PredictionPrinter(predictions.take if request.fdr is None else hold)
         _predict(request, predictor, trainer, printer, lambda part, sources: False, batches=1)
         if request.fdr is not None:
@@ -122,14 +124,15 @@ def _print(request: Request, saved: SavedDetector, predictor: Predictor, trainer
 def _write(request: Request, saved: SavedDetector, predictor: Predictor, trainer: Trainer) -> Counts | None:
     folder = request.out.with_name(f"{request.out.name}.parts")
     size = request.batch_size or predictor.batch_size
-    about = [saved.manifest["digest"], predictor.columns, predictor.accept, size, versions()]
+    about = [saved.manifest["digest"], predictor.columns, predictor.accept, request.nearest, size, versions()]
     parts = PredictionParts(folder, digest(about), request.tolerated().take)
     count = _predict(request, predictor, trainer, parts, parts.is_whole, BATCHES)
     trainer.strategy.barrier("judged")
     if not trainer.is_global_zero:
         return None
     exact = request.out.suffix.lower() == ".parquet" and any(not_utf8(line["path"]) for line in parts.read(count))
-    with written(request.out, request.tolerated(), predictor.columns, request.aside, exact) as predictions:
+    to = (request.tolerated(), predictor.columns, request.aside, request.nearest > 0, exact)
+    with written(request.out, *to) as predictions:
         for line in parts.read(count) if request.fdr is None else _decided(lambda: parts.read(count), request.fdr):
             predictions.take(line)
     parts.remove()
@@ -190,6 +193,8 @@ def _tell(counts: Counts, predictor: Predictor, request: Request) -> None:
             f"{counts.judged:,} images judged, {ood:,} of them OOD{share}: {each.told(counts.judged, ood)}"
             + (f"; {counts.failed:,} could not be judged" if counts.failed else "")
         )
+    if counts.copies:
+        tell(_about_copies(counts.copies, predictor))
     if predictor.class_predictor is not None:
         tell(f"predicted_class is by {predictor.class_predictor.told()}")
     for path, reason in counts.left_shown:
@@ -202,6 +207,23 @@ def _tell(counts: Counts, predictor: Predictor, request: Request) -> None:
         how = "linked" if request.link else "copied"
         tell(f"OOD images: {how} to {request.copy_ood}; they stay where they are, too")
     tell(_next(counts, predictor, request))
+
+
+def _about_copies(copies: int, predictor: Predictor) -> str:
+    """Says that images were judged that the run has learnt from, and what their scores are."""
+    are = "is a copy of an ID image" if copies == 1 else "are copies of ID images"
+    seen = [
+        name
+        for name, each in zip(predictor.columns, predictor.detectors, strict=True)
+        if each.learns and not each.leaves_one_out and name not in predictor.images.scores
+    ]
+    how = (
+        f"{', '.join(seen)} {'has' if len(seen) == 1 else 'have'} seen them, so that these scores say nothing; evaluation.cross_fit "
+        "would score them without"
+        if seen
+        else "their scores are by what has not seen them, and their p-values only ranks"
+    )
+    return f"{copies:,} of these images {are} of the run (column copy_of): {how}"
 
 
 def _next(counts: Counts, predictor: Predictor, request: Request) -> str:

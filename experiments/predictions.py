@@ -28,11 +28,12 @@ BYTES = "".join(map(chr, range(0xDC80, 0xDD00)))  # stand for bytes of names tha
 
 @dataclass
 class Counts:
-    """How many images were judged, how many of them each detector flags as OOD, how many could not be judged, and how many could
+    """How many images were judged, how many of them are copies of the run's own ID images, how many each detector flags as OOD, how many could not be judged, and how many could
     not be set aside (`left`); for the last two, also (path, reason) of the first ten.
     """
 
     judged: int = 0
+    copies: int = 0
     ood: dict[str, int] = field(default_factory=dict)
     failed: int = 0
     shown: list[tuple[str, str]] = field(default_factory=list)
@@ -72,6 +73,7 @@ class Predictions:
             self.tolerated.take(line)
             return
         counts.judged += line["detector"] == self.first
+        counts.copies += line["detector"] == self.first and line["copy_of"] is not None
         counts.ood[line["detector"]] += line["is_ood"]
         self.file.write(line)
         if line["is_ood"] and line["detector"] == self.first and self.aside is not None:
@@ -107,18 +109,25 @@ def _is_file(stream: TextIO) -> bool:
 
 
 @contextmanager
-def printed(format: str, tolerated: Tolerated, detectors: list[str], aside: Aside | None) -> Iterator[Predictions]:
+def printed(
+    format: str, tolerated: Tolerated, detectors: list[str], aside: Aside | None, nearest: bool = False
+) -> Iterator[Predictions]:
     """Writes predictions to standard output, as they come."""
     with suppress(AttributeError):  # not a stream of the system
         sys.stdout.reconfigure(**TEXT, line_buffering=True)  # its reader need not wait
-    file = JSONLines(sys.stdout) if format == "jsonl" else CSVFile(Printed(sys.stdout))
+    file = JSONLines(sys.stdout, nearest) if format == "jsonl" else CSVFile(Printed(sys.stdout), nearest)
     yield Predictions(file, None, tolerated, detectors, aside)
     file.close()
 
 
 @contextmanager
 def written(
-    out: Path, tolerated: Tolerated, detectors: list[str], aside: Aside | None, exact: bool = False
+    out: Path,
+    tolerated: Tolerated,
+    detectors: list[str],
+    aside: Aside | None,
+    nearest: bool = False,
+    exact: bool = False,
 ) -> Iterator[Predictions]:
     """Writes predictions to `out` (.csv, .jsonl or .parquet, the last with a column for `exact` paths), whole or not at all.
 
@@ -130,7 +139,7 @@ def written(
     with opened as whole, written_text(unreadable) as others:
         failures = csv.writer(others)
         failures.writerow(("path", "reason"))
-        file = kind(whole, exact) if kind is Parquet else kind(whole)
+        file = kind(whole, nearest, exact) if kind is Parquet else kind(whole, nearest)
         predictions = Predictions(file, failures, tolerated, detectors, aside)
         yield predictions
         file.close()

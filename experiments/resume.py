@@ -80,7 +80,7 @@ def check_images(folder: Path, benchmark: Benchmark, parts: Collection[str] | No
         told = ", ".join(f"{name} had {_count(was, name)} images and has {_count(now, name)}" for name in changed)
         raise ConfigError(
             f"{folder} was begun with other images or labels ({told}), so that images which were trained on may be test images "
-            "now. Put the images back, or train on these: a new run, with --overwrite or under another --name"
+            "now. Put the images back, and what data.decisions said, or train on these: a new run, with --overwrite or under another --name"
         )
 
 

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from lightning.pytorch import Trainer
 from lightning.pytorch.callbacks import Checkpoint, ModelCheckpoint
 
@@ -19,15 +21,19 @@ from clip_ood.callbacks.throughput import Throughput
 from clip_ood.config.loading import dump
 from clip_ood.config.resuming import FREE
 from clip_ood.config.schema import Config, FineTune, Method
+from clip_ood.cross_fit import CrossFit
 from clip_ood.data.benchmark import Benchmark
 from clip_ood.datamodules.evaluation_data import EvaluationData
+from clip_ood.detect.bank_images import BankImages
 from clip_ood.detect.manifest import FOLDER
 from clip_ood.detect.save import described
 from clip_ood.detect.saved import Encoder
 from clip_ood.experiments.benchmarks import load_benchmark
 from clip_ood.experiments.cautions import too_few_to_calibrate
 from clip_ood.experiments.checkpoints import WholeCheckpoints, check_checkpoint
+from clip_ood.experiments.cross_fit import cross_fit, without_copies
 from clip_ood.experiments.extraction import load_features, using_features
+from clip_ood.experiments.held_out import hold_out_classes
 from clip_ood.experiments.image_numbers import image_numbers
 from clip_ood.experiments.leaks import find_leaks, without
 from clip_ood.experiments.loggers import check_loggers, ending_trackers, label, make_loggers
@@ -46,12 +52,14 @@ from clip_ood.experiments.resume import (
     record_contents,
     record_images,
 )
+from clip_ood.experiments.suspects import answer_folder
 from clip_ood.experiments.trainer import new_trainer
 from clip_ood.features.store import dtype_of
+from clip_ood.features.stored_set import Features
 from clip_ood.leaks.told import leaks_told
 from clip_ood.process import stalls
 from clip_ood.runs.results_files import write_results
-from clip_ood.runs.run_folder import REPORT, head_of, is_follower, read_results, started
+from clip_ood.runs.run_folder import GROUPS, REPORT, SUSPECTS, head_of, is_follower, read_results, started
 from clip_ood.terminal.console import Terminal
 from clip_ood.terminal.shown import say
 from clip_ood.versions import versions
@@ -124,15 +132,23 @@ def _run(config: Config, folder: Path, checkpoint: Path | None, benchmark: Bench
         leaks.write(folder)
         for line in leaks_told(leaks.about()):
             say(line, flush=True)
+    if config.evaluation.cross_fit is not None:
+        benchmark, copy_of = without_copies(benchmark, leaks, features)
+        evaluation.cross_fit = cross_fit(config, benchmark, features, text, copy_of, quiet=not trainer.is_global_zero)
     first = next(iter(features.values()))
     if first.features is not None:  # a tuned encoder's widths are known only once it is loaded
         joint = None if first.embeddings is None else first.embeddings.width
         check_detectors(config, benchmark, first.features.width, joint)
+    held_out = None
+    if config.evaluation.hold_out_classes is not None:
+        held_out = hold_out_classes(config, benchmark, features, text, quiet=not trainer.is_global_zero)
     module, data = build(config, benchmark, features, text)
     evaluation.tables, evaluation.images = data.evaluated, numbers
     data.evaluate_every = every if validates else 1
     if config.evaluation.save_detector:
-        trainer.callbacks.append(detector_writer(config, folder, evaluation))
+        writer = detector_writer(config, folder, evaluation)
+        writer.images = bank_images(benchmark, features, evaluation.cross_fit)
+        trainer.callbacks.append(writer)
     if trains:
         last = head_of(folder)
         trainer.fit(module, datamodule=data, ckpt_path=last if last.is_file() else None, weights_only=True)
@@ -152,9 +168,16 @@ def _run(config: Config, folder: Path, checkpoint: Path | None, benchmark: Bench
         "sweep": getattr(module, "sweep", None),
         "negative_words": write_words(folder, {} if text is None else text.negatives),
         **leaks.about(),
+        "suspects": None,
+        "held_out": held_out,
         "predictor": (best := evaluation.results.predictor) and asdict(best),
         "versions": versions("lightning"),
     }
+    for name in (SUSPECTS, GROUPS):
+        (folder / name).unlink(missing_ok=True)  # of earlier results
+    if evaluation.cross_fit is not None:
+        with Terminal().status("Ranking the images"):
+            about["suspects"] = answer_folder(folder, benchmark, features, leaks, evaluation.results)
     (folder / REPORT).unlink(missing_ok=True)  # of earlier results
     write_results(folder, evaluation.results, about | {"calibration": calibration(config, evaluation)}, benchmark)
     results = read_results(folder)
@@ -217,15 +240,32 @@ def detector_writer(config: Config, folder: Path, evaluation: OODEvaluation) -> 
 
 
 def calibration(config: Config, evaluation: OODEvaluation) -> dict[str, Any] | None:
-    """Returns what results.json states of the thresholds, or None without ID val images.
+    """Returns what results.json states of the thresholds, or None if there are no ID images to calibrate on.
 
-    The default is the first detector that detect.py can use.
+    The default is the first detector that detect.py can use; `on` is the role of the ID images.
     """
     found = evaluation.results.calibrations
     if not found:
         return None
     saved = [name for name, detector in evaluation.suite.detectors.items() if detector.portable]
-    return summary(found, config.evaluation.accept) | ({"default": saved[0]} if saved else {})
+    on = next(role for role in ("val", "train") if role in evaluation.results.roles.values())
+    return summary(found, config.evaluation.accept) | {"on": on} | ({"default": saved[0]} if saved else {})
+
+
+def bank_images(
+    benchmark: Benchmark, features: Mapping[str, Features], cross_fit: CrossFit | None
+) -> BankImages | None:
+    """Returns the images of the bank and, with cross-fitting, their copies; None if their contents are not known."""
+    bank = benchmark.parts["bank"]
+    images, stored = benchmark.images[bank.images], features[bank.images]
+    if stored.identities is None:
+        return None
+    copy_of = np.full(len(stored.identities), -1)
+    copy_of[bank.rows] = bank.rows
+    if cross_fit is not None:
+        copy_of = cross_fit.copy_of.numpy()
+    rows = np.flatnonzero((copy_of >= 0) & stored.valid.numpy())
+    return BankImages([images.names[row] for row in rows], stored.identities[rows], rows, copy_of[rows])
 
 
 def plan_steps(trainer: Trainer, settings: FineTune, images: int) -> None:

@@ -53,13 +53,14 @@ def new_trainer(ours: dict[str, Any], keys: dict[str, Any], option: str = "train
     return trainer
 
 
-def predict(trainer: Trainer, module: LightningModule, data: LightningDataModule, writer: Callback) -> None:
-    """Runs a predict loop whose batches `writer` sees, and which returns nothing."""
-    trainer.callbacks.append(writer)
+def predict(trainer: Trainer, module: LightningModule, data: LightningDataModule, *callbacks: Callback) -> None:
+    """Runs a predict loop whose batches the callbacks see, and which returns nothing."""
+    trainer.callbacks += callbacks
     try:
         trainer.predict(module, datamodule=data, return_predictions=False)
     finally:
-        trainer.callbacks.remove(writer)
+        for each in callbacks:
+            trainer.callbacks.remove(each)
 
 
 def _environment() -> list[ClusterEnvironment]:

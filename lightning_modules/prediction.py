@@ -35,4 +35,5 @@ class PredictionModule(LightningModule):
         if len(rows) < len(taken):
             kept = torch.tensor(rows, device=outputs.features.device)
             outputs = outputs.map(lambda value: value[kept])
-        return BatchResult([taken[row] for row in rows], self.predictor.predict(outputs), errors)
+        judged = self.predictor.predict(outputs, batch.contents[rows])
+        return BatchResult([taken[row] for row in rows], judged, errors)

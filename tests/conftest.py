@@ -13,6 +13,7 @@ import pytest
 import strangers
 import tiny_clip
 from bad_server import CONTENT, Server
+from chromium import CHROMIUM, OPTIONS
 from tiny_clip import PROJECT
 
 from clip_ood.dotted_paths import FOLDERS
@@ -30,6 +31,18 @@ def run(tmp_path_factory):
     import judged_run  # which needs the scripts: only `python -m pytest` finds them
 
     return judged_run.make(tiny_clip.make(tmp_path_factory.mktemp("judged")), "probe")
+
+
+@pytest.fixture(scope="session")
+def browser():
+    """Headless Chromium; a machine without it says how to get it."""
+    playwright = pytest.importorskip("playwright.sync_api", reason="needs Playwright: pip install -e '.[test]'")
+    if CHROMIUM is None:
+        pytest.skip("needs Chromium: apt-get install chromium")
+    with playwright.sync_playwright() as started:
+        browser = started.chromium.launch(executable_path=CHROMIUM, args=OPTIONS)
+        yield browser
+        browser.close()
 
 
 @pytest.fixture(scope="session")

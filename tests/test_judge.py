@@ -137,7 +137,7 @@ def test_a_folder_with_its_encoder_needs_nothing_else(root, run, tmp_path, away)
     files = [path.relative_to(root / "data") for path in in_order(root)[:11]]
     before = load(run)([root / "data" / path for path in files])
     folder = moved(root, run, tmp_path, with_encoder=True)
-    assert {path.suffix for path in folder.rglob("*") if path.is_file()} == {".json", ".safetensors"}
+    assert {path.suffix for path in folder.rglob("*") if path.is_file()} == {".json", ".parquet", ".safetensors"}
     after = load(folder)([root / "data_away" / path for path in files])
     assert [prediction.score for prediction in after] == [prediction.score for prediction in before]
 

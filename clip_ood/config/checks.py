@@ -17,10 +17,12 @@ from clip_ood.config.schema import Config
 from clip_ood.config.sets import entry
 from clip_ood.config.trainer_keys import check_trainer
 from clip_ood.detectors.names import read_specs
-from clip_ood.errors import ConfigError, shortened
+from clip_ood.errors import ConfigError, UserError, shortened
 from clip_ood.files.hidden import is_hidden
 from clip_ood.files.regular_file import no_file, special
 from clip_ood.files.text_files import LONGEST_LIST, NotText, check_size, read_text
+from clip_ood.review.decisions import Decisions
+from clip_ood.review.decisions_file import FILE, read_decisions
 from clip_ood.texts.wordnet import find_words, lexicographer_files
 
 LONGEST_NUMBER = 18  # digits of a shard's number
@@ -263,8 +265,21 @@ def _check_left_out(names: Sequence[str], words: Path | None) -> None:
         raise ConfigError(f"data.csp_without: {words} has no {unknown[0]}.txt; it has {', '.join(known)}")
 
 
+def decisions_of(data: Data) -> Decisions:
+    """Reads data.decisions. Raises: ConfigError for a file that is not there, or that holds something else."""
+    if special(data.decisions) is not None or not data.decisions.is_file():
+        raise ConfigError(
+            f"data.decisions: there is no file {data.decisions}{no_file(data.decisions)}. `clip-ood review --run DIR` writes decisions to "
+            f"{FILE} in the folder of a run"
+        )
+    try:
+        return read_decisions(data.decisions)
+    except UserError as error:
+        raise ConfigError(f"data.decisions: {error}") from None
+
+
 def check_texts(config: Config) -> None:
-    """Raises ConfigError for class names or words that are not there or are not text, and for lists that are too large."""
+    """Raises ConfigError for class names, words or decisions that are not there or are not text, and for lists that are too large."""
     found, names = {}, config.data.id.class_names
     lists = {option_of(key): config.data.root / spec.list for key, spec in image_sets(config.data).items() if spec.list}
     if config.evaluation.bank_without is not None:
@@ -276,6 +291,8 @@ def check_texts(config: Config) -> None:
             check_size(path, LONGEST_LIST)
         except NotText as error:
             raise ConfigError(f"{key}: {error}") from None
+    if config.data.decisions is not None:
+        decisions_of(config.data)
     if isinstance(names, Path):
         found["data.id.class_names"] = config.data.root / names
     if config.data.negative_words is not None:

@@ -15,6 +15,7 @@ from clip_ood.errors import UserError, nearest
 from clip_ood.naming import fault, twins
 
 TAKEN = ("bank", "id_test", "mean", "ood_val", "val")  # in results: the project's own sets, and the mean over OOD sets
+REJECTED = "rejected"  # the OOD set of the ID images that people rejected
 PLACES = ("catalog", "folder", "list", "shards", "torchvision", "reader", "corruption")
 CorruptionName = Literal[
     "gaussian_noise",
@@ -233,6 +234,10 @@ class Data(Section):
     set of another kind. `bank`: from the training images, and so from the bank, those that are also in any other set. Of equal images
     in one of these sets the first one stays. Copies in two OOD sets, or in two csid sets, stay in both. `none`: copies are only
     reported."""
+    decisions: Place | None = None
+    """A file of what people decided about ID images, as `clip-ood review` writes it: decisions.csv in a run's folder (docs/review.md).
+    Rejected images leave train, val, test and bank, and are an OOD set named rejected; relabelled ones get the class that was decided
+    on. Images are found by their content, whatever their files are called by now (default: none)."""
     max_unreadable: Fraction = 0.01
     """Largest share of a set's images that may be unreadable before the run stops; 5 images may be unreadable in any set. Unreadable
     images are left out and listed in the run's unreadable.csv."""
@@ -248,6 +253,10 @@ class Data(Section):
             raise UserError(
                 f"set names must be distinct, and none of {', '.join(TAKEN)}, which results use themselves: rename "
                 f"{', '.join(twice)}"
+            )
+        if self.decisions is not None and REJECTED in names:
+            raise UserError(
+                f"with data.decisions, {REJECTED} is the set of the images that people rejected: call your own set otherwise"
             )
         if same := twins(names):
             raise UserError(

@@ -53,6 +53,13 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         "be ID (false discovery rate, as 0.1); instead of --accept",
     )
     add(
+        "--nearest",
+        type=_positive,
+        default=0,
+        metavar="N",
+        help="name the N ID images that are nearest to each image, with their cosines (a further column; default: none)",
+    )
+    add(
         "--out",
         type=Path,
         metavar="FILE",

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from clip_ood.config.checks import called as name_of
 from clip_ood.config.checks import image_sets, key_of
-from clip_ood.config.data_schema import Data, ImageSet
+from clip_ood.config.data_schema import REJECTED, Data, ImageSet
 from clip_ood.data.class_names import called, find_classes
 from clip_ood.data.corruptions import Corruption
+from clip_ood.data.decided import Decided, kept, relabelled
 from clip_ood.data.image_list import ImageList, balanced
 from clip_ood.data.label_numbers import numbered, trained_on
 from clip_ood.data.listing import list_images
+from clip_ood.data.readers.joined import Joined
 from clip_ood.data.shared_images import check_apart
 from clip_ood.data.splits import split
 from clip_ood.errors import ConfigError
@@ -48,13 +51,16 @@ class Benchmark:
 
     Attributes: images, the lists that features are extracted from, and parts, both by key; parts in the order of evaluation:
     bank, id_test, csid…, ood…, then train and val; class_names, None for ID images without classes; called, the names of each
-    class in prompts.
+    class in prompts; scores_train, whether the training images are scored too: only then may id_test have no images; decided, the
+    decisions about ID images that were carried out (data.decisions).
     """
 
     images: dict[str, ImageList]
     parts: dict[str, Part]
     class_names: tuple[str, ...] | None
     called: tuple[tuple[str, ...], ...] | None = None
+    scores_train: bool = False
+    decided: Decided | None = None
 
     @property
     def labelled(self) -> bool:
@@ -63,10 +69,12 @@ class Benchmark:
 
     @property
     def evaluated(self) -> list[Part]:
-        """[bank, val, ood_val, id_test, csid…, ood…]: val where it has images, ood_val where detectors are chosen by it."""
+        """[bank, val, ood_val, train, id_test, csid…, ood…]: val and id_test where they have images, ood_val where detectors are
+        chosen by it, train where it is scored."""
         bank, *tested = (part for part in self.parts.values() if part.role in ("bank", "id", "csid", "ood"))
         held_out = [part for name in ("val", "ood_val") if (part := self.parts.get(name)) and part.rows]
-        return [bank, *held_out, *tested]
+        train = [self.parts["train"]] if self.scores_train else []
+        return [bank, *held_out, *train, *(part for part in tested if part.role != "id" or part.rows)]
 
     @property
     def reported(self) -> dict[str, Part]:
@@ -96,12 +104,15 @@ def arrange(
     reads_text: bool = True,
     bank_per_class: int | None = None,
     bank_without: Path | None = None,
+    scores_train: bool = False,
+    decided: Decided | None = None,
 ) -> Benchmark:
     """Divides listed image sets, each as `list_set` gives it, into the parts of a benchmark.
 
     `reads_text`: class names must mean something to a text encoder; `bank_per_class` and `bank_without`: which training images
-    detectors are fitted on. Raises: ConfigError for sets that share files, leave a part empty, or have other classes or names than
-    there must be.
+    detectors are fitted on; `scores_train`: whether these are scored too, so that no other ID images are needed; `decided`: the ID
+    images that are no ID images, or have another class, which changes the part of no other image. Raises: ConfigError for sets that
+    share files, leave a part empty, or have other classes or names than there must be.
     """
     specs, ood = image_sets(data), _ood_keys(data)
     _say_partial(images, specs)
@@ -111,7 +122,15 @@ def arrange(
     trained = trained_on(first, known, data.allow_partial or by_wnid)
     images = {key: listed if key in ood else numbered(listed, known, trained, first) for key, listed in images.items()}
     check_apart(images)
-    id_parts = _id_parts(data, images, seed)
+    id_parts = _id_parts(data, images, seed, ("train",) if scores_train else ("train", "id_test"))
+    rejected: list[Part] = []
+    if decided is not None:
+        was, images = images, relabelled(decided, images, trained)
+        id_parts = {
+            name: replace(part, rows=kept(decided, part, was[part.images], images[part.images]))
+            for name, part in id_parts.items()
+        }
+        images, rejected = _rejected(decided, images)
     train, id_test = id_parts["train"], id_parts["id_test"]
     images |= _corrupted(images[id_test.images].subset(id_test.rows), specs)
     bank = _without(bank_without, images[train.images], train.rows)
@@ -124,13 +143,26 @@ def arrange(
     for role, sets in (("csid", data.csid), ("ood", data.ood)):
         keys = {name: key_of(role, name) for name in sets}
         parts += [Part(name, role, specs[key].group, key, list(range(len(images[key])))) for name, key in keys.items()]
-    parts += [train, id_parts["val"]]
+    parts += [*rejected, train, id_parts["val"]]
     if data.ood_val is not None:
         parts.append(Part("ood_val", "ood_val", "", "ood_val", list(range(len(images["ood_val"])))))
         if not id_parts["val"].rows:
             raise ConfigError("data.ood_val stands against ID val, which has no images: raise data.splits.val")
     names = None if trained is None else trained.names
-    return Benchmark(images, {part.key: part for part in parts}, names, called(data.lemmas, trained))
+    return Benchmark(
+        images, {part.key: part for part in parts}, names, called(data.lemmas, trained), scores_train, decided
+    )
+
+
+def _rejected(decided: Decided, images: dict[str, ImageList]) -> tuple[dict[str, ImageList], list[Part]]:
+    """Returns the image sets, and the OOD set of the rejected images, if there are any."""
+    of = {key: rows for key in decided.of if (rows := decided.rows(key, "reject"))}
+    if len(of) < 2:
+        return images, [Part(REJECTED, "ood", "ood", key, rows) for key, rows in of.items()]
+    joined = Joined([images[key].subset(rows) for key, rows in of.items()])
+    key = key_of("ood", REJECTED)
+    part = Part(REJECTED, "ood", "ood", key, list(range(len(joined.names))))
+    return images | {key: ImageList.of(REJECTED, next(iter(images.values())).root, joined)}, [part]
 
 
 def _ood_keys(data: Data) -> set[str]:
@@ -154,8 +186,9 @@ def _without(path: Path | None, images: ImageList, rows: list[int]) -> list[int]
     return kept
 
 
-def _id_parts(data: Data, images: dict[str, ImageList], seed: int) -> dict[str, Part]:
-    """train, val and id_test: of one set divided by the shares, or as published with val held out of train."""
+def _id_parts(data: Data, images: dict[str, ImageList], seed: int, needed: Sequence[str]) -> dict[str, Part]:
+    """train, val and id_test: of one set divided by the shares, or as published with val held out of train; the `needed` ones have
+    images."""
     shares = data.splits
     if data.id.images is not None:
         rows = split(images["id"], {"id_test": shares.test, "val": shares.val}, "train", seed)
@@ -168,7 +201,7 @@ def _id_parts(data: Data, images: dict[str, ImageList], seed: int) -> dict[str, 
             rows |= {"train": list(range(len(images["id.train"]))), "val": list(range(len(images["id.val"])))}
         else:
             rows |= split(images["id.train"], {"val": shares.val}, "train", seed)
-    for name in ("train", "id_test"):
+    for name in needed:
         if not rows[name]:
             raise ConfigError(
                 f"The ID images ({len(images[source[name]])}) leave none for {name}: add images or change data.splits"

@@ -19,6 +19,7 @@ from PIL import Image
 from clip_ood.data.readers import tar
 from clip_ood.data.readers.on_disk import Place
 from clip_ood.data.tar_members import DamagedArchive, members, opened
+from clip_ood.features.identity import identity_of
 from clip_ood.files.hidden import is_hidden
 from clip_ood.files.pictures import SUFFIXES, decode
 from clip_ood.files.regular_file import special
@@ -46,12 +47,13 @@ class Source:
     place: Place
     reason: str | None = None
 
-    def read(self) -> Image.Image:
-        """Returns the picture as 8-bit RGB.
+    def read(self) -> tuple[Image.Image, bytes]:
+        """Returns the picture as 8-bit RGB, and the identity of the file's content.
 
         Raises: UnreadableImage for a file that is not a whole image, OSError for a file that cannot be read.
         """
-        return decode(io.BytesIO(self.place.read()))
+        content = self.place.read()
+        return decode(io.BytesIO(content)), identity_of(content)
 
 
 def sources(paths: Iterable[str]) -> Iterator[Source]:

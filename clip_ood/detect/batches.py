@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import numpy as np
 from torch import Tensor
 
 from clip_ood.data.inputs import Source
@@ -22,12 +23,13 @@ class SourceBatch:
 @dataclass
 class NewImageBatch:
     """Images (B, 3, H, W), or None if there are none, and the sources of the batch: the row of each image (None for other
-    sources), and the reasons why some cannot be read.
+    sources), and the reasons why some cannot be read; contents (B, 2) are the identities of the images' files.
     """
 
     images: Tensor | None
     batch: SourceBatch
     errors: dict[int, str]
+    contents: np.ndarray
 
     @property
     def last(self) -> bool:

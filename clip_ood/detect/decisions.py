@@ -43,7 +43,7 @@ class Decision:
         """Says by what images were flagged, and what that promises."""
         choice = self.calibration.choice
         return (
-            f"{self.column} below {self.threshold:.6g}, which accepts {'about ' if choice else ''}{100 * self.expected:.1f} % of "
+            f"{self.column} below {self.threshold:.6g}, which accepts {self.calibration.claim}{100 * self.expected:.1f} % of "
             f"new ID images (calibrated on {len(self.calibration):,}"
             + (f", which also chose among {choice.candidates} candidates)" if choice else ")")
         )
@@ -75,6 +75,9 @@ class BatchDecision:
         if choice is not None:
             about = "about "
             how = f" (simulated, not proven: the calibration images also chose among {choice.candidates} candidates)"
+        elif self.calibration.by != "split":
+            about = "about "
+            how = " (simulated, not proven: the detector was fitted on the calibration images)"
         share = 100 * self.calibration.false_share(images, flagged, self.fdr)
         return (
             f"{by}: of the images flagged, at most {about}{share:.3g} % are expected to be ID images{how}, if ID images are drawn "

@@ -9,13 +9,14 @@ from pydantic import AfterValidator, ConfigDict, Field, model_validator
 
 from clip_ood.backbones.fingerprint import digest
 from clip_ood.backbones.library import LIBRARIES
+from clip_ood.calibration import By
 from clip_ood.errors import UserError
 from clip_ood.files.records import Count, Damaged, Record, Share, Text, Unfit, fitting, read_record
 
 FOLDER, MANIFEST, STATE, ENCODER = "detector", "detector.json", "state.safetensors", "encoder"
 FORMAT = 2
 Dtype = Literal["float32", "float16", "bfloat16"]
-By = Literal["head", "text", "knn"]
+Predictor = Literal["head", "text", "knn"]
 READ = (1, 2)  # format 1 does not say what predicts classes: it is the head or, without one, the texts
 
 
@@ -85,6 +86,7 @@ class Kept(Record):
     spec: dict[str, Any]
     notes: list[Text]
     choice: Chosen | None = None
+    calibrated_by: By = "split"
 
 
 class LeftOut(Record):
@@ -95,8 +97,8 @@ class LeftOut(Record):
 class Predicts(Record):
     """The keys of a `clip_ood.class_predictions.ClassPredictor`."""
 
-    by: By
-    accuracy: dict[By, Share]
+    by: Predictor
+    accuracy: dict[Predictor, Share]
     images: Count
 
     @model_validator(mode="after")

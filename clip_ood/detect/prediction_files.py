@@ -8,15 +8,18 @@ from abc import abstractmethod
 from collections.abc import Mapping
 from typing import Any, BinaryIO, TextIO
 
-from clip_ood.files.written_names import BYTES, cells, path_columns
+from clip_ood.files.written_names import BYTES, cells, in_utf8, path_columns
 
-COLUMNS = ("path", "is_ood", "score", "p_value", "predicted_class", "confidence", "detector")
+COLUMNS = ("path", "is_ood", "score", "p_value", "predicted_class", "confidence", "detector", "copy_of")
+NEAREST = "nearest"  # a further column, if neighbours are asked for
 ROW_GROUP = 65_536  # lines of a parquet file in memory
-NAMES = ("predicted_class", "detector")
+NAMES = ("predicted_class", "detector", "copy_of")
 
 
 class PredictionFile:
-    """A file that takes predictions one after the other; `close` ends it."""
+    """A file that takes predictions one after the other; `close` ends it. With `nearest`, it has a column of neighbours."""
+
+    columns: tuple[str, ...]
 
     @abstractmethod
     def write(self, prediction: Mapping[str, Any]) -> None:
@@ -27,14 +30,17 @@ class PredictionFile:
 
 
 class CSVFile(PredictionFile):
-    """A CSV file with a header and a line for each prediction; is_ood is true or false, and None is an empty cell."""
+    """A CSV file with a header and a line for each prediction; is_ood is true or false, None is an empty cell, and neighbours are JSON."""
 
-    def __init__(self, file: TextIO) -> None:
+    def __init__(self, file: TextIO, nearest: bool = False) -> None:
         self.file, self.writer = file, csv.writer(file)
-        self.writer.writerow(COLUMNS)
+        self.columns = _columns(nearest)
+        self.writer.writerow(self.columns)
 
     def write(self, prediction: Mapping[str, Any]) -> None:
-        values = {name: prediction[name] for name in COLUMNS} | {"is_ood": str(prediction["is_ood"]).lower()}
+        values = {name: prediction[name] for name in self.columns} | {"is_ood": str(prediction["is_ood"]).lower()}
+        if NEAREST in values:
+            values[NEAREST] = json.dumps(values[NEAREST])
         self.writer.writerow(cells(values, NAMES).values())
 
     def close(self) -> None:
@@ -44,11 +50,12 @@ class CSVFile(PredictionFile):
 class JSONLines(PredictionFile):
     """A file with a JSON object on each line."""
 
-    def __init__(self, file: TextIO) -> None:
-        self.file = file
+    def __init__(self, file: TextIO, nearest: bool = False) -> None:
+        self.file, self.columns = file, _columns(nearest)
 
     def write(self, prediction: Mapping[str, Any]) -> None:
-        self.file.write(json.dumps({name: prediction[name] for name in COLUMNS}).replace("\x7f", "\\u007f") + "\n")
+        line = json.dumps({name: prediction[name] for name in self.columns})
+        self.file.write(line.replace("\x7f", "\\u007f") + "\n")
 
     def close(self) -> None:
         self.file.flush()
@@ -57,21 +64,27 @@ class JSONLines(PredictionFile):
 class Parquet(PredictionFile):
     """A parquet file with a row for each prediction; with `exact`, a further column holds the bytes of paths that are not UTF-8.
 
-    See `path_columns`.
+    See `path_columns`. Other images' paths have escapes for such bytes.
     """
 
-    def __init__(self, file: BinaryIO, exact: bool = False) -> None:
+    def __init__(self, file: BinaryIO, nearest: bool = False, exact: bool = False) -> None:
         import pyarrow as pa
         import pyarrow.parquet as pq
 
         text, number = pa.string(), pa.float64()
-        types = dict(zip(COLUMNS, (text, pa.bool_(), pa.float32(), number, text, number, text), strict=True))
+        self.columns = _columns(nearest)
+        types = dict(zip(COLUMNS, (text, pa.bool_(), pa.float32(), number, text, number, text, text), strict=True))
+        types |= {NEAREST: pa.list_(pa.struct({"path": text, "cosine": number}))} if nearest else {}
         types |= {BYTES: pa.binary()} if exact else {}
         self.exact, self.schema, self.rows = exact, pa.schema(types), []
         self.writer = pq.ParquetWriter(file, self.schema, compression="zstd")
 
     def write(self, prediction: Mapping[str, Any]) -> None:
-        self.rows.append({name: prediction[name] for name in COLUMNS})
+        row = {name: prediction[name] for name in self.columns}
+        row["copy_of"] = None if row["copy_of"] is None else in_utf8(row["copy_of"])
+        if NEAREST in row:
+            row[NEAREST] = [each | {"path": in_utf8(each["path"])} for each in row[NEAREST]]
+        self.rows.append(row)
         if len(self.rows) == ROW_GROUP:
             self._flush()
 
@@ -83,6 +96,10 @@ class Parquet(PredictionFile):
         import pyarrow as pa
 
         given = path_columns([row["path"] for row in self.rows], self.exact)
-        others = {name: [row[name] for row in self.rows] for name in COLUMNS if name != "path"}
+        others = {name: [row[name] for row in self.rows] for name in self.columns if name != "path"}
         self.writer.write_table(pa.table(given | others, self.schema))
         self.rows = []
+
+
+def _columns(nearest: bool) -> tuple[str, ...]:
+    return (*COLUMNS, NEAREST) if nearest else COLUMNS

@@ -10,6 +10,7 @@ from math import isnan
 from pathlib import Path
 from typing import BinaryIO
 
+import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor, nn
@@ -23,11 +24,20 @@ from clip_ood.detectors.bank import Bank
 from clip_ood.detectors.detector import Detector, score_together
 from clip_ood.detectors.statistic import statistics_of
 from clip_ood.errors import UserError
-from clip_ood.files.pictures import as_picture, decode, read_image
+from clip_ood.features.identity import SIZE, identity_of, pairs
+from clip_ood.files.pictures import as_picture, decode, read_bytes
 from clip_ood.model import classify, encode, linear
 from clip_ood.outputs import Outputs
 
 OneImage = str | Path | Image.Image | bytes | BinaryIO | Tensor
+
+
+@dataclass(frozen=True)
+class Neighbour:
+    """An ID image of the run, by its path as in scores.parquet, and its cosine to another image."""
+
+    path: str
+    cosine: float
 
 
 @dataclass(frozen=True)
@@ -37,7 +47,9 @@ class Prediction:
     path: the file's path, None for a picture that came without one; is_ood: p_value ≤ 1 − accept, or what fdr decides over all
     images (None before it does); score: higher = more in-distribution; p_value: the share of ID images that would score as low, see `clip_ood.calibration`; predicted_class and
     its confidence: from what the predictor's `class_predictor` names, so that confidence is the probability of the head or the
-    text embeddings, or the share of the neighbours' votes; both are None without classes.
+    text embeddings, or the share of the neighbours' votes; both are None without classes; copy_of: the path of the run's own ID image
+    that this one is a copy of, whose score is by what has not seen it if the run was cross-fitted or the detector is knn, else None;
+    nearest: the nearest ID images, if they were asked for.
     """
 
     path: str | None
@@ -47,12 +59,15 @@ class Prediction:
     predicted_class: str | None
     confidence: float | None
     detector: str
+    copy_of: str | None = None
+    nearest: tuple[Neighbour, ...] | None = None
 
 
 @dataclass(frozen=True)
 class BatchPredictions:
     """The judgements of K detectors on B images, as tensors on the CPU: scores (B, K) float32, p_values (B, K) float64, is_ood
-    (B, K) bool, None if fdr decides later; classes (B,) int64 and confidence (B,) float64, both None without classes.
+    (B, K) bool, None if fdr decides later; classes (B,) int64 and confidence (B,) float64, both None without classes; copies, the place
+    among the run's ID images of that which each is a copy of (B,), −1 for none; cosines of the nearest ID images (B, N) and their rows.
     """
 
     scores: Tensor
@@ -60,6 +75,9 @@ class BatchPredictions:
     is_ood: Tensor | None
     classes: Tensor | None
     confidence: Tensor | None
+    copies: np.ndarray
+    cosines: Tensor | None = None
+    neighbours: Tensor | None = None
 
 
 class Predictor(nn.Module):
@@ -67,8 +85,8 @@ class Predictor(nn.Module):
 
     An image is OOD if its score is below the detector's threshold; `decisions` has one threshold for each detector. With `fdr`,
     there is none: the images of a call are decided together, by `benjamini_hochberg` of their p-values. Images are encoded once,
-    in batches of `batch_size`; detectors that search the bank share one search.
-    Raises: ValueError for a detector that the run does not have, and for too few val images for `accept` or `fdr`.
+    in batches of `batch_size`; detectors that search the bank share one search. `nearest` ID images are named for each, if the folder holds
+    a bank. Raises: ValueError for a detector that the run does not have, and for too few val images for `accept` or `fdr`.
     """
 
     def __init__(
@@ -78,6 +96,7 @@ class Predictor(nn.Module):
         detector: str | Sequence[str] | None = None,
         accept: float | None = None,
         fdr: float | None = None,
+        nearest: int = 0,
     ) -> None:
         super().__init__()
         self.columns = saved.chosen(detector)
@@ -91,13 +110,19 @@ class Predictor(nn.Module):
         self.backbone, self.detectors = backbone, nn.ModuleList(saved.detectors(self.columns).values())
         self.class_predictor = saved.class_predictor
         self.by = HEAD if self.class_predictor is None else self.class_predictor.by
+        self.images, self.nearest = saved.bank_images(), nearest
         self.bank, bank_labels = None, None
-        if self.by == KNN:  # the detectors' own bank, if they have one
+        if self.by == KNN or nearest:  # the detectors' own bank, if they have one
             searched = (each for each in self.detectors if each.searches)
             banks = [
                 each for detector in searched for each in statistics_of(detector).values() if isinstance(each, Bank)
             ]
-            self.bank, bank_labels = next(iter(banks), None) or saved.bank(), saved.bank_labels()
+            self.bank = next(iter(banks), None) or saved.bank()
+            self.bank.expect(nearest)
+        if self.by == KNN:
+            bank_labels = saved.bank_labels()
+        if nearest and (self.images is None or not 0 < nearest < len(self.bank)):
+            raise UserError(_no_neighbours(saved, nearest, self.bank))
         self.register_buffer("bank_labels", bank_labels, persistent=False)
         for name in ("weight", "bias", "text_embeddings"):
             self.register_buffer(name, getattr(saved.reference, name), persistent=False)
@@ -155,9 +180,11 @@ class Predictor(nn.Module):
             images = [images]
         predictions = []
         for batch in _batches(images, self.batch_size):
-            pixels = torch.stack([self.backbone.transform(_picture(each)) for each in batch])
+            pictures, contents = zip(*map(_picture, batch), strict=True)
+            pixels = torch.stack([self.backbone.transform(each) for each in pictures])
             names = [str(each) if isinstance(each, str | Path) else None for each in batch]
-            predictions += self.predictions(self.predict(self.outputs(pixels.to(self.device))), names)
+            judged = self.predict(self.outputs(pixels.to(self.device)), pairs(contents))
+            predictions += self.predictions(judged, names)
         if self.fdr is None:
             return predictions
         flagged = cutoffs(((each.detector, each.p_value) for each in predictions), self.fdr)
@@ -177,13 +204,25 @@ class Predictor(nn.Module):
         with torch.autocast(pixels.device.type, dtype=self.autocast, enabled=self.autocast is not None):
             return encode(self.backbone, pixels).map(lambda value: value.to(self.dtype))
 
-    def predict(self, outputs: Outputs) -> BatchPredictions:
-        """Returns scores, p-values and classes of some images."""
-        vote = [] if self.bank is None else [lambda rows: voted(rows, self.bank, self.bank_labels)]
-        values = [value.cpu() for value in score_together(list(self.detectors), outputs, vote)]
-        scores = values[: len(self.detectors)]
-        if vote:
-            classes, confidence = values[-1][:, 0].long(), values[-1][:, 1]
+    def predict(self, outputs: Outputs, contents: np.ndarray | None = None) -> BatchPredictions:
+        """Returns scores, p-values and classes of some images, whose files have `contents` (B, 2), 0 where that is not known."""
+        copies = np.full(len(outputs), -1)
+        if self.images is not None and contents is not None:
+            copies = self.images.find(contents)
+        if (copies >= 0).any():
+            outputs = replace(outputs, copy_of=self.images.copies(copies).to(outputs.features.device))
+        further = {}
+        if self.by == KNN:
+            further["vote"] = lambda rows: voted(rows, self.bank, self.bank_labels)
+        if self.nearest:
+            further["nearest"] = lambda rows: torch.stack(self.bank.nearest(rows, self.nearest), dim=2).double()
+        values = [value.cpu() for value in score_together(list(self.detectors), outputs, list(further.values()))]
+        scores, asked = values[: len(self.detectors)], dict(zip(further, values[len(self.detectors) :], strict=True))
+        if self.images is not None:
+            scores = [self.images.out_of_sample(copies, *each) for each in zip(self.columns, scores, strict=True)]
+        cosines, neighbours = (None, None) if not self.nearest else asked["nearest"].unbind(2)
+        if self.by == KNN:
+            classes, confidence = asked["vote"][:, 0].long(), asked["vote"][:, 1]
         else:
             predicted = predict(outputs, self.text_embeddings, self.logit_scale, self.by)
             classes, confidence = (None, None) if predicted is None else (value.cpu() for value in predicted)
@@ -191,7 +230,7 @@ class Predictor(nn.Module):
         scores, p_values = torch.stack(scores, dim=1), torch.stack(p_values, dim=1)  # (B, K)
         thresholds = [decision.threshold for decision in self.decisions]
         is_ood = None if self.fdr is not None else scores < torch.tensor(thresholds, dtype=scores.dtype)
-        return BatchPredictions(scores, p_values, is_ood, classes, confidence)
+        return BatchPredictions(scores, p_values, is_ood, classes, confidence, copies, cosines, neighbours)
 
     def predictions(self, judged: BatchPredictions, names: list[str | None]) -> list[Prediction]:
         """Returns a Prediction for each image and detector, image by image."""
@@ -206,9 +245,19 @@ class Predictor(nn.Module):
         scores, p_values = judged.scores.tolist(), judged.p_values.tolist()
         undecided = [[None] * len(self.decisions)] * len(names)
         is_ood = undecided if judged.is_ood is None else judged.is_ood.tolist()
+        copies = [None if place < 0 else self.images.paths[place] for place in judged.copies.tolist()]
+        nearest = empty if judged.cosines is None else self._neighbours(judged.cosines, judged.neighbours.long())
+        about = [(classes[i], confidence[i]) for i in range(len(names))]
         return [
-            Prediction(names[i], is_ood[i][k], scores[i][k], p_values[i][k], classes[i], confidence[i], decision.column)
+            Prediction(
+                names[i], is_ood[i][k], scores[i][k], p_values[i][k], *about[i], decision.column, copies[i], nearest[i]
+            )
             for i, (k, decision) in product(range(len(names)), enumerate(self.decisions))
+        ]
+
+    def _neighbours(self, cosines: Tensor, rows: Tensor) -> list[tuple[Neighbour, ...]]:
+        return [
+            tuple(map(Neighbour, self.images.names(of), each)) for of, each in zip(rows, cosines.tolist(), strict=True)
         ]
 
 
@@ -221,6 +270,7 @@ def load(
     trust_classes: bool = False,
     allow_download: bool = False,
     fdr: float | None = None,
+    nearest: int = 0,
 ) -> Predictor:
     """Loads the predictor of a finished run, or of a copy of its folder detector/.
 
@@ -231,21 +281,35 @@ def load(
     encoder's weights, if it is not where the run had them; trust_classes: lets the folder import detector classes that are not
     part of this project; allow_download: lets weights that the local cache lacks be downloaded from where the run had them
     (otherwise no host is contacted); fdr: instead of accept, the false discovery rate at which the images of each call are
-    flagged together.
+    flagged together; nearest: how many of the nearest ID images each prediction names.
     Raises: DetectorFolderError for a folder that cannot be used, ValueError as `Predictor` does.
     """
     saved = SavedDetector(Path(place), trust_classes)
     decisions_of(saved, saved.chosen(detector), accept, fdr)  # raises before the encoder is loaded
-    return Predictor(saved, saved.backbone(encoder, allow_download), detector, accept, fdr).to(device)
+    return Predictor(saved, saved.backbone(encoder, allow_download), detector, accept, fdr, nearest).to(device)
 
 
-def _picture(image: OneImage) -> Image.Image:
+def _no_neighbours(saved: SavedDetector, nearest: int, bank: Bank) -> str:
+    if saved.bank_images() is None:
+        return (
+            f"{saved.folder} does not say which ID images it holds, so that none can be named: run the experiment again"
+        )
+    return f"nearest = {nearest}, expected 1 to {len(bank) - 1}: {saved.folder} holds {len(bank)} ID images"
+
+
+def _picture(image: OneImage) -> tuple[Image.Image, bytes]:
+    """Returns the picture, and the identity of its file's content, zeros if there is no file."""
     if isinstance(image, str | Path):
-        return read_image(Path(image))
+        with BytesIO(read_bytes(Path(image))) as file:
+            return decode(file), identity_of(file.getvalue())
+    if isinstance(image, bytes):
+        return decode(BytesIO(image)), identity_of(image)
+    return _without_file(image), bytes(SIZE)
+
+
+def _without_file(image: OneImage) -> Image.Image:
     if isinstance(image, Image.Image):
         return as_picture(image)
-    if isinstance(image, bytes):
-        return decode(BytesIO(image))
     if isinstance(image, IOBase):
         return decode(image)
     if not isinstance(image, Tensor):

@@ -61,7 +61,7 @@ def save_detector(
     predictor: ClassPredictor | None = None,
     bank_labels: Tensor | None = None,
 ) -> None:
-    """Writes everything except the bank, whose parts already lie in `folder`; the manifest is written last.
+    """Writes everything except the bank and its images, which already lie in `folder`; the manifest is written last.
 
     calibration: those of the detectors by name, None or empty if there are no ID val images; about: what the manifest says besides what
     is needed (run, method, batch_size of images); trained: the encoder, if the run changed it; predictor: what predicts classes
@@ -118,9 +118,11 @@ def add_encoder(saved: SavedDetector, encoder: str | None = None, allow_download
 
 
 def _entry(name: str, detector: Detector, calibration: Mapping[str, Calibration] | None) -> dict[str, Any]:
-    choice = calibration[name].choice if calibration else None
     entry = {"column": name, "spec": detector.spec, "notes": detector.notes}
-    return entry if choice is None else entry | {"choice": asdict(choice)}
+    if not calibration:
+        return entry
+    choice, by = calibration[name].choice, calibration[name].by
+    return entry | {"calibrated_by": by} | ({} if choice is None else {"choice": asdict(choice)})
 
 
 def _obstacle(detector: Detector, reference: Reference) -> str | None:

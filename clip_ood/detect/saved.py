@@ -3,6 +3,7 @@
 detector.json             what it is: encoder, classes, detectors, thresholds, versions, the SHA-256 of every other file
 state.safetensors         text embeddings, head, what each detector learnt, the calibration scores
 bank-00000.safetensors    the features of ID training images, a file a process (only where a detector searches them)
+bank.parquet              the names of ID training images, hashes of their content, and scores by what has not seen them
 encoder/                  the image encoder's weights, if the user asked for them or the run trained them
 """
 
@@ -29,6 +30,7 @@ from clip_ood.backbones.names import check_model
 from clip_ood.backbones.spec import ImageSpec
 from clip_ood.calibration import Calibration, Choice
 from clip_ood.class_predictions import ClassPredictor
+from clip_ood.detect.bank_images import FILE, BankImages
 from clip_ood.detect.manifest import ENCODER, MANIFEST, STATE, DetectorFolderError, find_folder, read_manifest
 from clip_ood.detectors.bank import Bank
 from clip_ood.detectors.build import build_detectors
@@ -200,8 +202,9 @@ class SavedDetector:
         with self._fitting(STATE):
             check_finite({column: scores})
             check_shapes({column: scores}, {column: "n"}, {})
-        choice = next(each for each in self.manifest["detectors"] if each["column"] == column).get("choice")
-        return Calibration(scores, None if choice is None else Choice(**choice))
+        entry = next(each for each in self.manifest["detectors"] if each["column"] == column)
+        choice = entry.get("choice")
+        return Calibration(scores, None if choice is None else Choice(**choice), entry.get("calibrated_by", "split"))
 
     def backbone(self, encoder: str | None = None, allow_download: bool = False) -> Backbone:
         """Loads the image encoder: from the folder if it is there, otherwise as the run named it.
@@ -252,6 +255,14 @@ class SavedDetector:
                 f"{spec.model} is not the encoder of {self.folder}: it differs in {', '.join(differ)} "
                 f"({_json(expected.get(differ[0]))} → {_json(found.get(differ[0]))}), and thresholds would mean nothing"
             )
+
+    def bank_images(self) -> BankImages | None:
+        """Loads the names and contents of the ID training images; None if the folder has none, as those of earlier versions."""
+        if FILE not in self.manifest["files"]:
+            return None
+        self._check(FILE)
+        with self._fitting(FILE):
+            return BankImages.read(self.folder / FILE)
 
     def bank(self) -> Bank:
         """Loads the features of the ID training images."""

@@ -37,6 +37,7 @@ class Detector(nn.Module):
     portable: ClassVar[bool] = True  # `state` is all that scoring needs beside parameters, reference and bank
     searches: ClassVar[bool] = True  # scoring looks into its Bank, if it has one; False where only the fit does
     leaves_one_out: ClassVar[bool] = False  # an image of the bank gets, given `copy_of`, the score of a bank without it
+    monotone: ClassVar[bool] = False  # more images in the bank never lower a score
     spec: Mapping[str, Any] | None = None  # how a config asks for it, where one did
 
     def __init__(self, reference: Reference | None = None) -> None:

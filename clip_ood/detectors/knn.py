@@ -35,6 +35,7 @@ class KNN(Detector):
     name: ClassVar[str] = "knn"
     requires: ClassVar[tuple[str, ...]] = ("features",)
     leaves_one_out: ClassVar[bool] = True
+    monotone: ClassVar[bool] = True
 
     def __init__(self, reference: Reference | None = None, *, k: int | float = 1, kth: bool = False) -> None:
         super().__init__(reference)

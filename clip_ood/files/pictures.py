@@ -71,10 +71,14 @@ def read_image(path: Path) -> Image.Image:
     Raises: UnreadableImage for a file that is not a whole image, OSError for a file that cannot be read (missing, not permitted)
     or that is not a regular file (reading a pipe would wait forever).
     """
+    return decode(io.BytesIO(read_bytes(path)))
+
+
+def read_bytes(path: Path) -> bytes:
+    """Reads a file. Raises: OSError for one that cannot be read or that is not a regular file."""
     if not path.is_dir() and not S_ISREG(path.stat().st_mode):
         raise OSError(EINVAL, "it is no file that can be read to its end", str(path))
-    with path.open("rb") as file:
-        return decode(file)
+    return path.read_bytes()
 
 
 def decode(file: BinaryIO) -> Image.Image:

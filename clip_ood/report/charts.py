@@ -59,15 +59,15 @@ def histogram(sets: list[ScoredSet], detector: str, threshold: float) -> Markup:
         for number, values in enumerate(scores):
             counts, _ = np.histogram(values, edges)
             density = counts / len(values) / np.diff(edges)
-            axes.stairs(density, edges, fill=True, color=_colour(number), alpha=0.28 if number == 0 else 0.1)
-            axes.stairs(density, edges, color=_colour(number), linestyle=_dash(number), linewidth=1.1)
+            axes.stairs(density, edges, fill=True, color=colour(number), alpha=0.28 if number == 0 else 0.1)
+            axes.stairs(density, edges, color=colour(number), linestyle=_dash(number), linewidth=1.1)
         axes.axvline(threshold, color=_INK, linestyle=(0, (3, 2)), linewidth=0.9)
         axes.set(
             yticks=[], xlabel="score", ylabel="density", xlim=(min(edges[0], threshold), max(edges[-1], threshold))
         )
         axes.locator_params(axis="x", nbins=4)
 
-    return _svg(draw, f"histogram {detector}")
+    return svg(draw, f"histogram {detector}")
 
 
 def roc(id_test: ScoredSet, ood: list[ScoredSet], detector: str, threshold: float) -> Markup:
@@ -79,12 +79,12 @@ def roc(id_test: ScoredSet, ood: list[ScoredSet], detector: str, threshold: floa
         kept = 100 * id_test.accepted(detector, threshold) / len(id_test)
         for number, each in enumerate(ood, start=1):
             fpr, tpr = thin(*roc_curve(inside, torch.from_numpy(each.scores[detector])), POINTS)
-            axes.plot(100 * fpr, 100 * tpr, color=_colour(number), linestyle=_dash(number))
+            axes.plot(100 * fpr, 100 * tpr, color=colour(number), linestyle=_dash(number))
             passed = 100 * each.accepted(detector, threshold) / len(each)
-            axes.plot(passed, kept, "o", color=_colour(number), markersize=3.5)
+            axes.plot(passed, kept, "o", color=colour(number), markersize=3.5)
         axes.set(xlabel="OOD accepted (%)", ylabel="ID accepted (%)", **_SHARES)
 
-    return _svg(draw, f"roc {detector}")
+    return svg(draw, f"roc {detector}")
 
 
 def precision_recall(id_test: ScoredSet, ood: list[ScoredSet], detector: str) -> Markup:
@@ -94,13 +94,14 @@ def precision_recall(id_test: ScoredSet, ood: list[ScoredSet], detector: str) ->
         inside = torch.from_numpy(id_test.scores[detector])
         for number, each in enumerate(ood, start=1):
             recall, precision = thin(*pr_curve(inside, torch.from_numpy(each.scores[detector])), POINTS)
-            axes.plot(100 * recall, 100 * precision, color=_colour(number), linestyle=_dash(number))
+            axes.plot(100 * recall, 100 * precision, color=colour(number), linestyle=_dash(number))
         axes.set(xlabel="recall of ID (%)", ylabel="precision of ID (%)", **_SHARES)
 
-    return _svg(draw, f"pr {detector}")
+    return svg(draw, f"pr {detector}")
 
 
-def _colour(number: int) -> str:
+def colour(number: int) -> str:
+    """Returns what stands in matplotlib for the page's colour of the set at a place."""
     return f"#0d00{colour_of(number):02d}"
 
 
@@ -108,7 +109,8 @@ def _dash(number: int) -> str:
     return DASHES[0 if number == 0 else (number - 1) // (COLOURS - 1) % len(DASHES)]
 
 
-def _svg(draw: Callable[[Axes], None], salt: str) -> Markup:
+def svg(draw: Callable[[Axes], None], salt: str) -> Markup:
+    """Returns what `draw` puts on axes as inline SVG in the page's colours; equal charts with the same `salt` are equal byte for byte."""
     with matplotlib.rc_context(_STYLE | {"svg.hashsalt": salt}):
         figure = Figure((3.4, 2.4))
         axes = figure.add_axes((0.14, 0.17, 0.83, 0.79))

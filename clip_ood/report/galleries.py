@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from clip_ood.data.benchmark import Benchmark
+from clip_ood.data.image_list import ImageList
 from clip_ood.runs.scores import ScoredSet
 
 SHOWN = 8  # images in a row
@@ -78,6 +79,11 @@ def _thumbnail(benchmark: Benchmark, each: ScoredSet, row: int) -> str:
     place = next((place for place in part.rows if images.names[place] == each.paths[row]), None)
     if place is None:
         raise FileNotFoundError("the image set does not list it any more")
+    return thumbnail(images, place)
+
+
+def thumbnail(images: ImageList, place: int) -> str:
+    """Returns a small picture of an image as a data URI. Raises OSError and UnreadableImage for one that cannot be read."""
     image = images.read(place)
     image.thumbnail((SIDE, SIDE))
     file = io.BytesIO()

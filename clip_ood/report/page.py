@@ -6,7 +6,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from jinja2 import Environment, PackageLoader, StrictUndefined
+from jinja2 import ChoiceLoader, Environment, FileSystemLoader, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
 from clip_ood.files.writing import write_text
@@ -15,7 +15,12 @@ from clip_ood.terminal.shown import shown
 
 def write_page(path: Path, template: str, **values: Any) -> None:
     """Fills a template of `templates/`, with every value escaped, into the file `path`, whole or not at all."""
-    write_text(path, _environment().get_template(template).render(values))
+    write_text(path, render(template, **values))
+
+
+def render(template: str, also: Path | None = None, **values: Any) -> str:
+    """Fills a template of `templates/`, or of the folder `also`, with every value escaped."""
+    return _environment(also).get_template(template).render(values)
 
 
 def percent(value: float | None, digits: int = 1) -> str:
@@ -32,20 +37,20 @@ def number(value: float) -> str:
     return (f"{value:,.0f}" if 1e4 <= abs(value) < 1e9 else f"{value:#.4g}").replace("-", "−")
 
 
-def _for_people(value: Any) -> Any:
+def for_people(value: Any) -> Any:
     """Returns text as it may be shown; what is HTML already was made safe piece by piece."""
     return shown(value) if isinstance(value, str) and not isinstance(value, Markup) else value
 
 
 @cache
-def _environment() -> Environment:
+def _environment(also: Path | None = None) -> Environment:
     environment = Environment(
-        loader=PackageLoader("clip_ood.report"),
+        loader=ChoiceLoader([PackageLoader("clip_ood.report"), *([FileSystemLoader(also)] if also else [])]),
         autoescape=True,  # anybody may have chosen the names of files, sets and classes
         undefined=StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.finalize = _for_people
+    environment.finalize = for_people
     environment.filters |= {"percent": percent, "number": number}
     return environment

@@ -15,6 +15,7 @@ from clip_ood.report.charts import colour_of, histogram, precision_recall, roc
 from clip_ood.report.galleries import accepted_ood, rejected_id
 from clip_ood.report.page import write_page
 from clip_ood.report.results import Results, Value, all_metrics, mean_row, tables, value
+from clip_ood.report.suspects import answer
 from clip_ood.runs.files import read_results
 from clip_ood.runs.results_table import intervals_told, left_out, missing_seeds, remarks, told
 from clip_ood.runs.run_folder import REPORT
@@ -56,6 +57,7 @@ def write_report(folder: Path, benchmark: Benchmark) -> Path:
     panels = [_panel(results, scored, name, chosen.of[name]) for name in id_test.scores]
     galleries = [find(scored, default, chosen.of[default], benchmark) for find in (accepted_ood, rejected_id)]
     found = {"panels": panels, "how": chosen.how, "accepted_ood": galleries[0], "rejected_id": galleries[1]}
+    found["answer"] = answer(folder, benchmark)
     return _write(folder, results, default, seeds=None, **found)
 
 
@@ -65,7 +67,8 @@ def write_seeds_report(folder: Path) -> Path:
     pages = {seed: f"seed-{seed}/{REPORT}" for seed in results["seeds"]}
     there = {seed: page for seed, page in pages.items() if (folder / page).is_file()}
     detectors = list(dict.fromkeys(row["detector"] for row in results["rows"]))
-    return _write(folder, results, default_detector(results["calibration"] or [], detectors), seeds=there)
+    default = default_detector(results["calibration"] or [], detectors)
+    return _write(folder, results, default, seeds=there, answer=None)
 
 
 def default_detector(calibrations: list[dict[str, Any]], detectors: list[str]) -> str | None:

@@ -68,6 +68,29 @@ class Trained(Record):
     most: Number
 
 
+class Ranked(Record):
+    """What suspects.csv and groups.csv hold."""
+
+    images: Count
+    groups: list[Count]
+
+
+class HeldOutGroup(Record):
+    """A group of classes whose images played OOD images, and the AUROC of each detector."""
+
+    classes: list[Text]
+    n_id: Count
+    n_ood: Count
+    auroc: dict[Text, Share]
+
+
+class HeldOut(Record):
+    """The groups of classes that were held out, and the mean AUROC over them by detector, the highest first."""
+
+    groups: Annotated[list[HeldOutGroup], Field(min_length=1)]
+    mean: dict[Text, Share]
+
+
 class PseudoLabels(Record):
     images: Annotated[float, Field(gt=0)]
     passed: Number
@@ -107,6 +130,14 @@ class Dropped(Record):
     total: Count
 
 
+class Decided(Record):
+    """How many images were rejected and relabelled by data.decisions, and how many decisions are about images that are gone."""
+
+    rejected: Count
+    relabelled: Count
+    gone: Count
+
+
 class NegativeWords(Record):
     file: Text
     sha256: Text
@@ -143,7 +174,10 @@ class Finished(Record):
     sweep: list[Head] | None
     negative_words: NegativeWords | None = None
     shared_images: list[Shared] = []
+    suspects: Ranked | None = None
+    held_out: HeldOut | None = None
     dropped: list[Dropped] = []
+    decisions: Decided | None = None
     versions: dict[Text, Text] | None = None
     accuracy: Share | None
     knn_accuracy: Share | None
@@ -250,8 +284,11 @@ def read_scores(path: Path, columns: Sequence[str] | None = None) -> pa.Table:
                 raise Unfit(f"its column {name!r} holds other things than finite scores")
         if columns is None:
             pairs = set(zip(table["set"].to_pylist(), table["role"].to_pylist(), strict=True))
-            if len(pairs) != len({name for name, _ in pairs}) or [role for _, role in pairs].count("id") != 1:
-                raise Unfit("its sets have no one role each, or none is the ID test set")
+            roles = [role for _, role in pairs]
+            if len(pairs) != len({name for name, _ in pairs}) or ("id" not in roles and "train" not in roles):
+                raise Unfit("its sets have no one role each, or none has ID images")
+            if max(roles.count("id"), roles.count("train")) > 1:
+                raise Unfit("several of its sets are the ID test set")
         return table
 
 

@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import shlex
 import sys
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from clip_ood.process.called import called
 from clip_ood.process.lost import reason
 from clip_ood.process.shortages import Shortage, lack
 from clip_ood.process.stopping import FAILED, Stopped, ending
-from clip_ood.runs.run_folder import CONFIG, FINISHED, is_follower, seed_folder, unreported
+from clip_ood.runs.run_folder import CONFIG, FINISHED, GROUPS, SUSPECTS, is_follower, seed_folder, unreported
 from clip_ood.terminal.shown import one_line
 
 MADE = ("checkpoints/*.ckpt", "*/checkpoints/*.ckpt")  # checkpoints of a run and of its seeds
@@ -119,3 +120,24 @@ def after_run(folder: Path, seeds: list[int], judges: bool, tested: bool) -> str
         )
     compared = [*called("eval").split(), "--compare", str(folder), str(folder.with_name("OTHER"))]
     return next_step(compared, "show it beside another run")
+
+
+def suspects_told(folder: Path, ranked: Mapping[str, Any]) -> str:
+    """Says where a run's images are ranked, and how many groups lie apart."""
+    groups = ranked["groups"]
+    apart = f"{len(groups)} {'group lies' if len(groups) == 1 else 'groups lie'} apart ({', '.join(f'{size:,}' for size in groups[:5])}"
+    apart += " images)" if len(groups) <= 5 else ", … images)"
+    return (
+        f"Suspects: {folder / SUSPECTS} ranks {ranked['images']:,} images, most suspect first; "
+        f"{apart + f', see {folder / GROUPS}' if groups else 'no group lies apart'}"
+    )
+
+
+def held_out_told(held_out: Mapping[str, Any]) -> str:
+    """Says which detectors told classes that were held out from the others best.
+
+    >>> held_out_told({"groups": [{}, {}], "mean": {"knn": 0.951, "mcm": 0.8}})
+    'With classes held out as OOD images (2 groups), mean AUROC: knn 95.1, mcm 80.0'
+    """
+    best = ", ".join(f"{name} {100 * value:.1f}" for name, value in list(held_out["mean"].items())[:4])
+    return f"With classes held out as OOD images ({len(held_out['groups'])} groups), mean AUROC: {best}"

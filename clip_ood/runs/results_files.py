@@ -39,6 +39,7 @@ def write_results(folder: Path, results: Results, about: dict[str, Any], benchma
         write_sweep(folder / "sweep.csv", about["sweep"])
     content = {
         **about,
+        "decisions": benchmark.decided and benchmark.decided.about(),
         "accuracy": results.accuracy,
         "knn_accuracy": results.knn_accuracy,
         "omitted": [asdict(omitted) for omitted in results.omitted],

@@ -18,6 +18,7 @@ from clip_ood.naming import folder_fault, one_text
 from clip_ood.process.called import called
 from clip_ood.process.locks import alone
 from clip_ood.process.ranks import is_first
+from clip_ood.review.decisions_file import FILE as DECISIONS
 from clip_ood.terminal.shown import say
 
 if TYPE_CHECKING:
@@ -31,6 +32,8 @@ SCORES = "scores.parquet"
 REPORT = "report.html"
 UNREADABLE = "unreadable.csv"  # the images that were left out
 LEAKS = "leaks.csv"  # the images that stand in several sets, or several times in one
+SUSPECTS = "suspects.csv"  # the training images, most suspect first, if they were scored
+GROUPS = "groups.csv"  # the groups among them that lie apart
 
 
 @contextmanager
@@ -52,7 +55,7 @@ def chosen_folder(root: Path, name: str, resume: bool = False, overwrite: bool =
 def choose_folder(root: Path, name: str, resume: bool = False, overwrite: bool = False) -> Path:
     """Returns the folder `root/name` for a run, or `root/name-2` … if a finished run has that name already.
 
-    `overwrite` sets aside what is there, if it is a run (see `replacing`). Raises: ConfigError for an unfinished run, unless
+    `overwrite` sets aside what is there, if it is a run (see `replacing`), but for its decisions.csv, which stays. Raises: ConfigError for an unfinished run, unless
     it is to be resumed or overwritten, for `resume` without one, for both at once, and for a name that some systems take for
     another one's.
     """
@@ -60,10 +63,13 @@ def choose_folder(root: Path, name: str, resume: bool = False, overwrite: bool =
     if overwrite and not is_follower() and (root / name / CONFIG).is_file():
         aside = _aside(root / name)
         if aside.is_dir() and not (root / name / FINISHED).is_file():  # a run was killed while it replaced another
+            _move_decisions(root / name, aside)
             shutil.rmtree(root / name)
         else:
             shutil.rmtree(aside, ignore_errors=True)
             (root / name).rename(aside)
+    if overwrite and not is_follower():
+        _move_decisions(_aside(root / name), root / name)
     if is_follower():
         folder = _free(root, name, overwrite)
         check_twin(folder)
@@ -157,6 +163,7 @@ def replacing(folder: Path) -> Iterator[None]:
                 for listed in folder.rglob(UNREADABLE):
                     kept = listed.replace(folder.with_name(f"{folder.name}.{UNREADABLE}"))
                     say(f"The list of the images that could not be read is kept in {kept}")
+                _move_decisions(folder, aside)
                 shutil.rmtree(folder, ignore_errors=True)
                 aside.rename(folder)
             else:
@@ -164,6 +171,13 @@ def replacing(folder: Path) -> Iterator[None]:
         raise
     if not is_follower():
         shutil.rmtree(aside, ignore_errors=True)
+
+
+def _move_decisions(source: Path, target: Path) -> None:
+    """Moves what people decided from one folder to the other, unless there is some already."""
+    if (source / DECISIONS).is_file() and not (target / DECISIONS).exists():
+        target.mkdir(parents=True, exist_ok=True)
+        (source / DECISIONS).replace(target / DECISIONS)
 
 
 def _aside(folder: Path) -> Path:

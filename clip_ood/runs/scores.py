@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -49,7 +49,10 @@ class Thresholds:
 
 
 def read_scores(path: Path) -> list[ScoredSet]:
-    """Returns the sets of a scores.parquet that results are reported on, in its order, with detectors named by its columns."""
+    """Returns the sets of a scores.parquet that results are reported on, in its order, with detectors named by its columns.
+
+    Training images have the role id where there are no ID test images.
+    """
     table = run_files.read_scores(path)
     detectors = [name for name in table.column_names if name not in ABOUT]
     sets = []
@@ -60,6 +63,8 @@ def read_scores(path: Path) -> list[ScoredSet]:
         images = rows[IMAGE].to_pylist() if known else None
         about = (paths_of(rows), images, *(rows[column].to_pylist() for column in ("label", "prediction")))
         sets.append(ScoredSet(name, rows["role"][0].as_py(), *about, scores))
+    if all(each.role != "id" for each in sets):
+        sets = [replace(each, role="id") if each.role == "train" else each for each in sets]
     return [each for each in sets if each.role in ("id", "csid", "ood")]
 
 
@@ -69,7 +74,8 @@ def thresholds(calibration: dict[str, Any] | None, id_test: ScoredSet) -> Thresh
     Raises: ValueError if the calibration lacks a detector.
     """
     if calibration and calibration["thresholds"]:
-        about = "about " if calibration["default"] in calibration.get("chosen", {}) else ""
+        about = calibration.get("claim", "about " if calibration["default"] in calibration.get("chosen", {}) else "")
+        on = "ID images, each scored without it" if calibration.get("on") == "train" else "ID val images"
         expected = (
             f", where {about}{100 * calibration['expected']:.1f}\N{NO-BREAK SPACE}% are expected to pass"
             if calibration["expected"]
@@ -81,7 +87,7 @@ def thresholds(calibration: dict[str, Any] | None, id_test: ScoredSet) -> Thresh
                 f"{called('eval')} --run RUN"
             )
         accept, n = calibration["accept"], calibration["n"]
-        how = f"is calibrated to accept {100 * accept:g}\N{NO-BREAK SPACE}% of new ID images or more, on {n} ID val images{expected}"
+        how = f"is calibrated to accept {100 * accept:g}\N{NO-BREAK SPACE}% of new ID images or more, on {n} {on}{expected}"
         return Thresholds(calibration["thresholds"], how)
     why = "the run holds no calibration on ID val images"
     if calibration:

@@ -39,6 +39,7 @@ def summarise(folder: Path, seeds: list[int]) -> Results:
         "negative_words": _same([results.get("negative_words") for results in found]),
         "shared_images": _by_seed({seed: results.get("shared_images") or [] for seed, results in of_seed.items()}),
         "dropped": _by_seed({seed: results.get("dropped") or [] for seed, results in of_seed.items()}),
+        "decisions": _same([results.get("decisions") for results in found]),
         "versions": _versions([results.get("versions") or {} for results in found]),
         "calibration": _by_seed({seed: _listed(results.get("calibration")) for seed, results in of_seed.items()})
         or None,

@@ -1,0 +1,49 @@
+"""Makes the application: its guard, its style and script, and the routes that it is given."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from fastapi import APIRouter, FastAPI, Request
+from fastapi.responses import JSONResponse, Response
+
+from clip_ood.errors import UserError
+from clip_ood.report.page import for_people, render
+from clip_ood.serve.access import Access, Guard
+
+TEMPLATES = Path(__file__).parent / "templates"
+
+
+def create_app(access: Access, routers: Sequence[APIRouter]) -> FastAPI:
+    """Returns an application with these routes, for those whom `access` allows.
+
+    What a user can mend (`UserError`) is answered with status 409 and its message; no documentation of the routes is served.
+    """
+    app = FastAPI(docs_url=None, redoc_url=None, openapi_url=None)
+    app.add_middleware(Guard, access=access)
+    app.add_exception_handler(UserError, _told)
+    app.add_exception_handler(OSError, _told)
+    for router in (_files(), *routers):
+        app.include_router(router)
+    return app
+
+
+def _told(request: Request, error: Exception) -> JSONResponse:
+    return JSONResponse({"error": for_people(str(error))}, 409)
+
+
+def _files() -> APIRouter:
+    router = APIRouter()
+    style = render("style.css") + (TEMPLATES / "review.css").read_text(encoding="utf-8")
+    script = (TEMPLATES / "review.js").read_text(encoding="utf-8")
+
+    @router.get("/style.css")
+    def style_sheet() -> Response:
+        return Response(style, media_type="text/css")
+
+    @router.get("/review.js")
+    def review_script() -> Response:
+        return Response(script, media_type="text/javascript")
+
+    return router

@@ -1,0 +1,43 @@
+"""Reviews a run's images in a browser."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from clip_ood.config.checks import image_sets
+from clip_ood.data.benchmark import list_set
+from clip_ood.experiments.resume import begun_with
+from clip_ood.review.decisions_file import FILE, read_decisions
+from clip_ood.review.session import Review
+from clip_ood.review.suspects_file import read_suspects
+from clip_ood.serve.application import create_app
+from clip_ood.serve.listening import access_at, listen, serve
+from clip_ood.serve.review_pages import review_routes
+from clip_ood.serve.run_images import RunImages
+from clip_ood.terminal.shown import say
+
+
+def review(run: Path, decisions: Path | None, host: str, port: int | None, by: str) -> None:
+    """Serves the review of a run until it is ended.
+
+    Decisions go to the file that is named, or else to data.decisions of the run's config, or else to decisions.csv in the run.
+    Raises: UserError for images, files or addresses that cannot be had.
+    """
+    config = begun_with(run)
+    file = decisions or config.data.decisions or run / FILE
+    if file.exists():
+        read_decisions(file)
+    suspects = read_suspects(run)
+    lists = [
+        list_set(config.data, key, spec, config.seed, download=False)
+        for key, spec in image_sets(config.data).items()
+        if key.partition(".")[0] == "id"
+    ]
+    images = RunImages(suspects, lists)
+    at = listen(host, port)
+    access = access_at(host, at.getsockname()[1])
+    app = create_app(
+        access, [review_routes(Review(suspects, file, images.load, by), images, run.resolve().name, access)]
+    )
+    say(f"Review of {len(suspects):,} images; decisions are written to {file}. Ctrl-C ends it.")
+    serve(app, at, host, access, lambda line: say(line, flush=True))
