@@ -288,7 +288,7 @@ for (const [id, act] of Object.entries({ relabel, undo, back, next })) at(id).on
 const KEYS = { k: () => one("keep"), r: () => one("reject"), s: () => one("skip"), l: relabel, u: undo, ArrowLeft: back, ArrowRight: next };
 VIEWS.forEach((name, index) => (KEYS[index + 1] = () => change(name)));
 document.addEventListener("keydown", (event) => {
-  if (event.ctrlKey || event.metaKey || event.altKey || event.target.matches("input") || at("classes").open) return;
+  if (event.ctrlKey || event.metaKey || event.altKey || event.target === at("n") || at("classes").open) return;
   const act = KEYS[event.key.length === 1 ? event.key.toLowerCase() : event.key];
   if (!act) return;
   event.preventDefault();
