@@ -36,6 +36,7 @@ PARTS = (
     "conventions",
     "statistics",
     "evaluation",
+    "label_free",
     "store",
     "gpu",
 )

@@ -10,7 +10,6 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from clip_ood.callbacks.ood_evaluation import OODEvaluation
 from clip_ood.config.schema import Config
 from clip_ood.cross_fit import CrossFit, folds, share_below
 from clip_ood.data.benchmark import Benchmark, Part
@@ -18,8 +17,7 @@ from clip_ood.detectors.build import load_class
 from clip_ood.detectors.names import read_specs
 from clip_ood.errors import ConfigError
 from clip_ood.experiments.leaks import Leaks
-from clip_ood.experiments.models import build
-from clip_ood.experiments.trainer import new_trainer
+from clip_ood.experiments.refit import refit
 from clip_ood.features.store import TextEmbeddings
 from clip_ood.features.stored_set import Features
 from clip_ood.folder.copy_groups import first_copies
@@ -79,7 +77,7 @@ def cross_fit(
     for fold in range(count):
         if not quiet:
             say(f"Cross-fitting: fold {fold + 1} of {count}", flush=True)
-        evaluation = _fit(config, _fold(benchmark, dealt, fold, sets), features, text, specs)
+        evaluation = refit(config, _fold(benchmark, dealt, fold, sets), features, text, specs)
         missing |= {
             each.detector: f"without fold {fold + 1} of {count}, it {each.reason}" for each in evaluation.suite.omitted
         }
@@ -149,38 +147,6 @@ def _fold(benchmark: Benchmark, dealt: np.ndarray, fold: int, sets: Sequence[str
     }
     parts |= {part.key: part for part in benchmark.parts.values() if part.name in sets and part.role in ("csid", "ood")}
     return replace(benchmark, parts=parts, scores_train=False)
-
-
-def _fit(
-    config: Config,
-    benchmark: Benchmark,
-    features: dict[str, Features],
-    text: TextEmbeddings | None,
-    specs: Sequence[str | Mapping[str, Any]],
-) -> OODEvaluation:
-    """Trains the head, if the method has one, and fits and scores the detectors."""
-    module, data = build(config, benchmark, features, text)
-    evaluation = OODEvaluation(
-        specs, data.evaluated, every_n_epochs=0, accept=config.evaluation.accept, intervals=False
-    )
-    settings = config.method.settings
-    ours = {
-        "max_epochs": getattr(settings, "epochs", 1),
-        "callbacks": [evaluation],
-        "enable_checkpointing": False,
-        "logger": False,
-        "use_distributed_sampler": False,
-        "num_sanity_val_steps": 0,
-        "limit_val_batches": 0,
-        "gradient_clip_val": getattr(settings, "clip_gradient", None),
-        "enable_model_summary": False,
-        "enable_progress_bar": False,
-    }
-    trainer = new_trainer(ours, config.trainer)
-    if settings.trains:
-        trainer.fit(module, datamodule=data)
-    trainer.test(module, datamodule=data, verbose=False)
-    return evaluation
 
 
 def _put(found: dict[str, Tensor], name: str, of: Scores, values: Tensor, total: int, adds: bool = False) -> None:

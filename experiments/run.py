@@ -33,6 +33,7 @@ from clip_ood.experiments.cautions import too_few_to_calibrate
 from clip_ood.experiments.checkpoints import WholeCheckpoints, check_checkpoint
 from clip_ood.experiments.cross_fit import cross_fit, without_copies
 from clip_ood.experiments.extraction import load_features, using_features
+from clip_ood.experiments.held_out import hold_out_classes
 from clip_ood.experiments.image_numbers import image_numbers
 from clip_ood.experiments.leaks import find_leaks, without
 from clip_ood.experiments.loggers import check_loggers, ending_trackers, label, make_loggers
@@ -138,6 +139,9 @@ def _run(config: Config, folder: Path, checkpoint: Path | None, benchmark: Bench
     if first.features is not None:  # a tuned encoder's widths are known only once it is loaded
         joint = None if first.embeddings is None else first.embeddings.width
         check_detectors(config, benchmark, first.features.width, joint)
+    held_out = None
+    if config.evaluation.hold_out_classes is not None:
+        held_out = hold_out_classes(config, benchmark, features, text, quiet=not trainer.is_global_zero)
     module, data = build(config, benchmark, features, text)
     evaluation.tables, evaluation.images = data.evaluated, numbers
     data.evaluate_every = every if validates else 1
@@ -165,6 +169,7 @@ def _run(config: Config, folder: Path, checkpoint: Path | None, benchmark: Bench
         "negative_words": write_words(folder, {} if text is None else text.negatives),
         **leaks.about(),
         "suspects": None,
+        "held_out": held_out,
         "predictor": (best := evaluation.results.predictor) and asdict(best),
         "versions": versions("lightning"),
     }

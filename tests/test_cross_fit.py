@@ -234,3 +234,66 @@ def test_the_number_of_folds_is_checked_first(root, folds_):
     config = tiny_clip.config(root, "odd", {"zero_shot": {}}, evaluation={"cross_fit": folds_})
     with pytest.raises(ConfigError, match="cross_fit"):
         train.main(["--config", config])
+
+
+@pytest.fixture(scope="module")
+def four(root):
+    """Four classes of twelve images."""
+    for name, source in (("a", "cat"), ("b", "dog"), ("c", "fox"), ("d", "cat")):
+        folder = root / "data/four" / name
+        folder.mkdir(parents=True)
+        for number in range(12):
+            with Image.open(root / f"data/id/{source}/{number}.png") as image:
+                image.transpose(Image.Transpose.ROTATE_90 if name == "d" else Image.Transpose.ROTATE_180).save(
+                    folder / f"{number}.png"
+                )
+    return "four"
+
+
+@pytest.mark.parametrize("method, detectors", [("zero_shot", ["knn", "mcm"]), ("linear_probe", ["knn", "msp"])])
+def test_each_class_is_held_out_once(root, four, method, detectors):
+    keys = {"figures": False, "report": True, "hold_out_classes": 2}
+    data = {"id": four, "ood": {}, "splits": {"val": 0, "test": 0.25}}
+    run = make(root, f"held_{method}", method, data, detectors=detectors, evaluation=keys)
+    held_out = tiny_clip.results(run)["held_out"]
+    assert sorted(name for group in held_out["groups"] for name in group["classes"]) == ["a", "b", "c", "d"]
+    for group in held_out["groups"]:
+        assert list(group["auroc"]) == detectors and (group["n_id"], group["n_ood"]) == (4, 18)
+    means = [np.mean([group["auroc"][name] for group in held_out["groups"]]) for name in held_out["mean"]]
+    assert list(held_out["mean"].values()) == pytest.approx(means) and means == sorted(means, reverse=True)
+    assert "Which detector, without OOD images?" in (run / "report.html").read_text()
+
+
+def test_a_held_out_class_is_told_from_what_was_fitted_on_the_others(root, four, run):
+    """The AUROC of k-NN is that of the images themselves."""
+    keys = {"figures": False, "report": False, "hold_out_classes": 2}
+    data = {"id": four, "ood": {}, "splits": {"val": 0, "test": 0.25}}
+    predictor = load(run)  # has the same encoder
+    run = make(root, "held_knn", "zero_shot", data, detectors=["knn"], evaluation=keys)
+    scored = judged_run.scores(run, "id")
+    train = [
+        path
+        for path in sorted((root / "data/four").rglob("*.png"))
+        if path.relative_to(root / "data/four").as_posix() not in scored
+    ]
+    with torch.inference_mode():
+        pixels = torch.stack([predictor.backbone.transform(Image.open(path).convert("RGB")) for path in train])
+        found = predictor.outputs(pixels).features
+    labels = np.array(["abcd".index(path.parent.name) for path in train])
+    for group in tiny_clip.results(run)["held_out"]["groups"]:
+        gone = np.isin(labels, ["abcd".index(name) for name in group["classes"]])
+        inside = np.flatnonzero(~gone)
+        tested = inside[folds(inside, labels[inside], 5, seed=42) == 0]
+        knn = KNN()
+        knn.update(Outputs(features=found[np.setdiff1d(inside, tested)]))
+        knn.fit()
+        scores = knn.score(Outputs(features=found[np.concatenate([tested, np.flatnonzero(gone)])]))
+        truth = [1] * len(tested) + [0] * int(gone.sum())
+        assert group["auroc"]["knn"] == pytest.approx(roc_auc_score(truth, scores))
+
+
+def test_three_classes_are_too_few_to_hold_one_out(root, capsys):
+    keys = {"figures": False, "report": False, "hold_out_classes": 2}
+    run = make(root, "three", data={"ood": {}, "splits": {"val": 0, "test": 0.25}}, detectors=["knn"], evaluation=keys)
+    assert tiny_clip.results(run)["held_out"] is None
+    assert "it takes 4 or more, and there are 3" in capsys.readouterr().out

@@ -115,13 +115,13 @@ def test_copies_in_the_bank_have_a_density_that_is_a_number():
         (lambda: fitted(LOF(k=120), OWN), r"lof: k = 120, but an image of the bank has 119 others there"),
         (lambda: fitted(LOF(k=120)), r"lof: k = 120, but an image of the bank has 119 others there"),
         (lambda: fitted(LOF(k=121)), r"lof: k = 121, but the bank has 120 rows"),
-        (lambda: fitted(LOF(), part(TRAIN, slice(0))), r"lof: k = 1, but the bank has 0 rows"),
-        (lambda: fitted(LOF(), part(TRAIN, slice(1))), r"lof: k = 1, but an image of the bank has 0 others there"),
+        (lambda: fitted(LOF(k=0.1), part(TRAIN, slice(0))), r"lof: k = 1, but the bank has 0 rows"),
+        (lambda: fitted(LOF(k=0.1), part(TRAIN, slice(1))), r"lof: k = 1, but an image of the bank has 0 others there"),
         (
-            lambda: fitted(LOF(), part(TRAIN, slice(2))),
+            lambda: fitted(LOF(k=0.1), part(TRAIN, slice(2))),
             r"lof: all 2 ID training images lie as densely as their 1 nearest",
         ),
-        (lambda: fitted(LOF(), SAME), r"lof: all 120 ID training images lie as densely as their 12 nearest"),
+        (lambda: fitted(LOF(), SAME), r"lof: all 120 ID training images lie as densely as their 10 nearest"),
         (lambda: fitted(LOF(), replace(TRAIN, indices=None)), r"bank: .* takes the indices of all"),
         (
             lambda: fitted(Gaussian(), SAME),

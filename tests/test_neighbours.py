@@ -83,6 +83,13 @@ def test_a_share_of_the_bank_is_rounded_to_a_number_of_neighbours(share, k):
     assert fitted(KNN(k=7)).notes == []
 
 
+def test_a_share_of_a_large_bank_stands_for_500_neighbours_at_most():
+    many = Outputs(features=torch.randn(1100, 4, generator=torch.Generator().manual_seed(0)))
+    knn = fitted(KNN(k=0.5), many)
+    assert torch.equal(knn.score(many), fitted(KNN(k=500), many).score(many))
+    assert knn.notes == ["k = 500, 0.5 of the 1,100 ID training images (at most 500)"]
+
+
 # Without the image itself
 
 COPIES = torch.tensor([1000 + row if row < 100 else row - 90 + 1000 if row < 110 else -1 for row in range(120)])

@@ -115,6 +115,16 @@ def test_votes_are_those_of_a_plain_loop():
         assert int(label) == best and share == pytest.approx(votes[best] / sum(votes.values()), rel=1e-4)
 
 
+@pytest.mark.parametrize("images", [5, 21, 40])
+def test_an_image_of_the_bank_has_no_vote_in_its_own_class(images):
+    bank, places = Bank(), torch.arange(images)
+    features = torch.randn(images, 6, generator=torch.Generator().manual_seed(0))
+    bank.update(Outputs(features=features, indices=places))
+    labels = (places == 3).long()  # the only one of its class
+    found = voted(Outputs(features=features, copy_of=places), bank, labels)
+    assert found[3].tolist() == [0, 1] and (found[:, 0] == 0).all()
+
+
 def test_where_no_neighbour_has_a_class_none_is_predicted():
     bank = Bank()
     bank.update(Outputs(features=torch.eye(40)[:30], indices=torch.arange(30)))

@@ -106,6 +106,10 @@ class Evaluation(Section):
     fitted, heads as well, is fitted on all but one of this many folds, which is scored. Copies never vouch for each other. Then the ID
     set may have no val and test images (data.splits: {val: 0, test: 0}). The scores stand in scores.parquet under train, and
     suspects.csv ranks the images. A fine-tuned encoder has seen all images, so that finetune is refused (default: null, none are)."""
+    hold_out_classes: Annotated[int, Field(ge=2, le=10)] | None = None
+    """Which detector is best, if there are no OOD images? Divide the classes into this many groups, hold out each of them once, fit method
+    and detectors on the other classes, and let the images of the group play OOD images. The results name the AUROC of each detector and
+    group. It takes four classes (default: null, no class is held out)."""
     accept: Annotated[float, Field(gt=0, lt=1)] = 0.95
     """Share of new ID images that the run's thresholds accept. Thresholds are calibrated on ID val; detect.py --accept changes it."""
     save_detector: bool = True
@@ -167,12 +171,13 @@ class Config(Section):
         return self
 
     @model_validator(mode="after")
-    def _encoder_is_not_tuned_on_folds(self) -> Config:
-        if self.evaluation.cross_fit is not None and self.method.settings.tunes_encoder:
-            raise UserError(
-                f"evaluation.cross_fit scores training images by what has not seen them, and method.{self.method.name} tunes the encoder "
-                "on all of them: train a linear_probe or plp, or leave cross_fit out"
-            )
+    def _encoder_has_not_seen_what_is_left_out(self) -> Config:
+        for key in ("cross_fit", "hold_out_classes"):
+            if getattr(self.evaluation, key) is not None and self.method.settings.tunes_encoder:
+                raise UserError(
+                    f"evaluation.{key} scores training images by what has not seen them, and method.{self.method.name} tunes the encoder "
+                    f"on all of them: train a linear_probe or plp, or leave {key} out"
+                )
         return self
 
     @model_validator(mode="after")

@@ -19,7 +19,7 @@ class KNN(Detector):
     """Mean of the k largest cosines to the bank: (1 / k) Σ_{i ∈ top k} cos(g, g_i); with `kth`, the k-th largest alone.
 
     g: features (N, D); the bank: features of all ID training images. k is a number or, below 1, a share of the bank: {k: 0.05} asks
-    for 5 % of its rows, rounded, and for one at least. A zero vector has cosine 0 to everything. An image of the bank is no
+    for 5 % of its rows, rounded, for one at least and 500 at most. A zero vector has cosine 0 to everything. An image of the bank is no
     neighbour of its own, given `copy_of`. Raises ValueError for any other k, and at `fit` for k above the size of the bank, or
     above the number of other images there if the bank's images come with `copy_of`.
     k = 1: Adaloglou et al., 2024 (arXiv 2303.05828); `kth`: Sun et al., 2022 (arXiv 2204.06507).

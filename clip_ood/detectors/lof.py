@@ -36,7 +36,7 @@ class LOF(Detector):
     requires: ClassVar[tuple[str, ...]] = ("features",)
     leaves_one_out: ClassVar[bool] = True
 
-    def __init__(self, reference: Reference | None = None, *, k: int | float = 0.1) -> None:
+    def __init__(self, reference: Reference | None = None, *, k: int | float = 10) -> None:
         super().__init__(reference)
         check_count(self.name, k)
         self.k = k

@@ -65,10 +65,9 @@ DEFAULTS = [
 ]
 UNLABELLED: list[
     str | dict[str, Any]
-] = [  # of a folder without classes whose own images are in question: bench/label_free.py
-    {"name": "knn", "k": 10},
-    {"name": "lof", "k": 0.1},
-    "gaussian_pp",
+] = [  # of a folder without classes some of whose images do not belong: bench/label_free.py
+    {"name": "lof", "k": 10},
+    {"name": "knn", "k": 0.2, "kth": True},
 ]
 
 MOST_CANDIDATES = 1000  # for one detector

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from clip_ood.errors import UserError
 
+MOST = 500  # neighbours that a share stands for: time and memory must not grow with the square of the bank
+
 
 def check_count(detector: str, k: float) -> None:
     """Raises ValueError for what is neither a whole number from 1 on nor a share between 0 and 1."""
@@ -14,14 +16,18 @@ def check_count(detector: str, k: float) -> None:
 
 
 def count_of(k: float, size: int) -> int:
-    """Returns the number of neighbours that k stands for in a bank of `size` rows: a share is rounded, to 1 … size − 1.
+    """Returns the number of neighbours that k stands for in a bank of `size` rows: a share is rounded, to 1 … size − 1 and at most `MOST`.
 
-    >>> count_of(5, 154), count_of(0.05, 154), count_of(0.999, 154), count_of(0.05, 2)
-    (5, 8, 153, 1)
+    >>> count_of(5, 154), count_of(0.05, 154), count_of(0.999, 154), count_of(0.05, 2), count_of(0.2, 1_281_167)
+    (5, 8, 153, 1, 500)
     """
-    return k if isinstance(k, int) else max(1, min(round(k * size), size - 1))
+    return k if isinstance(k, int) else max(1, min(round(k * size), size - 1, MOST))
 
 
 def told(k: float, size: int) -> list[str]:
     """Returns what the results table says of a share: the number that it stands for."""
-    return [] if isinstance(k, int) else [f"k = {count_of(k, size):,}, {k:g} of the {size:,} ID training images"]
+    if isinstance(k, int):
+        return []
+    count = count_of(k, size)
+    bound = f" (at most {MOST:,})" if count == MOST else ""
+    return [f"k = {count:,}, {k:g} of the {size:,} ID training images{bound}"]

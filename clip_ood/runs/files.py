@@ -75,6 +75,22 @@ class Ranked(Record):
     groups: list[Count]
 
 
+class HeldOutGroup(Record):
+    """A group of classes whose images played OOD images, and the AUROC of each detector."""
+
+    classes: list[Text]
+    n_id: Count
+    n_ood: Count
+    auroc: dict[Text, Share]
+
+
+class HeldOut(Record):
+    """The groups of classes that were held out, and the mean AUROC over them by detector, the highest first."""
+
+    groups: Annotated[list[HeldOutGroup], Field(min_length=1)]
+    mean: dict[Text, Share]
+
+
 class PseudoLabels(Record):
     images: Annotated[float, Field(gt=0)]
     passed: Number
@@ -159,6 +175,7 @@ class Finished(Record):
     negative_words: NegativeWords | None = None
     shared_images: list[Shared] = []
     suspects: Ranked | None = None
+    held_out: HeldOut | None = None
     dropped: list[Dropped] = []
     decisions: Decided | None = None
     versions: dict[Text, Text] | None = None

@@ -131,3 +131,13 @@ def suspects_told(folder: Path, ranked: Mapping[str, Any]) -> str:
         f"Suspects: {folder / SUSPECTS} ranks {ranked['images']:,} images, most suspect first; "
         f"{apart + f', see {folder / GROUPS}' if groups else 'no group lies apart'}"
     )
+
+
+def held_out_told(held_out: Mapping[str, Any]) -> str:
+    """Says which detectors told classes that were held out from the others best.
+
+    >>> held_out_told({"groups": [{}, {}], "mean": {"knn": 0.951, "mcm": 0.8}})
+    'With classes held out as OOD images (2 groups), mean AUROC: knn 95.1, mcm 80.0'
+    """
+    best = ", ".join(f"{name} {100 * value:.1f}" for name, value in list(held_out["mean"].items())[:4])
+    return f"With classes held out as OOD images ({len(held_out['groups'])} groups), mean AUROC: {best}"
