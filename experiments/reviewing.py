@@ -8,12 +8,12 @@ from clip_ood.config.checks import image_sets
 from clip_ood.data.benchmark import list_set
 from clip_ood.experiments.resume import begun_with
 from clip_ood.review.decisions_file import FILE, read_decisions
-from clip_ood.review.session import Review
-from clip_ood.review.suspects_file import read_suspects
 from clip_ood.serve.application import create_app
 from clip_ood.serve.listening import access_at, listen, serve
 from clip_ood.serve.review_pages import review_routes
 from clip_ood.serve.run_images import RunImages
+from clip_ood.serve.run_suspects import suspects_of
+from clip_ood.serve.session import Review
 from clip_ood.terminal.shown import say
 
 
@@ -27,7 +27,7 @@ def review(run: Path, decisions: Path | None, host: str, port: int | None, by: s
     file = decisions or config.data.decisions or run / FILE
     if file.exists():
         read_decisions(file)
-    suspects = read_suspects(run)
+    suspects = suspects_of(run)
     lists = [
         list_set(config.data, key, spec, config.seed, download=False)
         for key, spec in image_sets(config.data).items()

@@ -13,13 +13,13 @@ from clip_ood.config.data_schema import ImageSet
 from clip_ood.data.listing import list_images
 from clip_ood.features.identity import identity_of
 from clip_ood.files.written_names import path_cell, text_cell
-from clip_ood.review.session import Review
-from clip_ood.review.suspects_file import read_suspects
 from clip_ood.serve.access import Access
 from clip_ood.serve.application import create_app
 from clip_ood.serve.listening import access_at
 from clip_ood.serve.review_pages import review_routes
 from clip_ood.serve.run_images import RunImages
+from clip_ood.serve.run_suspects import suspects_of
+from clip_ood.serve.session import Review
 
 NAMES = (
     "cat/0.png",
@@ -71,7 +71,7 @@ def write_lists(root: Path, names: Sequence[str], copies: Sequence[int], content
 
 def reviewed(root: Path) -> tuple[Review, RunImages]:
     """The review of the run under `root`."""
-    suspects = read_suspects(root / "run")
+    suspects = suspects_of(root / "run")
     images = RunImages(suspects, [list_images("photos", ImageSet(folder="photos"), root, False, 0)])
     return Review(suspects, root / "run" / "decisions.csv", images.load), images
 

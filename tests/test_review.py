@@ -19,13 +19,14 @@ from scipy.stats import binomtest
 
 from clip_ood.errors import ConfigError, UserError
 from clip_ood.experiments.commands import review as command
+from clip_ood.files.records import Damaged
 from clip_ood.metrics.intervals import clopper_pearson
 from clip_ood.review.decisions import Decision
 from clip_ood.review.decisions_file import append, read_decisions
-from clip_ood.review.drawn import Draw, rate_told
-from clip_ood.review.suspects_file import BrokenList, read_suspects
 from clip_ood.serve.access import Access
+from clip_ood.serve.drawn import Draw, rate_told
 from clip_ood.serve.listening import access_at, listen
+from clip_ood.serve.run_suspects import Unmatched, suspects_of
 
 
 @pytest.fixture
@@ -75,7 +76,7 @@ def test_suspects_come_in_pages_with_their_nearest_image(asking):
         "dog/0.png",
         "dog",
         2,
-        ["-0.9", "-1.5"],
+        [-0.9, -1.5],
     )
     assert first["decision"] is None and asking.items(start=10**6)["items"] == []
 
@@ -133,7 +134,7 @@ def test_every_decision_is_written_at_once_and_shown(root, asking):
     assert (first.decision, first.path, first.image) == (
         "reject",
         NAMES[0],
-        read_suspects(root / "run").images[0].image,
+        suspects_of(root / "run").images[0].image,
     )
     assert re.fullmatch(r"\d{4}-\d\d-\d\dT[\d:.]+Z", first.time) and (second.label, second.path) == ("cat", NAMES[1])
     found = asking.items()
@@ -335,21 +336,17 @@ def test_a_hundred_thousand_images_are_listed_in_seconds_and_shown_at_once(tmp_p
     for view in ("suspects", "groups", "duplicates"):
         answer = asking.items(view, -1, 24)
         assert len(answer["items"]) in (5, 24)
-    assert answer["total"] == 14_287 and time.monotonic() - begun < 2
+    assert answer["total"] == 14_287 and time.monotonic() - begun < 10  # half a second where nothing else runs
 
 
-@pytest.mark.parametrize(
-    ("name", "content", "told"),
-    [
-        ("suspects.csv", "rank,path\n1,x\n", "no column 'image'"),
-        ("suspects.csv", "path,image\nx\n", "line 2: 1 cells, and 2 columns"),
-        ("groups.csv", "group,apart,path\n1,0.5,gone.png\n", "does not fit to suspects.csv"),
-    ],
-)
-def test_wrong_lists_are_told(root, name, content, told):
-    (root / "run" / name).write_text(content)
-    with pytest.raises(BrokenList, match=told):
-        read_suspects(root / "run")
+def test_wrong_lists_are_told(root):
+    groups, suspects = root / "run" / "groups.csv", root / "run" / "suspects.csv"
+    groups.write_text("group,images,apart,path,image\n1,1,0.5,gone.png,\n")
+    with pytest.raises(Unmatched, match=r"names images that suspects\.csv does not"):
+        suspects_of(root / "run")
+    suspects.write_text("rank,path\n1,x\n")
+    with pytest.raises(Damaged, match=r"suspects\.csv is damaged"):
+        suspects_of(root / "run")
 
 
 def test_the_command_says_what_it_lacks(root, monkeypatch):

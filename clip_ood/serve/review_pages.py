@@ -9,10 +9,10 @@ from fastapi.responses import HTMLResponse, Response
 from pydantic import BaseModel, ConfigDict, Field
 
 from clip_ood.report.page import for_people, render
-from clip_ood.review.session import VIEWS, Review
 from clip_ood.serve.access import Access
 from clip_ood.serve.application import TEMPLATES
 from clip_ood.serve.run_images import SIDES, RunImages
+from clip_ood.serve.session import VIEWS, Review
 
 Row = Annotated[int, Field(ge=0, lt=2**31)]
 
@@ -36,7 +36,11 @@ class DrawAsked(Asked):
 def review_routes(review: Review, images: RunImages, name: str, access: Access) -> APIRouter:
     """Returns the routes of the review of the run `name`."""
     router, suspects = APIRouter(), review.suspects
-    script = {"token": access.token, "labels": [*suspects.labels], "detectors": [*suspects.detectors]}
+    script = {
+        "token": access.token,
+        "labels": [*suspects.labels],
+        "detectors": [*suspects.images[0].scores] if suspects.images else [],
+    }
 
     def checked(row: int) -> int:
         if not 0 <= row < len(suspects):
@@ -99,7 +103,7 @@ def _about(review: Review, row: int) -> dict[str, Any]:
         "label": for_people(about.label),
         "score": about.score,
         "cosine": about.cosine,
-        "scores": about.scores,
+        "scores": [*about.scores.values()],
         "nearest": row_at.get(about.nearest),
         "nearest_path": for_people(about.nearest),
         "nearest_label": for_people(review.suspects.images[row_at[about.nearest]].label)

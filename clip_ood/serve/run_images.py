@@ -9,7 +9,7 @@ from collections.abc import Sequence
 
 from clip_ood.data.image_list import ImageList, Loaded
 from clip_ood.errors import UserError
-from clip_ood.review.suspects_file import Suspects
+from clip_ood.serve.run_suspects import Suspects
 
 SIDES = {"small": 160, "large": 1200}  # pixels of a picture's longer side
 AT_ONCE = threading.BoundedSemaphore(max(2, (os.cpu_count() or 2) // 2))  # pictures that are decoded; each may be large
@@ -36,7 +36,7 @@ class RunImages:
             loaded = images.load(place)
         except OSError as error:
             raise Gone(f"This image cannot be read any more ({error.strerror or error}).") from error
-        if loaded.identity.hex() != about.image:
+        if about.image is not None and loaded.identity.hex() != about.image:
             raise Gone("The file holds another image than the one that was scored: run the training again to score it.")
         return loaded
 

@@ -13,8 +13,7 @@ from clip_ood.errors import ConfigError
 from clip_ood.process.called import called
 from clip_ood.process.streams import Parser
 from clip_ood.review.decisions_file import FILE
-from clip_ood.review.suspects_file import SUSPECTS
-from clip_ood.runs.run_folder import CONFIG
+from clip_ood.runs.run_folder import CONFIG, SUSPECTS
 
 NEEDED = ("fastapi", "uvicorn")
 

@@ -96,14 +96,14 @@ function show() {
   at("section").hidden = !item.section;
   if (item.section) at("title").textContent = item.section.title;
   picture("image", "gone", item.row, "large", item.path);
-  at("beside").hidden = item.nearest === null && !item.nearest_path;
+  at("beside").hidden = item.nearest === null;
   if (item.nearest !== null) picture("nearest", "gone_nearest", item.nearest, "large", item.nearest_path);
   at("rank").textContent = `${(place + 1).toLocaleString("en")} of ${total.toLocaleString("en")}` + (view === "suspects" ? "" : `, suspect ${item.rank.toLocaleString("en")}`);
   at("label").textContent = item.label;
   at("path").textContent = item.path;
-  at("cosine").textContent = [item.cosine && `cosine ${short(item.cosine)}`, item.nearest_label].filter(Boolean).join(", ");
+  at("cosine").textContent = [item.cosine !== null && `cosine ${short(item.cosine)}`, item.nearest_label].filter(Boolean).join(", ");
   at("nearest_path").textContent = item.nearest_path;
-  const scores = [["consensus", item.score], ...detectors.map((name, index) => [name, item.scores[index]])].filter(([, value]) => value);
+  const scores = [["consensus", item.score], ...detectors.map((name, index) => [name, item.scores[index]])].filter(([, value]) => value !== null);
   at("scores").replaceChildren(...scores.flatMap(([name, value]) => [made("dt", name), made("dd", short(value))]));
   mark(item);
   at("back").disabled = place === 0;
@@ -256,8 +256,7 @@ function made(name, text) {
 }
 
 function short(value) {
-  const number = Number(value);
-  return Number.isFinite(number) ? number.toPrecision(4).replace("-", "−") : value;
+  return value.toPrecision(4).replace("-", "−");
 }
 
 at("find").addEventListener("input", classes);
@@ -289,7 +288,7 @@ for (const [id, act] of Object.entries({ relabel, undo, back, next })) at(id).on
 const KEYS = { k: () => one("keep"), r: () => one("reject"), s: () => one("skip"), l: relabel, u: undo, ArrowLeft: back, ArrowRight: next };
 VIEWS.forEach((name, index) => (KEYS[index + 1] = () => change(name)));
 document.addEventListener("keydown", (event) => {
-  if (event.ctrlKey || event.metaKey || event.altKey || event.target.matches("input") || at("classes").open) return;
+  if (event.ctrlKey || event.metaKey || event.altKey || event.target === at("n") || at("classes").open) return;
   const act = KEYS[event.key.length === 1 ? event.key.toLowerCase() : event.key];
   if (!act) return;
   event.preventDefault();

@@ -14,8 +14,8 @@ from pathlib import Path
 from clip_ood.errors import UserError
 from clip_ood.review.decisions import DRAWN, KINDS, UNDO, Decision, counting
 from clip_ood.review.decisions_file import append, read_decisions
-from clip_ood.review.drawn import Draw, draws, rate_told, suspects_told
-from clip_ood.review.suspects_file import Suspects
+from clip_ood.serve.drawn import Draw, draws, rate_told, suspects_told
+from clip_ood.serve.run_suspects import Suspects
 
 VIEWS = ("suspects", "groups", "duplicates", "draw", "decided")
 JUDGED = ("keep", "reject", "relabel")
@@ -55,7 +55,7 @@ class Review:
         self.suspects, self.file, self.check, self.by = suspects, file, check, by
         self._lock, self._stamp, self._state = threading.Lock(), None, State((), {}, None, frozenset())
         self._groups = _sections(
-            (f"Group {each.number}: {len(each.rows):,} images, {each.apart} apart from all others", each.rows)
+            (f"Group {each.number}: {len(each.rows):,} images, {each.apart:.3g} apart from all others", each.rows)
             for each in suspects.groups
         )
         self._duplicates = _sections((f"{len(rows):,} copies of one image", rows) for rows in suspects.duplicates)
@@ -108,7 +108,7 @@ class Review:
             try:
                 if decision != UNDO:
                     self.check(row)
-                lines.append(Decision(decision, about.image, about.path, label, time, self.by))
+                lines.append(Decision(decision, about.image or "", about.path, label, time, self.by))
             except (UserError, OSError) as error:
                 refused[row] = str(error)
         if lines:
