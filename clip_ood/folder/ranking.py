@@ -34,13 +34,8 @@ def rank_images(features: Rows, first: np.ndarray) -> Ranking:
     if not len(kept):
         return Ranking(np.empty(0), [], {})
     of = np.searchsorted(kept, first)
-    space = principal(_subset(features, kept))
+    space = principal(features.subset(torch.from_numpy(kept)))
     joined = joining(spanning_tree(space.plain))
     scores = {"joining": joined.score, "density": local_density(space.white).cpu().numpy().astype(np.float64)}
     groups = [Group(np.flatnonzero(np.isin(of, each.images)), each.apart) for each in groups_apart(joined)]
     return Ranking(consensus(scores)[of], groups, {name: values[of] for name, values in scores.items()})
-
-
-def _subset(features: Rows, kept: np.ndarray) -> Rows:
-    rows = torch.from_numpy(kept)
-    return Rows(features.chunks, rows if features.places is None else features.places[rows])
