@@ -20,6 +20,7 @@ from clip_ood.folder.copy_groups import first_copies
 from clip_ood.folder.files import write_groups, write_labels, write_suspects
 from clip_ood.folder.labels import Doubts, Votes, doubtful_labels, doubtful_rows, votes
 from clip_ood.folder.neighbours import neighbours
+from clip_ood.folder.principal import plane
 from clip_ood.folder.ranking import rank_images
 from clip_ood.folder.suspects import Folder, group_members, suspects
 from clip_ood.runs.run_folder import GROUPS, LABELS, SUSPECTS
@@ -29,7 +30,8 @@ def answer_folder(
     folder: Path, benchmark: Benchmark, features: Mapping[str, Features], leaks: Leaks, results: Results
 ) -> dict[str, Any]:
     """Writes suspects.csv, groups.csv and, with classes, labels.csv, and returns what results.json says of them: the numbers of images, of
-    those in each group, and of labels that were checked, are doubtful, and are estimated to be wrong."""
+    those in each group, the share of the variance on the map, and the numbers of labels that were checked, are doubtful, and are estimated
+    to be wrong."""
     scored = results.of_role("train")
     part = benchmark.parts["train"]
     rows, stored, images = scored.indices.numpy(), features[part.images], benchmark.images[part.images]
@@ -37,7 +39,7 @@ def answer_folder(
     own = stored.features.subset(scored.indices)
     names = benchmark.class_names or tuple(map(str, range(max(images.labels or [-1]) + 1)))
     labels = np.full(len(rows), -1) if images.labels is None else np.asarray(images.labels)[rows]
-    ranking, near = rank_images(own, first), _near(own, first, labels, len(names))
+    ranking, near, flat = rank_images(own, first), _near(own, first, labels, len(names)), plane(own)
     found = Folder(
         paths=[images.names[row] for row in rows],
         identities=None if stored.identities is None else stored.identities[rows],
@@ -45,6 +47,7 @@ def answer_folder(
         first=first,
         nearest=near.nearest,
         cosines=near.cosines,
+        points=flat.points.numpy(),
         scores={name: values.double().numpy() for name, values in scored.scores.items()},
     )
     write_suspects(folder / SUSPECTS, suspects(found, ranking))
@@ -52,7 +55,7 @@ def answer_folder(
     if near.doubts is not None:
         write_labels(folder / LABELS, doubtful_rows(found, near.doubts, names))
     about = {"images": len(rows), "groups": [len(each.images) for each in ranking.groups]}
-    return about | {"labels": near.doubts and near.doubts.about()}
+    return about | {"variance": flat.variance, "labels": near.doubts and near.doubts.about()}
 
 
 @dataclass(frozen=True)

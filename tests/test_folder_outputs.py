@@ -19,7 +19,7 @@ from clip_ood.folder.groups import Group
 from clip_ood.folder.principal import plane
 from clip_ood.folder.ranking import Ranking
 from clip_ood.folder.suspects import Folder
-from clip_ood.report.folder_map import POINTS, folder_map
+from clip_ood.report.folder_map import COLOURED, POINTS, folder_map
 
 GENERATOR = torch.Generator().manual_seed(0)
 
@@ -40,31 +40,45 @@ def coloured(text):
     }
 
 
-def test_the_map_marks_suspects_and_groups():
-    text = str(
-        folder_map(
-            Rows([features(50)]), np.array([3, 9]), [Group(np.arange(10, 17), 3.0), Group(np.arange(20, 24), 2.0)]
-        )
-    )
+def points(count):
+    return torch.randn(count, 2, generator=GENERATOR).numpy()
+
+
+def test_the_map_marks_suspects_and_groups_and_names_these():
+    text = str(folder_map(points(50), [list(range(10, 17)), list(range(20, 24))], [3, 9]))
     assert text.startswith("<svg") and "#0d00" not in text
-    assert coloured(text) == {0: 39, 1: 2, 2: 7, 3: 4}
+    assert coloured(text) == {0: 37, 1: 4, 2: 7, 3: 4}  # a suspect is a ring and a dot
+    assert "group 1" in text and "group 2" in text and "component" not in text
 
 
-def test_the_map_of_many_images_shows_some_of_the_others_and_all_that_are_marked():
-    text = str(folder_map(Rows([features(POINTS + 500)]), np.arange(5), [Group(np.arange(100), 3.0)]))
-    assert coloured(text) == {0: POINTS, 1: 5, 2: 100, 3: 0}
+def test_the_map_of_many_images_shows_some_of_them_and_all_suspects():
+    text = str(folder_map(points(2 * POINTS + 500), [list(range(POINTS + 100))], range(POINTS + 100, POINTS + 105)))
+    assert coloured(text) == {0: POINTS, 1: 10, 2: POINTS, 3: 0}
+
+
+def test_more_groups_than_colours():
+    text = str(folder_map(points(60), [list(range(start, start + 5)) for start in range(0, 50, 5)], []))
+    assert "group 5" in text and "group 6" not in text and coloured(text)[0] == 60 - 5 * COLOURED
 
 
 @pytest.mark.parametrize("images", [torch.ones(1, 6), torch.ones(4, 6), torch.eye(6)[:2]])
 def test_a_map_of_few_images_or_of_equal_ones(images):
-    assert str(folder_map(Rows([images]), np.array([0]), [])).startswith("<svg")
+    assert str(folder_map(plane(Rows([images])).points.numpy(), [], [0])).startswith("<svg")
+
+
+@pytest.mark.parametrize("places", [np.empty((0, 2)), np.array([[0.0, 1], [np.nan, np.nan]])])
+def test_without_coordinates_there_is_no_map(places):
+    assert folder_map(places, [], []) is None
 
 
 def test_the_plane_holds_the_most_variance():
     rows = features(40) * torch.tensor([5.0, 3, 1, 1, 1, 1])
     unit = torch.nn.functional.normalize(rows.double(), dim=1)
     values = torch.linalg.svdvals(unit - unit.mean(dim=0))
-    assert torch.allclose(plane(Rows([rows])).double().norm(dim=0), values[:2], atol=1e-4)
+    found = plane(Rows([rows]))
+    assert torch.allclose(found.points.double().norm(dim=0), values[:2], atol=1e-4)
+    assert found.variance == pytest.approx(float(values[:2].square().sum() / values.square().sum()))
+    assert (torch.cdist(found.points, found.points) <= torch.cdist(unit.float(), unit.float()) + 1e-3).all()
 
 
 @pytest.fixture
@@ -79,6 +93,7 @@ def written(tmp_path, monkeypatch):
         first=np.arange(8),
         nearest=np.full(8, -1),
         cosines=np.full(8, np.nan),
+        points=np.zeros((8, 2)),
         scores={"knn": np.r_[np.nan, np.arange(7.0)]},
     )
     ranking = Ranking(np.linspace(0, 1, 8), [Group(np.array([1, 5]), 2.0)], {})

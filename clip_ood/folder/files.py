@@ -33,7 +33,7 @@ _SCORE: _Kind = (lambda value: f"{value:.9g}", float, "a number")
 
 SUSPECTS = {
     "rank": _WHOLE, "path": _PATH, "image": _TEXT, "label": _TEXT, "score": _FRACTION, "group": _WHOLE, "copies": _WHOLE,
-    "copy_of": _PATH, "nearest": _PATH, "cosine": _FRACTION,
+    "copy_of": _PATH, "nearest": _PATH, "cosine": _FRACTION, "x": _FRACTION, "y": _FRACTION,
 }  # fmt: skip
 GROUPS = {"group": _WHOLE, "images": _WHOLE, "apart": _SCORE, "path": _PATH, "image": _TEXT}
 LABELS = {

@@ -77,10 +77,11 @@ class Checked(Record):
 
 
 class Ranked(Record):
-    """What suspects.csv, groups.csv and labels.csv hold."""
+    """What suspects.csv, groups.csv and labels.csv hold; variance is the share of it that the map shows."""
 
     images: Count
     groups: list[Count]
+    variance: Share
     labels: Checked | None = None
 
 
