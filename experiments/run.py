@@ -28,6 +28,7 @@ from clip_ood.detect.bank_images import BankImages
 from clip_ood.detect.manifest import FOLDER
 from clip_ood.detect.save import described
 from clip_ood.detect.saved import Encoder
+from clip_ood.detectors.names import DEFAULTS, UNLABELLED
 from clip_ood.experiments.benchmarks import load_benchmark
 from clip_ood.experiments.cautions import too_few_to_calibrate
 from clip_ood.experiments.checkpoints import WholeCheckpoints, check_checkpoint
@@ -110,8 +111,17 @@ def scoring(config: Config, checkpoint: Path | None) -> Config:
     return config.model_copy(update={"method": Method(finetune=started_anywhere)})
 
 
+def with_detectors(config: Config, benchmark: Benchmark) -> Config:
+    """Returns the config with the detectors of a cross-fitted run that names none: those without labels and, with classes, all others."""
+    if config.detectors is not None or config.evaluation.cross_fit is None:
+        return config
+    has_classes = benchmark.labelled or benchmark.class_names is not None
+    others = [name for name in DEFAULTS if name not in UNLABELLED] if has_classes else []
+    return config.model_copy(update={"detectors": [*UNLABELLED, *others]})
+
+
 def _run(config: Config, folder: Path, checkpoint: Path | None, benchmark: Benchmark) -> dict[str, Any]:
-    config = scoring(config, checkpoint)
+    config = with_detectors(scoring(config, checkpoint), benchmark)
     check_method(config, benchmark)
     every, trains = config.evaluation.every_n_epochs, config.method.settings.trains and checkpoint is None
     evaluation = OODEvaluation(config.detectors, every_n_epochs=every if trains else 1, accept=config.evaluation.accept)
@@ -170,6 +180,7 @@ def _run(config: Config, folder: Path, checkpoint: Path | None, benchmark: Bench
         **leaks.about(),
         "suspects": None,
         "held_out": held_out,
+        "by_folds": evaluation.by_folds,
         "predictor": (best := evaluation.results.predictor) and asdict(best),
         "versions": versions("lightning"),
     }

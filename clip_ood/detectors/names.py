@@ -63,12 +63,8 @@ DEFAULTS = [
     if name not in NOT_BY_DEFAULT
     for each in ([name, "mahalanobis_pp"] if name == "mahalanobis" else [name])
 ]
-UNLABELLED: list[
-    str | dict[str, Any]
-] = [  # of a folder without classes some of whose images do not belong: bench/label_free.py
-    {"name": "lof", "k": 10},
-    {"name": "knn", "k": 0.2, "kth": True},
-]
+# Of a folder without classes: 1-NN judges new images, and the others are those that find odd images within a folder (bench/label_free.py)
+UNLABELLED: list[str | dict[str, Any]] = ["knn", {"name": "lof", "k": 10}, {"name": "knn", "k": 0.2, "kth": True}]
 
 MOST_CANDIDATES = 1000  # for one detector
 

@@ -37,12 +37,13 @@ class Section:
 @dataclass(frozen=True)
 class State:
     """What the file of decisions says: lines that were cut, the decision about each row that has one (in the order of decisions), and
-    the last draw."""
+    the last draw; and `standing`, the decision about each content (or path), of images too that the run does not list any more."""
 
     cut: tuple[int, ...]
     of: Mapping[int, Decision]
     draw: Draw | None
     in_draws: frozenset[str]
+    standing: Mapping[str, str]
 
 
 class Review:
@@ -53,7 +54,7 @@ class Review:
 
     def __init__(self, suspects: Suspects, file: Path, check: Callable[[int], object], by: str = "") -> None:
         self.suspects, self.file, self.check, self.by = suspects, file, check, by
-        self._lock, self._stamp, self._state = threading.Lock(), None, State((), {}, None, frozenset())
+        self._lock, self._stamp, self._state = threading.Lock(), None, State((), {}, None, frozenset(), {})
         self._groups = _sections(
             (f"Group {each.number}: {len(each.rows):,} images, {each.apart:.3g} apart from all others", each.rows)
             for each in suspects.groups
@@ -135,15 +136,15 @@ class Review:
 
     def progress(self) -> dict[str, object]:
         """Returns counts of what was decided, and in words what follows for the other images."""
-        state, images = self.state(), self.suspects.images
-        suspicious = [each.decision for row, each in state.of.items() if images[row].image not in state.in_draws]
+        state = self.state()
+        suspicious = [each for image, each in state.standing.items() if image not in state.in_draws]
         judged = sum(each in JUDGED for each in suspicious)
         told = {"suspects": suspects_told(judged, suspicious.count("reject")), "draw": ""}
         if state.draw is not None:
-            found = [state.of[row].decision for row in self.rows("draw") if row in state.of]
+            found = [state.standing[image] for image in state.draw.images if image in state.standing]
             told["draw"] = rate_told(state.draw, sum(each in JUDGED for each in found), found.count("reject"))
         return {
-            "images": len(images),
+            "images": len(self.suspects),
             "decided": len(state.of),
             "of": Counter(each.decision for each in state.of.values()),
             "views": {view: self.count(view) for view in VIEWS},
@@ -155,7 +156,7 @@ class Review:
         try:
             decisions = read_decisions(self.file)
         except FileNotFoundError:
-            return State((), {}, None, frozenset())
+            return State((), {}, None, frozenset(), {})
         counts, found = counting(decisions.lines), {}
         for image, (place, line) in counts.by_image.items():
             found |= {row: (place, line) for row in self.suspects.rows_of.get(image, ())}
@@ -166,7 +167,10 @@ class Review:
         of = {row: line for row, (_, line) in sorted(found.items(), key=lambda item: item[1][0])}
         of_draws = draws(decisions.lines)
         drawn = frozenset(image for each in of_draws for image in each.images)
-        return State(decisions.cut, of, of_draws[-1] if of_draws else None, drawn)
+        standing = {
+            name: line.decision for each in (counts.by_path, counts.by_image) for name, (_, line) in each.items()
+        }
+        return State(decisions.cut, of, of_draws[-1] if of_draws else None, drawn, standing)
 
 
 def _sections(of: Sequence[tuple[str, tuple[int, ...]]]) -> list[Section]:

@@ -256,7 +256,8 @@ function made(name, text) {
 }
 
 function short(value) {
-  return value.toPrecision(4).replace("-", "−");
+  const text = Math.abs(value) >= 1e4 ? Math.round(value).toLocaleString("en") : value.toPrecision(4);
+  return text.replace("-", "−");
 }
 
 at("find").addEventListener("input", classes);
