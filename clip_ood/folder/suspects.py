@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from clip_ood.features.identity import hexadecimal
 from clip_ood.folder.copy_groups import other_copies
 from clip_ood.folder.ranking import Ranking
 
@@ -67,7 +68,7 @@ class Folder:
 
     def image(self, place: int) -> str | None:
         """The identity of an image's content in hexadecimal."""
-        return None if self.identities is None else self.identities[place].astype("<u8").tobytes().hex()
+        return None if self.identities is None else hexadecimal(self.identities[place])
 
 
 def suspects(folder: Folder, ranking: Ranking) -> Iterator[Suspect]:
