@@ -68,11 +68,21 @@ class Trained(Record):
     most: Number
 
 
+class Checked(Record):
+    """How many labels were checked, are doubtful (labels.csv), and are estimated to be wrong."""
+
+    checked: Count
+    doubtful: Count
+    wrong: Number
+
+
 class Ranked(Record):
-    """What suspects.csv and groups.csv hold."""
+    """What suspects.csv, groups.csv and labels.csv hold; variance is the share of it that the map shows."""
 
     images: Count
     groups: list[Count]
+    variance: Share
+    labels: Checked | None = None
 
 
 class HeldOutGroup(Record):
