@@ -113,6 +113,14 @@ def test_removed_features_are_told(root, whole, tmp_path):
     assert not list(tmp_path.iterdir())
 
 
+def test_a_folder_that_has_changed_is_told(root, whole, tmp_path):
+    more = root / "data/torn/cat/more.png"
+    shutil.copy(root / "data/near/0.png", more)
+    with pytest.raises(ConfigError, match="was begun with other images"):
+        export(whole, tmp_path / "all.parquet")
+    more.unlink()
+
+
 def test_the_features_of_a_tuned_encoder_are_not_in_the_store(root, tmp_path):
     run = judged_run.make(root, "tuned", "finetune", detectors=["knn"])
     with pytest.raises(UserError, match="has tuned its encoder"):

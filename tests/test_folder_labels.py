@@ -90,6 +90,14 @@ def test_it_is_the_confident_joint_of_plain_probabilities(apart, monkeypatch):
     assert found.wrong == pytest.approx(wrong) and found.checked == number[:4].sum()
 
 
+def test_a_label_that_has_more_of_the_vote_is_counted_but_not_listed():
+    """Its share is low for its class, and that of the other class is usual there, exactly at its threshold."""
+    shares = np.array([[0.6, 0.4]] * 3 + [[0.45, 0.4]] + [[0.4, 0.35]] * 2, np.float32)
+    classes = np.array([[0, 2]] * 3 + [[0, 1]] + [[1, 2]] * 2)
+    found = doubtful_labels(Votes(classes, shares), np.array([0, 0, 0, 0, 1, 1]), np.array([4, 2, 0]))
+    assert found.wrong == pytest.approx(1) and len(found.places) == 0 and found.checked == 6
+
+
 @pytest.mark.parametrize("share", [0.05, 0.2])
 def test_planted_wrong_labels_are_found_and_counted(share):
     """Where classes do not overlap; where they do, the estimate is too high (next test)."""
@@ -162,6 +170,10 @@ def test_a_folder_without_classes_has_no_such_list(root, mislabelled):
     )
     assert not (run / "labels.csv").exists() and tiny_clip.results(run)["suspects"]["labels"] is None
     assert "Which labels" not in (run / "report.html").read_text()
+    (run / "labels.csv").touch()  # of an earlier version of the folder
+    (run / "results.json").unlink()
+    evaluation.main(["--config", str(run / "config.yaml"), "--resume"])
+    assert not (run / "labels.csv").exists()
 
 
 def test_the_report_shows_them_with_label_and_suggestion(mislabelled):

@@ -63,6 +63,10 @@ def test_a_map_of_few_images_or_of_equal_ones(images):
     assert str(folder_map(plane(Rows([images])).points.numpy(), [], [0])).startswith("<svg")
 
 
+def test_three_images_lie_in_a_plane():
+    assert all(1 - 1e-9 < plane(Rows([features(3)])).variance <= 1 for _ in range(50))
+
+
 @pytest.mark.parametrize("places", [np.empty((0, 2)), np.array([[0.0, 1], [np.nan, np.nan]])])
 def test_without_coordinates_there_is_no_map(places):
     assert folder_map(places, [], []) is None

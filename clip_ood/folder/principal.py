@@ -68,7 +68,7 @@ def _components(features: Rows, count: int) -> tuple[Tensor, Tensor, float]:
     if count < 1:
         return torch.zeros(len(features), 1), torch.ones(1), 0.0
     axes, spread = axes.flip(1)[:, :count], variances.flip(0)[:count].sqrt()
-    share = float(spread.square().sum() / variances.clamp_min(0).sum())
+    share = min(1.0, float(spread.square().sum() / variances.clamp_min(0).sum()))  # rounded
     return torch.cat([((block - mean) @ axes).float() for block in _directions(features)]), spread.float(), share
 
 
