@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import redirect_stdout
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -14,7 +14,7 @@ from lightning.pytorch import Callback, Trainer
 from clip_ood.backbones.fingerprint import digest
 from clip_ood.callbacks.prediction_writer import Line, PredictionParts, PredictionPrinter
 from clip_ood.config.detecting import beside
-from clip_ood.data.inputs import is_stream, sources
+from clip_ood.data.inputs import Source, is_stream, sources
 from clip_ood.datamodules.new_images import NewImages
 from clip_ood.detect.decisions import BatchDecision, cutoffs, decisions_of
 from clip_ood.detect.predictor import Predictor
@@ -38,6 +38,11 @@ hush()
 
 BATCHES = 64  # in a part; a killed run loses at most this many
 MANY = 4  # paths; the next step's command does not repeat this many
+
+
+def not_yet(part: int, sources: Sequence[Source]) -> bool:
+    """Says that no part of the inputs was judged before."""
+    return False
 
 
 @dataclass(frozen=True)
@@ -83,7 +88,7 @@ def conduct(request: Request) -> Counts | None:
     saved = SavedDetector(request.run, request.trust_classes)
     columns = saved.chosen(request.detector)
     decisions = decisions_of(saved, columns, request.accept, request.fdr)
-    trainer = _trainer(request)
+    trainer = judging_trainer(request)
     if request.fdr is not None and trainer.is_global_zero:
         _caution(decisions, request.paths)
     with redirect_stdout(sys.stderr):  # downloads are announced on stderr, because predictions may go to a program
@@ -114,7 +119,7 @@ def _print(request: Request, saved: SavedDetector, predictor: Predictor, trainer
     to = (request.tolerated(), predictor.columns, request.aside, request.nearest > 0)
     with printed(request.format, *to) as predictions:
         printer = PredictionPrinter(predictions.take if request.fdr is None else hold)
-        _predict(request, predictor, trainer, printer, lambda part, sources: False, batches=1)
+        judge(request, predictor, trainer, printer)
         if request.fdr is not None:
             for line in _decided(lambda: held, request.fdr):
                 predictions.take(line)
@@ -126,7 +131,7 @@ def _write(request: Request, saved: SavedDetector, predictor: Predictor, trainer
     size = request.batch_size or predictor.batch_size
     about = [saved.manifest["digest"], predictor.columns, predictor.accept, request.nearest, size, versions()]
     parts = PredictionParts(folder, digest(about), request.tolerated().take)
-    count = _predict(request, predictor, trainer, parts, parts.is_whole, BATCHES)
+    count = judge(request, predictor, trainer, parts, parts.is_whole, BATCHES)
     trainer.strategy.barrier("judged")
     if not trainer.is_global_zero:
         return None
@@ -146,7 +151,9 @@ def _decided(lines: Callable[[], Iterable[Line]], fdr: float) -> Iterator[Line]:
         yield line if "error" in line else line | {"is_ood": line["p_value"] <= flagged[line["detector"]]}
 
 
-def _predict(request: Request, predictor: Predictor, trainer: Trainer, writer: Callback, is_whole, batches: int) -> int:
+def judge(
+    request: Request, predictor: Predictor, trainer: Trainer, writer: Callback, is_whole=not_yet, batches: int = 1
+) -> int:
     """Judges what is not there yet, and returns the number of parts."""
     size = request.batch_size or predictor.batch_size
     data = NewImages(
@@ -158,7 +165,8 @@ def _predict(request: Request, predictor: Predictor, trainer: Trainer, writer: C
     return data.parts
 
 
-def _trainer(request: Request) -> Trainer:
+def judging_trainer(request: Request) -> Trainer:
+    """Makes the Trainer that judges. Raises: ConfigError for several devices that cannot see the same inputs, or print."""
     ours = {
         "logger": False,
         "enable_checkpointing": False,

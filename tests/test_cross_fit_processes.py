@@ -20,7 +20,13 @@ METHODS = {"zero_shot": {"zero_shot": {}}, "linear_probe": {"linear_probe": {"ep
 
 def run(root, name, method, devices):
     keys = {"figures": False, "report": False, "cross_fit": 3, "hold_out_classes": 2, "batch_size": 7}
-    data = {"root": f"{root}/data", "id": "id", "ood": {"near": "near"}, "splits": {"val": 0, "test": 0}, "batch_size": 8}
+    data = {
+        "root": f"{root}/data",
+        "id": "id",
+        "ood": {"near": "near"},
+        "splits": {"val": 0, "test": 0},
+        "batch_size": 8,
+    }
     trainer = {"accelerator": "cpu", "devices": devices, "enable_progress_bar": False}
     detectors = ["knn", "lof", "mahalanobis", *(["msp"] if method == "linear_probe" else [])]
     path = tiny_clip.config(
