@@ -104,7 +104,7 @@ class Calibration:
         For then the r lowest of all n + m scores are calibration scores. Scores may not be equal, nor have chosen the detector.
 
         >>> round(Calibration(torch.randn(1000)).chance_of_none(100, 0.95), 4)
-        0.0072
+        0.0076
         """
         return math.prod((len(self) - i) / (len(self) + images - i) for i in range(self._rank(accept)))
 

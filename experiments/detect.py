@@ -17,6 +17,7 @@ from clip_ood.config.detecting import beside
 from clip_ood.data.inputs import Source, is_stream, sources
 from clip_ood.datamodules.new_images import NewImages
 from clip_ood.detect.decisions import BatchDecision, cutoffs, decisions_of
+from clip_ood.detect.odd import choice_told
 from clip_ood.detect.predictor import Predictor
 from clip_ood.detect.saved import SavedDetector
 from clip_ood.errors import ConfigError, UserError
@@ -28,6 +29,7 @@ from clip_ood.experiments.trainer import new_trainer, predict
 from clip_ood.files.text_files import not_utf8
 from clip_ood.files.unreadable import SHARE, Tolerance
 from clip_ood.lightning_modules.prediction import PredictionModule
+from clip_ood.metrics.intervals import interval_told
 from clip_ood.process import stalls
 from clip_ood.process.called import called
 from clip_ood.runs.going_on import next_step
@@ -54,6 +56,7 @@ class Request:
     detector: str | None = None
     accept: float | None = None
     fdr: float | None = None
+    odd: bool = False
     nearest: int = 0
     encoder: str | None = None
     out: Path | None = None
@@ -196,11 +199,14 @@ def _tell(counts: Counts, predictor: Predictor, request: Request) -> None:
         tell(f"not judged: {counts.failed - len(counts.shown):,} more: {where}")
     for each in predictor.decisions:
         ood = counts.ood[each.column]
-        share = f" ({100 * ood / counts.judged:.1f} %)" if counts.judged else ""
+        interval = f"; {interval_told(ood, counts.judged)}" if request.odd and counts.judged else ""
+        share = f" ({100 * ood / counts.judged:.1f} %{interval})" if counts.judged else ""
         tell(
             f"{counts.judged:,} images judged, {ood:,} of them OOD{share}: {each.told(counts.judged, ood)}"
             + (f"; {counts.failed:,} could not be judged" if counts.failed else "")
         )
+    if request.odd and counts.judged > 1 and len(predictor.columns) > 1:
+        tell(choice_told(predictor.columns, counts.patterns))
     if counts.copies:
         tell(_about_copies(counts.copies, predictor))
     if predictor.class_predictor is not None:

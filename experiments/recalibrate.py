@@ -19,7 +19,7 @@ from clip_ood.detect.saved import SavedDetector
 from clip_ood.errors import UserError
 from clip_ood.experiments import detect
 from clip_ood.files.written_names import in_utf8
-from clip_ood.metrics.intervals import clopper_pearson
+from clip_ood.metrics.intervals import share_told
 from clip_ood.process.called import called
 from clip_ood.review.decisions import counting
 from clip_ood.review.decisions_file import read_decisions
@@ -115,12 +115,10 @@ def told(found: Confirmed, old: dict[str, Calibration], new: dict[str, Calibrati
     """Says how the threshold of the first detector has moved, how many confirmed images its old one flags, and what was left out."""
     n, name = len(found.images), next(iter(new))
     flagged = sum(each.is_ood[name] for each in found.images)
-    low, high = clopper_pearson(flagged, n)
     lines = [
         f"{name}: the threshold was {old[name].threshold(accept):.6g} and is {new[name].threshold(accept):.6g}, calibrated on {n:,} "
         f"confirmed images: it accepts {100 * new[name].expected(accept):.1f} % of new ID images that are drawn as these were",
-        f"{name}: the old threshold flags {flagged:,} of them, {100 * flagged / n:.1f} % (95 % interval by Clopper and Pearson: "
-        f"{100 * low:.1f} to {100 * high:.1f} %)",
+        f"{name}: of them, the old threshold flags {share_told(flagged, n)}",
     ]
     if others := len(new) - 1:
         lines.append(f"The thresholds of {others} other detectors are set by the same images")

@@ -53,6 +53,12 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         "be ID (false discovery rate, as 0.1); instead of --accept",
     )
     add(
+        "--odd",
+        action="store_true",
+        help="the images are known to be odd: give the share that each detector flags with its interval; of several detectors, also "
+        "that of the best one, by leave-one-out",
+    )
+    add(
         "--nearest",
         type=_positive,
         default=0,
@@ -142,6 +148,10 @@ def check(arguments: argparse.Namespace) -> None:
     if arguments.accept is not None and not 0 < arguments.accept < 1:
         raise ConfigError(f"--accept: {arguments.accept:g} must lie between 0 and 1, as 0.95")
     _check_fdr(arguments)
+    if arguments.odd and (arguments.fdr is not None or not arguments.paths):
+        raise ConfigError(
+            "--odd says how many of the named images a threshold flags: name images that are known to be odd, and leave --fdr out"
+        )
     if arguments.workers is not None and not 0 <= arguments.workers <= 1024:
         raise ConfigError(f"--workers: {arguments.workers} must be a number from 0 to 1024")
     if not 0 < arguments.timeout <= 10**7:
