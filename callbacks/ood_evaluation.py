@@ -15,7 +15,7 @@ from torchmetrics.classification import MulticlassAccuracy
 
 from clip_ood.calibration import By, Calibration, summary
 from clip_ood.callbacks.monitors import check_monitors
-from clip_ood.class_predictions import ClassPredictor
+from clip_ood.class_predictions import HEAD, KNN, TEXT, ClassPredictor
 from clip_ood.cross_fit import CrossFit
 from clip_ood.data.benchmark import BANK
 from clip_ood.data.labelled import LabelledTable
@@ -227,7 +227,9 @@ class OODEvaluation(Callback):
         images = {name: numbers[scored[name].indices] for name, numbers in self.images.items() if name in scored}
         heads = getattr(module, "chosen_among", 1)
         compared = {name: heads if "logits" in each.requires else 1 for name, each in self.suite.detectors.items()}
-        calibrations = self._calibrations(scored, roles, compared)
+        known = {key.removeprefix(PREDICTED_BY): value for key, value in by.items()}
+        predictor = ClassPredictor.best(known, labelled)
+        calibrations = self._calibrations(scored, roles, compared, predictor)
         if intervals:
             others = calibrations and self._tested != self._calibrating  # those that the table does not count
             thresholds = summary(calibrations, self.accept)["thresholds"] if others else None
@@ -243,23 +245,27 @@ class OODEvaluation(Callback):
             notes=self.suite.notes,
             images=images,
             calibrations=calibrations,
-            predictor=ClassPredictor.best(
-                {key.removeprefix(PREDICTED_BY): value for key, value in by.items()}, labelled
-            ),
+            predictor=predictor,
         )
 
     def _calibrations(
-        self, scored: Mapping[str, Scores], roles: Mapping[str, str], compared: Mapping[str, int]
+        self,
+        scored: Mapping[str, Scores],
+        roles: Mapping[str, str],
+        compared: Mapping[str, int],
+        predictor: ClassPredictor | None,
     ) -> dict[str, Calibration]:
         """Returns the scores that calibrate each detector: those of ID val or, without, of the bank's images, each out of sample."""
         name = next((name for name, role in roles.items() if role == self._calibrating), None)
         if name is None:
             return {}
+        classes = None if self.suite.reference.class_names is None else _predicted(scored[name], predictor)
         if self._calibrating == "val":
-            return self._division.calibrations(scored[name].scores, self.suite.choices, compared)
+            return self._division.calibrations(scored[name].scores, self.suite.choices, compared, classes)
         of = torch.isin(scored[name].indices, self._bank.rows)
         return {
-            column: Calibration(values[of], by=self._left_out(column)) for column, values in scored[name].scores.items()
+            column: Calibration(values[of], None, self._left_out(column), None if classes is None else classes[of])
+            for column, values in scored[name].scores.items()
         }
 
     def _left_out(self, column: str) -> By:
@@ -331,6 +337,15 @@ class OODEvaluation(Callback):
     @property
     def _val(self) -> LabelledTable:
         return next(table for table in self.tables if table.part.role == "val")
+
+
+def _predicted(scores: Scores, predictor: ClassPredictor | None) -> Tensor | None:
+    """Returns the classes (n,) of scored images by what predicts those of new images; None where they were not kept."""
+    if predictor is None:
+        return scores.predictions
+    if predictor.by == KNN:
+        return scores.votes
+    return None if predictor.by == TEXT and HEAD in predictor.accuracy else scores.predictions
 
 
 def _labels(table: LabelledTable, indices: Tensor, device: torch.device) -> Tensor:

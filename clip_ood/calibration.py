@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fractions import Fraction
 from functools import cache
 from math import ceil, floor
@@ -97,6 +97,18 @@ class Calibration:
         if self.choice is not None:
             return after_choice(len(self), self._rank(accept), self.choice)
         return float(1 - Fraction(self._rank(accept), len(self) + 1))
+
+    def by_class(self, accept: float) -> dict[int, Calibration]:
+        """Returns the calibration by the images of each predicted class that has enough of them; none where classes are not known.
+
+        Among new ID images that are predicted as the class, at most α are flagged (a Mondrian taxonomy; Vovk et al. 2005), if it is known
+        beforehand what predicts classes and nothing was fitted on these images.
+        """
+        if self.classes is None:
+            return {}
+        counts = self.classes[self.classes >= 0].bincount()
+        enough = (counts >= needed(accept)).nonzero().flatten().tolist()
+        return {label: replace(self, scores=self.scores[self.classes == label], classes=None) for label in enough}
 
     def chance_of_none(self, images: int, accept: float) -> float:
         """Returns the probability that none of m new ID images is flagged: Π_{i < r} (n − i) / (n + m − i), with r = ⌊α(n + 1)⌋.

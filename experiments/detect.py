@@ -56,6 +56,7 @@ class Request:
     detector: str | None = None
     accept: float | None = None
     fdr: float | None = None
+    per_class: bool = False
     odd: bool = False
     nearest: int = 0
     encoder: str | None = None
@@ -90,13 +91,14 @@ def conduct(request: Request) -> Counts | None:
     stalls.wait_at_most(request.timeout)
     saved = SavedDetector(request.run, request.trust_classes)
     columns = saved.chosen(request.detector)
-    decisions = decisions_of(saved, columns, request.accept, request.fdr)
+    decisions = decisions_of(saved, columns, request.accept, request.fdr, request.per_class)
     trainer = judging_trainer(request)
     if request.fdr is not None and trainer.is_global_zero:
         _caution(decisions, request.paths)
     with redirect_stdout(sys.stderr):  # downloads are announced on stderr, because predictions may go to a program
         backbone = saved.backbone(request.encoder, request.allow_download)
-    predictor = Predictor(saved, backbone, columns, request.accept, request.fdr, request.nearest)
+    rules = (request.accept, request.fdr, request.nearest, request.per_class)
+    predictor = Predictor(saved, backbone, columns, *rules)
     go = _print if request.out is None else _write
     counts = go(request, saved, predictor, trainer)
     if counts is not None:
@@ -132,7 +134,8 @@ def _print(request: Request, saved: SavedDetector, predictor: Predictor, trainer
 def _write(request: Request, saved: SavedDetector, predictor: Predictor, trainer: Trainer) -> Counts | None:
     folder = request.out.with_name(f"{request.out.name}.parts")
     size = request.batch_size or predictor.batch_size
-    about = [saved.manifest["digest"], predictor.columns, predictor.accept, request.nearest, size, versions()]
+    rules = [predictor.accept, request.nearest, request.per_class]
+    about = [saved.manifest["digest"], predictor.columns, *rules, size, versions()]
     parts = PredictionParts(folder, digest(about), request.tolerated().take)
     count = judge(request, predictor, trainer, parts, parts.is_whole, BATCHES)
     trainer.strategy.barrier("judged")
@@ -249,6 +252,7 @@ def _next(counts: Counts, predictor: Predictor, request: Request) -> str:
         *command,
         *few,
         *(text for key, value in rules.items() if value is not None for text in (key, f"{value:g}")),
+        *(["--per-class"] if request.per_class else []),
     ]
     if counts.ood[predictor.column] and request.copy_ood is None:
         what = "copy the OOD images together and look at them"

@@ -53,6 +53,11 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         "be ID (false discovery rate, as 0.1); instead of --accept",
     )
     add(
+        "--per-class",
+        action="store_true",
+        help="decide by a threshold for each predicted class; classes with too few calibration images share that of all",
+    )
+    add(
         "--odd",
         action="store_true",
         help="the images are known to be odd: give the share that each detector flags with its interval; of several detectors, also "
@@ -186,6 +191,8 @@ def _check_fdr(arguments: argparse.Namespace) -> None:
         return
     if not 0 < arguments.fdr < 1:
         raise ConfigError(f"--fdr: {arguments.fdr:g} must lie between 0 and 1, as 0.1")
+    if arguments.per_class:
+        raise ConfigError("--per-class sets a threshold for each class, and --fdr has none: give one of them")
     if arguments.accept is not None:
         raise ConfigError(
             "--accept sets a threshold for each image, and --fdr decides over all together: give one of them"
