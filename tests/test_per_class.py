@@ -143,3 +143,19 @@ def test_what_has_no_threshold_for_each_class_is_refused(run, tmp_path):
         seal(old, manifest | {"files": manifest["files"] | hashes(old, [old / "state.safetensors"])})
         with pytest.raises(UserError, match=message):
             load(old, per_class=True)
+
+
+@pytest.mark.slow
+def test_cross_fitted_images_calibrate_by_the_classes_that_are_predicted_without_them(root):
+    content = {"evaluation": {"figures": False, "report": False, "cross_fit": 3}, "detectors": ["knn", "msp"]}
+    place = judged_run.make(root, "crossed", data={"splits": {"val": 0.0, "test": 0.0}}, **content)
+    saved, train = SavedDetector(place), judged_run.scores(place, "train")
+    found = saved.calibration("msp")
+    judged = load(place, "msp")(
+        [root / "data" / "id" / path for path in train]
+    )  # recognised, and judged without themselves
+    expected = sorted((each.score, saved.reference.class_names.index(each.predicted_class)) for each in judged)
+    assert saved.class_predictor.by == "knn"
+    assert np.allclose(np.stack([found.scores, found.classes], axis=1), expected, atol=1e-6)
+    assert len(found.classes) == len(train) == 46 and found.by == "approximate"
+    assert "about 95 %" in load(place, "msp", per_class=True, accept=0.95).decisions[0].told(1, 0)
