@@ -21,6 +21,7 @@ from bench import chosen
 from clip_ood.detectors.build import build_detectors
 from clip_ood.detectors.detector import Detector
 from clip_ood.detectors.names import UNLABELLED
+from clip_ood.folder.consensus import consensus
 from clip_ood.metrics.curves import curve_metrics
 from clip_ood.metrics.ranking import rank_scores
 from clip_ood.outputs import Outputs, Reference
@@ -169,7 +170,7 @@ def main(sizes: Sizes) -> None:
     found: dict[str, dict[tuple, list[float]]] = defaultdict(lambda: defaultdict(list))
     for cell, mixture in mixtures(features, labels, sizes):
         ranks = {name: scored(spec, mixture) for name, spec in SPECS.items()}
-        ranks[CONSENSUS] = torch.stack([ranks[name] for name in default]).mean(dim=0)
+        ranks[CONSENSUS] = torch.from_numpy(consensus({name: ranks[name].numpy() for name in default}))
         for name, each in ranks.items():
             normal, odd = each.tensor_split([len(each) - mixture.odd])
             found[name][cell].append(float(curve_metrics(rank_scores(normal, odd))["auroc"]))

@@ -13,7 +13,7 @@ from torch.nn.functional import cross_entropy
 from torchmetrics import MeanMetric
 from torchmetrics.classification import MulticlassAccuracy
 
-from clip_ood.calibration import By, Calibration, summary
+from clip_ood.calibration import summary
 from clip_ood.callbacks.monitors import check_monitors
 from clip_ood.class_predictions import HEAD, KNN, TEXT, ClassPredictor
 from clip_ood.cross_fit import CrossFit
@@ -107,7 +107,7 @@ class OODEvaluation(Callback):
 
     def _batch(self, module: LightningModule, outputs: Outputs, loader: int) -> None:
         if loader == BANK:
-            self.suite.update(outputs)
+            self.suite.update(outputs if self.cross_fit is None else self.cross_fit.leaving_out(outputs))
             return
         if self._bank_labels is None:
             self._fit(module.device)
@@ -215,8 +215,7 @@ class OODEvaluation(Callback):
         rows = table_rows(self._table_metrics.compute(), list(self.suite.detectors), roles, groups, sizes)
         accuracies = self._of_head()
         by = {key: accuracies.pop(key) for key in list(accuracies) if key.startswith(PREDICTED_BY)}
-        calibrating = [table for table in self._tables if table.part.role == self._calibrating]
-        labelled = sum(int((table.labels >= 0).sum()) for table in calibrating)
+        labelled = sum(int((table.labels >= 0).sum()) for table in self._tables if table.part.role == self._calibrating)
         detected = self._held_out_values() | _row_values(rows)
         shown = {key: value for key, value in detected.items() if key.endswith("/auroc")}
         module.log_dict(accuracies | shown, sync_dist=True)  # equal in all processes
@@ -229,7 +228,14 @@ class OODEvaluation(Callback):
         compared = {name: heads if "logits" in each.requires else 1 for name, each in self.suite.detectors.items()}
         known = {key.removeprefix(PREDICTED_BY): value for key, value in by.items()}
         predictor = ClassPredictor.best(known, labelled)
-        calibrations = self._calibrations(scored, roles, compared, predictor)
+        calibrating = next((scored[name] for name, role in roles.items() if role == self._calibrating), None)
+        named = calibrating is not None and self.suite.reference.class_names is not None
+        classes = _predicted(calibrating, predictor) if named else None
+        if self.cross_fit is not None and self._calibrating == TRAIN:
+            calibrations = self.cross_fit.calibrations(calibrating, self.suite.detectors, classes)
+        else:
+            found = {} if calibrating is None else calibrating.scores
+            calibrations = self._division.calibrations(found, self.suite.choices, compared, classes)
         if intervals:
             others = calibrations and self._tested != self._calibrating  # those that the table does not count
             thresholds = summary(calibrations, self.accept)["thresholds"] if others else None
@@ -248,33 +254,12 @@ class OODEvaluation(Callback):
             predictor=predictor,
         )
 
-    def _calibrations(
-        self,
-        scored: Mapping[str, Scores],
-        roles: Mapping[str, str],
-        compared: Mapping[str, int],
-        predictor: ClassPredictor | None,
-    ) -> dict[str, Calibration]:
-        """Returns the scores that calibrate each detector: those of ID val or, without, of the bank's images, each out of sample."""
-        name = next((name for name, role in roles.items() if role == self._calibrating), None)
-        if name is None:
-            return {}
-        classes = None if self.suite.reference.class_names is None else _predicted(scored[name], predictor)
-        if self._calibrating == "val":
-            return self._division.calibrations(scored[name].scores, self.suite.choices, compared, classes)
-        of = torch.isin(scored[name].indices, self._bank.rows)
-        return {
-            column: Calibration(values[of], None, self._left_out(column), None if classes is None else classes[of])
-            for column, values in scored[name].scores.items()
-        }
-
-    def _left_out(self, column: str) -> By:
-        """Says what a detector has not seen of a training image whose score calibrates it."""
-        detector = self.suite.detectors[column]
-        if detector.leaves_one_out and detector.monotone:
-            return "leave_one_out"
-        needs_head = {"logits", "weight"} & set(detector.requires)
-        return "approximate" if detector.learns or needs_head else "split"
+    @property
+    def by_folds(self) -> list[str]:
+        """The detectors whose scores of ID images in the table come from several folds."""
+        if self.cross_fit is None or self._tested != TRAIN:
+            return []
+        return [name for name in self.suite.detectors if name in self.cross_fit.scores]
 
     def _comparable(self, name: str, scores: Scores) -> Scores:
         """Returns the scores of a set as the table compares them."""

@@ -9,6 +9,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from clip_ood.calibration import By, Calibration
+from clip_ood.detectors.detector import Detector
 from clip_ood.outputs import Outputs
 from clip_ood.scores import Scores
 
@@ -20,7 +22,7 @@ class CrossFit:
     Attributes:
         copy_of: (N,) int64, for each image the row of the bank's image that it is a copy of, mostly its own; -1 for none.
         scores: by detector, (N,) float32, those of the fold that an image was left out of; NaN for images of no fold. Detectors
-            that leave out single neighbours are not among them.
+            that leave out single neighbours, or have seen no image, are not among them.
         shares: by set and by the same detectors, (n,): the share of a fold's images that score lower, the same ones counted half;
             for images of other sets, the mean over the folds. Scores of different folds can be compared only so.
         predictions: (N,) int64, the classes that the folds predict, -1 for none; None if nothing predicts any.
@@ -46,6 +48,20 @@ class CrossFit:
         classes = scores.predictions if self.predictions is None else self.predictions[scores.indices]
         return replace(scores, scores=found, predictions=classes)
 
+    def calibrations(
+        self, scores: Scores, detectors: Mapping[str, Detector], classes: Tensor | None = None
+    ) -> dict[str, Calibration]:
+        """Returns what calibrates each detector: the scores of training images, of those in the bank alone, each once.
+
+        `classes` are those that are predicted for these images.
+        """
+        in_bank = self.copy_of[scores.indices] == scores.indices
+        predicted = None if classes is None else classes[in_bank]
+        return {
+            name: Calibration(scores.scores[name][in_bank], by=_by(each), classes=predicted)
+            for name, each in detectors.items()
+        }
+
     def comparable(self, name: str, scores: Scores) -> Scores:
         """Returns the scores of the set `name` as they can be compared with those of training images."""
         shares = self.shares.get(name, {})
@@ -54,6 +70,17 @@ class CrossFit:
             for detector, each in scores.scores.items()
         }
         return replace(scores, scores=found)
+
+
+def has_seen(detector: Detector) -> bool:
+    """Says whether a detector depends on the training images, by what it learns or by the head."""
+    return detector.learns or not {"logits", "weight", "bias"}.isdisjoint(detector.requires)
+
+
+def _by(detector: Detector) -> By:
+    if detector.leaves_one_out and detector.monotone:
+        return "leave_one_out"
+    return "approximate" if has_seen(detector) else "split"
 
 
 def share_below(scores: Tensor, of: Tensor) -> Tensor:

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from clip_ood.config.schema import Config
-from clip_ood.cross_fit import CrossFit, folds, share_below
+from clip_ood.cross_fit import CrossFit, folds, has_seen, share_below
 from clip_ood.data.benchmark import Benchmark, Part
 from clip_ood.detectors.build import load_class
 from clip_ood.detectors.names import read_specs
@@ -86,7 +86,8 @@ def cross_fit(
         if inside.predictions is not None:
             predictions[inside.indices] = inside.predictions
         for name, values in inside.scores.items():
-            if evaluation.suite.detectors[name].leaves_one_out:
+            detector = evaluation.suite.detectors[name]
+            if detector.leaves_one_out or not has_seen(detector):
                 continue
             _put(scores, name, inside, values, len(copy_of))
             _put(shares.setdefault("train", {}), name, inside, share_below(values, values), len(copy_of))

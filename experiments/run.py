@@ -180,6 +180,7 @@ def _run(config: Config, folder: Path, checkpoint: Path | None, benchmark: Bench
         **leaks.about(),
         "suspects": None,
         "held_out": held_out,
+        "by_folds": evaluation.by_folds,
         "predictor": (best := evaluation.results.predictor) and asdict(best),
         "versions": versions("lightning"),
     }

@@ -153,7 +153,7 @@ def test_a_head_is_trained_for_each_fold(root):
     assert SavedDetector(run).calibration("msp").by == "approximate"
 
 
-def test_test_images_keep_the_table_and_train_images_stay_out_of_it(root):
+def test_test_images_keep_the_table_and_train_images_stay_out_of_it(root, run):
     run = make(root, "both", data={"splits": {"val": 0, "test": 0.3}}, detectors=["knn"])
     rows = tiny_clip.results(run)["rows"]
     inside = judged_run.scores(run, "id")
@@ -297,3 +297,19 @@ def test_three_classes_are_too_few_to_hold_one_out(root, capsys):
     run = make(root, "three", data={"ood": {}, "splits": {"val": 0, "test": 0.25}}, detectors=["knn"], evaluation=keys)
     assert tiny_clip.results(run)["held_out"] is None
     assert "it takes 4 or more, and there are 3" in capsys.readouterr().out
+
+
+def test_runs_are_compared_without_what_was_scored_in_folds(root, run, capsys):
+    other = make(root, "other", detectors=["knn", "mahalanobis", "mcm"], seed=7)
+    assert tiny_clip.results(run)["by_folds"] == ["mahalanobis"]
+    evaluation.main(["--compare", str(run), str(other)])
+    said = capsys.readouterr().out
+    assert "Left out: mahalanobis: scored in folds" in said and "knn" in said
+    with pytest.raises(ConfigError, match="mahalanobis: scored in folds"):
+        evaluation.main(["--compare", f"{run}:mahalanobis", f"{other}:mahalanobis"])
+
+
+def test_more_neighbours_than_there_are_others_leave_knn_out(root):
+    run = make(root, "many", data={"id": "id/dog", "ood": {}}, detectors=["knn", {"name": "knn", "k": 16, "as": "all"}])
+    omitted = tiny_clip.results(run)["omitted"]
+    assert [each["detector"] for each in omitted] == ["all"] and "15" in omitted[0]["reason"]

@@ -127,7 +127,7 @@ def test_wrong_images_and_contents(run):
         ("path", None, "no column 'path'"),
         ("path", 3, "'path' is of the type int64"),
         ("set", None, "no column 'set'"),
-        ("role", "ood", "none is the ID test set"),
+        ("role", "ood", "none has ID images"),
         ("knn", "high", "'knn' holds other things than finite scores"),
         ("knn", float("nan"), "'knn' holds other things than finite scores"),
     ],

@@ -56,7 +56,7 @@ def test_what_is_no_image_is_listed_with_its_reason(tmp_path):
     ):
         with pytest.raises(OSError, match=reason):
             found[name].read()
-    assert found["good.png"].read().size == (4, 4)
+    assert found["good.png"].read()[0].size == (4, 4)
 
 
 def test_links_to_folders_are_followed(tmp_path):
@@ -87,7 +87,7 @@ def test_files_lists_and_standard_input_are_taken_in_turn(tmp_path, monkeypatch)
     monkeypatch.setattr("sys.stdin", piped(f"{a}\r\n{tmp_path}/gone.png\n".encode()))
     found = list(sources([str(b), str(tmp_path / "list.txt"), "-"]))
     assert [Path(each.place.path).name for each in found] == ["b.bin", "b.bin", "a.png", "a.png", "gone.png"]
-    assert all(each.read().size == (4, 4) for each in found[:4])
+    assert all(each.read()[0].size == (4, 4) for each in found[:4])
 
 
 def test_a_shard_gives_its_members(tmp_path):
@@ -101,12 +101,12 @@ def test_a_shard_gives_its_members(tmp_path):
     (tmp_path / "broken.tar").write_bytes(b"no tar")
     found = list(sources([str(tmp_path / "x.tar"), str(tmp_path / "broken.tar")]))
     assert [each.inside for each in found] == ["x.tar/0001.png", "x.tar/deep/0002.png", "broken.tar"]
-    assert found[0].place.read() == (tmp_path / "1.png").read_bytes() and found[1].read().size == (4, 4)
+    assert found[0].place.read() == (tmp_path / "1.png").read_bytes() and found[1].read()[0].size == (4, 4)
     assert "no whole, uncompressed tar" in found[2].reason
     content = (tmp_path / "x.tar").read_bytes()
     (tmp_path / "cut.tar").write_bytes(content[: content.index(b"deep/0002.png") + 300])
     cut = list(sources([str(tmp_path / "cut.tar")]))
-    assert cut[0].read().size == (4, 4) and "no whole" in cut[-1].reason
+    assert cut[0].read()[0].size == (4, 4) and "no whole" in cut[-1].reason
 
 
 def test_names_may_end_with_nul(tmp_path, monkeypatch):
@@ -129,7 +129,7 @@ def test_names_that_are_no_utf8_stay_what_they_are(tmp_path):
     with open(raw, "wb") as file:
         Image.new("RGB", (2, 2)).save(file, "PNG")
     (found,) = sources([str(tmp_path)])
-    assert os.fsencode(found.path) == raw and found.read().size == (2, 2)
+    assert os.fsencode(found.path) == raw and found.read()[0].size == (2, 2)
 
 
 def test_what_is_no_image_takes_no_place_in_a_batch():

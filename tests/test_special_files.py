@@ -98,7 +98,7 @@ def test_new_images_of_such_kinds_are_counted_with_their_reason(special, tmp_pat
     assert f"it is {kind}" in found["list.txt"].reason and f"it is {kind}" in found["x.tar"].reason
     with pytest.raises(OSError, match=f"it is {kind}"):
         found["x.jpg"].read()
-    assert found["good.png"].read().size == (8, 8)
+    assert found["good.png"].read()[0].size == (8, 8)
 
 
 KEYS = {

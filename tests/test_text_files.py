@@ -88,7 +88,7 @@ def test_a_list_of_new_images_is_read(encoded, tmp_path, monkeypatch):
     monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BufferedReader(io.BytesIO(content))))
     found = list(sources([str(tmp_path / "list.txt"), "-"]))
     assert [each.inside for each in found] == ["1.png", "é.png"] * 2
-    assert all(each.read().size == (40, 36) for each in found)
+    assert all(each.read()[0].size == (40, 36) for each in found)
 
 
 def test_names_are_bytes_in_lists(tmp_path):

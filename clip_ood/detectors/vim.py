@@ -44,7 +44,8 @@ class Residual(Detector):
         try:
             spectrum = self.moments.once((type(self)._center, "spectrum"), self._spectrum)
         except UserError as error:
-            raise self._error(f"features: {error}; expected rows that differ") from error
+            outside = "nothing but rounding lies outside the principal space of the ID training features"
+            raise self._error(f"{outside}; expected rows that differ") from error
         values, vectors, rank = spectrum.values, spectrum.vectors, spectrum.rank
         if self.dim is not None and self.dim >= rank:
             raise self._error(f"dim = {self.dim}, expected less than {rank}, the rank of the ID training features")

@@ -124,7 +124,7 @@ def compare(runs: list[Finished]) -> Comparison:
         _check_images(runs, seed)
     redrawn = split is not None and split["redrawn"]
     differences = _over_splits(split["test"] / split["train"]) if redrawn else _over_images(runs, seeds)
-    lines, remarks = [], []
+    lines, remarks = [], _by_folds(runs)
     for detector in _detectors(runs):
         having = [seed for seed in seeds if all(run.auroc(seed, detector, MEAN) is not None for run in runs)]
         if len(having) < len(seeds):
@@ -207,10 +207,32 @@ def _split(runs: list[Finished], seeds: list[int]) -> dict[str, Any] | None:
     return max(splits, key=lambda split: split["test"] / split["train"])  # which gives the longest interval
 
 
+def _ranked(run: Finished) -> list[str]:
+    """Returns the detectors whose scores of ID images come from several folds, so that they have no scores that can be paired."""
+    return sorted({name for results in run.of_seed.values() for name in results.get("by_folds") or []})
+
+
+def _by_folds(runs: list[Finished]) -> list[str]:
+    """Returns what is said of detectors that cannot be compared because they are scored in folds."""
+    names = dict.fromkeys(name for run in runs for name in _ranked(run))
+    if not names:
+        return []
+    return [
+        f"Left out: {', '.join(names)}: scored in folds, whose scores are ranks within each fold; to compare them, hold out test images "
+        "(data.splits.test)"
+    ]
+
+
 def _detectors(runs: list[Finished]) -> list[str]:
     if runs[0].detector is not None:
+        for run in runs:
+            if run.detector in _ranked(run):
+                raise ConfigError(f"--compare: {_by_folds([run])[0].removeprefix('Left out: ')}")
         return [" / ".join(dict.fromkeys(run.detector for run in runs))]
-    of_run = [dict.fromkeys(row["detector"] for row in run.results["rows"]) for run in runs]
+    of_run = [
+        dict.fromkeys(row["detector"] for row in run.results["rows"] if row["detector"] not in _ranked(run))
+        for run in runs
+    ]
     if shared := [name for name in of_run[0] if all(name in names for names in of_run)]:
         return shared
     have = "; ".join(f"{run.title}: {', '.join(names)}" for run, names in zip(runs, of_run, strict=True))

@@ -177,6 +177,7 @@ class Finished(Record):
     shared_images: list[Shared] = []
     suspects: Ranked | None = None
     held_out: HeldOut | None = None
+    by_folds: list[Text] = []
     dropped: list[Dropped] = []
     decisions: Decided | None = None
     versions: dict[Text, Text] | None = None

@@ -11,6 +11,7 @@ PARTS = {
     "encoder": "build the demo encoder, which is not CLIP (half a minute on 2 CPU cores)",
     "images": "build the demo's image folders (Debian or Ubuntu)",
     "mixed": "choose photographs for a run to judge",
+    "planted": "hide odd images among photographs, for own_images.yaml to find",
     "wordnet": "fetch WordNet's nouns and adjectives (Debian or Ubuntu)",
 }
 
