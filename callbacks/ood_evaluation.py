@@ -15,7 +15,7 @@ from torchmetrics.classification import MulticlassAccuracy
 
 from clip_ood.calibration import summary
 from clip_ood.callbacks.monitors import check_monitors
-from clip_ood.class_predictions import ClassPredictor
+from clip_ood.class_predictions import HEAD, KNN, TEXT, ClassPredictor
 from clip_ood.cross_fit import CrossFit
 from clip_ood.data.benchmark import BANK
 from clip_ood.data.labelled import LabelledTable
@@ -226,12 +226,16 @@ class OODEvaluation(Callback):
         images = {name: numbers[scored[name].indices] for name, numbers in self.images.items() if name in scored}
         heads = getattr(module, "chosen_among", 1)
         compared = {name: heads if "logits" in each.requires else 1 for name, each in self.suite.detectors.items()}
+        known = {key.removeprefix(PREDICTED_BY): value for key, value in by.items()}
+        predictor = ClassPredictor.best(known, labelled)
         calibrating = next((scored[name] for name, role in roles.items() if role == self._calibrating), None)
+        named = calibrating is not None and self.suite.reference.class_names is not None
+        classes = _predicted(calibrating, predictor) if named else None
         if self.cross_fit is not None and self._calibrating == TRAIN:
-            calibrations = self.cross_fit.calibrations(calibrating, self.suite.detectors)
+            calibrations = self.cross_fit.calibrations(calibrating, self.suite.detectors, classes)
         else:
             found = {} if calibrating is None else calibrating.scores
-            calibrations = self._division.calibrations(found, self.suite.choices, compared)
+            calibrations = self._division.calibrations(found, self.suite.choices, compared, classes)
         if intervals:
             others = calibrations and self._tested != self._calibrating  # those that the table does not count
             thresholds = summary(calibrations, self.accept)["thresholds"] if others else None
@@ -247,9 +251,7 @@ class OODEvaluation(Callback):
             notes=self.suite.notes,
             images=images,
             calibrations=calibrations,
-            predictor=ClassPredictor.best(
-                {key.removeprefix(PREDICTED_BY): value for key, value in by.items()}, labelled
-            ),
+            predictor=predictor,
         )
 
     @property
@@ -320,6 +322,15 @@ class OODEvaluation(Callback):
     @property
     def _val(self) -> LabelledTable:
         return next(table for table in self.tables if table.part.role == "val")
+
+
+def _predicted(scores: Scores, predictor: ClassPredictor | None) -> Tensor | None:
+    """Returns the classes (n,) of scored images by what predicts those of new images; None where they were not kept."""
+    if predictor is None:
+        return scores.predictions
+    if predictor.by == KNN:
+        return scores.votes
+    return None if predictor.by == TEXT and HEAD in predictor.accuracy else scores.predictions
 
 
 def _labels(table: LabelledTable, indices: Tensor, device: torch.device) -> Tensor:

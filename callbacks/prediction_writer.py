@@ -22,7 +22,8 @@ from clip_ood.errors import UserError
 from clip_ood.files.writing import written_whole
 
 CHANGED = "The inputs changed while they were judged: run it again, and only what changed is judged anew"
-# the fields of a Prediction, or path, error and whether it `is_image` by its name; and `source`: inside, and its place
+# the fields of a Prediction, or path, error and whether it `is_image` by its name; and `source`: inside, and its place, and `content`, the
+# identity of what the file holds in hex digits
 Line = dict[str, Any]
 
 
@@ -130,6 +131,8 @@ def _size_and_time(path: str) -> tuple[int, int] | tuple[()]:
 def lines(module: LightningModule, finding: BatchResult, batch: NewImageBatch) -> list[Line]:
     """Returns a line for each judged source of the batch and each detector, in order, and one for a source that was not judged."""
     sources = batch.batch.sources
+    read = [place for place, each in enumerate(sources) if each.reason is None]
+    contents = {place: each.astype("<u8").tobytes().hex() for place, each in zip(read, batch.contents, strict=True)}
     found: dict[int, list[Line]] = {
         place: [{"path": sources[place].path, "error": why, "is_image": sources[place].reason is None}]
         for place, why in finding.errors.items()
@@ -140,5 +143,7 @@ def lines(module: LightningModule, finding: BatchResult, batch: NewImageBatch) -
         several = len(module.predictor.decisions)
         found |= {place: [asdict(each) for each in islice(predictions, several)] for place in finding.places}
     return [
-        line | {"source": [each.inside, *each.place]} for place, each in enumerate(sources) for line in found[place]
+        line | {"source": [each.inside, *each.place], "content": contents.get(place)}
+        for place, each in enumerate(sources)
+        for line in found[place]
     ]

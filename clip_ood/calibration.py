@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fractions import Fraction
 from functools import cache
 from math import ceil, floor
@@ -39,7 +39,8 @@ class Choice:
 
 @dataclass(frozen=True)
 class Calibration:
-    """The scores (n,) of n ID images by what has not seen them; higher = more in-distribution. `choice`: what they chose, if any.
+    """The scores (n,) of n ID images by what has not seen them; higher = more in-distribution. `choice`: what they chose, if any;
+    `classes` (n,) int64: those that were predicted for them (-1: none), if any were.
 
     A new ID image, drawn as they were, is flagged with probability at most α, whatever the score's distribution, if nothing was fitted
     on these images (`by` split; Vovk et al. 2005; Bates et al. 2023, arXiv 2104.08279). α = 1 − accept.
@@ -62,11 +63,15 @@ class Calibration:
     scores: Tensor
     choice: Choice | None = None
     by: By = "split"
+    classes: Tensor | None = None
 
     def __post_init__(self) -> None:
         if self.scores.isnan().any():
             raise UserError("calibration: scores hold NaN")
-        object.__setattr__(self, "scores", self.scores.sort().values)
+        scores, order = self.scores.sort()
+        object.__setattr__(self, "scores", scores)
+        if self.classes is not None:
+            object.__setattr__(self, "classes", self.classes[order])
 
     def __len__(self) -> int:
         return len(self.scores)
@@ -92,6 +97,28 @@ class Calibration:
         if self.choice is not None:
             return after_choice(len(self), self._rank(accept), self.choice)
         return float(1 - Fraction(self._rank(accept), len(self) + 1))
+
+    def by_class(self, accept: float) -> dict[int, Calibration]:
+        """Returns the calibration by the images of each predicted class that has enough of them; none where classes are not known.
+
+        Among new ID images that are predicted as the class, at most α are flagged (a Mondrian taxonomy; Vovk et al. 2005), if it is known
+        beforehand what predicts classes and nothing was fitted on these images.
+        """
+        if self.classes is None:
+            return {}
+        counts = self.classes[self.classes >= 0].bincount()
+        enough = (counts >= needed(accept)).nonzero().flatten().tolist()
+        return {label: replace(self, scores=self.scores[self.classes == label], classes=None) for label in enough}
+
+    def chance_of_none(self, images: int, accept: float) -> float:
+        """Returns the probability that none of m new ID images is flagged: Π_{i < r} (n − i) / (n + m − i), with r = ⌊α(n + 1)⌋.
+
+        For then the r lowest of all n + m scores are calibration scores. Scores may not be equal, nor have chosen the detector.
+
+        >>> round(Calibration(torch.randn(1000)).chance_of_none(100, 0.95), 4)
+        0.0076
+        """
+        return math.prod((len(self) - i) / (len(self) + images - i) for i in range(self._rank(accept)))
 
     def fewest(self, images: int, fdr: float) -> int:
         """Returns the fewest of m images that `benjamini_hochberg` can flag: ⌈m / (fdr (n + 1))⌉, since no p is below 1 / (n + 1).

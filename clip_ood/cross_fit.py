@@ -48,10 +48,19 @@ class CrossFit:
         classes = scores.predictions if self.predictions is None else self.predictions[scores.indices]
         return replace(scores, scores=found, predictions=classes)
 
-    def calibrations(self, scores: Scores, detectors: Mapping[str, Detector]) -> dict[str, Calibration]:
-        """Returns what calibrates each detector: the scores of training images, of those in the bank alone, each once."""
+    def calibrations(
+        self, scores: Scores, detectors: Mapping[str, Detector], classes: Tensor | None = None
+    ) -> dict[str, Calibration]:
+        """Returns what calibrates each detector: the scores of training images, of those in the bank alone, each once.
+
+        `classes` are those that are predicted for these images.
+        """
         in_bank = self.copy_of[scores.indices] == scores.indices
-        return {name: Calibration(scores.scores[name][in_bank], by=_by(each)) for name, each in detectors.items()}
+        predicted = None if classes is None else classes[in_bank]
+        return {
+            name: Calibration(scores.scores[name][in_bank], by=_by(each), classes=predicted)
+            for name, each in detectors.items()
+        }
 
     def comparable(self, name: str, scores: Scores) -> Scores:
         """Returns the scores of the set `name` as they can be compared with those of training images."""

@@ -212,3 +212,11 @@ class Results:
     def of_role(self, role: str) -> Scores | None:
         """Returns the scores of the first set with a role, or None without one."""
         return next((self.scored[name] for name, its in self.roles.items() if its == role), None)
+
+    def flagged(self, thresholds: Mapping[str, float]) -> dict[str, dict[str, int]]:
+        """Returns, by detector and OOD set, how many images score below the threshold."""
+        ood = [name for name, role in self.roles.items() if role == "ood"]
+        return {
+            column: {name: int((self.scored[name].scores[column] < threshold).sum()) for name in ood}
+            for column, threshold in thresholds.items()
+        }

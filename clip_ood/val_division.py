@@ -34,21 +34,26 @@ class ValDivision:
         return places % 2 == 0 if self.halves else torch.ones_like(places, dtype=torch.bool)
 
     def calibrations(
-        self, scores: Mapping[str, Tensor], choices: Mapping[str, Choice], heads: Mapping[str, int]
+        self,
+        scores: Mapping[str, Tensor],
+        choices: Mapping[str, Choice],
+        heads: Mapping[str, int],
+        classes: Tensor | None = None,
     ) -> dict[str, Calibration]:
         """Returns, by detector, its scores of ID val images that did not choose it, or of all of them with what they chose.
 
         `scores` (n,) are in the order of the images; `choices` are those that were settled by ID val, by detector; `heads` says
-        among how many heads ID val chose the one that a detector needs, 1 if it chose none.
+        among how many heads ID val chose the one that a detector needs, 1 if it chose none; `classes` (n,) are predicted.
         """
         found = {}
         for name, values in scores.items():
-            choice = choices.get(name)
+            choice, predicted = choices.get(name), classes
             if choice is not None and self.halves:
                 values, choice = values[1::2], None
+                predicted = None if classes is None else classes[1::2]
             elif choice is not None:
                 choice = replace(choice, images=self.ood_val)
             if heads[name] > 1:
                 choice = Choice(heads[name] * (1 if choice is None else choice.candidates))
-            found[name] = Calibration(values, choice)
+            found[name] = Calibration(values, choice, classes=predicted)
         return found

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import redirect_stdout
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -14,9 +14,10 @@ from lightning.pytorch import Callback, Trainer
 from clip_ood.backbones.fingerprint import digest
 from clip_ood.callbacks.prediction_writer import Line, PredictionParts, PredictionPrinter
 from clip_ood.config.detecting import beside
-from clip_ood.data.inputs import is_stream, sources
+from clip_ood.data.inputs import Source, is_stream, sources
 from clip_ood.datamodules.new_images import NewImages
 from clip_ood.detect.decisions import BatchDecision, cutoffs, decisions_of
+from clip_ood.detect.odd import choice_told
 from clip_ood.detect.predictor import Predictor
 from clip_ood.detect.saved import SavedDetector
 from clip_ood.errors import ConfigError, UserError
@@ -28,6 +29,7 @@ from clip_ood.experiments.trainer import new_trainer, predict
 from clip_ood.files.text_files import not_utf8
 from clip_ood.files.unreadable import SHARE, Tolerance
 from clip_ood.lightning_modules.prediction import PredictionModule
+from clip_ood.metrics.intervals import interval_told
 from clip_ood.process import stalls
 from clip_ood.process.called import called
 from clip_ood.runs.going_on import next_step
@@ -40,6 +42,11 @@ BATCHES = 64  # in a part; a killed run loses at most this many
 MANY = 4  # paths; the next step's command does not repeat this many
 
 
+def not_yet(part: int, sources: Sequence[Source]) -> bool:
+    """Says that no part of the inputs was judged before."""
+    return False
+
+
 @dataclass(frozen=True)
 class Request:
     """The request to detect.py: the run, the inputs, and the options (None: as the run has it)."""
@@ -49,6 +56,8 @@ class Request:
     detector: str | None = None
     accept: float | None = None
     fdr: float | None = None
+    per_class: bool = False
+    odd: bool = False
     nearest: int = 0
     encoder: str | None = None
     out: Path | None = None
@@ -82,13 +91,14 @@ def conduct(request: Request) -> Counts | None:
     stalls.wait_at_most(request.timeout)
     saved = SavedDetector(request.run, request.trust_classes)
     columns = saved.chosen(request.detector)
-    decisions = decisions_of(saved, columns, request.accept, request.fdr)
-    trainer = _trainer(request)
+    decisions = decisions_of(saved, columns, request.accept, request.fdr, request.per_class)
+    trainer = judging_trainer(request)
     if request.fdr is not None and trainer.is_global_zero:
         _caution(decisions, request.paths)
     with redirect_stdout(sys.stderr):  # downloads are announced on stderr, because predictions may go to a program
         backbone = saved.backbone(request.encoder, request.allow_download)
-    predictor = Predictor(saved, backbone, columns, request.accept, request.fdr, request.nearest)
+    rules = (request.accept, request.fdr, request.nearest, request.per_class)
+    predictor = Predictor(saved, backbone, columns, *rules)
     go = _print if request.out is None else _write
     counts = go(request, saved, predictor, trainer)
     if counts is not None:
@@ -114,7 +124,7 @@ def _print(request: Request, saved: SavedDetector, predictor: Predictor, trainer
     to = (request.tolerated(), predictor.columns, request.aside, request.nearest > 0)
     with printed(request.format, *to) as predictions:
         printer = PredictionPrinter(predictions.take if request.fdr is None else hold)
-        _predict(request, predictor, trainer, printer, lambda part, sources: False, batches=1)
+        judge(request, predictor, trainer, printer)
         if request.fdr is not None:
             for line in _decided(lambda: held, request.fdr):
                 predictions.take(line)
@@ -124,9 +134,10 @@ def _print(request: Request, saved: SavedDetector, predictor: Predictor, trainer
 def _write(request: Request, saved: SavedDetector, predictor: Predictor, trainer: Trainer) -> Counts | None:
     folder = request.out.with_name(f"{request.out.name}.parts")
     size = request.batch_size or predictor.batch_size
-    about = [saved.manifest["digest"], predictor.columns, predictor.accept, request.nearest, size, versions()]
+    rules = [predictor.accept, request.nearest, request.per_class]
+    about = [saved.manifest["digest"], predictor.columns, *rules, size, versions()]
     parts = PredictionParts(folder, digest(about), request.tolerated().take)
-    count = _predict(request, predictor, trainer, parts, parts.is_whole, BATCHES)
+    count = judge(request, predictor, trainer, parts, parts.is_whole, BATCHES)
     trainer.strategy.barrier("judged")
     if not trainer.is_global_zero:
         return None
@@ -146,7 +157,9 @@ def _decided(lines: Callable[[], Iterable[Line]], fdr: float) -> Iterator[Line]:
         yield line if "error" in line else line | {"is_ood": line["p_value"] <= flagged[line["detector"]]}
 
 
-def _predict(request: Request, predictor: Predictor, trainer: Trainer, writer: Callback, is_whole, batches: int) -> int:
+def judge(
+    request: Request, predictor: Predictor, trainer: Trainer, writer: Callback, is_whole=not_yet, batches: int = 1
+) -> int:
     """Judges what is not there yet, and returns the number of parts."""
     size = request.batch_size or predictor.batch_size
     data = NewImages(
@@ -158,7 +171,8 @@ def _predict(request: Request, predictor: Predictor, trainer: Trainer, writer: C
     return data.parts
 
 
-def _trainer(request: Request) -> Trainer:
+def judging_trainer(request: Request) -> Trainer:
+    """Makes the Trainer that judges. Raises: ConfigError for several devices that cannot see the same inputs, or print."""
     ours = {
         "logger": False,
         "enable_checkpointing": False,
@@ -188,11 +202,14 @@ def _tell(counts: Counts, predictor: Predictor, request: Request) -> None:
         tell(f"not judged: {counts.failed - len(counts.shown):,} more: {where}")
     for each in predictor.decisions:
         ood = counts.ood[each.column]
-        share = f" ({100 * ood / counts.judged:.1f} %)" if counts.judged else ""
+        interval = f"; {interval_told(ood, counts.judged)}" if request.odd and counts.judged else ""
+        share = f" ({100 * ood / counts.judged:.1f} %{interval})" if counts.judged else ""
         tell(
             f"{counts.judged:,} images judged, {ood:,} of them OOD{share}: {each.told(counts.judged, ood)}"
             + (f"; {counts.failed:,} could not be judged" if counts.failed else "")
         )
+    if request.odd and counts.judged > 1 and len(predictor.columns) > 1:
+        tell(choice_told(predictor.columns, counts.patterns))
     if counts.copies:
         tell(_about_copies(counts.copies, predictor))
     if predictor.class_predictor is not None:
@@ -235,6 +252,7 @@ def _next(counts: Counts, predictor: Predictor, request: Request) -> str:
         *command,
         *few,
         *(text for key, value in rules.items() if value is not None for text in (key, f"{value:g}")),
+        *(["--per-class"] if request.per_class else []),
     ]
     if counts.ood[predictor.column] and request.copy_ood is None:
         what = "copy the OOD images together and look at them"

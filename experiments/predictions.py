@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import os
 import sys
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
@@ -28,13 +29,15 @@ BYTES = "".join(map(chr, range(0xDC80, 0xDD00)))  # stand for bytes of names tha
 
 @dataclass
 class Counts:
-    """How many images were judged, how many of them are copies of the run's own ID images, how many each detector flags as OOD, how many could not be judged, and how many could
-    not be set aside (`left`); for the last two, also (path, reason) of the first ten.
+    """How many images were judged, how many of them are copies of the run's own ID images, how many each detector flags as OOD, how many
+    are flagged by which of all detectors (`patterns`), how many could not be judged, and how many could not be set aside (`left`); for
+    the last two, also (path, reason) of the first ten.
     """
 
     judged: int = 0
     copies: int = 0
     ood: dict[str, int] = field(default_factory=dict)
+    patterns: Counter[tuple[bool, ...]] = field(default_factory=Counter)
     failed: int = 0
     shown: list[tuple[str, str]] = field(default_factory=list)
     left: int = 0
@@ -57,6 +60,7 @@ class Predictions:
     ) -> None:
         self.file, self.failures, self.tolerated, self.aside = file, failures, tolerated, aside
         self.counts, self.first = Counts(ood=dict.fromkeys(detectors, 0)), detectors[0]
+        self._flags: list[bool] = []  # of one image, whose lines follow one another
 
     def take(self, line: Line) -> None:
         """Takes a prediction, or the reason why there is none.
@@ -75,6 +79,10 @@ class Predictions:
         counts.judged += line["detector"] == self.first
         counts.copies += line["detector"] == self.first and line["copy_of"] is not None
         counts.ood[line["detector"]] += line["is_ood"]
+        self._flags.append(line["is_ood"])
+        if len(self._flags) == len(counts.ood):
+            counts.patterns[tuple(self._flags)] += 1
+            self._flags.clear()
         self.file.write(line)
         if line["is_ood"] and line["detector"] == self.first and self.aside is not None:
             try:

@@ -253,14 +253,16 @@ def detector_writer(config: Config, folder: Path, evaluation: OODEvaluation) -> 
 def calibration(config: Config, evaluation: OODEvaluation) -> dict[str, Any] | None:
     """Returns what results.json states of the thresholds, or None if there are no ID images to calibrate on.
 
-    The default is the first detector that detect.py can use; `on` is the role of the ID images.
+    The default is the first detector that detect.py can use; `on` is the role of the ID images; `flagged` are the numbers of images of
+    each OOD set below the thresholds, by detector.
     """
     found = evaluation.results.calibrations
     if not found:
         return None
     saved = [name for name, detector in evaluation.suite.detectors.items() if detector.portable]
     on = next(role for role in ("val", "train") if role in evaluation.results.roles.values())
-    return summary(found, config.evaluation.accept) | {"on": on} | ({"default": saved[0]} if saved else {})
+    stated = summary(found, config.evaluation.accept) | {"on": on} | ({"default": saved[0]} if saved else {})
+    return stated | {"flagged": evaluation.results.flagged(stated["thresholds"] or {})}
 
 
 def bank_images(

@@ -53,6 +53,17 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         "be ID (false discovery rate, as 0.1); instead of --accept",
     )
     add(
+        "--per-class",
+        action="store_true",
+        help="decide by a threshold for each predicted class; classes with too few calibration images share that of all",
+    )
+    add(
+        "--odd",
+        action="store_true",
+        help="the images are known to be odd: give the share that each detector flags with its interval; of several detectors, also "
+        "that of the best one, by leave-one-out",
+    )
+    add(
         "--nearest",
         type=_positive,
         default=0,
@@ -142,6 +153,10 @@ def check(arguments: argparse.Namespace) -> None:
     if arguments.accept is not None and not 0 < arguments.accept < 1:
         raise ConfigError(f"--accept: {arguments.accept:g} must lie between 0 and 1, as 0.95")
     _check_fdr(arguments)
+    if arguments.odd and (arguments.fdr is not None or not arguments.paths):
+        raise ConfigError(
+            "--odd says how many of the named images a threshold flags: name images that are known to be odd, and leave --fdr out"
+        )
     if arguments.workers is not None and not 0 <= arguments.workers <= 1024:
         raise ConfigError(f"--workers: {arguments.workers} must be a number from 0 to 1024")
     if not 0 < arguments.timeout <= 10**7:
@@ -176,6 +191,8 @@ def _check_fdr(arguments: argparse.Namespace) -> None:
         return
     if not 0 < arguments.fdr < 1:
         raise ConfigError(f"--fdr: {arguments.fdr:g} must lie between 0 and 1, as 0.1")
+    if arguments.per_class:
+        raise ConfigError("--per-class sets a threshold for each class, and --fdr has none: give one of them")
     if arguments.accept is not None:
         raise ConfigError(
             "--accept sets a threshold for each image, and --fdr decides over all together: give one of them"

@@ -6,13 +6,17 @@ from array import array
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
+from functools import cached_property
 from math import ceil
 
 import torch
+from torch import Tensor
 
-from clip_ood.calibration import Calibration, benjamini_hochberg
+from clip_ood.calibration import Calibration, benjamini_hochberg, needed
 from clip_ood.detect.saved import SavedDetector
 from clip_ood.errors import UserError
+
+SHOWN = 5  # classes that are named
 
 
 @dataclass(frozen=True)
@@ -39,6 +43,14 @@ class Decision:
         """The share of new ID images that is expected to be accepted."""
         return self.calibration.expected(self.accept)
 
+    def p_values(self, scores: Tensor, classes: Tensor | None) -> Tensor:
+        """Returns the p-values (n,) of scores (n,)."""
+        return self.calibration.p_values(scores)
+
+    def is_ood(self, scores: Tensor, classes: Tensor | None) -> Tensor:
+        """Says which scores (n,) are below the threshold."""
+        return scores < torch.tensor(self.threshold, dtype=scores.dtype)
+
     def told(self, images: int, flagged: int) -> str:
         """Says by what images were flagged, and what that promises."""
         choice = self.calibration.choice
@@ -46,6 +58,63 @@ class Decision:
             f"{self.column} below {self.threshold:.6g}, which accepts {self.calibration.claim}{100 * self.expected:.1f} % of "
             f"new ID images (calibrated on {len(self.calibration):,}"
             + (f", which also chose among {choice.candidates} candidates)" if choice else ")")
+        )
+
+
+@dataclass(frozen=True)
+class ClassDecision(Decision):
+    """A threshold for each predicted class with enough calibration images; the other classes share that of all images.
+
+    `class_names` are those of the classes by number. Raises: UserError for too few images, and where their classes are not known.
+    """
+
+    class_names: Sequence[str] = ()
+    expected = None
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.calibration.classes is None:
+            raise UserError(
+                f"{self.column} has no threshold for each class, since the predicted classes of its calibration images are not saved: its run "
+                "has no classes, is of an earlier version, or predicts classes zero-shot beside a head. Leave --per-class out (in Python "
+                "per_class), or run the experiment again"
+            )
+
+    @cached_property
+    def of_class(self) -> dict[int, Calibration]:
+        """The calibration of each class with enough images."""
+        return self.calibration.by_class(self.accept)
+
+    def p_values(self, scores: Tensor, classes: Tensor | None) -> Tensor:
+        """Returns the p-values (n,) of scores (n,) among calibration images of the same predicted class (n,)."""
+        found = self.calibration.p_values(scores)
+        for label, calibration in self.of_class.items():
+            rows = classes == label
+            found[rows] = calibration.p_values(scores[rows])
+        return found
+
+    def is_ood(self, scores: Tensor, classes: Tensor | None) -> Tensor:
+        """Says which scores (n,) are below the threshold of the predicted class (n,)."""
+        found = super().is_ood(scores, classes)
+        for label, calibration in self.of_class.items():
+            rows = classes == label
+            found[rows] = scores[rows] < torch.tensor(calibration.threshold(self.accept), dtype=scores.dtype)
+        return found
+
+    def told(self, images: int, flagged: int) -> str:
+        """Says by what images were flagged, and what that promises."""
+        others = [name for label, name in enumerate(self.class_names) if label not in self.of_class]
+        sure = self.calibration.choice is None and self.calibration.by == "split"
+        own = (
+            f"{self.column} by a threshold for each predicted class: of new ID images that are predicted as one of {len(self.of_class)} "
+            f"classes it accepts {'' if sure else 'about '}{100 * self.accept:g} % or more"
+        )
+        if not others:
+            return own
+        listed = f"{', '.join(others[:SHOWN])}{', …' if len(others) > SHOWN else ''}"
+        return (
+            f"{own}; {len(others)} with fewer than {needed(self.accept)} calibration images share the threshold of all, {self.threshold:.6g}, "
+            f"which promises nothing for each of them ({listed})"
         )
 
 
@@ -63,6 +132,10 @@ class BatchDecision:
 
     def __post_init__(self) -> None:
         self.calibration.fewest(1, self.fdr)
+
+    def p_values(self, scores: Tensor, classes: Tensor | None) -> Tensor:
+        """Returns the p-values (n,) of scores (n,)."""
+        return self.calibration.p_values(scores)
 
     def told(self, images: int, flagged: int) -> str:
         """Says by what images were flagged, and what that promises."""
@@ -97,15 +170,25 @@ class BatchDecision:
 
 
 def decisions_of(
-    saved: SavedDetector, columns: Sequence[str], accept: float | None = None, fdr: float | None = None
+    saved: SavedDetector,
+    columns: Sequence[str],
+    accept: float | None = None,
+    fdr: float | None = None,
+    per_class: bool = False,
 ) -> list[Decision] | list[BatchDecision]:
-    """Returns a decision for each detector: at the false discovery rate `fdr`, or otherwise by `accept` (None: the run's).
+    """Returns a decision for each detector: at the false discovery rate `fdr`, or otherwise by `accept` (None: the run's), `per_class` by
+    a threshold for each predicted class.
 
-    Raises: UserError for both, and for too few val images.
+    Raises: UserError for both, for too few val images, and where predicted classes are not known.
     """
     if fdr is None:
         accept = saved.accept if accept is None else accept
+        if per_class:
+            names = saved.manifest["class_names"] or ()
+            return [ClassDecision(column, saved.calibration(column), accept, names) for column in columns]
         return [Decision(column, saved.calibration(column), accept) for column in columns]
+    if per_class:
+        raise UserError("per_class sets a threshold for each class, and fdr has none: give one of them")
     if accept is not None:
         raise UserError(
             "accept sets a threshold for each image, and fdr decides over all images together: give one of them"

@@ -17,6 +17,7 @@ FOLDER, MANIFEST, STATE, ENCODER = "detector", "detector.json", "state.safetenso
 FORMAT = 2
 Dtype = Literal["float32", "float16", "bfloat16"]
 Predictor = Literal["head", "text", "knn"]
+Gathered = Literal["all", "sample"]
 READ = (1, 2)  # format 1 does not say what predicts classes: it is the head or, without one, the texts
 
 
@@ -112,6 +113,17 @@ class Calibrated(Record):
     n: Count
 
 
+class Recalibrated(Record):
+    """When, on how many images, and on which, thresholds were set anew without fitting; `before` is the digest of the manifest before."""
+
+    time: Text
+    images: Count
+    gathered: Gathered
+    paths: list[Text]
+    left_out: dict[Text, Count]
+    before: Text
+
+
 class Manifest(Formatted):
     """The keys of a manifest of this version."""
 
@@ -125,6 +137,7 @@ class Manifest(Formatted):
     predictor: Predicts | None = None
     accept: Annotated[float, Field(gt=0, lt=1)]
     calibration: Calibrated | None
+    recalibrated: Recalibrated | None = None
     files: dict[Inside, str]
 
     @model_validator(mode="after")

@@ -84,7 +84,8 @@ class Predictor(nn.Module):
     """Judges images by one or several detectors of a finished run: pixels → features → scores → p-values.
 
     An image is OOD if its score is below the detector's threshold; `decisions` has one threshold for each detector. With `fdr`,
-    there is none: the images of a call are decided together, by `benjamini_hochberg` of their p-values. Images are encoded once,
+    there is none: the images of a call are decided together, by `benjamini_hochberg` of their p-values. With `per_class`, threshold and
+    p-value are those among the calibration images of the same predicted class. Images are encoded once,
     in batches of `batch_size`; detectors that search the bank share one search. `nearest` ID images are named for each, if the folder holds
     a bank. Raises: ValueError for a detector that the run does not have, and for too few val images for `accept` or `fdr`.
     """
@@ -97,11 +98,12 @@ class Predictor(nn.Module):
         accept: float | None = None,
         fdr: float | None = None,
         nearest: int = 0,
+        per_class: bool = False,
     ) -> None:
         super().__init__()
         self.columns = saved.chosen(detector)
-        self.decisions = decisions_of(saved, self.columns, accept, fdr)
-        self.accept, self.fdr = self.decisions[0].accept, fdr
+        self.decisions = decisions_of(saved, self.columns, accept, fdr, per_class)
+        self.accept, self.fdr, self.per_class = self.decisions[0].accept, fdr, per_class
         self.batch_size: int = saved.manifest["batch_size"]
         self.class_names = saved.reference.class_names
         self.logit_scale = saved.reference.logit_scale
@@ -226,10 +228,11 @@ class Predictor(nn.Module):
         else:
             predicted = predict(outputs, self.text_embeddings, self.logit_scale, self.by)
             classes, confidence = (None, None) if predicted is None else (value.cpu() for value in predicted)
-        p_values = [decision.calibration.p_values(each) for decision, each in zip(self.decisions, scores, strict=True)]
-        scores, p_values = torch.stack(scores, dim=1), torch.stack(p_values, dim=1)  # (B, K)
-        thresholds = [decision.threshold for decision in self.decisions]
-        is_ood = None if self.fdr is not None else scores < torch.tensor(thresholds, dtype=scores.dtype)
+        decided, is_ood = list(zip(self.decisions, scores, strict=True)), None
+        p_values = torch.stack([decision.p_values(each, classes) for decision, each in decided], dim=1)  # (B, K)
+        if self.fdr is None:
+            is_ood = torch.stack([decision.is_ood(each, classes) for decision, each in decided], dim=1)
+        scores = torch.stack(scores, dim=1)
         return BatchPredictions(scores, p_values, is_ood, classes, confidence, copies, cosines, neighbours)
 
     def predictions(self, judged: BatchPredictions, names: list[str | None]) -> list[Prediction]:
@@ -271,6 +274,7 @@ def load(
     allow_download: bool = False,
     fdr: float | None = None,
     nearest: int = 0,
+    per_class: bool = False,
 ) -> Predictor:
     """Loads the predictor of a finished run, or of a copy of its folder detector/.
 
@@ -281,12 +285,14 @@ def load(
     encoder's weights, if it is not where the run had them; trust_classes: lets the folder import detector classes that are not
     part of this project; allow_download: lets weights that the local cache lacks be downloaded from where the run had them
     (otherwise no host is contacted); fdr: instead of accept, the false discovery rate at which the images of each call are
-    flagged together; nearest: how many of the nearest ID images each prediction names.
+    flagged together; nearest: how many of the nearest ID images each prediction names; per_class: a threshold for each predicted
+    class.
     Raises: DetectorFolderError for a folder that cannot be used, ValueError as `Predictor` does.
     """
     saved = SavedDetector(Path(place), trust_classes)
-    decisions_of(saved, saved.chosen(detector), accept, fdr)  # raises before the encoder is loaded
-    return Predictor(saved, saved.backbone(encoder, allow_download), detector, accept, fdr, nearest).to(device)
+    decisions_of(saved, saved.chosen(detector), accept, fdr, per_class)  # raises before the encoder is loaded
+    backbone = saved.backbone(encoder, allow_download)
+    return Predictor(saved, backbone, detector, accept, fdr, nearest, per_class).to(device)
 
 
 def _no_neighbours(saved: SavedDetector, nearest: int, bank: Bank) -> str:

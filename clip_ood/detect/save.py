@@ -94,7 +94,7 @@ def save_detector(
         "accept": accept,
         "calibration": summary({name: calibration[name] for name in kept}, accept) if calibration and kept else None,
     }
-    _seal(folder, manifest | {"files": _hashes(folder, folder.rglob("*"))})
+    seal(folder, manifest | {"files": hashes(folder, folder.rglob("*"))})
 
 
 def add_encoder(saved: SavedDetector, encoder: str | None = None, allow_download: bool = False) -> bool:
@@ -112,17 +112,27 @@ def add_encoder(saved: SavedDetector, encoder: str | None = None, allow_download
         place.unlink()
     shutil.rmtree(place, ignore_errors=True)  # left by a call that was killed
     written = save_image_encoder(place, backbone, saved.encoder.spec)
-    files = saved.manifest["files"] | _hashes(saved.folder, written)
-    _seal(saved.folder, saved.manifest | {"files": files, "encoder": asdict(replace(saved.encoder, in_folder=True))})
+    files = saved.manifest["files"] | hashes(saved.folder, written)
+    seal(saved.folder, saved.manifest | {"files": files, "encoder": asdict(replace(saved.encoder, in_folder=True))})
     return True
 
 
 def _entry(name: str, detector: Detector, calibration: Mapping[str, Calibration] | None) -> dict[str, Any]:
     entry = {"column": name, "spec": detector.spec, "notes": detector.notes}
-    if not calibration:
-        return entry
-    choice, by = calibration[name].choice, calibration[name].by
-    return entry | {"calibrated_by": by} | ({} if choice is None else {"choice": asdict(choice)})
+    return entry | calibration_entries(calibration[name]) if calibration else entry
+
+
+def calibration_entries(calibration: Calibration) -> dict[str, Any]:
+    """Returns what the manifest says of a detector's calibration."""
+    choice = calibration.choice
+    return {"calibrated_by": calibration.by} | ({} if choice is None else {"choice": asdict(choice)})
+
+
+def calibration_tensors(calibrations: Mapping[str, Calibration]) -> dict[str, Tensor]:
+    """Returns the scores and predicted classes of calibration images, by the names under which they are saved."""
+    scores = {f"calibration.{name}": each.scores for name, each in calibrations.items()}
+    classes = {f"calibration_class.{name}": each.classes for name, each in calibrations.items()}
+    return scores | {name: each for name, each in classes.items() if each is not None}
 
 
 def _obstacle(detector: Detector, reference: Reference) -> str | None:
@@ -136,11 +146,13 @@ def _obstacle(detector: Detector, reference: Reference) -> str | None:
     return None
 
 
-def _hashes(folder: Path, paths: Iterable[Path]) -> dict[str, str]:
+def hashes(folder: Path, paths: Iterable[Path]) -> dict[str, str]:
+    """Returns the SHA-256 of each file among `paths`, by its name within `folder`."""
     return {path.relative_to(folder).as_posix(): sha256(path) for path in sorted(paths) if path.is_file()}
 
 
-def _seal(folder: Path, manifest: dict[str, Any]) -> None:
+def seal(folder: Path, manifest: dict[str, Any]) -> None:
+    """Writes the manifest with the digest of its content, which makes the folder one that can be read."""
     content = sealed(json.loads(json.dumps(manifest, default=str)))
     with written_whole(folder / MANIFEST) as file:
         file.write(json_bytes(content))
@@ -158,7 +170,7 @@ def _state(
     for column, detector in detectors.items():
         values |= {f"detectors.{column}.{name}": value for name, value in detector.state().items()}
         if calibration:
-            values[f"calibration.{column}"] = calibration[column].scores
+            values |= calibration_tensors({column: calibration[column]})
     return {name: value.detach().cpu().clone(memory_format=torch.contiguous_format) for name, value in values.items()}
 
 

@@ -2,6 +2,7 @@
 
 detector.json             what it is: encoder, classes, detectors, thresholds, versions, the SHA-256 of every other file
 state.safetensors         text embeddings, head, what each detector learnt, the calibration scores
+calibrated_on.parquet     the names and hashes of the images of these scores, if it was calibrated again (clip-ood recalibrate)
 bank-00000.safetensors    the features of ID training images, a file a process (only where a detector searches them)
 bank.parquet              the names of ID training images, hashes of their content, and scores by what has not seen them
 encoder/                  the image encoder's weights, if the user asked for them or the run trained them
@@ -17,6 +18,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
@@ -130,6 +132,10 @@ class SavedDetector:
                 raise Unfit("bank_labels lacks images of the bank")
         return found
 
+    def state(self) -> dict[str, Tensor]:
+        """Returns all tensors but the bank: what detectors have learnt, the reference, and calibration scores."""
+        return self._tensors(STATE, "")
+
     def check_column(self, column: str) -> None:
         """Raises ValueError for a detector that is not there, with the reason if the run left it out."""
         if column in self.columns:
@@ -199,12 +205,19 @@ class SavedDetector:
                 f"{self.folder} has no threshold: its run had no ID val images to calibrate on. Hold some out "
                 "(data.splits.val above 0, or data.id.val), and run it again"
             )
+        classes = self._tensors(STATE, "calibration_class.").get(column)
         with self._fitting(STATE):
             check_finite({column: scores})
-            check_shapes({column: scores}, {column: "n"}, {})
+            check_shapes({column: scores}, {column: "n"}, sizes := {})
+            if classes is not None:
+                check_shapes({column: classes}, {column: "n"}, sizes)
+                known = torch.arange(-1, len(self.manifest["class_names"] or ()))
+                if classes.dtype != torch.int64 or not torch.isin(classes, known).all():
+                    raise Unfit("calibration_class names classes that there are not")
         entry = next(each for each in self.manifest["detectors"] if each["column"] == column)
         choice = entry.get("choice")
-        return Calibration(scores, None if choice is None else Choice(**choice), entry.get("calibrated_by", "split"))
+        choice = None if choice is None else Choice(**choice)
+        return Calibration(scores, choice, entry.get("calibrated_by", "split"), classes)
 
     def backbone(self, encoder: str | None = None, allow_download: bool = False) -> Backbone:
         """Loads the image encoder: from the folder if it is there, otherwise as the run named it.

@@ -96,6 +96,21 @@ def clopper_pearson(count: int, n: int, level: float = LEVEL) -> tuple[float, fl
     return float(low), float(high)
 
 
+def share_told(count: int, n: int) -> str:
+    """Returns a share of n images in words, with its interval by `clopper_pearson`.
+
+    >>> share_told(3, 20)
+    '3 of 20, 15.0 % (95 % interval by Clopper and Pearson: 3.2 to 37.9 %)'
+    """
+    return f"{count:,} of {n:,}, {100 * count / n:.1f} % ({interval_told(count, n)})"
+
+
+def interval_told(count: int, n: int) -> str:
+    """Returns the interval of `clopper_pearson` in words."""
+    low, high = clopper_pearson(count, n)
+    return f"95 % interval by Clopper and Pearson: {100 * low:.1f} to {100 * high:.1f} %"
+
+
 def _least(count: int, tail: float) -> float:
     """The Poisson mean that gives `count` or more with the probability `tail`, by halving."""
     low, high = 0.0, float(count)

@@ -136,6 +136,7 @@ class Calibration(Record):
     expected: Share | None
     thresholds: dict[Text, float] | None
     chosen: dict[Text, Chosen] = {}
+    flagged: dict[Text, dict[Text, Count]] = {}  # by detector and OOD set, the images below the threshold
 
 
 class Finished(Record):

@@ -14,6 +14,7 @@ from rich.text import Text
 
 from clip_ood.class_predictions import HEAD, TEXT, ClassPredictor
 from clip_ood.leaks.told import leaks_told
+from clip_ood.metrics.intervals import share_told
 from clip_ood.process.called import called
 from clip_ood.terminal.console import Terminal
 
@@ -167,7 +168,7 @@ def remarks(results: dict[str, Any]) -> list[str]:
     lines = [f"{name}: {few}" for name, few in missing_seeds(results).items()]
     if not results["rows"]:
         lines.append("No OOD set was named (data.ood): scores were written, there is no AUROC.")
-    lines += _of_intervals(results["rows"])
+    lines += _of_intervals(results["rows"]) + _of_thresholds(results)
     for key, name in (("accuracy", "ID accuracy"), ("knn_accuracy", "k-NN accuracy")):
         if results[key] is not None:
             few = of_seeds(results.get(f"{key}_seeds", len(results["seeds"])), results)
@@ -225,6 +226,18 @@ def _of_intervals(rows: list[dict[str, Any]]) -> list[str]:
     alone = dict.fromkeys(row["ood"] for row in without if row["n_ood"] == 1 and row["ood"] != MEAN)
     lines += [f"{name} has a single image: its AUROC has no interval, and neither has a mean with it" for name in alone]
     return lines
+
+
+def _of_thresholds(results: dict[str, Any]) -> list[str]:
+    """Says, for one seed, how many images of each OOD set the threshold of the default detector flags."""
+    stated = results["calibration"]
+    flagged = stated.get("flagged", {}).get(stated["default"], {}) if isinstance(stated, dict) else {}
+    if not flagged:
+        return []
+    sizes = {row["ood"]: row["n_ood"] for row in results["rows"]}
+    told = [f"{name} {share_told(count, sizes[name])}" for name, count in flagged.items()]
+    accept = f"{100 * stated['accept']:g} %"
+    return [f"At the threshold that accepts {accept} of new ID images, {stated['default']} flags: {'; '.join(told)}"]
 
 
 def left_out(results: dict[str, Any]) -> dict[str, list[str]]:

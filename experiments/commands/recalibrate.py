@@ -1,0 +1,96 @@
+"""Sets the thresholds of a finished run anew, by recent images that a person confirmed as ID. Nothing is fitted again.
+
+clip-ood recalibrate --run runs/x confirmed/ --gathered all --out runs/x-recalibrated
+clip-ood recalibrate --run runs/x looked_at/ --decisions decisions.csv --gathered sample --out runs/x-recalibrated
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from pathlib import Path
+
+from clip_ood.command_line import before_and_after_dashes
+from clip_ood.config.misnamed import of_path
+from clip_ood.errors import ConfigError
+from clip_ood.files.writing import check_writable
+from clip_ood.process.called import called
+from clip_ood.process.launchers import settle
+from clip_ood.process.locks import alone
+from clip_ood.process.streams import Parser
+from clip_ood.runs.going_on import stoppable
+
+GATHERED = {  # how images were gathered -> why these cannot set a threshold, None where they can
+    "all": None,
+    "sample": None,
+    "accepted": "their scores lie above the old threshold, so that the new one would be too high and would flag more ID images than stated",
+    "flagged": "their scores lie below the old threshold, so that the new one would be too low and would let odd images pass",
+}
+
+
+def main(argv: list[str] | None = None) -> None:
+    parser = Parser(
+        prog=called("recalibrate"),
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    _add_options(parser)
+    options, paths = before_and_after_dashes(sys.argv[1:] if argv is None else argv)
+    given = parser.parse_intermixed_args(options)
+    given.paths += paths
+    check(given)
+    settle({"devices": 1})
+    from clip_ood.experiments.recalibrate import Request, recalibrate  # torch and Lightning
+
+    nothing = f"Nothing was written: {given.out} is made when all images were judged"
+    with alone(given.out, "wait until it ends, or name another folder with --out"), stoppable(lambda: nothing):
+        recalibrate(Request(**vars(given)))
+
+
+def _add_options(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument
+    add("paths", nargs="+", metavar="PATH", help="images, folders, text files of paths, or tar shards, as for detect")
+    add("--run", type=Path, required=True, metavar="DIR", help="a finished run, or a copy of its folder detector/")
+    add(
+        "--out",
+        type=Path,
+        required=True,
+        metavar="DIR",
+        help="the new detector's folder; that of the run stays as it is",
+    )
+    add(
+        "--gathered",
+        choices=tuple(GATHERED),
+        required=True,
+        help="how the images came together. all: a person looked at every image of some time, whether it had been flagged or not; sample: "
+        "at images drawn at random among them. What was accepted, or flagged, alone is refused: accepted, flagged",
+    )
+    add(
+        "--decisions",
+        type=Path,
+        metavar="FILE",
+        help="says of each PATH whether it is ID (keep, relabel) or not (reject); without it, all are ID",
+    )
+    add("--encoder", metavar="PLACE", help="the encoder's folder or checkpoint file, if it is not where the run had it")
+    add("--allow-download", action="store_true", help="fetch the encoder's weights if the local cache lacks them")
+    add("--trust-classes", action="store_true", help="import detector classes of somebody's own, and run their code")
+    add("--workers", type=int, metavar="N", help="processes that decode images (default: as for detect)")
+
+
+def check(given: argparse.Namespace) -> None:
+    """Raises ConfigError for images that cannot set a threshold, and for paths that are not there."""
+    if reason := GATHERED[given.gathered]:
+        raise ConfigError(
+            f"--gathered: images that were {given.gathered} are a truncated sample: {reason}. Name ID images whether they had been "
+            "flagged or not (all), or those of a random sample that a person has looked at (sample)"
+        )
+    for path in given.paths:
+        if not os.path.lexists(path):
+            raise ConfigError(f"There is no file or folder {path}{of_path(path)}")
+    if given.decisions is not None and not given.decisions.is_file():
+        raise ConfigError(f"--decisions: there is no file {given.decisions}{of_path(str(given.decisions))}")
+    if os.path.lexists(given.out):
+        raise ConfigError(f"--out: {given.out} is there already, and is kept: name another folder")
+    check_writable(given.out.parent)
