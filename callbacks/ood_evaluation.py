@@ -9,9 +9,6 @@ import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from rich.progress import track
 from torch import Tensor
-from torch.nn.functional import cross_entropy
-from torchmetrics import MeanMetric
-from torchmetrics.classification import MulticlassAccuracy
 
 from clip_ood.calibration import summary
 from clip_ood.callbacks.monitors import check_monitors
@@ -23,6 +20,7 @@ from clip_ood.detectors.names import read_specs
 from clip_ood.distributed import exchange
 from clip_ood.errors import UserError
 from clip_ood.evaluation import DetectorSuite, Results
+from clip_ood.metrics.class_accuracies import ClassAccuracies
 from clip_ood.metrics.curves import OF_SCORES
 from clip_ood.metrics.image_scores import ImageScores
 from clip_ood.metrics.metric import OODMetrics
@@ -102,8 +100,7 @@ class OODEvaluation(Callback):
         self._bank_labels: Tensor | None = None
         self._table_metrics: TableMetrics | None = None
         self._images: dict[str, ImageScores] = {}
-        self._accuracies: dict[str, MulticlassAccuracy] = {}
-        self._loss: MeanMetric | None = None
+        self._classes = ClassAccuracies(len(known.class_names or ()))
 
     def _batch(self, module: LightningModule, outputs: Outputs, loader: int) -> None:
         if loader == BANK:
@@ -132,13 +129,13 @@ class OODEvaluation(Callback):
         if role in ("val", "id", TRAIN) and (table.labels >= 0).any() and not self._of_one_class():
             labels = _labels(table, scores.indices, module.device)
             counted = "id" if role == self._tested else role
-            self._count_hits(f"{counted}/accuracy", scores.predictions, labels)
-            self._count_hits(f"{counted}/knn_accuracy", scores.votes, labels)
+            self._classes.count(f"{counted}/accuracy", scores.predictions, labels)
+            self._classes.count(f"{counted}/knn_accuracy", scores.votes, labels)
             if role == "val":
-                self._add_loss(outputs.logits, labels)
+                self._classes.add_loss(outputs.logits, labels)
             if role == self._calibrating:
                 for by, classes in self.suite.classes(outputs, scores).items():
-                    self._count_hits(f"{PREDICTED_BY}{by}", classes, labels)
+                    self._classes.count(f"{PREDICTED_BY}{by}", classes, labels)
 
     def _fit(self, device: torch.device) -> None:
         self.suite.fit(exchange())
@@ -172,32 +169,6 @@ class OODEvaluation(Callback):
         names = self.suite.reference.class_names
         return names is not None and len(names) == 1
 
-    def _count_hits(self, key: str, classes: Tensor | None, labels: Tensor) -> None:
-        """Adds a batch to an accuracy over the images that have a label; `classes` is None if nothing predicts classes."""
-        if classes is None:
-            return
-        if key not in self._accuracies:
-            number = max(len(self.suite.reference.class_names or ()), 2)
-            micro = MulticlassAccuracy(number, average="micro", ignore_index=-1, validate_args=False)
-            self._accuracies[key] = micro.to(labels.device)
-        if not len(labels):  # fewer images than processes: torchmetrics refuses an empty batch, and ignores this one
-            classes, labels = classes.new_zeros(1), labels.new_full((1,), -1)
-        self._accuracies[key].update(classes.to(labels.device), labels)
-
-    def _add_loss(self, logits: Tensor | None, labels: Tensor) -> None:
-        """Adds a batch of ID val to the mean cross-entropy over its images that have a label."""
-        if logits is None:
-            return
-        if self._loss is None:
-            self._loss = MeanMetric(nan_strategy="disable").to(labels.device)
-        known = labels >= 0
-        self._loss.update(cross_entropy(logits[known].float(), labels[known], reduction="none"))
-
-    def _of_head(self) -> dict[str, float]:
-        """Returns the accuracies, and the loss on ID val, of all processes together."""
-        found = {key: metric.compute().item() for key, metric in self._accuracies.items()}
-        return found if self._loss is None else found | {"val/loss": self._loss.compute().item()}
-
     def _end(self, trainer: Trainer, module: LightningModule, intervals: bool) -> None:
         roles = self._roles()
         self._leave_out_useless("ood" in roles.values())
@@ -213,7 +184,7 @@ class OODEvaluation(Callback):
         groups = {table.part.name: table.part.group for table in self._tables}
         sizes = {name: len(of_set.indices) for name, of_set in scored.items()}
         rows = table_rows(self._table_metrics.compute(), list(self.suite.detectors), roles, groups, sizes)
-        accuracies = self._of_head()
+        accuracies = self._classes.compute()
         by = {key: accuracies.pop(key) for key in list(accuracies) if key.startswith(PREDICTED_BY)}
         labelled = sum(int((table.labels >= 0).sum()) for table in self._tables if table.part.role == self._calibrating)
         detected = self._held_out_values() | _row_values(rows)
@@ -308,14 +279,14 @@ class OODEvaluation(Callback):
             self._batch(module, outputs, dataloader_idx)
             return
         labels = _labels(self._val, outputs.indices, module.device)
-        self._count_hits("val/accuracy", outputs.logits.argmax(dim=1), labels)
-        self._add_loss(outputs.logits, labels)
+        self._classes.count("val/accuracy", outputs.logits.argmax(dim=1), labels)
+        self._classes.add_loss(outputs.logits, labels)
 
     def on_validation_epoch_end(self, trainer: Trainer, module: LightningModule) -> None:
         if trainer.sanity_checking:
             return
         if self._alone:
-            module.log_dict(self._of_head(), sync_dist=True)
+            module.log_dict(self._classes.compute(), sync_dist=True)
         else:
             self._end(trainer, module, intervals=False)
 

@@ -13,7 +13,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from clip_ood.detect.predictor import Prediction, Predictor, load
+    from clip_ood.detect.prediction import Prediction
+    from clip_ood.detect.predictor import Predictor, load
 
 __all__ = ["Prediction", "Predictor", "load"]
 

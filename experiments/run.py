@@ -2,32 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from lightning.pytorch import Trainer
 from lightning.pytorch.callbacks import Checkpoint, ModelCheckpoint
 
-from clip_ood.backbones.fingerprint import fingerprint
 from clip_ood.calibration import summary
 from clip_ood.callbacks.averaging import MovingAverage
-from clip_ood.callbacks.detector_writer import DetectorWriter
 from clip_ood.callbacks.ood_evaluation import OODEvaluation
 from clip_ood.callbacks.stopped_early import StoppedEarly
 from clip_ood.callbacks.throughput import Throughput
 from clip_ood.config.loading import dump
 from clip_ood.config.resuming import FREE
 from clip_ood.config.schema import Config, FineTune, Method
-from clip_ood.cross_fit import CrossFit
 from clip_ood.data.benchmark import Benchmark
 from clip_ood.datamodules.evaluation_data import EvaluationData
-from clip_ood.detect.bank_images import BankImages
-from clip_ood.detect.manifest import FOLDER
-from clip_ood.detect.save import described
-from clip_ood.detect.saved import Encoder
 from clip_ood.detectors.names import DEFAULTS, UNLABELLED
 from clip_ood.experiments.benchmarks import load_benchmark
 from clip_ood.experiments.cautions import too_few_to_calibrate
@@ -53,10 +44,9 @@ from clip_ood.experiments.resume import (
     record_contents,
     record_images,
 )
+from clip_ood.experiments.saving import bank_images, detector_writer
 from clip_ood.experiments.suspects import answer_folder
 from clip_ood.experiments.trainer import new_trainer
-from clip_ood.features.store import dtype_of
-from clip_ood.features.stored_set import Features
 from clip_ood.leaks.told import leaks_told
 from clip_ood.process import stalls
 from clip_ood.runs.results_files import write_results
@@ -238,18 +228,6 @@ def make_trainer(
     return new_trainer(ours, config.trainer)
 
 
-def detector_writer(config: Config, folder: Path, evaluation: OODEvaluation) -> DetectorWriter:
-    """Makes the callback that writes detector/ after the test."""
-    spec = described(config.backbone)
-    stored = str(dtype_of(config.backbone.precision)).removeprefix("torch.")
-    encoder = Encoder(spec, fingerprint(config.backbone, config.features_root / "hashes.json"), stored)
-    about = {"run": folder.name, "method": config.method.name, "batch_size": config.data.batch_size}
-    accept, tuned = config.evaluation.accept, config.method.settings.tunes_encoder
-    return DetectorWriter(
-        folder / FOLDER, evaluation, encoder, spec, about, accept, tuned, config.evaluation.with_encoder
-    )
-
-
 def calibration(config: Config, evaluation: OODEvaluation) -> dict[str, Any] | None:
     """Returns what results.json states of the thresholds, or None if there are no ID images to calibrate on.
 
@@ -263,22 +241,6 @@ def calibration(config: Config, evaluation: OODEvaluation) -> dict[str, Any] | N
     on = next(role for role in ("val", "train") if role in evaluation.results.roles.values())
     stated = summary(found, config.evaluation.accept) | {"on": on} | ({"default": saved[0]} if saved else {})
     return stated | {"flagged": evaluation.results.flagged(stated["thresholds"] or {})}
-
-
-def bank_images(
-    benchmark: Benchmark, features: Mapping[str, Features], cross_fit: CrossFit | None
-) -> BankImages | None:
-    """Returns the images of the bank and, with cross-fitting, their copies; None if their contents are not known."""
-    bank = benchmark.parts["bank"]
-    images, stored = benchmark.images[bank.images], features[bank.images]
-    if stored.identities is None:
-        return None
-    copy_of = np.full(len(stored.identities), -1)
-    copy_of[bank.rows] = bank.rows
-    if cross_fit is not None:
-        copy_of = cross_fit.copy_of.numpy()
-    rows = np.flatnonzero((copy_of >= 0) & stored.valid.numpy())
-    return BankImages([images.names[row] for row in rows], stored.identities[rows], rows, copy_of[rows])
 
 
 def plan_steps(trainer: Trainer, settings: FineTune, images: int) -> None:

@@ -12,10 +12,9 @@ from PIL import Image
 from sklearn.metrics import accuracy_score, average_precision_score, roc_auc_score, roc_curve
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-import clip_ood.callbacks.ood_evaluation
 import clip_ood.table
 import train
-from clip_ood.metrics import ImageScores, OODMetrics, ood_metrics
+from clip_ood.metrics import ImageScores, OODMetrics, class_accuracies, ood_metrics
 from clip_ood.metrics.curves import OF_SCORES
 from clip_ood.scores import Scores
 
@@ -135,7 +134,7 @@ def test_the_table_is_made_of_the_metrics(root, finished, monkeypatch):
 
 
 def test_the_accuracies_are_those_of_torchmetrics(root, monkeypatch):
-    kind = clip_ood.callbacks.ood_evaluation.MulticlassAccuracy
+    kind = class_accuracies.MulticlassAccuracy
     monkeypatch.setattr(kind, "compute", lambda self: torch.tensor(0.125))
     found = results(run(root, "half"))
     assert found["accuracy"] == found["knn_accuracy"] == 0.125

@@ -8,7 +8,7 @@ import numpy as np
 from torch import Tensor
 
 from clip_ood.data.inputs import Source
-from clip_ood.detect.predictor import BatchPredictions
+from clip_ood.detect.prediction import BatchPredictions
 
 
 @dataclass

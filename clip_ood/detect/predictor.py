@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, replace
-from io import BytesIO, IOBase
+from dataclasses import replace
+from io import IOBase
 from itertools import islice, product
 from math import isnan
 from pathlib import Path
-from typing import BinaryIO
 
 import numpy as np
 import torch
@@ -19,65 +18,16 @@ from clip_ood.backbones.backbone import Backbone
 from clip_ood.class_predictions import HEAD, KNN, predict, voted
 from clip_ood.detect.decisions import cutoffs, decisions_of
 from clip_ood.detect.manifest import DetectorFolderError
+from clip_ood.detect.one_image import OneImage, picture_of
+from clip_ood.detect.prediction import BatchPredictions, Neighbour, Prediction
 from clip_ood.detect.saved import SavedDetector
 from clip_ood.detectors.bank import Bank
 from clip_ood.detectors.detector import Detector, score_together
 from clip_ood.detectors.statistic import statistics_of
 from clip_ood.errors import UserError
-from clip_ood.features.identity import SIZE, identity_of, pairs
-from clip_ood.files.pictures import as_picture, decode, read_bytes
+from clip_ood.features.identity import pairs
 from clip_ood.model import classify, encode, linear
 from clip_ood.outputs import Outputs
-
-OneImage = str | Path | Image.Image | bytes | BinaryIO | Tensor
-
-
-@dataclass(frozen=True)
-class Neighbour:
-    """An ID image of the run, by its path as in scores.parquet, and its cosine to another image."""
-
-    path: str
-    cosine: float
-
-
-@dataclass(frozen=True)
-class Prediction:
-    """The judgement of a detector on one image.
-
-    path: the file's path, None for a picture that came without one; is_ood: p_value ≤ 1 − accept, or what fdr decides over all
-    images (None before it does); score: higher = more in-distribution; p_value: the share of ID images that would score as low, see `clip_ood.calibration`; predicted_class and
-    its confidence: from what the predictor's `class_predictor` names, so that confidence is the probability of the head or the
-    text embeddings, or the share of the neighbours' votes; both are None without classes; copy_of: the path of the run's own ID image
-    that this one is a copy of, whose score is by what has not seen it if the run was cross-fitted or the detector is knn, else None;
-    nearest: the nearest ID images, if they were asked for.
-    """
-
-    path: str | None
-    is_ood: bool | None
-    score: float
-    p_value: float
-    predicted_class: str | None
-    confidence: float | None
-    detector: str
-    copy_of: str | None = None
-    nearest: tuple[Neighbour, ...] | None = None
-
-
-@dataclass(frozen=True)
-class BatchPredictions:
-    """The judgements of K detectors on B images, as tensors on the CPU: scores (B, K) float32, p_values (B, K) float64, is_ood
-    (B, K) bool, None if fdr decides later; classes (B,) int64 and confidence (B,) float64, both None without classes; copies, the place
-    among the run's ID images of that which each is a copy of (B,), −1 for none; cosines of the nearest ID images (B, N) and their rows.
-    """
-
-    scores: Tensor
-    p_values: Tensor
-    is_ood: Tensor | None
-    classes: Tensor | None
-    confidence: Tensor | None
-    copies: np.ndarray
-    cosines: Tensor | None = None
-    neighbours: Tensor | None = None
 
 
 class Predictor(nn.Module):
@@ -182,7 +132,7 @@ class Predictor(nn.Module):
             images = [images]
         predictions = []
         for batch in _batches(images, self.batch_size):
-            pictures, contents = zip(*map(_picture, batch), strict=True)
+            pictures, contents = zip(*map(picture_of, batch), strict=True)
             pixels = torch.stack([self.backbone.transform(each) for each in pictures])
             names = [str(each) if isinstance(each, str | Path) else None for each in batch]
             judged = self.predict(self.outputs(pixels.to(self.device)), pairs(contents))
@@ -301,44 +251,6 @@ def _no_neighbours(saved: SavedDetector, nearest: int, bank: Bank) -> str:
             f"{saved.folder} does not say which ID images it holds, so that none can be named: run the experiment again"
         )
     return f"nearest = {nearest}, expected 1 to {len(bank) - 1}: {saved.folder} holds {len(bank)} ID images"
-
-
-def _picture(image: OneImage) -> tuple[Image.Image, bytes]:
-    """Returns the picture, and the identity of its file's content, zeros if there is no file."""
-    if isinstance(image, str | Path):
-        with BytesIO(read_bytes(Path(image))) as file:
-            return decode(file), identity_of(file.getvalue())
-    if isinstance(image, bytes):
-        return decode(BytesIO(image)), identity_of(image)
-    return _without_file(image), bytes(SIZE)
-
-
-def _without_file(image: OneImage) -> Image.Image:
-    if isinstance(image, Image.Image):
-        return as_picture(image)
-    if isinstance(image, IOBase):
-        return decode(image)
-    if not isinstance(image, Tensor):
-        raise TypeError(
-            "An image is a path, a PIL image, the bytes of a file, an open file or a tensor (3, H, W), not a "
-            f"{type(image).__name__}; of an array: PIL.Image.fromarray(array)"
-        )
-    return _of_tensor(image)
-
-
-def _of_tensor(image: Tensor) -> Image.Image:
-    if image.ndim != 3 or len(image) != 3 or not image.numel():
-        raise UserError(f"An image as a tensor has the shape (3, H, W), not {tuple(image.shape)}")
-    if image.is_floating_point():
-        if not (image.min() >= 0 and image.max() <= 1):
-            raise UserError(
-                f"An image of floats has pixels in [0, 1], not {image.min():g} … {image.max():g}: give it as it is before the "
-                "encoder's normalisation, or as uint8"
-            )
-        image = image.double().mul(255).round().to(torch.uint8)
-    if image.dtype != torch.uint8:
-        raise UserError(f"An image as a tensor is uint8, or floats in [0, 1], not {image.dtype}")
-    return Image.fromarray(image.permute(1, 2, 0).contiguous().cpu().numpy())
 
 
 def _batches(images: Iterable, size: int) -> Iterator[list]:
