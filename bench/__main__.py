@@ -37,6 +37,7 @@ PARTS = (
     "statistics",
     "evaluation",
     "label_free",
+    "wrong_labels",
     "store",
     "gpu",
 )

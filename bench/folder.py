@@ -95,7 +95,7 @@ def single_scores() -> dict[str, Callable[[Tensor], Tensor]]:
         return nearest(directions, [directions], k + 1)[0][:, 1:]
 
     def lof(k: float) -> Callable[[Tensor], Tensor]:
-        return lambda features: local_density(normalize(features, dim=1), k if k < 1 else k / (len(features) - 1))
+        return lambda features: local_density(Rows([features]), k)
 
     return {
         "1-NN": lambda features: cosines(features, 1)[:, 0],

@@ -22,7 +22,7 @@ COMMANDS = {  # name -> its module, and what it does
     "attack": ("attack", "move OOD images until the detectors take them for ID images"),
     "study": ("study", "make a table or a figure over many runs"),
     "catalog": ("catalog", "list the image sets, and fetch those that can be downloaded"),
-    "features": ("features", "list, check and clear the feature store"),
+    "features": ("features", "list, check and clear the feature store, or export the features of a run"),
     "demo": ("demo", "build what the demo needs"),
 }
 

@@ -57,7 +57,8 @@ def find_leaks(
         check_left(sets, out := dropped(sets, copies, drop), drop)
     if config.evaluation.leaks == "near":
         with Terminal(quiet=quiet).status("Looking for near copies"):
-            copies += near_copies(sets, copies, device, exchange())
+            within_train = config.evaluation.cross_fit is not None  # whose images are compared with each other
+            copies += near_copies(sets, copies, device, exchange(), within_train)
     return Leaks(sets, copies, out)
 
 

@@ -60,7 +60,7 @@ from clip_ood.features.stored_set import Features
 from clip_ood.leaks.told import leaks_told
 from clip_ood.process import stalls
 from clip_ood.runs.results_files import write_results
-from clip_ood.runs.run_folder import GROUPS, REPORT, SUSPECTS, head_of, is_follower, read_results, started
+from clip_ood.runs.run_folder import GROUPS, LABELS, REPORT, SUSPECTS, head_of, is_follower, read_results, started
 from clip_ood.terminal.console import Terminal
 from clip_ood.terminal.shown import say
 from clip_ood.versions import versions
@@ -184,7 +184,7 @@ def _run(config: Config, folder: Path, checkpoint: Path | None, benchmark: Bench
         "predictor": (best := evaluation.results.predictor) and asdict(best),
         "versions": versions("lightning"),
     }
-    for name in (SUSPECTS, GROUPS):
+    for name in (SUSPECTS, GROUPS, LABELS):
         (folder / name).unlink(missing_ok=True)  # of earlier results
     if evaluation.cross_fit is not None:
         with Terminal().status("Ranking the images"):

@@ -13,7 +13,7 @@ from clip_ood.experiments.checkpoints import check_checkpoint
 from clip_ood.experiments.reporting import draw_seeds
 from clip_ood.experiments.resume import begun_with, check_images
 from clip_ood.experiments.run import run
-from clip_ood.runs.going_on import after_run, held_out_told, suspects_told
+from clip_ood.runs.going_on import after_run, held_out_told, labels_told, suspects_told
 from clip_ood.runs.results_files import write_json, write_mean_table
 from clip_ood.runs.results_table import print_table
 from clip_ood.runs.run_folder import CONFIG, FINISHED, REPORT, head_of, is_follower, read_results, seed_folder, started
@@ -28,6 +28,8 @@ def conduct(config: Config, folder: Path, source: Path | None = None) -> None:
         say(f"Results: {folder}")
         if ranked := results.get("suspects"):
             say(suspects_told(folder, ranked))
+            if ranked["labels"]:
+                say(labels_told(folder, ranked["labels"]))
         if held_out := results.get("held_out"):
             say(held_out_told(held_out))
         if (folder / REPORT).is_file():

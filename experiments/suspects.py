@@ -1,79 +1,79 @@
-"""Ranks the training images of a run, most suspect first, finds the groups among them that lie apart, and writes both into its folder."""
+"""Ranks the training images of a run, most suspect first, finds groups that lie apart and labels in doubt, and writes all into its folder."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from torch.nn.functional import normalize
 
+from clip_ood.class_predictions import NEIGHBOURS
 from clip_ood.data.benchmark import Benchmark
-from clip_ood.detectors.neighbours import nearest
 from clip_ood.evaluation import Results
 from clip_ood.experiments.leaks import Leaks
 from clip_ood.features.rows import Rows
 from clip_ood.features.stored_set import Features
 from clip_ood.folder.copy_groups import first_copies
-from clip_ood.folder.files import write_groups, write_suspects
+from clip_ood.folder.files import write_groups, write_labels, write_suspects
+from clip_ood.folder.labels import Doubts, Votes, doubtful_labels, doubtful_rows, votes
+from clip_ood.folder.neighbours import neighbours
+from clip_ood.folder.principal import plane
 from clip_ood.folder.ranking import rank_images
 from clip_ood.folder.suspects import Folder, group_members, suspects
-from clip_ood.runs.run_folder import GROUPS, SUSPECTS
-from clip_ood.scores import Scores
+from clip_ood.runs.run_folder import GROUPS, LABELS, SUSPECTS
 
 
 def answer_folder(
     folder: Path, benchmark: Benchmark, features: Mapping[str, Features], leaks: Leaks, results: Results
 ) -> dict[str, Any]:
-    """Writes suspects.csv and groups.csv, and returns what results.json says of them: the number of images, and of those in each group."""
+    """Writes suspects.csv, groups.csv and, with classes, labels.csv, and returns what results.json says of them: the numbers of images, of
+    those in each group, the share of the variance on the map, and the numbers of labels that were checked, are doubtful, and are estimated
+    to be wrong."""
     scored = results.of_role("train")
     part = benchmark.parts["train"]
-    rows = scored.indices.numpy()
+    rows, stored, images = scored.indices.numpy(), features[part.images], benchmark.images[part.images]
     first = first_copies(leaks.copies, part.key, rows)
-    own = _subset(features[part.images].features, scored.indices)
-    ranking = rank_images(own, first)
-    found = _folder(benchmark, features[part.images], scored, first, own)
-    write_suspects(folder / SUSPECTS, suspects(found, ranking))
-    write_groups(folder / GROUPS, group_members(found, ranking))
-    return {"images": len(rows), "groups": [len(each.images) for each in ranking.groups]}
-
-
-def _folder(benchmark: Benchmark, stored: Features, scored: Scores, first: np.ndarray, own: Rows) -> Folder:
-    """Returns what is known of the images that were scored."""
-    part = benchmark.parts["train"]
-    images, rows, names = benchmark.images[part.images], scored.indices.tolist(), benchmark.class_names
-    labels = [-1] * len(rows) if images.labels is None else [images.labels[row] for row in rows]
-    near, cosines = _nearest(own, first)
-    return Folder(
+    own = stored.features.subset(scored.indices)
+    names = benchmark.class_names or tuple(map(str, range(max(images.labels or [-1]) + 1)))
+    labels = np.full(len(rows), -1) if images.labels is None else np.asarray(images.labels)[rows]
+    ranking, near, flat = rank_images(own, first), _near(own, first, labels, len(names)), plane(own)
+    found = Folder(
         paths=[images.names[row] for row in rows],
         identities=None if stored.identities is None else stored.identities[rows],
-        labels=[None if label < 0 else names[label] if names else str(label) for label in labels],
+        labels=[None if label < 0 else names[label] for label in labels],
         first=first,
-        nearest=near,
-        cosines=cosines,
+        nearest=near.nearest,
+        cosines=near.cosines,
+        points=flat.points.numpy(),
         scores={name: values.double().numpy() for name, values in scored.scores.items()},
     )
+    write_suspects(folder / SUSPECTS, suspects(found, ranking))
+    write_groups(folder / GROUPS, group_members(found, ranking))
+    if near.doubts is not None:
+        write_labels(folder / LABELS, doubtful_rows(found, near.doubts, names))
+    about = {"images": len(rows), "groups": [len(each.images) for each in ranking.groups]}
+    return about | {"variance": flat.variance, "labels": near.doubts and near.doubts.about()}
 
 
-def _nearest(own: Rows, first: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Returns for each image the place of the nearest one (N,) that is no copy of it, −1 for none, and the cosine to it (N,)."""
-    kept = np.flatnonzero(first == np.arange(len(first)))
-    near, found = np.full(len(first), -1), np.full(len(first), np.nan)
-    if len(kept) < 2:
-        return near, found
-    bank = [normalize(each.float(), dim=1) for each in _subset(own, torch.from_numpy(kept)).blocks()]
-    start = 0
-    for block in own.blocks():
-        rows = slice(start, start := start + len(block))
-        cosines, places = nearest(normalize(block.float(), dim=1), bank, 2)
-        second = torch.from_numpy(kept)[places[:, 0]] == torch.from_numpy(first[rows])
-        column = second.long()[:, None]
-        near[rows] = kept[places.gather(1, column).squeeze(1).numpy()]
-        found[rows] = cosines.gather(1, column).squeeze(1).numpy()
-    return near, found
+@dataclass(frozen=True)
+class _Near:
+    """Of N images: the place of the nearest one (N,) that is no copy, −1 for none; the cosine to it (N,); and the labels in doubt."""
+
+    nearest: np.ndarray
+    cosines: np.ndarray
+    doubts: Doubts | None
 
 
-def _subset(features: Rows, rows: torch.Tensor) -> Rows:
-    return Rows(features.chunks, rows if features.places is None else features.places[rows])
+def _near(own: Rows, first: np.ndarray, labels: np.ndarray, classes: int) -> _Near:
+    near, cosines, voted, start = np.full(len(first), -1), np.full(len(first), np.nan), [], 0
+    for found in neighbours(own, first, NEIGHBOURS if classes > 1 else 1):
+        if found.places.shape[1]:
+            rows = slice(start, start := start + len(found.places))
+            near[rows], cosines[rows] = found.places[:, 0].numpy(), found.cosines[:, 0].numpy()
+            if classes > 1:
+                voted.append(votes(found.cosines, torch.from_numpy(labels)[found.places], classes))
+    voters = np.bincount(labels[(first == np.arange(len(first))) & (labels >= 0)], minlength=classes)
+    return _Near(near, cosines, doubtful_labels(Votes.joined(voted), labels, voters) if voted else None)

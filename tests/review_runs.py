@@ -53,14 +53,29 @@ def write_lists(root: Path, names: Sequence[str], copies: Sequence[int], content
     with (root / "run" / "suspects.csv").open("w", encoding="utf-8", errors="surrogateescape", newline="") as file:
         lines = csv.writer(file)
         lines.writerow(
-            ["rank", "path", "image", "label", "score", "group", "copies", "copy_of", "nearest", "cosine", "knn", "lof"]
+            [
+                "rank",
+                "path",
+                "image",
+                "label",
+                "score",
+                "group",
+                "copies",
+                "copy_of",
+                "nearest",
+                "cosine",
+                "x",
+                "y",
+                "knn",
+                "lof",
+            ]
         )
         for row, name in enumerate(names):
             copy_of = path_cell(names[0]) if row in copies else ""
             nearest = names[(row + 1) % len(names)]
             lines.writerow([
                 row + 1, path_cell(name), contents[row], text_cell(name.split("/")[0]), row / len(names), group.get(row, ""),
-                len(copies) if row == 0 or row in copies else 0, copy_of, path_cell(nearest), 0.5, -0.9, -1.5,
+                len(copies) if row == 0 or row in copies else 0, copy_of, path_cell(nearest), 0.5, 0.1, 0.2, -0.9, -1.5,
             ])  # fmt: skip
     with (root / "run" / "groups.csv").open("w", encoding="utf-8", errors="surrogateescape", newline="") as file:
         lines = csv.writer(file)

@@ -177,6 +177,22 @@ def test_two_images_are_the_fewest(root):
     assert len(judged_run.scores(run)) == 2
 
 
+def test_near_copies_do_not_vouch_for_each_other(root):
+    folder = root / "data/near_copies"
+    shutil.copytree(root / "data/id/fox", folder)
+    with Image.open(folder / "1.png") as image:
+        image.resize((80, 72)).save(folder / "larger.png")
+    keys = {"figures": False, "report": False, "cross_fit": 3}
+    scored = {}
+    for leaks in ("exact", "near"):
+        data = {"id": "near_copies", "ood": {}}
+        run = make(root, f"near_{leaks}", data=data, detectors=["knn"], evaluation=keys | {"leaks": leaks})
+        scored[leaks] = judged_run.scores(run)
+        assert tiny_clip.results(run)["bank"]["images"] == (14 if leaks == "near" else 15)
+    for path in ("1.png", "larger.png"):
+        assert scored["near"][path]["knn"] < scored["exact"][path]["knn"]
+
+
 def test_copies_alone_are_no_images_to_compare(root):
     same = root / "data/same"
     same.mkdir()

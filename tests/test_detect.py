@@ -21,7 +21,7 @@ from clip_ood.detect import saved
 
 pytestmark = pytest.mark.slow
 
-HEADER = ["path", "is_ood", "score", "p_value", "predicted_class", "confidence", "detector"]
+HEADER = ["path", "is_ood", "score", "p_value", "predicted_class", "confidence", "detector", "copy_of"]
 
 
 @pytest.mark.parametrize("ending", ["csv", "jsonl", "parquet"])

@@ -26,6 +26,7 @@ def answer():
         first=np.array([0, 1, 1, 3, 4]),
         nearest=np.array([1, 0, 0, 4, -1]),
         cosines=np.array([0.5, 0.5, 0.5, 0.25, np.nan]),
+        points=np.array([[0.5, -0.25], [0, 0], [0, 0], [1, 1], [np.nan, np.nan]]),
         scores={"knn": np.array([0.1, 0.2, 0.2, np.nan, 1e-30]), "=odd": np.arange(5.0)},
     )
     ranking = Ranking(np.array([0.9, 0.2, 0.2, np.nan, 0.1]), [Group(np.array([1, 2, 3]), 2.5)], {})
@@ -47,9 +48,10 @@ def test_suspects_are_ranked_and_come_back(tmp_path, answer):
     assert [(each.path, each.copy_of, each.nearest) for each in found] == [
         (each.path, each.copy_of, each.nearest) for each in rows
     ]
-    assert [(each.score, each.group, each.cosine, each.scores) for each in found] == [
-        (each.score, each.group, each.cosine, each.scores) for each in rows
+    assert [(each.score, each.group, each.cosine, each.x, each.y, each.scores) for each in found] == [
+        (each.score, each.group, each.cosine, each.x, each.y, each.scores) for each in rows
     ]
+    assert (found[3].x, found[3].y, found[0].x) == (0.5, -0.25, None)
 
 
 def test_no_cell_is_a_formula(tmp_path, answer):
@@ -78,7 +80,7 @@ def test_an_empty_folder_has_files_with_a_first_line(tmp_path):
         ("\r\n2,", "\r\n3,", "line 3: its rank is 3, and must be 2"),
         ("0.900000", "much", "line 5: its score is 'much', and must be a number"),
         ("0.900000,,0", "0.900000,,", "line 5: its copies is '', and must be a whole number"),
-        ("0.900000,", "", "line 5 has 11 cells, and must have 12"),
+        ("0.900000,", "", "line 5 has 13 cells, and must have 14"),
     ],
 )
 def test_a_damaged_file_says_where(tmp_path, answer, old, new, told):

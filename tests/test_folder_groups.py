@@ -76,12 +76,12 @@ def test_local_density_is_that_of_scikit_learn():
     features = points(90, 6)
     for share in (0.05, 0.3):
         peer = LocalOutlierFactor(n_neighbors=round(share * 89)).fit(features.numpy())
-        assert np.allclose(local_density(features, share), peer.negative_outlier_factor_, atol=1e-4)
+        assert np.allclose(local_density(Rows([features]), share), peer.negative_outlier_factor_, atol=1e-4)
 
 
 def test_local_density_of_many_images_is_that_of_a_sample():
     features = normalize(points(3000, 4) + torch.tensor([1.5, 0, 0, 0]), dim=1)  # dense in one direction
-    some, every = local_density(features, most=1500), local_density(features)
+    some, every = local_density(Rows([features]), 0.3, most=1500), local_density(Rows([features]), 0.3)
     assert len(some) == 3000
     assert torch.corrcoef(torch.stack([some, every]))[0, 1] > 0.97
 

@@ -12,7 +12,7 @@ import train
 
 pytestmark = pytest.mark.browser
 
-PAGES = ("report", "seeds", "no_ood", "comparison", "one_of_each", "hostile")
+PAGES = ("report", "seeds", "no_ood", "comparison", "one_of_each", "hostile", "folder")
 
 
 @pytest.fixture(scope="module")
@@ -21,6 +21,11 @@ def pages(browser, tmp_path_factory):
     root = tiny_clip.make(tmp_path_factory.mktemp("pages"))
     run, runs = report_runs.zero_shot(root, "report"), root / "runs"
     report_runs.zero_shot(root, "no_ood", "--data.ood={}")
+    whole = {"evaluation": report_runs.REPORTED | {"cross_fit": 3}, "detectors": ["knn"]}
+    data = ["--data.ood={}", "--data.splits={val: 0, test: 0}"]
+    (root / "data/id/cat/0.png").rename(root / "data/id/dog/cat.png")  # a wrong label
+    report_runs.zero_shot(root, "folder", *data, **whole)
+    (root / "data/id/dog/cat.png").rename(root / "data/id/cat/0.png")
     probe = {"linear_probe": {"epochs": 4, "batch_size": 16, "lr": 0.01}}
     settings = {"evaluation": report_runs.REPORTED}
     train.main(["--config", tiny_clip.config(root, "probe", probe, **settings)])
@@ -32,7 +37,7 @@ def pages(browser, tmp_path_factory):
     evaluation.main(["--compare", *specs, "--html", str(one_of_each)])
     hostile = report_runs.hostile(tiny_clip.make(tmp_path_factory.mktemp("hostile")))
     report_runs.remade(run, report_runs.halfway)  # with images in both galleries
-    made = {name: runs / name / "report.html" for name in ("report", "seeds", "no_ood")}
+    made = {name: runs / name / "report.html" for name in ("report", "seeds", "no_ood", "folder")}
     return made | {"comparison": comparison, "one_of_each": one_of_each, "hostile": hostile / "report.html"}
 
 
@@ -182,3 +187,13 @@ def test_dots_of_a_comparison_lie_on_their_intervals(opened):
     bar, dot = boxes.locator("line.bar").bounding_box(), boxes.locator("circle").bounding_box()
     middle = dot["x"] + dot["width"] / 2
     assert bar["x"] - 1 <= middle <= bar["x"] + bar["width"] + 1
+
+
+@pytest.mark.parametrize("viewport", [DESK, PHONE], ids=["desk", "phone"])
+def test_the_map_of_a_folder_is_drawn_and_labels_are_shown(opened, viewport):
+    page = opened("folder", viewport=viewport).page
+    box = page.locator(".map svg").bounding_box()
+    assert box["width"] > 300 and 0.5 < box["height"] / box["width"] < 0.7
+    dots = page.locator(".map svg use").evaluate_all("all => new Set(all.map(e => getComputedStyle(e).fill)).size")
+    assert dots >= 2
+    assert page.locator("li", has_text="dog → cat").count() >= 1

@@ -170,8 +170,8 @@ def check(arguments: argparse.Namespace) -> None:
     if arguments.link and arguments.copy_ood is None:
         raise ConfigError("--link goes with --copy-ood DIR")
     if arguments.export is not None:
-        _check_suffix("--export", arguments.export, GRAPHS)
-        _check_new("--export", arguments.export, arguments.overwrite)
+        check_suffix("--export", arguments.export, GRAPHS)
+        check_new("--export", arguments.export, arguments.overwrite)
         if arguments.paths or arguments.with_encoder:
             raise ConfigError("--export writes a graph and judges nothing: leave paths and --with-encoder out")
     if arguments.with_encoder and arguments.paths:
@@ -209,7 +209,7 @@ def alone_at_file(arguments: argparse.Namespace) -> Iterator[None]:
         yield
         return
     with alone(path, f"wait until it ends, or name another file, as {option} {_free(path)}"):
-        _check_new(option, path, arguments.overwrite)
+        check_new(option, path, arguments.overwrite)
         yield
 
 
@@ -222,7 +222,7 @@ def _check_out(arguments: argparse.Namespace) -> None:
     out = arguments.out
     if out is None:
         return
-    _check_suffix("--out", out, FILES)
+    check_suffix("--out", out, FILES)
     if not out.parent.is_dir():
         raise ConfigError(f"--out: there is no folder {out.parent}")
     if (size := len(os.fsencode(f"{beside(out).name}.tmp"))) > LONGEST_NAME:
@@ -230,10 +230,11 @@ def _check_out(arguments: argparse.Namespace) -> None:
             f"--out: the name of {out.name} is too long by {size - LONGEST_NAME} bytes for the files that are written beside it "
             f"({beside(out).name}): take a shorter one"
         )
-    _check_new("--out", out, arguments.overwrite)
+    check_new("--out", out, arguments.overwrite)
 
 
-def _check_new(option: str, path: Path, overwrite: bool) -> None:
+def check_new(option: str, path: Path, overwrite: bool) -> None:
+    """Raises ConfigError for a file that is there already, unless it is to be overwritten."""
     if path.exists() and not overwrite:
         raise ConfigError(
             f"{option}: {path} is there already, and is kept. Add --overwrite to make it anew, or name another file, as "
@@ -246,7 +247,8 @@ def _free(path: Path) -> Path:
     return next(each for number in count(2) if not (each := path.with_stem(f"{path.stem}-{number}")).exists())
 
 
-def _check_suffix(option: str, path: Path, known: tuple[str, ...]) -> None:
+def check_suffix(option: str, path: Path, known: tuple[str, ...]) -> None:
+    """Raises ConfigError for a file whose name has none of the `known` endings."""
     if path.suffix.lower() not in known:
         raise ConfigError(f"{option}: {path} must end with {' or '.join(known)}")
 

@@ -99,7 +99,7 @@ class Evaluation(Section):
     """Number of stored features that are scored at a time."""
     leaks: Literal["exact", "near"] = "exact"
     """Which copies are sought between the sets and within each set: exact copies, which are equal byte for byte, or also near copies,
-    which were resized, saved anew or mirrored. Near copies take a search like that of k-NN, and some images are decoded again; a method
+    which were resized, saved anew or mirrored (those within the training set only with cross_fit). Near copies take a search like that of k-NN, and some images are decoded again; a method
     that tunes the encoder first encodes all images with the encoder as it was. The run's leaks.csv names all copies that are found."""
     cross_fit: Annotated[int, Field(ge=2, le=100)] | None = None
     """Score every ID training image, too, by detectors that have not seen it: neighbours are sought among all other images, and what is

@@ -11,6 +11,7 @@ import numpy as np
 from clip_ood.data.class_names import Classes
 from clip_ood.data.image_list import ImageList
 from clip_ood.errors import ConfigError, nearest
+from clip_ood.features.identity import hexadecimal
 from clip_ood.naming import matches
 from clip_ood.review.decisions import Counting, Decision
 
@@ -93,9 +94,7 @@ def contents_of(images: ImageList, known: KnownContents) -> list[str]:
         identities, there = known.contents(images.stamps().values)
     else:
         there = np.ones(len(images), bool)
-    found = [
-        each.astype("<u8").tobytes().hex() if is_there else "" for each, is_there in zip(identities, there, strict=True)
-    ]
+    found = [hexadecimal(each) if is_there else "" for each, is_there in zip(identities, there, strict=True)]
     for row in np.flatnonzero(~there).tolist():
         try:
             found[row] = images.content(row).hex()

@@ -29,6 +29,15 @@ def pairs(identities: Iterable[bytes]) -> np.ndarray:
     return np.frombuffer(b"".join(identities), dtype="<u8").astype(np.uint64).reshape(-1, 2)
 
 
+def hexadecimal(identity: np.ndarray) -> str:
+    """Returns one identity (2,) as 32 hex digits.
+
+    >>> hexadecimal(pairs([bytes(range(16))])[0])
+    '000102030405060708090a0b0c0d0e0f'
+    """
+    return identity.astype("<u8").tobytes().hex()
+
+
 def find(first: np.ndarray, second: np.ndarray, wanted: np.ndarray) -> np.ndarray:
     """Returns the place of each of `wanted` (m, 2) among n identities whose halves are `first` (ascending) and `second`, or -1
     if it is not among them.

@@ -31,6 +31,10 @@ class Rows:
     def dtype(self) -> torch.dtype:
         return self.chunks[0].dtype
 
+    def subset(self, rows: Tensor) -> Rows:
+        """Returns the rows at `rows` (n,), in that order, without reading them."""
+        return Rows(self.chunks, rows if self.places is None else self.places[rows])
+
     def take(self, indices: Tensor, device: torch.device | str = "cpu") -> Tensor:
         """Returns the rows at `indices` (n,), in that order: (n, D) on `device`, copied once, one piece at a time."""
         out = torch.empty(len(indices), *self.chunks[0].shape[1:], dtype=self.dtype, device=device)

@@ -6,43 +6,48 @@ from collections.abc import Iterator
 
 import torch
 from torch import Tensor
+from torch.nn.functional import normalize
 
-SHARE = 0.3  # of the folder's images are an image's neighbours
+from clip_ood.features.rows import Rows
+
 MOST = 5_000  # images that others are compared with
 BLOCK = 512  # images at once
+CLOSE = 1e-3  # distances below this are due to rounding, and count as this
 
 
-def local_density(points: Tensor, share: float = SHARE, most: int = MOST) -> Tensor:
-    """Returns −LOF_k (N,) of images at points (N, q) of unit norm, where k is a share of all others, from 1 on; higher means more
-    in-distribution, and about −1 is usual.
+def local_density(points: Rows, k: float, most: int = MOST) -> Tensor:
+    """Returns −LOF_k (N,) of images by the directions of their points (N, q), where k is a number or, below 1, a share of all others, and at least 1 and
+    at most all of them; higher means more in-distribution, and about −1 is usual.
 
     LOF_k(i) = mean of lrd(j) / lrd(i) over the k nearest j of i, 1 / lrd(i) = mean of max(r_j, ‖i − j‖), where r_j is the distance of j to
     its k-th nearest. A group of fewer than k images has no neighbourhood of its own. With more than `most` images, neighbours are sought among that
-    many, evenly drawn: a share of them is the same share of all. One image alone has −1.
+    many, evenly drawn: a share of them is the same share of all, and a number of them stands for more. One image alone has −1.
     Breunig et al., LOF: Identifying Density-Based Local Outliers, 2000.
     """
     drawn = torch.linspace(0, len(points) - 1, min(len(points), most)).round().long()
-    k = max(1, round(share * (len(drawn) - 1)))
+    k = min(max(1, round(k if k >= 1 else k * (len(drawn) - 1))), len(drawn) - 1)
     if len(drawn) < 2:
-        return -points.new_ones(len(points))
-    others = points[drawn]
-    radius = torch.cat([block.kthvalue(k, dim=1).values for block in _distances(others, others)])
-    own = torch.cat([_lrd(block, block.kthvalue(k, dim=1).values, radius) for block in _distances(others, others)])
+        return -torch.ones(len(points))
+    others = normalize(points.take(drawn).float(), dim=1)
+    own = Rows([others])
+    radius = torch.cat([block.kthvalue(k, dim=1).values for block in _distances(own, others)])
+    density = torch.cat([_lrd(block, block.kthvalue(k, dim=1).values, radius) for block in _distances(own, others)])
     scores = []
     for block in _distances(points, others, drawn):
         last = block.kthvalue(k, dim=1).values
         inside = (block <= last[:, None]).float()
-        scores.append(-(inside @ own) / inside.sum(dim=1) / _lrd(block, last, radius))
+        scores.append(-(inside @ density) / inside.sum(dim=1) / _lrd(block, last, radius))
     return torch.cat(scores)
 
 
-def _distances(points: Tensor, others: Tensor, drawn: Tensor | None = None) -> Iterator[Tensor]:
+def _distances(points: Rows, others: Tensor, drawn: Tensor | None = None) -> Iterator[Tensor]:
     """Yields, block by block, distances (n, M) to all others; an image is infinitely far from itself."""
-    places = torch.arange(len(points), device=points.device) if drawn is None else drawn.to(points.device)
-    for start in range(0, len(points), BLOCK):
-        block = (2 - 2 * points[start : start + BLOCK] @ others.T).clamp_min(0).sqrt()  # (n, q) @ (q, M) -> (n, M)
-        itself = torch.arange(start, start + len(block), device=points.device)[:, None] == places
-        yield block.masked_fill(itself, torch.inf)
+    places, start = torch.arange(len(points)) if drawn is None else drawn, 0
+    for block in points.blocks(BLOCK):
+        block = normalize(block.float(), dim=1)
+        distances = (2 - 2 * block @ others.T).clamp_min(CLOSE**2).sqrt()  # (n, q) @ (q, M) -> (n, M)
+        itself = torch.arange(start, start := start + len(block))[:, None] == places
+        yield distances.masked_fill(itself, torch.inf)
 
 
 def _lrd(distances: Tensor, last: Tensor, radius: Tensor) -> Tensor:

@@ -1,9 +1,10 @@
-"""Writes everything about the images of a folder to one Parquet file, for FiftyOne, Embedding Atlas, DuckDB and others."""
+"""Writes features, scores and groups of images to one Parquet file, for DuckDB, FiftyOne, Embedding Atlas and others."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -15,54 +16,91 @@ import torch
 from clip_ood.features.rows import Rows
 from clip_ood.files.writing import written_whole
 from clip_ood.files.written_names import path_columns
-from clip_ood.folder.ranking import Ranking
-from clip_ood.folder.suspects import Folder
 
 BLOCK = 4096  # images written at once
 
 
-def write_embeddings(
-    path: Path, folder: Folder, ranking: Ranking, features: Rows, encoder: Mapping[str, Any], preprocessing: str
-) -> None:
-    """Writes a row for each of N images, in their order, with the features (N, D) as a fixed-size list of float32.
+@dataclass(frozen=True)
+class EmbeddedSet:
+    """N images of a set, and the part that they play in a run (role).
 
-    Columns: path (path_bytes, where it is not UTF-8), image (the identity of the content, in hexadecimal), label, score (the consensus,
-    higher means more in-distribution), group (the number of the group apart), one for each detector, named `score_<detector>`,
-    and features. What is not known is null. The metadata hold `encoder`, its fingerprint as JSON, and `preprocessing`. Rows are written
-    block by block. Raises: OSError, which names the file.
+    Attributes: paths; images, the identity of each one's content in hexadecimal; labels, the names of their classes; features (N, D);
+    score (N,), the consensus, where higher means more in-distribution; group (N,), the number of the group apart (0: none); points
+    (N, 2), their places on the map; scores (N,) by detector. What is not known is None or NaN.
     """
-    group = np.zeros(len(folder.paths), np.int64)
-    for number, each in enumerate(ranking.groups, start=1):
-        group[each.images] = number
-    schema = _schema(folder, features.width, encoder, preprocessing)
+
+    name: str
+    role: str
+    paths: Sequence[str]
+    images: Sequence[str | None]
+    labels: Sequence[str | None]
+    features: Rows
+    score: np.ndarray
+    group: np.ndarray
+    points: np.ndarray
+    scores: Mapping[str, np.ndarray]
+
+
+def write_embeddings(
+    path: Path,
+    sets: Iterable[EmbeddedSet],
+    detectors: Sequence[str],
+    width: int,
+    encoder: Mapping[str, Any],
+    preprocessing: Mapping[str, Any],
+) -> int:
+    """Writes a row for each image of each set, in their order, block by block, and returns the number of rows.
+
+    Columns: set, role, path (path_bytes, where it is not UTF-8), image, label, score, group, x, y, one for each of the detectors,
+    named `score_<detector>`, and features, a fixed-size list of `width` float32. What is not known is null. The metadata hold
+    `encoder` and `preprocessing` as JSON. Raises: OSError, which names the file.
+    """
+    schema, count = _schema(detectors, width, encoder, preprocessing), 0
     with written_whole(path) as file, pq.ParquetWriter(file, schema, compression="zstd") as writer:
-        for start in range(0, len(folder.paths), BLOCK):
-            places = np.arange(start, min(start + BLOCK, len(folder.paths)))
-            block = features.take(torch.from_numpy(places)).float().numpy()
-            columns = {
-                **path_columns([folder.paths[place] for place in places], exact=True),
-                "image": pa.array([folder.image(place) for place in places], pa.string()),
-                "label": pa.array([folder.labels[place] for place in places], pa.string()),
-                "score": _known(ranking.score[places]),
-                "group": pa.array(group[places], pa.int64(), mask=group[places] == 0),
-                **{f"score_{name}": _known(values[places]) for name, values in folder.scores.items()},
-                "features": pa.FixedSizeListArray.from_arrays(pa.array(block.ravel()), features.width),
-            }
-            writer.write_table(pa.table(columns, schema=schema))
+        for each in sets:
+            for start in range(0, len(each.paths), BLOCK):
+                writer.write_table(_table(each, slice(start, start + BLOCK), detectors, schema))
+            count += len(each.paths)
+    return count
 
 
-def _schema(folder: Folder, width: int, encoder: Mapping[str, Any], preprocessing: str) -> pa.Schema:
+def _table(of: EmbeddedSet, rows: slice, detectors: Sequence[str], schema: pa.Schema) -> pa.Table:
+    paths = of.paths[rows]
+    block = of.features.take(torch.arange(rows.start, rows.start + len(paths))).float().numpy()
+    columns = {
+        "set": pa.array([of.name] * len(paths), pa.string()),
+        "role": pa.array([of.role] * len(paths), pa.string()),
+        **path_columns(paths, exact=True),
+        "image": pa.array(of.images[rows], pa.string()),
+        "label": pa.array(of.labels[rows], pa.string()),
+        "score": _known(of.score[rows]),
+        "group": pa.array(of.group[rows], pa.int64(), mask=of.group[rows] == 0),
+        "x": _known(of.points[rows, 0]),
+        "y": _known(of.points[rows, 1]),
+        **{f"score_{name}": _known(of.scores[name][rows]) for name in detectors},
+        "features": pa.FixedSizeListArray.from_arrays(pa.array(block.ravel()), block.shape[1]),
+    }
+    return pa.table(columns, schema=schema)
+
+
+def _schema(
+    detectors: Sequence[str], width: int, encoder: Mapping[str, Any], preprocessing: Mapping[str, Any]
+) -> pa.Schema:
     fields = {
+        "set": pa.string(),
+        "role": pa.string(),
         "path": pa.string(),
         "path_bytes": pa.binary(),
         "image": pa.string(),
         "label": pa.string(),
         "score": pa.float64(),
         "group": pa.int64(),
-        **{f"score_{name}": pa.float64() for name in folder.scores},
+        "x": pa.float64(),
+        "y": pa.float64(),
+        **{f"score_{name}": pa.float64() for name in detectors},
         "features": pa.list_(pa.float32(), width),
     }
-    metadata = {"encoder": json.dumps(encoder, default=str), "preprocessing": preprocessing}
+    metadata = {"encoder": json.dumps(encoder, default=str), "preprocessing": json.dumps(preprocessing)}
     return pa.schema(list(fields.items()), metadata=metadata)
 
 

@@ -1,4 +1,4 @@
-"""Writes and reads suspects.csv and groups.csv of a run's folder."""
+"""Writes and reads suspects.csv, groups.csv and labels.csv of a run's folder."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from typing import Any
 from clip_ood.files.records import Unfit, undamaged
 from clip_ood.files.writing import written_text
 from clip_ood.files.written_names import TEXT, path_cell, path_of, text_cell, text_of
+from clip_ood.folder.labels import DoubtfulLabel
 from clip_ood.folder.suspects import GroupMember, Suspect
 from clip_ood.terminal.shown import shown
 
@@ -32,9 +33,13 @@ _SCORE: _Kind = (lambda value: f"{value:.9g}", float, "a number")
 
 SUSPECTS = {
     "rank": _WHOLE, "path": _PATH, "image": _TEXT, "label": _TEXT, "score": _FRACTION, "group": _WHOLE, "copies": _WHOLE,
-    "copy_of": _PATH, "nearest": _PATH, "cosine": _FRACTION,
+    "copy_of": _PATH, "nearest": _PATH, "cosine": _FRACTION, "x": _FRACTION, "y": _FRACTION,
 }  # fmt: skip
 GROUPS = {"group": _WHOLE, "images": _WHOLE, "apart": _SCORE, "path": _PATH, "image": _TEXT}
+LABELS = {
+    "rank": _WHOLE, "path": _PATH, "image": _TEXT, "label": _TEXT, "suggested": _TEXT, "label_probability": _FRACTION,
+    "suggested_probability": _FRACTION,
+}  # fmt: skip
 
 
 def write_suspects(path: Path, suspects: Iterable[Suspect]) -> None:
@@ -56,24 +61,44 @@ def write_suspects(path: Path, suspects: Iterable[Suspect]) -> None:
 def read_suspects(path: Path) -> Iterator[Suspect]:
     """Yields the lines of a suspects.csv. Raises: Damaged, which names the line, for anything else, OSError."""
     for number, values, detectors in _read(path, SUSPECTS, ("rank", "path", "copies"), more=True):
-        if values["rank"] != number:
-            with undamaged(path):
-                raise Unfit(f"line {number + 1}: its rank is {values['rank']}, and must be {number}")
+        _check_rank(path, number, values["rank"])
         yield Suspect(**values, scores=detectors)
 
 
 def write_groups(path: Path, members: Iterable[GroupMember]) -> None:
     """Writes groups.csv: a line for each image of a group that lies apart. Raises: OSError, which names the file."""
-    with written_text(path) as file:
-        writer = csv.writer(file)
-        writer.writerow(GROUPS)
-        writer.writerows([_written(getattr(each, name), kind) for name, kind in GROUPS.items()] for each in members)
+    _write(path, GROUPS, members)
 
 
 def read_groups(path: Path) -> Iterator[GroupMember]:
     """Yields the lines of a groups.csv. Raises: Damaged, which names the line, for anything else, OSError."""
     for _, values, _ in _read(path, GROUPS, ("group", "images", "apart", "path"), more=False):
         yield GroupMember(**values)
+
+
+def write_labels(path: Path, doubtful: Iterable[DoubtfulLabel]) -> None:
+    """Writes labels.csv: a line for each label that is probably wrong. Raises: OSError, which names the file."""
+    _write(path, LABELS, doubtful)
+
+
+def read_labels(path: Path) -> Iterator[DoubtfulLabel]:
+    """Yields the lines of a labels.csv. Raises: Damaged, which names the line, for anything else, OSError."""
+    for number, values, _ in _read(path, LABELS, [name for name in LABELS if name != "image"], more=False):
+        _check_rank(path, number, values["rank"])
+        yield DoubtfulLabel(**values)
+
+
+def _check_rank(path: Path, number: int, rank: int) -> None:
+    if rank != number:
+        with undamaged(path):
+            raise Unfit(f"line {number + 1}: its rank is {rank}, and must be {number}")
+
+
+def _write(path: Path, columns: dict[str, _Kind], rows: Iterable[Any]) -> None:
+    with written_text(path) as file:
+        writer = csv.writer(file)
+        writer.writerow(columns)
+        writer.writerows([_written(getattr(each, name), kind) for name, kind in columns.items()] for each in rows)
 
 
 def _written(value: Any, kind: _Kind) -> str:

@@ -36,18 +36,27 @@ def principal(features: Rows) -> Principal:
     the many directions in which a folder hardly varies would drown the few that tell its images apart. The features are read
     twice, block by block. Raises: UserError for features that are NaN or infinite.
     """
-    components, spread = _components(features, min(round(2 * sqrt(len(features))), MOST))
+    components, spread, _ = _components(features, min(round(2 * sqrt(len(features))), MOST))
     return Principal(normalize(components, dim=1), normalize(components / spread, dim=1))
 
 
-def plane(features: Rows) -> Tensor:
-    """Returns the first two principal components (N, 2) of the images' directions, for a map; zeros where fewer vary."""
-    components, _ = _components(features, 2)
-    return pad(components, (0, 2 - components.shape[1]))
+@dataclass(frozen=True)
+class Plane:
+    """The first two principal components (N, 2) of N images' directions, zeros where fewer vary, and the share of the variance in them."""
+
+    points: Tensor
+    variance: float
 
 
-def _components(features: Rows, count: int) -> tuple[Tensor, Tensor]:
-    """Returns up to `count` components (N, q), those with the largest variance first, and the square roots of their variances (q,)."""
+def plane(features: Rows) -> Plane:
+    """Returns a map of images (N, D). Images are never farther from each other on it than they are in truth."""
+    components, _, share = _components(features, 2)
+    return Plane(pad(components, (0, 2 - components.shape[1])), share)
+
+
+def _components(features: Rows, count: int) -> tuple[Tensor, Tensor, float]:
+    """Returns up to `count` components (N, q), those with the largest variance first, the square roots of their variances (q,), and
+    their share of the whole variance."""
     total, products = 0.0, 0.0
     for block in _directions(features):
         total = total + block.sum(dim=0)
@@ -57,9 +66,10 @@ def _components(features: Rows, count: int) -> tuple[Tensor, Tensor]:
     varying = int((variances > VARIES * variances[-1].clamp_min(VARIES)).sum())
     count = min(count, varying, len(features) - 1)
     if count < 1:
-        return torch.zeros(len(features), 1), torch.ones(1)
+        return torch.zeros(len(features), 1), torch.ones(1), 0.0
     axes, spread = axes.flip(1)[:, :count], variances.flip(0)[:count].sqrt()
-    return torch.cat([((block - mean) @ axes).float() for block in _directions(features)]), spread.float()
+    share = min(1.0, float(spread.square().sum() / variances.clamp_min(0).sum()))  # rounded
+    return torch.cat([((block - mean) @ axes).float() for block in _directions(features)]), spread.float(), share
 
 
 def _directions(features: Rows) -> Iterator[Tensor]:

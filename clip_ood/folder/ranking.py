@@ -14,6 +14,8 @@ from clip_ood.folder.groups import Group, groups_apart, joining
 from clip_ood.folder.principal import principal
 from clip_ood.folder.spanning_tree import spanning_tree
 
+NEAR, WIDE = 10, 0.3  # neighbours, and a share of all images
+
 
 @dataclass(frozen=True)
 class Ranking:
@@ -28,19 +30,31 @@ class Ranking:
 def rank_images(features: Rows, first: np.ndarray) -> Ranking:
     """Ranks images by their features (N, D); first (N,): for each image the place of the first image of its group of copies.
 
-    Only the first images are compared with each other, so that copies never vouch for each other. Raises: UserError for NaN.
+    The images of groups that lie apart come first, the farthest group before the others, since they lie apart together even where each looks at
+    home among its own. All others are ranked by the consensus of three scores: how far an image lies from the bulk of the folder
+    (`joining`), and its local outlier factor with few neighbours (NEAR) and, on whitened components, with many (WIDE). Only the first images are compared with each other, so that copies never vouch for each other. Raises: UserError for NaN.
     """
     kept = np.flatnonzero(first == np.arange(len(first)))
     if not len(kept):
         return Ranking(np.empty(0), [], {})
     of = np.searchsorted(kept, first)
-    space = principal(_subset(features, kept))
+    own = features.subset(torch.from_numpy(kept))
+    space = principal(own)
     joined = joining(spanning_tree(space.plain))
-    scores = {"joining": joined.score, "density": local_density(space.white).cpu().numpy().astype(np.float64)}
+    # rounded, because sums of equal distances differ in their last digits
+    density = {"near": local_density(own, NEAR), "wide": local_density(Rows([space.white]), WIDE)}
+    scores = {"joining": joined.score} | {name: each.double().numpy().round(6) for name, each in density.items()}
     groups = [Group(np.flatnonzero(np.isin(of, each.images)), each.apart) for each in groups_apart(joined)]
-    return Ranking(consensus(scores)[of], groups, {name: values[of] for name, values in scores.items()})
+    score = _groups_first(consensus(scores)[of], groups)
+    return Ranking(score, groups, {name: values[of] for name, values in scores.items()})
 
 
-def _subset(features: Rows, kept: np.ndarray) -> Rows:
-    rows = torch.from_numpy(kept)
-    return Rows(features.chunks, rows if features.places is None else features.places[rows])
+def _groups_first(score: np.ndarray, groups: list[Group]) -> np.ndarray:
+    """Returns scores in (0, 1) in the same order, but for the images of groups, which are below all others, group by group."""
+    found, outside = score.copy(), np.ones(len(score), bool)
+    for group in groups:
+        outside[group.images] = False
+    lowest = score[outside].min(initial=1.0)
+    for number, group in enumerate(groups):
+        found[group.images] = lowest * (number + score[group.images]) / len(groups)
+    return found

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from clip_ood.features.identity import hexadecimal
 from clip_ood.folder.copy_groups import other_copies
 from clip_ood.folder.ranking import Ranking
 
@@ -18,7 +19,7 @@ class Suspect:
     Attributes: image identifies the file's content, in hexadecimal; score is the consensus, a fraction, higher means more in-distribution
     (None: no score); group is the number of the group apart that it is in; copies is the number of other images that are copies of it,
     and copy_of the path of the first of them; nearest is the path of the nearest image that is no copy of it, and cosine the cosine to
-    that image; scores are those of the detectors, by name (None: no score).
+    that image; x and y are its place on the map (see `plane`); scores are those of the detectors, by name (None: no score).
     """
 
     rank: int
@@ -31,6 +32,8 @@ class Suspect:
     copy_of: str | None
     nearest: str | None
     cosine: float | None
+    x: float | None
+    y: float | None
     scores: Mapping[str, float | None]
 
 
@@ -51,7 +54,7 @@ class Folder:
 
     Attributes: paths; identities (N, 2) of their contents (None: not known); labels, the names of their classes (None: there is
     none); first (N,): the place of the first image of each one's group of copies; nearest (N,): the place of the nearest image that is no
-    copy (−1: there is none), and cosines (N,) to it; scores (N,) by detector.
+    copy (−1: there is none), and cosines (N,) to it; points (N, 2), their places on the map; scores (N,) by detector.
     """
 
     paths: Sequence[str]
@@ -60,11 +63,12 @@ class Folder:
     first: np.ndarray
     nearest: np.ndarray
     cosines: np.ndarray
+    points: np.ndarray
     scores: Mapping[str, np.ndarray]
 
     def image(self, place: int) -> str | None:
         """The identity of an image's content in hexadecimal."""
-        return None if self.identities is None else self.identities[place].astype("<u8").tobytes().hex()
+        return None if self.identities is None else hexadecimal(self.identities[place])
 
 
 def suspects(folder: Folder, ranking: Ranking) -> Iterator[Suspect]:
@@ -84,6 +88,8 @@ def suspects(folder: Folder, ranking: Ranking) -> Iterator[Suspect]:
             copy_of=None if first == place else folder.paths[first],
             nearest=None if near < 0 else folder.paths[near],
             cosine=None if near < 0 else _known(folder.cosines[place]),
+            x=_known(folder.points[place, 0]),
+            y=_known(folder.points[place, 1]),
             scores={name: _known(values[place]) for name, values in folder.scores.items()},
         )
 

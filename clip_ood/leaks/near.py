@@ -26,9 +26,14 @@ TOGETHER = 256  # images whose candidates are decoded together, each once
 
 
 def near_copies(
-    sets: Sequence[ImageSet], exact: Sequence[Copies], device: torch.device, exchange: Exchange
+    sets: Sequence[ImageSet],
+    exact: Sequence[Copies],
+    device: torch.device,
+    exchange: Exchange,
+    within_train: bool = False,
 ) -> list[Copies]:
-    """Returns the near copies in each pair of sets and within each set but the training set, in the order of the sets.
+    """Returns the near copies in each pair of sets and within each set, in the order of the sets; those within the training set, which is
+    mostly the largest, only with `within_train`.
 
     An image of the later set is listed at most once for each earlier set, beside what looks most like it in the earlier set: of its CANDIDATES nearest
     neighbours there, those of a cosine of CLOSE or more are decoded and compared. An image that has an `exact` copy there is not
@@ -40,7 +45,7 @@ def near_copies(
     processes, found = len(exchange.gather(torch.zeros(1, device=device))), []
     for number, earlier in enumerate(plain):
         for later in plain[number:]:
-            if later.role == "train":
+            if later.role == "train" and not within_train:
                 continue
             wanted = np.flatnonzero(~np.isin(later.rows, known.get((earlier.name, later.name), ())))
             mine = np.array_split(wanted, processes)[exchange.rank]

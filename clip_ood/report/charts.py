@@ -109,11 +109,19 @@ def _dash(number: int) -> str:
     return DASHES[0 if number == 0 else (number - 1) // (COLOURS - 1) % len(DASHES)]
 
 
-def svg(draw: Callable[[Axes], None], salt: str) -> Markup:
-    """Returns what `draw` puts on axes as inline SVG in the page's colours; equal charts with the same `salt` are equal byte for byte."""
+def svg(
+    draw: Callable[[Axes], None],
+    salt: str,
+    size: tuple[float, float] = (3.4, 2.4),
+    place: tuple[float, float, float, float] = (0.14, 0.17, 0.83, 0.79),
+) -> Markup:
+    """Returns what `draw` puts on axes as inline SVG in the page's colours; equal charts with the same `salt` are equal byte for byte.
+
+    size: width and height in inches; place: left, bottom, width and height of the axes as shares of them.
+    """
     with matplotlib.rc_context(_STYLE | {"svg.hashsalt": salt}):
-        figure = Figure((3.4, 2.4))
-        axes = figure.add_axes((0.14, 0.17, 0.83, 0.79))
+        figure = Figure(size)
+        axes = figure.add_axes(place)
         draw(axes)
         file = io.StringIO()
         figure.savefig(file, format="svg", metadata=dict.fromkeys(("Date", "Creator", "Format", "Type")))

@@ -1,31 +1,27 @@
-"""Shows the most suspect images of a run beside their nearest ones, the groups that lie apart, and the copies."""
+"""Shows the most suspect images of a run beside their nearest ones, groups that lie apart, copies, a map, and labels in doubt."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from dataclasses import dataclass, field
-from functools import cached_property
+import math
+from collections import defaultdict
+from dataclasses import dataclass
 from itertools import groupby, islice
 from pathlib import Path
 
+import numpy as np
+from markupsafe import Markup
+
 from clip_ood.data.benchmark import Benchmark
-from clip_ood.folder.files import read_groups, read_suspects
+from clip_ood.folder.files import read_groups, read_labels, read_suspects
+from clip_ood.folder.labels import DoubtfulLabel
 from clip_ood.folder.suspects import Suspect
-from clip_ood.report.galleries import thumbnail
-from clip_ood.runs.run_folder import GROUPS, SUSPECTS
+from clip_ood.report.folder_map import COLOURED, folder_map
+from clip_ood.report.pictures import Picture, Pictures
+from clip_ood.runs.run_folder import GROUPS, LABELS, SUSPECTS
 
 SHOWN = 16  # suspects
 MEMBERS = 8  # of a group
 LISTED = 6  # groups, and groups of copies
-
-
-@dataclass(frozen=True)
-class Picture:
-    """One image by its path: its thumbnail as a data URI, or the reason why there is none."""
-
-    path: str
-    picture: str | None
-    missing: str | None
 
 
 @dataclass(frozen=True)
@@ -55,13 +51,27 @@ class ShownCopies:
 
 
 @dataclass(frozen=True)
+class ShownLabel:
+    """A label that is probably wrong, and the image's picture."""
+
+    doubtful: DoubtfulLabel
+    own: Picture
+
+
+@dataclass(frozen=True)
 class Answer:
-    """What a page shows of a folder of `images` images: of the suspects in a group that lies apart only the first."""
+    """What a page shows of a folder of `images` images: of the suspects in a group that lies apart only the first.
+
+    map is None where images have no coordinates; coloured: how many groups have a colour on it.
+    """
 
     images: int
     suspects: list[Shown]
     groups: list[ShownGroup]
     copies: list[ShownCopies]
+    labels: list[ShownLabel]
+    map: Markup | None
+    coloured: int = 0
     more_groups: int = 0
     more_copies: int = 0
 
@@ -72,52 +82,44 @@ class Answer:
 
 
 def answer(folder: Path, benchmark: Benchmark) -> Answer | None:
-    """Reads suspects.csv and groups.csv of a run; None if it has none."""
+    """Reads suspects.csv, groups.csv and labels.csv of a run; None if it has none."""
     if not (folder / SUSPECTS).is_file():
         return None
-    pictures, count, first, met = _Pictures(benchmark), 0, [], set()
+    pictures, first, met = Pictures(benchmark), [], set()
+    points: list[tuple[float, float]] = []
+    places: dict[int, list[int]] = defaultdict(list)  # of the images of each group, in the order of their ranks
     copies: dict[str, list[str]] = {}
-    for each in read_suspects(folder / SUSPECTS):
-        count += 1
+    for count, each in enumerate(read_suspects(folder / SUSPECTS)):
+        points.append((math.nan if each.x is None else each.x, math.nan if each.y is None else each.y))
         if len(first) < SHOWN and each.group not in met:
             met |= {each.group} - {None}
             near = None if each.nearest is None else pictures.at(each.nearest)
             first.append(Shown(each, pictures.at(each.path), near))
+        if each.group is not None:
+            places[each.group].append(count)
         if each.copies:
             copies.setdefault(each.copy_of or each.path, []).append(each.path)
     groups = [
-        ShownGroup(members[0].images, members[0].apart, pictures.some(each.path for each in members))
+        ShownGroup(members[0].images, members[0].apart, pictures.some((each.path for each in members), MEMBERS))
         for members in (list(of) for _, of in groupby(read_groups(folder / GROUPS), key=lambda each: each.group))
     ]
-    alike = [ShownCopies(len(paths), pictures.some(sorted(paths))) for paths in islice(copies.values(), LISTED)]
-    return Answer(count, first, groups[:LISTED], alike, max(0, len(groups) - LISTED), max(0, len(copies) - LISTED))
+    alike = [
+        ShownCopies(len(paths), pictures.some(sorted(paths), MEMBERS)) for paths in islice(copies.values(), LISTED)
+    ]
+    suspects = [each.suspect.rank - 1 for each in first if each.suspect.group is None]
+    return Answer(
+        images=len(points),
+        suspects=first,
+        groups=groups[:LISTED],
+        copies=alike,
+        labels=_labels(folder / LABELS, pictures),
+        map=folder_map(np.array(points).reshape(-1, 2), [places[number] for number in sorted(places)], suspects),
+        coloured=min(len(groups), COLOURED),
+        more_groups=max(0, len(groups) - LISTED),
+        more_copies=max(0, len(copies) - LISTED),
+    )
 
 
-@dataclass(frozen=True)
-class _Pictures:
-    """The training images of a run, which are read when they are shown."""
-
-    benchmark: Benchmark
-    _found: dict[str, Picture] = field(default_factory=dict)
-
-    @cached_property
-    def _places(self) -> dict[str, int]:
-        part = self.benchmark.parts["train"]
-        names = self.benchmark.images[part.images].names
-        return {names[row]: row for row in part.rows}
-
-    def at(self, path: str) -> Picture:
-        """Returns the picture of an image that a list of the run names."""
-        if path not in self._found:
-            try:
-                images = self.benchmark.images[self.benchmark.parts["train"].images]
-                self._found[path] = Picture(path, thumbnail(images, self._places[path]), None)
-            except KeyError:
-                self._found[path] = Picture(path, None, "the image set does not list it any more")
-            except (OSError, ValueError) as error:  # it was removed or damaged since it was scored
-                self._found[path] = Picture(path, None, str(error))
-        return self._found[path]
-
-    def some(self, paths: Iterable[str]) -> list[Picture]:
-        """Returns the first few of some pictures."""
-        return [self.at(path) for path in islice(paths, MEMBERS)]
+def _labels(path: Path, pictures: Pictures) -> list[ShownLabel]:
+    found = read_labels(path) if path.is_file() else ()
+    return [ShownLabel(each, pictures.at(each.path)) for each in islice(found, SHOWN)]

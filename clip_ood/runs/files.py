@@ -18,6 +18,7 @@ from clip_ood.files.records import Count, Record, Share, Text, Unfit, fitting, r
 from clip_ood.files.written_names import BYTES
 from clip_ood.metrics.curves import OF_SCORES
 from clip_ood.metrics.ood import MEAN
+from clip_ood.runs.folder_records import HeldOut, Ranked
 
 Number = Annotated[float, Field(ge=0)]  # of images or classes; a mean over seeds need not be an integer
 Seeds = list[int]
@@ -66,29 +67,6 @@ class Trained(Record):
     classes: Number
     fewest: Number
     most: Number
-
-
-class Ranked(Record):
-    """What suspects.csv and groups.csv hold."""
-
-    images: Count
-    groups: list[Count]
-
-
-class HeldOutGroup(Record):
-    """A group of classes whose images played OOD images, and the AUROC of each detector."""
-
-    classes: list[Text]
-    n_id: Count
-    n_ood: Count
-    auroc: dict[Text, Share]
-
-
-class HeldOut(Record):
-    """The groups of classes that were held out, and the mean AUROC over them by detector, the highest first."""
-
-    groups: Annotated[list[HeldOutGroup], Field(min_length=1)]
-    mean: dict[Text, Share]
 
 
 class PseudoLabels(Record):

@@ -13,7 +13,7 @@ from clip_ood.process.called import called
 from clip_ood.process.lost import reason
 from clip_ood.process.shortages import Shortage, lack
 from clip_ood.process.stopping import FAILED, Stopped, ending
-from clip_ood.runs.run_folder import CONFIG, FINISHED, GROUPS, SUSPECTS, is_follower, seed_folder, unreported
+from clip_ood.runs.run_folder import CONFIG, FINISHED, GROUPS, LABELS, SUSPECTS, is_follower, seed_folder, unreported
 from clip_ood.terminal.shown import one_line
 
 MADE = ("checkpoints/*.ckpt", "*/checkpoints/*.ckpt")  # checkpoints of a run and of its seeds
@@ -130,6 +130,20 @@ def suspects_told(folder: Path, ranked: Mapping[str, Any]) -> str:
     return (
         f"Suspects: {folder / SUSPECTS} ranks {ranked['images']:,} images, most suspect first; "
         f"{apart + f', see {folder / GROUPS}' if groups else 'no group lies apart'}"
+    )
+
+
+def labels_told(folder: Path, checked: Mapping[str, Any]) -> str:
+    """Says how many labels are probably wrong, and where they are listed.
+
+    >>> labels_told(Path("runs/a"), {"checked": 154, "doubtful": 9, "wrong": 12.3})
+    'Labels: of 154, about 12 are probably wrong; runs/a/labels.csv lists the 9 that most clearly resemble another class'
+    """
+    wrong = f"of {checked['checked']:,}, about {checked['wrong']:,.0f} are probably wrong"
+    if not checked["doubtful"]:
+        return f"Labels: {wrong}; none clearly resembles another class"
+    return (
+        f"Labels: {wrong}; {folder / LABELS} lists the {checked['doubtful']:,} that most clearly resemble another class"
     )
 
 

@@ -34,6 +34,7 @@ UNREADABLE = "unreadable.csv"  # the images that were left out
 LEAKS = "leaks.csv"  # the images that stand in several sets, or several times in one
 SUSPECTS = "suspects.csv"  # the training images, most suspect first, if they were scored
 GROUPS = "groups.csv"  # the groups among them that lie apart
+LABELS = "labels.csv"  # the labels among theirs that are probably wrong
 
 
 @contextmanager

@@ -1,4 +1,4 @@
-"""Lists what lies in a feature store, checks whether it is whole, and removes it.
+"""Lists what lies in a feature store, checks whether it is whole, removes it, and exports the features of a run's images.
 
 clip-ood features list                          encoders, images, texts, bytes, last use
 clip-ood features check --repair                reads everything; removes what is damaged, which the next run makes again
@@ -6,6 +6,7 @@ clip-ood features remove 3f2a --dry-run         an encoder's entries, by the beg
 clip-ood features remove --old                  what older versions have left
 clip-ood features remove --unused-for 90        encoders that no run has read from for this many days
 clip-ood features remove --files                what files were found to hold: the next run reads them once
+clip-ood features export --run runs/own_images --out embeddings.parquet      for DuckDB, FiftyOne, Embedding Atlas
 """
 
 from __future__ import annotations
@@ -14,10 +15,13 @@ import argparse
 import sys
 from pathlib import Path
 
-from clip_ood.errors import UserError
+from clip_ood.config.detecting import check_new, check_suffix
+from clip_ood.errors import ConfigError, UserError
 from clip_ood.features.upkeep import FILES, check, choose, encoders, remove, remove_files, show
+from clip_ood.files.writing import check_writable
 from clip_ood.process.streams import Parser
-from clip_ood.terminal.shown import shown
+from clip_ood.runs.run_folder import CONFIG
+from clip_ood.terminal.shown import say, shown
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -35,9 +39,16 @@ def main(argv: list[str] | None = None) -> None:
         "--files", action="store_true", help="remove what files were found to hold; the next run reads them once"
     )
     removing.add_argument("--dry-run", action="store_true", help="say what would be removed, and remove nothing")
-    for each in actions.choices.values():
+    exporting = actions.add_parser("export", help="write the features, scores and groups of a run's images to a file")
+    exporting.add_argument("--run", type=Path, required=True, metavar="DIR", help="a finished run")
+    exporting.add_argument("--out", type=Path, required=True, metavar="FILE", help="the file, FILE.parquet")
+    exporting.add_argument("--overwrite", action="store_true", help="replace the file of --out")
+    for each in (actions.choices[name] for name in ("list", "check", "remove")):
         each.add_argument("--root", type=Path, default=argparse.SUPPRESS, help="the store [features]")
     given = parser.parse_args(argv)
+    if given.action == "export":
+        export(given.run, given.out, given.overwrite)
+        return
     if not given.root.is_dir():
         sys.exit(shown(f"error: there is no folder {given.root}; name the store with --root"))
     if not (given.root / FILES).is_dir() and not encoders(given.root):
@@ -58,3 +69,17 @@ def main(argv: list[str] | None = None) -> None:
                 remove(given.root, chosen, given.dry_run)
         except UserError as error:
             sys.exit(shown(f"error: {error}"))
+
+
+def export(run: Path, out: Path, overwrite: bool) -> None:
+    """Writes what `export_embeddings` does. Raises: ConfigError for a folder that is no run, and a file that cannot be written."""
+    if not (run / CONFIG).is_file():
+        raise ConfigError(f"--run: {run} is no run: it holds no {CONFIG}")
+    check_suffix("--out", out, (".parquet",))
+    if not out.parent.is_dir():
+        raise ConfigError(f"--out: there is no folder {out.parent}")
+    check_new("--out", out, overwrite)
+    check_writable(out.parent)
+    from clip_ood.experiments.embeddings import export_embeddings  # imports torch and the readers of images
+
+    say(f"{out}: {export_embeddings(run, out):,} images with their features")
