@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections import Counter
 
 import judged_run
@@ -9,10 +10,12 @@ import pytest
 import tiny_clip
 import torch
 
+import detect
 from clip_ood import load
 from clip_ood.detect.odd import flagged_by_leave_one_out, most_flagging
-from clip_ood.errors import ConfigError
+from clip_ood.errors import ConfigError, UserError
 from clip_ood.metrics.intervals import clopper_pearson, share_told
+from clip_ood.runs.files import read_results
 from clip_ood.runs.results_table import remarks
 
 
@@ -30,7 +33,7 @@ def test_the_choice_by_leave_one_out_is_that_of_a_loop(seed):
 
 
 @pytest.mark.slow
-def test_a_run_says_how_many_images_of_each_set_its_threshold_flags(run):
+def test_a_run_says_how_many_images_of_each_set_its_threshold_flags(run, tmp_path):
     results, of_set = tiny_clip.results(run), {}
     for column, threshold in results["calibration"]["thresholds"].items():
         scores = [row[column] for row in judged_run.scores(run, "ood").values()]
@@ -39,6 +42,11 @@ def test_a_run_says_how_many_images_of_each_set_its_threshold_flags(run):
         of_set[column] = f"near {share_told(flagged, len(scores))}"
     lines = [line for line in remarks(results) if line.startswith("At the threshold that accepts 95 %")]
     assert lines == [f"At the threshold that accepts 95 % of new ID images, knn flags: {of_set['knn']}"]
+    content = json.loads((run / "results.json").read_text())
+    content["calibration"]["flagged"]["knn"]["near"] = 10
+    (tmp_path / "results.json").write_text(json.dumps(content))
+    with pytest.raises(UserError, match="says that more images of near are flagged than the table has"):
+        read_results(tmp_path / "results.json")
     assert not any("At the threshold" in line for line in remarks(results | {"calibration": None}))
 
 
@@ -57,6 +65,4 @@ def test_detect_gives_the_share_of_odd_images_with_its_interval(root, run, capsy
     assert "Clopper" not in capsys.readouterr().err
     for wrong in (["--odd", root / "data" / "far", "--fdr", "0.2"], ["--odd", "--with-encoder"]):
         with pytest.raises(ConfigError, match="--odd says how many"):
-            import detect
-
             detect.main([str(each) for each in ("--run", run, *wrong)])

@@ -117,19 +117,27 @@ def test_a_new_folder_replaces_nothing_but_what_a_killed_call_left(run, photos, 
     )
 
 
-@pytest.mark.parametrize("how", ["accepted", "flagged"])
-def test_selected_images_are_refused_before_anything_heavy_is_imported(photos, tmp_path, how):
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ("--gathered accepted", "images that were accepted are a truncated sample: their scores lie above"),
+        ("--gathered flagged", "images that were flagged are a truncated sample: their scores lie below"),
+        ("--gathered all --decisions no.csv", "--decisions: there is no file no.csv"),
+        ("--gathered all --decisions pyproject.toml", "pyproject.toml, line 1"),
+    ],
+)
+def test_what_cannot_set_a_threshold_is_refused_before_anything_heavy_is_imported(photos, tmp_path, options, message):
     command = f"""
 import sys
 from clip_ood.errors import UserError
 from clip_ood.experiments.commands.recalibrate import main
 try:
-    main(["--run", "x", {str(photos)!r}, "--gathered", "{how}", "--out", {str(tmp_path / "new")!r}])
+    main(["--run", "x", {str(photos)!r}, "--out", {str(tmp_path / "new")!r}, *{options.split()!r}])
 except UserError as error:
     print(error, "torch" in sys.modules)
 """
     said = subprocess.run([sys.executable, "-c", command], cwd=PROJECT, capture_output=True, text=True).stdout
-    assert f"images that were {how} are a truncated sample" in said and said.strip().endswith("False")
+    assert message in said and said.strip().endswith("False")
 
 
 def judged(scores, threshold):

@@ -108,12 +108,12 @@ class Predictor(nn.Module):
 
     @property
     def threshold(self) -> float | None:
-        """The threshold of the first detector, None with `fdr`."""
+        """The threshold of the first detector, with `per_class` that of the classes which have none of their own; None with `fdr`."""
         return self.decisions[0].threshold
 
     @property
     def expected(self) -> float | None:
-        """The share of new ID images that the first detector is expected to accept, None with `fdr`."""
+        """The share of new ID images that the first detector is expected to accept, None with `fdr` and `per_class`."""
         return self.decisions[0].expected
 
     @torch.inference_mode()

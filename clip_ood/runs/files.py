@@ -191,6 +191,14 @@ class OfSeed(Finished):
     predictor: Predicts | None = None
     calibration: Calibration | None = None
 
+    @model_validator(mode="after")
+    def _flags_images_there_are(self) -> OfSeed:
+        sizes = {row.ood: row.n_ood for row in self.rows}
+        for of_set in (self.calibration.flagged if self.calibration else {}).values():
+            if wrong := next((name for name, count in of_set.items() if count > sizes.get(name, -1)), None):
+                raise UserError(f"says that more images of {wrong} are flagged than the table has")
+        return self
+
 
 class OverSeeds(Finished):
     """The results.json of a run over several seeds."""

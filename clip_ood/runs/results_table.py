@@ -230,7 +230,7 @@ def _of_intervals(rows: list[dict[str, Any]]) -> list[str]:
 
 def _of_thresholds(results: dict[str, Any]) -> list[str]:
     """Says, for one seed, how many images of each OOD set the threshold of the default detector flags."""
-    stated = results["calibration"]
+    stated = results.get("calibration")
     flagged = stated.get("flagged", {}).get(stated["default"], {}) if isinstance(stated, dict) else {}
     if not flagged:
         return []

@@ -19,6 +19,7 @@ from clip_ood.process.called import called
 from clip_ood.process.launchers import settle
 from clip_ood.process.locks import alone
 from clip_ood.process.streams import Parser
+from clip_ood.review.decisions_file import read_decisions
 from clip_ood.runs.going_on import stoppable
 
 GATHERED = {  # how images were gathered -> why these cannot set a threshold, None where they can
@@ -80,7 +81,7 @@ def _add_options(parser: argparse.ArgumentParser) -> None:
 
 
 def check(given: argparse.Namespace) -> None:
-    """Raises ConfigError for images that cannot set a threshold, and for paths that are not there."""
+    """Raises UserError for images that cannot set a threshold, paths that are not there, and a file that holds no decisions."""
     if reason := GATHERED[given.gathered]:
         raise ConfigError(
             f"--gathered: images that were {given.gathered} are a truncated sample: {reason}. Name ID images whether they had been "
@@ -89,8 +90,10 @@ def check(given: argparse.Namespace) -> None:
     for path in given.paths:
         if not os.path.lexists(path):
             raise ConfigError(f"There is no file or folder {path}{of_path(path)}")
-    if given.decisions is not None and not given.decisions.is_file():
-        raise ConfigError(f"--decisions: there is no file {given.decisions}{of_path(str(given.decisions))}")
+    if given.decisions is not None:
+        if not given.decisions.is_file():
+            raise ConfigError(f"--decisions: there is no file {given.decisions}{of_path(str(given.decisions))}")
+        read_decisions(given.decisions)
     if os.path.lexists(given.out):
         raise ConfigError(f"--out: {given.out} is there already, and is kept: name another folder")
     check_writable(given.out.parent)
