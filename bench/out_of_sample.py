@@ -17,6 +17,7 @@ from clip_ood.calibration import Calibration
 from clip_ood.cross_fit import folds
 from clip_ood.detectors.detector import Detector
 from clip_ood.detectors.knn import KNN
+from clip_ood.detectors.lof import LOF
 from clip_ood.detectors.mahalanobis import Mahalanobis
 from clip_ood.outputs import Outputs
 
@@ -25,6 +26,7 @@ DETECTORS: dict[str, tuple[Callable[[], Detector], str]] = {
     "1-NN": (KNN, "leave_one_out"),
     "5th neighbour": (lambda: KNN(k=5, kth=True), "leave_one_out"),
     "mean of 5 neighbours": (lambda: KNN(k=5), "leave_one_out"),
+    "LOF, k = 5": (lambda: LOF(k=5), "approximate"),
     "Mahalanobis distance, 5 folds": (lambda: Mahalanobis(normalize=False), "approximate"),
 }
 
