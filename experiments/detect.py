@@ -238,7 +238,7 @@ def _about_copies(copies: int, predictor: Predictor) -> str:
         f"{', '.join(seen)} {'has' if len(seen) == 1 else 'have'} seen them, so that these scores say nothing; evaluation.cross_fit "
         "would score them without"
         if seen
-        else "their scores are by what has not seen them, and their p-values only ranks"
+        else "each was scored without itself, and its p-value is only its rank among them"
     )
     return f"{copies:,} of these images {are} of the run (column copy_of): {how}"
 

@@ -178,7 +178,7 @@ def test_a_folder_without_classes_has_no_such_list(root, mislabelled):
 
 def test_the_report_shows_them_with_label_and_suggestion(mislabelled):
     text = (mislabelled / "report.html").read_text()
-    section = text[text.index("Which labels are probably wrong?") :]
+    section = text[text.index("Which labels are doubtful?") :]
     assert "dog →</span> <b>cat</b>" in section and "dog/cat0.png" in section
 
 

@@ -36,5 +36,5 @@ def choice_told(columns: Sequence[str], patterns: Patterns) -> str:
     return (
         f"{columns[most_flagging(patterns)]} flags most of the odd images. If you choose it for that, its share above is too high, since "
         f"these images have chosen it. By leave-one-out, chosen without an image and then asked about it, the choice flags "
-        f"{share_told(flagged_by_leave_one_out(patterns), n)}; the interval takes these choices as independent, which they are not quite"
+        f"{share_told(flagged_by_leave_one_out(patterns), n)}; the interval assumes independent choices, so that it is approximate"
     )

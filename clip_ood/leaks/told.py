@@ -34,13 +34,18 @@ def _lines(exact: Sequence[Mapping[str, Any]], near: Sequence[Mapping[str, Any]]
         )
     if within := [each for each in exact if _within(each)]:
         lines.append(
-            f"The same image stands in one set several times: {_listed(within)}. A score counts such an image several times"
+            f"The same image stands in one set several times: {_listed(within)}"
+            + (
+                ". A score counts such an image several times"
+                if any(each["later"] != "train" for each in within)
+                else ""
+            )
         )
     if near:
-        lines.append(
-            f"There are near copies (resized, saved anew or mirrored): {_listed(near)}. Scores of such images say "
-            "little about new images; data.drop_duplicates leaves them in"
-        )
+        told = f"There are near copies (resized, saved anew or mirrored): {_listed(near)}"
+        across = any(not _within(each) or each["later"] != "train" for each in near)
+        more = ". Scores of such images say little about new images; data.drop_duplicates leaves them in"
+        lines.append(told + (more if across else ""))
     return lines
 
 

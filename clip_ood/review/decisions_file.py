@@ -19,7 +19,7 @@ from pathlib import Path
 
 from clip_ood.errors import UserError, nearest, shortened
 from clip_ood.files.text_files import START, check_size, encoding_of
-from clip_ood.files.writing import naming, sync_folder
+from clip_ood.files.writing import naming, sync_folder, written_text
 from clip_ood.files.written_names import path_cell, path_of, text_cell, text_of
 from clip_ood.process.locks import in_turn
 from clip_ood.process.stopping import whole_first
@@ -29,6 +29,7 @@ from clip_ood.terminal.shown import one_line
 FILE = "decisions.csv"
 COLUMNS = ("time", "image", "path", "decision", "label", "by", "among")
 IMAGE = re.compile(r"[0-9a-f]{32}")
+LINE = r"[^\r\n]*(?:\r\n|\r|\n)|[^\r\n]+"
 SPAN = 100  # lines that one cell may have, as the name of a file may hold ends of lines
 
 
@@ -63,7 +64,7 @@ def read_decisions(path: Path) -> Decisions:
     if not content.strip():
         return Decisions()
     text = _text(path, content)
-    lines = re.findall(r"[^\r\n]*(?:\r\n|\r|\n)|[^\r\n]+", text)
+    lines = re.findall(LINE, text)
     layout = _layout(path, lines[0])
     found, cut = [], []
     for number, cells in _records(lines[1:], layout):
@@ -78,8 +79,9 @@ def read_decisions(path: Path) -> Decisions:
 def append(path: Path, decisions: Sequence[Decision]) -> None:
     """Adds lines to a file, which is made if there is none, and returns once they are on the disk.
 
-    All lines are one write to the end of the file; others who append meanwhile wait. What stands there is never changed.
-    Raises: NoDecisions if the file is none of decisions, or lacks a column that is needed; OSError, which names the file.
+    All lines are one write to the end of the file; others who append meanwhile wait. What stands there is never changed, except that columns
+    that are needed and not there are added behind the others.
+    Raises: NoDecisions if the file is none of decisions; OSError, which names the file.
     """
     with in_turn(path), whole_first(), naming(path):
         layout, before = Layout(), ""
@@ -144,11 +146,20 @@ def _layout_to_append(path: Path, first: bytes, decisions: Sequence[Decision]) -
     needed = {"image", "path", "label"} | (
         {"among", "time"} if any(each.decision == DRAWN for each in decisions) else set()
     )
-    if lacking := [name for name in COLUMNS if name in needed.difference(layout.columns)]:
-        raise NoDecisions(
-            f"{path}, line 1: there is no column {lacking[0]}, which is needed to add decisions: add it to that line"
-        )
-    return layout
+    return layout if needed <= {*layout.columns} else _widened(path, layout)
+
+
+def _widened(path: Path, layout: Layout) -> Layout:
+    """Writes a file again, whole or not at all, with all columns, those that it lacked behind the others; returns how it is written now."""
+    more = [name for name in COLUMNS if name not in layout.columns]
+    lines = re.findall(LINE, _text(path, path.read_bytes()))
+    with written_text(path) as file:
+        writer = csv.writer(file, delimiter=layout.delimiter, lineterminator="\n")
+        writer.writerow([*layout.columns, *more])
+        for _, cells in _records(lines[1:], layout):
+            is_whole = len(cells) >= len(layout.columns)  # a line that lost its end stays one
+            writer.writerow([*cells, *[""] * len(more)] if is_whole else cells)
+    return Layout(layout.delimiter, (*layout.columns, *more))
 
 
 def _records(lines: Sequence[str], layout: Layout) -> Iterator[tuple[int, list[str]]]:

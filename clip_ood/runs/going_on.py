@@ -129,22 +129,21 @@ def suspects_told(folder: Path, ranked: Mapping[str, Any]) -> str:
     apart += " images)" if len(groups) <= 5 else ", … images)"
     return (
         f"Suspects: {folder / SUSPECTS} ranks {ranked['images']:,} images, most suspect first; "
-        f"{apart + f', see {folder / GROUPS}' if groups else 'no group lies apart'}"
+        f"{apart + f', see {folder / GROUPS}' if groups else 'no group lies apart'}. "
+        f"To decide about them: {as_typed([*called('review').split(), '--run', str(folder)])}"
     )
 
 
 def labels_told(folder: Path, checked: Mapping[str, Any]) -> str:
-    """Says how many labels are probably wrong, and where they are listed.
+    """Says how many labels are doubtful, and where they are listed.
 
     >>> labels_told(Path("runs/a"), {"checked": 154, "doubtful": 9, "wrong": 12.3})
-    'Labels: of 154, about 12 are probably wrong; runs/a/labels.csv lists the 9 that most clearly resemble another class'
+    'Labels: about 12 of 154 are wrong, or of classes that look alike to the encoder; runs/a/labels.csv lists the 9 most doubtful'
     """
-    wrong = f"of {checked['checked']:,}, about {checked['wrong']:,.0f} are probably wrong"
+    wrong = f"about {checked['wrong']:,.0f} of {checked['checked']:,} are wrong, or of classes that look alike to the encoder"
     if not checked["doubtful"]:
         return f"Labels: {wrong}; none clearly resembles another class"
-    return (
-        f"Labels: {wrong}; {folder / LABELS} lists the {checked['doubtful']:,} that most clearly resemble another class"
-    )
+    return f"Labels: {wrong}; {folder / LABELS} lists the {checked['doubtful']:,} most doubtful"
 
 
 def held_out_told(held_out: Mapping[str, Any]) -> str:
