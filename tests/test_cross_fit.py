@@ -232,6 +232,17 @@ def test_bank_images_come_back_as_they_were_written(tmp_path):
     assert back.names(torch.tensor([7, 0])) == ["c.png", "a.png"]
 
 
+def test_images_outside_a_smaller_bank_are_scored_and_no_copies_of_it(root):
+    keys = {"figures": False, "report": False, "cross_fit": 4, "bank_per_class": 8}
+    run = make(root, "few_in_bank", data={"ood": {}}, detectors=["knn", "mahalanobis"], evaluation=keys)
+    scored = judged_run.scores(run, "train")
+    images = BankImages.read(run / "detector" / FILE)
+    of_bank = [images.names(torch.tensor([row]))[0] for row in images.copy_of.tolist()]
+    assert len(set(of_bank)) == 24 and len(scored) == 47 and scored.keys() > set(images.paths)
+    for name in ("knn", "mahalanobis"):
+        assert images.scores[name].tolist() == pytest.approx([scored[path][name] for path in images.paths])
+
+
 def test_damaged_bank_images_are_told(tmp_path):
     contents = np.zeros((2, 2), np.uint64)
     BankImages(["a", "b"], contents, np.array([1, 0]), np.array([1, 0])).write(tmp_path)
