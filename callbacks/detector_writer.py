@@ -76,12 +76,13 @@ class DetectorWriter(Callback):
             add_encoder(SavedDetector(self.folder), allow_download=True)  # as the run's own config allows it
 
     def _images(self) -> BankImages:
-        """Returns the images with the scores that training images were given, if they were scored."""
+        """Returns the images with the scores that training images were given, if they were scored. Those outside the bank are no copies of it."""
         results = self.evaluation.results
         if (scored := results.of_role(TRAIN)) is None:
             return self.images
-        places = np.searchsorted(self.images.rows, scored.indices.numpy())
+        among = np.isin(scored.indices.numpy(), self.images.rows)
+        places = np.searchsorted(self.images.rows, scored.indices.numpy()[among])
         scores = {name: np.full(len(self.images), np.nan, np.float32) for name in scored.scores}
         for name, values in scored.scores.items():
-            scores[name][places] = values.numpy()
+            scores[name][places] = values.numpy()[among]
         return replace(self.images, scores=scores)

@@ -19,6 +19,7 @@ from clip_ood.errors import UserError
 DRAWS = 4_000_000  # normal numbers of a simulation
 MANY = 5000  # images: more of them choose as infinitely many would
 By = Literal["split", "leave_one_out", "approximate"]
+MORE = "data.splits.val or data.id.val; with evaluation.cross_fit and no ID val, data.id"  # the keys that give more to calibrate on
 ROUNDING = 1e-12  # by which a p-value may exceed its limit: equal fractions differ by this in floating point
 
 
@@ -131,8 +132,8 @@ class Calibration:
         share = _share("fdr", fdr)
         if (fewest := ceil(images / (share * (len(self) + 1)))) > images:
             raise UserError(
-                f"A false discovery rate of {100 * fdr:g} % takes {ceil(1 / share) - 1} ID val images or more to calibrate on, and "
-                f"there are {len(self)}: hold out more (data.splits.val, data.id.val), or allow a higher rate"
+                f"A false discovery rate of {100 * fdr:g} % takes {ceil(1 / share) - 1} ID images or more to calibrate on, and "
+                f"there are {len(self)}: take more ({MORE}), or allow a higher rate"
             )
         return fewest
 
@@ -158,8 +159,8 @@ class Calibration:
     def _rank(self, accept: float) -> int:
         if (rank := floor(_alpha(accept) * (len(self) + 1))) < 1:
             raise UserError(
-                f"Accepting {100 * accept:g} % of ID images takes {needed(accept)} ID val images or more to calibrate on, "
-                f"and there are {len(self)}: hold out more (data.splits.val, data.id.val), or accept fewer"
+                f"Accepting {100 * accept:g} % of ID images takes {needed(accept)} ID images or more to calibrate on, "
+                f"and there are {len(self)}: take more ({MORE}), or accept fewer"
             )
         return rank
 

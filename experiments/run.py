@@ -189,12 +189,13 @@ def _run(config: Config, folder: Path, checkpoint: Path | None, benchmark: Bench
 def split_of(config: Config, data: EvaluationData) -> dict[str, Any]:
     """Returns how the ID images were divided.
 
-    This is whether another seed draws other test images out of those that this one trains on, and the numbers of readable images,
+    This is whether another seed draws other images out of those that this one trains on, to test or to validate, and the numbers of readable images,
     before any draw of them (per_class, bank_per_class).
     """
     counts = {"train": "train", "val": "val", "test": "id_test"}
-    redrawn = config.data.id.images is not None
-    return {"redrawn": redrawn} | {name: len(data.tables[part]) for name, part in counts.items()}
+    sizes = {name: len(data.tables[part]) for name, part in counts.items()}
+    redrawn = config.data.id.images is not None and bool(sizes["val"] or sizes["test"])
+    return {"redrawn": redrawn} | sizes
 
 
 def make_trainer(

@@ -32,7 +32,7 @@ def test_what_lies_below_the_threshold_has_a_small_p(n, accept):
 def test_too_few_images_are_told_how_many_it_takes(accept, needed):
     assert math.isfinite(Calibration(torch.randn(needed)).threshold(accept))
     for n in {0, needed - 1}:
-        with pytest.raises(ValueError, match=rf"takes {needed} ID val images or more .* there are {n}"):
+        with pytest.raises(ValueError, match=rf"takes {needed} ID images or more .* there are {n}"):
             Calibration(torch.randn(n)).threshold(accept)
 
 
@@ -161,7 +161,7 @@ def test_how_many_must_be_odd_at_once_is_the_fewest_that_can_be_flagged():
             assert benjamini_hochberg(lowest, 0.1).sum() == fewest
             lowest[fewest - 1] = 1.0
             assert not benjamini_hochberg(lowest, 0.1).any()
-    with pytest.raises(ValueError, match=r"rate of 5 % takes 19 ID val images or more .* there are 18"):
+    with pytest.raises(ValueError, match=r"rate of 5 % takes 19 ID images or more .* there are 18"):
         Calibration(torch.randn(18)).fewest(10**6, 0.05)
     with pytest.raises(ValueError, match=r"fdr = 1\.5 must lie between 0 and 1"):
         benjamini_hochberg(torch.ones(3), 1.5)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from dataclasses import replace
 
 import judged_run
 import numpy as np
@@ -19,7 +20,8 @@ from clip_ood import load
 from clip_ood.config.loading import load_config
 from clip_ood.cross_fit import folds
 from clip_ood.detect.bank_images import FILE, BankImages
-from clip_ood.detect.manifest import DetectorFolderError
+from clip_ood.detect.manifest import MANIFEST, DetectorFolderError
+from clip_ood.detect.save import hashes, seal
 from clip_ood.detect.saved import SavedDetector
 from clip_ood.detectors.knn import KNN
 from clip_ood.detectors.mahalanobis import Mahalanobis
@@ -137,6 +139,29 @@ def test_too_many_neighbours_and_a_folder_that_names_no_images(root, run, tmp_pa
         load(nameless)
 
 
+def test_names_that_are_not_those_of_the_bank_are_refused(run, tmp_path):
+    folder = tmp_path / "detector"
+    shutil.copytree(run / "detector", folder)
+    manifest = json.loads((folder / MANIFEST).read_text())
+    images = BankImages.read(folder / FILE)
+    replace(images, rows=images.rows + 100, copy_of=images.copy_of + 100).write(folder)
+    seal(folder, manifest | {"files": hashes(folder, [folder / name for name in manifest["files"]])})
+    load(folder)
+    with pytest.raises(DetectorFolderError, match=r"bank.parquet .* does not name all images of the bank"):
+        load(folder, nearest=2)
+
+
+def test_seeds_that_redraw_nothing_have_intervals_over_the_images(root):
+    detectors = ["knn", "mahalanobis"]
+    run = make(root, "of_seeds", detectors=detectors, seeds=[1, 2])
+    results = tiny_clip.results(run)
+    assert results["split"]["redrawn"] is False
+    rows = {row["detector"]: row for row in results["rows"] if row["ood"] == "near"}
+    low, high = rows["knn"]["intervals"]["auroc"]
+    assert low < rows["knn"]["auroc"] < high and high - low > 0.01
+    assert rows["mahalanobis"]["intervals"] == {}  # the scores of its folds are no scores of one detector
+
+
 def test_a_head_is_trained_for_each_fold(root):
     run = make(root, "heads", "linear_probe", {"ood": {}}, detectors=["msp", "knn"])
     again = make(root, "again", "linear_probe", {"ood": {}}, detectors=["msp", "knn"])
@@ -230,6 +255,17 @@ def test_bank_images_come_back_as_they_were_written(tmp_path):
     assert back.find(np.array([[3, 9]], np.uint64)).tolist() == [-1]
     assert back.copies(np.array([2, -1, 1])).tolist() == [0, -1, 4]
     assert back.names(torch.tensor([7, 0])) == ["c.png", "a.png"]
+
+
+def test_images_outside_a_smaller_bank_are_scored_and_no_copies_of_it(root):
+    keys = {"figures": False, "report": False, "cross_fit": 4, "bank_per_class": 8}
+    run = make(root, "few_in_bank", data={"ood": {}}, detectors=["knn", "mahalanobis"], evaluation=keys)
+    scored = judged_run.scores(run, "train")
+    images = BankImages.read(run / "detector" / FILE)
+    of_bank = [images.names(torch.tensor([row]))[0] for row in images.copy_of.tolist()]
+    assert len(set(of_bank)) == 24 and len(scored) == 47 and scored.keys() > set(images.paths)
+    for name in ("knn", "mahalanobis"):
+        assert images.scores[name].tolist() == pytest.approx([scored[path][name] for path in images.paths])
 
 
 def test_damaged_bank_images_are_told(tmp_path):

@@ -97,7 +97,7 @@ def test_statuses_say_what_was_found(root, run, tmp_path):
         ([], "Judge what"),
         (["nowhere/"], "no file or folder nowhere/"),
         (["{near}", "--accept", "1.5"], "--accept: 1.5 must lie between 0 and 1"),
-        (["{near}", "--accept", "0.99"], "takes 99 ID val images"),
+        (["{near}", "--accept", "0.99"], "takes 99 ID images"),
         (["{near}", "--detector", "knm"], "no detector 'knm'"),
         (["{near}", "--out", "x.xlsx"], "must end with .csv or .jsonl or .parquet"),
         (["{near}", "--out", "nowhere/x.csv"], "there is no folder nowhere"),

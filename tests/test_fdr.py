@@ -68,7 +68,7 @@ def test_each_detector_is_decided_over_all_images(root, run, inputs, tmp_path, e
     assert sum(path.is_file() for path in odd.rglob("*")) == len(flagged)
     said = capsys.readouterr().err
     assert f"{len(flagged)} of them OOD" in said and "knn at a false discovery rate of 20 % (calibrated on 20)" in said
-    assert "at most 20 % are expected to be ID images, if ID images are drawn as ID val was" in said
+    assert "at most 20 % are expected to be ID images, if ID images are drawn as those that calibrate it were" in said
     assert (
         "0 of them OOD (0.0 %): msp at a false discovery rate of 20 % (calibrated on 20);" in said
     )  # nothing promised
@@ -136,7 +136,7 @@ def test_too_few_calibration_images_are_told_before_any_is_judged(run, inputs, t
     fewest = -(-images * 10 // 42)  # images / (0.2 · 21), rounded up
     assert (
         f"of {images} images none is flagged unless at least {fewest} are odd at the same time. To flag a single one takes "
-        f"{images * 5 - 1} ID val images" in capsys.readouterr().err
+        f"{images * 5 - 1} of them" in capsys.readouterr().err
     )
     with pytest.raises(TypeError):
         detect.main(["--run", str(run), f"{inputs[0]}/0.png", "--fdr", FDR])
@@ -169,7 +169,7 @@ def test_judging_stops_at_one_unreadable_image_too_many(run, inputs, tmp_path, m
     [
         (["{near}", "--fdr", "0.1", "--accept", "0.9"], "--accept sets a threshold .* give one of them"),
         (["{near}", "--fdr", "1"], "--fdr: 1 must lie between 0 and 1"),
-        (["{near}", "--fdr", "0.04"], "false discovery rate of 4 % takes 24 ID val images or more .* there are 20"),
+        (["{near}", "--fdr", "0.04"], "false discovery rate of 4 % takes 24 ID images or more .* there are 20"),
         (["{near}", "-", "--fdr", "0.1"], r"standard input \(-\) may have no last one: write the paths to a file"),
         (["--fdr", "0.1", "--export", "m.onnx"], "--fdr decides over the images that are judged"),
     ],

@@ -323,14 +323,12 @@ def test_other_packages_detectors_are_left_out_by_name(root):
 
 def test_too_few_val_images_say_how_many_it_takes(root, run):
     n = tiny_clip.results(run)["calibration"]["n"]
-    with pytest.raises(
-        ValueError, match=rf"Accepting 99 % of ID images takes 99 ID val images or more .* there are {n}"
-    ):
+    with pytest.raises(ValueError, match=rf"Accepting 99 % of ID images takes 99 ID images or more .* there are {n}"):
         load(run, accept=0.99)
     few = judged_run.make(root, "few", data={"splits": {"val": 0.2, "test": 0.3}})
     stated = tiny_clip.results(few)["calibration"]
     assert stated["thresholds"] is stated["expected"] is None and stated["n"] < stated["needed"] == 19
-    with pytest.raises(ValueError, match="takes 19 ID val images"):
+    with pytest.raises(ValueError, match="takes 19 ID images"):
         load(few)
     assert load(few, accept=0.8)
     none = judged_run.make(root, "none", data={"splits": {"val": 0.0, "test": 0.3}})

@@ -76,6 +76,17 @@ def test_classes_that_share_the_threshold_of_all_are_named():
     assert "it accepts about 90 % or more" in ClassDecision("knn", folds, 0.9, NAMES).told(10, 1)
 
 
+def test_one_threshold_for_all_is_told_as_such():
+    scores, classes = drawn(torch.Generator().manual_seed(2), 40)
+    calibration = Calibration(scores, classes=classes)
+    told = ClassDecision("knn", calibration, 0.95, NAMES).told(10, 1)
+    alone = Decision("knn", calibration, 0.95).told(10, 1)
+    assert (
+        told
+        == f"{alone}; no class has a threshold of its own, since fewer than 19 calibration images are predicted as each"
+    )
+
+
 def test_images_that_chose_take_their_classes_with_them():
     scores, classes = drawn(torch.Generator().manual_seed(3), 80)
     division = ValDivision(halves=True, ood_val=9)

@@ -12,7 +12,7 @@ from math import ceil
 import torch
 from torch import Tensor
 
-from clip_ood.calibration import Calibration, benjamini_hochberg, needed
+from clip_ood.calibration import MORE, Calibration, benjamini_hochberg, needed
 from clip_ood.detect.saved import SavedDetector
 from clip_ood.errors import UserError
 
@@ -21,7 +21,7 @@ SHOWN = 5  # classes that are named
 
 @dataclass(frozen=True)
 class Decision:
-    """The threshold of a detector, which accepts a share `accept` of new ID images, by its scores of the ID val images.
+    """The threshold of a detector, which accepts a share `accept` of new ID images, by its scores of the ID images that calibrate it.
 
     Raises: ValueError for too few of them.
     """
@@ -104,6 +104,10 @@ class ClassDecision(Decision):
     def told(self, images: int, flagged: int) -> str:
         """Says by what images were flagged, and what that promises."""
         others = [name for label, name in enumerate(self.class_names) if label not in self.of_class]
+        if not self.of_class:
+            of_all = Decision(self.column, self.calibration, self.accept).told(images, flagged)
+            few = f"fewer than {needed(self.accept)} calibration images are predicted as each"
+            return f"{of_all}; no class has a threshold of its own, since {few}"
         sure = self.calibration.choice is None and self.calibration.by == "split"
         own = (
             f"{self.column} by a threshold for each predicted class: of new ID images that are predicted as one of {len(self.of_class)} "
@@ -122,7 +126,7 @@ class ClassDecision(Decision):
 class BatchDecision:
     """The false discovery rate at which a detector flags images of a whole batch; it has no threshold for a single image.
 
-    Raises: ValueError if there are too few ID val images to flag any image.
+    Raises: ValueError if there are too few ID images to calibrate on to flag any image.
     """
 
     column: str
@@ -154,7 +158,7 @@ class BatchDecision:
         share = 100 * self.calibration.false_share(images, flagged, self.fdr)
         return (
             f"{by}: of the images flagged, at most {about}{share:.3g} % are expected to be ID images{how}, if ID images are drawn "
-            "as ID val was"
+            "as those that calibrate it were"
         )
 
     def caution(self, images: int) -> str | None:
@@ -163,9 +167,9 @@ class BatchDecision:
         if fewest <= 1:
             return None
         return (
-            f"With {n:,} ID val images to calibrate on, no p-value is below 1/{n + 1}, so that of {images:,} images "
+            f"With {n:,} ID images to calibrate on, no p-value is below 1/{n + 1}, so that of {images:,} images "
             f"none is flagged unless at least {fewest:,} are odd at the same time. To flag a single one takes "
-            f"{ceil(images / Fraction(str(self.fdr))) - 1:,} ID val images (data.splits.val, data.id.val)"
+            f"{ceil(images / Fraction(str(self.fdr))) - 1:,} of them ({MORE})"
         )
 
 

@@ -75,6 +75,8 @@ class Predictor(nn.Module):
             bank_labels = saved.bank_labels()
         if nearest and (self.images is None or not 0 < nearest < len(self.bank)):
             raise UserError(_no_neighbours(saved, nearest, self.bank))
+        if nearest:
+            saved.check_named(self.images, self.bank)
         self.register_buffer("bank_labels", bank_labels, persistent=False)
         for name in ("weight", "bias", "text_embeddings"):
             self.register_buffer(name, getattr(saved.reference, name), persistent=False)

@@ -277,6 +277,12 @@ class SavedDetector:
         with self._fitting(FILE):
             return BankImages.read(self.folder / FILE)
 
+    def check_named(self, images: BankImages, bank: Bank) -> None:
+        """Raises DetectorFolderError unless `images` name every row of the bank."""
+        with self._fitting(FILE):
+            if not torch.isin(torch.cat(bank.indices).cpu(), torch.tensor(images.rows)).all():
+                raise Unfit("it does not name all images of the bank")
+
     def bank(self) -> Bank:
         """Loads the features of the ID training images."""
         parts, sizes = [], {}

@@ -25,6 +25,7 @@ def summarise(folder: Path, seeds: list[int]) -> Results:
     of_seed = {seed: read_results(seed_folder(folder, seed)) for seed in seeds}
     found, first = list(of_seed.values()), of_seed[seeds[0]]
     split = joined_split([results.get("split") for results in found])
+    by_folds = {name for results in found for name in results.get("by_folds") or []}
     return {
         "run": folder.name,
         "method": first["method"],  # comes from the config, as the encoder does
@@ -47,7 +48,7 @@ def summarise(folder: Path, seeds: list[int]) -> Results:
         "omitted": _with_seeds({seed: results["omitted"] for seed, results in of_seed.items()}),
         "notes": _with_seeds({seed: results["notes"] for seed, results in of_seed.items()}),
         "rows": mean_rows(
-            {seed: results["rows"] for seed, results in of_seed.items()}, _intervals(folder, seeds, split)
+            {seed: results["rows"] for seed, results in of_seed.items()}, _intervals(folder, seeds, split, by_folds)
         ),
     }
 
@@ -87,9 +88,10 @@ def _same(told: list[Results | None]) -> Results | None:
     return told[0] if all(each == told[0] for each in told) else None
 
 
-def _intervals(folder: Path, seeds: list[int], split: dict[str, Any] | None) -> Intervals:
+def _intervals(folder: Path, seeds: list[int], split: dict[str, Any] | None, by_folds: set[str]) -> Intervals:
     """Returns how the rows get their intervals: from a single seed's own, from the spread over redrawn splits, or from the
-    images.
+    images. Detectors whose scores of ID images come from several folds (`by_folds`) have none from the images, since these scores
+    are compared within their fold alone.
     """
     if len(seeds) == 1:
         return lambda row, rows: rows[seeds[0]]["intervals"]
@@ -99,7 +101,7 @@ def _intervals(folder: Path, seeds: list[int], split: dict[str, Any] | None) -> 
         return lambda row, rows: _over_splits(row, rows, split["test"] / split["train"])
     numbers: Numbers = {}
     scores = {seed: SeedScores(seed_folder(folder, seed), numbers) for seed in seeds}
-    return lambda row, rows: _over_images(row, [scores[seed] for seed in rows])
+    return lambda row, rows: {} if row["detector"] in by_folds else _over_images(row, [scores[seed] for seed in rows])
 
 
 def _over_splits(row: Row, rows: dict[int, Row], test_to_train: float) -> dict[str, list[float]]:
