@@ -55,6 +55,7 @@ def cross_fit(
     features: dict[str, Features],
     text: TextEmbeddings | None,
     copy_of: Tensor,
+    leaks: Leaks,
     quiet: bool,
 ) -> CrossFit:
     """Scores each training image by the fold that it was left out of; all processes call this together.
@@ -65,7 +66,7 @@ def cross_fit(
     specs = _specs(config)
     if specs is None:
         return CrossFit(copy_of)
-    dealt = _dealt(config, benchmark, features, copy_of)
+    dealt = _dealt(config, benchmark, features, leaks)
     parts = benchmark.parts
     alone = not parts[TESTED].rows  # the training images are those that OOD sets are compared with
     sets = [part.name for part in parts.values() if part.role in ("csid", "ood")] if alone else []
@@ -118,17 +119,16 @@ def _specs(config: Config) -> list[str | Mapping[str, Any]] | None:
     return [{"name": spec.name, **spec.parameters, "as": spec.label} for spec in kept]
 
 
-def _dealt(config: Config, benchmark: Benchmark, features: dict[str, Features], copy_of: Tensor) -> np.ndarray:
+def _dealt(config: Config, benchmark: Benchmark, features: dict[str, Features], leaks: Leaks) -> np.ndarray:
     """Returns the fold of each image of the training images' set (N,), −1 for those that are no readable training image."""
     train = benchmark.parts["train"]
-    rows = np.asarray(train.rows, int)
-    kept = features[train.images].valid.numpy()[rows]
-    groups = copy_of.numpy()[rows]
-    groups = np.where(groups < 0, rows, groups)[kept]
-    labels = np.asarray(benchmark.labels(train))[kept]
+    readable, rows = features[train.images].valid.numpy(), np.sort(np.asarray(train.rows, int))
+    rows = rows[readable[rows]]
+    groups = first_copies(leaks.copies, train.key, rows)
+    labels = np.asarray(benchmark.labels(replace(train, rows=rows.tolist())))
     count = min(config.evaluation.cross_fit, len(np.unique(groups)))
-    dealt = np.full(len(copy_of), -1)
-    dealt[rows[kept]] = folds(groups, labels, count, config.seed)
+    dealt = np.full(len(readable), -1)
+    dealt[rows] = folds(groups, labels, count, config.seed)
     return dealt
 
 

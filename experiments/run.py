@@ -134,7 +134,9 @@ def _run(config: Config, folder: Path, checkpoint: Path | None, benchmark: Bench
             say(line, flush=True)
     if config.evaluation.cross_fit is not None:
         benchmark, copy_of = without_copies(benchmark, leaks, features)
-        evaluation.cross_fit = cross_fit(config, benchmark, features, text, copy_of, quiet=not trainer.is_global_zero)
+        evaluation.cross_fit = cross_fit(
+            config, benchmark, features, text, copy_of, leaks, quiet=not trainer.is_global_zero
+        )
     first = next(iter(features.values()))
     if first.features is not None:  # a tuned encoder's widths are known only once it is loaded
         joint = None if first.embeddings is None else first.embeddings.width
@@ -189,12 +191,12 @@ def _run(config: Config, folder: Path, checkpoint: Path | None, benchmark: Bench
 def split_of(config: Config, data: EvaluationData) -> dict[str, Any]:
     """Returns how the ID images were divided.
 
-    This is whether another seed draws other images out of those that this one trains on, to test or to validate, and the numbers of readable images,
+    This is whether another seed draws other test images out of those that this one trains on, and the numbers of readable images,
     before any draw of them (per_class, bank_per_class).
     """
     counts = {"train": "train", "val": "val", "test": "id_test"}
     sizes = {name: len(data.tables[part]) for name, part in counts.items()}
-    redrawn = config.data.id.images is not None and bool(sizes["val"] or sizes["test"])
+    redrawn = config.data.id.images is not None and bool(sizes["test"])
     return {"redrawn": redrawn} | sizes
 
 

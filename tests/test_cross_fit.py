@@ -365,3 +365,13 @@ def test_more_neighbours_than_there_are_others_leave_knn_out(root):
     run = make(root, "many", data={"id": "id/dog", "ood": {}}, detectors=["knn", {"name": "knn", "k": 16, "as": "all"}])
     omitted = tiny_clip.results(run)["omitted"]
     assert [each["detector"] for each in omitted] == ["all"] and "15" in omitted[0]["reason"]
+
+
+def test_copies_outside_a_smaller_bank_are_in_one_fold(root, run):
+    """The head has seen neither of them where one of them is scored."""
+    outside = root / "outside.txt"
+    outside.write_text("cat/0.png\ncat/again.png\n")
+    keys = {"figures": False, "report": False, "cross_fit": 4, "bank_without": str(outside)}
+    run = make(root, "outside", "linear_probe", {"ood": {}}, detectors=["msp", "knn"], evaluation=keys)
+    scored = judged_run.scores(run, "train")
+    assert scored["cat/0.png"]["msp"] == pytest.approx(scored["cat/again.png"]["msp"], abs=1e-6)
