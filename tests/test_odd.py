@@ -45,7 +45,7 @@ def test_a_run_says_how_many_images_of_each_set_its_threshold_flags(run, tmp_pat
     content = json.loads((run / "results.json").read_text())
     content["calibration"]["flagged"]["knn"]["near"] = 10
     (tmp_path / "results.json").write_text(json.dumps(content))
-    with pytest.raises(UserError, match="says that more images of near are flagged than the table has"):
+    with pytest.raises(UserError, match="says that more images of 'near' are flagged than the table has"):
         read_results(tmp_path / "results.json")
     assert not any("At the threshold" in line for line in remarks(results | {"calibration": None}))
 

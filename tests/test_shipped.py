@@ -22,6 +22,7 @@ import clip_ood.experiments.extraction
 import clip_ood.experiments.models
 import clip_ood.experiments.resume
 import clip_ood.experiments.run
+import clip_ood.experiments.saving
 from clip_ood.backbones.create import create_backbone
 from clip_ood.config.loading import CONFIGS, load_config
 from clip_ood.config.schema import BackboneConfig
@@ -190,7 +191,7 @@ def test_trainer_method_and_detectors_are_made_and_take_a_batch(config, backbone
     monkeypatch.setattr(Trainer, "test", reached)
     monkeypatch.setattr(clip_ood.experiments.models, "create_backbone", lambda spec: deepcopy(backbone))
     monkeypatch.setattr(clip_ood.experiments.models, "initial_head", lambda *_: None)  # needs weights
-    for module in (clip_ood.experiments.run, clip_ood.experiments.resume, clip_ood.experiments.extraction):
+    for module in (clip_ood.experiments.saving, clip_ood.experiments.resume, clip_ood.experiments.extraction):
         monkeypatch.setattr(module, "fingerprint", lambda *_: {})  # would ask the hub
     monkeypatch.setattr(
         clip_ood.experiments.run, "load_features", lambda config, benchmark, *_: faked(config, benchmark)

@@ -55,6 +55,7 @@ PREDICTION = {
     "predicted_class": "-x",
     "confidence": 0.9,
     "detector": "knn",
+    "copy_of": None,
 }
 CELLS = [
     *ODD.values(),

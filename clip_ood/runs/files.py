@@ -195,8 +195,9 @@ class OfSeed(Finished):
     def _flags_images_there_are(self) -> OfSeed:
         sizes = {row.ood: row.n_ood for row in self.rows}
         for of_set in (self.calibration.flagged if self.calibration else {}).values():
-            if wrong := next((name for name, count in of_set.items() if count > sizes.get(name, -1)), None):
-                raise UserError(f"says that more images of {wrong} are flagged than the table has")
+            wrong = [name for name, count in of_set.items() if count > sizes.get(name, -1)]
+            if wrong:
+                raise UserError(f"says that more images of {wrong[0]!r} are flagged than the table has")
         return self
 
 
