@@ -47,8 +47,8 @@ class OODEvaluation(Callback):
     `labels` and `rows`; it may be set later, before the first loop. `images` may be set then too: by set, a number (int64) for
     each row of its image set, which is the same if an image is in two sets or is made of one that is; without it all images are
     taken for different ones. `cross_fit` must be set if training images are scored, and says how they are by what has not seen them.
-    They take the place of ID val or ID test images only where there are none of these. F1 is at the threshold that accepts the share `accept` of ID val; it is left out if ID val has too
-    few images for that.
+    They take the place of ID val or ID test images only where there are none of these. F1 is at the threshold that accepts the share
+    `accept` of ID val; it is left out if ID val has too few images for that.
 
     Every number goes through a torchmetrics `Metric` on the module's device, which gathers the images of all processes, and is
     logged in all of them:
@@ -114,7 +114,7 @@ class OODEvaluation(Callback):
             self._choose(module.device)
         outputs = self.cross_fit.leaving_out(outputs) if role == TRAIN else outputs
         scores = self.suite.score(outputs, self._bank_labels if role in ("val", "id", TRAIN) else None)
-        scores = self.cross_fit.out_of_sample(scores) if role == TRAIN else scores
+        scores = self._fitted.out_of_sample(scores) if role == TRAIN else scores
         self._range.update(scores.matrix(self._range.detectors))
         if role in HELD_OUT:
             places = torch.searchsorted(table.rows, scores.indices)
@@ -158,6 +158,7 @@ class OODEvaluation(Callback):
         if any(table.part.role == "ood_val" for table in self._tables):
             self._chosen_by = self._held_out.compute()
             self._kept = self.suite.choose({name: self._chosen_by[f"{name}/auroc"].item() for name in self._kept})
+        self._fitted = None if self.cross_fit is None else self.cross_fit.renamed(self._kept)
         self._table_metrics = TableMetrics(list(self.suite.detectors), self._roles(), device)
         self._range = ScoreRange(list(self.suite.detectors)).to(device)
 
@@ -230,11 +231,11 @@ class OODEvaluation(Callback):
         """The detectors whose scores of ID images in the table come from several folds."""
         if self.cross_fit is None or self._tested != TRAIN:
             return []
-        return [name for name in self.suite.detectors if name in self.cross_fit.scores]
+        return [name for name in self.suite.detectors if name in self._fitted.scores]
 
     def _comparable(self, name: str, scores: Scores) -> Scores:
         """Returns the scores of a set as the table compares them."""
-        return self.cross_fit.comparable(name, scores) if self._tested == TRAIN else scores
+        return self._fitted.comparable(name, scores) if self._tested == TRAIN else scores
 
     @property
     def bank_labels(self) -> Tensor | None:

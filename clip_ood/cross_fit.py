@@ -35,6 +35,14 @@ class CrossFit:
     predictions: Tensor | None = None
     missing: Mapping[str, str] = field(default_factory=dict)
 
+    def renamed(self, columns: Mapping[str, str]) -> CrossFit:
+        """Returns what is known of the detectors that `columns` keeps, each under its new name."""
+
+        def of(found: Mapping[str, Tensor]) -> dict[str, Tensor]:
+            return {column: found[name] for name, column in columns.items() if name in found}
+
+        return replace(self, scores=of(self.scores), shares={name: of(each) for name, each in self.shares.items()})
+
     def leaving_out(self, outputs: Outputs) -> Outputs:
         """Returns outputs of training images which say of what bank image each is a copy."""
         return replace(outputs, copy_of=self.copy_of.to(outputs.indices.device)[outputs.indices])

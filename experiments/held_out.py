@@ -12,9 +12,11 @@ import numpy as np
 from clip_ood.config.schema import Config
 from clip_ood.cross_fit import folds
 from clip_ood.data.benchmark import Benchmark, Part
+from clip_ood.experiments.leaks import Leaks
 from clip_ood.experiments.refit import refit
 from clip_ood.features.store import TextEmbeddings
 from clip_ood.features.stored_set import Features
+from clip_ood.folder.copy_groups import first_copies
 from clip_ood.terminal.shown import say
 
 FEWEST = 4  # classes
@@ -23,7 +25,12 @@ NAME = "held out"
 
 
 def hold_out_classes(
-    config: Config, benchmark: Benchmark, features: dict[str, Features], text: TextEmbeddings | None, quiet: bool
+    config: Config,
+    benchmark: Benchmark,
+    features: dict[str, Features],
+    text: TextEmbeddings | None,
+    leaks: Leaks,
+    quiet: bool,
 ) -> dict[str, Any] | None:
     """Returns what results.json says of each group of classes that was held out, each class once; all processes call this together.
 
@@ -44,7 +51,7 @@ def hold_out_classes(
         if not quiet:
             say(f"Holding out classes: group {number + 1} of {len(groups)}", flush=True)
         kept = np.setdiff1d(np.arange(len(benchmark.class_names)), gone)
-        without = _without(benchmark, features, kept, gone, config.seed)
+        without = _without(benchmark, features, leaks, kept, gone, config.seed)
         evaluation = refit(
             config, without, features, _texts_of(text, benchmark, kept, len(config.data.prompts)), config.detectors
         )
@@ -71,18 +78,24 @@ def _means(found: Sequence[Mapping[str, float]]) -> dict[str, float]:
 
 
 def _without(
-    benchmark: Benchmark, features: Mapping[str, Features], kept: np.ndarray, gone: np.ndarray, seed: int
+    benchmark: Benchmark,
+    features: Mapping[str, Features],
+    leaks: Leaks,
+    kept: np.ndarray,
+    gone: np.ndarray,
+    seed: int,
 ) -> Benchmark:
     """Returns a benchmark of the classes that are `kept`, whose OOD set are the training images of those that are `gone`.
 
-    One of five images of the other classes is tested, and the rest is learnt from.
+    One of five images of the other classes is tested, with its copies, and the rest is learnt from.
     """
     train = benchmark.parts["train"]
-    rows = np.asarray(train.rows, int)
+    rows = np.sort(np.asarray(train.rows, int))
     rows = rows[features[train.images].valid.numpy()[rows]]
     labels = np.asarray(benchmark.images[train.images].labels)
-    inside = rows[np.isin(labels[rows], kept)]
-    is_tested = folds(inside, labels[inside], TESTED, seed) == 0
+    is_inside = np.isin(labels[rows], kept)
+    inside, groups = rows[is_inside], first_copies(leaks.copies, train.key, rows)[is_inside]
+    is_tested = folds(groups, labels[inside], TESTED, seed) == 0
     bank = np.intersect1d(inside[~is_tested], benchmark.parts["bank"].rows)
     number = np.full(len(benchmark.class_names) + 1, -1)  # the last stands for no class
     number[kept] = np.arange(len(kept))

@@ -143,7 +143,7 @@ def _run(config: Config, folder: Path, checkpoint: Path | None, benchmark: Bench
         check_detectors(config, benchmark, first.features.width, joint)
     held_out = None
     if config.evaluation.hold_out_classes is not None:
-        held_out = hold_out_classes(config, benchmark, features, text, quiet=not trainer.is_global_zero)
+        held_out = hold_out_classes(config, benchmark, features, text, leaks, quiet=not trainer.is_global_zero)
     module, data = build(config, benchmark, features, text)
     evaluation.tables, evaluation.images = data.evaluated, numbers
     data.evaluate_every = every if validates else 1

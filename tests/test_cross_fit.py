@@ -375,3 +375,46 @@ def test_copies_outside_a_smaller_bank_are_in_one_fold(root, run):
     run = make(root, "outside", "linear_probe", {"ood": {}}, detectors=["msp", "knn"], evaluation=keys)
     scored = judged_run.scores(run, "train")
     assert scored["cat/0.png"]["msp"] == pytest.approx(scored["cat/again.png"]["msp"], abs=1e-6)
+
+
+def test_a_chosen_detector_has_the_scores_of_the_folds(root, run):
+    """A candidate that OOD val chose is called by its column, and its training images are scored as by itself alone."""
+    keys = {"figures": False, "report": False, "cross_fit": 4}
+    data = {"splits": {"val": 0.3, "test": 0}, "ood_val": "far", "ood": {"near": "near"}}
+    several = [{"name": "pca", "dim": [2, 5]}, "knn"]
+    chosen = make(root, "chosen", data=data, detectors=several, evaluation=keys)
+    note = next(each["note"] for each in tiny_clip.results(chosen)["notes"] if each["detector"] == "pca")
+    dim = int(note.split("pca_dim")[1].split(",")[0])
+    alone = make(root, "alone", data=data, detectors=[{"name": "pca", "dim": dim}, "knn"], evaluation=keys)
+    scores = [judged_run.scores(each, "train") for each in (chosen, alone)]
+    assert [row["pca"] for row in scores[0].values()] == [row["pca"] for row in scores[1].values()]
+    assert tiny_clip.results(chosen)["by_folds"] == ["pca"]
+    assert tiny_clip.results(chosen)["rows"] == tiny_clip.results(alone)["rows"]
+
+
+def test_copies_of_held_out_images_are_not_learnt_from(root, four):
+    folder = root / "data/twice"
+    shutil.copytree(root / "data/four", folder)
+    for path in list(folder.rglob("*.png")):
+        shutil.copy(path, path.with_name(f"again{path.name}"))
+    keys = {"figures": False, "report": False}
+    data = {"ood": {}, "splits": {"val": 0, "test": 0}}
+    found = [
+        tiny_clip.results(
+            make(root, f"held_{name}", data=data | {"id": name}, detectors=["knn"], evaluation=keys | more)
+        )
+        for name, more in (
+            ("twice", {"hold_out_classes": 2, "cross_fit": 3}),
+            ("four", {"hold_out_classes": 2, "cross_fit": 3}),
+        )
+    ]
+    for twice, once in zip(*(each["held_out"]["groups"] for each in found), strict=True):
+        assert twice["auroc"]["knn"] == pytest.approx(once["auroc"]["knn"])
+        assert (twice["n_id"], twice["n_ood"]) == (2 * once["n_id"], 2 * once["n_ood"])
+
+
+def test_no_set_may_be_called_as_the_scored_training_images(root):
+    data = {"root": f"{root}/data", "id": "id", "ood": {"train": "near"}}
+    config = tiny_clip.config(root, "named", {"zero_shot": {}}, data=data, evaluation={"cross_fit": 3})
+    with pytest.raises(ConfigError, match="train is the set of the training images that are scored"):
+        load_config(config)

@@ -181,6 +181,14 @@ class Config(Section):
         return self
 
     @model_validator(mode="after")
+    def _scored_training_images_have_their_name(self) -> Config:
+        if self.evaluation.cross_fit is not None and "train" in self.data.ood.keys() | self.data.csid.keys():
+            raise UserError(
+                "with evaluation.cross_fit, train is the set of the training images that are scored: rename yours"
+            )
+        return self
+
+    @model_validator(mode="after")
     def _seeds_differ(self) -> Config:
         if twice := sorted(seed for seed, times in Counter(self.seeds).items() if times > 1):
             raise UserError(f"seeds: {twice[0]} stands there twice; each must be another draw")

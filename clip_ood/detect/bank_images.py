@@ -69,9 +69,10 @@ class BankImages:
 
     def write(self, folder: Path) -> None:
         """Writes them into a detector's folder."""
+        contents = np.ascontiguousarray(self.contents, "<u8")
         columns = {
             **path_columns(self.paths),
-            "content": pa.array([each.tobytes() for each in np.ascontiguousarray(self.contents, "<u8")], pa.binary(16)),
+            "content": pa.FixedSizeBinaryArray.from_buffers(pa.binary(16), len(self), [None, pa.py_buffer(contents)]),
             "row": pa.array(self.rows, pa.int64()),
             "copy_of": pa.array(self.copy_of, pa.int64()),
             **{f"{SCORE}{name}": pa.array(values, pa.float32()) for name, values in self.scores.items()},
