@@ -418,3 +418,9 @@ def test_no_set_may_be_called_as_the_scored_training_images(root):
     config = tiny_clip.config(root, "named", {"zero_shot": {}}, data=data, evaluation={"cross_fit": 3})
     with pytest.raises(ConfigError, match="train is the set of the training images that are scored"):
         load_config(config)
+
+
+def test_a_corruption_needs_test_images(root):
+    data = {"ood": {"noise": {"corruption": "gaussian_noise", "severity": 3}}}
+    with pytest.raises(ConfigError, match="noise is made of the ID test images, and there are none"):
+        make(root, "noise", data=data, detectors=["knn"])

@@ -211,7 +211,12 @@ def _id_parts(data: Data, images: dict[str, ImageList], seed: int, needed: Seque
 
 
 def _corrupted(tested: ImageList, specs: dict[str, ImageSet]) -> dict[str, ImageList]:
-    """The ID test images as each corruption makes them, by key."""
+    """The ID test images as each corruption makes them, by key. Raises: ConfigError if there are none."""
+    made = [key for key, spec in specs.items() if spec.corruption is not None]
+    if made and not len(tested):
+        raise ConfigError(
+            f"{name_of(made[0])} is made of the ID test images, and there are none: hold some out (data.splits.test)"
+        )
     return {
         key: replace(tested, name=name_of(key), corruption=Corruption(spec.corruption, spec.severity))
         for key, spec in specs.items()
