@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +34,18 @@ def make(root: Path, name: str, method: str = "linear_probe", **keys: Any) -> Pa
     config = tiny_clip.config(root, name, METHODS[method], **content, **keys)
     (evaluation if method == "zero_shot" else train).main(["--config", config])
     return root / "runs" / name
+
+
+def cross_fitted(root: Path, name: str, method: str = "zero_shot", data: dict | None = None, **keys: Any) -> Path:
+    """The folder of a run that puts no image aside, and scores each without itself."""
+    keys.setdefault("evaluation", {"figures": False, "report": False, "cross_fit": 4})
+    return make(root, name, method, data={"splits": {"val": 0, "test": 0}} | (data or {}), **keys)
+
+
+def with_a_copy(root: Path) -> Path:
+    """A cross-fitted run on all 46 images and a copy of one of them."""
+    shutil.copy(root / "data/id/cat/0.png", root / "data/id/cat/again.png")
+    return cross_fitted(root, "whole", detectors=["knn", "mahalanobis", "mcm"])
 
 
 def scores(run: Path, role: str | None = None) -> dict[str, dict[str, Any]]:
