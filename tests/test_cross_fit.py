@@ -150,9 +150,11 @@ def test_test_images_keep_the_table_and_train_images_stay_out_of_it(root, run):
     assert rows[0]["n_id"] == len(inside) and len(judged_run.scores(run, "train")) == 47 - len(inside)
 
 
-def test_default_detectors_of_class_folders_and_of_a_flat_folder(root, tmp_path):
+def test_default_detectors_of_class_folders_and_of_a_flat_folder(root, capsys):
     run = make(root, "flat", data={"id": "id", "ood": {}})
+    assert "will not be able to judge" not in capsys.readouterr().out
     flat = make(root, "flat_dogs", data={"id": "id/dog", "ood": {}})
+    assert "takes 19 ID images, and there are 16" in capsys.readouterr().out
     assert len(judged_run.scores(flat)) == 16 and tiny_clip.results(flat)["accuracy"] is None
     assert not tiny_clip.results(flat)["omitted"]
     stated = tiny_clip.results(run)["calibration"]["thresholds"]
@@ -205,9 +207,14 @@ def test_fine_tuning_is_refused(root):
         load_config(config)
 
 
-def test_scoring_a_run_again_gives_the_same(root, run):
+def test_scoring_a_run_again_gives_the_same(root, run, capsys):
     before = judged_run.scores(run, "train")
     evaluation.main(["--run", str(run)])
+    said = capsys.readouterr().out  # of a copy among the training images, which no score counts twice
+    assert "1 of the 47 images of train is a copy of others of it" in said and "counts such an image" not in said
+    assert (
+        f"Suspects: {run}-eval/suspects.csv ranks 47 images" in said or f"Suspects: {run}/suspects.csv ranks 47" in said
+    )
     assert judged_run.scores(run, "train") == before
 
 

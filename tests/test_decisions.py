@@ -178,11 +178,11 @@ def test_what_was_told_is_there_after_a_kill(tmp_path):
 
 def test_a_file_with_few_columns_gets_the_others_with_the_first_decision_that_is_added(tmp_path):
     path = tmp_path / "decisions.csv"
-    path.write_text('path;decision;mood\n"a;\nb.png";reject;bad\n=c.png;keep;\nd.png;rej')
+    path.write_text('path;decision;label;mood\n"a;\nb.png";reject;;bad\n=c.png;keep;;\nd.png;relabel;ca')
     before = read_decisions(path)
     append(path, [Decision("relabel", image="0" * 32, path="e.png", label="dog", by="Ann")])
     after = read_decisions(path)
     assert after.lines[:-1] == before.lines and len(after.cut) == len(before.cut) == 1
     assert (after.lines[-1].path, after.lines[-1].label, after.lines[-1].by) == ("e.png", "dog", "Ann")
-    assert path.read_text().splitlines()[0] == "path;decision;mood;time;image;label;by;among"
+    assert path.read_text().splitlines()[0] == "path;decision;label;mood;time;image;by;among"
     assert ";bad;" in path.read_text()

@@ -12,6 +12,7 @@ from torch.nn.functional import normalize
 
 from clip_ood.errors import UserError
 from clip_ood.features.rows import Rows
+from clip_ood.folder.consensus import consensus
 from clip_ood.folder.density import local_density
 from clip_ood.folder.groups import joining
 from clip_ood.folder.principal import principal
@@ -166,3 +167,20 @@ def test_features_that_are_no_numbers_are_refused():
     features[[3, 5], 0] = torch.nan
     with pytest.raises(UserError, match="2 of 162 images have NaN or infinite features"):
         rank_images(Rows([features]), ALONE(162))
+
+
+def test_images_of_groups_come_first_group_by_group_and_the_rest_by_three_scores():
+    features, _ = made()
+    other = torch.tensor([2.5, -2.5] * 8) + 0.1 * torch.randn(8, 16, generator=torch.Generator().manual_seed(9))
+    features = torch.cat([features, other])
+    found = rank_images(Rows([features]), ALONE(len(features)))
+    assert len(found.groups) == 2
+    first, second = (found.score[each.images] for each in found.groups)
+    rest = np.delete(found.score, np.concatenate([each.images for each in found.groups]))
+    assert first.min() > 0 and first.max() < second.min() and second.max() < rest.min()
+    peer = LocalOutlierFactor(n_neighbors=10).fit(normalize(features, dim=1).numpy())
+    assert np.allclose(found.scores["near"], peer.negative_outlier_factor_, atol=1e-3)
+    whitened = principal(Rows([features])).white
+    assert np.allclose(found.scores["wide"], local_density(Rows([whitened]), 0.3).numpy(), atol=1e-5)
+    alone = np.delete(consensus(found.scores), np.concatenate([each.images for each in found.groups]))
+    assert np.array_equal(np.argsort(rest, kind="stable"), np.argsort(alone, kind="stable"))

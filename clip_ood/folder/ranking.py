@@ -30,9 +30,10 @@ class Ranking:
 def rank_images(features: Rows, first: np.ndarray) -> Ranking:
     """Ranks images by their features (N, D); first (N,): for each image the place of the first image of its group of copies.
 
-    The images of groups that lie apart come first, the farthest group before the others, since they lie apart together even where each looks at
-    home among its own. All others are ranked by the consensus of three scores: how far an image lies from the bulk of the folder
-    (`joining`), and its local outlier factor with few neighbours (NEAR) and, on whitened components, with many (WIDE). Only the first images are compared with each other, so that copies never vouch for each other. Raises: UserError for NaN.
+    The images of groups that lie apart come first, the farthest group before the others, since they lie apart together even where each
+    looks at home among its own. All others are ranked by the consensus of three scores: how far an image lies from the bulk of the
+    folder (`joining`), and its local outlier factor with few neighbours (NEAR) and, on whitened components, with many (WIDE). Only the
+    first images are compared with each other, so that copies never vouch for each other. Raises: UserError for NaN.
     """
     kept = np.flatnonzero(first == np.arange(len(first)))
     if not len(kept):
