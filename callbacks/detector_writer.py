@@ -15,6 +15,8 @@ from clip_ood.callbacks.ood_evaluation import TRAIN, OODEvaluation
 from clip_ood.detect.bank_images import BankImages
 from clip_ood.detect.save import add_encoder, save_bank, save_detector
 from clip_ood.detect.saved import Encoder, SavedDetector
+from clip_ood.detect.vocabulary_file import write_vocabulary
+from clip_ood.texts.vocabulary import Vocabulary
 
 MIXED = {"bf16-mixed": "bfloat16", "16-mixed": "float16"}  # precision of the Trainer -> that of the encoder
 
@@ -25,10 +27,11 @@ class DetectorWriter(Callback):
     `encoder` gives the features. If the run is `tuned`, the module has changed the encoder (its `backbone`), and its weights are
     always written; other weights are written if `with_encoder`.
     `about`: further entries of the manifest. Detectors are calibrated as the evaluation says. `images`, which may be set later, are those
-    of the bank and their copies.
+    of the bank and their copies, and `vocabulary` has the words by which images are named.
     """
 
     images: BankImages | None = None
+    vocabulary: Vocabulary | None = None
 
     def __init__(
         self,
@@ -59,6 +62,8 @@ class DetectorWriter(Callback):
             encoder = replace(encoder, features="float32", autocast=autocast)
         if self.images is not None:
             self._images().write(self.folder)
+        if self.vocabulary is not None:
+            write_vocabulary(self.folder, self.vocabulary)
         save_detector(
             self.folder,
             encoder,

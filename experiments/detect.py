@@ -18,6 +18,7 @@ from clip_ood.data.inputs import Source, is_stream, sources
 from clip_ood.datamodules.new_images import NewImages
 from clip_ood.detect.decisions import BatchDecision, cutoffs, decisions_of
 from clip_ood.detect.odd import choice_told
+from clip_ood.detect.prediction_files import FURTHER
 from clip_ood.detect.predictor import Predictor
 from clip_ood.detect.saved import SavedDetector
 from clip_ood.errors import ConfigError, UserError
@@ -59,6 +60,7 @@ class Request:
     per_class: bool = False
     odd: bool = False
     nearest: int = 0
+    words: int = 0
     encoder: str | None = None
     out: Path | None = None
     format: str = "csv"
@@ -77,6 +79,11 @@ class Request:
         """The folder for flagged images."""
         return None if self.copy_ood is None else Aside(self.copy_ood, self.link)
 
+    @property
+    def further(self) -> list[str]:
+        """The columns of predictions that only some requests have."""
+        return [name for name in FURTHER if getattr(self, name)]
+
     def tolerated(self) -> Tolerated:
         """Returns a counter of the images that cannot be read, which starts at none."""
         listed = None if self.out is None else beside(self.out)
@@ -92,12 +99,13 @@ def conduct(request: Request) -> Counts | None:
     saved = SavedDetector(request.run, request.trust_classes)
     columns = saved.chosen(request.detector)
     decisions = decisions_of(saved, columns, request.accept, request.fdr, request.per_class)
+    saved.check_words(request.words)
     trainer = judging_trainer(request)
     if request.fdr is not None and trainer.is_global_zero:
         _caution(decisions, request.paths)
     with redirect_stdout(sys.stderr):  # downloads are announced on stderr, because predictions may go to a program
         backbone = saved.backbone(request.encoder, request.allow_download)
-    rules = (request.accept, request.fdr, request.nearest, request.per_class)
+    rules = (request.accept, request.fdr, request.nearest, request.per_class, request.words)
     predictor = Predictor(saved, backbone, columns, *rules)
     go = _print if request.out is None else _write
     counts = go(request, saved, predictor, trainer)
@@ -121,7 +129,7 @@ def _print(request: Request, saved: SavedDetector, predictor: Predictor, trainer
         watch(line)
         held.append(line)
 
-    to = (request.tolerated(), predictor.columns, request.aside, request.nearest > 0)
+    to = (request.tolerated(), predictor.columns, request.aside, request.further)
     with printed(request.format, *to) as predictions:
         printer = PredictionPrinter(predictions.take if request.fdr is None else hold)
         judge(request, predictor, trainer, printer)
@@ -134,7 +142,7 @@ def _print(request: Request, saved: SavedDetector, predictor: Predictor, trainer
 def _write(request: Request, saved: SavedDetector, predictor: Predictor, trainer: Trainer) -> Counts | None:
     folder = request.out.with_name(f"{request.out.name}.parts")
     size = request.batch_size or predictor.batch_size
-    rules = [predictor.accept, request.nearest, request.per_class]
+    rules = [predictor.accept, request.nearest, request.words, request.per_class]
     about = [saved.manifest["digest"], predictor.columns, *rules, size, versions()]
     parts = PredictionParts(folder, digest(about), request.tolerated().take)
     count = judge(request, predictor, trainer, parts, parts.is_whole, BATCHES)
@@ -142,7 +150,7 @@ def _write(request: Request, saved: SavedDetector, predictor: Predictor, trainer
     if not trainer.is_global_zero:
         return None
     exact = request.out.suffix.lower() == ".parquet" and any(not_utf8(line["path"]) for line in parts.read(count))
-    to = (request.tolerated(), predictor.columns, request.aside, request.nearest > 0, exact)
+    to = (request.tolerated(), predictor.columns, request.aside, request.further, exact)
     with written(request.out, *to) as predictions:
         for line in parts.read(count) if request.fdr is None else _decided(lambda: parts.read(count), request.fdr):
             predictions.take(line)

@@ -26,6 +26,7 @@ from clip_ood.datamodules.extraction import ExtractionData
 from clip_ood.errors import UserError
 from clip_ood.experiments.negatives import choose, pools, word_sets
 from clip_ood.experiments.trainer import predict
+from clip_ood.experiments.vocabulary import load_vocabulary, vocabulary_words
 from clip_ood.features.known_files import FILES
 from clip_ood.features.store import FeatureStore, TextEmbeddings, folder_of
 from clip_ood.features.stored_set import Features, StoredSet
@@ -39,6 +40,7 @@ from clip_ood.terminal.console import Terminal
 from clip_ood.terminal.shown import say
 from clip_ood.texts.negative_words import Pool
 from clip_ood.texts.prompts import Phrases, fill
+from clip_ood.texts.vocabulary import Vocabulary
 
 START = "the start of the head"
 STARTING = 1024  # images whose features tell how long projected features are
@@ -74,12 +76,12 @@ def load_features(
     Raises: TooManyUnreadable when more images of a set cannot be read than data.max_unreadable allows.
     """
     store = _store(config, config.backbone)
-    texts = store if config.backbone.text_spec is None else _store(config, config.backbone.text_spec)
+    texts = store if config.backbone.text_spec is None else _texts_store(config)
     stored = stored_sets(config, store, benchmark.images)
     start = starting_images(config, benchmark)
     stored_start = {key: store.image_set(images.name, images, arrays_of(config)) for key, images in start.items()}
     strings, chosen_from = texts_of(config, benchmark)
-    words = word_sets(chosen_from)
+    words = words_of(config, chosen_from)
     stored_words = {name: texts.word_set(name, phrases) for name, phrases in words.items()}
     with Terminal(quiet=not trainer.is_global_zero).status("Looking up the images in the feature store"):
         if trainer.is_global_zero:
@@ -107,7 +109,8 @@ def load_features(
         _tell_unreadable(listed, lines)
     if not strings:
         return features, None
-    negatives = choose(chosen_from, {name: each.open().features for name, each in stored_words.items()}, trainer)
+    chosen_words = {name: stored_words[name].open().features for name in word_sets(chosen_from)}
+    negatives = choose(chosen_from, chosen_words, trainer)
     return features, replace(texts.texts_of(strings), negatives=negatives)
 
 
@@ -135,12 +138,26 @@ def texts_of(config: Config, benchmark: Benchmark) -> tuple[list[str], dict[str,
     return strings, pools(config, benchmark)
 
 
+def words_of(config: Config, chosen_from: dict[str, Pool]) -> dict[str, Phrases]:
+    """Returns all words that must be encoded, by set: those of negative labels, which are chosen from pools, and the vocabulary."""
+    return word_sets(chosen_from) | vocabulary_words(config)
+
+
+def vocabulary_of(config: Config) -> Vocabulary | None:
+    """Returns the vocabulary of a config whose features were loaded; None without one."""
+    return load_vocabulary(config, _texts_store(config))
+
+
 def starting_images(config: Config, benchmark: Benchmark) -> dict[str, ImageList]:
     """Returns the first training images if fine-tuning starts its head from texts, and otherwise none."""
     if not (config.method.settings.tunes_encoder and config.method.settings.head == "text"):
         return {}
     train = benchmark.parts["train"]
     return {START: benchmark.images[train.images].subset(train.rows[:STARTING])}
+
+
+def _texts_store(config: Config) -> FeatureStore:
+    return _store(config, config.backbone.text_spec or config.backbone)
 
 
 def _store(config: Config, encoder: BackboneConfig) -> FeatureStore:

@@ -6,7 +6,7 @@ import csv
 import os
 import sys
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -118,12 +118,12 @@ def _is_file(stream: TextIO) -> bool:
 
 @contextmanager
 def printed(
-    format: str, tolerated: Tolerated, detectors: list[str], aside: Aside | None, nearest: bool = False
+    format: str, tolerated: Tolerated, detectors: list[str], aside: Aside | None, further: Sequence[str] = ()
 ) -> Iterator[Predictions]:
     """Writes predictions to standard output, as they come."""
     with suppress(AttributeError):  # not a stream of the system
         sys.stdout.reconfigure(**TEXT, line_buffering=True)  # its reader need not wait
-    file = JSONLines(sys.stdout, nearest) if format == "jsonl" else CSVFile(Printed(sys.stdout), nearest)
+    file = JSONLines(sys.stdout, further) if format == "jsonl" else CSVFile(Printed(sys.stdout), further)
     yield Predictions(file, None, tolerated, detectors, aside)
     file.close()
 
@@ -134,7 +134,7 @@ def written(
     tolerated: Tolerated,
     detectors: list[str],
     aside: Aside | None,
-    nearest: bool = False,
+    further: Sequence[str] = (),
     exact: bool = False,
 ) -> Iterator[Predictions]:
     """Writes predictions to `out` (.csv, .jsonl or .parquet, the last with a column for `exact` paths), whole or not at all.
@@ -147,7 +147,7 @@ def written(
     with opened as whole, written_text(unreadable) as others:
         failures = csv.writer(others)
         failures.writerow(("path", "reason"))
-        file = kind(whole, nearest, exact) if kind is Parquet else kind(whole, nearest)
+        file = kind(whole, further, exact) if kind is Parquet else kind(whole, further)
         predictions = Predictions(file, failures, tolerated, detectors, aside)
         yield predictions
         file.close()

@@ -24,7 +24,7 @@ from clip_ood.experiments.benchmarks import load_benchmark
 from clip_ood.experiments.cautions import too_few_to_calibrate
 from clip_ood.experiments.checkpoints import WholeCheckpoints, check_checkpoint
 from clip_ood.experiments.cross_fit import cross_fit, without_copies
-from clip_ood.experiments.extraction import load_features, using_features
+from clip_ood.experiments.extraction import load_features, using_features, vocabulary_of
 from clip_ood.experiments.held_out import hold_out_classes
 from clip_ood.experiments.image_numbers import image_numbers
 from clip_ood.experiments.leaks import find_leaks, without
@@ -120,6 +120,8 @@ def _run(config: Config, folder: Path, checkpoint: Path | None, benchmark: Bench
     if trains and isinstance(config.method.settings, FineTune):
         plan_steps(trainer, config.method.settings, len(benchmark.parts["train"].rows))
     features, text = load_features(config, benchmark, trainer, folder)
+    if (vocabulary := vocabulary_of(config)) is None and config.data.vocabulary is not None and trainer.is_global_zero:
+        say(f"No words name the images (data.vocabulary): {encoder_name(config)} reads no text", flush=True)
     now = contents_of(config, benchmark, features)
     check_contents(folder, now)
     if checkpoint is not None:
@@ -150,6 +152,7 @@ def _run(config: Config, folder: Path, checkpoint: Path | None, benchmark: Bench
     if config.evaluation.save_detector:
         writer = detector_writer(config, folder, evaluation)
         writer.images = bank_images(benchmark, features, evaluation.cross_fit)
+        writer.vocabulary = vocabulary
         trainer.callbacks.append(writer)
     if trains:
         last = head_of(folder)
@@ -180,7 +183,7 @@ def _run(config: Config, folder: Path, checkpoint: Path | None, benchmark: Bench
         (folder / name).unlink(missing_ok=True)  # of earlier results
     if evaluation.cross_fit is not None:
         with Terminal().status("Ranking the images"):
-            about["suspects"] = answer_folder(folder, benchmark, features, leaks, evaluation.results)
+            about["suspects"] = answer_folder(folder, benchmark, features, leaks, evaluation.results, vocabulary)
     (folder / REPORT).unlink(missing_ok=True)  # of earlier results
     write_results(folder, evaluation.results, about | {"calibration": calibration(config, evaluation)}, benchmark)
     results = read_results(folder)

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch.nn.functional import normalize
 
 from clip_ood.class_predictions import NEIGHBOURS
 from clip_ood.data.benchmark import Benchmark
@@ -24,14 +25,22 @@ from clip_ood.folder.principal import plane
 from clip_ood.folder.ranking import rank_images
 from clip_ood.folder.suspects import Folder, group_members, suspects
 from clip_ood.runs.run_folder import GROUPS, LABELS, SUSPECTS
+from clip_ood.texts.vocabulary import Vocabulary
+
+WORDS = 3  # that are said of an image
 
 
 def answer_folder(
-    folder: Path, benchmark: Benchmark, features: Mapping[str, Features], leaks: Leaks, results: Results
+    folder: Path,
+    benchmark: Benchmark,
+    features: Mapping[str, Features],
+    leaks: Leaks,
+    results: Results,
+    vocabulary: Vocabulary | None = None,
 ) -> dict[str, Any]:
     """Writes suspects.csv, groups.csv and, with classes, labels.csv, and returns what results.json says of them: the numbers of images, of
-    those in each group, the share of the variance on the map, and the numbers of labels that were checked, are doubtful, and are estimated
-    to be wrong."""
+    those in each group and in the vocabulary, the share of the variance on the map, and the numbers of labels that were checked, are
+    doubtful, and are estimated to be wrong."""
     scored = results.of_role("train")
     part = benchmark.parts["train"]
     rows, stored, images = scored.indices.numpy(), features[part.images], benchmark.images[part.images]
@@ -49,13 +58,24 @@ def answer_folder(
         cosines=near.cosines,
         points=flat.points.numpy(),
         scores={name: values.double().numpy() for name, values in scored.scores.items()},
+        words=None if vocabulary is None else _words(stored.embeddings.subset(scored.indices), vocabulary),
     )
     write_suspects(folder / SUSPECTS, suspects(found, ranking))
     write_groups(folder / GROUPS, group_members(found, ranking))
     if near.doubts is not None:
         write_labels(folder / LABELS, doubtful_rows(found, near.doubts, names))
     about = {"images": len(rows), "groups": [len(each.images) for each in ranking.groups]}
+    about["vocabulary"] = None if vocabulary is None else len(vocabulary)
     return about | {"variance": flat.variance, "labels": near.doubts and near.doubts.about()}
+
+
+def _words(embeddings: Rows, vocabulary: Vocabulary) -> list[tuple[str, ...]]:
+    k = min(WORDS, len(vocabulary))
+    return [
+        words
+        for block in embeddings.blocks()
+        for words in vocabulary.named(vocabulary.nearest(normalize(block.float(), dim=1), k)[1])
+    ]
 
 
 @dataclass(frozen=True)

@@ -80,7 +80,7 @@ def test_an_empty_folder_has_files_with_a_first_line(tmp_path):
         ("\r\n2,", "\r\n3,", "line 3: its rank is 3, and must be 2"),
         ("0.900000", "much", "line 5: its score is 'much', and must be a number"),
         ("0.900000,,0", "0.900000,,", "line 5: its copies is '', and must be a whole number"),
-        ("0.900000,", "", "line 5 has 13 cells, and must have 14"),
+        ("0.900000,", "", "line 5 has 14 cells, and must have 15"),
     ],
 )
 def test_a_damaged_file_says_where(tmp_path, answer, old, new, told):

@@ -295,11 +295,18 @@ def check_texts(config: Config) -> None:
         decisions_of(config.data)
     if isinstance(names, Path):
         found["data.id.class_names"] = config.data.root / names
-    if config.data.negative_words is not None:
-        try:
-            found["data.negative_words"] = find_words(config.data.negative_words)
-        except FileNotFoundError as error:
-            raise ConfigError(f"data.negative_words: {error}") from None
+    for key in ("vocabulary", "negative_words"):
+        source = getattr(config.data, key)
+        if source is not None and source != "imagenet":
+            try:
+                found[f"data.{key}"] = find_words(source)
+            except FileNotFoundError as error:
+                raise ConfigError(f"data.{key}: {error}") from None
+    if config.data.vocabulary is not None and config.method.settings.tunes_encoder:
+        raise ConfigError(
+            "data.vocabulary names images by what the text encoder was trained together with, and fine-tuning changes the image encoder "
+            "alone: leave data.vocabulary out, or take another method"
+        )
     if config.data.csp_without:
         _check_left_out(config.data.csp_without, found.get("data.negative_words"))
     for key, path in found.items():

@@ -212,6 +212,10 @@ class Data(Section):
     """What prompts call a class: its given name, the first lemma of its WordNet synset, or every lemma (with embeddings averaged).
     The synset is the one of the class folder's wnid, or else the first sense of the given name. A class that WordNet does not know
     keeps its name, and the run says so. WordNet comes from clip-ood demo wordnet, or from Debian's wordnet-base."""
+    vocabulary: Literal["imagenet", "wordnet"] | Place | None = None
+    """Words by which images are named, with an encoder that reads text: of each image that the run ranks, and of new ones with
+    detect.py --words, the nearest are said. `imagenet` stands for the names of ImageNet's 1,000 classes, and `wordnet` for WordNet's
+    nouns; all else is as for data.negative_words (default: none)."""
     negative_words: Literal["wordnet"] | Place | None = None
     """Words from which NegLabel and CSP choose negative labels: `wordnet` (found in data/wordnet or /usr/share/wordnet), a
     folder with WordNet's index.noun and index.adj or with the authors' noun.*.txt and adj.*.txt, or a text file with one noun on

@@ -71,6 +71,13 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         help="name the N ID images that are nearest to each image, with their cosines (a further column; default: none)",
     )
     add(
+        "--words",
+        type=_positive,
+        default=0,
+        metavar="N",
+        help="name the N words of the run's vocabulary that are nearest to each image, with their cosines (a further column; default: none)",
+    )
+    add(
         "--out",
         type=Path,
         metavar="FILE",

@@ -5,19 +5,22 @@ from __future__ import annotations
 import csv
 import json
 from abc import abstractmethod
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, BinaryIO, TextIO
 
 from clip_ood.files.written_names import BYTES, cells, in_utf8, path_columns
 
 COLUMNS = ("path", "is_ood", "score", "p_value", "predicted_class", "confidence", "detector", "copy_of")
-NEAREST = "nearest"  # a further column, if neighbours are asked for
+FURTHER = {
+    "nearest": "path",
+    "words": "word",
+}  # columns of lists, if they are asked for: what each names, and its cosine
 ROW_GROUP = 65_536  # lines of a parquet file in memory
 NAMES = ("predicted_class", "detector", "copy_of")
 
 
 class PredictionFile:
-    """A file that takes predictions one after the other; `close` ends it. With `nearest`, it has a column of neighbours."""
+    """A file that takes predictions one after the other; `close` ends it. `further` are those columns of `FURTHER` that it has."""
 
     columns: tuple[str, ...]
 
@@ -30,17 +33,16 @@ class PredictionFile:
 
 
 class CSVFile(PredictionFile):
-    """A CSV file with a header and a line for each prediction; is_ood is true or false, None is an empty cell, and neighbours are JSON."""
+    """A CSV file with a header and a line for each prediction; is_ood is true or false, None is an empty cell, and lists are JSON."""
 
-    def __init__(self, file: TextIO, nearest: bool = False) -> None:
+    def __init__(self, file: TextIO, further: Sequence[str] = ()) -> None:
         self.file, self.writer = file, csv.writer(file)
-        self.columns = _columns(nearest)
+        self.further, self.columns = further, (*COLUMNS, *further)
         self.writer.writerow(self.columns)
 
     def write(self, prediction: Mapping[str, Any]) -> None:
         values = {name: prediction[name] for name in self.columns} | {"is_ood": str(prediction["is_ood"]).lower()}
-        if NEAREST in values:
-            values[NEAREST] = json.dumps(values[NEAREST])
+        values |= {name: json.dumps(values[name]) for name in self.further}
         self.writer.writerow(cells(values, NAMES).values())
 
     def close(self) -> None:
@@ -50,8 +52,8 @@ class CSVFile(PredictionFile):
 class JSONLines(PredictionFile):
     """A file with a JSON object on each line."""
 
-    def __init__(self, file: TextIO, nearest: bool = False) -> None:
-        self.file, self.columns = file, _columns(nearest)
+    def __init__(self, file: TextIO, further: Sequence[str] = ()) -> None:
+        self.file, self.columns = file, (*COLUMNS, *further)
 
     def write(self, prediction: Mapping[str, Any]) -> None:
         line = json.dumps({name: prediction[name] for name in self.columns})
@@ -67,14 +69,14 @@ class Parquet(PredictionFile):
     See `path_columns`. Other images' paths have escapes for such bytes.
     """
 
-    def __init__(self, file: BinaryIO, nearest: bool = False, exact: bool = False) -> None:
+    def __init__(self, file: BinaryIO, further: Sequence[str] = (), exact: bool = False) -> None:
         import pyarrow as pa
         import pyarrow.parquet as pq
 
         text, number = pa.string(), pa.float64()
-        self.columns = _columns(nearest)
+        self.further, self.columns = further, (*COLUMNS, *further)
         types = dict(zip(COLUMNS, (text, pa.bool_(), pa.float32(), number, text, number, text, text), strict=True))
-        types |= {NEAREST: pa.list_(pa.struct({"path": text, "cosine": number}))} if nearest else {}
+        types |= {name: pa.list_(pa.struct({FURTHER[name]: text, "cosine": number})) for name in further}
         types |= {BYTES: pa.binary()} if exact else {}
         self.exact, self.schema, self.rows = exact, pa.schema(types), []
         self.writer = pq.ParquetWriter(file, self.schema, compression="zstd")
@@ -82,8 +84,8 @@ class Parquet(PredictionFile):
     def write(self, prediction: Mapping[str, Any]) -> None:
         row = {name: prediction[name] for name in self.columns}
         row["copy_of"] = None if row["copy_of"] is None else in_utf8(row["copy_of"])
-        if NEAREST in row:
-            row[NEAREST] = [each | {"path": in_utf8(each["path"])} for each in row[NEAREST]]
+        for name in self.further:
+            row[name] = [each | {FURTHER[name]: in_utf8(each[FURTHER[name]])} for each in row[name]]
         self.rows.append(row)
         if len(self.rows) == ROW_GROUP:
             self._flush()
@@ -99,7 +101,3 @@ class Parquet(PredictionFile):
         others = {name: [row[name] for row in self.rows] for name in self.columns if name != "path"}
         self.writer.write_table(pa.table(given | others, self.schema))
         self.rows = []
-
-
-def _columns(nearest: bool) -> tuple[str, ...]:
-    return (*COLUMNS, NEAREST) if nearest else COLUMNS

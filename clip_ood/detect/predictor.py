@@ -13,13 +13,14 @@ import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor, nn
+from torch.nn.functional import normalize
 
 from clip_ood.backbones.backbone import Backbone
 from clip_ood.class_predictions import HEAD, KNN, predict, voted
 from clip_ood.detect.decisions import cutoffs, decisions_of
 from clip_ood.detect.manifest import DetectorFolderError
 from clip_ood.detect.one_image import OneImage, picture_of
-from clip_ood.detect.prediction import BatchPredictions, Neighbour, Prediction
+from clip_ood.detect.prediction import BatchPredictions, NearWord, Neighbour, Prediction
 from clip_ood.detect.saved import SavedDetector
 from clip_ood.detectors.bank import Bank
 from clip_ood.detectors.detector import Detector, score_together
@@ -37,7 +38,8 @@ class Predictor(nn.Module):
     there is none: the images of a call are decided together, by `benjamini_hochberg` of their p-values. With `per_class`, threshold and
     p-value are those among the calibration images of the same predicted class. Images are encoded once,
     in batches of `batch_size`; detectors that search the bank share one search. `nearest` ID images are named for each, if the folder holds
-    a bank. Raises: ValueError for a detector that the run does not have, and for too few val images for `accept` or `fdr`.
+    a bank, and `words` of its vocabulary, if it holds one. Raises: ValueError for a detector that the run does not have, and for too few
+    val images for `accept` or `fdr`.
     """
 
     def __init__(
@@ -49,6 +51,7 @@ class Predictor(nn.Module):
         fdr: float | None = None,
         nearest: int = 0,
         per_class: bool = False,
+        words: int = 0,
     ) -> None:
         super().__init__()
         self.columns = saved.chosen(detector)
@@ -77,6 +80,8 @@ class Predictor(nn.Module):
             raise UserError(_no_neighbours(saved, nearest, self.bank))
         if nearest:
             saved.check_named(self.images, self.bank)
+        saved.check_words(words)
+        self.vocabulary, self.words = saved.vocabulary if words else None, words
         self.register_buffer("bank_labels", bank_labels, persistent=False)
         for name in ("weight", "bias", "text_embeddings"):
             self.register_buffer(name, getattr(saved.reference, name), persistent=False)
@@ -170,6 +175,7 @@ class Predictor(nn.Module):
             further["vote"] = lambda rows: voted(rows, self.bank, self.bank_labels)
         if self.nearest:
             further["nearest"] = lambda rows: torch.stack(self.bank.nearest(rows, self.nearest), dim=2).double()
+        word_cosines, words = (None, None) if not self.words else self._nearest_words(outputs.embeddings)
         values = [value.cpu() for value in score_together(list(self.detectors), outputs, list(further.values()))]
         scores, asked = values[: len(self.detectors)], dict(zip(further, values[len(self.detectors) :], strict=True))
         if self.images is not None:
@@ -185,7 +191,9 @@ class Predictor(nn.Module):
         if self.fdr is None:
             is_ood = torch.stack([decision.is_ood(each, classes) for decision, each in decided], dim=1)
         scores = torch.stack(scores, dim=1)
-        return BatchPredictions(scores, p_values, is_ood, classes, confidence, copies, cosines, neighbours)
+        return BatchPredictions(
+            scores, p_values, is_ood, classes, confidence, copies, cosines, neighbours, word_cosines, words
+        )
 
     def predictions(self, judged: BatchPredictions, names: list[str | None]) -> list[Prediction]:
         """Returns a Prediction for each image and detector, image by image."""
@@ -202,12 +210,32 @@ class Predictor(nn.Module):
         is_ood = undecided if judged.is_ood is None else judged.is_ood.tolist()
         copies = [None if place < 0 else self.images.paths[place] for place in judged.copies.tolist()]
         nearest = empty if judged.cosines is None else self._neighbours(judged.cosines, judged.neighbours.long())
+        words = empty if judged.words is None else self._named(judged.word_cosines, judged.words)
         about = [(classes[i], confidence[i]) for i in range(len(names))]
         return [
             Prediction(
-                names[i], is_ood[i][k], scores[i][k], p_values[i][k], *about[i], decision.column, copies[i], nearest[i]
+                names[i],
+                is_ood[i][k],
+                scores[i][k],
+                p_values[i][k],
+                *about[i],
+                decision.column,
+                copies[i],
+                nearest[i],
+                words[i],
             )
             for i, (k, decision) in product(range(len(names)), enumerate(self.decisions))
+        ]
+
+    def _nearest_words(self, embeddings: Tensor) -> tuple[Tensor, Tensor]:
+        self.vocabulary = self.vocabulary.to(embeddings.device)
+        cosines, places = self.vocabulary.nearest(normalize(embeddings.float(), dim=1), self.words)
+        return cosines.double().cpu(), places.cpu()
+
+    def _named(self, cosines: Tensor, places: Tensor) -> list[tuple[NearWord, ...]]:
+        return [
+            tuple(map(NearWord, words, each))
+            for words, each in zip(self.vocabulary.named(places), cosines.tolist(), strict=True)
         ]
 
     def _neighbours(self, cosines: Tensor, rows: Tensor) -> list[tuple[Neighbour, ...]]:
@@ -227,6 +255,7 @@ def load(
     fdr: float | None = None,
     nearest: int = 0,
     per_class: bool = False,
+    words: int = 0,
 ) -> Predictor:
     """Loads the predictor of a finished run, or of a copy of its folder detector/.
 
@@ -238,13 +267,14 @@ def load(
     part of this project; allow_download: lets weights that the local cache lacks be downloaded from where the run had them
     (otherwise no host is contacted); fdr: instead of accept, the false discovery rate at which the images of each call are
     flagged together; nearest: how many of the nearest ID images each prediction names; per_class: a threshold for each predicted
-    class.
+    class; words: how many of the nearest words of the run's vocabulary each prediction names.
     Raises: DetectorFolderError for a folder that cannot be used, ValueError as `Predictor` does.
     """
     saved = SavedDetector(Path(place), trust_classes)
     decisions_of(saved, saved.chosen(detector), accept, fdr, per_class)  # raises before the encoder is loaded
+    saved.check_words(words)
     backbone = saved.backbone(encoder, allow_download)
-    return Predictor(saved, backbone, detector, accept, fdr, nearest, per_class).to(device)
+    return Predictor(saved, backbone, detector, accept, fdr, nearest, per_class, words).to(device)
 
 
 def _no_neighbours(saved: SavedDetector, nearest: int, bank: Bank) -> str:

@@ -5,6 +5,7 @@ state.safetensors         text embeddings, head, what each detector learnt, the 
 calibrated_on.parquet     the names and hashes of the images of these scores, if it was calibrated again (clip-ood recalibrate)
 bank-00000.safetensors    the features of ID training images, a file a process (only where a detector searches them)
 bank.parquet              the names of ID training images, hashes of their content, and scores by what has not seen them
+vocabulary.parquet        words and their embeddings (only with data.vocabulary)
 encoder/                  the image encoder's weights, if the user asked for them or the run trained them
 """
 
@@ -32,6 +33,7 @@ from clip_ood.backbones.names import check_model
 from clip_ood.backbones.spec import ImageSpec
 from clip_ood.calibration import Calibration, Choice
 from clip_ood.class_predictions import ClassPredictor
+from clip_ood.detect import vocabulary_file
 from clip_ood.detect.bank_images import FILE, BankImages
 from clip_ood.detect.manifest import ENCODER, MANIFEST, STATE, DetectorFolderError, find_folder, read_manifest
 from clip_ood.detectors.bank import Bank
@@ -46,6 +48,7 @@ from clip_ood.files.shapes import check_bank, check_finite, check_reference, che
 from clip_ood.files.text_files import OTHER_BYTES, not_utf8
 from clip_ood.outputs import NegativeLabels, Outputs, Reference
 from clip_ood.process.called import called
+from clip_ood.texts.vocabulary import Vocabulary
 
 ALL = "all"  # stands for every detector of a run
 
@@ -276,6 +279,24 @@ class SavedDetector:
         self._check(FILE)
         with self._fitting(FILE):
             return BankImages.read(self.folder / FILE)
+
+    @cached_property
+    def vocabulary(self) -> Vocabulary:
+        """The words by which images are named. Raises: UserError if the run had none."""
+        name = vocabulary_file.FILE
+        if name not in self.manifest["files"]:
+            raise UserError(
+                f"{self.folder} holds no words by which images could be named: run the experiment again with data.vocabulary (imagenet, "
+                "wordnet or a file of words) and an encoder that reads text"
+            )
+        self._check(name)
+        with self._fitting(name):
+            return vocabulary_file.read_vocabulary(self.folder / name)
+
+    def check_words(self, count: int) -> None:
+        """Raises UserError if there are not so many words."""
+        if count and count > len(self.vocabulary):
+            raise UserError(f"words = {count}, expected 1 to {len(self.vocabulary)}: {self.folder} holds so many words")
 
     def check_named(self, images: BankImages, bank: Bank) -> None:
         """Raises DetectorFolderError unless `images` name every row of the bank."""

@@ -33,7 +33,7 @@ _SCORE: _Kind = (lambda value: f"{value:.9g}", float, "a number")
 
 SUSPECTS = {
     "rank": _WHOLE, "path": _PATH, "image": _TEXT, "label": _TEXT, "score": _FRACTION, "group": _WHOLE, "copies": _WHOLE,
-    "copy_of": _PATH, "nearest": _PATH, "cosine": _FRACTION, "x": _FRACTION, "y": _FRACTION,
+    "copy_of": _PATH, "nearest": _PATH, "cosine": _FRACTION, "words": _TEXT, "x": _FRACTION, "y": _FRACTION,
 }  # fmt: skip
 GROUPS = {"group": _WHOLE, "images": _WHOLE, "apart": _SCORE, "path": _PATH, "image": _TEXT}
 LABELS = {
@@ -60,7 +60,7 @@ def write_suspects(path: Path, suspects: Iterable[Suspect]) -> None:
 
 def read_suspects(path: Path) -> Iterator[Suspect]:
     """Yields the lines of a suspects.csv. Raises: Damaged, which names the line, for anything else, OSError."""
-    for number, values, detectors in _read(path, SUSPECTS, ("rank", "path", "copies"), more=True):
+    for number, values, detectors in _read(path, SUSPECTS, ("rank", "path", "copies"), more=True, since=("words",)):
         _check_rank(path, number, values["rank"])
         yield Suspect(**values, scores=detectors)
 
@@ -106,12 +106,14 @@ def _written(value: Any, kind: _Kind) -> str:
 
 
 def _read(
-    path: Path, columns: dict[str, _Kind], needed: Sequence[str], more: bool
+    path: Path, columns: dict[str, _Kind], needed: Sequence[str], more: bool, since: Sequence[str] = ()
 ) -> Iterator[tuple[int, dict[str, Any], dict[str, float | None]]]:
-    """Yields the number of each line behind the header, its values by column, and those of further columns."""
+    """Yields the number of each line behind the header, its values by column, and those of further columns; a file of an earlier
+    version lacks the columns `since`."""
     with undamaged(path), path.open(**TEXT) as file:
         lines = csv.reader(file)
         header = _next(lines, 0) or []
+        columns = {name: kind for name, kind in columns.items() if name in header or name not in since}
         others = [text_of(name) for name in header[len(columns) :]]
         if header[: len(columns)] != list(columns) or (others and not more) or len(set(others)) < len(others):
             raise Unfit(f"its first line must name the columns {', '.join(columns)}")

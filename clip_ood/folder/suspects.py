@@ -19,7 +19,7 @@ class Suspect:
     Attributes: image identifies the file's content, in hexadecimal; score is the consensus, a fraction, higher means more in-distribution
     (None: no score); group is the number of the group apart that it is in; copies is the number of other images that are copies of it,
     and copy_of the path of the first of them; nearest is the path of the nearest image that is no copy of it, and cosine the cosine to
-    that image; x and y are its place on the map (see `plane`); scores are those of the detectors, by name (None: no score).
+    that image; words are the nearest ones of a vocabulary, with commas between them (None: there is none); x and y are its place on the map (see `plane`); scores are those of the detectors, by name (None: no score).
     """
 
     rank: int
@@ -35,6 +35,7 @@ class Suspect:
     x: float | None
     y: float | None
     scores: Mapping[str, float | None]
+    words: str | None = None
 
 
 @dataclass(frozen=True)
@@ -54,7 +55,8 @@ class Folder:
 
     Attributes: paths; identities (N, 2) of their contents (None: not known); labels, the names of their classes (None: there is
     none); first (N,): the place of the first image of each one's group of copies; nearest (N,): the place of the nearest image that is no
-    copy (−1: there is none), and cosines (N,) to it; points (N, 2), their places on the map; scores (N,) by detector.
+    copy (−1: there is none), and cosines (N,) to it; points (N, 2), their places on the map; scores (N,) by detector; words, the nearest
+    ones of a vocabulary for each image (None: there is no vocabulary).
     """
 
     paths: Sequence[str]
@@ -65,6 +67,7 @@ class Folder:
     cosines: np.ndarray
     points: np.ndarray
     scores: Mapping[str, np.ndarray]
+    words: Sequence[Sequence[str]] | None = None
 
     def image(self, place: int) -> str | None:
         """The identity of an image's content in hexadecimal."""
@@ -91,6 +94,7 @@ def suspects(folder: Folder, ranking: Ranking) -> Iterator[Suspect]:
             x=_known(folder.points[place, 0]),
             y=_known(folder.points[place, 1]),
             scores={name: _known(values[place]) for name, values in folder.scores.items()},
+            words=None if folder.words is None else ", ".join(folder.words[place]),
         )
 
 

@@ -18,12 +18,14 @@ class Checked(Record):
 
 
 class Ranked(Record):
-    """What suspects.csv, groups.csv and labels.csv hold; variance is the share of it that the map shows."""
+    """What suspects.csv, groups.csv and labels.csv hold; variance is the share of it that the map shows, and vocabulary the number of
+    words among which the nearest were sought."""
 
     images: Count
     groups: list[Count]
     variance: Share
     labels: Checked | None = None
+    vocabulary: Count | None = None
 
 
 class HeldOutGroup(Record):

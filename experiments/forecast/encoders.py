@@ -19,8 +19,7 @@ from clip_ood.backbones.weights import remote_config, remote_weights
 from clip_ood.config.schema import BackboneConfig, Config
 from clip_ood.data.benchmark import Benchmark
 from clip_ood.data.image_list import ImageList
-from clip_ood.experiments.extraction import arrays_of, starting_images, stored_sets, texts_of
-from clip_ood.experiments.negatives import word_sets
+from clip_ood.experiments.extraction import arrays_of, starting_images, stored_sets, texts_of, words_of
 from clip_ood.features.identity import firsts
 from clip_ood.features.store import FeatureStore
 
@@ -128,7 +127,7 @@ class Encoder:
         """Counts the prompts and words that are not stored."""
         strings, chosen_from = texts_of(config, benchmark)
         self._strings |= dict.fromkeys(self._stores[1].missing_texts(strings) if self._stores else strings)
-        for name, phrases in word_sets(chosen_from).items():
+        for name, phrases in words_of(config, chosen_from).items():
             words = len(self._stores[1].word_set(name, phrases).missing()) if self._stores else len(phrases.words)
             self._words[name] = max(words, self._words.get(name, 0))
 
