@@ -3,12 +3,12 @@
 # make test   what a change needs, in some four minutes; make test-all   every test
 #             (both set up what they need)
 # make faults   kills, full disks, signals, damaged files: everything that is tried, with counts
-# make demo-studies   the six studies on the demo, tables and figures in runs/studies
+# make demo-studies   the seven studies on the demo, tables and figures in runs/studies
 PYTHON ?= python3
 PY := .venv/bin/python
 INSTALLED := .venv/.installed
 
-STUDIES := main_table accuracy prompts shift confidence few_shot
+STUDIES := main_table accuracy prompts shift confidence few_shot reproduce
 
 .PHONY: demo demo-cifar test test-all faults browser lint docs bench bench-statistics demo-studies
 

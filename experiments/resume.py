@@ -66,7 +66,7 @@ def record_images(folder: Path, benchmark: Benchmark) -> None:
 
 def check_images(folder: Path, benchmark: Benchmark, parts: Collection[str] | None = None) -> None:
     """Raises ConfigError if the run in `folder` was begun with other images, or other labels, in one of these parts (None:
-    all).
+    all). A whole OOD or csid set more or less is no other image: the config names it, or not.
     """
     if not all((folder / name).is_file() for name in (CONFIG, IMAGES)):
         return  # there is no run, or its version did not record them
@@ -75,7 +75,8 @@ def check_images(folder: Path, benchmark: Benchmark, parts: Collection[str] | No
     with _undamaged():
         was = read_images(folder / IMAGES)
     now = _described(benchmark)
-    changed = [name for name in was.keys() | now.keys() if was.get(name) != now.get(name)]
+    known = {name for name in was.keys() | now.keys() if "/" not in name} | (was.keys() & now.keys())
+    changed = [name for name in known if was.get(name) != now.get(name)]
     if changed := sorted(name for name in changed if parts is None or name in parts):
         told = ", ".join(f"{name} had {_count(was, name)} images and has {_count(now, name)}" for name in changed)
         raise ConfigError(

@@ -71,7 +71,7 @@ def demo_encoders(tmp_path, monkeypatch):
 @pytest.fixture
 def unchecked_folders(monkeypatch):
     """Studies and attacks whose image sets need not be there."""
-    monkeypatch.setattr("clip_ood.experiments.study.plan.check_folders", lambda config: None)
+    monkeypatch.setattr("clip_ood.experiments.study.here.check_folders", lambda config: None)
     monkeypatch.setattr("clip_ood.experiments.attack.plan.check_folders", lambda config: None)
 
 

@@ -15,7 +15,7 @@ from clip_ood.config.loading import dump, load_config, override, validate
 from clip_ood.config.schema import Config
 from clip_ood.config.section import Place, Section
 from clip_ood.errors import ConfigError
-from clip_ood.experiments.study.plan import load_study
+from clip_ood.experiments.study.here import load_study
 
 BASE = {
     "name": "x",
@@ -29,7 +29,7 @@ NOTHING = ["", " null", " ~", " Null"]
 @pytest.fixture(autouse=True)
 def here(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("clip_ood.experiments.study.plan.check_folders", lambda config: None)
+    monkeypatch.setattr("clip_ood.experiments.study.here.check_folders", lambda config: None)
 
 
 def written(text):

@@ -15,7 +15,7 @@ from clip_ood.config.loading import load_config
 from clip_ood.config.yaml_text import DEEPEST, MOST, parse
 from clip_ood.detectors.names import MOST_CANDIDATES, read_specs
 from clip_ood.errors import ConfigError
-from clip_ood.experiments.study.plan import load_study
+from clip_ood.experiments.study.here import load_study
 
 TEN = "[" + ",".join(map(str, range(1, 11))) + "]"
 THOUSAND = "[" + ",".join(map(str, range(1, 1001))) + "]"

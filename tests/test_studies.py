@@ -17,7 +17,7 @@ import study
 from clip_ood.config.loading import load_config
 from clip_ood.errors import ConfigError, UserError
 from clip_ood.experiments.study.fit import least_squares
-from clip_ood.experiments.study.plan import load_study
+from clip_ood.experiments.study.here import load_study
 from clip_ood.lightning_modules.linear_probe import LinearProbe
 
 PROBE = {"linear_probe": {"epochs": 2, "batch_size": 16}}

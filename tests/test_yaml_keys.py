@@ -9,7 +9,7 @@ from config_values import given, written
 
 from clip_ood.config.yaml_text import parse
 from clip_ood.errors import ConfigError
-from clip_ood.experiments.study.plan import load_study
+from clip_ood.experiments.study.here import load_study
 
 pytestmark = pytest.mark.usefixtures("demo_encoders")
 

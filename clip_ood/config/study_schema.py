@@ -10,7 +10,7 @@ from pydantic import Field, model_validator
 from clip_ood.config.schema import Config, Detector
 from clip_ood.config.section import Root, Section
 from clip_ood.config.values import KeysOf
-from clip_ood.errors import UserError
+from clip_ood.errors import UserError, nearest
 
 Changes = Annotated[dict[str, Any], KeysOf(Config)]
 
@@ -28,6 +28,25 @@ class Line(Section):
     """The labels for which the line exists, by axis (default: all labels)."""
 
 
+class Expected(Section):
+    """Numbers that one line of a study is expected to have, from one source."""
+
+    line: str
+    """The line."""
+    at: dict[str, str] = {}
+    """The labels of the axes at which it is expected, by axis (default: the first)."""
+    metric: Literal["auroc", "fpr95", "fpr95_ood_positive", "aupr_in", "aupr_out"] = "auroc"
+    """The metric."""
+    values: dict[str, float] = Field(min_length=1)
+    """The number in percent by OOD set, by a group of sets (near, far), whose mean is meant, or as `mean` over all sets."""
+    within: float | None = Field(default=None, ge=0)
+    """How many points the obtained number may differ, before the study ends with status 1 (default: any number)."""
+    source: str
+    """Where the numbers were published."""
+    convention: str = ""
+    """What must be known to compare with them: encoder, prompts, which images, which class is positive."""
+
+
 class Study(Section):
     """A study runs the experiment `config` with every combination of axes and lines."""
 
@@ -41,10 +60,10 @@ class Study(Section):
     """The experiment that is varied, by a config's name or path."""
     changes: Changes = {}
     """Keys of the experiment that are changed in every run; `--key=value` on the command line does the same."""
-    shows: Literal["table", "scatter", "curve", "shift"]
+    shows: Literal["table", "scatter", "curve", "shift", "expected"]
     """What the study shows. table has a row for each axis label and line, and a column for each OOD set. scatter shows mean AUROC
     over ID k-NN accuracy, with R². curve shows mean AUROC over the only axis, whose labels are numbers. shift shows detection rate and
-    accuracy for each corruption."""
+    accuracy for each corruption. expected shows the numbers in `expected` beside those obtained."""
     axes: dict[str, dict[str, Any]] = {}
     """The axes by name. An axis is {label: changes}, or {key: [values]}, where each value is its own label. `method.*.key` stands
     for the method of the run, and changes nothing if that method has no such key."""
@@ -55,6 +74,12 @@ class Study(Section):
     severities: list[int] = [1, 2, 3, 4, 5]
     """Goes with `shows: shift`: the severities of these corruptions."""
 
+    expected: list[Expected] = []
+    """Goes with `shows: expected`: the numbers to compare with."""
+    leaves_out: list[Literal["sets", "encoders"]] = []
+    """What may be missing on this machine: OOD sets, and runs without ID images (sets), and runs whose encoder would have to be downloaded
+    (encoders). What is left out is named, with its size and how to get it (default: nothing may be missing; encoders are downloaded)."""
+
     @model_validator(mode="after")
     def _consistent(self) -> Study:
         for name, line in self.lines.items():
@@ -64,6 +89,15 @@ class Study(Section):
             raise UserError(f"shows: curve needs one axis, not {len(self.axes)}")
         if (self.shows == "shift") != bool(self.corruptions):
             raise UserError("corruptions and shows: shift go together")
+        if (self.shows == "expected") != bool(self.expected):
+            raise UserError("expected and shows: expected go together")
+        for number, each in enumerate(self.expected):
+            if each.line not in self.lines:
+                raise UserError(
+                    f"expected.{number} names a line that there is not: {each.line}.{nearest(each.line, self.lines)}"
+                )
+            if unknown := each.at.keys() - self.axes.keys():
+                raise UserError(f"expected.{number}.at names an axis that there is not: {', '.join(sorted(unknown))}")
         if self.shows == "shift" and self.axes:
             raise UserError("shows: shift varies corruption and severity; it takes no axes")
         return self

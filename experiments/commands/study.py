@@ -5,9 +5,10 @@ from __future__ import annotations
 import sys
 
 from clip_ood.command_line import add_plan, parse
-from clip_ood.errors import ConfigError
+from clip_ood.errors import ConfigError, UserError
 from clip_ood.experiments.commands.checks import check_named
-from clip_ood.experiments.study.plan import load_study, read_study, remove_runs
+from clip_ood.experiments.study.here import of_what_is_here
+from clip_ood.experiments.study.plan import read_study, remove_runs
 from clip_ood.process.launchers import settle
 from clip_ood.runs.going_on import again, stoppable
 from clip_ood.runs.run_folder import alone_in, check_report
@@ -18,7 +19,9 @@ def main(argv: list[str] | None = None) -> None:
     arguments, overrides = parse("study", argv, __doc__, add_plan, of="study")
     if arguments.config is None:
         raise ConfigError("Which study? Name one: --config few_shot_demo.yaml (see configs/studies/), or --help")
-    plan = (read_study if arguments.plan else load_study)(arguments.config, overrides)
+    plan = read_study(arguments.config, overrides)
+    if plan.study.leaves_out or not arguments.plan:
+        plan = of_what_is_here(plan)
     if arguments.print_config:
         from clip_ood.config.loading import dump
 
@@ -40,7 +43,14 @@ def main(argv: list[str] | None = None) -> None:
         way_on = lambda: f"Finished runs are kept. Go on with: {again('study', argv, drop=['--overwrite'])}"  # noqa: E731
         with stoppable(way_on):
             results, failed = conduct(plan)
-            if results:
-                write(plan, results, failed)
+            missed = write(plan, results, failed) if results else []
     for run in plan.runs:
         check_report(plan.folder / run)
+    if missed:
+        told = "; ".join(
+            f"{' · '.join(filter(None, (each.place, each.line, each.ood, each.metric)))} {each.difference:+.2f}"
+            for each in missed
+        )
+        raise UserError(
+            f"{len(missed)} expected numbers are missed by more points than {plan.study.name} allows: {told}"
+        )

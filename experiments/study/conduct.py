@@ -32,7 +32,8 @@ def state(plan: Plan, run: str) -> State:
     folder, wanted = plan.folder / run, plan.runs[run]
     if not (folder / CONFIG).is_file():
         return State.MISSING
-    check_resumed(wanted, folder, FREE | {"detectors"})
+    sets = {"data.ood", "data.csid"} if plan.study.leaves_out else set()  # more of them may be here now
+    check_resumed(wanted, folder, FREE | {"detectors"} | sets)
     was = begun_with(folder)
     if not (folder / FINISHED).is_file() or set(was.seeds) != set(wanted.seeds):
         return State.MISSING

@@ -11,6 +11,7 @@ import matplotlib
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from clip_ood.experiments.study.expected import Compared
 from clip_ood.experiments.study.fit import least_squares
 from clip_ood.experiments.study.plan import Plan
 from clip_ood.experiments.study.values import means
@@ -22,7 +23,7 @@ COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#0
 MARKERS = "osD^vP*"
 
 
-def write_figure(path: Path, plan: Plan, rows: list[Row]) -> None:
+def write_figure(path: Path, plan: Plan, rows: list[Any]) -> None:
     """Draws what the study shows as a PNG."""
     with matplotlib.rc_context({"font.size": 9, "axes.spines.top": False, "axes.spines.right": False}):
         figure = DRAW[plan.study.shows](plan, rows)
@@ -154,11 +155,37 @@ def _accuracies(found: dict[tuple[str, str], Row], corruption: str, plan: Plan) 
     return []
 
 
-DRAW: dict[str, Callable[[Plan, list[Row]], Figure]] = {
+def _expected(plan: Plan, found: list[Compared]) -> Figure:
+    """Draws a row for each expected number that is obtained here: a hollow mark for it, and a dot with its interval for the obtained one."""
+    here = [each for each in found if each.obtained is not None]
+    figure = Figure((7.2, 1.2 + 0.22 * len(here)), layout="constrained")
+    axes = figure.add_subplot(xlabel="percent")
+    places = list(range(len(here)))
+    for place, each in enumerate(here):
+        if each.low is not None:
+            axes.plot([each.low, each.high], [place, place], color=COLOURS[0], alpha=0.35, linewidth=3)
+    axes.plot(
+        [each.obtained for each in here],
+        places,
+        linestyle="none",
+        **_style(0),
+        label="obtained, with its 95 % interval",
+    )
+    hollow = {"marker": "D", "markersize": 6, "markerfacecolor": "none", "color": COLOURS[1]}
+    axes.plot([each.expected for each in here], places, linestyle="none", label="expected", **hollow)
+    names = [" · ".join(filter(None, (each.place, each.line, each.ood, each.metric))) for each in here]
+    axes.set(yticks=places, yticklabels=names, ylim=(len(here) - 0.5, -0.5))
+    axes.grid(axis="x", alpha=0.3)
+    _legend(figure)
+    return figure
+
+
+DRAW: dict[str, Callable[[Plan, list[Any]], Figure]] = {
     "table": _results,
     "scatter": _scatter,
     "curve": _curve,
     "shift": _shift,
+    "expected": _expected,
 }
 
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import re
 import shutil
-from collections.abc import Collection, Iterable, Iterator
-from dataclasses import dataclass
+from collections.abc import Collection, Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
 from functools import partial
 from itertools import product
 from math import prod
@@ -14,7 +14,6 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from clip_ood.config.checks import check_folders
 from clip_ood.config.help import section_of
 from clip_ood.config.loading import CONFIGS, change, divide, explain, find_config, override, plain, read, validate
 from clip_ood.config.schema import Config, Method
@@ -40,23 +39,21 @@ class Point:
 
 @dataclass(frozen=True)
 class Plan:
-    """A study's points, and the config of each of the runs that they share, by folder name."""
+    """A study's points, and the config of each of the runs that they share, by folder name.
+
+    absent: what is not on this machine and was left out, each as a text that says how to get it; left_out: by run, the OOD sets that it
+    lacks therefore, with their groups.
+    """
 
     study: Study
     points: list[Point]
     runs: dict[str, Config]
+    absent: tuple[str, ...] = ()
+    left_out: Mapping[str, Mapping[str, str | None]] = field(default_factory=dict)
 
     @property
     def folder(self) -> Path:
         return self.study.studies_root / self.study.name
-
-
-def load_study(name: str, arguments: list[str] | None = None) -> Plan:
-    """Reads a study as `read_study` does. Raises: ConfigError also for images that are not there."""
-    plan = read_study(name, arguments)
-    for config in plan.runs.values():
-        check_folders(config)
-    return plan
 
 
 def read_study(name: str, arguments: list[str] | None = None) -> Plan:
@@ -82,12 +79,13 @@ def remove_runs(plan: Plan) -> None:
     for path in plan.folder.glob("*"):
         if path.is_dir() and (path / CONFIG).is_file():
             shutil.rmtree(path)
-        elif path.is_file() and path.stem == plan.study.name:
+        elif path.is_file() and path.stem in (plan.study.name, f"{plan.study.name}.expected"):
             path.unlink()
 
 
 def _plan(study: Study, arguments: list[str]) -> Plan:
     axes = {axis: _labelled(axis, given) for axis, given in study.axes.items()}
+    _check_expected(study, axes)
     _check_arguments(study, axes, arguments)
     base = change(read(find_config(study.config)), study.changes)
     if study.shows == "shift":
@@ -225,6 +223,16 @@ def _check_arguments(study: Study, axes: dict[str, dict[str, Changes]], argument
                 f"--{key} would set what the study {study.name} itself varies or sets; change its axes, lines, corruptions or "
                 "studies_root"
             )
+
+
+def _check_expected(study: Study, axes: dict[str, dict[str, Changes]]) -> None:
+    """Raises ConfigError for an expected number at a label that there is not."""
+    for number, each in enumerate(study.expected):
+        for axis, label in each.at.items():
+            if label not in axes[axis]:
+                raise ConfigError(
+                    f"expected.{number}.at.{axis}: there is no {label!r}.{nearest(label, axes[axis])} It has {', '.join(axes[axis])}"
+                )
 
 
 def _shifted(study: Study) -> dict[str, Any]:

@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterable
 from typing import Any
 from urllib.parse import quote
 
+from clip_ood.experiments.study.expected import Compared
 from clip_ood.experiments.study.fit import least_squares
 from clip_ood.experiments.study.plan import Plan
 from clip_ood.experiments.study.values import means
@@ -18,7 +19,7 @@ CAPTION = (
 )
 
 
-def markdown(plan: Plan, rows: list[Row], over: dict[int, str], remarks: list[str]) -> str:
+def markdown(plan: Plan, rows: list[Any], over: dict[int, str], remarks: list[str]) -> str:
     """Returns title, table, caption (with what the intervals of this many seeds are computed from), what is missing and why, and
     the figure.
     """
@@ -108,11 +109,40 @@ def _shift(plan: Plan, rows: list[Row]) -> tuple[str, str]:
     return markdown_table(["corruption", "severity", *names, "accuracy"], lines, 2), caption
 
 
-TABLES: dict[str, Callable[[Plan, list[Row]], tuple[str, str]]] = {
+def _expected(plan: Plan, found: list[Compared]) -> tuple[str, str]:
+    """Returns a table with a row for each expected number, and a list of its sources below."""
+    sources = list(dict.fromkeys((each.source, each.convention) for each in found))
+    header = [*plan.study.axes, "score", "OOD set", "metric", "expected", "obtained", "difference", "source"]
+    lines = []
+    for each in found:
+        interval = "" if each.low is None else f" [{each.low:.1f}, {each.high:.1f}]"
+        obtained = "not here" if each.obtained is None else f"{each.obtained:.2f}{interval}"
+        difference = "" if each.obtained is None else f"{each.difference:+.2f}{' missed' if each.is_missed else ''}"
+        place = sources.index((each.source, each.convention)) + 1
+        cells = [f"{each.expected:.2f}", obtained, difference, str(place)]
+        lines.append(
+            [*(each.labels.get(axis, "") for axis in plan.study.axes), each.line, each.ood, each.metric, *cells]
+        )
+    here = [each for each in found if each.obtained is not None]
+    bound = [each for each in here if each.within is not None]
+    caption = (
+        f"Percent, differences in points; ID is positive. {len(here)} of {len(found)} expected numbers are obtained here"
+        + (f", {sum(each.is_missed for each in bound)} of {len(bound)} with a tolerance are missed" if bound else "")
+        + ". An interval (95 %) says how the number varies over other images; the same images should give a number much closer than that."
+    )
+    listed = "\n".join(
+        f"{number}. {source}{f': {convention}' if convention else ''}"
+        for number, (source, convention) in enumerate(sources, start=1)
+    )
+    return f"{markdown_table(header, lines, len(plan.study.axes) + 2)}\n\n{listed}", caption
+
+
+TABLES: dict[str, Callable[[Plan, list[Any]], tuple[str, str]]] = {
     "table": _results,
     "scatter": _scatter,
     "curve": _curve,
     "shift": _shift,
+    "expected": _expected,
 }
 
 
