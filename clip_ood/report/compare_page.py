@@ -79,7 +79,7 @@ def write_compare_page(
     write_page(
         path,
         "compare.html.j2",
-        sides=[(side, colour_of(k), _link(path, side.folder)) for k, side in enumerate(sides)],
+        sides=[(side, colour_of(k), link_to(path, side.folder)) for k, side in enumerate(sides)],
         charts=charts,
         tallies=[_tally(side.title, k, of_set[MEAN], charts[MEAN]) for k, side in enumerate(sides[1:])],
         over=over,
@@ -125,7 +125,7 @@ def _signed(value: float) -> str:
     return f"{100 * value:+.2f}".replace("-", "−").replace("inf", "∞")
 
 
-def _link(page: Path, folder: Path) -> str | None:
+def link_to(page: Path, folder: Path) -> str | None:
     """Returns where a run's own page lies, relative to this one, or None if it has none."""
     report = folder / REPORT
     if not report.is_file():

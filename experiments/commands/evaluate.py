@@ -1,4 +1,4 @@
-"""Evaluates an encoder as it is, or a run's head, without training; or compares several runs side by side."""
+"""Evaluates an encoder as it is, or a run's head, without training; or compares or summarizes several runs."""
 
 from __future__ import annotations
 
@@ -27,26 +27,42 @@ def add_options(parser) -> None:
         nargs="+",
         help="show finished runs side by side, with paired differences to the first",
     )
+    parser.add_argument(
+        "--summary",
+        metavar="DIR",
+        nargs="+",
+        help="write a page of finished runs on one or several benchmarks, a line a run (DIR:detector chooses its detector)",
+    )
     parser.add_argument("--report", metavar="DIR", type=Path, help="write report.html of this finished run again")
     add_plan(parser)
-    parser.add_argument("--html", metavar="FILE", type=Path, help="with --compare: write the comparison as a page, too")
+    parser.add_argument(
+        "--html",
+        metavar="FILE",
+        type=Path,
+        help="with --compare: write the comparison as a page, too; with --summary: where to write it (default: summary.html beside the first run)",
+    )
 
 
 def main(argv: list[str] | None = None) -> None:
     arguments, overrides = parse("eval", argv, __doc__, add_options)
     if arguments.html is not None:
-        check_page(arguments.html, arguments.compare)
+        check_page(arguments.html, arguments.compare or arguments.summary)
     if arguments.compare is not None:
         from clip_ood.report.compare import show
 
         show(arguments.compare, arguments.html)
+        return
+    if arguments.summary is not None:
+        from clip_ood.report.summarize import show_summary
+
+        show_summary(arguments.summary, arguments.html)
         return
     if arguments.report is not None:
         write_report(arguments.report)
         return
     if (arguments.config is None) == (arguments.run is None):
         raise ConfigError(
-            "Evaluate what? --config zero_shot_demo.yaml, or --run runs/demo, or --compare runs/a runs/b, or --report runs/demo; or --help"
+            "Evaluate what? --config zero_shot_demo.yaml, or --run runs/demo, or --compare runs/a runs/b, or --summary runs/*, or --report runs/demo; or --help"
         )
     if arguments.run is not None:
         if not (arguments.run / "config.yaml").is_file():
@@ -104,7 +120,7 @@ def check_page(path: Path, compared: list[str] | None) -> None:
     """Raises ConfigError if there is nothing to make a page of, or nowhere to put it."""
     if compared is None:
         raise ConfigError(
-            f"--html {path} is the page of a comparison: add --compare runs/a runs/b (a run has its own report.html)"
+            f"--html {path} is the page of a comparison or a summary: add --compare runs/a runs/b or --summary runs/a runs/b (a run has its own report.html)"
         )
     if path.is_dir() or not path.parent.is_dir():
         there = "is a folder" if path.is_dir() else f"would lie in {path.parent}, which is no folder"
