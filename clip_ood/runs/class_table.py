@@ -1,0 +1,135 @@
+"""Where does a detector fail? Its figures for each ID class, and for each folder of the OOD sets: classes.csv."""
+
+from __future__ import annotations
+
+import csv
+from collections import defaultdict
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from clip_ood.files.writing import written_text
+from clip_ood.files.written_names import cells
+from clip_ood.metrics.influence import auroc_influence
+from clip_ood.metrics.intervals import interval, share_interval
+from clip_ood.metrics.ranking import rank_scores
+from clip_ood.runs.scores import ScoredSet
+
+FIGURES = ("accuracy", "accepted", "flagged", "auroc")
+COLUMNS = ("set", "role", "class", "detector", "n", *(f"{name}{end}" for name in FIGURES for end in ("", "_low", "_high")))
+
+
+@dataclass(frozen=True)
+class Figure:
+    """A share or an AUROC, a fraction, with the ends of its 95 % interval (None: there is none)."""
+
+    value: float
+    low: float | None = None
+    high: float | None = None
+
+    @classmethod
+    def share(cls, count: int, n: int) -> Figure:
+        """A share with its `share_interval`."""
+        return cls(count / n, *share_interval(count, n))
+
+
+@dataclass(frozen=True)
+class ClassRow:
+    """A detector on the n images of one class of an ID set, or of one folder of an OOD set.
+
+    Attributes:
+        set, role, name: the set, its role (id, csid, ood), and the class; of an OOD set the folder in it ("" for none).
+        accuracy: of the predicted classes; the same for all detectors. None where the images have no labels, or nothing predicts some.
+        accepted, flagged: the share of ID images at or above the detector's calibrated threshold, and of OOD images below it. None
+            without a threshold.
+        auroc: of the OOD images against all ID test images.
+    """
+
+    set: str
+    role: str
+    name: str
+    detector: str
+    n: int
+    accuracy: Figure | None = None
+    accepted: Figure | None = None
+    flagged: Figure | None = None
+    auroc: Figure | None = None
+
+
+def class_rows(
+    sets: Sequence[ScoredSet], thresholds: Mapping[str, float], by_folds: Collection[str] = (), detectors: Sequence[str] = ()
+) -> list[ClassRow]:
+    """Returns a row for each class or folder and detector, in the order of the sets and of their images.
+
+    Args:
+        sets: those of a run's scores.parquet.
+        thresholds: of the detectors that are calibrated.
+        by_folds: detectors whose scores of ID images come from several folds, so that they have no AUROC here.
+        detectors: which ones; by default all.
+    """
+    id_test = next(each for each in sets if each.role == "id")
+    rows = []
+    for each in sets:
+        for name, places in _groups(each):
+            for detector in detectors or each.scores:
+                threshold = thresholds.get(detector)
+                row = _of_ood if each.role == "ood" else _of_id
+                rows.append(row(each, name, places, detector, threshold, id_test, detector not in by_folds))
+    return rows
+
+
+def write_classes(path: Path, rows: Sequence[ClassRow]) -> None:
+    """Writes the rows as CSV, with shares and AUROCs in percent with 2 decimals, empty where a row has none."""
+    with written_text(path) as file:
+        writer = csv.DictWriter(file, COLUMNS)
+        writer.writeheader()
+        for row in rows:
+            line = {"set": row.set, "role": row.role, "class": row.name, "detector": row.detector, "n": row.n}
+            for name in FIGURES:
+                figure = getattr(row, name)
+                for end, part in (("", "value"), ("_low", "low"), ("_high", "high")):
+                    value = None if figure is None else getattr(figure, part)
+                    line[name + end] = "" if value is None else f"{100 * value:.2f}"
+            writer.writerow(cells(line, ("set", "class", "detector")))
+
+
+def _groups(of_set: ScoredSet) -> Iterator[tuple[str, np.ndarray]]:
+    """Yields the classes of an ID set, or the folders of an OOD set, with the places of their images."""
+    places: dict[str, list[int]] = defaultdict(list)
+    for place, (path, label) in enumerate(zip(of_set.paths, of_set.labels, strict=True)):
+        name = path.rpartition("/")[0] if of_set.role == "ood" else label
+        if name is not None:
+            places[name].append(place)
+    yield from ((name, np.array(found)) for name, found in places.items())
+
+
+def _of_id(
+    of_set: ScoredSet, name: str, places: np.ndarray, detector: str, threshold: float | None, *_: object
+) -> ClassRow:
+    predicted = [of_set.predictions[place] for place in places]
+    right = None if None in predicted else Figure.share(predicted.count(name), len(places))
+    found = of_set.scores[detector][places]
+    accepted = None if threshold is None else Figure.share(int((found >= threshold).sum()), len(places))
+    return ClassRow(of_set.name, of_set.role, name, detector, len(places), accuracy=right, accepted=accepted)
+
+
+def _of_ood(
+    of_set: ScoredSet,
+    name: str,
+    places: np.ndarray,
+    detector: str,
+    threshold: float | None,
+    id_test: ScoredSet,
+    comparable: bool,
+) -> ClassRow:
+    found = of_set.scores[detector][places]
+    flagged = None if threshold is None else Figure.share(int((found < threshold).sum()), len(places))
+    auroc = None
+    if comparable:
+        ranking = rank_scores(torch.from_numpy(id_test.scores[detector]), torch.from_numpy(found))
+        influence = auroc_influence(ranking)
+        auroc = Figure(influence.value, *(interval([influence]) or (None, None)))
+    return ClassRow(of_set.name, of_set.role, name, detector, len(places), flagged=flagged, auroc=auroc)
