@@ -169,9 +169,7 @@ class OODEvaluation(Callback):
         self._range = ScoreRange(list(self.suite.detectors)).to(device)
         if self._judges_jointly and self._tested in self._roles().values():
             labelled = int((self._tested_table.labels >= 0).sum())
-            self._joint = JointTable(
-                list(self.suite.detectors), self._roles(), labelled, self.suite.reference, device
-            )
+            self._joint = JointTable(list(self.suite.detectors), self._roles(), labelled, self.suite.reference, device)
 
     @property
     def _tested_table(self) -> LabelledTable:

@@ -100,7 +100,7 @@ class JointTable:
 
     def update_id(self, outputs: Outputs, scores: Scores, labels: Tensor) -> None:
         """Adds a batch of ID test images with their labels (n,), -1 where there is none."""
-        classes = scores.votes if scores.predictions is None else scores.predictions
+        classes = _judged_classes(scores)
         if self._unlabelled or classes is None:
             return
         self._with_head = outputs.logits is not None
@@ -153,7 +153,9 @@ class JointTable:
         errors = [f"{CALIBRATION_ERROR} of {by}" for by in (HEAD, TEXT)]
         if why := self._unlabelled or (None if self.predicted_by else "nothing predicts classes"):
             return dict.fromkeys((*OF_ID, *OF_SETS, *errors), why)
-        found = {name: why for name, by in zip(errors, (HEAD, TEXT), strict=True) if (why := self._without_probabilities(by))}
+        found = {
+            name: why for name, by in zip(errors, (HEAD, TEXT), strict=True) if (why := self._without_probabilities(by))
+        }
         if self.labelled < 2:
             found |= dict.fromkeys(OF_ID, "a single ID test image has a label, and it takes two")
         if not self._of_set:
@@ -185,10 +187,12 @@ def with_auoscr_intervals(
         labels: (n,) those of the scored ID test images, -1 where there is none.
         images: numbers (n,) of the scored images of every set, the same where an image stands in two sets.
     """
+    if not joint.rows:
+        return joint
     tested = "id" if "id" in roles.values() else "train"
     inside, name = next((scored[name], name) for name, role in roles.items() if role == tested)
     numbers, known = numbered(images or {}, scored), labels >= 0
-    correct = ((inside.votes if inside.predictions is None else inside.predictions) == labels)[known]
+    correct = (_judged_classes(inside) == labels)[known]
     rows = []
     for row in joint.rows:
         if row.ood not in (ALONE, MEAN):
@@ -203,6 +207,11 @@ def with_auoscr_intervals(
     return _with_means(replace(joint, rows=rows))
 
 
+def _judged_classes(scores: Scores) -> Tensor | None:
+    """Returns the classes (n,) that count as predicted: by the head or the texts, otherwise by the nearest neighbours."""
+    return scores.votes if scores.predictions is None else scores.predictions
+
+
 def _with_means(joint: Joint) -> Joint:
     """The joint results with a row for each detector's mean over the OOD sets, after those of its sets."""
     rows = []
@@ -211,7 +220,5 @@ def _with_means(joint: Joint) -> Joint:
         of_set = {row.ood: row.metrics for row in own if row.ood != ALONE}
         rows += own
         if of_set:
-            rows.append(
-                JointRow(detector, MEAN, mean_over_sets(of_set), joint.n_id, sum(row.n_ood for row in own))
-            )
+            rows.append(JointRow(detector, MEAN, mean_over_sets(of_set), joint.n_id, sum(row.n_ood for row in own)))
     return replace(joint, rows=rows)

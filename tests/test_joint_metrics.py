@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from itertools import permutations
+from itertools import pairwise, permutations
 from statistics import fmean
 
 import pytest
@@ -12,9 +12,9 @@ import torch
 from clip_ood.metrics import (
     OpenSetMetrics,
     RiskCoverage,
+    augrc,
     auoscr,
     auoscr_influence,
-    augrc,
     aurc,
     curves,
     interval,
@@ -58,7 +58,7 @@ def test_oscr_follows_its_definition(inside, correct, outside):
     fpr, rate = oscr_curve(inside, correct, outside)
     assert fpr.tolist() == pytest.approx([x for x, _ in points])
     assert rate.tolist() == pytest.approx([y for _, y in points])
-    area = sum((x - w) * (y + v) / 2 for (w, v), (x, y) in zip(points, points[1:], strict=False))
+    area = sum((x - w) * (y + v) / 2 for (w, v), (x, y) in pairwise(points))
     pairs = [
         right * ((s > t) + (s == t) / 2)
         for s, right in zip(inside.tolist(), correct.tolist(), strict=True)
@@ -84,7 +84,7 @@ def naive_areas(losses):
         total += loss
         risks.append(total / count)
         generalised.append(total / n)
-    return [sum((a + b) / 2 / n for a, b in zip(of, of[1:], strict=False)) / (1 - 1 / n) for of in (risks, generalised)]
+    return [sum((a + b) / 2 / n for a, b in pairwise(of)) / (1 - 1 / n) for of in (risks, generalised)]
 
 
 def in_order(scores, losses):

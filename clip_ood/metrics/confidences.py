@@ -25,7 +25,9 @@ class CalibrationErrors:
         if by not in self._errors:
             self._errors[by] = BinaryCalibrationError(BINS, norm="l1", validate_args=False).to(confidence.device)
             self._bad[by] = SumMetric().to(confidence.device)
-        finite = confidence.isfinite()  # torchmetrics would take a whole batch with NaN, or above 1 by rounding, for logits
+        finite = (
+            confidence.isfinite()
+        )  # torchmetrics would take a whole batch with NaN, or above 1 by rounding, for logits
         self._bad[by].update((~finite).sum())
         self._errors[by].update(confidence[finite].clamp(0, 1), correct[finite].long())
 

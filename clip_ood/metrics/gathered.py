@@ -79,10 +79,14 @@ class GatheredMetric(Metric):
                     f"scores have shape {tuple(scores.shape)} and {name} {tuple(values.shape)}, expected {expected}"
                 )
             if ((values != 0) & (values != 1)).any():
-                raise ValueError(f"{name} has values {values.unique().tolist()[:5]}, expected {self._meaning(name)} only")
+                raise ValueError(
+                    f"{name} has values {values.unique().tolist()[:5]}, expected {self._meaning(name)} only"
+                )
             given[name] = values.to(torch.uint8)  # bytes: not every backend gathers bool
         if indices is not None and indices.shape != scores.shape[:1]:
-            raise ValueError(f"indices have shape {tuple(indices.shape)}, expected {tuple(scores.shape[:1])}, one an image")
+            raise ValueError(
+                f"indices have shape {tuple(indices.shape)}, expected {tuple(scores.shape[:1])}, one an image"
+            )
         self.scores.append(scores.detach().to(self.device))
         for name, values in given.items():
             getattr(self, name).append(values)

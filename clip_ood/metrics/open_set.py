@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
@@ -68,14 +67,14 @@ def auoscr_influence(
     of_ood = ranking.ood_rows((right[1:] + right[:-1]) / (2 * num_id))
     value = of_id.mean().item()
     costs = (of_id, of_ood) if value < 0.5 else (1 - of_id, 1 - of_ood)
-    return Influence(
-        value, of_id - value, [of_ood - value], id_images, [ood_images], costs, (1 / num_id, 1 / num_ood)
-    )
+    return Influence(value, of_id - value, [of_ood - value], id_images, [ood_images], costs, (1 / num_id, 1 / num_ood))
 
 
 def _right_above(ranking: Ranking, correct: Tensor) -> Tensor:
     """How many ID images of the right class are accepted at each point of the curve, (G + 1,)."""
     if correct.shape != ranking.id_order.shape:
-        raise ValueError(f"correct has shape {tuple(correct.shape)}, expected {tuple(ranking.id_order.shape)}, one an ID image")
+        raise ValueError(
+            f"correct has shape {tuple(correct.shape)}, expected {tuple(ranking.id_order.shape)}, one an ID image"
+        )
     in_order = correct.bool()[ranking.id_order]
     return pad(in_order.cumsum(0), (1, 0))[ranking.id_above]

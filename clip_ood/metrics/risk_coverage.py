@@ -21,7 +21,9 @@ def selective_risks(scores: Tensor, losses: Tensor) -> Tensor:
         ValueError: fewer than two images; shapes that differ; scores or losses that are NaN or infinite.
     """
     if scores.ndim != 1 or losses.shape != scores.shape:
-        raise ValueError(f"scores have shape {tuple(scores.shape)} and losses {tuple(losses.shape)}, expected (N,) for both")
+        raise ValueError(
+            f"scores have shape {tuple(scores.shape)} and losses {tuple(losses.shape)}, expected (N,) for both"
+        )
     if len(scores) < 2:
         raise ValueError(f"a risk-coverage curve needs two images or more, got {len(scores)}")
     scores, losses = scores.double(), losses.double()

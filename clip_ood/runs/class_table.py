@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 from collections import defaultdict
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -13,13 +13,19 @@ import torch
 
 from clip_ood.files.writing import written_text
 from clip_ood.files.written_names import cells
-from clip_ood.metrics.influence import auroc_influence
+from clip_ood.metrics.influence import auroc_influence_of_sorted
 from clip_ood.metrics.intervals import interval, share_interval
-from clip_ood.metrics.ranking import rank_scores
 from clip_ood.runs.scores import ScoredSet
 
 FIGURES = ("accuracy", "accepted", "flagged", "auroc")
-COLUMNS = ("set", "role", "class", "detector", "n", *(f"{name}{end}" for name in FIGURES for end in ("", "_low", "_high")))
+COLUMNS = (
+    "set",
+    "role",
+    "class",
+    "detector",
+    "n",
+    *(f"{name}{end}" for name in FIGURES for end in ("", "_low", "_high")),
+)
 
 
 @dataclass(frozen=True)
@@ -60,7 +66,10 @@ class ClassRow:
 
 
 def class_rows(
-    sets: Sequence[ScoredSet], thresholds: Mapping[str, float], by_folds: Collection[str] = (), detectors: Sequence[str] = ()
+    sets: Sequence[ScoredSet],
+    thresholds: Mapping[str, float],
+    by_folds: Collection[str] = (),
+    detectors: Sequence[str] = (),
 ) -> list[ClassRow]:
     """Returns a row for each class or folder and detector, in the order of the sets and of their images.
 
@@ -71,13 +80,21 @@ def class_rows(
         detectors: which ones; by default all.
     """
     id_test = next(each for each in sets if each.role == "id")
+    names = detectors or list(id_test.scores)
+    inside = {name: torch.from_numpy(np.sort(id_test.scores[name])) for name in names if name not in by_folds}
     rows = []
     for each in sets:
         for name, places in _groups(each):
-            for detector in detectors or each.scores:
-                threshold = thresholds.get(detector)
-                row = _of_ood if each.role == "ood" else _of_id
-                rows.append(row(each, name, places, detector, threshold, id_test, detector not in by_folds))
+            accuracy = None if each.role == "ood" else _accuracy(each, name, places)
+            for detector in names:
+                found, threshold = each.scores[detector][places], thresholds.get(detector)
+                row = ClassRow(each.name, each.role, name, detector, len(places), accuracy)
+                if threshold is not None:
+                    accepted = int((found >= threshold).sum())
+                    row = replace(row, **_shares(each.role, accepted, len(places)))
+                if each.role == "ood" and detector in inside:
+                    row = replace(row, auroc=_auroc(inside[detector], torch.from_numpy(found)))
+                rows.append(row)
     return rows
 
 
@@ -100,36 +117,27 @@ def _groups(of_set: ScoredSet) -> Iterator[tuple[str, np.ndarray]]:
     """Yields the classes of an ID set, or the folders of an OOD set, with the places of their images."""
     places: dict[str, list[int]] = defaultdict(list)
     for place, (path, label) in enumerate(zip(of_set.paths, of_set.labels, strict=True)):
-        name = path.rpartition("/")[0] if of_set.role == "ood" else label
+        name = _folder(path) if of_set.role == "ood" else label
         if name is not None:
             places[name].append(place)
     yield from ((name, np.array(found)) for name, found in places.items())
 
 
-def _of_id(
-    of_set: ScoredSet, name: str, places: np.ndarray, detector: str, threshold: float | None, *_: object
-) -> ClassRow:
+def _folder(path: str) -> str:
+    """The folder of an image within its set, or within its shard."""
+    first, _, rest = path.partition("/")
+    return (rest if first.endswith(".tar") else path).rpartition("/")[0]
+
+
+def _accuracy(of_set: ScoredSet, name: str, places: np.ndarray) -> Figure | None:
     predicted = [of_set.predictions[place] for place in places]
-    right = None if None in predicted else Figure.share(predicted.count(name), len(places))
-    found = of_set.scores[detector][places]
-    accepted = None if threshold is None else Figure.share(int((found >= threshold).sum()), len(places))
-    return ClassRow(of_set.name, of_set.role, name, detector, len(places), accuracy=right, accepted=accepted)
+    return None if None in predicted else Figure.share(predicted.count(name), len(places))
 
 
-def _of_ood(
-    of_set: ScoredSet,
-    name: str,
-    places: np.ndarray,
-    detector: str,
-    threshold: float | None,
-    id_test: ScoredSet,
-    comparable: bool,
-) -> ClassRow:
-    found = of_set.scores[detector][places]
-    flagged = None if threshold is None else Figure.share(int((found < threshold).sum()), len(places))
-    auroc = None
-    if comparable:
-        ranking = rank_scores(torch.from_numpy(id_test.scores[detector]), torch.from_numpy(found))
-        influence = auroc_influence(ranking)
-        auroc = Figure(influence.value, *(interval([influence]) or (None, None)))
-    return ClassRow(of_set.name, of_set.role, name, detector, len(places), flagged=flagged, auroc=auroc)
+def _shares(role: str, accepted: int, n: int) -> dict[str, Figure]:
+    return {"flagged": Figure.share(n - accepted, n)} if role == "ood" else {"accepted": Figure.share(accepted, n)}
+
+
+def _auroc(inside: torch.Tensor, outside: torch.Tensor) -> Figure:
+    influence = auroc_influence_of_sorted(inside, outside)
+    return Figure(influence.value, *(interval([influence]) or (None, None)))
