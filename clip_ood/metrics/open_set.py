@@ -41,6 +41,7 @@ def auoscr(id_scores: Tensor, correct: Tensor, ood_scores: Tensor) -> float:
         Vaze, Han, Vedaldi & Zisserman, "Open-Set Recognition: A Good Closed-Set Classifier is All You Need", ICLR 2022.
 
     Example:
+        >>> import torch
         >>> auoscr(torch.tensor([3.0, 2.0]), torch.tensor([True, False]), torch.tensor([3.0, 1.0]))
         0.375
     """
