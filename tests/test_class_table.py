@@ -27,7 +27,14 @@ INSIDE = ScoredSet(
     ["cat", "cat", "cat", "fox", "dog", "dog", "cat"],
     {"a": np.array([5.0, 1, 4, 0, 2, 3, 6]), "b": np.zeros(7)},
 )
-PATHS = ["deep/one/0.png", "deep/two/0.png", "1.png", "shard-0.tar/three/2.png", "shard-1.tar/three/3.png", "deep/one/9.png"]
+PATHS = [
+    "deep/one/0.png",
+    "deep/two/0.png",
+    "1.png",
+    "shard-0.tar/three/2.png",
+    "shard-1.tar/three/3.png",
+    "deep/one/9.png",
+]
 OUTSIDE = ScoredSet(
     "far", "ood", PATHS, None, [None] * 6, ["cat"] * 6, {"a": np.array([3.0, 7, 0, 1, 4, 2]), "b": np.zeros(6)}
 )
@@ -95,7 +102,7 @@ def test_the_page_begins_with_the_worst():
     assert [line.name for line in found.classes] == ["dog", "fox", "cat"] and found.calibrated
     assert {line.name for line in found.folders} == {"deep/one", "deep/two", "", "three"}
     assert found.folders[0].figures[0].text == "0.0"  # deep/two: its only image is accepted
-    assert [line.name for line in failures([INSIDE, OUTSIDE], None, (), "a").classes][0] == "fox"  # by accuracy
+    assert next(line.name for line in failures([INSIDE, OUTSIDE], None, (), "a").classes) == "fox"  # by accuracy
 
 
 def test_one_class_and_one_folder_are_no_question():
