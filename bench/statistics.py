@@ -19,7 +19,9 @@ from torch import Tensor
 
 from bench import chosen, out_of_sample
 from clip_ood.metrics.influence import auroc_influence, average
+from clip_ood.metrics.intervals import interval
 from clip_ood.metrics.ood import Estimate, mean_over_sets, ood_metrics
+from clip_ood.metrics.open_set import auoscr_influence
 from clip_ood.metrics.paired import Line, auroc_difference, holm
 from clip_ood.metrics.ranking import rank_scores
 
@@ -127,6 +129,17 @@ def coverage_with_outliers(studies: int, num_id: int, num_ood: int, share: float
         inside, outside = World(0.999_999).draw(num_id, num_ood, generator)
         inside[torch.rand(num_id, generator=generator) < share] = -100.0
         held.append(covered(ood_metrics(inside, outside), {"auroc": (1 - share) * 0.999_999})["auroc"])
+    return fmean(held)
+
+
+def coverage_of_auoscr(studies: int, num_id: int, num_ood: int, auroc: float, accuracy: float) -> float:
+    """The coverage of the AUOSCR where classes are right independently of the scores: it is then accuracy · AUROC."""
+    generator, held = torch.Generator().manual_seed(6), []
+    for _ in range(studies):
+        inside, outside = World(auroc).draw(num_id, num_ood, generator)
+        right = torch.rand(num_id, generator=generator) < accuracy
+        low, high = interval([auoscr_influence(rank_scores(inside, outside), right)])
+        held.append(low <= accuracy * auroc <= high)
     return fmean(held)
 
 
@@ -247,6 +260,18 @@ def of_the_rest(studies: int) -> list[Said]:
     return [*lines, Said(f"{text}  {'well' if abs(at_threshold) < 0.01 else 'FALLS SHORT'}", abs(at_threshold) < 0.01)]
 
 
+def of_auoscr(num_id: int, num_ood: int, studies: int) -> list[Said]:
+    """The lines of AUOSCR."""
+    lines = []
+    for accuracy in (0.7, 0.95):
+        for auroc in (0.7, 0.9, 0.98, 0.999):
+            got = coverage_of_auoscr(studies, num_id, num_ood, auroc, accuracy)
+            about = f"AUOSCR, {num_id:,} ID and {num_ood:,} OOD images, accuracy {accuracy}, AUROC {auroc}"
+            few = num_id < 100 and accuracy > 0.9 and auroc > 0.95  # two mistakes are all that is lost
+            lines.append(share(about, got, studies, 0.9 if few else LEAST))
+    return lines
+
+
 def of_calibration(images: int, scale: float) -> list[Said]:
     """Thresholds that the bank's own images calibrate."""
     return [Said(*line) for line in out_of_sample.lines(images, scale)]
@@ -258,6 +283,7 @@ def tasks(scale: float) -> Iterator[tuple[Callable[..., list[Said]], tuple]]:
         studies = max(5, int(scale * (1000 if num_id < 1000 else 400)))
         yield from ((of_sizes, (num_id, num_ood, spreads, studies)) for spreads in SPREADS)
     yield from ((of_means, (*sizes, max(5, int(scale * 600)))) for sizes in SIZES[:2])
+    yield from ((of_auoscr, (*sizes, max(5, int(scale * 1000)))) for sizes in SIZES[:2])
     yield from ((of_calibration, (images, scale)) for images in reversed(out_of_sample.SIZES))
     yield of_the_rest, (max(5, int(scale * 1000)),)
 

@@ -12,14 +12,15 @@ from torch import Tensor
 
 from clip_ood.calibration import summary
 from clip_ood.callbacks.monitors import check_monitors
-from clip_ood.class_predictions import HEAD, KNN, TEXT, ClassPredictor
+from clip_ood.class_predictions import ClassPredictor, classes_by
 from clip_ood.cross_fit import CrossFit
 from clip_ood.data.benchmark import BANK
-from clip_ood.data.labelled import LabelledTable
+from clip_ood.data.labelled import LabelledTable, labels_of
 from clip_ood.detectors.names import read_specs
 from clip_ood.distributed import exchange
 from clip_ood.errors import UserError
 from clip_ood.evaluation import DetectorSuite, Results
+from clip_ood.joint import JointTable, with_auoscr_intervals
 from clip_ood.metrics.class_accuracies import ClassAccuracies
 from clip_ood.metrics.curves import OF_SCORES
 from clip_ood.metrics.image_scores import ImageScores
@@ -27,7 +28,7 @@ from clip_ood.metrics.metric import OODMetrics
 from clip_ood.metrics.score_range import ScoreRange
 from clip_ood.outputs import Outputs, Reference
 from clip_ood.scores import Scores
-from clip_ood.table import Row, TableMetrics, table_rows, with_intervals
+from clip_ood.table import TableMetrics, row_values, table_rows, with_intervals
 from clip_ood.terminal.console import Terminal
 from clip_ood.val_division import ValDivision
 
@@ -101,6 +102,7 @@ class OODEvaluation(Callback):
         self._table_metrics: TableMetrics | None = None
         self._images: dict[str, ImageScores] = {}
         self._classes = ClassAccuracies(len(known.class_names or ()))
+        self._judges_jointly, self._joint = trainer.testing, None
 
     def _batch(self, module: LightningModule, outputs: Outputs, loader: int) -> None:
         if loader == BANK:
@@ -121,16 +123,20 @@ class OODEvaluation(Callback):
             kept = self._division.choosing(places) if role == "val" else slice(None)
             self._held_out.update(scores.matrix(self._held_out.detectors)[kept], role == "val", scores.indices[kept])
         else:
-            self._table_metrics.update(name, self._comparable(name, scores))
+            self._table_metrics.update(name, comparable := self._comparable(name, scores))
+            if self._joint is not None and role == "ood":
+                self._joint.update_ood(name, comparable)
         if role != "ood_val":  # no file shows this set
             if name not in self._images:
                 self._images[name] = ImageScores(list(self.suite.detectors)).to(module.device)
             self._images[name].update(scores)
         if role in ("val", "id", TRAIN) and (table.labels >= 0).any() and not self._of_one_class():
-            labels = _labels(table, scores.indices, module.device)
+            labels = labels_of(table, scores.indices, module.device)
             counted = "id" if role == self._tested else role
             self._classes.count(f"{counted}/accuracy", scores.predictions, labels)
             self._classes.count(f"{counted}/knn_accuracy", scores.votes, labels)
+            if self._joint is not None and role == self._tested:
+                self._joint.update_id(outputs, comparable, labels)
             if role == "val":
                 self._classes.add_loss(outputs.logits, labels)
             if role == self._calibrating:
@@ -161,6 +167,13 @@ class OODEvaluation(Callback):
         self._fitted = None if self.cross_fit is None else self.cross_fit.renamed(self._kept)
         self._table_metrics = TableMetrics(list(self.suite.detectors), self._roles(), device)
         self._range = ScoreRange(list(self.suite.detectors)).to(device)
+        if self._judges_jointly and self._tested in self._roles().values():
+            labelled = int((self._tested_table.labels >= 0).sum())
+            self._joint = JointTable(list(self.suite.detectors), self._roles(), labelled, self.suite.reference, device)
+
+    @property
+    def _tested_table(self) -> LabelledTable:
+        return next(table for table in self._tables if table.part.role == self._tested)
 
     def _roles(self) -> dict[str, str]:
         return {table.part.name: table.part.role for table in self._tables if table.part.role != "ood_val"}
@@ -188,8 +201,9 @@ class OODEvaluation(Callback):
         accuracies = self._classes.compute()
         by = {key: accuracies.pop(key) for key in list(accuracies) if key.startswith(PREDICTED_BY)}
         labelled = sum(int((table.labels >= 0).sum()) for table in self._tables if table.part.role == self._calibrating)
-        detected = self._held_out_values() | _row_values(rows)
-        shown = {key: value for key, value in detected.items() if key.endswith("/auroc")}
+        joint = None if self._joint is None else self._joint.compute(sizes)
+        detected = self._held_out_values() | row_values(rows) | (joint.values() if joint else {})
+        shown = {key: value for key, value in detected.items() if key.endswith(("/auroc", "/calibration_error"))}
         module.log_dict(accuracies | shown, sync_dist=True)  # equal in all processes
         rest = {key: value for key, value in detected.items() if key not in shown}  # in the same order in all processes
         module.log_dict(rest, logger=False, sync_dist=True)
@@ -202,7 +216,7 @@ class OODEvaluation(Callback):
         predictor = ClassPredictor.best(known, labelled)
         calibrating = next((scored[name] for name, role in roles.items() if role == self._calibrating), None)
         named = calibrating is not None and self.suite.reference.class_names is not None
-        classes = _predicted(calibrating, predictor) if named else None
+        classes = classes_by(calibrating, predictor) if named else None
         if self.cross_fit is not None and self._calibrating == TRAIN:
             calibrations = self.cross_fit.calibrations(calibrating, self.suite.detectors, classes)
         else:
@@ -213,6 +227,8 @@ class OODEvaluation(Callback):
             thresholds = summary(calibrations, self.accept)["thresholds"] if others else None
             comparable = {name: self._comparable(name, of_set) for name, of_set in scored.items()}
             rows = with_intervals(rows, comparable, roles, thresholds, images, _watch)
+            if joint is not None:
+                joint = with_auoscr_intervals(joint, comparable, roles, self._tested_table.labels, images)
         self.results = Results(
             rows=rows,
             scored=scored,
@@ -224,6 +240,7 @@ class OODEvaluation(Callback):
             images=images,
             calibrations=calibrations,
             predictor=predictor,
+            joint=joint,
         )
 
     @property
@@ -246,6 +263,8 @@ class OODEvaluation(Callback):
         """Leaves out the detectors whose scores on the reported sets are not finite or, if OOD images are among them, all equal."""
         self.suite.leave_out((self._range.constant() if with_ood else {}) | self._range.broken())
         self._table_metrics.keep(list(self.suite.detectors))
+        if self._joint is not None:
+            self._joint.keep(list(self.suite.detectors))
         self._kept = {label: column for label, column in self._kept.items() if column in self.suite.detectors}
 
     def _held_out_values(self) -> dict[str, float]:
@@ -279,7 +298,7 @@ class OODEvaluation(Callback):
         if not self._alone:
             self._batch(module, outputs, dataloader_idx)
             return
-        labels = _labels(self._val, outputs.indices, module.device)
+        labels = labels_of(self._val, outputs.indices, module.device)
         self._classes.count("val/accuracy", outputs.logits.argmax(dim=1), labels)
         self._classes.add_loss(outputs.logits, labels)
 
@@ -294,29 +313,6 @@ class OODEvaluation(Callback):
     @property
     def _val(self) -> LabelledTable:
         return next(table for table in self.tables if table.part.role == "val")
-
-
-def _predicted(scores: Scores, predictor: ClassPredictor | None) -> Tensor | None:
-    """Returns the classes (n,) of scored images by what predicts those of new images; None where they were not kept."""
-    if predictor is None:
-        return scores.predictions
-    if predictor.by == KNN:
-        return scores.votes
-    return None if predictor.by == TEXT and HEAD in predictor.accuracy else scores.predictions
-
-
-def _labels(table: LabelledTable, indices: Tensor, device: torch.device) -> Tensor:
-    """Returns the labels (n,) of the images at these rows of their set, on a device."""
-    return table.labels[torch.searchsorted(table.rows, indices.cpu())].to(device)
-
-
-def _row_values(rows: list[Row]) -> dict[str, float]:
-    return {
-        f"ood/{row.ood}/{row.detector}/{metric}": estimate.value
-        for row in rows
-        if row.setting == "standard"
-        for metric, estimate in row.metrics.items()
-    }
 
 
 def _assert_complete(name: str, indices: Tensor, rows: Tensor) -> None:

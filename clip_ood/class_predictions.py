@@ -11,6 +11,7 @@ from torch import Tensor
 from clip_ood.detectors.bank import Bank
 from clip_ood.metrics.knn_accuracy import vote_shares
 from clip_ood.outputs import Outputs
+from clip_ood.scores import Scores
 
 HEAD, TEXT, KNN = "head", "text", "knn"
 CALLED = {HEAD: "the head", TEXT: "zero-shot", KNN: "k-NN"}
@@ -67,6 +68,15 @@ def predict(
         logits = (1.0 if logit_scale is None else logit_scale) * cosines.double()
     confidence, classes = logits.softmax(dim=1).max(dim=1)
     return classes, confidence
+
+
+def classes_by(scores: Scores, predictor: ClassPredictor | None) -> Tensor | None:
+    """Returns the classes (n,) of scored images by what predicts those of new images; None where they were not kept."""
+    if predictor is None:
+        return scores.predictions
+    if predictor.by == KNN:
+        return scores.votes
+    return None if predictor.by == TEXT and HEAD in predictor.accuracy else scores.predictions
 
 
 def voted(rows: Outputs, bank: Bank, labels: Tensor) -> Tensor:

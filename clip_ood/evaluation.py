@@ -19,6 +19,7 @@ from clip_ood.detectors.exchange import ALONE, Exchange
 from clip_ood.detectors.names import read_specs
 from clip_ood.detectors.statistic import Statistic, share
 from clip_ood.errors import UserError
+from clip_ood.joint import Joint
 from clip_ood.outputs import Outputs, Reference
 from clip_ood.scores import Scores
 from clip_ood.table import Row
@@ -208,6 +209,7 @@ class Results:
     predictor: ClassPredictor | None = None
     images: dict[str, Tensor] = field(default_factory=dict)
     calibrations: dict[str, Calibration] = field(default_factory=dict)
+    joint: Joint | None = None
 
     def of_role(self, role: str) -> Scores | None:
         """Returns the scores of the first set with a role, or None without one."""

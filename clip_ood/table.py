@@ -112,6 +112,16 @@ def table_rows(
     return rows
 
 
+def row_values(rows: Sequence[Row]) -> dict[str, float]:
+    """Returns the metrics of the standard setting by the tag under which they are logged."""
+    return {
+        f"ood/{row.ood}/{row.detector}/{metric}": estimate.value
+        for row in rows
+        if row.setting == "standard"
+        for metric, estimate in row.metrics.items()
+    }
+
+
 def with_intervals(
     rows: Sequence[Row],
     scored: Mapping[str, Scores],
@@ -126,7 +136,7 @@ def with_intervals(
     `images` has numbers (n,) of the scored images of every set, the same where an image stands in two sets; without them all are
     different. `watch` wraps the steps in a progress bar. Where a set has a single image, it has no interval, and neither has the mean.
     """
-    numbers = _numbers(images or {}, scored)
+    numbers = numbered(images or {}, scored)
     positives, found, of_set = settings_of(roles), [], {}
     for row in watch(rows):
         if row.ood == MEAN:
@@ -144,7 +154,7 @@ def with_intervals(
     return found
 
 
-def _numbers(images: Mapping[str, Tensor], scored: Mapping[str, Scores]) -> dict[str, Tensor]:
+def numbered(images: Mapping[str, Tensor], scored: Mapping[str, Scores]) -> dict[str, Tensor]:
     """The numbers of images, counted from 0 on; none where they are not known of every set."""
     names = [name for name in scored if name in images]
     if not names or len(names) < len(scored):

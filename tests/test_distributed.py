@@ -127,6 +127,8 @@ def results(run):
 def assert_same_table(run, other):
     first, second = results(run), results(other)
     assert [first[key] for key in REST] == [second[key] for key in REST]
+    errors = [[each["value"] for each in of_run["joint"]["calibration_errors"]] for of_run in (first, second)]
+    assert errors[0] == pytest.approx(errors[1], abs=1e-5)
     for row, twin in zip(first["rows"], second["rows"], strict=True):
         assert [row[key] for key in ABOUT] == [twin[key] for key in ABOUT]
         assert [row[metric] for metric in METRICS] == pytest.approx([twin[metric] for metric in METRICS], abs=1e-5)

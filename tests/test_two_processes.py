@@ -84,12 +84,19 @@ def assert_same(alone, several):
     """The tables of both runs, which are equal, as are the scores of every image."""
     tables = [json.loads((run / "results.json").read_text()) for run in (alone, several)]
     assert tables[1]["knn_accuracy"] == pytest.approx(tables[0]["knn_accuracy"], abs=1e-6)
-    for mine, theirs in zip(*(table["rows"] for table in tables), strict=True):
-        for key, value in mine.items():
-            assert theirs[key] == (pytest.approx(value, abs=1e-6) if isinstance(value, float) else value), key
+    assert_equal_rows(*(table["rows"] for table in tables))
+    joint = [table["joint"] for table in tables]
+    assert joint[1] | {"rows": []} == joint[0] | {"rows": []} and joint[0]["predicted_by"] == "knn"
+    assert_equal_rows(joint[0]["rows"], joint[1]["rows"])
     scores = [pq.read_table(run / "scores.parquet") for run in (alone, several)]
     for column in ("set", "path"):
         assert scores[0][column] == scores[1][column]
     for detector in scores[0].column_names[6:]:
         np.testing.assert_allclose(scores[1][detector], scores[0][detector], rtol=1e-5, atol=1e-6, err_msg=detector)
     return tables
+
+
+def assert_equal_rows(first, second):
+    for mine, theirs in zip(first, second, strict=True):
+        for key, value in mine.items():
+            assert theirs[key] == (pytest.approx(value, abs=1e-6) if isinstance(value, float) else value), key

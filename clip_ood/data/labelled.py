@@ -21,6 +21,11 @@ class LabelledTable(Protocol):
     labels: Tensor
 
 
+def labels_of(table: LabelledTable, indices: Tensor, device: torch.device) -> Tensor:
+    """Returns the labels (n,) of the images at these rows of their set, on a device."""
+    return table.labels[torch.searchsorted(table.rows, indices.cpu())].to(device)
+
+
 class ImageTable:
     """The rows of one part with their labels: all of them, or those of the image set that are `valid` (N,)."""
 

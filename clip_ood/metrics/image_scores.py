@@ -9,7 +9,7 @@ from torch import Tensor
 from torchmetrics import Metric
 from torchmetrics.utilities import dim_zero_cat
 
-from clip_ood.metrics.metric import first_of_each, joined
+from clip_ood.metrics.gathered import first_of_each, joined
 from clip_ood.scores import Scores
 
 

@@ -9,7 +9,7 @@ from typing import Any
 from clip_ood.metrics.curves import METRICS
 from clip_ood.metrics.ood import MEAN
 from clip_ood.report.page import percent
-from clip_ood.runs.results_table import is_useless
+from clip_ood.runs.results_table import USELESS, is_useless
 
 Results = dict[str, Any]
 
@@ -86,3 +86,10 @@ def value(row: dict[str, Any], metric: str) -> Value:
         "" if std is None else f"± {percent(std)}",
         is_useless(row, metric),
     )
+
+
+def with_interval(value: float | None, low: float | None = None, high: float | None = None) -> Value:
+    """Returns a fraction in percent, with its interval if it has one."""
+    if low is None or high is None:
+        return Value(percent(value), "", "")
+    return Value(percent(value), f"{percent(low)} – {percent(high)}", "", high - low > USELESS)

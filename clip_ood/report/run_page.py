@@ -12,7 +12,9 @@ from markupsafe import Markup
 from clip_ood.data.benchmark import Benchmark
 from clip_ood.metrics.curves import METRICS
 from clip_ood.report.charts import colour_of, histogram, precision_recall, roc
+from clip_ood.report.failures import failures
 from clip_ood.report.galleries import accepted_ood, rejected_id
+from clip_ood.report.joint_table import joint_table
 from clip_ood.report.page import write_page
 from clip_ood.report.results import Results, Value, all_metrics, mean_row, tables, value
 from clip_ood.report.suspects import answer
@@ -58,6 +60,7 @@ def write_report(folder: Path, benchmark: Benchmark) -> Path:
     galleries = [find(scored, default, chosen.of[default], benchmark) for find in (accepted_ood, rejected_id)]
     found = {"panels": panels, "how": chosen.how, "accepted_ood": galleries[0], "rejected_id": galleries[1]}
     found["answer"] = answer(folder, benchmark)
+    found["failures"] = failures(scored, calibration, results.get("by_folds") or (), default)
     return _write(folder, results, default, seeds=None, **found)
 
 
@@ -68,7 +71,7 @@ def write_seeds_report(folder: Path) -> Path:
     there = {seed: page for seed, page in pages.items() if (folder / page).is_file()}
     detectors = list(dict.fromkeys(row["detector"] for row in results["rows"]))
     default = default_detector(results["calibration"] or [], detectors)
-    return _write(folder, results, default, seeds=there, answer=None)
+    return _write(folder, results, default, seeds=there, answer=None, failures=None)
 
 
 def default_detector(calibrations: list[dict[str, Any]], detectors: list[str]) -> str | None:
@@ -100,6 +103,7 @@ def _write(folder: Path, results: Results, default: str | None, **found: Any) ->
         tables=tables(results),
         metrics=METRICS,
         all_metrics=all_metrics(results),
+        joint=joint_table(results.get("joint")),
         facts=facts,
         intervals=intervals_told(results),
         few=missing_seeds(results),

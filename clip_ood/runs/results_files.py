@@ -1,4 +1,4 @@
-"""Writes results.json, results.csv and scores.parquet of a run, the contract with everything that reads runs."""
+"""Writes results.json, results.csv, joint.csv, classes.csv and scores.parquet of a run, the contract with everything that reads runs."""
 
 from __future__ import annotations
 
@@ -17,6 +17,10 @@ from clip_ood.files.text_files import not_utf8
 from clip_ood.files.writing import written_text, written_whole
 from clip_ood.files.written_names import cells, json_bytes, path_columns
 from clip_ood.metrics.curves import METRICS
+from clip_ood.runs.class_table import class_rows, write_classes
+from clip_ood.runs.joint_files import joint_content, write_joint
+from clip_ood.runs.run_folder import CLASSES, JOINT, SCORES
+from clip_ood.runs.scores import read_scores
 from clip_ood.table import Row
 
 COLUMNS = ("detector", "setting", "ood", "group", *METRICS, "n_id", "n_ood")
@@ -25,7 +29,7 @@ OVER_SEEDS = ("seeds", "auroc_std", "auroc_low", "auroc_high")  # further column
 
 
 def write_results(folder: Path, results: Results, about: dict[str, Any], benchmark: Benchmark) -> None:
-    """Writes all three files; results.json comes last, since it marks a run as finished.
+    """Writes all these files; results.json comes last, since it marks a run as finished.
 
     `about`: run, method, encoder, seeds, split (whether seeds redraw the ID test images; how many images it trains on, holds out
     as val and tests on), bank, pseudo_labels, sweep (the heads of a probe sweep; also written as sweep.csv), shared_images (pairs
@@ -34,7 +38,13 @@ def write_results(folder: Path, results: Results, about: dict[str, Any], benchma
     """
     rows = [_json_row(row) for row in results.rows]
     write_table(folder / "results.csv", rows)
-    write_scores(folder / "scores.parquet", results, benchmark)
+    write_scores(folder / SCORES, results, benchmark)
+    thresholds = (about.get("calibration") or {}).get("thresholds") or {}
+    classes = class_rows(read_scores(folder / SCORES), thresholds, about.get("by_folds") or ())
+    write_classes(folder / CLASSES, classes)
+    joint = results.joint and joint_content(results.joint)
+    if joint:
+        write_joint(folder / JOINT, joint)
     if about["sweep"]:
         write_sweep(folder / "sweep.csv", about["sweep"])
     content = {
@@ -42,6 +52,7 @@ def write_results(folder: Path, results: Results, about: dict[str, Any], benchma
         "decisions": benchmark.decided and benchmark.decided.about(),
         "accuracy": results.accuracy,
         "knn_accuracy": results.knn_accuracy,
+        "joint": joint,
         "omitted": [asdict(omitted) for omitted in results.omitted],
         "notes": [{"detector": name, "note": note} for name, notes in results.notes.items() for note in notes],
         "rows": rows,

@@ -173,6 +173,7 @@ def remarks(results: dict[str, Any]) -> list[str]:
         if results[key] is not None:
             few = of_seeds(results.get(f"{key}_seeds", len(results["seeds"])), results)
             lines.append(f"{name} {100 * results[key]:.1f} %" + (f" ({few})" if few else ""))
+    lines += calibration_errors_told(results.get("joint"))
     if (pseudo := results["pseudo_labels"]) is not None:
         right = "" if pseudo["accuracy"] is None else f", {100 * pseudo['accuracy']:.1f} % of them right"
         lines.append(f"Pseudo-labels: {pseudo['passed']:,} of {pseudo['images']:,} images passed the filter{right}")
@@ -183,6 +184,22 @@ def remarks(results: dict[str, Any]) -> list[str]:
     lines.append(f"Bank: {bank['images']} ID training images{sample}")
     lines += leaks_told(results)
     return lines + [f"{each['detector']}: {told(each, 'note')}" for each in results["notes"]]
+
+
+def calibration_errors_told(joint: dict[str, Any] | None) -> list[str]:
+    """Says how far the probabilities of the head and of the texts are from how often they are right.
+
+    >>> calibration_errors_told({"calibration_errors": [{"by": "head", "value": 0.14, "n": 46, "bins": 15}]})
+    ['Calibration error of the head 14.0 % (46 ID test images in 15 bins; no interval)']
+    """
+    errors = joint["calibration_errors"] if joint else []
+    if not errors:
+        return []
+    told = ", ".join(
+        f"of {'the head' if each['by'] == HEAD else 'the texts'} {100 * each['value']:.1f} %" for each in errors
+    )
+    n, bins = errors[0]["n"], errors[0]["bins"]
+    return [f"Calibration error {told} ({n:,} ID test image{'' if n == 1 else 's'} in {bins} bins; no interval)"]
 
 
 def predictions_told(results: dict[str, Any]) -> list[str]:
