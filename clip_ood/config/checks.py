@@ -208,7 +208,7 @@ def _places(spec: ImageSet, root: Path) -> list[tuple[str, Hashable]]:
 
     Parts of one folder or list, by their classes or by an index, are several places.
     """
-    part = [str(value) for key in ("index", "split", *SELECTION) if (value := getattr(spec, key)) is not None]
+    part = [f"{key}={value}" for key in ("index", "split", *SELECTION) if (value := getattr(spec, key)) is not None]
     if spec.torchvision is not None:
         place = f"{spec.torchvision}, {spec.split or 'test'}, in {realpath(root)}"
         return [(place, (place, *part))]

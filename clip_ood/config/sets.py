@@ -12,7 +12,7 @@ Each file holds a family of sets, and a set says what was published, where it li
       splits    {NAME: {images: published count, left out where none is published, layouts: [keys of an image set, …]}}, with classes
                 and group where they are the split's own; the layout that is there is taken
       files     what `get` downloads: url, gives (what it unpacks to under data.root), size (about), md5 where one is known
-      size      about how large it is, where `get` does not download it
+      size      about how large all of it is, where files do not say
       how       what to do where `get` may not or cannot download
 """
 
@@ -59,7 +59,7 @@ class Split:
 @dataclass(frozen=True)
 class Entry:
     """A named set as it was published; `overlap`: what is known of its images that show an ImageNet class; `bulk`: about how large it is
-    where it is not downloaded from here."""
+    where its files do not say."""
 
     name: str
     about: str
@@ -77,7 +77,7 @@ class Entry:
     def size(self) -> str:
         """About how large the set is as it is downloaded, for people; empty where that is not known."""
         sizes = [file.size for file in self.files]
-        return self.bulk if not self.files else total(sizes) if all(sizes) else ""
+        return self.bulk or (total(sizes) if sizes and all(sizes) else "")
 
     def split(self, name: str | None) -> Split:
         """Returns the split of that name or, without a name, the only split or `test`.

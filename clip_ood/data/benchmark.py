@@ -229,5 +229,6 @@ def _say_partial(images: dict[str, ImageList], specs: dict[str, ImageSet]) -> No
     for key, spec in specs.items():
         if spec.count is not None and spec.per_class is None and len(images[key]) != spec.count:
             found = len(images[key])
-            told = f"{found:,} of {spec.count:,} images (data.allow_partial). {of_count(found, spec.count)}"
-            say_once(f"Image set {name_of(key)}: {told}")
+            told = f"{found:,} of {spec.count:,} images (data.allow_partial)"
+            meaning = "" if spec.list is not None else f". {of_count(found, spec.count)}"  # of a list, its reader has said it
+            say_once(f"Image set {name_of(key)}: {told}{meaning}")

@@ -260,13 +260,17 @@ def _from_list(name: str, path: Path, root: Path, partial: bool, count: int | No
         if not partial or len(lines) > count:
             raise ConfigError(f"{told}. Get the published one, or run on what is there with --data.allow_partial=true")
         say_once(f"{told} (data.allow_partial)")
-    if missing and not partial:
-        way_out = "; write / between folders, not \\" if "\\" in missing[0] else " (key images_root)"
-        encoding = ". The name is not UTF-8: save the list as UTF-8" if not_utf8(missing[0]) else ""
-        raise ConfigError(
-            f"Image set {name}: {path}, line {lines[missing[0]]}: lists {missing[0]}, which is not under {root}{way_out}{encoding}. "
-            f"Of {len(lines):,} images, {of_count(len(names), len(lines))}"
-        )
+    if missing:
+        told = f"of {len(lines):,} images, {of_count(len(names), len(lines))}"
+        if partial:
+            say_once(f"Image set {name}: {path}: {told} (data.allow_partial)")
+        else:
+            way_out = "; write / between folders, not \\" if "\\" in missing[0] else " (key images_root)"
+            encoding = ". The name is not UTF-8: save the list as UTF-8" if not_utf8(missing[0]) else ""
+            raise ConfigError(
+                f"Image set {name}: {path}, line {lines[missing[0]]}: lists {missing[0]}, which is not under {root}{way_out}{encoding}; "
+                f"{told}"
+            )
     given = tuple(labels) if any(label >= 0 for label in labels) else None
     return ImageList.of(name, root, Files(root, tuple(names), given))
 
