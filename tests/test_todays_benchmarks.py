@@ -127,7 +127,7 @@ REPLICAS = {  # block -> how its replica is made, images of each part but train 
         {"id_test": 6, "others": 4},
     ),
     "eoe_food50": (
-        lambda root: replicas.food(root, of_eoe("food50", ["apple pie", "tacos"])),
+        lambda root: replicas.food(root, of_eoe("food50", ["pizza", "ramen"])),
         {"id_test": 6, "others": 4},
     ),
     "eoe_pet18": (
@@ -245,7 +245,7 @@ def test_a_blocks_replica_runs(name, tmp_path, monkeypatch):
         "name": name,
         "data": f"benchmarks/{name}.yaml",
         "backbone": {"model": f"local-dir:{tmp_path}/made/clip"},
-        "method": {"name": "zero_shot"},
+        "method": {"zero_shot": {}},
         "trainer": {"accelerator": "cpu", "devices": 1},
     }
     (tmp_path / "run.yaml").write_text(yaml.safe_dump(run))
