@@ -246,6 +246,7 @@ def test_a_blocks_replica_runs(name, tmp_path, monkeypatch):
         "data": f"benchmarks/{name}.yaml",
         "backbone": {"model": f"local-dir:{tmp_path}/made/clip"},
         "method": {"zero_shot": {}},
+        "detectors": ["knn", "mcm"],
         "trainer": {"accelerator": "cpu", "devices": 1},
     }
     (tmp_path / "run.yaml").write_text(yaml.safe_dump(run))
