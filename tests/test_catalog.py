@@ -20,6 +20,7 @@ from clip_ood.config.checks import check_folders, layouts
 from clip_ood.config.loading import CONFIGS, load_config, validate
 from clip_ood.config.schema import ImageSet
 from clip_ood.config.sets import Entry, Split, catalogue, entry
+from clip_ood.data.catalog.state import look
 from clip_ood.errors import ConfigError
 from clip_ood.experiments.benchmarks import load_benchmark
 from clip_ood.experiments.commands.catalog import main
@@ -45,6 +46,23 @@ PUBLISHED = {  # arXiv 2303.05828 and OpenOOD v1.5 (arXiv 2306.09301)
     "SVHN": {"test": 26_032},
     "MNIST": {"test": 10_000},
     "Adversarial-CIFAR10": {"smooth": 1_000, "patchy": 1_000},  # our own: that of the paper
+    "Places365": {"openood_cifar10": 35_195, "openood_cifar100": 33_773},
+    "ImageNet-10": {"train": None, "val": 10 * 50},  # arXiv 2211.13445, of 50 validation images a class
+    "ImageNet-20": {"train": None, "val": 20 * 50},
+    "ImageNet-100": {"train": None, "val": 100 * 50},
+    "ImageNet-200": {"val": 1_000, "test": 9_000, "v2": 2_000, "c": 2_000, "r": 30_000},
+    "NINCO-Clean": {"places": 153, "textures": 288, "ssb_hard": 208},  # arXiv 2306.00826
+    "ImageNet-OOD": {"test": 31_802},  # lines of the published list
+    "ImageNet-Sketch": {"test": 50_889},
+    "ImageNet-A": {"test": 7_500},
+    "ImageNet-ES": {"test": 2 * 27 * 1_000, "auto_exposure": 2 * 5 * 1_000},  # lights, settings, originals
+    "CUB": {"train": 5_994, "test": 5_794},
+    "Cars": {"train": 8_144, "test": 8_041},
+    "Aircraft": {"train": 6_667, "test": 3_333},
+    "Food": {"train": 101 * 750, "test": 101 * 250},
+    "Pets": {"train": 3_680, "test": 3_669},
+    "WaterBirds": {"train": 4_795, "val": 1_199, "test": 5_794},  # arXiv 1911.08731
+    "Places-Backgrounds": {"test": None},
 }
 
 
@@ -71,6 +89,16 @@ def test_what_overlaps_with_imagenet_is_told_of_each_ood_set_and_in_the_docs():
         assert all(re.search(rf"\b{count}\b", rows[name]) for count in counts) and "lacks" not in entry(name).about
 
 
+def test_halves_and_parts_make_the_whole():
+    known = {name: {split: each.images for split, each in of.splits.items()} for name, of in catalogue().items()}
+    for name in ("CUB", "Cars", "Aircraft"):
+        assert sum(known[name][f"ssb_{half}"] for half in ("test", "easy", "hard")) == known[name]["test"]
+    for name in ("CUB", "Cars", "Food"):
+        assert known[name]["eoe_test"] + known[name]["eoe_ood"] == known[name]["test"]
+    assert sum(known["NINCO-Clean"].values()) == 2_715
+    assert sum(known["WaterBirds"].values()) == known["CUB"]["train"] + known["CUB"]["test"] == 11_788
+
+
 @pytest.mark.parametrize("name", PUBLISHED)
 def test_an_entry_is_whole(name):
     known = entry(name)
@@ -88,14 +116,15 @@ def test_torchvision_knows_the_same_checksums():
     theirs = {datasets.CIFAR10.tgz_md5, datasets.CIFAR100.tgz_md5, datasets.DTD._MD5}
     theirs |= {md5 for _, md5 in datasets.MNIST.resources}
     theirs |= {datasets.SVHN.split_list[split][2] for split in ("train", "test")}
+    theirs |= {datasets.Food101._MD5} | {md5 for _, md5 in datasets.OxfordIIITPet._RESOURCES}
     assert theirs <= known
 
 
 # The table
 
 
-def table(root, capsys, monkeypatch):
-    monkeypatch.setenv("COLUMNS", "200")
+def table(root, capsys, monkeypatch, columns=200):
+    monkeypatch.setenv("COLUMNS", str(columns))
     main(["--root", str(root)])
     return capsys.readouterr().out
 
@@ -103,15 +132,45 @@ def table(root, capsys, monkeypatch):
 def test_the_table_says_what_is_there_and_how_to_get_the_rest(tmp_path, capsys, monkeypatch):
     for index in range(3):
         put(tmp_path / "NINCO" / "NINCO_OOD_classes" / "cup" / f"{index}.jpg")
+        put(tmp_path / "placesbg" / "land" / f"{index}.jpg")
     (tmp_path / "SUN").mkdir()
     out = table(tmp_path, capsys, monkeypatch)
-    rows = [[cell.strip() for cell in line.split("│")[1:-1]] for line in out.splitlines() if line.startswith("│")]
-    assert {row[0] for row in rows} - {""} == set(PUBLISHED)
-    assert ["NINCO", "test", "5,879", "3", "64", "near"] in rows
-    assert ["iNaturalist", "test", "10,000", "–", "", "far"] in rows
-    assert "NINCO test: 3 of 5,879 images are there" in out and "SUN test: Image set SUN: " in out
+    lines = [line.rstrip() for line in out.splitlines()]
+    sets = {line.split(" · ")[0]: line for line in lines if " · " in line and not line.startswith(" ")}
+    assert sets.keys() == PUBLISHED.keys()
+    assert sets["Textures"] == "Textures · 47 classes · far · 625 MB · research only"
+    assert "NINCO · 64 classes · near · size ? · mixed, see its page" in lines
+
+    def rows(name):
+        start = lines.index(sets[name]) + 1
+        return [line.split() for line in lines[start : start + len(entry(name).splits)]]
+
+    assert rows("NINCO") == [["test", "5,879", "3", "incomplete"]]
+    assert rows("iNaturalist") == [["test", "10,000", "–", "missing"]]
+    assert rows("SUN") == [["test", "10,000", "0", "wrong"]]
+    assert rows("Places-Backgrounds") == [["test", "?", "3", "there"]]
+    assert "NINCO test: 3 of 5,879 images are there. 5,876 (99 %) are missing, as of a download that did not end" in out
+    assert "SUN test: Image set SUN: " in out
     assert f"clip-ood catalog get Places --root={tmp_path}" in out
     assert re.search(r"ImageNet-1k \(.*\):\n    Accept the terms", out)
+
+
+def test_splits_and_their_states_fit_a_narrow_terminal(tmp_path, capsys, monkeypatch):
+    lines = table(tmp_path, capsys, monkeypatch, columns=80).partition("Incomplete or missing")[0].splitlines()
+    assert len([line for line in lines if line.endswith("missing")]) == sum(
+        len(each.splits) for each in catalogue().values()
+    )
+    assert all(len(line.rstrip()) <= 80 for line in lines if line.startswith("  "))
+
+
+def test_a_set_that_lacks_a_few_images_says_how_far_a_number_may_be_off(tmp_path, monkeypatch):
+    for index in range(199):
+        put(tmp_path / "NINCO" / "NINCO_OOD_classes" / "cup" / f"{index}.jpg")
+    known = Entry("NINCO", "", "", "", {"test": Split(200, [{"folder": "NINCO/NINCO_OOD_classes"}])})
+    monkeypatch.setattr("clip_ood.config.checks.entry", lambda name: known)
+    state = look(known, "test", tmp_path)
+    assert state.word == "incomplete" and "1 (0.5 %) is missing, as where a publisher removed images" in state.trouble
+    assert "by at most 0.5 points" in state.trouble
 
 
 def test_listing_downloads_nothing(tmp_path, capsys, monkeypatch):
@@ -195,7 +254,12 @@ def test_a_run_without_its_images_ends_at_once(name, tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
-@pytest.mark.parametrize("name", ["cifar10", "cifar100", "imagenet", "imagenet_openood"])
+@pytest.mark.parametrize(
+    "name",
+    sorted(
+        path.stem for path in (CONFIGS / "benchmarks").glob("*.yaml") if path.stem not in ("demo", "cifar10_sample")
+    ),
+)
 def test_a_benchmark_repeats_nothing_of_the_catalogue(name):
     content = yaml.safe_load((CONFIGS / "benchmarks" / f"{name}.yaml").read_text())
     parts = [part for part in content["id"].values() if isinstance(part, dict)]

@@ -56,7 +56,7 @@ def test_a_set_is_downloaded_unpacked_and_counted(photos, tmp_path, monkeypatch,
 def test_another_number_of_images_than_published_is_an_error(photos, tmp_path, monkeypatch):
     entry = a_set(photos, 4)
     monkeypatch.setattr("clip_ood.config.checks.entry", lambda name: entry)
-    with pytest.raises(ConfigError, match="Photos: test has 3 images, published are 4"):
+    with pytest.raises(ConfigError, match=r"Photos test: 3 of 4 images are there\. 1 \(25 %\) is missing"):
         get(entry, tmp_path / "data")
 
 

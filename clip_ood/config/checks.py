@@ -10,6 +10,7 @@ from os.path import realpath
 from pathlib import Path
 
 from clip_ood.backbones.names import check_model
+from clip_ood.config.class_lists import classes_of
 from clip_ood.config.data_schema import Data, ImageSet
 from clip_ood.config.misnamed import STREAM, advice
 from clip_ood.config.reader_names import class_path
@@ -27,6 +28,7 @@ from clip_ood.texts.wordnet import find_words, lexicographer_files
 
 LONGEST_NUMBER = 18  # digits of a shard's number
 MOST_SHARDS = 100_000
+SELECTION = ("keep_classes", "drop_classes")
 TORCHVISION = {  # files that lie under data.root once a set is there
     "CIFAR10": "cifar-10-batches-py",
     "CIFAR100": "cifar-100-python",
@@ -102,9 +104,16 @@ def layouts(spec: ImageSet) -> list[ImageSet]:
         return [spec.model_copy(update={"group": spec.group or ("shift" if spec.corruption else "ood")})]
     known = entry(spec.catalog)
     split = known.split(spec.split)
-    group = spec.group or known.group or "ood"
+    group = spec.group or split.group or known.group or "ood"
     same = {"per_class": spec.per_class, "group": group, "source": spec.source or known.source}
-    same |= {"count": spec.count or split.images, "classes": spec.classes or known.classes}
+    own = {key: value for key in SELECTION if (value := getattr(spec, key)) is not None}
+    if own and any(key in layout for key in SELECTION for layout in split.layouts):
+        raise ConfigError(
+            f"{spec.catalog} {spec.split} is a selection of classes, and {next(iter(own))} would select among them again: name a whole "
+            f"split of {spec.catalog}, or leave the key out"
+        )
+    published = (None, None) if own else (split.images, split.classes or known.classes)
+    same |= own | {"count": spec.count or published[0], "classes": spec.classes or published[1]}
     return [ImageSet(**layout, **same) for layout in split.layouts]
 
 
@@ -128,6 +137,8 @@ def missing_places(spec: ImageSet, root: Path) -> list[str]:
         missing.append(f"folder {root / spec.folder}")
     if spec.labels is not None and (special(root / spec.labels) or not (root / spec.labels).exists()):
         missing.append(f"label file {root / spec.labels}")
+    if spec.index is not None and not (root / spec.index).is_file():
+        missing.append(f"index {root / spec.index}")
     if spec.path is not None and not (root / spec.path).exists():
         missing.append(f"file or folder {root / spec.path}")
     if spec.list is not None and not (root / spec.list).is_file():
@@ -180,7 +191,7 @@ def check_places(config: Config) -> None:
                     "taken for the other. Name other images, or leave one of the keys out"
                 )
             if spec.folder is not None:
-                folders[place] = key, shown
+                folders[_identity(shown)] = key, shown
     for inner, shown in folders.values():
         for above in Path(shown).parents:
             outer, whole = folders.get(_identity(str(above)), (inner, ""))
@@ -193,16 +204,20 @@ def check_places(config: Config) -> None:
 
 
 def _places(spec: ImageSet, root: Path) -> list[tuple[str, Hashable]]:
-    """Returns what an image set is read from, as shown and as an identity; nothing for a set that is made of another."""
+    """Returns what an image set is read from, as shown and as an identity; nothing for a set that is made of another.
+
+    Parts of one folder or list, by their classes or by an index, are several places.
+    """
+    part = [f"{key}={value}" for key in ("index", "split", *SELECTION) if (value := getattr(spec, key)) is not None]
     if spec.torchvision is not None:
         place = f"{spec.torchvision}, {spec.split or 'test'}, in {realpath(root)}"
-        return [(place, place)]
+        return [(place, (place, *part))]
     if spec.reader is not None:
         options = json.dumps(spec.options, default=str, sort_keys=True)
         where = None if spec.path is None else _identity(root / spec.path)
-        return [(f"{spec.reader}, {spec.path or options}", (class_path(spec.reader), where, options))]
+        return [(f"{spec.reader}, {spec.path or options}", (class_path(spec.reader), where, options, *part))]
     paths = shard_paths(root / spec.shards) if spec.shards is not None else [spec.list or spec.folder]
-    return [(realpath(root / path), _identity(root / path)) for path in paths if path is not None]
+    return [(realpath(root / path), (_identity(root / path), *part)) for path in paths if path is not None]
 
 
 def _identity(path: str | Path) -> Hashable:
@@ -219,6 +234,9 @@ def check_folders(config: Config) -> None:
     words that are not there; it says which, where, and how to get it.
     """
     for key, spec in named_sets(config.data).items():
+        for listed in ("label_names", *SELECTION):
+            if (value := getattr(spec, listed)) is not None:
+                classes_of(value, config.data.root, f"{option_of(key)}.{listed}")
         check_there(key, spec, config.data.root)
     check_places(config)
     check_texts(config)

@@ -17,6 +17,17 @@ from clip_ood.naming import fault, twins
 TAKEN = ("bank", "id_test", "mean", "ood_val", "val")  # in results: the project's own sets, and the mean over OOD sets
 REJECTED = "rejected"  # the OOD set of the ID images that people rejected
 PLACES = ("catalog", "folder", "list", "shards", "torchvision", "reader", "corruption")
+
+
+def _names(value: Any) -> Any:
+    if isinstance(value, list) and all(isinstance(name, str) for name in value):
+        return value
+    if value is None or isinstance(value, str | Path):
+        return value
+    raise UserError("takes a list of names, as [cat, dog], a text file, or the name of a published list")
+
+
+ClassList = Annotated[list[str] | Place | None, BeforeValidator(_names)]
 CorruptionName = Literal[
     "gaussian_noise",
     "shot_noise",
@@ -43,11 +54,17 @@ class ImageSet(Section):
     labels: Place | None = None
     """Goes with `folder`: the file or folder that says each image's class, relative to data.root. It is TinyImageNet's
     val_annotations.txt, Kaggle's LOC_val_solution.csv, or the unpacked folder ILSVRC2012_devkit_t12 (needs scipy)."""
+    index: Place | None = None
+    """Goes with `folder`: the publisher's file of the images that belong to a split, and of their classes, relative to data.root; other
+    images of the folder are not in the set. It is CUB's train_test_split.txt or WaterBirds' metadata.csv (with `split`), or a list of
+    one split, as those of Food-101, Oxford-IIIT Pet and FGVC-Aircraft: lines "class/image" or "image class"."""
+    nested: bool = False
+    """Goes with `folder`: an image's class is the folder that it lies in, however deep (ImageNet-ES), not the topmost one."""
     numbered: bool = False
     """Goes with `folder`: sub-folders are named by label number (ImageNet-V2: 0 … 999), not by class."""
     list: Place | None = None
-    """OpenOOD-style text file with a line "relative/path label" for each image (labels count from 0; -1 is no label). Relative to
-    data.root."""
+    """OpenOOD-style text file with a line "relative/path label" for each image (labels count from 0; -1 is no label), or with paths
+    alone. Relative to data.root."""
     images_root: Place = Path()
     """Goes with `list`: the folder that its paths start from. Relative to data.root."""
     shards: Place | None = None
@@ -67,11 +84,21 @@ class ImageSet(Section):
     severity: Annotated[int, Field(ge=1, le=5)] | None = None
     """Goes with `corruption`: how strong it is, from 1 to 5."""
     split: str | None = None
-    """Split of a `catalog` set (default: the only one, or test) or of a `torchvision` set (train or test; default: test)."""
+    """Split of a `catalog` set (default: the only one, or test), of a `torchvision` set (train or test; default: test), or of an `index`
+    that lists several (train, val or test)."""
+    label_names: ClassList = None
+    """What label numbers 0, 1, … are called, where the source has numbers alone (`list`, `shards`, `numbered`, a reader): a list of names,
+    a text file relative to data.root with a name on each line, or the name of a published list (clip_ood/config/class_lists)."""
+    keep_classes: ClassList = None
+    """Only images of these classes are in the set. Given as `label_names`; classes are called as the source calls them (a folder's name,
+    a wnid), or by their numbers where it has numbers alone. An unknown class is an error unless data.allow_partial is true."""
+    drop_classes: ClassList = None
+    """Images of these classes are not in the set: with the list of another set's `keep_classes`, the set of all other classes."""
     per_class: Positive | None = None
     """Keep a seeded draw of this many images of each class (default: all images)."""
     count: Positive | None = None
-    """Number of images that the set must have, before per_class. Any other number is an error unless data.allow_partial is true."""
+    """Number of images that the set must have, after keep_classes and drop_classes and before per_class. Any other number is an error
+    unless data.allow_partial is true."""
     classes: Positive | None = None
     """Number of classes that an ID set must have. Any other number is an error unless data.allow_partial is true."""
     group: str | None = None
@@ -84,10 +111,11 @@ class ImageSet(Section):
         named = [key for key in PLACES if getattr(self, key) is not None]
         if len(named) != 1:
             raise UserError(f"needs exactly one of {', '.join(PLACES)}; got {named or 'none'}")
-        if self.folder is None and (self.labels is not None or self.numbered):
-            raise UserError(f"labels and numbered go with folder, not with {named[0]}")
-        if self.labels is not None and self.numbered:
-            raise UserError("either labels or numbered says what the classes are, not both")
+        ways = [key for key in ("labels", "index", "nested", "numbered") if getattr(self, key)]
+        if self.folder is None and ways:
+            raise UserError(f"{', '.join(ways)} and the like go with folder, not with {named[0]}")
+        if len(ways) > 1:
+            raise UserError(f"one key says what the classes are: {' or '.join(ways)}, not both")
         if self.reader is None and (self.path is not None or self.options):
             raise UserError(f"path and options go with reader, not with {named[0]}")
         if self.reader is not None and not re.fullmatch(r"[^\W\d]\w*(\.[^\W\d]\w*)+", class_path(self.reader)):
@@ -95,8 +123,10 @@ class ImageSet(Section):
                 f"reader takes one of {', '.join(READERS)}, or the path of a class, as my_module.MyReader, and not {self.reader!r}."
                 f"{nearest(self.reader, READERS)}"
             )
-        if self.split is not None and named[0] not in ("catalog", "torchvision"):
-            raise UserError(f"split goes with catalog or torchvision, not with {named[0]}")
+        if self.split is not None and named[0] not in ("catalog", "torchvision") and self.index is None:
+            raise UserError(f"split goes with catalog, torchvision or index, not with {named[0]}")
+        if self.keep_classes is not None and self.drop_classes is not None:
+            raise UserError("either keep_classes or drop_classes selects classes, not both")
         if self.torchvision is not None and self.split not in (None, "train", "test"):
             raise UserError(f"split of a torchvision set is train or test, not {self.split!r}")
         if (self.corruption is None) != (self.severity is None):
@@ -114,14 +144,6 @@ def _of_its_own(images: ImageSet) -> ImageSet:
 
 
 Images = Annotated[ImageSet, AfterValidator(_of_its_own)]
-
-
-def _names(value: Any) -> Any:
-    if isinstance(value, list) and all(isinstance(name, str) for name in value):
-        return value
-    if value is None or isinstance(value, str | Path):
-        return value
-    raise UserError("takes a list of names, as [cat, dog], a text file, or imagenet")
 
 
 ClassNames = Annotated[list[str] | Place | Literal["imagenet"] | None, BeforeValidator(_names)]

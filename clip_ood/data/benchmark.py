@@ -10,6 +10,7 @@ from clip_ood.config.checks import called as name_of
 from clip_ood.config.checks import image_sets, key_of
 from clip_ood.config.data_schema import REJECTED, Data, ImageSet
 from clip_ood.data.class_names import called, find_classes
+from clip_ood.data.comparability import of_count
 from clip_ood.data.corruptions import Corruption
 from clip_ood.data.decided import Decided, kept, relabelled
 from clip_ood.data.image_list import ImageList, balanced
@@ -227,4 +228,7 @@ def _corrupted(tested: ImageList, specs: dict[str, ImageSet]) -> dict[str, Image
 def _say_partial(images: dict[str, ImageList], specs: dict[str, ImageSet]) -> None:
     for key, spec in specs.items():
         if spec.count is not None and spec.per_class is None and len(images[key]) != spec.count:
-            say_once(f"Image set {name_of(key)}: {len(images[key]):,} of {spec.count:,} images (data.allow_partial)")
+            found = len(images[key])
+            told = f"{found:,} of {spec.count:,} images (data.allow_partial)"
+            meaning = "" if spec.list is not None else f". {of_count(found, spec.count)}"  # of a list, its reader has said it
+            say_once(f"Image set {name_of(key)}: {told}{meaning}")

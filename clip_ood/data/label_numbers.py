@@ -8,7 +8,7 @@ from dataclasses import replace
 from clip_ood.data.class_names import Classes
 from clip_ood.data.class_order import is_number
 from clip_ood.data.image_list import ImageList
-from clip_ood.errors import ConfigError
+from clip_ood.errors import ConfigError, nearest
 from clip_ood.naming import matches
 
 
@@ -71,7 +71,11 @@ def numbered(images: ImageList, known: Classes | None, trained: Classes | None, 
         found = {label: calls[label] for label in set(images.labels) - {-1}}
     place, match = {key: index for index, key in enumerate(trained.keys)}, matches(list(found.values()), trained.keys)
     if unknown := [key for key in found.values() if key not in match]:
-        raise ConfigError(f"Image set {images.name}: class {unknown[0]!r} is not among the training classes")
+        raise ConfigError(
+            f"Image set {images.name}: class {unknown[0]!r} is not among the training classes.{nearest(unknown[0], trained.keys)} "
+            f"{len(unknown):,} of {len(found):,} classes are not, and what is measured on them is no covariate shift: rename them on "
+            "disk as the training classes are called, or select others (keep_classes)"
+        )
     number = {-1: -1} | {label: place[match[key]] for label, key in found.items()}
     return replace(images, labels=tuple(number[label] for label in images.labels), class_names=trained.keys)
 

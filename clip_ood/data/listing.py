@@ -15,7 +15,10 @@ from clip_ood.config.data_schema import ImageSet
 from clip_ood.config.misnamed import tars_in
 from clip_ood.data import torchvision_sets
 from clip_ood.data.class_order import check_no_splits, in_order, is_number
+from clip_ood.data.class_selection import named, selected
+from clip_ood.data.comparability import of_count, of_list
 from clip_ood.data.image_list import ImageList, balanced
+from clip_ood.data.index_files import read_index
 from clip_ood.data.label_files import read_labels
 from clip_ood.data.readers.files import Files
 from clip_ood.data.readers.own import own_reader
@@ -35,9 +38,11 @@ def list_images(
 
     `partial` accepts an incomplete set whose number of images is known; `download` lets torchvision download what is missing.
     Raises: ConfigError for an empty set, another number than the set must have, an empty class folder, images beside
-    class folders, a folder that cannot be read, and wrong lines of a list.
+    class folders, a folder that cannot be read, wrong lines of a list, and listed classes that are not there.
     """
     where = _place(spec, root)
+    selects = spec.keep_classes is not None or spec.drop_classes is not None
+    labelled = labelled or selects
     if spec.reader is not None:
         images = ImageList.of(name, where, own_reader(name, spec, root))
         with suppress(OSError):  # an image that cannot be read is reported later, with all others
@@ -52,9 +57,13 @@ def list_images(
             _say_passed_over(name, list(shards.passed_over))
         images = ImageList.of(name, where.parent, shards)
     elif spec.list is not None:
-        images = _from_list(name, where, root / spec.images_root, partial)
+        images = _from_list(name, where, root / spec.images_root, partial, None if selects else spec.count)
     elif spec.labels is not None:
         images = _from_labels(name, where, root / spec.labels, partial)
+    elif spec.index is not None:
+        images = _from_index(name, where, root / spec.index, spec.split, partial)
+    elif spec.nested:
+        images = _nested(_from_folder(name, where, labelled=False))
     else:
         images = _from_folder(name, where, labelled)
         if images.class_names is not None:
@@ -66,6 +75,10 @@ def list_images(
         raise ConfigError(
             f"Image set {name}: {where} holds no images (looked for {', '.join(sorted(SUFFIXES))}).{hint}"
         )
+    if spec.label_names is not None and (labelled or images.labels is not None):
+        images = named(images, spec, root)
+    if selects:
+        images = selected(images, spec, root, partial)
     _check_count(images, spec, where, labelled, partial)
     if spec.per_class is not None:
         if images.labels is None:
@@ -83,7 +96,8 @@ def _check_count(images: ImageList, spec: ImageSet, where: Path, labelled: bool,
     way_out = "Complete it, or run on what is there with --data.allow_partial=true"
     if spec.count is not None and len(images) != spec.count and not (partial and len(images) < spec.count):
         raise ConfigError(
-            f"Image set {images.name}: {where} holds {len(images):,} images, and the set has {spec.count:,}. {way_out}"
+            f"Image set {images.name}: {where} holds {len(images):,} images, and the set has {spec.count:,}. "
+            f"{of_count(len(images), spec.count)}. {way_out}"
         )
     if not labelled or spec.classes is None:
         return
@@ -174,14 +188,59 @@ def _from_labels(name: str, folder: Path, path: Path, partial: bool) -> ImageLis
     return replace(images, labels=tuple(number[labels[stem].name] for stem in stems), class_names=tuple(classes))
 
 
-def _from_list(name: str, path: Path, root: Path, partial: bool) -> ImageList:
+def _from_index(name: str, folder: Path, path: Path, split: str | None, partial: bool) -> ImageList:
+    """Returns the images of a folder that a publisher's file lists, with their classes."""
+    listed = {normalize("NFC", image): each for image, each in read_index(name, path, split).items()}
+    files = _from_folder(name, folder, labelled=False).names
+    there = {normalize("NFC", str(Path(file).with_suffix(""))): file for file in files}
+    if (missing := [image for image in listed if image not in there]) and not partial:
+        raise ConfigError(
+            f"Image set {name}: {path}, line {listed[missing[0]].line}: there is no {missing[0]} in {folder}. "
+            f"{of_count(len(listed) - len(missing), len(listed))}"
+        )
+    names = [(there[image], each.label or _folder_of(image)) for image, each in listed.items() if image in there]
+    return _with_classes(name, folder, sorted(names))
+
+
+def _folder_of(image: str) -> str:
+    """The folder that an image lies in, as a class is called.
+
+    >>> _folder_of("l1/red_fox/7.jpg"), _folder_of("7.jpg")
+    ('red fox', '')
+    """
+    return Path(image).parent.name.replace("_", " ")
+
+
+def _nested(images: ImageList) -> ImageList:
+    """Returns the images of a folder with the class of the folder that each lies in, however deep."""
+    if loose := next((image for image in images.names if "/" not in image), None):
+        raise ConfigError(
+            f"Image set {images.name}: {images.root / loose} lies in no class folder (key nested). Move it into one"
+        )
+    return _with_classes(images.name, images.root, [(image, _folder_of(image)) for image in images.names])
+
+
+def _with_classes(name: str, folder: Path, images: list[tuple[str, str]]) -> ImageList:
+    """Returns images, given as pairs of a path below the folder and a class."""
+    classes = in_order({label for _, label in images})
+    number = {label: index for index, label in enumerate(classes)}
+    labels = tuple(number[label] for _, label in images)
+    return ImageList.of(name, folder, Files(folder, tuple(image for image, _ in images), labels, tuple(classes)))
+
+
+def _from_list(name: str, path: Path, root: Path, partial: bool, count: int | None) -> ImageList:
     lines: dict[str, int] = {}
-    names, labels = [], []
+    names, labels, missing = [], [], []
+    paths_alone = None
     for number, line in enumerate(read_names(path), start=1):
         if not line.strip():
             continue
         found = line.rsplit(maxsplit=1)
-        if len(found) < 2 or re.fullmatch(r"-?\d{1,18}", found[1]) is None:
+        if paths_alone is None:  # as the first line is, so are all
+            paths_alone = Path(line.strip()).suffix.lower() in SUFFIXES
+        if paths_alone and Path(line.strip()).suffix.lower() in SUFFIXES:
+            found = [line, "-1"]
+        elif len(found) < 2 or re.fullmatch(r"-?\d{1,18}", found[1]) is None or paths_alone:
             raise ConfigError(
                 f'Image set {name}: {path}, line {number}: expected "relative/path label", got {shortened(repr(line), 200)}'
             )
@@ -192,15 +251,26 @@ def _from_list(name: str, path: Path, root: Path, partial: bool) -> ImageList:
             )
         lines[found[0]] = number
         if (image := _as_it_is_written(root, found[0])) is None:
-            if partial:
-                continue
-            way_out = "; write / between folders, not \\" if "\\" in found[0] else " (key images_root)"
-            encoding = ". The name is not UTF-8: save the list as UTF-8" if not_utf8(found[0]) else ""
-            raise ConfigError(
-                f"Image set {name}: {path}, line {number}: lists {found[0]}, which is not under {root}{way_out}{encoding}"
-            )
+            missing.append(found[0])
+            continue
         names.append(image)
         labels.append(max(int(found[1]), -1))
+    if count is not None and len(lines) != count:
+        told = f"Image set {name}: {path} {of_list(len(lines), count)}"
+        if not partial or len(lines) > count:
+            raise ConfigError(f"{told}. Get the published one, or run on what is there with --data.allow_partial=true")
+        say_once(f"{told} (data.allow_partial)")
+    if missing:
+        told = f"of {len(lines):,} images, {of_count(len(names), len(lines))}"
+        if partial:
+            say_once(f"Image set {name}: {path}: {told} (data.allow_partial)")
+        else:
+            way_out = "; write / between folders, not \\" if "\\" in missing[0] else " (key images_root)"
+            encoding = ". The name is not UTF-8: save the list as UTF-8" if not_utf8(missing[0]) else ""
+            raise ConfigError(
+                f"Image set {name}: {path}, line {lines[missing[0]]}: lists {missing[0]}, which is not under {root}{way_out}{encoding}; "
+                f"{told}"
+            )
     given = tuple(labels) if any(label >= 0 for label in labels) else None
     return ImageList.of(name, root, Files(root, tuple(names), given))
 

@@ -37,7 +37,8 @@ def main(argv: list[str] | None = None) -> None:
     console = Terminal()
     with console.status("Counting images"):
         found = states(root)
-    console.print(table(found, root))
+    for line in table(found, root):
+        console.print(line, soft_wrap=True)
     if lines := advice(found, root):
         console.print("Incomplete or missing, and how to get it:")
     for line in lines:

@@ -34,10 +34,8 @@ def get(entry: Entry, root: Path) -> None:
         for file in entry.files:
             _get_file(file, root)
     found = [look(entry, split, root) for split in entry.splits]
-    if wrong := next((state for state in found if state.found is not None and not state.whole), None):
-        raise ConfigError(
-            f"{entry.name}: {wrong.problem or f'{wrong.split} has {wrong.found:,} images, published are {wrong.published:,}'}"
-        )
+    if wrong := next((state for state in found if state.trouble), None):
+        raise ConfigError(f"{entry.name} {wrong.split}: {wrong.trouble}")
     for state in found:
         there = f"{state.found:,} images" if state.found is not None else f"not in these files. {entry.how}"
         say(f"{entry.name} {state.split}: {there}")

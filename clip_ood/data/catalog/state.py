@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import groupby
 from pathlib import Path
 
-from rich.table import Table
+from rich.text import Text
 
 from clip_ood.config.checks import is_there, layouts
 from clip_ood.config.data_schema import ImageSet
 from clip_ood.config.sets import Entry, catalogue
+from clip_ood.data.comparability import of_count
 from clip_ood.errors import UserError
 
 
@@ -23,12 +26,33 @@ class State:
     problem: str = ""
 
     @property
-    def published(self) -> int:
+    def published(self) -> int | None:
+        """The published number of images, or None if none was published."""
         return self.entry.splits[self.split].images
 
     @property
     def whole(self) -> bool:
-        return self.found == self.published and not self.problem
+        """Whether as many images are there as were published, or any if no number was."""
+        return self.found is not None and self.found == (self.published or self.found) and not self.problem
+
+    @property
+    def word(self) -> str:
+        """The state in a word or two."""
+        if self.found is None:
+            return "missing"
+        if self.problem:
+            return "wrong"
+        if self.whole:
+            return "whole" if self.published else "there"
+        return "incomplete" if self.found < self.published else "too many"
+
+    @property
+    def trouble(self) -> str:
+        """What is wrong with a split that is there, and what that means for comparisons; empty if nothing is."""
+        if self.found is None or self.whole:
+            return ""
+        counts = f"{self.found:,} of {self.published:,} images are there" if self.published else ""
+        return self.problem or f"{counts}. {of_count(self.found, self.published)}"
 
 
 def look(entry: Entry, split: str, root: Path) -> State:
@@ -49,35 +73,25 @@ def states(root: Path) -> list[State]:
     return [look(entry, split, root) for entry in catalogue().values() for split in entry.splits]
 
 
-def table(found: list[State], root: Path) -> Table:
-    """Returns a table for the terminal that compares the catalogue with a folder."""
-    table = Table(title=f"Image sets under {root}", title_justify="left")
-    for column, side in (("set", "left"), ("split", "left"), ("published", "right"), ("here", "right")):
-        table.add_column(column, justify=side, no_wrap=True)
-    table.add_column("classes", justify="right", no_wrap=True)
-    table.add_column("group", no_wrap=True)
-    for state in found:
-        entry, first = state.entry, state.split == next(iter(state.entry.splits))
-        here = "[dim]–" if state.found is None else f"[{'green' if state.whole else 'red'}]{state.found:,}"
-        about = (f"{entry.classes:,}" if entry.classes else "", entry.group or "") if first else ("", "")
-        table.add_row(entry.name if first else "", state.split, f"{state.published:,}", here, *about)
-    return table
+def table(found: list[State], root: Path) -> Iterator[Text]:
+    """Yields lines for the terminal that compare the catalogue with a folder: a set, then its splits; 80 columns are enough."""
+    yield Text(f"Image sets under {root}: published images, images here, state", style="bold")
+    for entry, splits in groupby(found, key=lambda state: state.entry):
+        classes = f"{entry.classes:,} classes" if entry.classes else ""
+        told = filter(None, (classes, entry.group, entry.size or "size ?", entry.licence))
+        yield Text.assemble((entry.name, "bold"), f" · {' · '.join(told)}")
+        for state in splits:
+            published = "?" if state.published is None else f"{state.published:,}"
+            here = "–" if state.found is None else f"{state.found:,}"
+            style = "dim" if state.found is None else "green" if state.whole else "red"
+            yield Text.assemble(f"  {state.split:24}{published:>12}", (f"{here:>12}  {state.word}", style))
 
 
 def advice(found: list[State], root: Path) -> list[str]:
     """Returns lines that say what is wrong with sets that are there, and how to get those that are missing."""
-    lines = [
-        f"{state.entry.name} {state.split}: {_wrong(state)}"
-        for state in found
-        if state.found is not None and not state.whole
-    ]
+    lines = [f"{state.entry.name} {state.split}: {state.trouble}" for state in found if state.trouble]
     ways: dict[str, list[str]] = {}
     for entry in {state.entry.name: state.entry for state in found if state.found is None}.values():
-        size = " + ".join(file.size for file in entry.files if file.size)
-        terms = "; ".join(filter(None, (size, entry.licence, entry.source)))
+        terms = "; ".join(filter(None, (entry.size, entry.licence, entry.source)))
         ways.setdefault(entry.advice(root), []).append(f"{entry.name} ({terms})")
     return lines + [f"{', '.join(names)}:\n    {way}" for way, names in ways.items()]
-
-
-def _wrong(state: State) -> str:
-    return state.problem or f"{state.found:,} of {state.published:,} images are there"
