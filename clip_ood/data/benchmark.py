@@ -230,5 +230,7 @@ def _say_partial(images: dict[str, ImageList], specs: dict[str, ImageSet]) -> No
         if spec.count is not None and spec.per_class is None and len(images[key]) != spec.count:
             found = len(images[key])
             told = f"{found:,} of {spec.count:,} images (data.allow_partial)"
-            meaning = "" if spec.list is not None else f". {of_count(found, spec.count)}"  # of a list, its reader has said it
+            meaning = (
+                "" if spec.list is not None else f". {of_count(found, spec.count)}"
+            )  # of a list, its reader has said it
             say_once(f"Image set {name_of(key)}: {told}{meaning}")

@@ -40,7 +40,9 @@ def selected(images: ImageList, spec: ImageSet, root: Path, partial: bool) -> Im
 
     Raises: ConfigError for a set without classes, for listed classes that are not there, unless `partial`, and if none is left.
     """
-    key, value = next((key, getattr(spec, key)) for key in ("keep_classes", "drop_classes") if getattr(spec, key) is not None)
+    key, value = next(
+        (key, getattr(spec, key)) for key in ("keep_classes", "drop_classes") if getattr(spec, key) is not None
+    )
     wanted = classes_of(value, root, f"{images.name}: {key}")
     if images.labels is None:
         raise ConfigError(f"Image set {images.name}: {key} needs classes, and {images.root} has none")
@@ -48,7 +50,9 @@ def selected(images: ImageList, spec: ImageSet, root: Path, partial: bool) -> Im
     calls = {number: images.class_names[number] if images.class_names else str(number) for number in numbers}
     found = matches(wanted, list(calls.values()))
     if missing := [name for name in wanted if name not in found]:
-        _tell_missing(images, key, missing, len(wanted), [name for name in calls.values() if name not in found.values()], partial)
+        _tell_missing(
+            images, key, missing, len(wanted), [name for name in calls.values() if name not in found.values()], partial
+        )
     listed = {number for number, name in calls.items() if name in found.values()}
     kept = [number for number in numbers if (number in listed) == (key == "keep_classes")]
     if not kept:
@@ -61,7 +65,9 @@ def selected(images: ImageList, spec: ImageSet, root: Path, partial: bool) -> Im
     return replace(part, labels=labels, class_names=tuple(calls[number] for number in kept))
 
 
-def _tell_missing(images: ImageList, key: str, missing: list[str], count: int, others: list[str], partial: bool) -> None:
+def _tell_missing(
+    images: ImageList, key: str, missing: list[str], count: int, others: list[str], partial: bool
+) -> None:
     """Raises ConfigError for listed classes that are not there, or says so if a part of the set is enough.
 
     A class that was to be dropped and is there under another name would be taken for one of the rest: that is an error in any case.
@@ -69,5 +75,7 @@ def _tell_missing(images: ImageList, key: str, missing: list[str], count: int, o
     alike = [match for name in missing for match in get_close_matches(name, others, n=1, cutoff=0.8)]
     told = f"Image set {images.name}: of {key}, {of_classes(missing, count, list(dict.fromkeys(alike)))}"
     if not partial or (alike and key == "drop_classes"):
-        raise ConfigError(f"{told}. Complete or rename them in {images.root}, or run on what is there with --data.allow_partial=true")
+        raise ConfigError(
+            f"{told}. Complete or rename them in {images.root}, or run on what is there with --data.allow_partial=true"
+        )
     say_once(f"{told} (data.allow_partial)")

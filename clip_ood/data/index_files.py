@@ -116,7 +116,9 @@ def _waterbirds(set_name: str, path: Path, split: str | None) -> list[tuple[str,
 def _part(set_name: str, path: Path, split: str | None, parts: dict[str, str]) -> str:
     if split not in parts:
         got = "none is named" if split is None else f"not {split!r}"
-        raise ConfigError(f"Image set {set_name}: {path} lists several splits: split takes {', '.join(parts)}, and {got}")
+        raise ConfigError(
+            f"Image set {set_name}: {path} lists several splits: split takes {', '.join(parts)}, and {got}"
+        )
     return parts[split]
 
 

@@ -135,13 +135,15 @@ def _lines(folder: Path, detector: str | None, results: dict[str, Any], rows: li
             name,
             name == chosen,
             len(results["seeds"]),
-            _figures(of_set, results),
+            _figures(name, of_set, results),
         )
         for name, of_set in by_detector.items()
     ]
 
 
-def _figures(of_set: dict[str, dict[str, Any]], results: dict[str, Any]) -> dict[tuple[str, str], Figure]:
+def _figures(
+    detector: str, of_set: dict[str, dict[str, Any]], results: dict[str, Any]
+) -> dict[tuple[str, str], Figure]:
     """Returns the numbers of a detector, from its rows by OOD set."""
     singles = {name: row for name, row in of_set.items() if name != MEAN}
     groups = dict.fromkeys(row["group"] for row in singles.values())
@@ -152,6 +154,9 @@ def _figures(of_set: dict[str, dict[str, Any]], results: dict[str, Any]) -> dict
             found[f"{group} (mean)", "auroc"] = Figure(fmean(of_group))
     if results["accuracy"] is not None:
         found["ID", "accuracy"] = Figure(results["accuracy"])
+    for row in (results.get("joint") or {"rows": []})["rows"]:
+        if (row["detector"], row["ood"]) == (detector, MEAN) and row["auoscr"] is not None:
+            found[MEAN, "auoscr"] = _figure(row, "auoscr")
     return found | {(name, "auroc"): _figure(row, "auroc") for name, row in singles.items()}
 
 

@@ -73,8 +73,9 @@ def _missing(name: str, spec: ImageSet, root: Path) -> str:
     if spec.catalog is None:
         return f"Image set {name} is not under {root}"
     known = entry(spec.catalog)
-    size = " + ".join(file.size for file in known.files if file.size) or "size not published"
-    return f"Image set {name}, {known.split(spec.split).images:,} images ({size}): {known.advice(root)}"
+    images = known.split(spec.split).images
+    counted = "" if images is None else f", {images:,} images"
+    return f"Image set {name}{counted} ({known.size or 'its size is not published'}): {known.advice(root)}"
 
 
 def _why_not(encoder: BackboneConfig) -> str | None:

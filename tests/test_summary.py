@@ -1,0 +1,104 @@
+"""A summary of runs: their numbers are those of the runs, and its page sorts and chooses detectors without scripts."""
+
+from __future__ import annotations
+
+import csv
+import re
+
+import judged_run
+import pytest
+import tiny_clip
+
+import eval as evaluation
+from clip_ood.errors import ConfigError
+from clip_ood.metrics.ood import MEAN
+from clip_ood.report.summary import summarize
+
+
+@pytest.fixture(scope="module")
+def runs(root):
+    sets = {"ood": {"near": {"folder": "near", "group": "near"}, "far": {"folder": "far", "group": "far"}}}
+    detectors = ["knn", "msp"]
+    made = [judged_run.make(root, name, data=sets, detectors=detectors) for name in ("one", "two")]
+    alone = {"ood": {"far": "far"}}
+    return [*made, judged_run.make(root, "other", "zero_shot", data=alone, detectors=["mcm", "knn"])]
+
+
+def rows_of(run, detector):
+    rows = tiny_clip.results(run)["rows"]
+    return {row["ood"]: row for row in rows if row["detector"] == detector and row["setting"] == "standard"}
+
+
+def test_runs_on_the_same_sets_stand_together_with_their_own_numbers(runs):
+    first, second = summarize([str(runs[0]), f"{runs[1]}:msp", str(runs[2])])
+    assert [(line.folder, line.detector) for line in first.lines if line.first] == [(runs[0], "knn"), (runs[1], "msp")]
+    assert [line.detector for line in second.lines if line.first] == ["mcm"] and second.sets == {"far": 7}
+    line = next(line for line in first.lines if (line.folder, line.detector) == (runs[1], "msp"))
+    rows, results = rows_of(runs[1], "msp"), tiny_clip.results(runs[1])
+    assert line.figures[MEAN, "auroc"].value == rows[MEAN]["auroc"]
+    assert [line.figures[MEAN, "fpr95"].low, line.figures[MEAN, "fpr95"].high] == rows[MEAN]["intervals"]["fpr95"]
+    assert line.figures["near (mean)", "auroc"].value == rows["near"]["auroc"]
+    assert line.figures["ID", "accuracy"].value == results["accuracy"]
+    (joint,) = [row for row in results["joint"]["rows"] if (row["detector"], row["ood"]) == ("msp", MEAN)]
+    assert line.figures[MEAN, "auoscr"].value == joint["auoscr"]
+
+
+def test_the_page_and_the_table_hold_every_detector(root, runs, capsys):
+    page = root / "summary.html"
+    evaluation.main(["--summary", *map(str, runs), "--html", str(page)])
+    text, told = page.read_text(encoding="utf-8"), capsys.readouterr().out
+    assert f"Written: {page}, {root / 'summary.csv'}" in told and "3 runs side by side" in text
+    assert len(re.findall(r'class="line is-\d+ is-first"', text)) == 3
+    assert len(re.findall(r'class="line is-\d+"', text)) == 3 and "<script" not in text
+    with (root / "summary.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    (mean,) = [
+        row
+        for row in rows
+        if (row["run"], row["detector"], row["on"], row["metric"]) == (str(runs[0]), "knn", MEAN, "auroc")
+    ]
+    assert mean["value"] == f"{100 * rows_of(runs[0], 'knn')[MEAN]['auroc']:.2f}" and mean["first"] == "true"
+
+
+def test_the_page_lies_beside_the_first_run_by_itself(root, runs):
+    evaluation.main(["--summary", str(runs[2])])
+    assert (root / "runs/summary.html").is_file() and (root / "runs/summary.csv").is_file()
+
+
+@pytest.mark.browser
+def test_a_click_sorts_by_a_column_and_another_shows_a_detector(root, runs, browser):
+    path = root / "clicked.html"
+    evaluation.main(["--summary", str(runs[0]), str(runs[1]), "--html", str(path)])
+    page = browser.new_page()
+    page.goto(path.as_uri())
+
+    def shown():
+        lines = page.locator(".line:visible")
+        found = [(line.bounding_box()["y"], line) for line in lines.all()]
+        return [line for _, line in sorted(found, key=lambda each: each[0])]
+
+    def detectors():
+        return {line.locator("small").first.inner_text().split(" · ")[0] for line in shown()}
+
+    assert detectors() == {"knn"} and len(shown()) == 2
+    page.get_by_text("msp", exact=True).click()
+    assert detectors() == {"msp"}
+    for title, metric, sign in (("mean", "FPR95", 1), ("near", "AUROC", -1)):
+        page.locator(".head label", has=page.get_by_text(metric, exact=True)).filter(has_text=title).last.click()
+        column = page.locator(".head [role=columnheader]").evaluate_all(
+            "(heads, [title, metric]) => heads.findLastIndex((each) => each.innerText.startsWith(title) && each.innerText.includes(metric))",
+            [title, metric],
+        )
+        values = [float(line.locator("> *").nth(column).inner_text().split()[0]) for line in shown()]
+        assert values == sorted(values, key=lambda value: sign * value)
+    page.close()
+
+
+def test_what_cannot_be_summarized_is_told(root, runs):
+    with pytest.raises(ConfigError, match=r"--summary: .*nowhere is no finished run"):
+        evaluation.main(["--summary", str(root / "nowhere")])
+    with pytest.raises(ConfigError, match=r"has no detector 'mps'\. Did you mean msp"):
+        evaluation.main(["--summary", f"{runs[0]}:mps"])
+    bare = judged_run.make(root, "bare", "zero_shot", data={"ood": {}}, detectors=["knn"])
+    with pytest.raises(ConfigError, match="was tested against no OOD set"):
+        evaluation.main(["--summary", str(bare)])
