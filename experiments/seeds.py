@@ -10,6 +10,7 @@ from clip_ood.config.resuming import MACHINE, differences
 from clip_ood.config.schema import Config
 from clip_ood.experiments.benchmarks import load_benchmark
 from clip_ood.experiments.checkpoints import check_checkpoint
+from clip_ood.experiments.kept_decisions import as_kept, keep_decisions, kept_by, kept_in
 from clip_ood.experiments.reporting import draw_seeds
 from clip_ood.experiments.resume import begun_with, check_images
 from clip_ood.experiments.run import run
@@ -43,12 +44,15 @@ def _judges(config: Config, results: dict[str, Any]) -> bool:
     return config.evaluation.save_detector and all(each and each["thresholds"] for each in stated or [None])
 
 
-def experiment(config: Config, folder: Path, source: Path | None = None) -> dict[str, Any]:
+def experiment(
+    config: Config, folder: Path, source: Path | None = None, decisions: Path | None = None
+) -> dict[str, Any]:
     """Runs an experiment in `folder`, once or once for each seed.
 
     Returns the content of its results.json, or {} except in the first process. With `source`, heads are taken from that run
-    instead of being trained.
+    instead of being trained; with `decisions`, this copy counts in place of data.decisions, as does the one that `source` has.
     """
+    keep_decisions(config, folder, decisions or kept_by(source, config))
     trained = source is not None and config.method.settings.trains
     if not config.seeds:
         return run(config, folder, head_of(source) if trained else None)
@@ -60,7 +64,7 @@ def experiment(config: Config, folder: Path, source: Path | None = None) -> dict
             if (head := head_of(seed_folder(source, seed) if trained else place)).is_file():
                 check_checkpoint(head)
             if (place / CONFIG).is_file():
-                check_images(place, load_benchmark(of_seed(config, seed)))
+                check_images(place, load_benchmark(as_kept(of_seed(config, seed), kept_in(place))))
     with started(folder, dump(config)):
         for seed in config.seeds:
             _run_seed(config, seed, folder, head_of(seed_folder(source, seed)) if trained else None)
@@ -74,6 +78,7 @@ def _run_seed(config: Config, seed: int, folder: Path, head: Path | None) -> Non
     if not is_follower():
         place.mkdir(exist_ok=True)
         (place / FINISHED).unlink(missing_ok=True)  # it has other detectors or files beside the results
+        keep_decisions(config, place, kept_in(folder))
         say(f"seed {seed}", flush=True)
     run(config, place, head)
 

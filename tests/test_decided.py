@@ -5,15 +5,20 @@ from __future__ import annotations
 import json
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 
 import pyarrow.parquet as pq
 import pytest
 import tiny_clip
 
+import eval as evaluation
 import train
 from clip_ood.config.loading import load_config
 from clip_ood.errors import ConfigError
+from clip_ood.experiments import seeds
 from clip_ood.experiments.benchmarks import load_benchmark
+from clip_ood.experiments.embeddings import export_embeddings
+from clip_ood.experiments.resume import check_alike
 from clip_ood.features.identity import identity_of
 from clip_ood.review.decisions import Decision
 from clip_ood.review.decisions_file import append
@@ -150,7 +155,7 @@ def test_wrong_files_are_told_before_images_are_read(root, content, option, told
 
 
 @pytest.mark.slow
-def test_a_run_says_what_decisions_changed_and_goes_on_only_under_the_same_ones(root, capsys):
+def test_a_run_says_what_decisions_changed_and_goes_on_by_them(root, capsys):
     config = tiny_clip.config(root, "run", {"linear_probe": {"epochs": 1, "batch_size": 8}})
     path = decided(root, about(root, "cat/1.png", "reject"), about(root, "dog/1.png", "relabel", "cat"))
     train.main(["--config", config, f"--data.decisions={path}"])
@@ -167,8 +172,49 @@ def test_a_run_says_what_decisions_changed_and_goes_on_only_under_the_same_ones(
     train.main(["--config", config, f"--data.decisions={path}", "--resume"])  # nothing has changed
     (run / "results.json").unlink()
     append(path, [about(root, "fox/1.png", "reject")])
-    with pytest.raises(ConfigError, match=r"begun with other images or labels .*data\.decisions"):
-        train.main(["--config", config, f"--data.decisions={path}", "--resume"])
+    capsys.readouterr()
+    train.main(["--config", config, f"--data.decisions={path}", "--resume"])
+    assert "has changed since this run was begun, which goes on with what it said then" in capsys.readouterr().out
+    assert rejected(run) == {"cat/1.png"}
+    path.unlink()
+    evaluation.main(["--run", str(run)])
+    assert rejected(root / "runs/run-eval") == {"cat/1.png"}
+    export_embeddings(run, root / "embedded.parquet")
+    assert pq.read_table(root / "embedded.parquet")["set"].to_pylist().count("rejected") == 1
+    append(path, [about(root, "dog/3.png", "reject")])
+    evaluation.main(["--run", str(run), "--name=other"])  # the run's own copy counts, not what is said now
+    assert rejected(root / "runs/other") == {"cat/1.png"}
+
+
+@pytest.mark.slow
+def test_all_seeds_read_what_was_decided_when_the_first_one_began(root, monkeypatch):
+    config = tiny_clip.config(root, "run", {"zero_shot": {}})
+    path = decided(root, about(root, "cat/1.png", "reject"))
+    runs = seeds.run
+
+    def and_decide(*given):
+        append(path, [about(root, "cat/3.png", "reject")])
+        return runs(*given)
+
+    monkeypatch.setattr(seeds, "run", and_decide)
+    train.main(["--config", config, f"--data.decisions={path}", "--seeds=[0, 1]"])
+    for seed in (0, 1):
+        assert rejected(root / f"runs/run/seed-{seed}") == {"cat/1.png"}
+    train.main(["--config", config, f"--data.decisions={path}", "--name=next"])
+    assert rejected(root / "runs/next") == {"cat/1.png", "cat/3.png"}
+
+
+def test_processes_that_know_other_images_stop(root):
+    plain = load_benchmark(load_config(tiny_clip.config(root, "plain", {"zero_shot": {}})))
+    decided(root, about(root, "cat/1.png", "reject"))
+    first = SimpleNamespace(strategy=SimpleNamespace(broadcast=lambda own: "another"))
+    with pytest.raises(ConfigError, match="Two processes of this run know different images"):
+        check_alike(plain, first)
+    check_alike(plain, SimpleNamespace(strategy=SimpleNamespace(broadcast=lambda own: own)))
+
+
+def rejected(run: Path) -> set[str]:
+    return {row["path"] for row in pq.read_table(run / "scores.parquet").to_pylist() if row["set"] == "rejected"}
 
 
 def finished(folder: Path) -> Path:
