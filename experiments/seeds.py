@@ -14,7 +14,8 @@ from clip_ood.experiments.kept_decisions import as_kept, keep_decisions, kept_by
 from clip_ood.experiments.reporting import draw_seeds
 from clip_ood.experiments.resume import begun_with, check_images
 from clip_ood.experiments.run import run
-from clip_ood.runs.going_on import after_run, held_out_told, labels_told, suspects_told
+from clip_ood.runs.few_images import held_out_cautions, ranks_caution
+from clip_ood.runs.going_on import after_run, held_out_told, labels_told, seeds_told, suspects_told
 from clip_ood.runs.results_files import write_json, write_mean_table
 from clip_ood.runs.results_table import print_table
 from clip_ood.runs.run_folder import CONFIG, FINISHED, REPORT, head_of, is_follower, read_results, seed_folder, started
@@ -27,12 +28,20 @@ def conduct(config: Config, folder: Path, source: Path | None = None) -> None:
     if results := experiment(config, folder, source):
         print_table(results)
         say(f"Results: {folder}")
+        for line in (
+            seeds_told(folder, config.seeds, read_results(seed_folder(folder, config.seeds[0]))) if config.seeds else ()
+        ):
+            say(line)
         if ranked := results.get("suspects"):
             say(suspects_told(folder, ranked))
+            if caution := ranks_caution(ranked["images"]):
+                say(caution)
             if ranked["labels"]:
                 say(labels_told(folder, ranked["labels"]))
         if held_out := results.get("held_out"):
             say(held_out_told(held_out))
+            for caution in held_out_cautions(held_out):
+                say(caution)
         if (folder / REPORT).is_file():
             say(f"Report: {folder / REPORT}")
         say(after_run(folder, config.seeds, _judges(config, results), bool(results["rows"])))

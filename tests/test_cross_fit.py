@@ -116,6 +116,25 @@ def test_auroc_without_test_images_is_that_of_the_training_images(run):
     assert rows["mahalanobis"]["n_id"] == 47
 
 
+@pytest.mark.slow
+def test_each_seed_says_where_its_suspects_and_held_out_classes_are(root, capsys):
+    keys = {"cross_fit": 4, "hold_out_classes": 2, "figures": False, "report": False}
+    data = {"id": "four", "ood": {}}
+    shutil.copytree(root / "data/id", root / "data/four")
+    shutil.copytree(root / "data/near", root / "data/four/hen")
+    run = make(root, "each", seeds=[0, 1], detectors=["knn"], evaluation=keys, data=data)
+    said = "".join(capsys.readouterr().out.split())  # whatever lines a terminal folds
+    files = {
+        "Suspects": "suspects.csv",
+        "Doubtful labels": "labels.csv",
+        "AUROC with classes held out (held_out)": "results.json",
+    }
+    for what, name in files.items():
+        places = [run / f"seed-{seed}" / name for seed in (0, 1)]
+        assert all(path.is_file() for path in places)
+        assert f"{what}, by each seed: {places[0]}, {places[1]}".replace(" ", "") in said
+
+
 def test_seeds_that_redraw_nothing_have_intervals_over_the_images(root):
     detectors = ["knn", "mahalanobis"]
     run = make(root, "of_seeds", detectors=detectors, seeds=[1, 2])
