@@ -10,8 +10,11 @@ from types import SimpleNamespace
 import pyarrow.parquet as pq
 import pytest
 import tiny_clip
+import yaml
 
+import attack
 import eval as evaluation
+import study
 import train
 from clip_ood.config.loading import load_config
 from clip_ood.errors import ConfigError
@@ -202,6 +205,43 @@ def test_all_seeds_read_what_was_decided_when_the_first_one_began(root, monkeypa
         assert rejected(root / f"runs/run/seed-{seed}") == {"cat/1.png"}
     train.main(["--config", config, f"--data.decisions={path}", "--name=next"])
     assert rejected(root / "runs/next") == {"cat/1.png", "cat/3.png"}
+
+
+@pytest.mark.slow
+def test_all_runs_of_a_study_read_what_was_decided_when_it_began(root, monkeypatch):
+    path = decided(root, about(root, "cat/1.png", "reject"))
+    runs = seeds.run
+
+    def and_decide(*given):
+        append(path, [about(root, "cat/3.png", "reject")])
+        return runs(*given)
+
+    keys = {"config": tiny_clip.config(root, "base", {"zero_shot": {}}), "studies_root": f"{root}/studies"}
+    axes = {"seed": {"seed": [1, 2]}}
+    keys |= {"shows": "table", "axes": axes, "lines": {"1-NN": {"detector": "knn"}}}
+    (root / "both.yaml").write_text(yaml.safe_dump(keys))
+    with monkeypatch.context() as patch:
+        patch.setattr(seeds, "run", and_decide)
+        study.main(["--config", str(root / "both.yaml"), f"--data.decisions={path}"])
+    for name in ("1--1-nn", "2--1-nn"):
+        assert rejected(root / "studies/both" / name) == {"cat/1.png"}
+    (root / "studies/both/2--1-nn/results.json").unlink()  # as if it had been stopped there
+    study.main(["--config", str(root / "both.yaml"), f"--data.decisions={path}"])
+    assert rejected(root / "studies/both/2--1-nn") == {"cat/1.png"}
+
+
+@pytest.mark.slow
+def test_all_runs_of_an_attack_go_by_what_the_attacked_run_has_kept(root):
+    config = tiny_clip.config(root, "run", {"zero_shot": {}})
+    path = decided(root, about(root, "cat/1.png", "reject"))
+    train.main(["--config", config, f"--data.decisions={path}"])
+    append(path, [about(root, "cat/3.png", "reject")])
+    keys = {"ood": "near", "pairs": 4, "steps": 3, "lr": 0.02, "batch_size": 4, "runs_root": f"{root}/attacks"}
+    (root / "on.yaml").write_text(yaml.safe_dump(keys | {"name": "on", "config": str(root / "runs/run")}))
+    attack.main(["--config", str(root / "on.yaml")])
+    assert rejected(root / "attacks/on/clean") == {"cat/1.png"}
+    for run in (root / "attacks/on").glob("*/config.yaml"):
+        assert (run.parent / "decided.csv").read_bytes() == (root / "runs/run/decided.csv").read_bytes()
 
 
 def test_processes_that_know_other_images_stop(root):
