@@ -17,7 +17,7 @@ from clip_ood.config.detecting import beside
 from clip_ood.data.inputs import Source, is_stream, sources
 from clip_ood.datamodules.new_images import NewImages
 from clip_ood.detect.decisions import BatchDecision, cutoffs, decisions_of
-from clip_ood.detect.odd import choice_told
+from clip_ood.detect.odd import choice_told, flagged
 from clip_ood.detect.prediction_files import FURTHER
 from clip_ood.detect.predictor import Predictor
 from clip_ood.detect.saved import SavedDetector
@@ -208,17 +208,23 @@ def _tell(counts: Counts, predictor: Predictor, request: Request) -> None:
     if counts.failed > len(counts.shown):
         where = f"see {beside(request.out)}" if request.out else "with --out FILE all of them are listed"
         tell(f"not judged: {counts.failed - len(counts.shown):,} more: {where}")
-    for each in predictor.decisions:
-        ood = counts.ood[each.column]
-        interval = f"; {interval_told(ood, counts.judged)}" if request.odd and counts.judged else ""
-        share = f" ({100 * ood / counts.judged:.1f} %{interval})" if counts.judged else ""
+    if request.odd and counts.copies:
         tell(
-            f"{counts.judged:,} images judged, {ood:,} of them OOD{share}: {each.told(counts.judged, ood)}"
+            f"{counts.copies:,} of the {counts.judged:,} images judged {_copies(counts.copies)} of the run (column copy_of), which counts "
+            "them as ID: they are left out of the shares below"
+        )
+    judged = counts.judged - counts.copies if request.odd else counts.judged
+    for place, each in enumerate(predictor.decisions):
+        ood = flagged(counts.patterns, place) if request.odd else counts.ood[each.column]
+        interval = f"; {interval_told(ood, judged)}" if request.odd and judged else ""
+        share = f" ({100 * ood / judged:.1f} %{interval})" if judged else ""
+        tell(
+            f"{judged:,} images judged, {ood:,} of them OOD{share}: {each.told(judged, ood)}"
             + (f"; {counts.failed:,} could not be judged" if counts.failed else "")
         )
-    if request.odd and counts.judged > 1 and len(predictor.columns) > 1:
+    if request.odd and judged > 1 and len(predictor.columns) > 1:
         tell(choice_told(predictor.columns, counts.patterns))
-    if counts.copies:
+    if counts.copies and not request.odd:
         tell(_about_copies(counts.copies, predictor))
     if predictor.class_predictor is not None:
         tell(f"predicted_class is by {predictor.class_predictor.told()}")
@@ -236,7 +242,6 @@ def _tell(counts: Counts, predictor: Predictor, request: Request) -> None:
 
 def _about_copies(copies: int, predictor: Predictor) -> str:
     """Says that images were judged that the run has learnt from, and what their scores are."""
-    are = "is a copy of an ID image" if copies == 1 else "are copies of ID images"
     seen = [
         name
         for name, each in zip(predictor.columns, predictor.detectors, strict=True)
@@ -248,7 +253,11 @@ def _about_copies(copies: int, predictor: Predictor) -> str:
         if seen
         else "each was scored without itself, and its p-value is only its rank among them"
     )
-    return f"{copies:,} of these images {are} of the run (column copy_of): {how}"
+    return f"{copies:,} of these images {_copies(copies)} of the run (column copy_of): {how}"
+
+
+def _copies(number: int) -> str:
+    return "is a copy of an ID image" if number == 1 else "are copies of ID images"
 
 
 def _next(counts: Counts, predictor: Predictor, request: Request) -> str:

@@ -21,6 +21,7 @@ from clip_ood.detectors.names import ABOUT
 from clip_ood.errors import UserError
 from clip_ood.experiments.benchmarks import load_benchmark
 from clip_ood.experiments.extraction import stored_sets, using_features
+from clip_ood.experiments.kept_decisions import as_kept, kept_in
 from clip_ood.experiments.resume import begun_with, check_contents, check_images, contents_of
 from clip_ood.features.identity import hexadecimal
 from clip_ood.features.store import FeatureStore
@@ -46,7 +47,7 @@ def export_embeddings(run: Path, path: Path) -> int:
         raise UserError(
             f"{run} has tuned its encoder, and the store holds features of the encoder as it was: name another run"
         )
-    benchmark = load_benchmark(config)
+    benchmark = load_benchmark(as_kept(config, kept_in(run)))
     check_images(run, benchmark)
     with using_features(config):
         encoder = fingerprint(config.backbone, config.features_root / "hashes.json")

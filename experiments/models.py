@@ -19,7 +19,7 @@ from clip_ood.config.schema import Config
 from clip_ood.data.benchmark import Benchmark
 from clip_ood.datamodules.evaluation_data import EvaluationData
 from clip_ood.datamodules.feature_data import FeatureData
-from clip_ood.detectors.build import required
+from clip_ood.detectors.build import check_any_runs, required
 from clip_ood.detectors.trial import try_own
 from clip_ood.errors import ConfigError, UserError
 from clip_ood.experiments.checkpoints import check_checkpoint
@@ -41,6 +41,8 @@ def check_method(config: Config, benchmark: Benchmark) -> None:
     """Raises UserError, before images are read, for a method that the ID set or encoder cannot serve, or an unknown detector."""
     required(config.detectors)
     try_own(config.detectors, _count(benchmark))
+    check_any_runs(config.detectors, _lacking(config, benchmark))
+    _check_enough(config, benchmark)
     method, settings = config.method.name, config.method.settings
     if settings.needs_labels and not benchmark.labelled:
         raise ConfigError(
@@ -58,6 +60,23 @@ def check_method(config: Config, benchmark: Benchmark) -> None:
         _check_start(config)
     if getattr(settings, "sweep", None) is not None:
         _check_sweep(config, benchmark)
+
+
+def _lacking(config: Config, benchmark: Benchmark) -> set[str]:
+    """Returns fields of Outputs and Reference that a run certainly lacks, by what is known before images are read."""
+    fields = set() if config.method.settings.trains else {"logits", "weight", "bias"}
+    if benchmark.class_names is None:
+        fields |= {"class_names", "text_embeddings"} | (set() if benchmark.labelled else {"labels"})
+    return fields if config.backbone.reads_text else fields | {"text_embeddings", "logit_scale"}
+
+
+def _check_enough(config: Config, benchmark: Benchmark) -> None:
+    count = min(len(benchmark.parts[name].rows) for name in ("train", "bank"))
+    if config.evaluation.cross_fit is not None and count < 2:
+        raise ConfigError(
+            f"evaluation.cross_fit compares the ID images with each other, and there {'is 1' if count == 1 else 'are none'}: name two or "
+            "more (data.id)"
+        )
 
 
 def check_detectors(config: Config, benchmark: Benchmark, features: int, embeddings: int | None) -> None:

@@ -30,7 +30,7 @@ BYTES = "".join(map(chr, range(0xDC80, 0xDD00)))  # stand for bytes of names tha
 @dataclass
 class Counts:
     """How many images were judged, how many of them are copies of the run's own ID images, how many each detector flags as OOD, how many
-    are flagged by which of all detectors (`patterns`), how many could not be judged, and how many could not be set aside (`left`); for
+    that are no such copies are flagged by which of all detectors (`patterns`), how many could not be judged, and how many could not be set aside (`left`); for
     the last two, also (path, reason) of the first ten.
     """
 
@@ -81,7 +81,7 @@ class Predictions:
         counts.ood[line["detector"]] += line["is_ood"]
         self._flags.append(line["is_ood"])
         if len(self._flags) == len(counts.ood):
-            counts.patterns[tuple(self._flags)] += 1
+            counts.patterns[tuple(self._flags)] += line["copy_of"] is None
             self._flags.clear()
         self.file.write(line)
         if line["is_ood"] and line["detector"] == self.first and self.aside is not None:

@@ -14,6 +14,7 @@ from clip_ood.command_line import answer
 from clip_ood.config.schema import Config
 from clip_ood.data.benchmark import Benchmark
 from clip_ood.experiments.benchmarks import load_benchmark
+from clip_ood.experiments.kept_decisions import as_kept, kept_in
 from clip_ood.experiments.logged import describe, log_figure
 from clip_ood.experiments.loggers import check_loggers, ending_trackers, label, make_loggers
 from clip_ood.experiments.resume import begun_with, check_images
@@ -65,7 +66,7 @@ def draw_again(folder: Path) -> Path:
 
 
 def _again(folder: Path, config: Config) -> Path:
-    benchmark = load_benchmark(config)
+    benchmark = load_benchmark(as_kept(config, kept_in(folder)))
     check_images(folder, benchmark)
     check_loggers(config.trainer)
     with ending_trackers():

@@ -18,6 +18,8 @@ from clip_ood.files.writing import write_text
 from clip_ood.runs.run_folder import CONFIG, CONTENTS, IMAGES, head_of, seed_folder
 
 if TYPE_CHECKING:
+    from lightning.pytorch import Trainer
+
     from clip_ood.data.benchmark import Benchmark
     from clip_ood.features.stored_set import Features
 
@@ -81,7 +83,17 @@ def check_images(folder: Path, benchmark: Benchmark, parts: Collection[str] | No
         told = ", ".join(f"{name} had {_count(was, name)} images and has {_count(now, name)}" for name in changed)
         raise ConfigError(
             f"{folder} was begun with other images or labels ({told}), so that images which were trained on may be test images "
-            "now. Put the images back, and what data.decisions said, or train on these: a new run, with --overwrite or under another --name"
+            "now. Put the images back, or train on these: a new run, with --overwrite or under another --name"
+        )
+
+
+def check_alike(benchmark: Benchmark, trainer: Trainer) -> None:
+    """Raises ConfigError in a process whose images or labels are others than those of the first process; all call it together."""
+    own = digest(_described(benchmark))
+    if trainer.strategy.broadcast(own) != own:
+        raise ConfigError(
+            "Two processes of this run know different images: their folder, or what data.decisions says, was changed while they "
+            "started. Start the run again"
         )
 
 

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from clip_ood.config.checks import image_sets
-from clip_ood.data.benchmark import list_set
+from clip_ood.config.checks import called, image_sets
+from clip_ood.config.schema import Config
+from clip_ood.data.image_list import ImageList
+from clip_ood.data.listing import list_images
 from clip_ood.experiments.resume import begun_with
 from clip_ood.review.decisions_file import FILE, read_decisions
 from clip_ood.serve.application import create_app
@@ -15,6 +17,16 @@ from clip_ood.serve.run_images import RunImages
 from clip_ood.serve.run_suspects import suspects_of
 from clip_ood.serve.session import Review
 from clip_ood.terminal.shown import say
+
+
+def _lists(config: Config) -> list[ImageList]:
+    """Lists the images of the ID sets as they are now, whatever became of their number and their classes since the run."""
+    of_id = {key: spec for key, spec in image_sets(config.data).items() if key.partition(".")[0] == "id"}
+    anyhow = {"per_class": None, "count": None}
+    return [
+        list_images(called(key), spec.model_copy(update=anyhow), config.data.root, False, config.seed, download=False)
+        for key, spec in of_id.items()
+    ]
 
 
 def review(run: Path, decisions: Path | None, host: str, port: int | None, by: str) -> None:
@@ -28,12 +40,7 @@ def review(run: Path, decisions: Path | None, host: str, port: int | None, by: s
     if file.exists():
         read_decisions(file)
     suspects = suspects_of(run)
-    lists = [
-        list_set(config.data, key, spec, config.seed, download=False)
-        for key, spec in image_sets(config.data).items()
-        if key.partition(".")[0] == "id"
-    ]
-    images = RunImages(suspects, lists)
+    images = RunImages(suspects, _lists(config))
     at = listen(host, port)
     access = access_at(host, at.getsockname()[1])
     app = create_app(

@@ -27,6 +27,7 @@ from clip_ood.experiments.cross_fit import cross_fit, without_copies
 from clip_ood.experiments.extraction import load_features, using_features, vocabulary_of
 from clip_ood.experiments.held_out import hold_out_classes
 from clip_ood.experiments.image_numbers import image_numbers
+from clip_ood.experiments.kept_decisions import as_kept, kept_in
 from clip_ood.experiments.leaks import find_leaks, without
 from clip_ood.experiments.loggers import check_loggers, ending_trackers, label, make_loggers
 from clip_ood.experiments.models import build, check_detectors, check_method
@@ -35,6 +36,7 @@ from clip_ood.experiments.own_classes import make_callbacks
 from clip_ood.experiments.quiet import hush
 from clip_ood.experiments.reporting import draw
 from clip_ood.experiments.resume import (
+    check_alike,
     check_contents,
     check_head_contents,
     check_head_images,
@@ -69,7 +71,7 @@ def run(config: Config, folder: Path, checkpoint: Path | None = None) -> dict[st
     check_loggers(config.trainer)
     stalls.wait_at_most(config.timeout)
     with Terminal(quiet=is_follower()).status("Listing the images"):
-        benchmark = load_benchmark(config)
+        benchmark = load_benchmark(as_kept(config, kept_in(folder)))
     if not is_follower():
         check_begun(config, folder, checkpoint, benchmark)
         if caution := too_few_to_calibrate(config, benchmark):
@@ -122,6 +124,7 @@ def _run(config: Config, folder: Path, checkpoint: Path | None, benchmark: Bench
     features, text = load_features(config, benchmark, trainer, folder)
     if (vocabulary := vocabulary_of(config)) is None and config.data.vocabulary is not None and trainer.is_global_zero:
         say(f"No words name the images (data.vocabulary): {encoder_name(config)} reads no text", flush=True)
+    check_alike(benchmark, trainer)
     now = contents_of(config, benchmark, features)
     check_contents(folder, now)
     if checkpoint is not None:

@@ -13,6 +13,8 @@ from clip_ood.config.data_schema import ImageSet
 from clip_ood.data.listing import list_images
 from clip_ood.features.identity import identity_of
 from clip_ood.files.written_names import path_cell, text_cell
+from clip_ood.folder.files import write_labels as write_doubtful
+from clip_ood.folder.labels import DoubtfulLabel
 from clip_ood.serve.access import Access
 from clip_ood.serve.application import create_app
 from clip_ood.serve.listening import access_at
@@ -33,6 +35,7 @@ NAMES = (
 )
 GROUPS = {"1": (1, 5, 7), "2": (2, 6)}
 COPIES = (4, 6)  # of image 0
+DOUBTS = {5: "cat", 2: "dog"}  # the classes that are suggested, by row, the most doubtful first
 
 
 def make(root: Path, names: Sequence[str] = NAMES, copies: Sequence[int] = COPIES) -> Path:
@@ -82,6 +85,16 @@ def write_lists(root: Path, names: Sequence[str], copies: Sequence[int], content
         lines.writerow(["group", "images", "apart", "path", "image"])
         for number, rows in GROUPS.items():
             lines.writerows([number, len(rows), 0.5, path_cell(names[row]), contents[row]] for row in rows)
+
+
+def write_labels(root: Path, names: Sequence[str] = NAMES) -> None:
+    """Writes labels.csv of the run under `root`, as of a run with classes."""
+    contents = [identity_of((root / "photos" / name).read_bytes()).hex() for name in names]
+    doubtful = [
+        DoubtfulLabel(rank, names[row], contents[row], names[row].split("/")[0], suggested, 0.125, 0.75)
+        for rank, (row, suggested) in enumerate(DOUBTS.items(), start=1)
+    ]
+    write_doubtful(root / "run" / "labels.csv", doubtful)
 
 
 def reviewed(root: Path) -> tuple[Review, RunImages]:

@@ -22,7 +22,8 @@ from clip_ood.detect.bank_images import FILE, BankImages
 from clip_ood.detect.saved import SavedDetector
 from clip_ood.detectors.knn import KNN
 from clip_ood.detectors.mahalanobis import Mahalanobis
-from clip_ood.errors import ConfigError
+from clip_ood.errors import ConfigError, UserError
+from clip_ood.experiments import run as running
 from clip_ood.outputs import Outputs
 
 
@@ -116,6 +117,25 @@ def test_auroc_without_test_images_is_that_of_the_training_images(run):
     assert rows["mahalanobis"]["n_id"] == 47
 
 
+@pytest.mark.slow
+def test_each_seed_says_where_its_suspects_and_held_out_classes_are(root, capsys):
+    keys = {"cross_fit": 4, "hold_out_classes": 2, "figures": False, "report": False}
+    data = {"id": "four", "ood": {}}
+    shutil.copytree(root / "data/id", root / "data/four")
+    shutil.copytree(root / "data/near", root / "data/four/hen")
+    run = make(root, "each", seeds=[0, 1], detectors=["knn"], evaluation=keys, data=data)
+    said = "".join(capsys.readouterr().out.split())  # whatever lines a terminal folds
+    files = {
+        "Suspects": "suspects.csv",
+        "Doubtful labels": "labels.csv",
+        "AUROC with classes held out (held_out)": "results.json",
+    }
+    for what, name in files.items():
+        places = [run / f"seed-{seed}" / name for seed in (0, 1)]
+        assert all(path.is_file() for path in places)
+        assert f"{what}, by each seed: {places[0]}, {places[1]}".replace(" ", "") in said
+
+
 def test_seeds_that_redraw_nothing_have_intervals_over_the_images(root):
     detectors = ["knn", "mahalanobis"]
     run = make(root, "of_seeds", detectors=detectors, seeds=[1, 2])
@@ -170,10 +190,36 @@ def test_two_images_are_the_fewest(root):
         few.mkdir(exist_ok=True)
         shutil.copy(root / f"data/id/dog/{count}.png", few)
         if count == 1:
-            with pytest.raises(ConfigError, match="there are 1 that can be read and are no copies"):
+            with pytest.raises(ConfigError, match="compares the ID images with each other, and there is 1"):
                 make(root, "few", data={"id": "few", "ood": {}}, detectors=["knn"])
     run = make(root, "few", data={"id": "few", "ood": {}}, detectors=["knn"])
     assert len(judged_run.scores(run)) == 2
+
+
+@pytest.mark.parametrize(
+    ("folder", "detectors", "told"),
+    [
+        ("single", ["knn"], "there is 1: name two or more"),
+        (
+            "id/dog",
+            ["mahalanobis", "rmd"],
+            "mahalanobis: needs class labels of the ID training images; rmd: needs class labels",
+        ),
+        ("id/dog", ["mcm"], "mcm: needs text embeddings"),
+        ("id", ["msp", "energy"], "msp: needs logits: this run trains no head"),
+    ],
+)
+def test_what_cannot_be_scored_is_refused_before_an_image_is_read(root, monkeypatch, folder, detectors, told):
+    (root / "data/single").mkdir(exist_ok=True)
+    shutil.copy(root / "data/id/dog/1.png", root / "data/single")
+    monkeypatch.setattr(running, "load_features", lambda *given: pytest.fail("images are read"))
+    with pytest.raises(UserError, match=told):
+        make(root, "refused", data={"id": folder, "ood": {}}, detectors=detectors)
+
+
+def test_detectors_of_which_one_can_run_leave_out_the_others(root):
+    run = make(root, "one_runs", data={"id": "id/dog", "ood": {}}, detectors=["mahalanobis", "knn"])
+    assert [each["detector"] for each in tiny_clip.results(run)["omitted"]] == ["mahalanobis"]
 
 
 def test_near_copies_do_not_vouch_for_each_other(root):

@@ -5,15 +5,23 @@ from __future__ import annotations
 import json
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 
 import pyarrow.parquet as pq
 import pytest
 import tiny_clip
+import yaml
 
+import attack
+import eval as evaluation
+import study
 import train
 from clip_ood.config.loading import load_config
 from clip_ood.errors import ConfigError
+from clip_ood.experiments import seeds
 from clip_ood.experiments.benchmarks import load_benchmark
+from clip_ood.experiments.embeddings import export_embeddings
+from clip_ood.experiments.resume import check_alike
 from clip_ood.features.identity import identity_of
 from clip_ood.review.decisions import Decision
 from clip_ood.review.decisions_file import append
@@ -150,7 +158,7 @@ def test_wrong_files_are_told_before_images_are_read(root, content, option, told
 
 
 @pytest.mark.slow
-def test_a_run_says_what_decisions_changed_and_goes_on_only_under_the_same_ones(root, capsys):
+def test_a_run_says_what_decisions_changed_and_goes_on_by_them(root, capsys):
     config = tiny_clip.config(root, "run", {"linear_probe": {"epochs": 1, "batch_size": 8}})
     path = decided(root, about(root, "cat/1.png", "reject"), about(root, "dog/1.png", "relabel", "cat"))
     train.main(["--config", config, f"--data.decisions={path}"])
@@ -167,8 +175,86 @@ def test_a_run_says_what_decisions_changed_and_goes_on_only_under_the_same_ones(
     train.main(["--config", config, f"--data.decisions={path}", "--resume"])  # nothing has changed
     (run / "results.json").unlink()
     append(path, [about(root, "fox/1.png", "reject")])
-    with pytest.raises(ConfigError, match=r"begun with other images or labels .*data\.decisions"):
-        train.main(["--config", config, f"--data.decisions={path}", "--resume"])
+    capsys.readouterr()
+    train.main(["--config", config, f"--data.decisions={path}", "--resume"])
+    assert "has changed since this run was begun, which goes on with what it said then" in capsys.readouterr().out
+    assert rejected(run) == {"cat/1.png"}
+    path.unlink()
+    evaluation.main(["--run", str(run)])
+    assert rejected(root / "runs/run-eval") == {"cat/1.png"}
+    export_embeddings(run, root / "embedded.parquet")
+    assert pq.read_table(root / "embedded.parquet")["set"].to_pylist().count("rejected") == 1
+    append(path, [about(root, "dog/3.png", "reject")])
+    evaluation.main(["--run", str(run), "--name=other"])  # the run's own copy counts, not what is said now
+    assert rejected(root / "runs/other") == {"cat/1.png"}
+
+
+@pytest.mark.slow
+def test_all_seeds_read_what_was_decided_when_the_first_one_began(root, monkeypatch):
+    config = tiny_clip.config(root, "run", {"zero_shot": {}})
+    path = decided(root, about(root, "cat/1.png", "reject"))
+    runs = seeds.run
+
+    def and_decide(*given):
+        append(path, [about(root, "cat/3.png", "reject")])
+        return runs(*given)
+
+    monkeypatch.setattr(seeds, "run", and_decide)
+    train.main(["--config", config, f"--data.decisions={path}", "--seeds=[0, 1]"])
+    for seed in (0, 1):
+        assert rejected(root / f"runs/run/seed-{seed}") == {"cat/1.png"}
+    train.main(["--config", config, f"--data.decisions={path}", "--name=next"])
+    assert rejected(root / "runs/next") == {"cat/1.png", "cat/3.png"}
+
+
+@pytest.mark.slow
+def test_all_runs_of_a_study_read_what_was_decided_when_it_began(root, monkeypatch):
+    path = decided(root, about(root, "cat/1.png", "reject"))
+    runs = seeds.run
+
+    def and_decide(*given):
+        append(path, [about(root, "cat/3.png", "reject")])
+        return runs(*given)
+
+    keys = {"config": tiny_clip.config(root, "base", {"zero_shot": {}}), "studies_root": f"{root}/studies"}
+    axes = {"seed": {"seed": [1, 2]}}
+    keys |= {"shows": "table", "axes": axes, "lines": {"1-NN": {"detector": "knn"}}}
+    (root / "both.yaml").write_text(yaml.safe_dump(keys))
+    with monkeypatch.context() as patch:
+        patch.setattr(seeds, "run", and_decide)
+        study.main(["--config", str(root / "both.yaml"), f"--data.decisions={path}"])
+    for name in ("1--1-nn", "2--1-nn"):
+        assert rejected(root / "studies/both" / name) == {"cat/1.png"}
+    (root / "studies/both/2--1-nn/results.json").unlink()  # as if it had been stopped there
+    study.main(["--config", str(root / "both.yaml"), f"--data.decisions={path}"])
+    assert rejected(root / "studies/both/2--1-nn") == {"cat/1.png"}
+
+
+@pytest.mark.slow
+def test_all_runs_of_an_attack_go_by_what_the_attacked_run_has_kept(root):
+    config = tiny_clip.config(root, "run", {"zero_shot": {}})
+    path = decided(root, about(root, "cat/1.png", "reject"))
+    train.main(["--config", config, f"--data.decisions={path}"])
+    append(path, [about(root, "cat/3.png", "reject")])
+    keys = {"ood": "near", "pairs": 4, "steps": 3, "lr": 0.02, "batch_size": 4, "runs_root": f"{root}/attacks"}
+    (root / "on.yaml").write_text(yaml.safe_dump(keys | {"name": "on", "config": str(root / "runs/run")}))
+    attack.main(["--config", str(root / "on.yaml")])
+    assert rejected(root / "attacks/on/clean") == {"cat/1.png"}
+    for run in (root / "attacks/on").glob("*/config.yaml"):
+        assert (run.parent / "decided.csv").read_bytes() == (root / "runs/run/decided.csv").read_bytes()
+
+
+def test_processes_that_know_other_images_stop(root):
+    plain = load_benchmark(load_config(tiny_clip.config(root, "plain", {"zero_shot": {}})))
+    decided(root, about(root, "cat/1.png", "reject"))
+    first = SimpleNamespace(strategy=SimpleNamespace(broadcast=lambda own: "another"))
+    with pytest.raises(ConfigError, match="Two processes of this run know different images"):
+        check_alike(plain, first)
+    check_alike(plain, SimpleNamespace(strategy=SimpleNamespace(broadcast=lambda own: own)))
+
+
+def rejected(run: Path) -> set[str]:
+    return {row["path"] for row in pq.read_table(run / "scores.parquet").to_pylist() if row["set"] == "rejected"}
 
 
 def finished(folder: Path) -> Path:

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections import Counter
+from pathlib import Path
 
 import judged_run
+import pyarrow.parquet as pq
 import pytest
 import tiny_clip
 import torch
@@ -66,3 +69,23 @@ def test_detect_gives_the_share_of_odd_images_with_its_interval(root, run, capsy
     for wrong in (["--odd", root / "data" / "far", "--fdr", "0.2"], ["--odd", "--with-encoder"]):
         with pytest.raises(ConfigError, match="--odd says how many"):
             detect.main([str(each) for each in ("--run", run, *wrong)])
+
+
+@pytest.mark.slow
+def test_copies_of_id_images_are_no_odd_images(root, run, tmp_path, capsys):
+    odd = Path(shutil.copytree(root / "data" / "far", tmp_path / "odd"))
+    judged_run.judged("--run", run, "--odd", odd, "--detector", "knn,msp,rmd")
+    alone = [line for line in capsys.readouterr().err.splitlines() if "images judged" in line or "flags most" in line]
+    for number, path in enumerate(pq.read_table(run / "detector" / "bank.parquet")["path"].to_pylist()[:2]):
+        shutil.copy(root / "data" / "id" / path, odd / f"{number}_copy.png")
+    judged_run.judged("--run", run, "--odd", odd, "--detector", "knn,msp,rmd")
+    said = capsys.readouterr().err
+    total = len(list(odd.iterdir()))
+    assert f"2 of the {total} images judged are copies of ID images of the run" in said
+    assert "left out of the shares below" in said and all(line in said for line in alone) and len(alone) == 4
+    only = tmp_path / "only"
+    only.mkdir()
+    shutil.copy(odd / "0_copy.png", only)
+    judged_run.judged("--run", run, "--odd", only, "--detector", "knn,msp,rmd")
+    said = capsys.readouterr().err
+    assert "0 images judged, 0 of them OOD: knn" in said and "flags most" not in said

@@ -72,10 +72,10 @@ def test_suspects_come_in_pages_with_their_nearest_image(asking):
     found = asking.items(start=1, count=2)
     assert found["total"] == len(NAMES) and [each["row"] for each in found["items"]] == [1, 2]
     first = found["items"][0]
-    assert (first["path"], first["label"], first["nearest"], first["scores"]) == (
+    assert (first["path"], first["label"], first["beside"], first["scores"]) == (
         "dog/0.png",
         "dog",
-        2,
+        {"row": 2, "is": "nearest", "path": "cat/=1+1.png", "label": "cat", "cosine": 0.5},
         [-0.9, -1.5],
     )
     assert first["decision"] is None and asking.items(start=10**6)["items"] == []
@@ -93,6 +93,39 @@ def test_groups_and_duplicates_have_sections(asking):
     assert asking.items("groups", start=4)["items"][0]["section"]["rows"] == list(GROUPS["2"])
     copies = asking.items("duplicates")["items"]
     assert [each["row"] for each in copies] == [0, 4, 6] and copies[0]["section"]["title"] == "3 copies of one image"
+
+
+def test_a_duplicate_stands_beside_what_it_is_a_copy_of(asking):
+    beside = [each["beside"] for each in asking.items("duplicates")["items"]]
+    assert [(each["row"], each["is"]) for each in beside] == [
+        (4, "its copy"), (0, "it is a copy of"), (0, "it is a copy of"),
+    ]  # fmt: skip
+
+
+def test_doubtful_labels_are_a_view_of_runs_that_have_checked_them(root, asking):
+    assert asking.items("labels")["items"] == [] and "labels" not in asking.items()["progress"]["views"]
+    review_runs.write_labels(root)
+    asking = Asking(root)
+    found = asking.items("labels")
+    assert [each["row"] for each in found["items"]] == [5, 2]
+    assert found["items"][0]["doubt"] == {
+        "suggested": 0,
+        "of_label": 0.125,
+        "of_suggested": 0.75,
+    }  # cat, of cat and dog
+    asking.decide([5], "relabel", "cat")
+    found = asking.items("labels", -1)
+    assert found["start"] == 1 and found["progress"]["views"]["labels"] == {"images": 2, "left": 1}
+    (root / "run" / "labels.csv").write_text((root / "run" / "labels.csv").read_text().replace(",dog,0", ",cow,0"))
+    with pytest.raises(Unmatched, match=r"suggests classes that no image has \(cow\)"):
+        suspects_of(root / "run")
+
+
+def test_a_view_says_how_many_images_are_left(asking):
+    asking.decide([0, 1], "skip")  # with two copies of the first
+    views = asking.items()["progress"]["views"]
+    assert views["suspects"] == {"images": 8, "left": 4} and views["groups"] == {"images": 5, "left": 3}
+    assert views["duplicates"] == {"images": 3, "left": 0} and views["decided"]["images"] == 4
 
 
 def test_pictures_are_jpeg_at_their_size_and_asked_for_by_row_alone(root, asking):

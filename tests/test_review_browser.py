@@ -52,7 +52,7 @@ class Served:
 class Reviewing:
     """A page of a review, and what it said and asked for."""
 
-    def __init__(self, browser, served, scheme="light", viewport=DESK) -> None:
+    def __init__(self, browser, served, scheme="light", viewport=DESK, first=NAMES[0]) -> None:
         self.served = served
         self.context = browser.new_context(viewport=viewport, color_scheme=scheme, has_touch=viewport is PHONE)
         self.page = self.context.new_page()
@@ -61,15 +61,18 @@ class Reviewing:
         self.page.on("pageerror", lambda error: self.said.append(str(error)))
         self.page.on("request", lambda request: self.requests.append(request.url))
         self.page.goto(served.address)
-        self.shows(NAMES[0])
+        self.shows(first)
 
     def shows(self, path: str) -> None:
         """Waits until this image is shown, with its picture."""
-        self.until(lambda: self.text("#path") == path.replace("\udce9", "\\udce9"), path)
+        self.until(lambda: self.path() == path.replace("\udce9", "\\udce9"), path)
         loaded = (
             "(image => image.complete && image.naturalWidth > 0 && !image.hidden)(document.getElementById('image'))"
         )
         self.until(lambda: self.page.evaluate(loaded), path)
+
+    def path(self) -> str:
+        return self.page.locator("#path").text_content()
 
     def text(self, selector: str) -> str:
         return self.page.locator(selector).inner_text()
@@ -88,11 +91,9 @@ class Reviewing:
         self.until(lambda: self.served.decided() == list(wanted), self.served.decided())
 
 
-@pytest.fixture
-def reviewing(browser, tmp_path):
-    """Opens a review; all are closed after the test."""
-    review_runs.make(tmp_path)
-    served, opened = Served(tmp_path), []
+def pages(browser, root):
+    """Yields a function that opens pages of one review; all are closed after the test."""
+    served, opened = Served(root), []
 
     def open_page(**how):
         opened.append(Reviewing(browser, served, **how))
@@ -104,13 +105,27 @@ def reviewing(browser, tmp_path):
     served.end()
 
 
+@pytest.fixture
+def reviewing(browser, tmp_path):
+    review_runs.make(tmp_path)
+    yield from pages(browser, tmp_path)
+
+
+@pytest.fixture
+def labelled(browser, tmp_path):
+    """A review of a run with doubtful labels."""
+    review_runs.make(tmp_path)
+    review_runs.write_labels(tmp_path)
+    yield from pages(browser, tmp_path)
+
+
 def test_keys_decide_and_every_decision_is_written_at_once(reviewing):
     at = reviewing()
     at.press("r")
     at.shows(NAMES[1])
     at.writes(("reject", NAMES[0], ""))
     at.press("k", "s", "ArrowRight", "ArrowLeft", "ArrowLeft")  # faster than answers come
-    at.until(lambda: at.text("#path") == NAMES[2] and at.text("#mark") == "skipped")
+    at.until(lambda: at.path() == NAMES[2] and at.text("#mark") == "skipped")
     first = [("reject", NAMES[0], ""), ("keep", NAMES[1], ""), ("skip", NAMES[2], "")]
     at.writes(*first)
     assert "5 of 8 decided" in at.text("#count")  # with two copies of the first
@@ -156,6 +171,51 @@ def test_a_group_is_rejected_as_a_whole_and_taken_back_as_a_whole(reviewing):
     at.until(lambda: at.text("#title") == "3 copies of one image")
 
 
+def test_a_duplicate_is_shown_beside_what_it_is_a_copy_of(reviewing):
+    at = reviewing()
+    at.press("3")
+    at.until(lambda: at.text("#is") == "its copy")
+    at.press("ArrowRight")
+    at.shows(NAMES[4])
+    assert at.text("#is") == "it is a copy of" and at.page.locator("#other_path").text_content() == NAMES[0]
+
+
+def test_y_takes_the_class_that_is_suggested(labelled):
+    at = labelled()
+    assert [button.inner_text() for button in at.page.locator("#views button").all()] == [
+        "Suspects 8 left", "Groups 5 left", "Duplicates 3 left", "Labels 2 left", "Random draw 0", "Decided 0",
+    ]  # fmt: skip
+    assert at.page.locator("#accept").is_hidden()
+    at.press("y")  # nothing is suggested here
+    at.press("4")
+    at.shows(NAMES[5])
+    assert at.text("#doubt") == "dog → cat: of the vote of its nearest images, 13 % is for dog and 75 % for cat"
+    assert at.text("#accept").endswith("It is cat")
+    at.press("y")
+    at.shows(NAMES[2])
+    at.press("k")
+    at.writes(("relabel", NAMES[5], "cat"), ("keep", NAMES[2], ""))
+    at.until(lambda: at.text("[data-view=labels]") == "Labels ✓")
+    at.press("u", "u")
+    at.until(lambda: at.text("[data-view=labels]") == "Labels 2 left")
+    at.page.locator("#accept").click()
+    at.until(lambda: at.served.decided()[-1] == ("relabel", NAMES[5], "cat"))
+
+
+@pytest.mark.parametrize("viewport", [DESK, PHONE], ids=["desk", "phone"])
+def test_the_end_of_a_long_name_is_in_sight(browser, tmp_path, viewport):
+    name = "cat/" + "long_" * 40 + "end.png"
+    review_runs.make(tmp_path, (name, *NAMES[1:]))
+    reviewing = pages(browser, tmp_path)
+    at = next(reviewing)(viewport=viewport, first=name)
+    end = at.page.locator("#path span").last
+    assert end.text_content() == name[-18:] and at.page.locator("#path").get_attribute("title") == name
+    box, around = end.bounding_box(), at.page.locator("#path").bounding_box()
+    assert box["x"] >= 0 and box["x"] + box["width"] <= around["x"] + around["width"] + 1 <= viewport["width"]
+    assert around["height"] < 40  # one line
+    assert list(reviewing) == []  # closes it
+
+
 def test_a_draw_ends_in_a_rate(reviewing):
     at = reviewing()
     at.press("4")
@@ -194,7 +254,7 @@ def test_names_are_text_and_nothing_else(reviewing):
     at = reviewing()
     at.press("ArrowRight", "ArrowRight", "ArrowRight")
     at.shows(NAMES[3])
-    assert at.page.locator("#path b").count() == 0 and "<b>&" in at.text("#path")
+    assert at.page.locator("#path b").count() == 0 and "<b>&" in at.path()
 
 
 def test_an_ended_review_says_so(reviewing):
@@ -204,11 +264,11 @@ def test_an_ended_review_says_so(reviewing):
     at.until(lambda: "does not answer" in at.text("#note"))
 
 
-@pytest.mark.parametrize("view", ["1", "2", "4"])
+@pytest.mark.parametrize("view", ["1", "2", "3", "4", "5"])
 @pytest.mark.parametrize("viewport", [DESK, PHONE], ids=["desk", "phone"])
 @pytest.mark.parametrize("scheme", ["light", "dark"])
-def test_the_page_fits_and_can_be_read(reviewing, view, viewport, scheme):
-    at = reviewing(viewport=viewport, scheme=scheme)
+def test_the_page_fits_and_can_be_read(labelled, view, viewport, scheme):
+    at = labelled(viewport=viewport, scheme=scheme)
     at.press("k", view)
     at.page.wait_for_timeout(300)
     assert at.page.evaluate("document.documentElement.scrollWidth") <= viewport["width"]
@@ -224,11 +284,12 @@ def test_buttons_are_large_enough_for_a_thumb(reviewing):
     at = reviewing(viewport=PHONE)
     buttons = at.page.locator("#actions button")
     boxes = [buttons.nth(place).bounding_box() for place in range(buttons.count())]
+    boxes = [box for box in boxes if box is not None]  # what is hidden has none
     assert len(boxes) == 7 and all(box["height"] >= 44 and box["width"] >= 34 for box in boxes)
     assert max(box["y"] + box["height"] for box in boxes) <= PHONE["height"]  # in sight without scrolling
     assert all(
         at.page.evaluate("e => e.scrollWidth <= e.clientWidth", buttons.nth(place).element_handle())
-        for place in range(7)
+        for place in range(1, 8)
     )
     at.page.locator("[data-decide=reject]").tap()
     at.shows(NAMES[1])

@@ -91,7 +91,9 @@ def test_finished_runs_are_not_run_again_and_others_are(root, table, monkeypatch
     ran = []
     real = clip_ood.experiments.seeds.experiment
     monkeypatch.setattr(
-        clip_ood.experiments.seeds, "experiment", lambda config, folder: ran.append(folder.name) or real(config, folder)
+        clip_ood.experiments.seeds,
+        "experiment",
+        lambda config, folder, **kept: ran.append(folder.name) or real(config, folder, **kept),
     )
     study.main(["--config", str(root / "table.yaml")])
     assert ran == []

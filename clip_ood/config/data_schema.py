@@ -263,7 +263,8 @@ class Data(Section):
     decisions: Place | None = None
     """A file of what people decided about ID images, as `clip-ood review` writes it: decisions.csv in a run's folder (docs/review.md).
     Rejected images leave train, val, test and bank, and are an OOD set named rejected; relabelled ones get the class that was decided
-    on. Images are found by their content, whatever their files are called by now (default: none)."""
+    on. Images are found by their content, whatever their files are called by now. The run goes by what the file says when it begins
+    (default: none)."""
     max_unreadable: Fraction = 0.01
     """Largest share of a set's images that may be unreadable before the run stops; 5 images may be unreadable in any set. Unreadable
     images are left out and listed in the run's unreadable.csv."""

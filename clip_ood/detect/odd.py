@@ -9,10 +9,14 @@ from clip_ood.metrics.intervals import share_told
 Patterns = Mapping[tuple[bool, ...], int]  # which of K detectors flag an image -> the number of such images
 
 
+def flagged(patterns: Patterns, place: int) -> int:
+    """Returns the number of images that the detector at this place flags."""
+    return sum(number for flags, number in patterns.items() if flags[place])
+
+
 def most_flagging(patterns: Patterns) -> int:
     """Returns the place of the detector that flags most images (of equal ones the first)."""
-    flagged = [sum(number for flags, number in patterns.items() if flags[k]) for k in range(len(next(iter(patterns))))]
-    return max(range(len(flagged)), key=flagged.__getitem__)
+    return max(range(len(next(iter(patterns)))), key=lambda place: flagged(patterns, place))
 
 
 def flagged_by_leave_one_out(patterns: Patterns) -> int:

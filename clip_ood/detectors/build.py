@@ -58,14 +58,28 @@ def build_detectors(
         _check_parameters(spec, cls)
         missing = [field for field in cls.requires if field not in available]
         if missing:
-            reasons = dict.fromkeys(REASONS.get(field, f"needs {field}: this run gives none") for field in missing)
-            omitted.append(Omitted(spec.label, "; ".join(reasons)))
+            omitted.append(Omitted(spec.label, _reasons(missing)))
         elif (count := _classes(reference)) is not None and count < cls.least_classes:
             omitted.append(Omitted(spec.label, ONE_CLASS))
         else:
             detectors[spec.label] = cls(reference, **spec.parameters)
             detectors[spec.label].spec = {"name": spec.name, **spec.parameters}
     return detectors, omitted
+
+
+def check_any_runs(specs: Sequence[str | Mapping[str, Any]] | None, lacking: Collection[str]) -> None:
+    """Raises UserError if each requested detector needs one of the fields that a run cannot have, and as `build_detectors` does."""
+    why = {}
+    for spec in read_specs(specs):
+        missing = [field for field in load_class(spec).requires if field in lacking]
+        if not missing:
+            return
+        why[spec.label] = _reasons(missing)
+    raise UserError(f"None of the detectors can run here. {'; '.join(f'{name}: {each}' for name, each in why.items())}")
+
+
+def _reasons(missing: Sequence[str]) -> str:
+    return "; ".join(dict.fromkeys(REASONS.get(field, f"needs {field}: this run gives none") for field in missing))
 
 
 def required(specs: Sequence[str | Mapping[str, Any]] | None) -> set[str]:

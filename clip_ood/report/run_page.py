@@ -18,6 +18,7 @@ from clip_ood.report.joint_table import joint_table
 from clip_ood.report.page import write_page
 from clip_ood.report.results import Results, Value, all_metrics, mean_row, tables, value
 from clip_ood.report.suspects import answer
+from clip_ood.runs.few_images import held_out_cautions, ranks_caution
 from clip_ood.runs.files import read_results
 from clip_ood.runs.results_table import intervals_told, left_out, missing_seeds, remarks, told
 from clip_ood.runs.run_folder import REPORT
@@ -108,6 +109,8 @@ def _write(folder: Path, results: Results, default: str | None, **found: Any) ->
         intervals=intervals_told(results),
         few=missing_seeds(results),
         notes=dict(notes),
+        ranks_caution=(ranked := results.get("suspects")) and ranks_caution(ranked["images"]),
+        held_out_cautions=held_out_cautions(held_out) if (held_out := results.get("held_out")) else [],
         left_out=left_out(results),
         config=(folder / "config.yaml").read_text(encoding="utf-8"),
         versions=results.get("versions") or {},

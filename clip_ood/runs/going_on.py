@@ -134,6 +134,22 @@ def suspects_told(folder: Path, ranked: Mapping[str, Any]) -> str:
     )
 
 
+def seeds_told(folder: Path, seeds: Iterable[int], results: Mapping[str, Any]) -> list[str]:
+    """Says where each seed of a run has what is not averaged; `results` is the results.json of one seed.
+
+    >>> seeds_told(Path("runs/a"), [0, 1], {"suspects": {"labels": None}, "held_out": None})
+    ['Suspects, by each seed: runs/a/seed-0/suspects.csv, runs/a/seed-1/suspects.csv']
+    """
+    ranked = results.get("suspects")
+    files = {"Suspects": ranked and SUSPECTS, "Doubtful labels": ranked and ranked["labels"] and LABELS}
+    files |= {"AUROC with classes held out (held_out)": results.get("held_out") and FINISHED}
+    return [
+        f"{what}, by each seed: {', '.join(str(seed_folder(folder, seed) / file) for seed in seeds)}"
+        for what, file in files.items()
+        if file
+    ]
+
+
 def labels_told(folder: Path, checked: Mapping[str, Any]) -> str:
     """Says how many labels are doubtful, and where they are listed.
 

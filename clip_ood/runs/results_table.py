@@ -16,6 +16,7 @@ from clip_ood.class_predictions import HEAD, TEXT, ClassPredictor
 from clip_ood.leaks.told import leaks_told
 from clip_ood.metrics.intervals import share_told
 from clip_ood.process.called import called
+from clip_ood.runs.few_images import auroc_cautions
 from clip_ood.terminal.console import Terminal
 
 MEAN = "mean"
@@ -240,6 +241,8 @@ def _of_intervals(rows: list[dict[str, Any]]) -> list[str]:
     without = [row for row in rows if "auroc" not in row["intervals"]]
     if any(row["n_id"] == 1 for row in without):
         lines.append("There is a single ID test image: no AUROC has an interval")
+    sizes = {row["ood"]: (row["ood"], row["n_id"], row["n_ood"]) for row in reversed(rows) if row["ood"] != MEAN}
+    lines += auroc_cautions(reversed(sizes.values()))
     alone = dict.fromkeys(row["ood"] for row in without if row["n_ood"] == 1 and row["ood"] != MEAN)
     lines += [f"{name} has a single image: its AUROC has no interval, and neither has a mean with it" for name in alone]
     return lines

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 
 CONFIG = "config.yaml"  # is there once a run was started
 IMAGES = "images.json"  # the images that it trains on and scores
+DECIDED = "decided.csv"  # what data.decisions said when the run began
 CONTENTS = "contents.json"  # identifies their contents, and the encoder
 FINISHED = "results.json"
 SCORES = "scores.parquet"
@@ -230,7 +231,7 @@ def started(folder: Path, config: str) -> Iterator[None]:
                     write_text(folder / CONFIG, begun)
             elif isinstance(error, ValueError | OSError) and not _worth_keeping(folder):
                 (folder / CONFIG).unlink()
-                for about in (IMAGES, CONTENTS):
+                for about in (IMAGES, CONTENTS, DECIDED):
                     (folder / about).unlink(missing_ok=True)
             raise
 

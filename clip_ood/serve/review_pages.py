@@ -40,6 +40,7 @@ def review_routes(review: Review, images: RunImages, name: str, access: Access) 
         "token": access.token,
         "labels": [*suspects.labels],
         "detectors": [*suspects.images[0].scores] if suspects.images else [],
+        "views": [*review.views],
     }
 
     def checked(row: int) -> int:
@@ -67,7 +68,7 @@ def review_routes(review: Review, images: RunImages, name: str, access: Access) 
         for place, row in enumerate(rows[start : start + count], start):
             first = place if place in sections else first
             section = sections.get(first)
-            found.append(_about(review, row) | {"place": place, "section": section and _section(section)})
+            found.append(_about(review, row, view) | {"place": place, "section": section and _section(section)})
         return {"total": len(rows), "start": start, "items": found, "progress": review.progress()}
 
     @router.get("/image/{row}/{size}")
@@ -94,24 +95,43 @@ def review_routes(review: Review, images: RunImages, name: str, access: Access) 
     return router
 
 
-def _about(review: Review, row: int) -> dict[str, Any]:
-    about, row_at = review.suspects.images[row], review.suspects.row_at
+def _about(review: Review, row: int, view: str) -> dict[str, Any]:
+    about = review.suspects.images[row]
     return {
         "row": row,
         "rank": row + 1,
         "path": for_people(about.path),
         "label": for_people(about.label),
         "score": about.score,
-        "cosine": about.cosine,
         "scores": [*about.scores.values()],
-        "nearest": row_at.get(about.nearest),
-        "nearest_path": for_people(about.nearest),
-        "nearest_label": for_people(review.suspects.images[row_at[about.nearest]].label)
-        if about.nearest in row_at
-        else "",
-        "copy_of": row_at.get(about.copy_of),
-        "group": about.group,
+        "beside": _beside(review, row, view),
+        "doubt": _doubt(review, row) if view == "labels" else None,
         "decision": _decision(review.state().of.get(row)),
+    }
+
+
+def _beside(review: Review, row: int, view: str) -> dict[str, Any] | None:
+    if (found := review.beside(view, row)) is None:
+        return None
+    other, is_what = found
+    image = review.suspects.images[other]
+    cosine = review.suspects.images[row].cosine if is_what == "nearest" else None
+    return {
+        "row": other,
+        "is": is_what,
+        "path": for_people(image.path),
+        "label": for_people(image.label),
+        "cosine": cosine,
+    }
+
+
+def _doubt(review: Review, row: int) -> dict[str, Any]:
+    """Returns the class that is suggested, by its place among the labels, and the shares of both classes in the vote."""
+    doubt = review.suspects.doubts[row]
+    return {
+        "suggested": review.suspects.labels.index(doubt.suggested),
+        "of_label": doubt.label_probability,
+        "of_suggested": doubt.suggested_probability,
     }
 
 

@@ -1,4 +1,5 @@
-"""The images of a run by their row in suspects.csv, with what a review looks up: groups that lie apart, copies, paths, contents."""
+"""The images of a run by their row in suspects.csv, with what a review looks up: groups that lie apart, doubtful labels, copies, paths,
+contents."""
 
 from __future__ import annotations
 
@@ -10,9 +11,10 @@ from pathlib import Path
 from typing import NamedTuple
 
 from clip_ood.errors import UserError
-from clip_ood.folder.files import read_groups, read_suspects
+from clip_ood.folder.files import read_groups, read_labels, read_suspects
+from clip_ood.folder.labels import DoubtfulLabel
 from clip_ood.folder.suspects import Suspect
-from clip_ood.runs.run_folder import GROUPS, SUSPECTS
+from clip_ood.runs.run_folder import GROUPS, LABELS, SUSPECTS
 
 
 class Group(NamedTuple):
@@ -24,15 +26,19 @@ class Group(NamedTuple):
 
 
 class Unmatched(UserError):
-    """suspects.csv and groups.csv of a run are not of the same images."""
+    """suspects.csv is not of the images that groups.csv or labels.csv of the run names."""
 
 
 @dataclass(frozen=True)
 class Suspects:
-    """The images of a run; a row is the place of an image in suspects.csv, from 0."""
+    """The images of a run; a row is the place of an image in suspects.csv, from 0.
+
+    doubts: the doubtful labels by row, the most doubtful first, or None if the run has checked no labels.
+    """
 
     images: Sequence[Suspect]
     groups: Sequence[Group] = ()
+    doubts: Mapping[int, DoubtfulLabel] | None = None
 
     def __len__(self) -> int:
         return len(self.images)
@@ -68,15 +74,26 @@ class Suspects:
 
 
 def suspects_of(run: Path) -> Suspects:
-    """Reads both files of a run's folder; without groups.csv there are no groups.
+    """Reads the lists in a run's folder; without groups.csv there are no groups, and without labels.csv no labels were checked.
 
     Raises: Damaged for a file that no run writes, Unmatched, OSError without suspects.csv.
     """
     suspects = Suspects(list(read_suspects(run / SUSPECTS)))
-    rows, apart = defaultdict(list), {}
+
+    def row(path: str, file: str) -> int:
+        if path not in suspects.row_at:
+            raise Unmatched(f"{run / file} names images that {SUSPECTS} does not: let the run write both again")
+        return suspects.row_at[path]
+
+    rows, apart, doubts = defaultdict(list), {}, None
     for each in read_groups(run / GROUPS) if (run / GROUPS).is_file() else ():
-        if each.path not in suspects.row_at:
-            raise Unmatched(f"{run / GROUPS} names images that {SUSPECTS} does not: let the run write both again")
-        rows[each.group].append(suspects.row_at[each.path])
+        rows[each.group].append(row(each.path, GROUPS))
         apart[each.group] = each.apart
-    return Suspects(suspects.images, [Group(number, apart[number], tuple(sorted(of))) for number, of in rows.items()])
+    if (run / LABELS).is_file():
+        doubts = {row(each.path, LABELS): each for each in read_labels(run / LABELS)}
+        if unknown := {each.suggested for each in doubts.values()} - {*suspects.labels}:
+            raise Unmatched(
+                f"{run / LABELS} suggests classes that no image has ({min(unknown)}): let the run write it again"
+            )
+    groups = [Group(number, apart[number], tuple(sorted(of))) for number, of in rows.items()]
+    return Suspects(suspects.images, groups, doubts)

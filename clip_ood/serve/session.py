@@ -17,7 +17,7 @@ from clip_ood.review.decisions_file import append, read_decisions
 from clip_ood.serve.drawn import Draw, draws, rate_told, suspects_told
 from clip_ood.serve.run_suspects import Suspects
 
-VIEWS = ("suspects", "groups", "duplicates", "draw", "decided")
+VIEWS = ("suspects", "groups", "duplicates", "labels", "draw", "decided")
 JUDGED = ("keep", "reject", "relabel")
 
 
@@ -54,6 +54,7 @@ class Review:
 
     def __init__(self, suspects: Suspects, file: Path, check: Callable[[int], object], by: str = "") -> None:
         self.suspects, self.file, self.check, self.by = suspects, file, check, by
+        self.views = tuple(view for view in VIEWS if view != "labels" or suspects.doubts is not None)
         self._lock, self._stamp, self._state = threading.Lock(), None, State((), {}, None, frozenset(), {})
         self._groups = _sections(
             (f"Group {each.number}: {len(each.rows):,} images, {each.apart:.3g} apart from all others", each.rows)
@@ -82,13 +83,28 @@ class Review:
             )
         if view == "decided":
             return [*reversed(self.state().of)]
+        if view == "labels":
+            return [*(self.suspects.doubts or ())]
         return [row for section in self.sections(view) for row in section.rows]
 
-    def count(self, view: str) -> int:
-        """Returns the number of images in a view."""
-        if sections := self.sections(view):
-            return sections[-1].first + len(sections[-1].rows)
-        return len(self.rows(view))
+    def count(self, view: str) -> dict[str, int]:
+        """Returns the number of images in a view, and of those in it that nobody has decided about."""
+        rows, of = self.rows(view), self.state().of
+        left = len(rows) - len(of) if view == "suspects" else sum(row not in of for row in rows)
+        return {"images": len(rows), "left": left}
+
+    def beside(self, view: str, row: int) -> tuple[int, str] | None:
+        """Returns the row of the image to compare an image with, and what that is to it; None if there is none.
+
+        Among the duplicates this is the image that it is a copy of, or else its first copy, and elsewhere the nearest image.
+        """
+        about, row_at = self.suspects.images[row], self.suspects.row_at
+        if view != "duplicates":
+            return None if about.nearest not in row_at else (row_at[about.nearest], "nearest")
+        if about.copy_of in row_at:
+            return row_at[about.copy_of], "it is a copy of"
+        copies = next((rows for rows in self.suspects.duplicates if row in rows), ())
+        return next(((each, "its copy") for each in copies if each != row), None)
 
     def sections(self, view: str) -> Sequence[Section]:
         """Returns the sections of a view, which most have none of."""
@@ -147,7 +163,7 @@ class Review:
             "images": len(self.suspects),
             "decided": len(state.of),
             "of": Counter(each.decision for each in state.of.values()),
-            "views": {view: self.count(view) for view in VIEWS},
+            "views": {view: self.count(view) for view in self.views},
             "told": told,
             "cut": list(state.cut),
         }

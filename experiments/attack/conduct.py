@@ -30,6 +30,7 @@ from clip_ood.experiments.attack.plan import (
 from clip_ood.experiments.attack.scoring import check_score, fit
 from clip_ood.experiments.benchmarks import load_benchmark
 from clip_ood.experiments.extraction import load_features, using_features
+from clip_ood.experiments.kept_decisions import as_kept, keep_decisions, kept_by, kept_in
 from clip_ood.experiments.resume import check_images
 from clip_ood.experiments.seeds import experiment
 from clip_ood.experiments.trainer import new_trainer
@@ -68,7 +69,8 @@ def conduct(plan: Plan, folder: Path) -> Found | None:
 def _conduct(plan: Plan, folder: Path) -> Found | None:
     attack, config = plan.attack, plan.config
     stalls.wait_at_most(config.timeout)
-    benchmark = load_benchmark(config)
+    keep_decisions(config, folder, kept_by(plan.source, config))
+    benchmark = load_benchmark(as_kept(config, kept_in(folder)))
     check_pairs(attack, benchmark)
     check_score(plan, benchmark)
     if not is_follower():
@@ -106,7 +108,8 @@ def _once(config: Config, folder: Path, source: Path | None) -> None:
     if not is_follower():
         folder.mkdir(parents=True, exist_ok=True)
         say(f"{folder}", flush=True)
-    experiment(config, folder, source)
+    kept = kept_in(folder.parent)  # that of the attack
+    experiment(config, folder, source, kept if kept.is_file() else None)
 
 
 def _trainer(config: Config) -> Trainer:

@@ -43,9 +43,15 @@ class Pairs:
 
 
 def check_pairs(attack: AttackConfig, benchmark: Benchmark) -> None:
-    """Raises ConfigError for an OOD set smaller than asked, and for texts where the ID set has no classes, before any image is read."""
+    """Raises ConfigError, before any image is read, for an OOD set smaller than asked, for texts where the ID set has no classes, and where
+    there are no ID test images to compare with."""
     if attack.score is None and attack.target == "text" and benchmark.class_names is None:
         raise ConfigError("target: text needs class names: name the classes (data.id.class_names), or take train")
+    if not benchmark.parts["id_test"].rows:
+        raise ConfigError(
+            "An attack compares what it makes with ID test images, and this experiment has none: hold some out with "
+            "--data.splits='{val: 0, test: 0.3}', or name data.id.test"
+        )
     _enough(attack, len(benchmark.images[key_of("ood", attack.ood)]), "images")
 
 

@@ -28,6 +28,7 @@ from clip_ood.config.resuming import differences, settled
 from clip_ood.config.schema import Config
 from clip_ood.detectors.names import read_specs
 from clip_ood.errors import ConfigError, UserError, nearest
+from clip_ood.experiments.kept_decisions import as_kept, kept_by
 from clip_ood.experiments.resume import check_heads, check_same, unreadable
 from clip_ood.naming import twins
 from clip_ood.runs.run_folder import CONFIG, check_name
@@ -59,7 +60,7 @@ def load_attack(name: str, arguments: list[str] | None = None) -> Plan:
     """As `read_attack`. Raises: ConfigError also for images, and a head, that are not there."""
     plan = read_attack(name, arguments)
     check_source(plan)
-    check_folders(plan.config)
+    check_folders(as_kept(plan.config, kept_by(plan.source, plan.config)))
     return plan
 
 

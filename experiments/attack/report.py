@@ -16,6 +16,7 @@ from clip_ood.experiments.attack.figures import curves, gallery
 from clip_ood.experiments.attack.plan import AFTER, BEFORE, Plan
 from clip_ood.experiments.attack.values import PLAIN, Row, Scores, as_dicts, curve_of, rows_of
 from clip_ood.experiments.benchmarks import load_benchmark
+from clip_ood.experiments.kept_decisions import as_kept, kept_in
 from clip_ood.experiments.logged import log_figure, log_text
 from clip_ood.experiments.loggers import ending_trackers, label, make_loggers
 from clip_ood.experiments.run import encoder_name
@@ -181,13 +182,13 @@ def _gallery(plan: Plan, folder: Path, found: Found):
     name = plan.attack.score or ("knn" if "knn" in scores.detectors else scores.detectors[0])
     first, second = scores.of(BEFORE, name), scores.of(AFTER, name)
     said = [f"{name} {first[i]:#.3g} → {second[i]:#.3g}" for i in shown]
-    return gallery(before, after, _targets(plan, found, len(shown)), said)
+    return gallery(before, after, _targets(plan, folder, found, len(shown)), said)
 
 
-def _targets(plan: Plan, found: Found, count: int) -> list[Image.Image | str]:
+def _targets(plan: Plan, folder: Path, found: Found, count: int) -> list[Image.Image | str]:
     if found.pairs.aim_rows is None:
         return (found.pairs.aims or [])[:count]
-    benchmark = load_benchmark(plan.config)
+    benchmark = load_benchmark(as_kept(plan.config, kept_in(folder)))
     images = benchmark.images[benchmark.parts["train"].images]
     return [images.read(row) for row in found.pairs.aim_rows[:count]]
 

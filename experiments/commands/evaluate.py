@@ -10,6 +10,7 @@ from clip_ood.config.checks import check_folders
 from clip_ood.config.loading import dump, load_config
 from clip_ood.errors import ConfigError, UserError
 from clip_ood.experiments.commands.checks import check_named
+from clip_ood.experiments.kept_decisions import as_kept, kept_by
 from clip_ood.experiments.resume import check_heads, check_resumed
 from clip_ood.files.writing import check_writable
 from clip_ood.process.called import called
@@ -80,7 +81,7 @@ def main(argv: list[str] | None = None) -> None:
         sys.exit(plan_experiment(config, arguments.run, arguments.resume, arguments.overwrite))
     if arguments.run is not None and config.method.settings.trains:
         check_heads(arguments.run, config)
-    check_folders(config)
+    check_folders(as_kept(config, kept_by(arguments.run, config)))
     settle(config.trainer)
     check_named(config.trainer)
     with chosen_folder(config.runs_root, config.name, arguments.resume, arguments.overwrite) as folder:

@@ -9,6 +9,7 @@ from clip_ood.config.checks import check_folders
 from clip_ood.config.loading import dump, load_config
 from clip_ood.errors import ConfigError
 from clip_ood.experiments.commands.checks import check_named
+from clip_ood.experiments.kept_decisions import as_kept, kept_in
 from clip_ood.experiments.resume import check_resumed
 from clip_ood.process.launchers import settle
 from clip_ood.runs.going_on import resume_line, stoppable
@@ -28,7 +29,7 @@ def main(argv: list[str] | None = None) -> None:
         from clip_ood.experiments.forecast.plan import plan_experiment
 
         sys.exit(plan_experiment(config, None, arguments.resume, arguments.overwrite))
-    check_folders(config)
+    check_folders(as_kept(config, kept_in(config.runs_root / config.name)) if arguments.resume else config)
     settle(config.trainer)
     check_named(config.trainer)
     with chosen_folder(config.runs_root, config.name, arguments.resume, arguments.overwrite) as folder:

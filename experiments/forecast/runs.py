@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from clip_ood.config.schema import Config
@@ -19,6 +19,7 @@ from clip_ood.experiments.attack.plan import (
     transferred,
     with_sets,
 )
+from clip_ood.experiments.kept_decisions import as_kept, kept_by, kept_in
 from clip_ood.experiments.seeds import is_done, of_seed
 from clip_ood.runs.run_folder import FINISHED, head_of, seed_folder
 
@@ -51,16 +52,23 @@ def single_runs(name: str, config: Config, folder: Path, source: Path | None, be
     """Yields the runs of an experiment in `folder` that are not finished; with `source`, heads are taken from that run."""
     given = source if config.method.settings.trains else None
     if not config.seeds:
-        yield Run(name, config, folder, given and head_of(given), begun)
+        yield Run(name, _kept(config, folder, source, begun), folder, given and head_of(given), begun)
     for seed in config.seeds:
         of_one, place = of_seed(config, seed), seed_folder(folder, seed)
         if not (begun and is_done(of_one, place)):
-            yield Run(f"{name}, seed {seed}", of_one, place, given and head_of(seed_folder(given, seed)), begun)
+            kept = _kept(of_one, place if kept_in(place).is_file() else folder, source, begun)
+            yield Run(f"{name}, seed {seed}", kept, place, given and head_of(seed_folder(given, seed)), begun)
+
+
+def _kept(config: Config, folder: Path, source: Path | None, begun: bool) -> Config:
+    own = kept_in(folder)
+    return as_kept(config, own if begun and own.is_file() else kept_by(source, config))
 
 
 def attack_runs(plan: Plan, folder: Path, begun: bool) -> Iterator[Run]:
     """The runs of an attack in `folder` that are not finished, after the one of the experiment as it is. The run without the targets in
     its bank is not among them: it reads what the others have encoded."""
+    plan = replace(plan, config=_kept(plan.config, folder, plan.source, begun))
     attack, config = plan.attack, plan.config
     made = {str(folder_of(plan, folder, name)): count for name, count in image_counts(attack).items()}
     main = {place: made[place] for name in (BEFORE, AFTER) if (place := str(folder_of(plan, folder, name)))}

@@ -9,6 +9,7 @@ from typing import Any
 from clip_ood.config.resuming import FREE, MACHINE, differences
 from clip_ood.config.schema import Config
 from clip_ood.errors import UserError
+from clip_ood.experiments.kept_decisions import keep_decisions, kept_in
 from clip_ood.experiments.resume import begun_with, check_resumed
 from clip_ood.experiments.study.plan import Plan
 from clip_ood.runs.results_files import write_json
@@ -50,11 +51,12 @@ def conduct(plan: Plan) -> tuple[dict[str, dict[str, Any]], dict[str, str]]:
     states = {run: state(plan, run) for run in plan.runs}
     missing = [run for run, each in states.items() if each is not State.DONE]
     failed: dict[str, str] = {}
+    kept = _keep_decisions(plan)
     for number, run in enumerate(missing, start=1):
         if not is_follower():
             say(f"[{number}/{len(missing)}] {run}", flush=True)
         try:
-            (_score if states[run] is State.UNSCORED else _run)(plan.runs[run], plan.folder / run)
+            (_score if states[run] is State.UNSCORED else _run)(plan.runs[run], plan.folder / run, kept)
         except UserError as error:
             if len(failed) + 1 == len(plan.runs):
                 raise
@@ -67,21 +69,32 @@ def conduct(plan: Plan) -> tuple[dict[str, dict[str, Any]], dict[str, str]]:
     return {run: read_results(plan.folder / run) for run in done}, failed
 
 
-def _run(config: Config, folder: Path) -> None:
+def _keep_decisions(plan: Plan) -> Path | None:
+    """Returns the copy of data.decisions that all runs of the study read, None if they name none or several."""
+    files, begun = {each.data.decisions for each in plan.runs.values()}, any(plan.folder.glob(f"*/{CONFIG}"))
+    if len(files) > 1 or None in files:
+        return None
+    if not is_follower():
+        plan.folder.mkdir(parents=True, exist_ok=True)
+    keep_decisions(next(iter(plan.runs.values())), plan.folder, begun=begun)
+    return kept if (kept := kept_in(plan.folder)).is_file() else None
+
+
+def _run(config: Config, folder: Path, kept: Path | None) -> None:
     from clip_ood.experiments.seeds import experiment  # torch and Lightning
 
     if not is_follower():
         folder.mkdir(parents=True, exist_ok=True)
         (folder / FINISHED).unlink(missing_ok=True)  # it had fewer seeds
-    experiment(config, folder)
+    experiment(config, folder, decisions=kept)
 
 
-def _score(config: Config, folder: Path) -> None:
+def _score(config: Config, folder: Path, kept: Path | None) -> None:
     """Scores a run's heads with other detectors; what the heads were trained on stays in the results."""
     from clip_ood.experiments.seeds import experiment
 
     trained_on = read_results(folder)["trained_on"]
     if not is_follower():
         (folder / FINISHED).unlink(missing_ok=True)
-    if results := experiment(config, folder, folder):
+    if results := experiment(config, folder, folder, kept):
         write_json(folder / FINISHED, results | {"trained_on": trained_on})

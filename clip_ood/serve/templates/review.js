@@ -1,11 +1,11 @@
 "use strict";
 // The page of a review. Images are asked for by their row, a window of them at a time; every decision is sent at once.
 
-const { token, labels, detectors } = JSON.parse(document.getElementById("values").textContent);
+const { token, labels, detectors, views: VIEWS } = JSON.parse(document.getElementById("values").textContent);
 const at = (id) => document.getElementById(id);
 const WINDOW = 24; // images that are asked for at once
 const BEFORE = 6; // of them before the one that is shown
-const VIEWS = ["suspects", "groups", "duplicates", "draw", "decided"];
+const TAIL = 18; // characters at the end of a file's name that are always seen
 
 let view = "suspects";
 let place = -1; // of the image that is shown, in its view; -1: the first one that is not decided
@@ -74,7 +74,11 @@ function told(progress) {
     const mine = button.dataset.view === view;
     if (mine) button.setAttribute("aria-current", "page");
     else button.removeAttribute("aria-current");
-    button.querySelector("span").textContent = progress.views[button.dataset.view].toLocaleString("en");
+    const { images: of, left } = progress.views[button.dataset.view];
+    button.querySelector("span").textContent = button.dataset.view === "decided" || !of ? of.toLocaleString("en") : left ? `${left.toLocaleString("en")} left` : "✓";
+    const words = button.dataset.view === "decided" ? `${of} images are decided` : `${left} of ${of} images are not decided`;
+    button.title = `${words} · key ${VIEWS.indexOf(button.dataset.view) + 1}`;
+    if (mine) button.scrollIntoView({ block: "nearest", inline: "nearest" });
   }
   const cut = progress.cut.length ? ` Line ${progress.cut.join(", ")} of the file of decisions lost its end, and does not count.` : "";
   note((progress.told[view] || "") + cut);
@@ -83,10 +87,11 @@ function told(progress) {
 function show() {
   const item = items.get(place);
   at("draw").hidden = view !== "draw";
+  at("main").dataset.shows = view;
   at("stage").hidden = !item;
   at("actions").hidden = !item;
   at("empty").hidden = Boolean(item);
-  const nothing = { groups: "No group lies apart from all others.", duplicates: "No image is a copy of another one.", draw: "No images were drawn yet.", decided: "Nothing was decided yet." };
+  const nothing = { groups: "No group lies apart from all others.", duplicates: "No image is a copy of another one.", labels: "No label is in doubt.", draw: "No images were drawn yet.", decided: "Nothing was decided yet." };
   at("empty").textContent = nothing[view] || "There are no images.";
   strip();
   if (!item) {
@@ -96,13 +101,12 @@ function show() {
   at("section").hidden = !item.section;
   if (item.section) at("title").textContent = item.section.title;
   picture("image", "gone", item.row, "large", item.path);
-  at("beside").hidden = item.nearest === null;
-  if (item.nearest !== null) picture("nearest", "gone_nearest", item.nearest, "large", item.nearest_path);
+  at("beside").hidden = !item.beside;
+  if (item.beside) beside(item.beside);
   at("rank").textContent = `${(place + 1).toLocaleString("en")} of ${total.toLocaleString("en")}` + (view === "suspects" ? "" : `, suspect ${item.rank.toLocaleString("en")}`);
   at("label").textContent = item.label;
-  at("path").textContent = item.path;
-  at("cosine").textContent = [item.cosine !== null && `cosine ${short(item.cosine)}`, item.nearest_label].filter(Boolean).join(", ");
-  at("nearest_path").textContent = item.nearest_path;
+  file("path", item.path);
+  doubt(item);
   const scores = [["consensus", item.score], ...detectors.map((name, index) => [name, item.scores[index]])].filter(([, value]) => value !== null);
   at("scores").replaceChildren(...scores.flatMap(([name, value]) => [made("dt", name), made("dd", short(value))]));
   mark(item);
@@ -111,6 +115,28 @@ function show() {
   at("relabel").hidden = labels.length < 2;
   const next = items.get(place + 1);
   if (next) new Image().src = `/image/${next.row}/large`;
+}
+
+function beside(other) {
+  picture("other", "gone_other", other.row, "large", other.path);
+  at("is").textContent = other.is;
+  at("cosine").textContent = [other.cosine !== null && `cosine ${short(other.cosine)}`, other.label].filter(Boolean).join(", ");
+  file("other_path", other.path);
+}
+
+function file(id, path) {
+  const letters = [...path];
+  at(id).title = path;
+  at(id).replaceChildren(made("span", letters.slice(0, -TAIL).join("")), made("span", letters.slice(-TAIL).join("")));
+}
+
+function doubt(item) {
+  at("doubt").hidden = at("accept").hidden = !item.doubt;
+  if (!item.doubt) return;
+  const suggested = labels[item.doubt.suggested];
+  const share = (value) => `${(100 * value).toFixed(0)} %`;
+  at("doubt").textContent = `${item.label} → ${suggested}: of the vote of its nearest images, ${share(item.doubt.of_label)} is for ${item.label} and ${share(item.doubt.of_suggested)} for ${suggested}`;
+  at("suggested").textContent = suggested;
 }
 
 function mark(item) {
@@ -218,6 +244,11 @@ function change(to) {
   return look(view === "decided" ? 0 : -1);
 }
 
+function accept() {
+  const item = items.get(place);
+  return item?.doubt && one("relabel", labels[item.doubt.suggested]);
+}
+
 function relabel() {
   if (labels.length < 2 || !items.get(place)) return;
   at("find").value = "";
@@ -284,9 +315,9 @@ const next = () => look(Math.max(0, Math.min(total - 1, place + 1)));
 for (const button of document.querySelectorAll("#views button")) button.onclick = inTurn(() => change(button.dataset.view));
 for (const button of document.querySelectorAll("[data-decide]")) button.onclick = inTurn(() => one(button.dataset.decide));
 for (const button of document.querySelectorAll("[data-all]")) button.onclick = inTurn(() => all(button.dataset.all));
-for (const [id, act] of Object.entries({ relabel, undo, back, next })) at(id).onclick = inTurn(act);
+for (const [id, act] of Object.entries({ accept, relabel, undo, back, next })) at(id).onclick = inTurn(act);
 
-const KEYS = { k: () => one("keep"), r: () => one("reject"), s: () => one("skip"), l: relabel, u: undo, ArrowLeft: back, ArrowRight: next };
+const KEYS = { k: () => one("keep"), r: () => one("reject"), s: () => one("skip"), l: relabel, y: accept, u: undo, ArrowLeft: back, ArrowRight: next };
 VIEWS.forEach((name, index) => (KEYS[index + 1] = () => change(name)));
 document.addEventListener("keydown", (event) => {
   if (event.ctrlKey || event.metaKey || event.altKey || event.target === at("n") || at("classes").open) return;
