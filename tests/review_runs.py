@@ -67,6 +67,7 @@ def write_lists(root: Path, names: Sequence[str], copies: Sequence[int], content
                 "copy_of",
                 "nearest",
                 "cosine",
+                "words",
                 "x",
                 "y",
                 "knn",
@@ -78,7 +79,7 @@ def write_lists(root: Path, names: Sequence[str], copies: Sequence[int], content
             nearest = names[(row + 1) % len(names)]
             lines.writerow([
                 row + 1, path_cell(name), contents[row], text_cell(name.split("/")[0]), row / len(names), group.get(row, ""),
-                len(copies) if row == 0 or row in copies else 0, copy_of, path_cell(nearest), 0.5, 0.1, 0.2, -0.9, -1.5,
+                len(copies) if row == 0 or row in copies else 0, copy_of, path_cell(nearest), 0.5, f"word {row}, <b>", 0.1, 0.2, -0.9, -1.5,
             ])  # fmt: skip
     with (root / "run" / "groups.csv").open("w", encoding="utf-8", errors="surrogateescape", newline="") as file:
         lines = csv.writer(file)

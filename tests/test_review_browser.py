@@ -255,6 +255,7 @@ def test_names_are_text_and_nothing_else(reviewing):
     at.press("ArrowRight", "ArrowRight", "ArrowRight")
     at.shows(NAMES[3])
     assert at.page.locator("#path b").count() == 0 and "<b>&" in at.path()
+    assert at.text("#words") == "word 3, <b>"
 
 
 def test_an_ended_review_says_so(reviewing):

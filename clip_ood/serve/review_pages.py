@@ -102,6 +102,7 @@ def _about(review: Review, row: int, view: str) -> dict[str, Any]:
         "rank": row + 1,
         "path": for_people(about.path),
         "label": for_people(about.label),
+        "words": for_people(about.words),
         "score": about.score,
         "scores": [*about.scores.values()],
         "beside": _beside(review, row, view),

@@ -105,6 +105,7 @@ function show() {
   if (item.beside) beside(item.beside);
   at("rank").textContent = `${(place + 1).toLocaleString("en")} of ${total.toLocaleString("en")}` + (view === "suspects" ? "" : `, suspect ${item.rank.toLocaleString("en")}`);
   at("label").textContent = item.label;
+  at("words").textContent = item.words;
   file("path", item.path);
   doubt(item);
   const scores = [["consensus", item.score], ...detectors.map((name, index) => [name, item.scores[index]])].filter(([, value]) => value !== null);
