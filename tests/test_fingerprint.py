@@ -119,6 +119,7 @@ WRONG = [  # keys, what the answer must hold
     ({"model": "local-dir:data/demo_encoder_"}, "holds no open_clip_config.json"),
     ({"model": "hf-hub:a/b", "pretrained": "openai"}, "leave `pretrained` out"),
     ({"model": "hf-hub:a/b", "preprocess": "openai"}, "leave `preprocess` out"),
+    ({"model": "ViT-B-16", "pooling": "mean"}, "goes with encoders of timm"),
     ({"library": "timm", "model": "vit_bse_patch16_224"}, "Did you mean vit_base_patch16_224"),
     ({"library": "timm", "model": "resnet50.a1_in2k"}, "Did you mean a1_in1k"),
     ({"library": "timm", "model": "resnet50", "pretrained": "imagenet"}, "there is no file 'imagenet'"),
@@ -129,7 +130,7 @@ WRONG = [  # keys, what the answer must hold
 def test_wrong_names_are_answered_with_the_nearest_before_torch_is_imported(tmp_path):
     (tmp_path / "weights.pt").write_bytes(b"")
     cases = [
-        {"library": "open_clip", "pretrained": None, "preprocess": None, "text_spec": None}
+        {"library": "open_clip", "pretrained": None, "preprocess": None, "text_spec": None, "pooling": "default"}
         | {key: value.replace("FILE", str(tmp_path / "weights.pt")) for key, value in keys.items()}
         for keys, _ in WRONG
     ]

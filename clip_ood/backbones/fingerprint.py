@@ -27,7 +27,9 @@ def fingerprint(spec: BackboneSpec, hashes: Path) -> dict[str, Any]:
     mtime), or the seed of random weights.
     """
     own = library(spec.library).fingerprint(spec, hashes)
-    return {"library": spec.library, "model": spec.model, "precision": spec.precision, **own}
+    changed = {"pooling": spec.pooling} if spec.pooling != "default" else {}
+    changed |= {} if spec.image_size is None else {"image_size": spec.image_size}
+    return {"library": spec.library, "model": spec.model, "precision": spec.precision, **own, **changed}
 
 
 def digest(value: Any) -> str:

@@ -80,7 +80,8 @@ class Library(ABC):
 
         Raises: ConnectionError if the configuration is not on this machine.
         """
-        return self.create(ImageSpec(spec.library, spec.model, precision=spec.precision), download=False)
+        own = {"precision": spec.precision, "pooling": spec.pooling, "image_size": spec.image_size}
+        return self.create(ImageSpec(spec.library, spec.model, **own), download=False)
 
     def described(self, backbone: Backbone) -> Mapping[str, Any] | None:
         """Returns the configuration from which `restored` makes the encoder again, or None if the model's name is enough."""

@@ -27,6 +27,7 @@ from clip_ood.backbones.fitting import fit
 from clip_ood.backbones.open_clip_files import describe, without_text, written
 from clip_ood.backbones.open_clip_library import SCHEMES
 from clip_ood.backbones.spec import BackboneSpec, ImageSpec
+from clip_ood.backbones.timm_pooling import set_input_size
 from clip_ood.backbones.weights import weights_file
 from clip_ood.errors import UserError
 
@@ -64,6 +65,8 @@ class OpenClipBackbone(Backbone):
                 self._tokenize = _tokenizer(text, folder / "tokenizer")
         if weights is not None:
             load_weights(model, weights, image_alone)
+        if spec.image_size is not None and isinstance(model.visual, TimmModel):
+            set_input_size(model.visual.trunk, spec.image_size, spec.model)
         prepared = PreprocessCfg(**model.visual.preprocess_cfg)
         self.transform = image_transform_v2(prepared, is_train=False)
         size = (prepared.size, prepared.size) if isinstance(prepared.size, int) else tuple(prepared.size)

@@ -44,10 +44,19 @@ OF_TEXT = ("text_cfg", "multimodal_cfg", "custom_text")
 
 
 def describe(spec: BackboneSpec, download: bool = True) -> dict[str, Any]:
-    """Returns the content of an open_clip_config.json for the model that `spec` names: its architecture and preprocessing.
+    """Returns the content of an open_clip_config.json for the model that `spec` names: its architecture and preprocessing, for images of
+    the size that `spec` asks for.
 
     Raises: ValueError for a configuration with a key that is not allowed, ConnectionError as `Remote.fetch` does.
     """
+    described = _described(spec, download)
+    if spec.image_size is not None:
+        described["model_cfg"]["vision_cfg"]["image_size"] = spec.image_size
+        (described.get("preprocess_cfg") or {}).pop("size", None)  # open_clip then takes that of the tower
+    return described
+
+
+def _described(spec: BackboneSpec, download: bool) -> dict[str, Any]:
     if spec.model.startswith("local-dir:"):
         return read_description(Path(spec.model.removeprefix("local-dir:"), CONFIG))
     if remote := remote_config(spec):

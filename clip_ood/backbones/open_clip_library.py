@@ -39,6 +39,11 @@ class OpenClip(Library):
         return {model: open_clip.list_pretrained_tags_by_model(model) for model in open_clip.list_models()}
 
     def check(self, spec: BackboneSpec) -> None:
+        if spec.pooling != "default":
+            raise UserError(
+                f"backbone.pooling: {spec.pooling} goes with encoders of timm: the embeddings of {spec.model} are made of its own pooling. "
+                "Leave it out, or take the image tower alone (library: timm, as vit_base_patch16_clip_224.openai)"
+            )
         if spec.model.startswith(SCHEMES):
             _check_own(spec)
         else:
@@ -131,7 +136,8 @@ class OpenClip(Library):
     def _built(self, described: Mapping[str, Any], spec: BackboneSpec) -> Backbone:
         with TemporaryDirectory() as place:
             Path(place, CONFIG).write_text(json.dumps(described, default=list), encoding="utf-8")
-            return self.create(ImageSpec("open_clip", f"local-dir:{place}", precision=spec.precision), download=False)
+            own = ImageSpec("open_clip", f"local-dir:{place}", precision=spec.precision, image_size=spec.image_size)
+            return self.create(own, download=False)
 
 
 def _check_own(spec: BackboneSpec) -> None:

@@ -15,6 +15,8 @@ class BackboneSpec(Protocol):
     preprocess: str | None
     random_seed: int
     precision: str
+    pooling: str
+    image_size: int | None
 
     @property
     def text_spec(self) -> BackboneSpec | None:
@@ -31,6 +33,8 @@ class ImageSpec:
     preprocess: str | None = None
     random_seed: int = 0
     precision: str = "fp32"
+    pooling: str = "default"
+    image_size: int | None = None
 
     @property
     def text_spec(self) -> BackboneSpec | None:

@@ -16,6 +16,7 @@ from clip_ood.backbones.backbone import ImageBackbone, Preprocessing
 from clip_ood.backbones.checkpoint_file import read_tensors
 from clip_ood.backbones.fitting import fit
 from clip_ood.backbones.spec import BackboneSpec
+from clip_ood.backbones.timm_pooling import Pooled, set_input_size
 
 FILTERS = ("checkpoint_filter_fn", "_filter_fn", "_filter_torchvision_pretrained")  # from published names to timm's
 
@@ -28,6 +29,11 @@ def timm_backbone(spec: BackboneSpec) -> ImageBackbone:
     if spec.pretrained not in (None, "default"):
         _load(model, Path(spec.pretrained), spec.model)
     prepared = resolve_model_data_config(model)
+    if spec.image_size is not None:
+        set_input_size(model, spec.image_size, spec.model)
+        prepared |= {"input_size": (3, spec.image_size, spec.image_size)}
+    if spec.pooling != "default":
+        model = Pooled(model, spec.pooling, spec.model)
     preprocessing = Preprocessing(
         tuple(prepared["input_size"][1:]), tuple(prepared["mean"]), tuple(prepared["std"]), prepared["interpolation"]
     )

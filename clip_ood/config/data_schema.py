@@ -113,7 +113,7 @@ class ImageSet(Section):
             raise UserError(f"needs exactly one of {', '.join(PLACES)}; got {named or 'none'}")
         ways = [key for key in ("labels", "index", "nested", "numbered") if getattr(self, key)]
         if self.folder is None and ways:
-            raise UserError(f"{', '.join(ways)} and the like go with folder, not with {named[0]}")
+            raise UserError(f"labels, index, nested and numbered go with folder, not with {named[0]}")
         if len(ways) > 1:
             raise UserError(f"one key says what the classes are: {' or '.join(ways)}, not both")
         if self.reader is None and (self.path is not None or self.options):

@@ -60,6 +60,13 @@ class BackboneConfig(Section):
     """Name of the encoder in tables (default: its model and weights)."""
     precision: Literal["fp32", "bf16", "fp16"] = "fp32"
     """Precision of the encoder's weights and activations. Features are stored as float16 unless this is fp32."""
+    pooling: Literal["default", "cls", "mean", "cls+mean", "map"] = "default"
+    """What g is made of in an encoder of timm that gives a token for each patch: as it was trained (default); the class token (cls); the
+    mean of the patch tokens (mean); both, one after the other (cls+mean); or its attention pooling (map). timm pools DINOv3 by mean, and
+    DINOv2 by cls. open_clip's models keep their own: embeddings are made of it."""
+    image_size: Annotated[int, Field(ge=8, le=4096)] | None = None
+    """Side of the images in pixels, for an encoder that can take another than its own: position embeddings are interpolated (default: the
+    size that the model was made for)."""
     text: TextTower | None = None
     """Text tower of another model, which reads prompts and words. It must have been trained against this image tower, as
     xlm-roberta-large-ViT-H-14 was against ViT-H-14. Image features stay the same (default: the model's own text tower)."""

@@ -60,6 +60,8 @@ class Spec(Closed):
     preprocess: Text | None = None
     random_seed: int = 0
     precision: Literal["fp32", "bf16", "fp16"] = "fp32"
+    pooling: Literal["default", "cls", "mean", "cls+mean", "map"] = "default"
+    image_size: Annotated[int, Field(ge=8, le=4096)] | None = None
 
 
 class Encoder(Closed):

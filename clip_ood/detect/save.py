@@ -38,7 +38,8 @@ def described(spec: BackboneSpec) -> ImageSpec:
         model = f"local-dir:{Path(model.removeprefix('local-dir:')).resolve()}"
     if pretrained is not None and Path(pretrained).is_file():
         pretrained = str(Path(pretrained).resolve())
-    return ImageSpec(spec.library, model, pretrained, spec.preprocess, spec.random_seed, spec.precision)
+    own = (spec.preprocess, spec.random_seed, spec.precision, spec.pooling, spec.image_size)
+    return ImageSpec(spec.library, model, pretrained, *own)
 
 
 def save_bank(folder: Path, detectors: Mapping[str, Detector], rank: int = 0) -> None:
