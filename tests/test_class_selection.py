@@ -134,7 +134,7 @@ def test_files_may_have_comments_and_empty_lines(animals):
     [
         ({"keep_classes": ["a"], "drop_classes": ["b"]}, "either keep_classes or drop_classes"),
         ({"keep_classes": 3}, "takes a list of names"),
-        ({"index": "x.txt", "labels": "y.txt"}, "one key says what the classes are"),
+        ({"index": "x.txt", "labels": "y.txt"}, "labels and index each say what the classes are"),
         ({"split": "test"}, "split goes with catalog, torchvision or index"),
     ],
 )

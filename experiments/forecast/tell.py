@@ -11,7 +11,7 @@ from rich.filesize import decimal
 from rich.markup import escape
 from rich.table import Column, Table
 
-from clip_ood.config.checks import option_of
+from clip_ood.config.set_keys import option_of
 from clip_ood.experiments.attack.craft import variants
 from clip_ood.experiments.forecast.forecast import Expected, Forecast
 from clip_ood.experiments.forecast.making import Making
