@@ -189,7 +189,10 @@ def test_what_is_no_override_is_named(arguments, message):
         ("--data.id={images: a, val: b}", "data.id: val comes from data.splits"),
         ("--data.ood.a={folder: x, list: y}", "data.ood.a: needs exactly one of catalog, folder, list, .*; got .*list"),
         ("--data.ood.a={list: y, labels: z}", "data.ood.a: labels goes with folder, not with list: leave out"),
-        ("--data.ood.a={folder: y, split: val}", "data.ood.a: split goes with catalog, torchvision or index, not with folder"),
+        (
+            "--data.ood.a={folder: y, split: val}",
+            "data.ood.a: split goes with catalog, torchvision or index, not with folder",
+        ),
         ("--data.ood.a={torchvision: SVHN, split: val}", "train or test, not 'val'"),
         ("--data.ood.a={catalog: NINKO}", "catalogue has no set 'NINKO'. Did you mean NINCO"),
         ("--data.ood.a={catalog: ImageNet-1k}", "no split 'test'; name one .*: train, val, openood_val, openood_test"),

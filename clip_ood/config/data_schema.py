@@ -116,7 +116,9 @@ class ImageSet(Section):
             goes = "goes" if len(ways) == 1 else "go"
             raise UserError(f"{' and '.join(ways)} {goes} with folder, not with {named[0]}: leave out one or the other")
         if len(ways) > 1:
-            raise UserError(f"{' and '.join(ways)} each say what the classes are: keep one of them, and leave out the others")
+            raise UserError(
+                f"{' and '.join(ways)} each say what the classes are: keep one of them, and leave out the others"
+            )
         if self.reader is None and (self.path is not None or self.options):
             raise UserError(f"path and options go with reader, not with {named[0]}")
         if self.reader is not None and not re.fullmatch(r"[^\W\d]\w*(\.[^\W\d]\w*)+", class_path(self.reader)):
