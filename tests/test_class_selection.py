@@ -276,7 +276,7 @@ def test_an_index_gives_the_images_of_a_split_and_their_classes(indexed):
         ),
         (CUB, None, 0, "", "split takes test, train, and none is named"),
         (CUB | {"split": "val"}, None, 0, "", "split takes test, train, and not 'val'"),
-        (FOOD | {"split": "test"}, None, 0, "", "lists one split"),
+        (FOOD | {"split": "test"}, None, 0, "", "lists a single split: leave the key split out"),
         (FOOD, "food-101/meta/test.txt", 1, "pie", r'line 1: expected "class/image" or "image class"'),
         (FOOD, "food-101/meta/test.txt", 2, "apple_pie/3", "line 2: lists apple_pie/3 a second time"),
         (
