@@ -30,8 +30,8 @@ BYTES = "".join(map(chr, range(0xDC80, 0xDD00)))  # stand for bytes of names tha
 @dataclass
 class Counts:
     """How many images were judged, how many of them are copies of the run's own ID images, how many each detector flags as OOD, how many
-    that are no such copies are flagged by which of all detectors (`patterns`), how many could not be judged, and how many could not be set aside (`left`); for
-    the last two, also (path, reason) of the first ten.
+    of those that are no such copies are flagged by which of all detectors (`patterns`), how many could not be judged, and how many could
+    not be set aside (`left`); for the last two, also (path, reason) of the first ten.
     """
 
     judged: int = 0

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from clip_ood.config.checks import called, image_sets
+from clip_ood.config.checks import image_sets
 from clip_ood.config.schema import Config
+from clip_ood.config.set_keys import called
 from clip_ood.data.image_list import ImageList
 from clip_ood.data.listing import list_images
 from clip_ood.experiments.resume import begun_with

@@ -19,18 +19,27 @@ from clip_ood.detect.save import described
 from clip_ood.detect.saved import Encoder
 from clip_ood.features.store import dtype_of
 from clip_ood.features.stored_set import Features
+from clip_ood.texts.vocabulary import Vocabulary
 
 
-def detector_writer(config: Config, folder: Path, evaluation: OODEvaluation) -> DetectorWriter:
-    """Makes the callback that writes detector/ after the test."""
+def detector_writer(
+    config: Config,
+    folder: Path,
+    evaluation: OODEvaluation,
+    images: BankImages | None,
+    vocabulary: Vocabulary | None,
+) -> DetectorWriter:
+    """Makes the callback that writes detector/ after the test, with the images of the bank and the words by which images are named."""
     spec = described(config.backbone)
     stored = str(dtype_of(config.backbone.precision)).removeprefix("torch.")
     encoder = Encoder(spec, fingerprint(config.backbone, config.features_root / "hashes.json"), stored)
     about = {"run": folder.name, "method": config.method.name, "batch_size": config.data.batch_size}
     accept, tuned = config.evaluation.accept, config.method.settings.tunes_encoder
-    return DetectorWriter(
+    writer = DetectorWriter(
         folder / FOLDER, evaluation, encoder, spec, about, accept, tuned, config.evaluation.with_encoder
     )
+    writer.images, writer.vocabulary = images, vocabulary
+    return writer
 
 
 def bank_images(

@@ -94,7 +94,7 @@ def test_a_folder_that_may_not_be_read_is_named(tmp_path, monkeypatch):
             raise PermissionError(13, "Permission denied", str(folder))
         return scan(folder)
 
-    monkeypatch.setattr("clip_ood.data.listing.os.scandir", forbidden)
+    monkeypatch.setattr("clip_ood.data.class_folders.os.scandir", forbidden)
     with pytest.raises(ConfigError, match=r"photos: the folder .*b cannot be read \(Permission denied\)"):
         listed(fill(tmp_path, id__a=1, id__b=1), folder="id")
 

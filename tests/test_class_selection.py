@@ -134,7 +134,7 @@ def test_files_may_have_comments_and_empty_lines(animals):
     [
         ({"keep_classes": ["a"], "drop_classes": ["b"]}, "either keep_classes or drop_classes"),
         ({"keep_classes": 3}, "takes a list of names"),
-        ({"index": "x.txt", "labels": "y.txt"}, "one key says what the classes are"),
+        ({"index": "x.txt", "labels": "y.txt"}, "labels and index each say what the classes are"),
         ({"split": "test"}, "split goes with catalog, torchvision or index"),
     ],
 )
@@ -276,7 +276,7 @@ def test_an_index_gives_the_images_of_a_split_and_their_classes(indexed):
         ),
         (CUB, None, 0, "", "split takes test, train, and none is named"),
         (CUB | {"split": "val"}, None, 0, "", "split takes test, train, and not 'val'"),
-        (FOOD | {"split": "test"}, None, 0, "", "lists one split"),
+        (FOOD | {"split": "test"}, None, 0, "", "lists a single split: leave the key split out"),
         (FOOD, "food-101/meta/test.txt", 1, "pie", r'line 1: expected "class/image" or "image class"'),
         (FOOD, "food-101/meta/test.txt", 2, "apple_pie/3", "line 2: lists apple_pie/3 a second time"),
         (

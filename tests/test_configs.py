@@ -188,10 +188,7 @@ def test_what_is_no_override_is_named(arguments, message):
         ("--data.id={train: a}", "data.id: needs both train and test"),
         ("--data.id={images: a, val: b}", "data.id: val comes from data.splits"),
         ("--data.ood.a={folder: x, list: y}", "data.ood.a: needs exactly one of catalog, folder, list, .*; got .*list"),
-        (
-            "--data.ood.a={list: y, labels: z}",
-            "data.ood.a: labels, index, nested and numbered go with folder, not with list",
-        ),
+        ("--data.ood.a={list: y, labels: z}", "data.ood.a: labels goes with folder, not with list: leave out"),
         (
             "--data.ood.a={folder: y, split: val}",
             "data.ood.a: split goes with catalog, torchvision or index, not with folder",

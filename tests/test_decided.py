@@ -21,6 +21,7 @@ from clip_ood.errors import ConfigError
 from clip_ood.experiments import seeds
 from clip_ood.experiments.benchmarks import load_benchmark
 from clip_ood.experiments.embeddings import export_embeddings
+from clip_ood.experiments.kept_decisions import kept_by
 from clip_ood.experiments.resume import check_alike
 from clip_ood.features.identity import identity_of
 from clip_ood.review.decisions import Decision
@@ -242,6 +243,16 @@ def test_all_runs_of_an_attack_go_by_what_the_attacked_run_has_kept(root):
     assert rejected(root / "attacks/on/clean") == {"cat/1.png"}
     for run in (root / "attacks/on").glob("*/config.yaml"):
         assert (run.parent / "decided.csv").read_bytes() == (root / "runs/run/decided.csv").read_bytes()
+
+
+def test_a_run_on_other_decisions_does_not_take_the_copy_of_the_scored_one(root):
+    config = tiny_clip.config(root, "copied", {"zero_shot": {}})
+    path = decided(root, about(root, "cat/1.png", "reject"))
+    other = decided(root, about(root, "cat/3.png", "reject"), name="other.csv")
+    train.main(["--config", config, f"--data.decisions={path}"])
+    run = root / "runs/copied"
+    found = [kept_by(run, load_config(config, [f"--data.decisions={each}"])) for each in (path, other)]
+    assert found == [run / "decided.csv", None]
 
 
 def test_processes_that_know_other_images_stop(root):

@@ -78,7 +78,7 @@ def test_a_number_beyond_its_tolerance_ends_the_study_with_an_error(root):
         if name == "kept":
             study.main(["--config", path])
             continue
-        with pytest.raises(UserError, match=r"1 expected numbers are missed .*1 · 1-NN · near · auroc \+1\.00"):
+        with pytest.raises(UserError, match=r"1 expected number is missed .*1 · 1-NN · near · auroc \+1\.00"):
             study.main(["--config", path])
         assert "+1.00 missed" in (root / "studies/missed/missed.md").read_text()
 
@@ -146,8 +146,14 @@ def test_no_ood_set_at_all_leaves_the_run_out(root):
 @pytest.mark.parametrize(
     ("expected", "told"),
     [
-        ({"line": "2-NN", "values": {"near": 1}}, "names a line that there is not: 2-NN. Did you mean 1-NN"),
-        ({"line": "1-NN", "at": {"sed": "1"}, "values": {"near": 1}}, "names an axis that there is not: sed"),
+        (
+            {"line": "2-NN", "values": {"near": 1}},
+            "names the line .2-NN., which the study does not have. Did you mean 1-NN",
+        ),
+        (
+            {"line": "1-NN", "at": {"sed": "1"}, "values": {"near": 1}},
+            "names an axis that the study does not have: sed",
+        ),
         ({"line": "1-NN", "at": {"seed": "3"}, "values": {"near": 1}}, "there is no '3'.* It has 1, 2"),
         ({"line": "1-NN", "values": {}}, "values"),
         ({"line": "1-NN", "metric": "aurok", "values": {"near": 1}}, "metric"),

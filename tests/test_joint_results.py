@@ -153,6 +153,33 @@ def test_one_labelled_image_has_no_risk_coverage_curve():
     assert drawn.rows[0].metrics["auoscr"].low is None
 
 
+def test_images_that_two_sets_share_count_once_in_the_interval_of_the_mean():
+    """Two sets of the same images say less than two sets of different ones, so the interval of their mean is wider."""
+    generator = torch.Generator().manual_seed(0)
+    labels, roles = torch.arange(400) % 2, {"id_test": "id", "far": "ood", "again": "ood"}
+    logits = torch.eye(2)[torch.where(torch.arange(400) < 300, labels, 1 - labels)]
+    of_id = Scores(torch.arange(400), {"a": 1.5 + torch.randn(400, generator=generator)}, predictions=logits.argmax(1))
+    of_ood = Scores(torch.arange(20), {"a": torch.randn(20, generator=generator)})
+    table = JointTable(["a"], roles, 400, NAMED)
+    table.update_id(Outputs(logits=logits), of_id, labels)
+    for name in ("far", "again"):
+        table.update_ood(name, of_ood)
+    found = table.compute({"id_test": 400, "far": 20, "again": 20})
+    scored = {"id_test": of_id, "far": of_ood, "again": of_ood}
+
+    def width_of_mean(again):
+        images = {
+            "id_test": torch.arange(400),
+            "far": torch.arange(1000, 1020),
+            "again": torch.arange(again, again + 20),
+        }
+        mean = with_auoscr_intervals(found, scored, roles, labels, images).rows[-1]
+        assert mean.ood == "mean"
+        return mean.metrics["auoscr"].high - mean.metrics["auoscr"].low
+
+    assert width_of_mean(1000) > 1.1 * width_of_mean(2000)
+
+
 def test_a_single_class_is_always_right():
     found = JointTable(["a"], ROLES, 5, Reference(class_names=("cat",))).compute({})
     assert set(found.absent.values()) == {"there is a single class, so every prediction is right"} and not found.rows

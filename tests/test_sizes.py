@@ -10,8 +10,8 @@ from resource import RUSAGE_SELF, getrusage
 import pytest
 
 from clip_ood.calibration import Calibration, needed
-from clip_ood.config.checks import shard_paths
 from clip_ood.config.loading import load_config
+from clip_ood.config.shard_names import shard_paths
 from clip_ood.config.yaml_text import DEEPEST, MOST, parse
 from clip_ood.detectors.names import MOST_CANDIDATES, read_specs
 from clip_ood.errors import ConfigError
@@ -150,5 +150,5 @@ def test_a_line_of_a_list_is_answered_at_once(tmp_path):
 
     (tmp_path / "x.txt").write_text(("a" + " " * 30_000 + "x\n") * 2)
     with pytest.raises(ConfigError, match=re.escape('line 1: expected "relative/path label"')) as error:
-        _from_list("x", tmp_path / "x.txt", tmp_path, False)
+        _from_list("x", tmp_path / "x.txt", tmp_path, False, None)
     assert len(str(error.value)) < 500

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import csv
 import re
+import shutil
+from pathlib import Path
 
 import judged_run
 import pytest
@@ -12,7 +14,8 @@ import tiny_clip
 import eval as evaluation
 from clip_ood.errors import ConfigError
 from clip_ood.metrics.ood import MEAN
-from clip_ood.report.summary import summarize
+from clip_ood.report.summary import Figure, Line, summarize
+from clip_ood.report.summary_page import _ranks
 
 
 @pytest.fixture(scope="module")
@@ -58,6 +61,25 @@ def test_the_page_and_the_table_hold_every_detector(root, runs, capsys):
         if (row["run"], row["detector"], row["on"], row["metric"]) == (str(runs[0]), "knn", MEAN, "auroc")
     ]
     assert mean["value"] == f"{100 * rows_of(runs[0], 'knn')[MEAN]['auroc']:.2f}" and mean["first"] == "true"
+
+
+def test_runs_on_sets_of_other_sizes_stand_apart(root, runs):
+    (root / "data/few").mkdir()
+    for image in sorted((root / "data/far").rglob("*.png"))[:3]:
+        shutil.copy(image, root / "data/few")
+    small = judged_run.make(root, "small", "zero_shot", data={"ood": {"far": "few"}}, detectors=["knn"])
+    first, second = summarize([str(runs[2]), str(small)])
+    assert (first.sets, second.sets) == ({"far": 7}, {"far": 3}) and [len(first.lines), len(second.lines)] == [2, 1]
+
+
+def test_the_best_line_of_a_column_comes_first_and_one_without_a_number_last():
+    def line(auroc, fpr95):
+        figures = {(MEAN, "auroc"): auroc, (MEAN, "fpr95"): fpr95}
+        kept = {column: Figure(value) for column, value in figures.items() if value is not None}
+        return Line(Path("a"), "", "probe", "knn", True, 1, kept)
+
+    lines = [line(0.7, 0.1), line(0.9, None), line(0.8, 0.3)]
+    assert [_ranks(lines, (MEAN, metric)) for metric in ("auroc", "fpr95")] == [[2, 0, 1], [0, 2, 1]]
 
 
 def test_the_page_lies_beside_the_first_run_by_itself(root, runs):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Hashable, Sequence
 from os import stat
 from os.path import realpath
@@ -15,10 +14,12 @@ from clip_ood.config.data_schema import Data, ImageSet
 from clip_ood.config.misnamed import STREAM, advice
 from clip_ood.config.reader_names import class_path
 from clip_ood.config.schema import Config
+from clip_ood.config.set_keys import called, key_of, may_share, option_of
 from clip_ood.config.sets import entry
+from clip_ood.config.shard_names import shard_paths
 from clip_ood.config.trainer_keys import check_trainer
 from clip_ood.detectors.names import read_specs
-from clip_ood.errors import ConfigError, UserError, shortened
+from clip_ood.errors import ConfigError, UserError
 from clip_ood.files.hidden import is_hidden
 from clip_ood.files.regular_file import no_file, special
 from clip_ood.files.text_files import LONGEST_LIST, NotText, check_size, read_text
@@ -26,8 +27,6 @@ from clip_ood.review.decisions import Decisions
 from clip_ood.review.decisions_file import FILE, read_decisions
 from clip_ood.texts.wordnet import find_words, lexicographer_files
 
-LONGEST_NUMBER = 18  # digits of a shard's number
-MOST_SHARDS = 100_000
 SELECTION = ("keep_classes", "drop_classes")
 TORCHVISION = {  # files that lie under data.root once a set is there
     "CIFAR10": "cifar-10-batches-py",
@@ -67,22 +66,6 @@ def image_sets(data: Data) -> dict[str, ImageSet]:
         known = layouts(spec)
         found[key] = next((layout for layout in known if is_there(layout, root)), known[0])
     return found
-
-
-def key_of(role: str, name: str) -> str:
-    """Returns a run's key for a set under data.csid or data.ood.
-
-    The project's own keys (id, train, …) have no slash, so that a set may have one of their names.
-
-    >>> key_of("ood", "train")
-    'ood/train'
-    """
-    return f"{role}/{name}"
-
-
-def called(key: str) -> str:
-    """Returns people's name for the set with this key."""
-    return key.partition("/")[2] or key
 
 
 def named_sets(data: Data) -> dict[str, ImageSet]:
@@ -146,36 +129,6 @@ def missing_places(spec: ImageSet, root: Path) -> list[str]:
     return missing
 
 
-def shard_paths(pattern: Path) -> list[Path]:
-    """Returns the files that `name-{000..009}.tar` stands for: at most one range, with digits as wide as its first number.
-
-    >>> [path.name for path in shard_paths(Path("a-{08..10}.tar"))]
-    ['a-08.tar', 'a-09.tar', 'a-10.tar']
-    """
-    found = re.fullmatch(r"(.*)\{(\d+)\.\.(\d+)\}(.*)", pattern.name)
-    if found is None:
-        return [pattern]
-    before, first, last, after = found.groups()
-    if max(len(first), len(last)) > LONGEST_NUMBER:
-        raise ConfigError(f"shards: the numbers in {shortened(str(pattern))} have over {LONGEST_NUMBER} digits")
-    if int(first) > int(last):
-        raise ConfigError(f"shards: {pattern} counts down from {first} to {last}; write the smaller number first")
-    if int(last) - int(first) >= MOST_SHARDS:
-        raise ConfigError(f"shards: {pattern} stands for more than {MOST_SHARDS:,} files")
-    return [pattern.with_name(f"{before}{number:0{len(first)}d}{after}") for number in range(int(first), int(last) + 1)]
-
-
-def option_of(key: str) -> str:
-    """Returns the name of the set with this key in a config."""
-    return "data." + key.replace("/", ".")
-
-
-def may_share(one: str, other: str) -> bool:
-    """Says whether the sets with these keys may share images: OOD sets (a set and its halves), and covariate-shifted ones."""
-    roles = {key.partition("/")[0] for key in (one, other) if "/" in key}
-    return len(roles) == 1 and "/" in one and "/" in other
-
-
 def check_places(config: Config) -> None:
     """Raises ConfigError if two keys name the same images, however they are written.
 
@@ -208,7 +161,8 @@ def _places(spec: ImageSet, root: Path) -> list[tuple[str, Hashable]]:
 
     Parts of one folder or list, by their classes or by an index, are several places.
     """
-    part = [f"{key}={value}" for key in ("index", "split", *SELECTION) if (value := getattr(spec, key)) is not None]
+    keys = SELECTION if spec.index is None else ("index", "split", *SELECTION)
+    part = [f"{key}={value}" for key in keys if (value := getattr(spec, key)) is not None]
     if spec.torchvision is not None:
         place = f"{spec.torchvision}, {spec.split or 'test'}, in {realpath(root)}"
         return [(place, (place, *part))]

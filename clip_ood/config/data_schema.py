@@ -113,9 +113,12 @@ class ImageSet(Section):
             raise UserError(f"needs exactly one of {', '.join(PLACES)}; got {named or 'none'}")
         ways = [key for key in ("labels", "index", "nested", "numbered") if getattr(self, key)]
         if self.folder is None and ways:
-            raise UserError(f"labels, index, nested and numbered go with folder, not with {named[0]}")
+            goes = "goes" if len(ways) == 1 else "go"
+            raise UserError(f"{' and '.join(ways)} {goes} with folder, not with {named[0]}: leave out one or the other")
         if len(ways) > 1:
-            raise UserError(f"one key says what the classes are: {' or '.join(ways)}, not both")
+            raise UserError(
+                f"{' and '.join(ways)} each say what the classes are: keep one of them, and leave out the others"
+            )
         if self.reader is None and (self.path is not None or self.options):
             raise UserError(f"path and options go with reader, not with {named[0]}")
         if self.reader is not None and not re.fullmatch(r"[^\W\d]\w*(\.[^\W\d]\w*)+", class_path(self.reader)):

@@ -94,10 +94,12 @@ class Study(Section):
         for number, each in enumerate(self.expected):
             if each.line not in self.lines:
                 raise UserError(
-                    f"expected.{number} names a line that there is not: {each.line}.{nearest(each.line, self.lines)}"
+                    f"expected.{number} names the line {each.line!r}, which the study does not have.{nearest(each.line, self.lines)}"
                 )
             if unknown := each.at.keys() - self.axes.keys():
-                raise UserError(f"expected.{number}.at names an axis that there is not: {', '.join(sorted(unknown))}")
+                raise UserError(
+                    f"expected.{number}.at names an axis that the study does not have: {', '.join(sorted(unknown))}"
+                )
         if self.shows == "shift" and self.axes:
             raise UserError("shows: shift varies corruption and severity; it takes no axes")
         return self

@@ -6,9 +6,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from clip_ood.config.checks import called as name_of
-from clip_ood.config.checks import image_sets, key_of
+from clip_ood.config.checks import image_sets
 from clip_ood.config.data_schema import REJECTED, Data, ImageSet
+from clip_ood.config.set_keys import called as name_of
+from clip_ood.config.set_keys import key_of
 from clip_ood.data.class_names import called, find_classes
 from clip_ood.data.comparability import of_count
 from clip_ood.data.corruptions import Corruption
@@ -228,9 +229,7 @@ def _corrupted(tested: ImageList, specs: dict[str, ImageSet]) -> dict[str, Image
 def _say_partial(images: dict[str, ImageList], specs: dict[str, ImageSet]) -> None:
     for key, spec in specs.items():
         if spec.count is not None and spec.per_class is None and len(images[key]) != spec.count:
-            found = len(images[key])
-            told = f"{found:,} of {spec.count:,} images (data.allow_partial)"
-            meaning = (
-                "" if spec.list is not None else f". {of_count(found, spec.count)}"
-            )  # of a list, its reader has said it
-            say_once(f"Image set {name_of(key)}: {told}{meaning}")
+            told = f"{len(images[key]):,} of {spec.count:,} images (data.allow_partial)"
+            if spec.list is None:  # of a list, its reader has said what that means
+                told += f". {of_count(len(images[key]), spec.count)}"
+            say_once(f"Image set {name_of(key)}: {told}")

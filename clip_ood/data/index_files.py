@@ -42,7 +42,7 @@ def read_index(set_name: str, path: Path, split: str | None) -> dict[str, Indexe
     elif path.suffix == ".csv":
         rows = _waterbirds(set_name, path, split)
     elif split is not None:
-        raise ConfigError(f"Image set {set_name}: {path} lists one split, so that split is not meant beside it")
+        raise ConfigError(f"Image set {set_name}: {path} lists a single split: leave the key split out")
     else:
         rows = [_listed(set_name, path, number, line) for number, line in _lines(path)]
     found: dict[str, Indexed] = {}

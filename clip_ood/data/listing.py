@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-import os
 import re
-from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from unicodedata import normalize
 
-from clip_ood.config.checks import shard_paths
 from clip_ood.config.data_schema import ImageSet
 from clip_ood.config.misnamed import tars_in
+from clip_ood.config.shard_names import shard_paths
 from clip_ood.data import torchvision_sets
-from clip_ood.data.class_order import check_no_splits, in_order, is_number
+from clip_ood.data.class_folders import by_number, from_folder, say_passed_over
+from clip_ood.data.class_order import check_no_splits, in_order
 from clip_ood.data.class_selection import named, selected
 from clip_ood.data.comparability import of_count, of_list
 from clip_ood.data.image_list import ImageList, balanced
@@ -24,11 +23,9 @@ from clip_ood.data.readers.files import Files
 from clip_ood.data.readers.own import own_reader
 from clip_ood.data.readers.tar import read_shards
 from clip_ood.errors import ConfigError, shortened
-from clip_ood.files.hidden import is_hidden
 from clip_ood.files.pictures import SUFFIXES
 from clip_ood.files.text_files import not_utf8, read_names
 from clip_ood.process.ranks import say_once
-from clip_ood.process.stalls import reading
 
 
 def list_images(
@@ -54,7 +51,7 @@ def list_images(
     elif spec.shards is not None:
         shards = read_shards(name, shard_paths(where))
         if shards.passed_over:
-            _say_passed_over(name, list(shards.passed_over))
+            say_passed_over(name, list(shards.passed_over))
         images = ImageList.of(name, where.parent, shards)
     elif spec.list is not None:
         images = _from_list(name, where, root / spec.images_root, partial, None if selects else spec.count)
@@ -63,13 +60,13 @@ def list_images(
     elif spec.index is not None:
         images = _from_index(name, where, root / spec.index, spec.split, partial)
     elif spec.nested:
-        images = _nested(_from_folder(name, where, labelled=False))
+        images = _nested(from_folder(name, where, labelled=False))
     else:
-        images = _from_folder(name, where, labelled)
+        images = from_folder(name, where, labelled)
         if images.class_names is not None:
             check_no_splits(name, spec.folder, images)
         if spec.numbered and images.class_names is not None:
-            images = _by_number(images)
+            images = by_number(images)
     if not len(images):
         hint = tars_in(where) if spec.folder is not None else ""
         raise ConfigError(
@@ -113,68 +110,9 @@ def _check_count(images: ImageList, spec: ImageSet, where: Path, labelled: bool,
         )
 
 
-def _from_folder(name: str, folder: Path, labelled: bool) -> ImageList:
-    files = sorted(_walk(name, folder))
-    names = tuple(file for file in files if Path(file).suffix.lower() in SUFFIXES)
-    if len(names) < len(files):
-        _say_passed_over(name, sorted(set(files).difference(names)))
-    if not labelled:
-        return ImageList.of(name, folder, Files(folder, names))
-    classes = [entry.name for entry in folder.iterdir() if entry.is_dir() and not is_hidden(entry.name)]
-    if not classes:
-        return ImageList.of(name, folder, Files(folder, names))
-    if wrong := next(filter(not_utf8, classes), None):
-        raise ConfigError(f"Image set {name}: the name of the class folder {folder / wrong} is not UTF-8. Rename it.")
-    classes = in_order(classes)
-    first = [path.split("/", 1)[0] if "/" in path else "" for path in names]
-    if loose := [path for path, top in zip(names, first, strict=True) if not top]:
-        raise ConfigError(
-            f"Image set {name}: {folder} holds class folders and also {len(loose)} images beside them ({loose[0]}). "
-            "Move them into a class, or all images into one flat folder."
-        )
-    if empty := sorted(set(classes) - set(first)):
-        raise ConfigError(f"Image set {name}: the class folder {folder / empty[0]} holds no images. Fill or remove it.")
-    number = {label: index for index, label in enumerate(classes)}
-    readable = tuple(label.replace("_", " ") for label in classes)
-    return ImageList.of(name, folder, Files(folder, names, tuple(number[top] for top in first), readable))
-
-
-def _walk(name: str, folder: Path, inside: str = "", above: frozenset[str] = frozenset()) -> Iterator[str]:
-    """Yields relative paths of the files in a folder and below it; links are followed, hidden files are left out."""
-    here = os.path.realpath(folder)
-    if here in above:
-        raise ConfigError(f"Image set {name}: the link {folder} leads back to {here}, which it lies in. Remove it.")
-    try:
-        with reading(folder):
-            entries = [entry for entry in os.scandir(folder) if not is_hidden(entry.name)]
-    except OSError as error:
-        raise ConfigError(f"Image set {name}: the folder {folder} cannot be read ({error.strerror})") from error
-    for entry in entries:
-        if entry.is_dir():
-            yield from _walk(name, Path(entry.path), f"{inside}{entry.name}/", above | {here})
-        else:
-            yield inside + entry.name
-
-
-def _say_passed_over(name: str, files: list[str]) -> None:
-    are = "files are" if len(files) > 1 else "file is"
-    say_once(f"Image set {name}: {len(files)} {are} passed over for want of an image extension ({files[0]})")
-
-
-def _by_number(images: ImageList) -> ImageList:
-    """Returns the images with their folders' names as labels."""
-    wrong = next((label for label in images.class_names if not is_number(label)), None)
-    if wrong is not None:
-        raise ConfigError(
-            f"Image set {images.name}: the class folders of {images.root} must be label numbers; got {wrong!r}"
-        )
-    labels = tuple(int(images.class_names[label]) for label in images.labels)
-    return replace(images, labels=labels, class_names=None)
-
-
 def _from_labels(name: str, folder: Path, path: Path, partial: bool) -> ImageList:
     """Returns images of a folder, at any depth, with the classes that a file gives them."""
-    images = _from_folder(name, folder, labelled=False)
+    images = from_folder(name, folder, labelled=False)
     path, labels = read_labels(name, path)
     labels = {normalize("NFC", stem): label for stem, label in labels.items()}
     stems = [normalize("NFC", Path(image).stem) for image in images.names]
@@ -191,7 +129,7 @@ def _from_labels(name: str, folder: Path, path: Path, partial: bool) -> ImageLis
 def _from_index(name: str, folder: Path, path: Path, split: str | None, partial: bool) -> ImageList:
     """Returns the images of a folder that a publisher's file lists, with their classes."""
     listed = {normalize("NFC", image): each for image, each in read_index(name, path, split).items()}
-    files = _from_folder(name, folder, labelled=False).names
+    files = from_folder(name, folder, labelled=False).names
     there = {normalize("NFC", str(Path(file).with_suffix(""))): file for file in files}
     if (missing := [image for image in listed if image not in there]) and not partial:
         raise ConfigError(

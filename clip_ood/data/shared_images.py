@@ -6,7 +6,7 @@ import os
 from collections.abc import Iterator
 from itertools import combinations
 
-from clip_ood.config.checks import may_share, option_of
+from clip_ood.config.set_keys import may_share, option_of
 from clip_ood.data.image_list import ImageList
 from clip_ood.errors import ConfigError
 

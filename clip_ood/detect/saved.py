@@ -294,9 +294,11 @@ class SavedDetector:
             return vocabulary_file.read_vocabulary(self.folder / name)
 
     def check_words(self, count: int) -> None:
-        """Raises UserError if there are not so many words."""
+        """Raises UserError if the vocabulary has fewer words than `count`, or if words are asked for and the run had no vocabulary."""
         if count and count > len(self.vocabulary):
-            raise UserError(f"words = {count}, expected 1 to {len(self.vocabulary)}: {self.folder} holds so many words")
+            raise UserError(
+                f"words = {count}, expected 1 to {len(self.vocabulary)}: the vocabulary in {self.folder} has no more words"
+            )
 
     def check_named(self, images: BankImages, bank: Bank) -> None:
         """Raises DetectorFolderError unless `images` name every row of the bank."""

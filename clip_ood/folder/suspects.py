@@ -19,7 +19,8 @@ class Suspect:
     Attributes: image identifies the file's content, in hexadecimal; score is the consensus, a fraction, higher means more in-distribution
     (None: no score); group is the number of the group apart that it is in; copies is the number of other images that are copies of it,
     and copy_of the path of the first of them; nearest is the path of the nearest image that is no copy of it, and cosine the cosine to
-    that image; words are the nearest ones of a vocabulary, with commas between them (None: there is none); x and y are its place on the map (see `plane`); scores are those of the detectors, by name (None: no score).
+    that image; words are the nearest ones of a vocabulary, with commas between them (None: there is no vocabulary); x and y are its place
+    on the map (see `plane`); scores are those of the detectors, by name (None: no score).
     """
 
     rank: int

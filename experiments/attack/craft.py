@@ -16,7 +16,7 @@ from clip_ood.backbones.create import create_backbone
 from clip_ood.backbones.fingerprint import digest, fingerprint
 from clip_ood.callbacks.image_writer import ImageWriter, Parts
 from clip_ood.config.attack_schema import AttackConfig
-from clip_ood.config.checks import key_of
+from clip_ood.config.set_keys import key_of
 from clip_ood.data.benchmark import Benchmark
 from clip_ood.data.corruptions import Corruption
 from clip_ood.datamodules.attacked_images import AttackData

@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 
 from clip_ood.config.attack_schema import AttackConfig
-from clip_ood.config.checks import key_of
 from clip_ood.config.schema import Config
+from clip_ood.config.set_keys import key_of
 from clip_ood.data.benchmark import Benchmark
 from clip_ood.data.image_list import lot
 from clip_ood.detectors.bank import Bank

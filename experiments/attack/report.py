@@ -19,7 +19,7 @@ from clip_ood.experiments.benchmarks import load_benchmark
 from clip_ood.experiments.kept_decisions import as_kept, kept_in
 from clip_ood.experiments.logged import log_figure, log_text
 from clip_ood.experiments.loggers import ending_trackers, label, make_loggers
-from clip_ood.experiments.run import encoder_name
+from clip_ood.experiments.run_facts import encoder_name
 from clip_ood.files.writing import write_text, written_text, written_whole
 from clip_ood.files.written_names import cells, path_cell, text_cell
 from clip_ood.process.called import called

@@ -52,5 +52,5 @@ def main(argv: list[str] | None = None) -> None:
             for each in missed
         )
         raise UserError(
-            f"{len(missed)} expected numbers are missed by more points than {plan.study.name} allows: {told}"
+            f"{len(missed)} expected number{' is' if len(missed) == 1 else 's are'} missed by more points than {plan.study.name} allows: {told}"
         )

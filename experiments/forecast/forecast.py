@@ -24,7 +24,8 @@ from clip_ood.experiments.forecast.runs import Run
 from clip_ood.experiments.forecast.space import Writing, check_room, checkpoint_size, detector_size, scores_size
 from clip_ood.experiments.loggers import check_loggers
 from clip_ood.experiments.models import check_detectors, check_method
-from clip_ood.experiments.run import check_begun, decay_of, scoring
+from clip_ood.experiments.run import check_begun, scoring
+from clip_ood.experiments.run_trainer import decay_of
 from clip_ood.process.launchers import processes
 
 

@@ -11,12 +11,12 @@ from rich.filesize import decimal
 from rich.markup import escape
 from rich.table import Column, Table
 
-from clip_ood.config.checks import option_of
+from clip_ood.config.set_keys import option_of
 from clip_ood.experiments.attack.craft import variants
 from clip_ood.experiments.forecast.forecast import Expected, Forecast
 from clip_ood.experiments.forecast.making import Making
 from clip_ood.experiments.forecast.space import Writing, free_at
-from clip_ood.experiments.run import encoder_name
+from clip_ood.experiments.run_facts import encoder_name
 from clip_ood.runs.run_folder import is_follower
 from clip_ood.terminal.console import Terminal
 

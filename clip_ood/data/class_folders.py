@@ -1,0 +1,83 @@
+"""Lists the images of a folder, whose sub-folders may be classes."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+from clip_ood.data.class_order import in_order, is_number
+from clip_ood.data.image_list import ImageList
+from clip_ood.data.readers.files import Files
+from clip_ood.errors import ConfigError
+from clip_ood.files.hidden import is_hidden
+from clip_ood.files.pictures import SUFFIXES
+from clip_ood.files.text_files import not_utf8
+from clip_ood.process.ranks import say_once
+from clip_ood.process.stalls import reading
+
+
+def from_folder(name: str, folder: Path, labelled: bool) -> ImageList:
+    """Returns the images of a folder and below it; with `labelled`, its sub-folders, if it has some, are their classes.
+
+    Raises: ConfigError for images beside class folders, an empty class folder, one whose name is not UTF-8, a folder that cannot be
+    read, and a link that leads back.
+    """
+    files = sorted(_walk(name, folder))
+    names = tuple(file for file in files if Path(file).suffix.lower() in SUFFIXES)
+    if len(names) < len(files):
+        say_passed_over(name, sorted(set(files).difference(names)))
+    if not labelled:
+        return ImageList.of(name, folder, Files(folder, names))
+    classes = [entry.name for entry in folder.iterdir() if entry.is_dir() and not is_hidden(entry.name)]
+    if not classes:
+        return ImageList.of(name, folder, Files(folder, names))
+    if wrong := next(filter(not_utf8, classes), None):
+        raise ConfigError(f"Image set {name}: the name of the class folder {folder / wrong} is not UTF-8. Rename it.")
+    classes = in_order(classes)
+    first = [path.split("/", 1)[0] if "/" in path else "" for path in names]
+    if loose := [path for path, top in zip(names, first, strict=True) if not top]:
+        raise ConfigError(
+            f"Image set {name}: {folder} holds class folders and also {len(loose)} images beside them ({loose[0]}). "
+            "Move them into a class, or all images into one flat folder."
+        )
+    if empty := sorted(set(classes) - set(first)):
+        raise ConfigError(f"Image set {name}: the class folder {folder / empty[0]} holds no images. Fill or remove it.")
+    number = {label: index for index, label in enumerate(classes)}
+    readable = tuple(label.replace("_", " ") for label in classes)
+    return ImageList.of(name, folder, Files(folder, names, tuple(number[top] for top in first), readable))
+
+
+def by_number(images: ImageList) -> ImageList:
+    """Returns the images with their folders' names as labels."""
+    wrong = next((label for label in images.class_names if not is_number(label)), None)
+    if wrong is not None:
+        raise ConfigError(
+            f"Image set {images.name}: the class folders of {images.root} must be label numbers; got {wrong!r}"
+        )
+    labels = tuple(int(images.class_names[label]) for label in images.labels)
+    return replace(images, labels=labels, class_names=None)
+
+
+def _walk(name: str, folder: Path, inside: str = "", above: frozenset[str] = frozenset()) -> Iterator[str]:
+    """Yields relative paths of the files in a folder and below it; links are followed, hidden files are left out."""
+    here = os.path.realpath(folder)
+    if here in above:
+        raise ConfigError(f"Image set {name}: the link {folder} leads back to {here}, which it lies in. Remove it.")
+    try:
+        with reading(folder):
+            entries = [entry for entry in os.scandir(folder) if not is_hidden(entry.name)]
+    except OSError as error:
+        raise ConfigError(f"Image set {name}: the folder {folder} cannot be read ({error.strerror})") from error
+    for entry in entries:
+        if entry.is_dir():
+            yield from _walk(name, Path(entry.path), f"{inside}{entry.name}/", above | {here})
+        else:
+            yield inside + entry.name
+
+
+def say_passed_over(name: str, files: list[str]) -> None:
+    """Says that files of a set are not read, since their names do not end as those of images do."""
+    are = "files are" if len(files) > 1 else "file is"
+    say_once(f"Image set {name}: {len(files)} {are} passed over for want of an image extension ({files[0]})")
