@@ -154,7 +154,9 @@ def test_a_selection_of_the_catalogue_is_not_selected_from_again():
 
 def test_classes_that_were_renamed_on_disk_are_counted_and_named(animals, capsys):
     (animals / "animals" / "wolf").rename(animals / "animals" / "wolves")
-    message = r"of keep_classes, 1 of 2 classes is not there \(wolv\), and another is \(wolves\), perhaps renamed on disk"
+    message = (
+        r"of keep_classes, 1 of 2 classes is not there \(wolv\), and another is \(wolves\), perhaps renamed on disk"
+    )
     with pytest.raises(ConfigError, match=message):
         listed(animals, folder="animals", keep_classes=["cat", "wolv"])
     assert listed(animals, partial=True, folder="animals", keep_classes=["cat", "wolv"]).class_names == ("cat",)
