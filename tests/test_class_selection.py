@@ -154,7 +154,9 @@ def test_a_selection_of_the_catalogue_is_not_selected_from_again():
 
 def test_classes_that_were_renamed_on_disk_are_counted_and_named(animals, capsys):
     (animals / "animals" / "wolf").rename(animals / "animals" / "wolves")
-    message = r"of keep_classes, 1 of 2 classes is not there \(wolv\), and 1 others are \(wolves\): they may have been renamed on disk"
+    message = (
+        r"of keep_classes, 1 of 2 classes is not there \(wolv\), and another is \(wolves\), perhaps renamed on disk"
+    )
     with pytest.raises(ConfigError, match=message):
         listed(animals, folder="animals", keep_classes=["cat", "wolv"])
     assert listed(animals, partial=True, folder="animals", keep_classes=["cat", "wolv"]).class_names == ("cat",)
@@ -294,6 +296,34 @@ def test_an_index_gives_the_images_of_a_split_and_their_classes(indexed):
             "1,x.jpg,2,2,0,y",
             "line 14: expected an image with y = 0 or 1",
         ),
+        (
+            BIRDS | {"split": "test"},
+            f"{BIRDS['index']}",
+            14,
+            f"1,{'x' * 200_000},0,2,0",
+            r"metadata\.csv is no table of images \(field larger",
+        ),
+        (
+            CUB | {"split": "test"},
+            "CUB_200_2011/images.txt",
+            2,
+            "1 001.Bobolink/x.jpg",
+            r"images\.txt, line 2: lists image 1 a second time",
+        ),
+        (
+            CUB | {"split": "test"},
+            "CUB_200_2011/train_test_split.txt",
+            2,
+            "1 0",
+            r"split\.txt, line 2: lists image 1 a second time",
+        ),
+        (
+            CUB | {"split": "test"},
+            "CUB_200_2011/train_test_split.txt",
+            2,
+            "",
+            r"does not say which split image 2 of images\.txt belongs to \(1 of",
+        ),
     ],
 )
 def test_a_wrong_index_is_named(spec, file, line, text, message, indexed):
@@ -305,8 +335,19 @@ def test_a_wrong_index_is_named(spec, file, line, text, message, indexed):
         listed(indexed, **spec)
 
 
+def test_an_index_takes_the_image_that_it_names_and_no_other_of_the_same_stem(tmp_path):
+    for suffix in ("jpg", "png"):
+        put(tmp_path / "photos" / "cat" / f"1.{suffix}")
+    index = tmp_path / "index.txt"
+    index.write_text("cat/1.jpg\n")
+    assert listed(tmp_path, folder="photos", index="index.txt").names == ("cat/1.jpg",)
+    index.write_text("cat/1\n")
+    with pytest.raises(ConfigError, match=r"line 1: cat/1 may be cat/1\.jpg or cat/1\.png"):
+        listed(tmp_path, folder="photos", index="index.txt", partial=True)
+
+
 def test_an_index_that_is_not_there_is_named_before_anything_is_listed(indexed):
-    with pytest.raises(ConfigError, match=r"there is no index .*none\.txt"):
+    with pytest.raises(ConfigError, match=r"there is no index .*none\.txt\.$"):
         check_folders(indexed_by(indexed, FOOD | {"index": "food-101/meta/none.txt"}))
 
 
@@ -331,3 +372,16 @@ def test_nested_folders_name_the_class_that_an_image_lies_in(tmp_path):
     put(tmp_path / "es" / "loose.jpg")
     with pytest.raises(ConfigError, match=r"loose\.jpg lies in no class folder"):
         listed(tmp_path, folder="es", nested=True)
+
+
+def test_a_comment_may_be_indented(animals):
+    (animals / "known.txt").write_text("\ufeffcat\r\n  # those that follow\r\n\tred_fox \r\n", encoding="utf-8")
+    assert listed(animals, folder="animals", keep_classes="known.txt").class_names == ("cat", "red fox")
+
+
+def test_the_way_out_of_a_wrong_list_of_classes_leads_out(animals):
+    with pytest.raises(ValueError, match=r"stand in quotes, as \['1', 'no'\]"):
+        ImageSet(folder="animals", keep_classes=[0, 1])
+    with pytest.raises(ConfigError, match=r"another is \(wolf\), perhaps .*call them in drop_classes as") as told:
+        listed(animals, folder="animals", drop_classes=["cat", "wolff"], partial=True)
+    assert "allow_partial" not in str(told.value)

@@ -156,6 +156,9 @@ def test_no_ood_set_at_all_leaves_the_run_out(root):
         ),
         ({"line": "1-NN", "at": {"seed": "3"}, "values": {"near": 1}}, "there is no '3'.* It has 1, 2"),
         ({"line": "1-NN", "values": {}}, "values"),
+        ({"line": "1-NN", "values": {"neer": 1}}, r"1-NN has no OOD set or group 'neer'\. Did you mean near"),
+        ({"line": "1-NN", "values": {"near": float("nan")}}, "values"),
+        ({"line": "1-NN", "values": {"near": 100.5}}, "values"),
         ({"line": "1-NN", "metric": "aurok", "values": {"near": 1}}, "metric"),
     ],
 )

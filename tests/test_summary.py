@@ -124,3 +124,37 @@ def test_what_cannot_be_summarized_is_told(root, runs):
     bare = judged_run.make(root, "bare", "zero_shot", data={"ood": {}}, detectors=["knn"])
     with pytest.raises(ConfigError, match="was tested against no OOD set"):
         evaluation.main(["--summary", str(bare)])
+
+
+def test_detectors_of_one_run_stand_side_by_side_and_no_line_stands_twice(runs):
+    (found,) = summarize([f"{runs[0]}:msp", str(runs[0]), f"{runs[0]}/../{runs[0].name}"])
+    assert [(line.detector, line.first) for line in found.lines] == [("knn", True), ("msp", True)]
+
+
+def test_names_are_no_markup_and_numbers_of_images_are_exact(root, runs, capsys):
+    folder = root / "runs/marked"
+    shutil.copytree(runs[0], folder)
+    text = (folder / "results.json").read_text(encoding="utf-8")
+    text = re.sub(r'"n_id": \d+', '"n_id": 1281167', text).replace('"near"', '"[/red] [near]"')
+    (folder / "results.json").write_text(text, encoding="utf-8")
+    evaluation.main(["--summary", str(folder), "--html", str(root / "marked.html")])
+    assert "1,281,167 ID images against far, [/red] [near]" in " ".join(capsys.readouterr().out.split())
+    with (root / "marked.csv").open(newline="") as file:
+        assert {row["n_id"] for row in csv.DictReader(file)} == {"1281167"}
+
+
+def test_an_attack_is_not_called_damaged(tmp_path):
+    (tmp_path / "results.json").write_text('{"kind": "attack"}')
+    for option in ("--summary", "--compare"):
+        with pytest.raises(ConfigError, match=f"{tmp_path.name} is an attack"):
+            evaluation.main([option, str(tmp_path), *([str(tmp_path)] * (option == "--compare"))])
+
+
+@pytest.mark.browser
+def test_only_the_tables_scroll_sideways_on_a_phone(root, runs, browser):
+    path = root / "phone.html"
+    evaluation.main(["--summary", str(runs[0]), str(runs[2]), "--html", str(path)])
+    page = browser.new_page(viewport={"width": 320, "height": 700})
+    page.goto(path.as_uri())
+    assert page.evaluate("document.documentElement.scrollWidth") == 320
+    page.close()

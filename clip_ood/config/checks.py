@@ -218,6 +218,8 @@ def _advice(key: str, spec: ImageSet, root: Path) -> str:
     option = "data." + ("id.images" if key == "id" else key.replace("/", "."))
     if spec.labels is not None and (root / spec.folder).is_dir():
         return no_file(root / spec.labels).replace(": it", " It", 1)
+    if spec.index is not None and (root / spec.folder).is_dir():
+        return no_file(root / spec.index).replace(": it", " It", 1)
     if spec.reader is not None:
         return ""
     kind = next(kind for kind in ("folder", "list", "shards") if getattr(spec, kind) is not None)

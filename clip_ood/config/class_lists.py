@@ -35,7 +35,7 @@ def classes_of(value: list[str] | Path, root: Path, key: str) -> tuple[str, ...]
                 f"{key}: there is no file {path}{no_file(path)}, and no published list of that name.{nearest(str(value), shipped())} "
                 f"Published lists: {', '.join(shipped())}"
             )
-        names = [line.strip() for line in read_lines(path) if line.strip() and not line.startswith("#")]
+        names = [name for line in read_lines(path) if (name := line.strip()) and not name.startswith("#")]
         told = str(path)
     names = tuple(" ".join(name.replace("_", " ").split()) for name in names)
     if not names:

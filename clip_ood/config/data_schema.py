@@ -24,7 +24,12 @@ def _names(value: Any) -> Any:
         return value
     if value is None or isinstance(value, str | Path):
         return value
-    raise UserError("takes a list of names, as [cat, dog], a text file, or the name of a published list")
+    quotes = (
+        "; names that YAML takes for a number or a truth value stand in quotes, as ['1', 'no']"
+        if isinstance(value, list)
+        else ""
+    )
+    raise UserError(f"takes a list of names, as [cat, dog], a text file, or the name of a published list{quotes}")
 
 
 ClassList = Annotated[list[str] | Place | None, BeforeValidator(_names)]

@@ -37,7 +37,7 @@ class Expected(Section):
     """The labels of the axes at which it is expected, by axis (default: the first)."""
     metric: Literal["auroc", "fpr95", "fpr95_ood_positive", "aupr_in", "aupr_out"] = "auroc"
     """The metric."""
-    values: dict[str, float] = Field(min_length=1)
+    values: dict[str, Annotated[float, Field(ge=0, le=100)]] = Field(min_length=1)
     """The number in percent by OOD set, by a group of sets (near, far), whose mean is meant, or as `mean` over all sets."""
     within: float | None = Field(default=None, ge=0)
     """How many points the obtained number may differ, before the study ends with status 1 (default: any number)."""

@@ -74,7 +74,9 @@ def _tell_missing(
     """
     alike = [match for name in missing for match in get_close_matches(name, others, n=1, cutoff=0.8)]
     told = f"Image set {images.name}: of {key}, {of_classes(missing, count, list(dict.fromkeys(alike)))}"
-    if not partial or (alike and key == "drop_classes"):
+    if alike and key == "drop_classes":
+        raise ConfigError(f"{told}. Rename them in {images.root}, or call them in {key} as they are called there")
+    if not partial:
         raise ConfigError(
             f"{told}. Complete or rename them in {images.root}, or run on what is there with --data.allow_partial=true"
         )

@@ -40,7 +40,8 @@ def of_classes(missing: Sequence[str], wanted: int, others: Sequence[str], most:
     are = "is" if len(missing) == 1 else "are"
     told = f"{len(missing):,} of {wanted:,} classes {are} not there ({_listed(missing, most)})"
     if others:
-        told += f", and {len(others):,} others are ({_listed(others, most)}): they may have been renamed on disk"
+        more = "another is" if len(others) == 1 else f"{len(others):,} others are"
+        told += f", and {more} ({_listed(others, most)}), perhaps renamed on disk"
     return f"{told}. Without them, {NOT_COMPARABLE}"
 
 

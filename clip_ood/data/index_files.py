@@ -17,7 +17,7 @@ import re
 from pathlib import Path
 from typing import NamedTuple
 
-from clip_ood.errors import ConfigError
+from clip_ood.errors import ConfigError, shortened
 from clip_ood.files.text_files import read_lines, read_text
 
 WATERBIRDS = ("landbird", "waterbird")  # y = 0 and y = 1
@@ -25,10 +25,11 @@ PARTS = ("train", "val", "test")  # 0, 1 and 2 of WaterBirds
 
 
 class Indexed(NamedTuple):
-    """An image that a file lists: its class (None: the folder that it lies in) and the line that says so."""
+    """An image that a file lists: its class (None: the folder that it lies in), the line that says so, and its name as it stands there."""
 
     label: str | None
     line: int
+    written: str
 
 
 def read_index(set_name: str, path: Path, split: str | None) -> dict[str, Indexed]:
@@ -40,7 +41,10 @@ def read_index(set_name: str, path: Path, split: str | None) -> dict[str, Indexe
     if path.name == "train_test_split.txt":
         rows = _cub(set_name, path, split)
     elif path.suffix == ".csv":
-        rows = _waterbirds(set_name, path, split)
+        try:
+            rows = _waterbirds(set_name, path, split)
+        except csv.Error as error:
+            raise ConfigError(f"Image set {set_name}: {path} is no table of images ({error})") from None
     elif split is not None:
         raise ConfigError(f"Image set {set_name}: {path} lists a single split: leave the key split out")
     else:
@@ -69,10 +73,10 @@ def _without_suffix(name: str) -> str:
 def _listed(set_name: str, path: Path, number: int, line: str) -> tuple[str, Indexed]:
     name, _, rest = line.partition(" ")
     if pet := re.fullmatch(r"(.+)_\d+ \d+ \d+ \d+", line):
-        return name, Indexed(pet[1].replace("_", " "), number)
+        return name, Indexed(pet[1].replace("_", " "), number, name)
     if not rest and "/" not in name:
         raise _wrong(set_name, path, number, '"class/image" or "image class"', line)
-    return _without_suffix(name), Indexed(rest.strip() or None, number)
+    return _without_suffix(name), Indexed(rest.strip() or None, number, name)
 
 
 def _cub(set_name: str, path: Path, split: str | None) -> list[tuple[str, Indexed]]:
@@ -84,17 +88,27 @@ def _cub(set_name: str, path: Path, split: str | None) -> list[tuple[str, Indexe
             key, _, name = line.partition(" ")
             if not re.fullmatch(r"\d+ \d{3}\.[^/]+/[^/]+", line):
                 raise _wrong(set_name, beside, number, '"1 001.Class/image.jpg"', line)
+            if key in names:
+                raise ConfigError(f"Image set {set_name}: {beside}, line {number}: lists image {key} a second time")
             names[key] = name
     except OSError as error:
         raise ConfigError(f"Image set {set_name}: {beside} cannot be read ({error.strerror})") from error
-    rows = []
+    rows, divided = [], set()
     for number, line in _lines(path):
         key, _, part = line.partition(" ")
         if key not in names or part not in ("0", "1"):
             raise _wrong(set_name, path, number, f'"image 0" or "image 1", with an image of {beside.name}', line)
+        if key in divided:
+            raise ConfigError(f"Image set {set_name}: {path}, line {number}: lists image {key} a second time")
+        divided.add(key)
         if part == wanted:
             label = names[key].split("/")[0].split(".", 1)[1].replace("_", " ")
-            rows.append((_without_suffix(names[key]), Indexed(label, number)))
+            rows.append((_without_suffix(names[key]), Indexed(label, number, names[key])))
+    if left := [key for key in names if key not in divided]:
+        raise ConfigError(
+            f"Image set {set_name}: {path} does not say which split image {left[0]} of {beside.name} belongs to ({len(left):,} of "
+            f"{len(names):,} images): get the published file"
+        )
     return rows
 
 
@@ -109,7 +123,8 @@ def _waterbirds(set_name: str, path: Path, split: str | None) -> list[tuple[str,
             expected = "an image with y = 0 or 1 and split = 0, 1 or 2"
             raise _wrong(set_name, path, table.line_num, expected, ",".join(str(value) for value in row.values()))
         if row["split"] == wanted:
-            rows.append((_without_suffix(row["img_filename"]), Indexed(WATERBIRDS[int(row["y"])], table.line_num)))
+            name = row["img_filename"]
+            rows.append((_without_suffix(name), Indexed(WATERBIRDS[int(row["y"])], table.line_num, name)))
     return rows
 
 
@@ -123,4 +138,6 @@ def _part(set_name: str, path: Path, split: str | None, parts: dict[str, str]) -
 
 
 def _wrong(set_name: str, path: Path, number: int, expected: str, line: str) -> ConfigError:
-    return ConfigError(f"Image set {set_name}: {path}, line {number}: expected {expected}, got {line!r}")
+    return ConfigError(
+        f"Image set {set_name}: {path}, line {number}: expected {expected}, got {shortened(repr(line), 200)}"
+    )

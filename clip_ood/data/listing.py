@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections import defaultdict
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
@@ -130,13 +131,27 @@ def _from_index(name: str, folder: Path, path: Path, split: str | None, partial:
     """Returns the images of a folder that a publisher's file lists, with their classes."""
     listed = {normalize("NFC", image): each for image, each in read_index(name, path, split).items()}
     files = from_folder(name, folder, labelled=False).names
-    there = {normalize("NFC", str(Path(file).with_suffix(""))): file for file in files}
-    if (missing := [image for image in listed if image not in there]) and not partial:
+    there = {normalize("NFC", file): file for file in files}
+    by_stem: dict[str, list[str]] = defaultdict(list)
+    for file in files:
+        by_stem[normalize("NFC", str(Path(file).with_suffix("")))].append(file)
+    found = {}
+    for image, each in listed.items():
+        written = normalize("NFC", each.written)
+        alike = [there[written]] if written in there else by_stem[image]
+        if len(alike) > 1:
+            raise ConfigError(
+                f"Image set {name}: {path}, line {each.line}: {written} may be {' or '.join(alike)} in {folder}: take out those that "
+                "are not meant"
+            )
+        if alike:
+            found[image] = alike[0]
+    if (missing := [image for image in listed if image not in found]) and not partial:
         raise ConfigError(
             f"Image set {name}: {path}, line {listed[missing[0]].line}: there is no {missing[0]} in {folder}. "
             f"{of_count(len(listed) - len(missing), len(listed))}"
         )
-    names = [(there[image], each.label or _folder_of(image)) for image, each in listed.items() if image in there]
+    names = [(found[image], each.label or _folder_of(image)) for image, each in listed.items() if image in found]
     return _with_classes(name, folder, sorted(names))
 
 

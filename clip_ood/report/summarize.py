@@ -50,13 +50,15 @@ def _over(folders: list[Path]) -> list[str]:
 def _table(benchmark: Benchmark) -> Table:
     """Returns a table of each run's own detector, the highest mean AUROC first."""
     table = Table(
-        box=SIMPLE_HEAD, title=f"{benchmark.n_id:g} ID images against {', '.join(benchmark.sets)}", title_justify="left"
+        box=SIMPLE_HEAD,
+        title=f"{benchmark.n_id:,.10g} ID images against {escape(', '.join(benchmark.sets))}",
+        title_justify="left",
     )
     for title in ("run", "detector"):
         table.add_column(title)
     columns = [each for each in benchmark.columns if each[0] not in benchmark.sets]
     for title, metric in columns:
-        table.add_column(f"{title} {metric}", justify="right")
+        table.add_column(escape(f"{title} {metric}"), justify="right")
     own = [line for line in benchmark.lines if line.first]
     for line in sorted(own, key=lambda line: -line.figures[MEAN, "auroc"].value):
         cells = ["" if (each := line.figures.get(column)) is None else f"{100 * each.value:.1f}" for column in columns]

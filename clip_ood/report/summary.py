@@ -63,17 +63,23 @@ class Benchmark:
 def summarize(places: Sequence[str]) -> list[Benchmark]:
     """Returns the runs in folders `places` by benchmark, in the order of the first run of each.
 
-    A place is `FOLDER`, whose first detector stands for it, or `FOLDER:detector`. Raises: ConfigError for a folder without results, for one
+    A place is `FOLDER`, whose first detector stands for it, or `FOLDER:detector`; a run that is given several times has each line once, and
+    every detector that was named stands for it. Raises: ConfigError for a folder without results, for one
     that was tested against no OOD set, and for a detector that it does not have.
     """
     found: dict[tuple[Any, ...], Benchmark] = {}
+    chosen: dict[Path, dict[str | None, None]] = defaultdict(dict)
+    opened: dict[Path, tuple[Path, dict[str, Any]]] = {}
     for folder, detector, results in map(_opened, dict.fromkeys(places)):
+        opened.setdefault(folder.resolve(), (folder, results))
+        chosen[folder.resolve()][detector] = None
+    for place, (folder, results) in opened.items():
         rows = [row for row in results["rows"] if row["setting"] == "standard"]
         sets = {row["ood"]: row["n_ood"] for row in rows if row["ood"] != MEAN}
         key = (rows[0]["n_id"], tuple(sorted(sets.items())))
         groups = {row["ood"]: row["group"] for row in rows if row["ood"] != MEAN}
         benchmark = found.setdefault(key, Benchmark(rows[0]["n_id"], sets, groups, []))
-        benchmark.lines.extend(_lines(folder, detector, results, rows))
+        benchmark.lines.extend(_lines(folder, list(chosen[place]), results, rows))
     return list(found.values())
 
 
@@ -96,7 +102,7 @@ def write_summary(path: Path, benchmarks: Sequence[Benchmark]) -> None:
                             *about,
                             str(line.first).lower(),
                             line.seeds,
-                            f"{benchmark.n_id:g}",
+                            f"{benchmark.n_id:.10g}",
                             text_cell(title),
                             metric,
                             *numbers,
@@ -122,18 +128,18 @@ def _opened(place: str) -> tuple[Path, str | None, dict[str, Any]]:
     return folder, detector, results
 
 
-def _lines(folder: Path, detector: str | None, results: dict[str, Any], rows: list[dict[str, Any]]) -> list[Line]:
+def _lines(folder: Path, named: list[str | None], results: dict[str, Any], rows: list[dict[str, Any]]) -> list[Line]:
     by_detector = defaultdict(dict)
     for row in rows:
         by_detector[row["detector"]][row["ood"]] = row
-    chosen = detector or rows[0]["detector"]
+    chosen = {name or rows[0]["detector"] for name in named}
     return [
         Line(
             folder,
             results.get("encoder") or "",
             results["method"],
             name,
-            name == chosen,
+            name in chosen,
             len(results["seeds"]),
             _figures(name, of_set, results),
         )

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import yaml
 
-from clip_ood.errors import ConfigError
+from clip_ood.errors import ConfigError, UserError
 from clip_ood.files.records import Damaged
 from clip_ood.files.writing import check_writable, write_text
 from clip_ood.naming import folder_fault, one_text
@@ -251,11 +251,26 @@ def alone_in(folder: Path, what: str = "this run") -> AbstractContextManager[Non
 
 
 def read_results(folder: Path) -> dict[str, Any]:
-    """Reads a finished run's results.json. Raises: ConfigError for a damaged one."""
+    """Reads a finished run's results.json. Raises: ConfigError for a damaged one, and for that of an attack."""
     from clip_ood.runs.files import read_results as read  # imports torch and pyarrow, which are not needed before
 
+    if is_attack(folder):
+        raise ConfigError(
+            f"{folder} is an attack, whose pictures and tables lie beside its {FINISHED}, and no run of an experiment"
+        )
     with scored_again():
         return read(folder / FINISHED)
+
+
+def is_attack(folder: Path) -> bool:
+    """Says whether the results in a folder are those of an attack."""
+    from clip_ood.files.records import read_json
+
+    try:
+        content = read_json(folder / FINISHED)
+    except (UserError, OSError):  # it is damaged or not there, which is reported when it is read
+        return False
+    return isinstance(content, dict) and content.get("kind") == "attack"
 
 
 def read_scores(folder: Path, columns: Sequence[str] | None = None) -> pa.Table:

@@ -8,7 +8,7 @@ from pathlib import Path
 from clip_ood.command_line import add_plan, parse
 from clip_ood.config.checks import check_folders
 from clip_ood.config.loading import dump, load_config
-from clip_ood.errors import ConfigError, UserError
+from clip_ood.errors import ConfigError
 from clip_ood.experiments.commands.checks import check_named
 from clip_ood.experiments.kept_decisions import as_kept, kept_by
 from clip_ood.experiments.resume import check_heads, check_resumed
@@ -16,7 +16,7 @@ from clip_ood.files.writing import check_writable
 from clip_ood.process.called import called
 from clip_ood.process.launchers import settle
 from clip_ood.runs.going_on import resume_line, stoppable
-from clip_ood.runs.run_folder import CONFIG, FINISHED, check_report, chosen_folder, replacing
+from clip_ood.runs.run_folder import CONFIG, FINISHED, check_report, chosen_folder, is_attack, replacing
 from clip_ood.terminal.shown import say
 
 
@@ -98,23 +98,13 @@ def write_report(run: Path) -> None:
     """Writes the report of a finished run from its own files and pictures. Raises: ConfigError for anything but a finished run."""
     if not all((run / name).is_file() for name in (CONFIG, FINISHED)):
         raise ConfigError(f"--report: {run} is no finished run: it lacks {CONFIG} or {FINISHED}")
-    if _is_attack(run):
+    if is_attack(run):
         raise ConfigError(
             f"--report: {run} is an attack, whose pictures and tables lie beside its {FINISHED}: it has no other report"
         )
     from clip_ood.experiments.reporting import draw_again
 
     say(f"Report: {draw_again(run)}")
-
-
-def _is_attack(run: Path) -> bool:
-    from clip_ood.files.records import read_json
-
-    try:
-        content = read_json(run / FINISHED)
-    except UserError:  # it is damaged, which is reported when it is read
-        return False
-    return isinstance(content, dict) and content.get("kind") == "attack"
 
 
 def check_page(path: Path, compared: list[str] | None) -> None:

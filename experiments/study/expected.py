@@ -10,7 +10,7 @@ from statistics import fmean
 from typing import Any
 
 from clip_ood.config.study_schema import Expected
-from clip_ood.experiments.study.plan import Plan
+from clip_ood.experiments.study.plan import Plan, Point
 from clip_ood.experiments.study.values import Results
 from clip_ood.files.writing import written_text
 from clip_ood.files.written_names import text_cell
@@ -71,11 +71,16 @@ def write_compared(path: Path, found: Iterable[Compared]) -> None:
             writer.writerow([text_cell(each.place), *map(_cell, values)])
 
 
-def _of(expected: Expected, plan: Plan, results: Results) -> Iterator[Compared]:
-    point = next(
+def point_of(expected: Expected, plan: Plan) -> Point | None:
+    """Returns the point of a study, the first of its line at these labels, that numbers are expected of; None if there is none."""
+    return next(
         (each for each in plan.points if each.line == expected.line and each.labels.items() >= expected.at.items()),
         None,
     )
+
+
+def _of(expected: Expected, plan: Plan, results: Results) -> Iterator[Compared]:
+    point = point_of(expected, plan)
     found = results.get(point.run) if point else None
     rows = (
         [row for row in found["rows"] if row["detector"] == point.detector and row["setting"] == "standard"]

@@ -7,16 +7,35 @@ from dataclasses import replace
 from pathlib import Path
 
 from clip_ood.config.checks import check_folders, is_there, layouts
-from clip_ood.config.data_schema import ImageSet
+from clip_ood.config.data_schema import REJECTED, ImageSet
 from clip_ood.config.schema import BackboneConfig, Config
 from clip_ood.config.sets import entry
-from clip_ood.errors import ConfigError
+from clip_ood.errors import ConfigError, nearest
+from clip_ood.experiments.study.expected import point_of
 from clip_ood.experiments.study.plan import Plan, read_study
+from clip_ood.metrics.ood import MEAN
 
 
 def load_study(name: str, arguments: list[str] | None = None) -> Plan:
     """Reads a study as `read_study` does, and keeps what is here (see `of_what_is_here`)."""
-    return of_what_is_here(read_study(name, arguments))
+    plan = read_study(name, arguments)
+    _check_expected(plan)
+    return of_what_is_here(plan)
+
+
+def _check_expected(plan: Plan) -> None:
+    """Raises ConfigError for an expected number at a place, or of a set, that the study does not have: it could never be missed."""
+    for number, each in enumerate(plan.study.expected):
+        point = point_of(each, plan)
+        if point is None:
+            raise ConfigError(f"expected.{number}.at: the line {each.line} has no such label on the axes: {each.at}")
+        sets = plan.runs[point.run].data.ood
+        known = [*sets, *dict.fromkeys(layouts(spec)[0].group for spec in sets.values()), REJECTED, MEAN]
+        if unknown := next((ood for ood in each.values if ood not in known), None):
+            raise ConfigError(
+                f"expected.{number}.values: {each.line} has no OOD set or group {unknown!r}.{nearest(unknown, known)} It has "
+                f"{', '.join(known)}"
+            )
 
 
 def of_what_is_here(plan: Plan) -> Plan:
