@@ -26,7 +26,7 @@ from clip_ood.datamodules.extraction import ExtractionData
 from clip_ood.errors import UserError
 from clip_ood.experiments.negatives import choose, pools, word_sets
 from clip_ood.experiments.trainer import predict
-from clip_ood.experiments.vocabulary import load_vocabulary, vocabulary_words
+from clip_ood.experiments.vocabulary import vocabulary_words
 from clip_ood.features.known_files import FILES
 from clip_ood.features.store import FeatureStore, TextEmbeddings, folder_of
 from clip_ood.features.stored_set import Features, StoredSet
@@ -145,7 +145,10 @@ def words_of(config: Config, chosen_from: dict[str, Pool]) -> dict[str, Phrases]
 
 def vocabulary_of(config: Config) -> Vocabulary | None:
     """Returns the vocabulary of a config whose features were loaded; None without one."""
-    return load_vocabulary(config, _texts_store(config))
+    for name, phrases in vocabulary_words(config).items():
+        rows = _texts_store(config).word_set(name, phrases).open().features
+        return Vocabulary(phrases.words, rows.take(torch.arange(len(rows))))
+    return None
 
 
 def starting_images(config: Config, benchmark: Benchmark) -> dict[str, ImageList]:

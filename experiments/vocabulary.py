@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import torch
-
 from clip_ood.config.schema import Config
 from clip_ood.data.class_names import imagenet_names
-from clip_ood.features.store import FeatureStore
 from clip_ood.texts.prompts import Phrases
-from clip_ood.texts.vocabulary import PROMPTS, Vocabulary
+from clip_ood.texts.vocabulary import PROMPTS
 from clip_ood.texts.wordnet import read_words
 
 SET = "the vocabulary"  # as the feature store calls it
@@ -21,11 +18,3 @@ def vocabulary_words(config: Config) -> dict[str, Phrases]:
         return {}
     words = imagenet_names() if source == "imagenet" else read_words(source).nouns
     return {SET: Phrases(tuple(words), PROMPTS)}
-
-
-def load_vocabulary(config: Config, texts: FeatureStore) -> Vocabulary | None:
-    """Returns the vocabulary from the store in which its words lie; None without one."""
-    for name, phrases in vocabulary_words(config).items():
-        rows = texts.word_set(name, phrases).open().features
-        return Vocabulary(phrases.words, rows.take(torch.arange(len(rows))))
-    return None
