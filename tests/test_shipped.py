@@ -196,6 +196,7 @@ def test_trainer_method_and_detectors_are_made_and_take_a_batch(config, backbone
     monkeypatch.setattr(
         clip_ood.experiments.run, "load_features", lambda config, benchmark, *_: faked(config, benchmark)
     )
+    monkeypatch.setattr(clip_ood.experiments.run, "vocabulary_of", lambda config: None)
     with pytest.raises(Reached) as stop:
         clip_ood.experiments.run.run(config, tmp_path)
     trainer, module, data = stop.value.args
