@@ -141,6 +141,13 @@ def test_suspects_of_an_earlier_version_have_no_words(run, tmp_path):
     assert (tmp_path / "again.csv").read_bytes() == (run / "suspects.csv").read_bytes()
 
 
+@pytest.mark.parametrize("count", ["0", "-1", "x", "1.5"])
+def test_a_count_that_is_none_is_told(count, capsys):
+    with pytest.raises(SystemExit):
+        detect.main(["--run", "x", "photos", f"--words={count}"])
+    assert f"'{count}' must be a whole number, 1 or more" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     ("keys", "told"),
     [
