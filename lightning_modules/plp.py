@@ -12,7 +12,7 @@ from clip_ood.data.labelled import FeatureTable
 from clip_ood.errors import UserError
 from clip_ood.lightning_modules.linear_probe import LinearProbe
 from clip_ood.outputs import Outputs
-from clip_ood.texts.pseudo_labels import pseudo_labels
+from clip_ood.texts.pseudo_labels import most_confident, pseudo_labels, pseudo_probabilities
 
 ENOUGH = 2  # images in a class
 
@@ -35,6 +35,15 @@ class PLP(LinearProbe):
 
     def labels(self, table: FeatureTable) -> Tensor:
         return torch.cat([self._pseudo_labels(table[rows]) for rows in torch.arange(len(table)).split(8192)])
+
+    def targets(self, table: FeatureTable) -> Tensor:
+        if self.settings.drawn == "at_random":
+            return super().targets(table)
+        labels = self.labels(table)
+        self._check(labels, table)
+        text, parts = self.text_embeddings, torch.arange(len(table)).split(8192)
+        confidence = [pseudo_probabilities(table[rows].embeddings, text, self.logit_scale)[0] for rows in parts]
+        return most_confident(labels, torch.cat(confidence), self.settings.per_class)
 
     def bank_outputs(self, batch: Outputs) -> Outputs:
         return replace(self.outputs(batch), labels=self._pseudo_labels(batch))

@@ -24,7 +24,7 @@ from clip_ood.lightning_modules.linear_probe import LinearProbe, few_shot, warmu
 from clip_ood.lightning_modules.plp import PLP
 from clip_ood.outputs import Outputs
 from clip_ood.texts.prompts import fill, prototypes
-from clip_ood.texts.pseudo_labels import pseudo_labels
+from clip_ood.texts.pseudo_labels import most_confident, pseudo_labels, pseudo_probabilities
 
 ROWS, WIDTH, CLASSES = 23, 6, ("cat", "dog", "fox")
 SPLIT = [0, 2, 3, 5, 7, 8, 9, 11, 12, 13, 15, 16, 18, 19, 21, 22]  # 16 training rows
@@ -260,6 +260,33 @@ def test_plp_trains_on_passing_rows_and_reports_them():
     test = data.tables["id_test"][torch.arange(7)]
     for seen in (module.outputs(test), module.test_step(test, 0, 1), module.validation_step(test, 0)):
         assert torch.equal(seen.labels, test.labels)  # of ID val as the only loader, too
+
+
+@pytest.mark.parametrize("count", [1, 3, 100])
+def test_the_most_confident_of_each_class_are_those_that_a_loop_finds(count):
+    generator = torch.Generator().manual_seed(1)
+    labels = torch.randint(-1, 4, (60,), generator=generator)
+    confidence = torch.randint(0, 9, (60,), generator=generator) / 8  # with ties
+    kept = most_confident(labels, confidence, count)
+    for label in range(4):
+        rows = [row for row in range(60) if labels[row] == label]
+        best = sorted(rows, key=lambda row: (-confidence[row].item(), row))[:count]
+        assert (kept == label).nonzero().squeeze(1).tolist() == sorted(best)
+    assert not ((kept >= 0) & (labels < 0)).any()
+
+
+def test_plp_may_take_the_most_confident_images_of_each_class():
+    data = feature_data()
+    module = fit(plp(0.0, per_class=2, drawn="by_confidence", batch_size=100), data, 1)
+    confidence, labels = pseudo_probabilities(embeddings(), texts(), 8.0)
+    rows = data.tables["train"].rows
+    confidence, labels, targets = confidence[rows], labels[rows], module.targets(data.tables["train"])
+    for label in labels.unique():
+        mine, kept = confidence[labels == label], confidence[targets == label]
+        assert torch.equal(kept.sort(descending=True).values, mine.sort(descending=True).values[:2])
+    assert module.trained_on["most"] == 2 and module.trained_on["images"] == int((targets >= 0).sum()) < len(rows)
+    with pytest.raises(ValueError, match="by_confidence goes with per_class"):
+        plp(0.0, drawn="by_confidence")
 
 
 def test_plp_never_sees_true_labels():

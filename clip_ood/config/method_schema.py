@@ -106,8 +106,17 @@ class PLP(LinearProbe):
 
     min_confidence: Fraction = 0.9
     """Images whose pseudo-label has a probability below this are left out (0: none is left out)."""
+    drawn: Literal["at_random", "by_confidence"] = "at_random"
+    """Which images of each pseudo-class per_class takes: a seeded draw, or those with the largest pseudo-probability (by_confidence), a filter
+    that treats all classes alike, however sure the text encoder is of them. Detectors learn classes from all images above min_confidence."""
     sweep: PLPGrid | None = None
     """Train many heads in one pass and keep the one that agrees best with the pseudo-labels of ID val (default: one)."""
+
+    @model_validator(mode="after")
+    def _draws_some(self) -> PLP:
+        if self.drawn == "by_confidence" and self.per_class is None:
+            raise UserError("drawn: by_confidence goes with per_class, the number of images of each pseudo-class")
+        return self
 
 
 class FineTune(Training):
