@@ -115,6 +115,34 @@ def test_the_authors_choice_is_one_of_options(root):
         check_scores(root, table, name, model, transform, classes, negatives)
 
 
+@torch.no_grad()
+def test_a_list_of_ones_own_is_used_as_it_is_without_class_names(root, capsys):
+    words = ["sea star", "Fox", "iron_gate", "paper ring", "sour milk"]
+    (root / "own.txt").write_text("\n".join(words))
+    options = [f"--data.negative_words={root}/own.txt", "--data.negative_choice=given"]
+    made = run(root, "own", *options)
+    told = " ".join(capsys.readouterr().out.split())
+    assert "neglabel: 1 of data.negative_words name ID classes and are left out: Fox." in told
+    expected = ["sea star", "iron gate", "paper ring", "sour milk"]
+    written = [line.split(",") for line in (made / "negative_words.csv").read_text().splitlines()[1:]]
+    assert {name: [word for other, word in written if other == name] for name in ("neglabel", "csp")} == {
+        "neglabel": expected,
+        "csp": expected,
+    }
+    model, _, transform = open_clip.create_model_and_transforms(f"local-dir:{root}/clip")
+    tokenize = open_clip.get_tokenizer(f"local-dir:{root}/clip")
+    table = pq.read_table(made / "scores.parquet").to_pylist()
+    for name, pool in (("neglabel", neglabel_pool), ("csp", csp_pool)):
+        pool = pool(Words(tuple(expected)), tiny_clip.CLASSES)
+        classes, negatives = (embed(model, tokenize, part) for part in (pool.classes, pool.nouns))
+        check_scores(root, table, name, model, transform, classes, list(negatives))
+    kept = run(root, "own kept", *options, "--data.negative_classes=kept")
+    assert (kept / "negative_words.csv").read_text().count("Fox") == 2
+    (root / "classes.txt").write_text("fox\nCAT\n")
+    with pytest.raises(ValueError, match=r"all words of .*classes\.txt name ID classes.*data\.negative_classes=kept"):
+        run(root, "own classes", f"--data.negative_words={root}/classes.txt", "--data.negative_choice=given")
+
+
 def test_the_words_that_were_chosen_lie_beside_the_scores_with_their_checksum(root):
     made = run(root, "words")
     told = tiny_clip.results(made)["negative_words"]

@@ -15,7 +15,16 @@ from clip_ood.detectors import build_detectors
 from clip_ood.detectors.negative_labels import CSP, NegLabel
 from clip_ood.errors import ConfigError
 from clip_ood.outputs import NegativeLabels, Outputs, Reference
-from clip_ood.texts.negative_words import SUPERCLASSES, are_classes, csp_pool, negative_labels, neglabel_pool, select
+from clip_ood.texts.negative_words import (
+    BOTH_ENDS,
+    GIVEN,
+    SUPERCLASSES,
+    are_classes,
+    csp_pool,
+    negative_labels,
+    neglabel_pool,
+    select,
+)
 from clip_ood.texts.prompts import fill
 from clip_ood.texts.wordnet import PLACES, Words, read_words
 
@@ -126,6 +135,34 @@ def test_the_words_kept_are_those_of_a_loop_in_chunks_of_any_size(words, classes
     candidates, ids, dropped = torch.tensor(candidates), torch.tensor(ids), torch.tensor(dropped)
     for size in (1, 7, 1024):
         assert select(candidates.split(size), ids, dropped, same).tolist() == expected
+
+
+@pytest.mark.parametrize("same", [None, 0.95])
+@pytest.mark.parametrize(("words", "classes"), [(200, 30), (41, 1), (4, 5), (21, 3)])
+def test_nearest_and_farthest_words_are_the_two_ends_of_one_order(words, classes, same):
+    candidates, ids = unit_rows(words, 8, 0), unit_rows(classes, 8, 1)
+    candidates[1], candidates[2] = candidates[0], ids[0]  # a word that stands there twice, one that is a class
+    dropped = [i for i in range(words) if i % 7 == 3]
+    nearness = {}
+    for i, word in enumerate(candidates):
+        cosines = ids @ word
+        if i not in dropped and (same is None or max(cosines) <= same):
+            nearness[i] = np.float32(np.quantile(cosines, 0.95))
+    order = sorted(nearness, key=lambda i: (nearness[i], i))
+    count = max(1, int(0.15 * (words - len(dropped))))
+    near = count // 2
+    expected = order[: count - near] + order[len(order) - near :]
+    flags = torch.tensor([i in dropped for i in range(words)])
+    for size in (1, 1024):
+        parts = torch.tensor(candidates).split(size)
+        assert select(parts, torch.tensor(ids), flags, same, BOTH_ENDS).tolist() == expected
+
+
+def test_given_words_are_all_kept_in_their_order_but_for_class_names():
+    candidates = torch.eye(4)[[2, 0, 3, 1]]
+    dropped = torch.tensor([False, False, True, False])
+    assert select([candidates], torch.eye(4)[:1], dropped, 0.95, GIVEN).tolist() == [0, 1, 3]
+    assert select([candidates], torch.eye(4)[:1], ~dropped, 0.95, GIVEN).tolist() == [2]
 
 
 def test_words_that_are_all_classes_leave_nothing_to_score_with():

@@ -2,7 +2,8 @@
 
 NegLabel (Jiang et al. 2024, arXiv 2403.20078) takes nouns and adjectives as they are; the conjugated semantic pool
 (Chen et al. 2024, arXiv 2410.08611) joins each adjective to a noun for a whole kind of things. Prompts and constants
-are those of the authors' code (XueJiang16/NegLabel, MengyuanChen21/NeurIPS2024-CSP).
+are those of the authors' code (XueJiang16/NegLabel, MengyuanChen21/NeurIPS2024-CSP). CLIPScope (Fu et al. 2024, arXiv 2405.14737)
+takes the nearest words as well as the farthest.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ from clip_ood.texts.wordnet import Words, plain
 
 SHARE = 0.15  # of the candidates are kept
 QUANTILE = 0.95  # over ID classes: a word may be near to a few of them
+FARTHEST, BOTH_ENDS, GIVEN = "farthest", "nearest_and_farthest", "given"  # values of data.negative_choice
 SAME = 0.95  # cosine above which CSP takes a candidate for an ID class
 SUPERCLASSES = (
     *("environment", "space", "object", "scene", "place", "item", "area"),
@@ -40,7 +42,7 @@ class Pool:
     """What a detector chooses its negative labels from, and the ID classes as it names them.
 
     Attributes: same, the cosine to an ID class above which a candidate is left out (None: none is); keeps_classes, whether the
-    name of a class may be chosen.
+    name of a class may be chosen; choice, the rule of data.negative_choice.
     """
 
     classes: Phrases
@@ -48,6 +50,7 @@ class Pool:
     adjectives: Phrases
     same: float | None = None
     keeps_classes: bool = False
+    choice: str = FARTHEST
 
     def raw(self) -> Pool:
         """Returns the same pool with raw averages over prompts."""
@@ -82,19 +85,26 @@ def are_classes(words: Sequence[str], class_names: Sequence[str]) -> Tensor:
     return torch.tensor([plain(word).casefold() in known for word in words], dtype=torch.bool)
 
 
-def select(candidates: Iterable[Tensor], classes: Tensor, dropped: Tensor, same: float | None = None) -> Tensor:
+def select(
+    candidates: Iterable[Tensor], classes: Tensor, dropped: Tensor, same: float | None = None, choice: str = FARTHEST
+) -> Tensor:
     """Returns the positions of the `SHARE` of candidates that are farthest from the classes, farthest first: (k,) int64.
 
     The nearness of a candidate w is the `QUANTILE` of cos(w, t_c) over classes c, interpolated linearly; equally near ones
     keep their order. k = max(1, ⌊0.15 W⌋) of W candidates, or fewer if too many have a class with cos(w, t_c) > `same`.
+    With `BOTH_ENDS`, the last ⌊k / 2⌋ of the k are the nearest instead; with `GIVEN`, all W are returned in their order.
     candidates: (n, E) each; dropped: (all rows,) bool, those that do not count among the W; classes t: (C, E).
     It is computed in float64, a chunk at a time.
     """
+    if choice == GIVEN:
+        return (~dropped).nonzero().squeeze(1)
     classes = _unit(classes)
     nearness = [_nearness(_unit(chunk.to(classes.device)) @ classes.T, same) for chunk in candidates]
     nearness = torch.cat(nearness).cpu().masked_fill(dropped, torch.inf)
-    order = nearness.argsort(stable=True)[: max(1, int(SHARE * int((~dropped).sum())))]
-    return order[nearness[order].isfinite()]
+    order = nearness.argsort(stable=True)[: int(nearness.isfinite().sum())]
+    count = min(max(1, int(SHARE * int((~dropped).sum()))), len(order))
+    nearest = count // 2 if choice == BOTH_ENDS else 0
+    return torch.cat([order[: count - nearest], order[len(order) - nearest :]])
 
 
 def _nearness(cosines: Tensor, same: float | None) -> Tensor:
