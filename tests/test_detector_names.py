@@ -28,8 +28,8 @@ class Mine(Detector):
 
 def test_all_are_the_default():
     detectors, omitted = build_detectors(None, REFERENCE, ALL)
-    assert sorted(detectors) == sorted({*DETECTORS, "mahalanobis_pp"} - {"lof", "gaussian", "pca"})
-    assert detectors["mahalanobis_pp"].normalize
+    assert sorted(detectors) == sorted({*DETECTORS, "mahalanobis_pp"} - {"lof", "gaussian", "pca", "nci"})
+    assert detectors["mahalanobis_pp"].beta == 1
     assert omitted == []
 
 

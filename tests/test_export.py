@@ -31,7 +31,7 @@ ALL = [
     {"name": "knn", "k": 5, "kth": True},
     {"name": "knn", "k": 0.1, "as": "tenth"},
 ]
-ALL += [{"name": "lof", "k": 7}, "gaussian_pp", "pca"]
+ALL += [{"name": "lof", "k": 7}, "gaussian_pp", "pca", "nci", {"name": "mahalanobis", "beta": 0.5, "as": "radial"}]
 FEW = ["knn", "mahalanobis"]
 TEXT_TOWER = 4 * 49408 * 32  # bytes of its embedding of tokens
 
@@ -106,7 +106,7 @@ def agree(got: Tensor, expected: Tensor) -> None:
 
 def test_every_detector_scores_in_onnxruntime_as_it_does_here(clip, whole):
     exported, detectors = whole
-    assert exported.omitted == () and exported.detectors == tuple(detectors) and len(detectors) == 27
+    assert exported.omitted == () and exported.detectors == tuple(detectors) and len(detectors) == 29
     session = onnxruntime.InferenceSession(exported.files[0])
     pixels = pictures(9, 32, 2)
     rows = rows_of(*clip, pixels)
@@ -232,7 +232,7 @@ def test_half_precision_encoders_run_in_float32_and_say_so(tmp_path):
 
 
 def test_traceable_scores_are_those_of_score():
-    detectors, _ = build_detectors(None, detector_data.REFERENCE, detector_data.ALL)
+    detectors, _ = build_detectors([*DEFAULTS, "nci"], detector_data.REFERENCE, detector_data.ALL)
     half = detector_data.TRAIN.map(lambda value: value.half() if value.is_floating_point() else value)
     zero = replace(
         detector_data.TEST, features=detector_data.TEST.features.clone().index_fill_(0, torch.tensor([3]), 0)

@@ -37,6 +37,7 @@ DETECTORS: dict[str, str] = {  # name -> "module:Class"
     "nnguide": "clip_ood.detectors.nnguide:NNGuide",
     "fdbd": "clip_ood.detectors.fdbd:FDBD",
     "she": "clip_ood.detectors.she:SHE",
+    "nci": "clip_ood.detectors.nci:NCI",
 }
 
 ABOUT = (
@@ -56,7 +57,7 @@ NAMED: dict[
     "rmd_pp": {"name": "rmd", "normalize": True},
     "gaussian_pp": {"name": "gaussian", "normalize": True},
 }
-NOT_BY_DEFAULT = ("lof", "gaussian", "pca")  # benchmarks keep the rows of their tables
+NOT_BY_DEFAULT = ("lof", "gaussian", "pca", "nci")  # benchmarks keep the rows of their tables
 DEFAULTS = [
     each
     for name in DETECTORS
