@@ -15,13 +15,13 @@ import pytest
 import tiny_clip
 import torch
 from PIL import Image
-from test_negative_words import naive_choice, naive_score
+from test_negative_words import naive_choice, naive_eoe, naive_score
 
 import eval as evaluation
 from clip_ood.backbones.open_clip_backbone import OpenClipBackbone
 from clip_ood.errors import ConfigError
 from clip_ood.features import store
-from clip_ood.texts.negative_words import csp_pool, neglabel_pool
+from clip_ood.texts.negative_words import csp_pool, eoe_pool, neglabel_pool
 from clip_ood.texts.wordnet import Words, read_words
 
 pytestmark = pytest.mark.slow
@@ -136,6 +136,14 @@ def test_a_list_of_ones_own_is_used_as_it_is_without_class_names(root, capsys):
         pool = pool(Words(tuple(expected)), tiny_clip.CLASSES)
         classes, negatives = (embed(model, tokenize, part) for part in (pool.classes, pool.nouns))
         check_scores(root, table, name, model, transform, classes, list(negatives))
+    made = run(root, "own eoe", *options, "--detectors=[eoe]")
+    assert tiny_clip.results(made)["negative_words"]["words"] == {"eoe": 4}
+    pool = eoe_pool(Words(tuple(expected)), tiny_clip.CLASSES)
+    classes, outliers = (embed(model, tokenize, part) for part in (pool.classes, pool.nouns))
+    for row in pq.read_table(made / "scores.parquet").to_pylist():
+        folder = root / "data" / ("id" if row["role"] == "id" else row["set"])
+        h = model.encode_image(transform(Image.open(folder / row["path"]).convert("RGB"))[None], normalize=True)[0]
+        assert row["eoe"] == pytest.approx(naive_eoe(h.double().numpy(), classes, outliers, 0.25, 1.0), abs=1e-5)
     kept = run(root, "own kept", *options, "--data.negative_classes=kept")
     assert (kept / "negative_words.csv").read_text().count("Fox") == 2
     (root / "classes.txt").write_text("fox\nCAT\n")

@@ -12,6 +12,7 @@ import torch
 from clip_ood.config.checks import check_texts
 from clip_ood.config.data_schema import Data
 from clip_ood.detectors import build_detectors
+from clip_ood.detectors.eoe import EOE
 from clip_ood.detectors.negative_labels import CSP, NegLabel
 from clip_ood.errors import ConfigError
 from clip_ood.outputs import NegativeLabels, Outputs, Reference
@@ -79,6 +80,35 @@ def test_scores_are_those_of_the_formula(kind, classes, negatives, groups, scale
     expected = [naive_score(h, *exact[1:], scale, groups) for h in exact[0]]
     assert found.dtype == torch.float32
     np.testing.assert_allclose(found, expected, rtol=1e-6, atol=1e-12)
+
+
+def naive_eoe(h, classes, outliers, beta, tau):
+    values = [math.exp(float(np.dot(h, t)) / tau) for t in [*classes, *outliers]]
+    total = math.fsum(values)
+    return max(values[: len(classes)]) / total - beta * max(values[len(classes) :]) / total
+
+
+@pytest.mark.parametrize(("classes", "outliers"), [(5, 30), (1, 12), (3, 1)])
+@pytest.mark.parametrize(("beta", "tau"), [(0.25, 1.0), (0, 0.01), (1, 0.1)])
+def test_the_score_of_eoe_is_that_of_the_formula(classes, outliers, beta, tau):
+    images, ids, words = (unit_rows(n, 16, seed) for seed, n in enumerate((9, classes, outliers)))
+    words[-1] = words[0]  # a tie
+    images[0], images[1] = ids[0], words[0]
+    detector = EOE(Reference(eoe=NegativeLabels(tensor(ids), tensor(words))), beta=beta, tau=tau)
+    found = detector.score(Outputs(embeddings=tensor(images)))
+    exact = [tensor(rows).double().numpy() for rows in (images, ids, words)]
+    exact = [rows / np.linalg.norm(rows, axis=1, keepdims=True) for rows in exact]
+    np.testing.assert_allclose(found, [naive_eoe(h, *exact[1:], beta, tau) for h in exact[0]], rtol=1e-5, atol=1e-7)
+
+
+def test_eoe_names_what_is_wrong():
+    reference = Reference(eoe=NegativeLabels(torch.eye(3)[:1], torch.eye(3)[1:]))
+    for options, message in (({"beta": -1}, "beta = -1, expected"), ({"tau": 0}, "tau = 0, expected")):
+        with pytest.raises(ValueError, match=f"eoe: {message}"):
+            EOE(reference, **options)
+    assert EOE(reference, tau=1e-4).score(Outputs(embeddings=torch.eye(3))).tolist() == pytest.approx([1, -0.25, -0.25])
+    _, (left_out,) = build_detectors(["eoe"], Reference(class_names=("cat",)), {"embeddings"})
+    assert "data.negative_choice=given" in left_out.reason
 
 
 def test_scores_do_not_depend_on_batches_or_on_how_many_cosines_are_worked_on_at_once(monkeypatch):

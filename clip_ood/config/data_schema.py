@@ -239,9 +239,9 @@ class Data(Section):
     detect.py --words, the nearest are said. `imagenet` stands for the names of ImageNet's 1,000 classes, and `wordnet` for WordNet's
     nouns; all else is as for data.negative_words (default: none)."""
     negative_words: Literal["wordnet"] | Place | None = None
-    """Words from which NegLabel and CSP choose negative labels: `wordnet` (found in data/wordnet or /usr/share/wordnet), a
+    """Words from which NegLabel, CSP and EOE choose negative labels: `wordnet` (found in data/wordnet or /usr/share/wordnet), a
     folder with WordNet's index.noun and index.adj or with the authors' noun.*.txt and adj.*.txt, or a text file with one noun on
-    each line (default: none; both are left out)."""
+    each line (default: none; all three are left out)."""
     max_negative_words: Positive | None = None
     """Take a fixed draw of this many of these words (default: all; WordNet's 136,000 words make a million prompts for CSP)."""
     negative_choice: Literal["farthest", "nearest_and_farthest", "given"] = "farthest"

@@ -1,8 +1,9 @@
 """Chooses negative labels, words that are far from the ID classes, by the text encoder itself.
 
 NegLabel (Jiang et al. 2024, arXiv 2403.20078) takes nouns and adjectives as they are; the conjugated semantic pool
-(Chen et al. 2024, arXiv 2410.08611) joins each adjective to a noun for a whole kind of things. Prompts and constants
-are those of the authors' code (XueJiang16/NegLabel, MengyuanChen21/NeurIPS2024-CSP). CLIPScope (Fu et al. 2024, arXiv 2405.14737)
+(Chen et al. 2024, arXiv 2410.08611) joins each adjective to a noun for a whole kind of things; EOE (Cao et al. 2024, arXiv 2406.00806)
+takes nouns for classes. Prompts and constants are those of the authors' code (XueJiang16/NegLabel, MengyuanChen21/NeurIPS2024-CSP,
+Aboriginer/EOE). CLIPScope (Fu et al. 2024, arXiv 2405.14737)
 takes the nearest words as well as the farthest.
 """
 
@@ -30,6 +31,7 @@ SUPERCLASSES = (
     *("view", "thing", "pattern", "structure", "landscape", "vista", "creature"),
 )
 NICE = ("the nice {}",)
+PHOTO = ("a photo of a {}",)
 NOUN_PROMPTS = (
     *("{}", "the {}", "the good {}", *NICE),
     *(f"a {kind} the nice {{}}." for kind in ("photo of", "photo with", "close-up photo of", "good photo with")),
@@ -72,7 +74,16 @@ def csp_pool(words: Words, class_names: Sequence[str]) -> Pool:
     return Pool(Phrases(tuple(class_names), NOUN_PROMPTS), nouns, Phrases(phrases, PHRASE_PROMPTS), SAME)
 
 
-POOLS: dict[str, Callable[[Words, Sequence[str]], Pool]] = {"neglabel": neglabel_pool, "csp": csp_pool}
+def eoe_pool(words: Words, class_names: Sequence[str]) -> Pool:
+    """Returns nouns and classes as "a photo of a {}", without adjectives, which name no class."""
+    return Pool(Phrases(tuple(class_names), PHOTO), Phrases(words.nouns, PHOTO), Phrases((), PHOTO))
+
+
+POOLS: dict[str, Callable[[Words, Sequence[str]], Pool]] = {
+    "neglabel": neglabel_pool,
+    "csp": csp_pool,
+    "eoe": eoe_pool,
+}
 
 
 def are_classes(words: Sequence[str], class_names: Sequence[str]) -> Tensor:
