@@ -12,18 +12,23 @@ import torch
 from lightning.pytorch import Trainer
 from torch import Tensor
 
+from clip_ood.backbones.backbone import unit
 from clip_ood.config.data_schema import Data
 from clip_ood.config.schema import Config
 from clip_ood.data.benchmark import Benchmark
+from clip_ood.data.labelled import FeatureTable
 from clip_ood.detectors.build import required
-from clip_ood.errors import UserError
+from clip_ood.detectors.class_sums import ClassSums
+from clip_ood.detectors.detector import ROWS
+from clip_ood.errors import ConfigError, UserError
 from clip_ood.features.rows import Rows
+from clip_ood.features.stored_set import Features
 from clip_ood.files.checksum import hexdigest
 from clip_ood.files.writing import written_text
 from clip_ood.files.written_names import text_cell
 from clip_ood.outputs import NegativeLabels
 from clip_ood.terminal.console import Terminal
-from clip_ood.texts.negative_words import GIVEN, POOLS, Pool, are_classes, negative_labels, select
+from clip_ood.texts.negative_words import FROM_IMAGES, GIVEN, POOLS, Pool, are_classes, negative_labels, select
 from clip_ood.texts.prompts import Phrases
 from clip_ood.texts.wordnet import read_words
 
@@ -36,6 +41,16 @@ def pools(config: Config, benchmark: Benchmark) -> dict[str, Pool]:
     asked = [name for name in POOLS if name in required(config.detectors)]
     if config.data.negative_words is None or not asked:
         return {}
+    if config.data.negative_choice == FROM_IMAGES:
+        if config.method.settings.tunes_encoder:
+            raise ConfigError(
+                f"data.negative_choice: {FROM_IMAGES} needs stored embeddings of training images, and fine-tuning stores none: take another "
+                "choice"
+            )
+        if not benchmark.labelled:
+            raise ConfigError(
+                f"data.negative_choice: {FROM_IMAGES} needs class labels of ID training images: take another choice"
+            )
     return {name: _pool(name, config.data, benchmark.class_names) for name in asked}
 
 
@@ -62,12 +77,37 @@ def word_sets(chosen_from: dict[str, Pool]) -> dict[str, Phrases]:
     }
 
 
-def choose(chosen_from: dict[str, Pool], embeddings: dict[str, Rows], trainer: Trainer) -> dict[str, NegativeLabels]:
-    """Returns the negative labels by detector, from the embeddings of `word_sets`; the first process chooses for all."""
-    return {name: _choose(name, pool, embeddings, trainer) for name, pool in chosen_from.items()}
+def choose(
+    chosen_from: dict[str, Pool],
+    embeddings: dict[str, Rows],
+    trainer: Trainer,
+    benchmark: Benchmark,
+    features: dict[str, Features],
+) -> dict[str, NegativeLabels]:
+    """Returns the negative labels by detector, from the embeddings of `word_sets`; the first process chooses for all.
+
+    The stored `features` of the benchmark's training images are read only for a choice by images.
+    """
+    images = None
+    if trainer.is_global_zero and any(pool.choice == FROM_IMAGES for pool in chosen_from.values()):
+        images = class_images(benchmark, features)
+    return {name: _choose(name, pool, embeddings, images, trainer) for name, pool in chosen_from.items()}
 
 
-def _choose(name: str, pool: Pool, embeddings: dict[str, Rows], trainer: Trainer) -> NegativeLabels:
+def class_images(benchmark: Benchmark, features: dict[str, Features]) -> Tensor:
+    """Returns the mean unit-norm embedding of each class's readable ID training images (C, E), zero for a class without any."""
+    part = benchmark.parts["train"]
+    table = FeatureTable(part, features[part.images], benchmark.labels(part))
+    sums = ClassSums(lambda rows: unit(rows.embeddings.double()), lambda rows: rows.labels)
+    for positions in torch.arange(len(table)).split(ROWS):
+        sums.update(table[positions])
+    means = sums.means()
+    return torch.cat([means, means.new_zeros(len(benchmark.class_names) - len(means), means.shape[1])])
+
+
+def _choose(
+    name: str, pool: Pool, embeddings: dict[str, Rows], images: Tensor | None, trainer: Trainer
+) -> NegativeLabels:
     classes = torch.cat(list(embeddings[f"{name} classes"].blocks()))
     parts = [part for part in ("nouns", "adjectives") if f"{name} {part}" in embeddings]
     candidates = [embeddings[f"{name} {part}"] for part in parts]
@@ -80,7 +120,7 @@ def _choose(name: str, pool: Pool, embeddings: dict[str, Rows], trainer: Trainer
             _tell_dropped(name, [getattr(pool, part).words for part in parts], dropped)
         with Terminal().status(f"Choosing the negative labels of {name}"):
             chosen = [
-                select(rows.blocks(), on_device, without, pool.same, pool.choice)
+                select(rows.blocks(), on_device, without, pool.same, pool.choice, images)
                 for rows, without in zip(candidates, dropped, strict=True)
             ]
     chosen = trainer.strategy.broadcast(chosen)

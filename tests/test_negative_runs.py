@@ -21,7 +21,7 @@ import eval as evaluation
 from clip_ood.backbones.open_clip_backbone import OpenClipBackbone
 from clip_ood.errors import ConfigError
 from clip_ood.features import store
-from clip_ood.texts.negative_words import csp_pool, eoe_pool, neglabel_pool
+from clip_ood.texts.negative_words import are_classes, csp_pool, eoe_pool, neglabel_pool, select
 from clip_ood.texts.wordnet import Words, read_words
 
 pytestmark = pytest.mark.slow
@@ -113,6 +113,33 @@ def test_the_authors_choice_is_one_of_options(root):
         assert [word for detector, word in written if detector == name] == words
         negatives = [rows[i] for rows, chosen in zip(candidates, places, strict=True) for i in chosen]
         check_scores(root, table, name, model, transform, classes, negatives)
+
+
+@torch.no_grad()
+def test_words_can_be_chosen_by_their_distance_from_training_images(root):
+    made = run(root, "images", "--data.negative_choice=farthest_from_images", "--detectors=[neglabel]")
+    model, _, transform = open_clip.create_model_and_transforms(f"local-dir:{root}/clip")
+    tokenize = open_clip.get_tokenizer(f"local-dir:{root}/clip")
+    scored = {row["path"] for row in pq.read_table(made / "scores.parquet").to_pylist() if row["role"] in ("id", "val")}
+    means = []
+    for name in tiny_clip.CLASSES:
+        files = [file for file in (root / "data/id" / name).iterdir() if f"{name}/{file.name}" not in scored]
+        rows = [
+            model.encode_image(transform(Image.open(file).convert("RGB"))[None], normalize=True)[0] for file in files
+        ]
+        means.append(torch.stack(rows).double().mean(dim=0))
+    pool = neglabel_pool(read_words(root / "wordnet"), tiny_clip.CLASSES)
+    parts = pool.nouns, pool.adjectives
+    classes, *candidates = (torch.tensor(embed(model, tokenize, part)) for part in (pool.classes, *parts))
+    expected = []
+    for part, rows in zip(parts, candidates, strict=True):
+        dropped = are_classes(part.words, tiny_clip.CLASSES)
+        chosen = select([rows], classes, dropped, None, "farthest_from_images", torch.stack(means))
+        expected += [f"neglabel,{part.words[i]}" for i in chosen]
+    assert (made / "negative_words.csv").read_text().splitlines()[1:] == expected and expected
+    with pytest.raises(ConfigError, match="farthest_from_images needs class labels of ID training images"):
+        flat = "--data.id={images: near, class_names: [cat, dog]}"
+        run(root, "images flat", "--data.negative_choice=farthest_from_images", flat, "--data.ood={far: far}")
 
 
 @torch.no_grad()

@@ -18,6 +18,7 @@ from clip_ood.errors import ConfigError
 from clip_ood.outputs import NegativeLabels, Outputs, Reference
 from clip_ood.texts.negative_words import (
     BOTH_ENDS,
+    FROM_IMAGES,
     GIVEN,
     SUPERCLASSES,
     are_classes,
@@ -186,6 +187,26 @@ def test_nearest_and_farthest_words_are_the_two_ends_of_one_order(words, classes
     for size in (1, 1024):
         parts = torch.tensor(candidates).split(size)
         assert select(parts, torch.tensor(ids), flags, same, BOTH_ENDS).tolist() == expected
+
+
+def test_words_farthest_from_images_are_those_of_a_loop():
+    words, ids, images = unit_rows(120, 8, 0), unit_rows(4, 8, 1), 5 * unit_rows(4, 8, 2)
+    images[:3] += 2 * ids[:3]
+    images[3] = 0  # a class without images
+    words[1], words[2] = words[0], ids[0]  # a word that stands there twice, one that is a class
+    seen = list(zip(ids, images, strict=True))[:3]
+    means = {}
+    for i, word in enumerate(words):
+        pairs = [(np.dot(word, v) / np.linalg.norm(v), np.dot(t, v) / np.linalg.norm(v)) for t, v in seen]
+        if all(cosine < bound for cosine, bound in pairs) and i not in (2, 5):
+            means[i] = np.float32(np.mean([cosine for cosine, _ in pairs]))
+    expected = sorted(means, key=lambda i: (means[i], i))[: int(0.15 * 118)]
+    assert 2 not in expected and 20 < len(means) < 110
+    dropped = torch.tensor([i in (2, 5) for i in range(120)])
+    for size in (1, 50):
+        parts = torch.tensor(words).split(size)
+        found = select(parts, torch.tensor(ids), dropped, None, FROM_IMAGES, torch.tensor(images))
+        assert found.tolist() == expected
 
 
 def test_given_words_are_all_kept_in_their_order_but_for_class_names():

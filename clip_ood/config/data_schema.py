@@ -244,9 +244,10 @@ class Data(Section):
     each line (default: none; all three are left out)."""
     max_negative_words: Positive | None = None
     """Take a fixed draw of this many of these words (default: all; WordNet's 136,000 words make a million prompts for CSP)."""
-    negative_choice: Literal["farthest", "nearest_and_farthest", "given"] = "farthest"
+    negative_choice: Literal["farthest", "nearest_and_farthest", "farthest_from_images", "given"] = "farthest"
     """Which of these words are negative labels: the 15 % that are farthest from the ID classes, as NegLabel and CSP choose; as many,
-    half of them the nearest and half the farthest, as CLIPScope chooses; or all of them, `given`, which is for a list of your own."""
+    half of them the nearest and half the farthest, as CLIPScope chooses; the 15 % that are farthest from labelled training images, as
+    InterNeg chooses; or all of them, `given`, which is for a list of your own."""
     negative_classes: Literal["dropped", "kept"] = "dropped"
     """Whether the names of the ID classes may be chosen as negative labels (kept, as in the authors' code) or not (dropped)."""
     negative_averages: Literal["unit", "raw"] = "unit"
