@@ -18,6 +18,7 @@ from PIL import Image
 from test_negative_words import naive_choice, naive_eoe, naive_score
 
 import eval as evaluation
+from clip_ood import load
 from clip_ood.backbones.open_clip_backbone import OpenClipBackbone
 from clip_ood.errors import ConfigError
 from clip_ood.features import store
@@ -176,6 +177,17 @@ def test_a_list_of_ones_own_is_used_as_it_is_without_class_names(root, capsys):
     (root / "classes.txt").write_text("fox\nCAT\n")
     with pytest.raises(ValueError, match=r"all words of .*classes\.txt name ID classes.*data\.negative_classes=kept"):
         run(root, "own classes", f"--data.negative_words={root}/classes.txt", "--data.negative_choice=given")
+
+
+def test_a_saved_detector_holds_its_outlier_classes(root):
+    (root / "saved.txt").write_text("sea star\niron gate\n")
+    words = [f"--data.negative_words={root}/saved.txt", "--data.negative_choice=given", "--detectors=[eoe, neglabel]"]
+    made = run(root, "saved", *words, "--data.splits.val=0.4", "--evaluation.accept=0.8")
+    rows = [row for row in pq.read_table(made / "scores.parquet").to_pylist() if row["set"] == "near"]
+    files = [root / "data/near" / row["path"] for row in rows]
+    for column in ("eoe", "neglabel"):
+        judged = [prediction.score for prediction in load(made, column)(files)]
+        assert judged == pytest.approx([row[column] for row in rows], rel=1e-6) and len(judged) == len(rows) > 5
 
 
 def test_the_words_that_were_chosen_lie_beside_the_scores_with_their_checksum(root):

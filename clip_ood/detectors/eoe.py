@@ -11,9 +11,8 @@ from torch import Tensor
 from torch.nn.functional import normalize
 
 from clip_ood.detectors.detector import Detector
+from clip_ood.detectors.negative_labels import CELLS
 from clip_ood.outputs import Outputs, Reference
-
-CELLS = 2**23  # cosines computed at once: 64 MiB in float64
 
 
 class EOE(Detector):
