@@ -58,13 +58,16 @@ class NegativeLabels:
     words: tuple[str, ...] = ()
 
 
+WITH_NEGATIVES = ("neglabel", "csp", "eoe")  # fields of a Reference, and the detectors that use them
+
+
 @dataclass(frozen=True)
 class Reference:
     """What a detector may know besides the rows: the classes as text embeddings and as weights of the head.
 
     Shapes: text_embeddings (C, E) unit norm; logit_scale and, for a model trained with a sigmoid loss, logit_bias, the model's own
     s and b in s ⟨h, t⟩ + b; weight (C, D) and bias (C,) of the head,
-    with the standardisation folded in, so that z = W g + b; neglabel and csp, the negative labels that these
+    with the standardisation folded in, so that z = W g + b; neglabel, csp and eoe, the negative labels that these
     detectors use.
     """
 
@@ -76,3 +79,4 @@ class Reference:
     neglabel: NegativeLabels | None = None
     csp: NegativeLabels | None = None
     logit_bias: float | None = None
+    eoe: NegativeLabels | None = None

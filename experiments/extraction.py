@@ -110,7 +110,7 @@ def load_features(
     if not strings:
         return features, None
     chosen_words = {name: stored_words[name].open().features for name in word_sets(chosen_from)}
-    negatives = choose(chosen_from, chosen_words, trainer)
+    negatives = choose(chosen_from, chosen_words, trainer, benchmark, features)
     return features, replace(texts.texts_of(strings), negatives=negatives)
 
 

@@ -21,6 +21,7 @@ ALL = {
     "bias",
     "neglabel",
     "csp",
+    "eoe",
 }
 
 
@@ -46,7 +47,7 @@ WEIGHT, BIAS = (
     torch.linspace(-1, 1, CLASSES),
 )
 NEGATIVES = NegativeLabels(TEXT, WORDS)
-REFERENCE = Reference(None, TEXT, 10.0, WEIGHT, BIAS, NEGATIVES, NEGATIVES, logit_bias=-3.0)
+REFERENCE = Reference(None, TEXT, 10.0, WEIGHT, BIAS, NEGATIVES, NEGATIVES, -3.0, NEGATIVES)
 
 
 def fitted(detector: Detector, *batches: Outputs) -> Detector:

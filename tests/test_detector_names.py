@@ -11,6 +11,7 @@ from detector_data import ALL, CLASSES, REFERENCE, TEST, TRAIN, close
 from torch import Tensor
 
 from clip_ood.detectors import DETECTORS, Detector, Omitted, build_detectors, read_specs
+from clip_ood.detectors.names import NOT_BY_DEFAULT
 from clip_ood.evaluation import DetectorSuite
 from clip_ood.outputs import Outputs, Reference
 
@@ -28,8 +29,8 @@ class Mine(Detector):
 
 def test_all_are_the_default():
     detectors, omitted = build_detectors(None, REFERENCE, ALL)
-    assert sorted(detectors) == sorted({*DETECTORS, "mahalanobis_pp"} - {"lof", "gaussian", "pca"})
-    assert detectors["mahalanobis_pp"].normalize
+    assert sorted(detectors) == sorted({*DETECTORS, "mahalanobis_pp"} - {*NOT_BY_DEFAULT, "gaussian_pp"})
+    assert detectors["mahalanobis_pp"].beta == 1
     assert omitted == []
 
 

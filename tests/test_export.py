@@ -31,7 +31,14 @@ ALL = [
     {"name": "knn", "k": 5, "kth": True},
     {"name": "knn", "k": 0.1, "as": "tenth"},
 ]
-ALL += [{"name": "lof", "k": 7}, "gaussian_pp", "pca"]
+ALL += [
+    {"name": "lof", "k": 7},
+    "gaussian_pp",
+    "pca",
+    "nci",
+    "eoe",
+    {"name": "mahalanobis", "beta": 0.5, "as": "radial"},
+]
 FEW = ["knn", "mahalanobis"]
 TEXT_TOWER = 4 * 49408 * 32  # bytes of its embedding of tokens
 
@@ -75,7 +82,7 @@ def clip(tmp_path_factory) -> tuple[Backbone, Reference]:
     text, words = (normalize(torch.randn(n, 16, generator=generator), dim=1) for n in (len(CLASSES), 230))
     negatives = NegativeLabels(text, words)
     head = 2 * torch.randn(len(CLASSES), 32, generator=generator), torch.tensor([0.1, -0.2, 0.3])
-    return backbone, Reference(CLASSES, text, backbone.logit_scale, *head, negatives, negatives, -3.0)
+    return backbone, Reference(CLASSES, text, backbone.logit_scale, *head, negatives, negatives, -3.0, negatives)
 
 
 @pytest.fixture(scope="module")
@@ -106,7 +113,7 @@ def agree(got: Tensor, expected: Tensor) -> None:
 
 def test_every_detector_scores_in_onnxruntime_as_it_does_here(clip, whole):
     exported, detectors = whole
-    assert exported.omitted == () and exported.detectors == tuple(detectors) and len(detectors) == 27
+    assert exported.omitted == () and exported.detectors == tuple(detectors) and len(detectors) == 30
     session = onnxruntime.InferenceSession(exported.files[0])
     pixels = pictures(9, 32, 2)
     rows = rows_of(*clip, pixels)
@@ -232,7 +239,7 @@ def test_half_precision_encoders_run_in_float32_and_say_so(tmp_path):
 
 
 def test_traceable_scores_are_those_of_score():
-    detectors, _ = build_detectors(None, detector_data.REFERENCE, detector_data.ALL)
+    detectors, _ = build_detectors([*DEFAULTS, "nci", "eoe"], detector_data.REFERENCE, detector_data.ALL)
     half = detector_data.TRAIN.map(lambda value: value.half() if value.is_floating_point() else value)
     zero = replace(
         detector_data.TEST, features=detector_data.TEST.features.clone().index_fill_(0, torch.tensor([3]), 0)

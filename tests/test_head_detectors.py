@@ -1,4 +1,4 @@
-"""GEN, KL matching, residual, ViM, NNGuide, fDBD, SHE and the ensemble, against loops in float64 from their formulas."""
+"""GEN, KL matching, residual, ViM, NNGuide, fDBD, SHE, NCI and the ensemble, against loops in float64 from their formulas."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from clip_ood.detectors.ensemble import Ensemble
 from clip_ood.detectors.fdbd import FDBD
 from clip_ood.detectors.gen import GEN
 from clip_ood.detectors.kl_matching import KLMatching
+from clip_ood.detectors.nci import NCI
 from clip_ood.detectors.nnguide import NNGuide
 from clip_ood.detectors.she import SHE
 from clip_ood.detectors.vim import Residual, ViM
@@ -113,6 +114,18 @@ def naive_fdbd(train: Outputs, test: Outputs, head: Reference) -> list[float]:
     return scores
 
 
+def naive_nci(train: Outputs, test: Outputs, head: Reference, alpha: float = 1e-4) -> list[float]:
+    count = len(train)
+    mean = [sum(column) / count for column in zip(*train.features.double().tolist(), strict=True)]
+    weight = head.weight.double().tolist()
+    scores = []
+    for f, z in zip(test.features.double().tolist(), test.logits.double().tolist(), strict=True):
+        centred = [a - b for a, b in zip(f, mean, strict=True)]
+        along = sum(map(math.prod, zip(weight[z.index(max(z))], centred, strict=True)))
+        scores.append(along / math.hypot(*centred) + alpha * sum(map(abs, f)))
+    return scores
+
+
 def naive_she(train: Outputs, test: Outputs, head: Reference) -> list[float]:
     groups = {}
     for f, z, label in zip(train.features.double(), train.logits.tolist(), train.labels.tolist(), strict=True):
@@ -141,6 +154,7 @@ NAIVE = {
     NNGuide: naive_nnguide,
     FDBD: naive_fdbd,
     SHE: naive_she,
+    NCI: naive_nci,
     Ensemble: naive_ensemble,
 }
 
@@ -192,6 +206,8 @@ def test_parameters_equal_the_formula():
     for dim in (1, 5, WIDTH - 1):
         close(fitted(Residual(REFERENCE, dim=dim)).score(TEST), naive_residual(TRAIN, TEST, REFERENCE, dim), 1e-4)
         close(fitted(ViM(REFERENCE, dim=dim)).score(TEST), naive_vim(TRAIN, TEST, REFERENCE, dim), 1e-4)
+    for alpha in (0, 0.1):
+        close(fitted(NCI(REFERENCE, alpha=alpha)).score(TEST), naive_nci(TRAIN, TEST, REFERENCE, alpha))
     for k in (1, 120):
         close(fitted(NNGuide(REFERENCE, k=k)).score(TEST), naive_nnguide(TRAIN, TEST, REFERENCE, k))
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 
 import pytest
@@ -9,7 +10,7 @@ import torch
 from detector_data import CLASSES, TEST, TRAIN, WIDTH, close, fitted, sample
 from torch import Tensor
 
-from clip_ood.detectors.mahalanobis import RMD, Mahalanobis, MahalanobisLogits, RMDLogits
+from clip_ood.detectors.mahalanobis import RMD, Gaussian, Mahalanobis, MahalanobisLogits, RMDLogits
 from clip_ood.outputs import Reference
 
 
@@ -54,6 +55,33 @@ def test_mahalanobis_normalize_works_on_the_unit_sphere(cls):
     train, test = (x.double() / x.double().norm(dim=1, keepdim=True) for x in (TRAIN.features, TEST.features))
     expected = naive_mahalanobis(train, TRAIN.labels, test, relative=cls is RMD, shrink=True)
     close(fitted(cls(normalize=True)).score(TEST), expected, 1e-4)
+
+
+@pytest.mark.parametrize("beta", [-0.7, 0, 0.4, 1, 2])
+@pytest.mark.parametrize("cls", [Mahalanobis, RMD, Gaussian, MahalanobisLogits])
+def test_radially_scaled_distances_equal_their_definition(cls, beta):
+    train, test = (
+        torch.stack([row / math.hypot(*row.tolist()) ** beta for row in getattr(rows, cls.space).double()])
+        for rows in (TRAIN, TEST)
+    )
+    labels = torch.zeros_like(TRAIN.labels) if cls is Gaussian else TRAIN.labels
+    expected = naive_mahalanobis(train, labels, test, relative=cls is RMD, shrink=cls.space == "features")
+    close(fitted(cls(beta=beta)).score(TEST), expected)
+    if beta == 1:
+        assert torch.equal(fitted(cls(beta=beta)).score(TEST), fitted(cls(normalize=True)).score(TEST))
+
+
+def test_a_zero_feature_has_a_finite_radial_score():
+    zero = replace(TEST, features=torch.zeros_like(TEST.features))
+    for beta in (-1, 0.5, 1):
+        assert fitted(Mahalanobis(beta=beta)).score(zero).isfinite().all()
+
+
+def test_scalings_that_contradict_each_other_or_are_no_numbers_are_named():
+    with pytest.raises(ValueError, match=r"rmd: normalize is beta = 1, and beta = 0\.5 is given as well"):
+        RMD(normalize=True, beta=0.5)
+    with pytest.raises(ValueError, match="mahalanobis: beta = inf, expected a finite number"):
+        Mahalanobis(beta=float("inf"))
 
 
 @pytest.mark.parametrize("cls", [Mahalanobis, RMD])

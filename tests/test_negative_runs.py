@@ -15,13 +15,14 @@ import pytest
 import tiny_clip
 import torch
 from PIL import Image
-from test_negative_words import naive_choice, naive_score
+from test_negative_words import naive_choice, naive_eoe, naive_score
 
 import eval as evaluation
+from clip_ood import load
 from clip_ood.backbones.open_clip_backbone import OpenClipBackbone
 from clip_ood.errors import ConfigError
 from clip_ood.features import store
-from clip_ood.texts.negative_words import csp_pool, neglabel_pool
+from clip_ood.texts.negative_words import are_classes, csp_pool, eoe_pool, neglabel_pool, select
 from clip_ood.texts.wordnet import Words, read_words
 
 pytestmark = pytest.mark.slow
@@ -113,6 +114,80 @@ def test_the_authors_choice_is_one_of_options(root):
         assert [word for detector, word in written if detector == name] == words
         negatives = [rows[i] for rows, chosen in zip(candidates, places, strict=True) for i in chosen]
         check_scores(root, table, name, model, transform, classes, negatives)
+
+
+@torch.no_grad()
+def test_words_can_be_chosen_by_their_distance_from_training_images(root):
+    made = run(root, "images", "--data.negative_choice=farthest_from_images", "--detectors=[neglabel]")
+    model, _, transform = open_clip.create_model_and_transforms(f"local-dir:{root}/clip")
+    tokenize = open_clip.get_tokenizer(f"local-dir:{root}/clip")
+    scored = {row["path"] for row in pq.read_table(made / "scores.parquet").to_pylist() if row["role"] in ("id", "val")}
+    means = []
+    for name in tiny_clip.CLASSES:
+        files = [file for file in (root / "data/id" / name).iterdir() if f"{name}/{file.name}" not in scored]
+        rows = [
+            model.encode_image(transform(Image.open(file).convert("RGB"))[None], normalize=True)[0] for file in files
+        ]
+        means.append(torch.stack(rows).double().mean(dim=0))
+    pool = neglabel_pool(read_words(root / "wordnet"), tiny_clip.CLASSES)
+    parts = pool.nouns, pool.adjectives
+    classes, *candidates = (torch.tensor(embed(model, tokenize, part)) for part in (pool.classes, *parts))
+    expected = []
+    for part, rows in zip(parts, candidates, strict=True):
+        dropped = are_classes(part.words, tiny_clip.CLASSES)
+        chosen = select([rows], classes, dropped, None, "farthest_from_images", torch.stack(means))
+        expected += [f"neglabel,{part.words[i]}" for i in chosen]
+    assert (made / "negative_words.csv").read_text().splitlines()[1:] == expected and expected
+    with pytest.raises(ConfigError, match="farthest_from_images needs class labels of ID training images"):
+        flat = "--data.id={images: near, class_names: [cat, dog]}"
+        run(root, "images flat", "--data.negative_choice=farthest_from_images", flat, "--data.ood={far: far}")
+
+
+@torch.no_grad()
+def test_a_list_of_ones_own_is_used_as_it_is_without_class_names(root, capsys):
+    words = ["sea star", "Fox", "iron_gate", "paper ring", "sour milk"]
+    (root / "own.txt").write_text("\n".join(words))
+    options = [f"--data.negative_words={root}/own.txt", "--data.negative_choice=given"]
+    made = run(root, "own", *options)
+    told = " ".join(capsys.readouterr().out.split())
+    assert "neglabel: 1 of data.negative_words name ID classes and are left out: Fox." in told
+    expected = ["sea star", "iron gate", "paper ring", "sour milk"]
+    written = [line.split(",") for line in (made / "negative_words.csv").read_text().splitlines()[1:]]
+    assert {name: [word for other, word in written if other == name] for name in ("neglabel", "csp")} == {
+        "neglabel": expected,
+        "csp": expected,
+    }
+    model, _, transform = open_clip.create_model_and_transforms(f"local-dir:{root}/clip")
+    tokenize = open_clip.get_tokenizer(f"local-dir:{root}/clip")
+    table = pq.read_table(made / "scores.parquet").to_pylist()
+    for name, pool in (("neglabel", neglabel_pool), ("csp", csp_pool)):
+        pool = pool(Words(tuple(expected)), tiny_clip.CLASSES)
+        classes, negatives = (embed(model, tokenize, part) for part in (pool.classes, pool.nouns))
+        check_scores(root, table, name, model, transform, classes, list(negatives))
+    made = run(root, "own eoe", *options, "--detectors=[eoe]")
+    assert tiny_clip.results(made)["negative_words"]["words"] == {"eoe": 4}
+    pool = eoe_pool(Words(tuple(expected)), tiny_clip.CLASSES)
+    classes, outliers = (embed(model, tokenize, part) for part in (pool.classes, pool.nouns))
+    for row in pq.read_table(made / "scores.parquet").to_pylist():
+        folder = root / "data" / ("id" if row["role"] == "id" else row["set"])
+        h = model.encode_image(transform(Image.open(folder / row["path"]).convert("RGB"))[None], normalize=True)[0]
+        assert row["eoe"] == pytest.approx(naive_eoe(h.double().numpy(), classes, outliers, 0.25, 1.0), abs=1e-5)
+    kept = run(root, "own kept", *options, "--data.negative_classes=kept")
+    assert (kept / "negative_words.csv").read_text().count("Fox") == 2
+    (root / "classes.txt").write_text("fox\nCAT\n")
+    with pytest.raises(ValueError, match=r"all words of .*classes\.txt name ID classes.*data\.negative_classes=kept"):
+        run(root, "own classes", f"--data.negative_words={root}/classes.txt", "--data.negative_choice=given")
+
+
+def test_a_saved_detector_holds_its_outlier_classes(root):
+    (root / "saved.txt").write_text("sea star\niron gate\n")
+    words = [f"--data.negative_words={root}/saved.txt", "--data.negative_choice=given", "--detectors=[eoe, neglabel]"]
+    made = run(root, "saved", *words, "--data.splits.val=0.4", "--evaluation.accept=0.8")
+    rows = [row for row in pq.read_table(made / "scores.parquet").to_pylist() if row["set"] == "near"]
+    files = [root / "data/near" / row["path"] for row in rows]
+    for column in ("eoe", "neglabel"):
+        judged = [prediction.score for prediction in load(made, column)(files)]
+        assert judged == pytest.approx([row[column] for row in rows], rel=1e-6) and len(judged) == len(rows) > 5
 
 
 def test_the_words_that_were_chosen_lie_beside_the_scores_with_their_checksum(root):

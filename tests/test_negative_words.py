@@ -12,10 +12,21 @@ import torch
 from clip_ood.config.checks import check_texts
 from clip_ood.config.data_schema import Data
 from clip_ood.detectors import build_detectors
+from clip_ood.detectors.eoe import EOE
 from clip_ood.detectors.negative_labels import CSP, NegLabel
 from clip_ood.errors import ConfigError
 from clip_ood.outputs import NegativeLabels, Outputs, Reference
-from clip_ood.texts.negative_words import SUPERCLASSES, are_classes, csp_pool, negative_labels, neglabel_pool, select
+from clip_ood.texts.negative_words import (
+    BOTH_ENDS,
+    FROM_IMAGES,
+    GIVEN,
+    SUPERCLASSES,
+    are_classes,
+    csp_pool,
+    negative_labels,
+    neglabel_pool,
+    select,
+)
 from clip_ood.texts.prompts import fill
 from clip_ood.texts.wordnet import PLACES, Words, read_words
 
@@ -72,6 +83,35 @@ def test_scores_are_those_of_the_formula(kind, classes, negatives, groups, scale
     np.testing.assert_allclose(found, expected, rtol=1e-6, atol=1e-12)
 
 
+def naive_eoe(h, classes, outliers, beta, tau):
+    values = [math.exp(float(np.dot(h, t)) / tau) for t in [*classes, *outliers]]
+    total = math.fsum(values)
+    return max(values[: len(classes)]) / total - beta * max(values[len(classes) :]) / total
+
+
+@pytest.mark.parametrize(("classes", "outliers"), [(5, 30), (1, 12), (3, 1)])
+@pytest.mark.parametrize(("beta", "tau"), [(0.25, 1.0), (0, 0.01), (1, 0.1)])
+def test_the_score_of_eoe_is_that_of_the_formula(classes, outliers, beta, tau):
+    images, ids, words = (unit_rows(n, 16, seed) for seed, n in enumerate((9, classes, outliers)))
+    words[-1] = words[0]  # a tie
+    images[0], images[1] = ids[0], words[0]
+    detector = EOE(Reference(eoe=NegativeLabels(tensor(ids), tensor(words))), beta=beta, tau=tau)
+    found = detector.score(Outputs(embeddings=tensor(images)))
+    exact = [tensor(rows).double().numpy() for rows in (images, ids, words)]
+    exact = [rows / np.linalg.norm(rows, axis=1, keepdims=True) for rows in exact]
+    np.testing.assert_allclose(found, [naive_eoe(h, *exact[1:], beta, tau) for h in exact[0]], rtol=1e-5, atol=1e-7)
+
+
+def test_eoe_names_what_is_wrong():
+    reference = Reference(eoe=NegativeLabels(torch.eye(3)[:1], torch.eye(3)[1:]))
+    for options, message in (({"beta": -1}, "beta = -1, expected"), ({"tau": 0}, "tau = 0, expected")):
+        with pytest.raises(ValueError, match=f"eoe: {message}"):
+            EOE(reference, **options)
+    assert EOE(reference, tau=1e-4).score(Outputs(embeddings=torch.eye(3))).tolist() == pytest.approx([1, -0.25, -0.25])
+    _, (left_out,) = build_detectors(["eoe"], Reference(class_names=("cat",)), {"embeddings"})
+    assert "data.negative_choice=given" in left_out.reason
+
+
 def test_scores_do_not_depend_on_batches_or_on_how_many_cosines_are_worked_on_at_once(monkeypatch):
     labels = NegativeLabels(tensor(unit_rows(4, 16, 0)), tensor(unit_rows(50, 16, 1)))
     detector = NegLabel(Reference(logit_scale=100.0, neglabel=labels), groups=10)
@@ -126,6 +166,54 @@ def test_the_words_kept_are_those_of_a_loop_in_chunks_of_any_size(words, classes
     candidates, ids, dropped = torch.tensor(candidates), torch.tensor(ids), torch.tensor(dropped)
     for size in (1, 7, 1024):
         assert select(candidates.split(size), ids, dropped, same).tolist() == expected
+
+
+@pytest.mark.parametrize("same", [None, 0.95])
+@pytest.mark.parametrize(("words", "classes"), [(200, 30), (41, 1), (4, 5), (21, 3)])
+def test_nearest_and_farthest_words_are_the_two_ends_of_one_order(words, classes, same):
+    candidates, ids = unit_rows(words, 8, 0), unit_rows(classes, 8, 1)
+    candidates[1], candidates[2] = candidates[0], ids[0]  # a word that stands there twice, one that is a class
+    dropped = [i for i in range(words) if i % 7 == 3]
+    nearness = {}
+    for i, word in enumerate(candidates):
+        cosines = ids @ word
+        if i not in dropped and (same is None or max(cosines) <= same):
+            nearness[i] = np.float32(np.quantile(cosines, 0.95))
+    order = sorted(nearness, key=lambda i: (nearness[i], i))
+    count = max(1, int(0.15 * (words - len(dropped))))
+    near = count // 2
+    expected = order[: count - near] + order[len(order) - near :]
+    flags = torch.tensor([i in dropped for i in range(words)])
+    for size in (1, 1024):
+        parts = torch.tensor(candidates).split(size)
+        assert select(parts, torch.tensor(ids), flags, same, BOTH_ENDS).tolist() == expected
+
+
+def test_words_farthest_from_images_are_those_of_a_loop():
+    words, ids, images = unit_rows(120, 8, 0), unit_rows(4, 8, 1), 5 * unit_rows(4, 8, 2)
+    images[:3] += 2 * ids[:3]
+    images[3] = 0  # a class without images
+    words[1], words[2] = words[0], ids[0]  # a word that stands there twice, one that is a class
+    seen = list(zip(ids, images, strict=True))[:3]
+    means = {}
+    for i, word in enumerate(words):
+        pairs = [(np.dot(word, v) / np.linalg.norm(v), np.dot(t, v) / np.linalg.norm(v)) for t, v in seen]
+        if all(cosine < bound for cosine, bound in pairs) and i not in (2, 5):
+            means[i] = np.float32(np.mean([cosine for cosine, _ in pairs]))
+    expected = sorted(means, key=lambda i: (means[i], i))[: int(0.15 * 118)]
+    assert 2 not in expected and 20 < len(means) < 110
+    dropped = torch.tensor([i in (2, 5) for i in range(120)])
+    for size in (1, 50):
+        parts = torch.tensor(words).split(size)
+        found = select(parts, torch.tensor(ids), dropped, None, FROM_IMAGES, torch.tensor(images))
+        assert found.tolist() == expected
+
+
+def test_given_words_are_all_kept_in_their_order_but_for_class_names():
+    candidates = torch.eye(4)[[2, 0, 3, 1]]
+    dropped = torch.tensor([False, False, True, False])
+    assert select([candidates], torch.eye(4)[:1], dropped, 0.95, GIVEN).tolist() == [0, 1, 3]
+    assert select([candidates], torch.eye(4)[:1], ~dropped, 0.95, GIVEN).tolist() == [2]
 
 
 def test_words_that_are_all_classes_leave_nothing_to_score_with():

@@ -29,6 +29,7 @@ from clip_ood.config.schema import BackboneConfig
 from clip_ood.data.class_names import imagenet_wnids
 from clip_ood.detectors import DETECTORS
 from clip_ood.detectors.build import required
+from clip_ood.detectors.names import NOT_BY_DEFAULT
 from clip_ood.evaluation import DetectorSuite
 from clip_ood.experiments.benchmarks import load_benchmark
 from clip_ood.features.rows import Rows
@@ -67,7 +68,7 @@ WIDTHS = {  # of g and of h
     "local-dir:data/demo_encoder": (1280, 384),
 }
 NEGATIVES = {"neglabel", "csp"}
-HEADS = {name for name in DETECTORS if required([name]) & {"logits", "weight"}}
+HEADS = {name for name in DETECTORS if required([name]) & {"logits", "weight"}} - set(NOT_BY_DEFAULT)
 PARAMETERS = {"own_images.yaml": 86, "linear_probe_vith.yaml": 632, "plp_vitg.yaml": 1845}  # 10⁶, of the image tower
 
 

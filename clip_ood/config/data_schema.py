@@ -247,11 +247,15 @@ class Data(Section):
     detect.py --words, the nearest are said. `imagenet` stands for the names of ImageNet's 1,000 classes, and `wordnet` for WordNet's
     nouns; all else is as for data.negative_words (default: none)."""
     negative_words: Literal["wordnet"] | Place | None = None
-    """Words from which NegLabel and CSP choose negative labels: `wordnet` (found in data/wordnet or /usr/share/wordnet), a
+    """Words from which NegLabel, CSP and EOE choose negative labels: `wordnet` (found in data/wordnet or /usr/share/wordnet), a
     folder with WordNet's index.noun and index.adj or with the authors' noun.*.txt and adj.*.txt, or a text file with one noun on
-    each line (default: none; both are left out)."""
+    each line (default: none; all three are left out)."""
     max_negative_words: Positive | None = None
     """Take a fixed draw of this many of these words (default: all; WordNet's 136,000 words make a million prompts for CSP)."""
+    negative_choice: Literal["farthest", "nearest_and_farthest", "farthest_from_images", "given"] = "farthest"
+    """Which of these words are negative labels: the 15 % that are farthest from the ID classes, as NegLabel and CSP choose; as many,
+    half of them the nearest and half the farthest, as CLIPScope chooses; the 15 % that are farthest from labelled training images, as
+    InterNeg chooses; or all of them, `given`, which is for a list of your own."""
     negative_classes: Literal["dropped", "kept"] = "dropped"
     """Whether the names of the ID classes may be chosen as negative labels (kept, as in the authors' code) or not (dropped)."""
     negative_averages: Literal["unit", "raw"] = "unit"

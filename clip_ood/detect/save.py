@@ -27,7 +27,7 @@ from clip_ood.detectors.statistic import statistics_of
 from clip_ood.files.tensor_files import save_tensors
 from clip_ood.files.writing import written_whole
 from clip_ood.files.written_names import json_bytes
-from clip_ood.outputs import Reference
+from clip_ood.outputs import WITH_NEGATIVES, Reference
 from clip_ood.versions import versions
 
 
@@ -166,7 +166,7 @@ def _state(
     for name, value in vars(reference).items():
         if isinstance(value, Tensor):
             values[f"reference.{name}"] = value
-        elif name in ("neglabel", "csp") and value is not None:
+        elif name in WITH_NEGATIVES and value is not None:
             values |= {f"reference.{name}.classes": value.classes, f"reference.{name}.negatives": value.negatives}
     for column, detector in detectors.items():
         values |= {f"detectors.{column}.{name}": value for name, value in detector.state().items()}

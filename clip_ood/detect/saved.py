@@ -46,7 +46,7 @@ from clip_ood.files.cache import cache
 from clip_ood.files.records import Unfit
 from clip_ood.files.shapes import check_bank, check_finite, check_reference, check_shapes
 from clip_ood.files.text_files import OTHER_BYTES, not_utf8
-from clip_ood.outputs import NegativeLabels, Outputs, Reference
+from clip_ood.outputs import WITH_NEGATIVES, NegativeLabels, Outputs, Reference
 from clip_ood.process.called import called
 from clip_ood.texts.vocabulary import Vocabulary
 
@@ -108,7 +108,7 @@ class SavedDetector:
         with self._fitting(STATE):
             check_reference(own, None if names is None else len(names))
         values: dict[str, Any] = {name: value for name, value in own.items() if "." not in name}
-        for name in ("neglabel", "csp"):
+        for name in WITH_NEGATIVES:
             if f"{name}.classes" in own:
                 values[name] = NegativeLabels(own[f"{name}.classes"], own[f"{name}.negatives"])
         values["class_names"] = None if names is None else tuple(names)

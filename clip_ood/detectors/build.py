@@ -29,6 +29,8 @@ REASONS = {
     "bias": "needs logits: this run trains no head",
     "neglabel": NEGATIVES,
     "csp": NEGATIVES,
+    "eoe": "needs outlier classes: set data.negative_words (a list of names) and data.negative_choice=given, with an encoder of texts and "
+    "named classes",
 }
 WORDS = {int: "a whole number", float: "a number", bool: "true or false"}
 ONE_CLASS = "needs two classes or more: with one, its score is the same for every image"

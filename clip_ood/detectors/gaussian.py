@@ -7,7 +7,6 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
-from torch.nn.functional import normalize
 
 from clip_ood.detectors.class_sums import ClassSums
 from clip_ood.detectors.exchange import Exchange
@@ -70,24 +69,23 @@ class Spectrum:
 class Moments(ClassSums):
     """Counts, sums and second moments Σ x xᵀ in float64, of rows with and of rows without a class label.
 
-    x is the `space` ("features" or "logits") of an image, put on the unit sphere first if `unit`. Shapes: counts (1 + C,)
-    and sums (1 + C, D), where place 0 is for rows without a label (-1, or no labels at all); second (2, D, D), of rows
+    x is the `space` ("features" or "logits") of an image, divided by ‖x‖^`beta` first. Shapes: counts (1 + C,) and sums (1 + C, D), where place 0 is for rows without a label (-1, or no labels at all); second (2, D, D), of rows
     without and of rows with a label; epsilon (), the machine epsilon of the coarsest dtype in which rows, or the values that
     they were made of, came in; finer (2,), whether some feature is not a bfloat16 value, or not a float16 value. If every feature
     is one, the features were computed in that dtype, whatever dtype they came in: a feature store keeps the features of a bfloat16
     encoder as float16. Without `classes`, all rows are of class 0, whatever their labels.
     """
 
-    def __init__(self, space: str, *, unit: bool = False, classes: bool = True) -> None:
+    def __init__(self, space: str, *, beta: float = 0.0, classes: bool = True) -> None:
         super().__init__(self._values, self._places if classes else _one_place)
-        self.space, self.unit, self.by_class = space, unit, classes
+        self.space, self.beta, self.by_class = space, beta, classes
         with torch.inference_mode(False):
             self.register_buffer("second", torch.zeros(2, 0, 0, dtype=torch.float64))
             self.register_buffer("epsilon", torch.tensor(DOUBLE, dtype=torch.float64))
             self.register_buffer("finer", torch.zeros(len(HALVES), dtype=torch.int64))
 
     def key(self) -> Hashable:
-        return type(self), self.space, self.unit, self.by_class
+        return type(self), self.space, self.beta, self.by_class
 
     def sum_states(self) -> list[Tensor]:
         return [self.counts, self.sums, self.second]
@@ -157,7 +155,7 @@ class Moments(ClassSums):
         super()._update(rows)
 
     def _values(self, rows: Outputs) -> Tensor:
-        return in_space(rows, self.space, unit=self.unit)
+        return in_space(rows, self.space, self.beta)
 
     def _places(self, rows: Outputs) -> Tensor:
         if rows.labels is None:
@@ -176,7 +174,13 @@ def _one_place(rows: Outputs) -> Tensor:
     return torch.ones(len(rows), dtype=torch.int64)
 
 
-def in_space(rows: Outputs, space: str, *, unit: bool) -> Tensor:
-    """Returns the features or logits of some images (n, D), in float64, on the unit sphere if `unit`."""
+def in_space(rows: Outputs, space: str, beta: float = 0.0) -> Tensor:
+    """Returns the features or logits x of some images (n, D), with any other beta than 0 as x / ‖x‖^beta in float64.
+
+    A beta of 1 puts them on the unit sphere. ‖x‖ counts as at least 1e-12.
+    """
     values = getattr(rows, space)
-    return normalize(values.double(), dim=1) if unit else values
+    if not beta:
+        return values
+    values = values.double()
+    return values / values.norm(dim=1, keepdim=True).clamp_min(1e-12) ** beta

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from math import isfinite
 from typing import ClassVar
 
 import torch
@@ -23,8 +24,10 @@ class Mahalanobis(Detector):
     distance +inf. A feature covariance below full rank is shrunk, and `notes` says so, unless the features themselves have that
     rank: then, and for logits, the pseudo-inverse is used. `normalize` puts rows on the unit sphere first (Mahalanobis++,
     Müller and Hein, 2025); there, the direction that a final LayerNorm empties holds a trace of the features' length, which
-    rounding hides in half precision. Raises ValueError for a label beyond the reference's class names, and at `fit` if no row
-    has a label or rows do not vary within classes. Lee et al., 2018 (arXiv 1807.03888).
+    rounding hides in half precision. `beta` divides rows by ‖v‖^beta first, which keeps directions and draws lengths together (0 to 1)
+    or apart (below 0): radially scaled normalisation, of which `normalize` is beta = 1 (Janiak et al., 2025, arXiv 2510.15202, who choose
+    beta by the geometry of ID images; here it is given). Raises ValueError for both at once, for a label beyond the reference's class
+    names, and at `fit` if no row has a label or rows do not vary within classes. Lee et al., 2018 (arXiv 1807.03888).
     """
 
     name: ClassVar[str] = "mahalanobis"
@@ -32,10 +35,16 @@ class Mahalanobis(Detector):
     space: ClassVar[str] = "features"
     spread: ClassVar[str] = WITHIN  # the covariance Σ
 
-    def __init__(self, reference: Reference | None = None, *, normalize: bool = False) -> None:
+    def __init__(
+        self, reference: Reference | None = None, *, normalize: bool = False, beta: float | None = None
+    ) -> None:
         super().__init__(reference)
-        self.normalize = normalize
-        self.moments = Moments(self.space, unit=normalize)
+        if normalize and beta is not None:
+            raise self._error(f"normalize is beta = 1, and beta = {beta} is given as well: give one of them")
+        if beta is not None and not isfinite(beta):
+            raise self._error(f"beta = {beta}, expected a finite number")
+        self.beta = float(normalize if beta is None else beta)
+        self.moments = self._moments()
         for buffer in ("center", "within", "means", "norms"):
             self.register_buffer(buffer, None)
 
@@ -56,8 +65,11 @@ class Mahalanobis(Detector):
     def _score(self, rows: Outputs) -> Tensor:
         return -self.distances(rows).amin(dim=1)
 
+    def _moments(self) -> Moments:
+        return Moments(self.space, beta=self.beta)
+
     def _centred(self, rows: Outputs) -> Tensor:
-        return in_space(rows, self.space, unit=self.normalize).to(self.center) - self.center
+        return in_space(rows, self.space, self.beta).to(self.center) - self.center
 
     def _spectrum(self, which: str) -> Spectrum:
         covariance = {WITHIN: self.moments.within, OVERALL: self.moments.total}[which]
@@ -91,17 +103,16 @@ class Gaussian(Mahalanobis):
     """One Gaussian for all images, without labels: −(v − μ)ᵀ Σ⁻¹ (v − μ), with the overall mean μ and covariance Σ.
 
     `Mahalanobis` with a single class, which all rows belong to, whatever their labels: parameters, shapes and what is done about a
-    covariance below full rank are its. `normalize` puts rows on the unit sphere first. Raises ValueError at `fit` without ID training
-    images, and if they do not vary.
+    covariance below full rank are its. Raises ValueError for `normalize` and `beta` at once, at `fit` without ID training images, and if
+    they do not vary.
     """
 
     name: ClassVar[str] = "gaussian"
     requires: ClassVar[tuple[str, ...]] = ("features",)
     spread: ClassVar[str] = OVERALL
 
-    def __init__(self, reference: Reference | None = None, *, normalize: bool = False) -> None:
-        super().__init__(reference, normalize=normalize)
-        self.moments = Moments(self.space, unit=normalize, classes=False)
+    def _moments(self) -> Moments:
+        return Moments(self.space, beta=self.beta, classes=False)
 
     def _fit(self) -> None:
         if not self.moments.labelled().sum() > 0:
@@ -121,8 +132,10 @@ class RMD(Mahalanobis):
 
     name: ClassVar[str] = "rmd"
 
-    def __init__(self, reference: Reference | None = None, *, normalize: bool = False) -> None:
-        super().__init__(reference, normalize=normalize)
+    def __init__(
+        self, reference: Reference | None = None, *, normalize: bool = False, beta: float | None = None
+    ) -> None:
+        super().__init__(reference, normalize=normalize, beta=beta)
         for buffer in ("columns", "curvature"):
             self.register_buffer(buffer, None)
 

@@ -22,6 +22,7 @@ DETECTORS: dict[str, str] = {  # name -> "module:Class"
     "mcm_sigmoid": "clip_ood.detectors.mcm_sigmoid:MCMSigmoid",
     "neglabel": "clip_ood.detectors.negative_labels:NegLabel",
     "csp": "clip_ood.detectors.negative_labels:CSP",
+    "eoe": "clip_ood.detectors.eoe:EOE",
     "ensemble": "clip_ood.detectors.ensemble:Ensemble",
     "msp": "clip_ood.detectors.msp:MSP",
     "max_logit": "clip_ood.detectors.max_logit:MaxLogit",
@@ -37,6 +38,7 @@ DETECTORS: dict[str, str] = {  # name -> "module:Class"
     "nnguide": "clip_ood.detectors.nnguide:NNGuide",
     "fdbd": "clip_ood.detectors.fdbd:FDBD",
     "she": "clip_ood.detectors.she:SHE",
+    "nci": "clip_ood.detectors.nci:NCI",
 }
 
 ABOUT = (
@@ -56,7 +58,7 @@ NAMED: dict[
     "rmd_pp": {"name": "rmd", "normalize": True},
     "gaussian_pp": {"name": "gaussian", "normalize": True},
 }
-NOT_BY_DEFAULT = ("lof", "gaussian", "pca")  # benchmarks keep the rows of their tables
+NOT_BY_DEFAULT = ("lof", "gaussian", "pca", "eoe", "nci")  # benchmarks keep the rows of their tables
 DEFAULTS = [
     each
     for name in DETECTORS

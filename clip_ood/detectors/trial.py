@@ -78,7 +78,7 @@ def _made_up(classes: int, width: int, joint: int) -> tuple[Outputs, Reference]:
         features, normalize(random(IMAGES, joint), dim=1), features @ weight.T + bias, labels, torch.arange(IMAGES)
     )
     names, words = tuple(f"class {number}" for number in range(classes)), NegativeLabels(text, negatives)
-    return outputs, Reference(names, text, 100.0, weight, bias, words, words, logit_bias=-10.0)
+    return outputs, Reference(names, text, 100.0, weight, bias, words, words, -10.0, words)
 
 
 def _place(error: Exception, cls: type[Detector]) -> str:

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from clip_ood.files.records import Unfit
 
-# C classes, D features, E embeddings, M and W negative words, n images
+# C classes, D features, E embeddings, M, W and O negative words, n images
 HEAD = {  # of a checkpoint
     "head.mean": "D",
     "head.std": "D",
@@ -26,6 +26,8 @@ REFERENCE = {  # of a detector's folder
     "neglabel.negatives": "ME",
     "csp.classes": "CE",
     "csp.negatives": "WE",
+    "eoe.classes": "CE",
+    "eoe.negatives": "OE",
 }
 WHOLE = ("indices", "bank_labels")  # are integers; all others are finite floating-point numbers
 
@@ -67,6 +69,7 @@ def check_reference(tensors: Mapping[str, Tensor], classes: int | None) -> None:
         ("weight", "bias"),
         ("neglabel.classes", "neglabel.negatives"),
         ("csp.classes", "csp.negatives"),
+        ("eoe.classes", "eoe.negatives"),
     ):
         if (one in tensors) != (other in tensors):
             raise Unfit(f"it holds one of {one} and {other} alone")
