@@ -26,7 +26,7 @@ from clip_ood.calibration import Calibration
 from clip_ood.config.schema import ImageSet
 from clip_ood.data.listing import list_images
 from clip_ood.detect.save import save_bank, save_detector
-from clip_ood.detect.saved import Encoder
+from clip_ood.detect.saved_encoder import Encoder
 from clip_ood.detectors.build import build_detectors
 from clip_ood.experiments.detect import Request, conduct
 from clip_ood.outputs import Outputs, Reference

@@ -14,7 +14,8 @@ from clip_ood.backbones.spec import BackboneSpec
 from clip_ood.callbacks.ood_evaluation import TRAIN, OODEvaluation
 from clip_ood.detect.bank_images import BankImages
 from clip_ood.detect.save import add_encoder, save_bank, save_detector
-from clip_ood.detect.saved import Encoder, SavedDetector
+from clip_ood.detect.saved import SavedDetector
+from clip_ood.detect.saved_encoder import Encoder
 from clip_ood.detect.vocabulary_file import write_vocabulary
 from clip_ood.texts.vocabulary import Vocabulary
 

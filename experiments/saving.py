@@ -16,7 +16,7 @@ from clip_ood.data.benchmark import Benchmark
 from clip_ood.detect.bank_images import BankImages
 from clip_ood.detect.manifest import FOLDER
 from clip_ood.detect.save import described
-from clip_ood.detect.saved import Encoder
+from clip_ood.detect.saved_encoder import Encoder
 from clip_ood.features.store import dtype_of
 from clip_ood.features.stored_set import Features
 from clip_ood.texts.vocabulary import Vocabulary

@@ -11,7 +11,7 @@ from torch import nn
 
 from clip_ood.backbones.spec import ImageSpec
 from clip_ood.detect.save import save_detector
-from clip_ood.detect.saved import Encoder
+from clip_ood.detect.saved_encoder import Encoder
 from clip_ood.detectors import Detector
 from clip_ood.evaluation import DetectorSuite
 from clip_ood.model import classify, encode, head_of, linear

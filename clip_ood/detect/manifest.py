@@ -65,7 +65,7 @@ class Spec(Closed):
 
 
 class Encoder(Closed):
-    """The keys of a `clip_ood.detect.saved.Encoder`."""
+    """The keys of a `clip_ood.detect.saved_encoder.Encoder`."""
 
     spec: Spec
     fingerprint: dict[str, Any]

@@ -19,7 +19,8 @@ from clip_ood.backbones.spec import BackboneSpec, ImageSpec
 from clip_ood.calibration import Calibration, summary
 from clip_ood.class_predictions import KNN, ClassPredictor
 from clip_ood.detect.manifest import ENCODER, FORMAT, MANIFEST, STATE, sealed
-from clip_ood.detect.saved import Encoder, SavedDetector
+from clip_ood.detect.saved import SavedDetector
+from clip_ood.detect.saved_encoder import Encoder
 from clip_ood.detectors.bank import Bank
 from clip_ood.detectors.build import Omitted
 from clip_ood.detectors.detector import Detector

@@ -11,10 +11,9 @@ encoder/                  the image encoder's weights, if the user asked for the
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass, fields
+from dataclasses import fields
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -24,47 +23,29 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from clip_ood.backbones.backbone import Backbone
-from clip_ood.backbones.checked_config import NotAllowed
-from clip_ood.backbones.create import create_backbone
-from clip_ood.backbones.downloads import WouldDownload, offline, require_here
-from clip_ood.backbones.fingerprint import fingerprint, sha256
+from clip_ood.backbones.downloads import offline
+from clip_ood.backbones.fingerprint import sha256
 from clip_ood.backbones.image_encoder import load_image_encoder
-from clip_ood.backbones.names import check_model
 from clip_ood.backbones.spec import ImageSpec
 from clip_ood.calibration import Calibration, Choice
 from clip_ood.class_predictions import ClassPredictor
 from clip_ood.detect import vocabulary_file
 from clip_ood.detect.bank_images import FILE, BankImages
 from clip_ood.detect.manifest import ENCODER, MANIFEST, STATE, DetectorFolderError, find_folder, read_manifest
+from clip_ood.detect.saved_encoder import Encoder, find_encoder
 from clip_ood.detectors.bank import Bank
 from clip_ood.detectors.build import build_detectors
 from clip_ood.detectors.detector import Detector
 from clip_ood.detectors.names import DETECTORS
 from clip_ood.detectors.statistic import statistics_of
 from clip_ood.errors import UserError
-from clip_ood.files.cache import cache
 from clip_ood.files.records import Unfit
 from clip_ood.files.shapes import check_bank, check_finite, check_reference, check_shapes
 from clip_ood.files.text_files import OTHER_BYTES, not_utf8
 from clip_ood.outputs import WITH_NEGATIVES, NegativeLabels, Outputs, Reference
-from clip_ood.process.called import called
 from clip_ood.texts.vocabulary import Vocabulary
 
 ALL = "all"  # stands for every detector of a run
-
-
-@dataclass(frozen=True)
-class Encoder:
-    """The encoder whose features the detectors see: its model, its fingerprint, the dtype to which features are rounded
-    ("float16", "float32"), the precision of autocast, if any (None, "bfloat16", "float16"), and whether its weights lie in the
-    folder.
-    """
-
-    spec: ImageSpec
-    fingerprint: dict[str, Any]
-    features: str
-    autocast: str | None = None
-    in_folder: bool = False
 
 
 class SavedDetector:
@@ -229,48 +210,17 @@ class SavedDetector:
         with `allow_download`, for what the local cache lacks. Raises: DetectorFolderError for an encoder that is not there any
         more, or that is another one than the run's, and for a configuration that is not allowed.
         """
-        spec = self.encoder.spec
         with nullcontext() if allow_download else offline():
             if self.encoder.in_folder:
                 self.check_files(f"{ENCODER}/")
-                return load_image_encoder(self.folder / ENCODER, spec)
-            spec = _at(spec, encoder)
-            self._same_encoder(spec, allow_download)
-            return create_backbone(spec, allow_download)
+                return load_image_encoder(self.folder / ENCODER, self.encoder.spec)
+            return find_encoder(self.encoder, self.folder, encoder, allow_download)
 
     def check_files(self, prefix: str = "") -> None:
         """Raises DetectorFolderError if a file whose name begins with `prefix` is missing or is not what was saved."""
         for name in self.manifest["files"]:
             if name.startswith(prefix):
                 self._check(name)
-
-    def _same_encoder(self, spec: ImageSpec, allow_download: bool) -> None:
-        name = f"The encoder of {self.folder}, {spec.model},"
-        inside = (
-            f"have its weights lie in the detector's folder: {called('detect')} --run RUN --with-encoder, where it is"
-        )
-        try:
-            check_model(spec)
-            if not allow_download:
-                require_here(spec)
-            found = fingerprint(spec, cache() / "hashes.json")
-        except NotAllowed as error:
-            raise DetectorFolderError(f"{name} is not loaded: {error}") from error
-        except WouldDownload as error:
-            allow = "Allow it with --allow-download (in Python allow_download=True)"
-            raise DetectorFolderError(f"{name} is not on this machine: {error}. {allow}, or {inside}") from error
-        except (OSError, ValueError) as error:
-            raise DetectorFolderError(
-                f"{name} cannot be had here ({error}). Say where it is with --encoder, or {inside}"
-            ) from error
-        expected = self.encoder.fingerprint
-        if differ := sorted(
-            key for key in expected.keys() | found.keys() if _json(expected.get(key)) != _json(found.get(key))
-        ):
-            raise DetectorFolderError(
-                f"{spec.model} is not the encoder of {self.folder}: it differs in {', '.join(differ)} "
-                f"({_json(expected.get(differ[0]))} → {_json(found.get(differ[0]))}), and thresholds would mean nothing"
-            )
 
     def bank_images(self) -> BankImages | None:
         """Loads the names and contents of the ID training images; None if the folder has none, as those of earlier versions."""
@@ -346,17 +296,3 @@ class SavedDetector:
                 f"{path} is not the file that was saved: it is truncated or was changed; copy the folder again"
             )
         self._checked.add(name)
-
-
-def _at(spec: ImageSpec, encoder: str | None) -> ImageSpec:
-    """Returns the same encoder at another place."""
-    if encoder is None:
-        return spec
-    own = {each.name: getattr(spec, each.name) for each in fields(spec)}
-    if spec.model.startswith("local-dir:"):
-        return ImageSpec(**(own | {"model": f"local-dir:{encoder.removeprefix('local-dir:')}"}))
-    return ImageSpec(**(own | {"pretrained": encoder}))
-
-
-def _json(value: Any) -> Any:
-    return json.loads(json.dumps(value, default=str))
