@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -51,7 +52,8 @@ def test_a_fault_keeps_its_traceback_and_asks_to_be_reported(fault):
 def test_a_fault_in_a_run_of_a_study_is_no_run_that_cannot_be_done(monkeypatch):
     from clip_ood.experiments.study import conduct as conducting
 
-    plan = type("Plan", (), {"runs": {"a": None, "b": None}, "folder": Path("nowhere")})
+    config = SimpleNamespace(data=SimpleNamespace(decisions=None))
+    plan = SimpleNamespace(runs={"a": config, "b": config}, folder=Path("nowhere"))
     monkeypatch.setattr(conducting, "state", lambda plan, run: conducting.State.MISSING)
     monkeypatch.setattr(conducting, "_run", lambda config, folder: list(zip([1], [1, 2], strict=True)))
     with pytest.raises(ValueError, match="longer"):
