@@ -55,7 +55,7 @@ def test_a_fault_in_a_run_of_a_study_is_no_run_that_cannot_be_done(monkeypatch):
     config = SimpleNamespace(data=SimpleNamespace(decisions=None))
     plan = SimpleNamespace(runs={"a": config, "b": config}, folder=Path("nowhere"))
     monkeypatch.setattr(conducting, "state", lambda plan, run: conducting.State.MISSING)
-    monkeypatch.setattr(conducting, "_run", lambda config, folder: list(zip([1], [1, 2], strict=True)))
+    monkeypatch.setattr(conducting, "_run", lambda *_: list(zip([1], [1, 2], strict=True)))
     with pytest.raises(ValueError, match="longer"):
         conducting.conduct(plan)
 
