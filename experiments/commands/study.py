@@ -20,13 +20,13 @@ def main(argv: list[str] | None = None) -> None:
     if arguments.config is None:
         raise ConfigError("Which study? Name one: --config few_shot_demo.yaml (see configs/studies/), or --help")
     plan = read_study(arguments.config, overrides)
-    if plan.study.leaves_out or not arguments.plan:
-        plan = of_what_is_here(plan)
     if arguments.print_config:
         from clip_ood.config.loading import dump
 
         say("\n---\n".join(map(dump, plan.runs.values())), end="")
         return
+    if plan.study.leaves_out or not arguments.plan:
+        plan = of_what_is_here(plan)
     if arguments.plan:
         from clip_ood.experiments.forecast.plan import plan_study
 

@@ -16,6 +16,7 @@ from faults import lab
 from faults.process import Ended, Started, run
 from faults.trial import Trial
 
+WAITING = "waiting until that ends"
 STAGES = (1, 2, 4, 7, 12, 20, 33)
 KEPT = ("is in use by ", "is there already, and is kept")  # what the second one may say
 
@@ -268,7 +269,7 @@ def _a_set_is_fetched_twice(folder: Path) -> None:
     served = folder / "log-served"
     served.mkdir()
     _archive(served / "set.tar")
-    asked = []
+    asked, logs = [], [folder / f"log-{n}" for n in (1, 2)]
 
     class Slow(SimpleHTTPRequestHandler):
         def __init__(self, *arguments):
@@ -276,7 +277,9 @@ def _a_set_is_fetched_twice(folder: Path) -> None:
 
         def do_GET(self):
             asked.append(self.path)
-            time.sleep(1.5)
+            end = time.monotonic() + 60  # the other one may be slow to start
+            while time.monotonic() < end and not any(WAITING in log.read_text() for log in logs if log.is_file()):
+                time.sleep(0.05)
             super().do_GET()
 
         def log_message(self, *_):
@@ -286,10 +289,10 @@ def _a_set_is_fetched_twice(folder: Path) -> None:
     Thread(target=server.serve_forever, daemon=True).start()
     offered = partial(_offer, f"http://127.0.0.1:{server.server_port}/set.tar")
     command = ["clip_ood", "catalog", "get", "Textures", "--root", f"{folder}/data"]
-    ended = [each.finish() for each in [Started(command, folder / f"log-{n}", offered) for n in (1, 2)]]
+    ended = [each.finish() for each in [Started(command, log, offered) for log in logs]]
     server.shutdown()
     assert all(each.status == 0 for each in ended) and len(asked) == 1, (ended, asked)
-    assert sum("waiting until that ends" in each.said for each in ended) == 1
+    assert sum(WAITING in each.said for each in ended) == 1
     assert {path.name for path in (folder / "data").iterdir() if path.suffix != ".sha256"} == {"images"}
 
 
