@@ -17,7 +17,7 @@ from tiny_clip import PROJECT
 
 import detect
 from clip_ood import load
-from clip_ood.detect import saved
+from clip_ood.detect import saved_encoder
 
 pytestmark = pytest.mark.slow
 
@@ -117,7 +117,7 @@ def test_statuses_say_what_was_found(root, run, tmp_path):
     ],
 )
 def test_what_cannot_be_done_is_said_before_any_work(root, run, tmp_path, arguments, message, monkeypatch):
-    monkeypatch.setattr(saved, "create_backbone", None)  # no encoder is loaded
+    monkeypatch.setattr(saved_encoder, "create_backbone", None)  # no encoder is loaded
     there = tmp_path / "there.csv"
     there.touch()
     given = [each.format(near=root / "data" / "near", there=there) for each in arguments]

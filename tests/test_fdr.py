@@ -18,7 +18,7 @@ from tiny_clip import PROJECT
 import detect
 from clip_ood import load
 from clip_ood.calibration import Calibration, Choice
-from clip_ood.detect import saved
+from clip_ood.detect import saved, saved_encoder
 from clip_ood.experiments import detect as conducting
 from clip_ood.files.unreadable import TooManyUnreadable
 from clip_ood.lightning_modules.prediction import PredictionModule
@@ -128,7 +128,7 @@ def test_two_processes_decide_over_the_images_of_both(run, inputs, tmp_path):
 
 
 def test_too_few_calibration_images_are_told_before_any_is_judged(run, inputs, tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(saved, "create_backbone", None)  # no encoder is loaded
+    monkeypatch.setattr(saved_encoder, "create_backbone", None)  # no encoder is loaded
     images = sum(len(os.listdir(folder)) for folder in inputs)
     (tmp_path / "notes.md").touch()  # no image by its name
     with pytest.raises(TypeError):
@@ -175,7 +175,7 @@ def test_judging_stops_at_one_unreadable_image_too_many(run, inputs, tmp_path, m
     ],
 )
 def test_what_cannot_be_decided_is_said_before_any_work(root, run, arguments, message, monkeypatch):
-    monkeypatch.setattr(saved, "create_backbone", None)  # no encoder is loaded
+    monkeypatch.setattr(saved_encoder, "create_backbone", None)  # no encoder is loaded
     with pytest.raises(ValueError, match=message):
         detect.main(["--run", str(run), *(each.format(near=root / "data" / "near") for each in arguments)])
 
