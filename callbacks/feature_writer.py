@@ -59,13 +59,13 @@ class FeatureWriter(PartWriter):
         store = self.texts if isinstance(batch, TextBatch) else self.stored[batch.part.source].store
         if store in self._checked:
             return
-        row = sum(values[0].numel() for values in outputs.values() if len(values)) * store.dtype.itemsize
-        missing = (
-            0
-            if isinstance(batch, TextBatch)
-            else sum(len(each.missing()) for each in self.stored.values() if each.store is store and each.arrays)
-        )
-        store.check_writable(missing * row)
+        width = {name: values[0].numel() for name, values in outputs.items() if len(values)}
+        values = 0
+        if not isinstance(batch, TextBatch):
+            for each in self.stored.values():
+                if each.store is store and each.arrays:
+                    values += len(each.missing()) * sum(width.get(name, 0) for name in each.arrays)
+        store.check_writable(values * store.dtype.itemsize)
         self._checked.add(store)
 
     def write(self, module: LightningModule, found: list[tuple[Batch, dict[str, Tensor]]]) -> None:

@@ -91,8 +91,9 @@ class OODEvaluation(Callback):
 
     def _start(self, trainer: Trainer, module: LightningModule) -> None:
         known = module.reference() if hasattr(module, "reference") else Reference()
-        self.suite = DetectorSuite(known, self.specs)
         self._bank, *self._tables = self.tables
+        later = {"tokens"} if all(getattr(table, "tokens", ()) for table in self._tables) else set()
+        self.suite = DetectorSuite(known, self.specs, later=frozenset(later))
         sizes = {table.part.role: len(table.rows) for table in self._tables}
         self._calibrating = "val" if "val" in sizes else TRAIN
         self._tested = "id" if "id" in sizes else TRAIN

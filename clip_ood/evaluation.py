@@ -48,6 +48,7 @@ class DetectorSuite:
     statistics: list[Statistic] = field(default_factory=list)
     choices: dict[str, Choice] = field(default_factory=dict)  # by column, of what `choose` settled
     bad: dict[str, Tensor] = field(default_factory=dict)  # rows of the bank that are not finite, by field
+    later: frozenset[str] = frozenset()  # fields of outputs to be scored that those of the bank may lack
 
     def update(self, outputs: Outputs) -> None:
         """Takes in a batch of the bank (see `Detector.update`)."""
@@ -92,7 +93,7 @@ class DetectorSuite:
         predicted = None if self.bad.get("logits") else predict(outputs, self.reference.text_embeddings)
         values = [value.cpu() for value in score_together(list(self.detectors.values()), outputs, vote)]
         for number, detector in enumerate(self.detectors.values()):
-            for name in bad.keys() & set(detector.requires):
+            for name in bad.keys() & set(detector.needs):
                 values[number].masked_fill_(bad[name].cpu(), torch.nan)
         return Scores(
             indices=outputs.indices.cpu(),
@@ -103,7 +104,7 @@ class DetectorSuite:
 
     def _unusable(self, detector: Detector) -> str | None:
         """Returns why an output of the model that a detector needs is not finite, or None if it is."""
-        for name in detector.requires:
+        for name in detector.needs:
             if self.bad.get(name):
                 return f"{name} of {self.bad[name]:,} ID training images are not finite: {WHY[name]}"
             known = getattr(self.reference, name, None)
@@ -164,7 +165,7 @@ class DetectorSuite:
         given = {name for value in (outputs, self.reference) for name, part in vars(value).items() if part is not None}
         if outputs.labels is not None and not self._has_classes(outputs.labels):
             given.discard("labels")
-        self.detectors, self.omitted = build_detectors(self.specs, self.reference, given)
+        self.detectors, self.omitted = build_detectors(self.specs, self.reference, given | self.later)
         self._check_any_left()
         self.statistics = share(self.detectors.values())
 

@@ -11,9 +11,8 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from clip_ood.backbones.inside import Inside
 from clip_ood.head import head_logits
-from clip_ood.outputs import Outputs, Reference
+from clip_ood.outputs import Inside, Outputs, Reference
 
 Head = Callable[[Tensor], Tensor]  # features (N, D) -> logits (N, C)
 

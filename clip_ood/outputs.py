@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
+import torch
 from torch import Tensor
+from torch.nn.functional import normalize
 
 
 @dataclass(frozen=True)
@@ -14,7 +16,7 @@ class Outputs:
 
     Shapes: features (N, D), g before the joint-space projection; embeddings (N, E), unit-norm h; logits (N, C) of
     the head; labels (N,) int64, -1 where a row has none; indices (N,) int64, the rows of the image set; layers, the features
-    (N, D_l) of single layers by name; tokens, the features (N, P, D_t) of patches by the name of what is used as tokens; copy_of
+    (N, D_l) of single layers by number; tokens, the unit-norm features (N, P, E) of patches by their kind, value or output; copy_of
     (N,) int64, the row in the bank's image set of the bank image that an image is a copy of (a bank image: of itself), -1 for none.
     """
 
@@ -40,6 +42,17 @@ class Outputs:
 
         return replace(self, **{name: applied(value) for name, value in vars(self).items() if value is not None})
 
+    def at(self, layer: str | None) -> Outputs:
+        """Returns the same outputs with the features of a layer, (N, D_l), in the place of g; those of "4+8" are of unit norm each, one
+        after the other, so that a cosine is the mean of theirs. None stands for g."""
+        if layer is None:
+            return self
+        names = layer.split("+")
+        if len(names) == 1:
+            return replace(self, features=self.layers[layer])
+        parts = [normalize(self.layers[name].float(), dim=1) for name in names]
+        return replace(self, features=torch.cat(parts, dim=1))
+
     def tensors(self) -> Iterator[tuple[str, Tensor]]:
         """Yields every tensor by name: features, …, layers.<name>, tokens.<name>."""
         for name, value in vars(self).items():
@@ -47,6 +60,35 @@ class Outputs:
                 yield from ((f"{name}.{inside}", each) for inside, each in value.items())
             elif value is not None:
                 yield name, value
+
+
+@dataclass(frozen=True)
+class Inside:
+    """What is wanted of an encoder besides g and h: layers by their numbers, and kinds of patch tokens."""
+
+    layers: tuple[str, ...] = ()
+    tokens: tuple[str, ...] = ()
+
+    def __bool__(self) -> bool:
+        return bool(self.layers or self.tokens)
+
+    def __or__(self, other: Inside) -> Inside:
+        layers, tokens = {*self.layers, *other.layers}, {*self.tokens, *other.tokens}
+        return Inside(tuple(sorted(layers, key=int)), tuple(sorted(tokens)))
+
+    @property
+    def arrays(self) -> tuple[str, ...]:
+        """The names of what is wanted, as `Outputs.tensors` gives them."""
+        return (*(f"layers.{each}" for each in self.layers), *(f"tokens.{each}" for each in self.tokens))
+
+    @classmethod
+    def of(cls, arrays: Sequence[str]) -> Inside:
+        """Returns what is wanted by the names of arrays, of which others are ignored."""
+        found = {
+            kind: tuple(name.removeprefix(f"{kind}.") for name in arrays if name.startswith(f"{kind}."))
+            for kind in ("layers", "tokens")
+        }
+        return cls(**found)
 
 
 @dataclass(frozen=True)

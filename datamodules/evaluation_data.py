@@ -54,8 +54,9 @@ class EvaluationData(LightningDataModule, ABC):
         """Returns the loader of ID val alone."""
         return self.loader(self.tables["val"])
 
-    def _batches(self, count: int) -> list[Tensor]:
-        """Returns positions of this device's batches; every device has as many, since detectors score them together."""
+    def _batches(self, count: int, limit: int | None = None) -> list[Tensor]:
+        """Returns positions of this device's batches, of at most `limit`; every device has as many, since detectors score them together."""
         mine = torch.arange(count).tensor_split(self.trainer.world_size)[self.trainer.global_rank]
         most = -(-count // self.trainer.world_size)
-        return list(mine.tensor_split(-(-most // self.batch_size)))  # some are empty if there are too few rows
+        size = self.batch_size if limit is None else min(self.batch_size, limit)
+        return list(mine.tensor_split(-(-most // size)))  # some are empty if there are too few rows

@@ -26,6 +26,7 @@ from clip_ood.files.pictures import UnreadableImage
 from clip_ood.files.unreadable import NO_MEMORY, is_no_memory
 from clip_ood.texts.prompts import Phrases, fill
 
+SMALLER = 8  # times fewer images make a part if their patches are stored
 HELD = 16  # images of a batch whose files are in memory at the same time
 
 
@@ -149,9 +150,10 @@ class ExtractionData(PartsData):
         for name, missing in self._missing_once().items():
             stored = self.stored[name]
             known = missing if name in self.words else stored.derivable(missing)
+            size = store.PART // (SMALLER if any(each.startswith("tokens.") for each in stored.arrays) else 1)
             for rows, are_known in ((np.setdiff1d(missing, known), False), (known, True)):
-                for start in range(0, len(rows), store.PART):
-                    some = rows[start : start + store.PART]
+                for start in range(0, len(rows), size):
+                    some = rows[start : start + size]
                     yield Part(name, f"{run}-{number:07d}-", some, stored.identities_of(some) if are_known else None)
                     number += 1
 

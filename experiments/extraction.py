@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 from lightning.pytorch import Trainer
+from torch import Tensor
 
 from clip_ood.backbones.create import create_backbone
 from clip_ood.backbones.fingerprint import fingerprint
@@ -23,6 +24,7 @@ from clip_ood.config.schema import BackboneConfig, Config
 from clip_ood.data.benchmark import Benchmark
 from clip_ood.data.image_list import ImageList
 from clip_ood.datamodules.extraction import ExtractionData
+from clip_ood.detectors.build import inside, learns_from_tokens
 from clip_ood.errors import UserError
 from clip_ood.experiments.negatives import choose, pools, word_sets
 from clip_ood.experiments.trainer import predict
@@ -34,6 +36,7 @@ from clip_ood.files.unreadable import Tolerance, TooManyUnreadable, first_of
 from clip_ood.files.writing import written_text
 from clip_ood.files.written_names import path_cell, text_cell
 from clip_ood.lightning_modules.feature_extractor import FeatureExtractor
+from clip_ood.outputs import Inside
 from clip_ood.process.locks import sharing
 from clip_ood.runs.run_folder import UNREADABLE, is_follower
 from clip_ood.terminal.console import Terminal
@@ -43,6 +46,7 @@ from clip_ood.texts.prompts import Phrases, fill
 from clip_ood.texts.vocabulary import Vocabulary
 
 START = "the start of the head"
+PATCHES = "the patches of "  # stands before the key of an image set
 STARTING = 1024  # images whose features tell how long projected features are
 SMALL, SMALL_BLOCK = "vit_small_patch32_224.augreg_in21k", "backbones/in21k_vit_s32.yaml"  # an encoder for a CPU
 PATIENCE = 900  # seconds that an extraction may take before a smaller encoder is named
@@ -80,13 +84,18 @@ def load_features(
     stored = stored_sets(config, store, benchmark.images)
     start = starting_images(config, benchmark)
     stored_start = {key: store.image_set(images.name, images, arrays_of(config)) for key, images in start.items()}
+    patched, rows_of = patched_images(config, benchmark)
+    stored_patches = {
+        key: store.image_set(images.name, images, (*arrays_of(config), *token_arrays(config, benchmark)))
+        for key, images in patched.items()
+    }
     strings, chosen_from = texts_of(config, benchmark)
     words = words_of(config, chosen_from)
     stored_words = {name: texts.word_set(name, phrases) for name, phrases in words.items()}
     with Terminal(quiet=not trainer.is_global_zero).status("Looking up the images in the feature store"):
         if trainer.is_global_zero:
             store.merge()  # a killed run may have left small segments
-        for each in [*stored.values(), *stored_start.values()]:
+        for each in [*stored.values(), *stored_start.values(), *stored_patches.values()]:
             each.missing()  # every process knows the files as they are now
             if trainer.is_global_zero:
                 each.check_files()
@@ -95,8 +104,10 @@ def load_features(
     tolerance, listed = Tolerance(config.data.max_unreadable), folder / UNREADABLE
     try:
         _check_readable(stored, tolerance)  # by what an earlier run has found
-        everything = stored_start | stored | stored_words  # what the first set wants of an image is made
-        _extract(config, start | benchmark.images, trainer, texts, everything, strings, words)
+        everything = (
+            stored_patches | stored_start | stored | stored_words
+        )  # what the first set wants of an image is made
+        _extract(config, patched | start | benchmark.images, trainer, texts, everything, strings, words)
         _check_readable(stored, tolerance)
     except TooManyUnreadable as error:
         _look_again(stored, texts)
@@ -105,6 +116,9 @@ def load_features(
     for each in {store, texts}:
         each.touch()
     features = {name: each.open() for name, each in (stored | stored_start).items()}
+    for key, each in stored_patches.items():
+        of = key.removeprefix(PATCHES)
+        features[of] = features[of].with_tokens(each.open(), rows_of[key])
     if trainer.is_global_zero and (lines := write_unreadable(listed, stored)):
         _tell_unreadable(listed, lines)
     if not strings:
@@ -115,8 +129,34 @@ def load_features(
 
 
 def arrays_of(config: Config) -> tuple[str, ...]:
-    """Returns the names of the arrays that an encoder gives for an image."""
-    return ("features", "embeddings") if config.backbone.reads_text else ("features",)
+    """Returns the names of the arrays that are stored of every image: g, h and the layers that detectors ask for."""
+    joint = ("features", "embeddings") if config.backbone.reads_text else ("features",)
+    return (*joint, *Inside(layers=inside(config.detectors).layers).arrays)
+
+
+def token_arrays(config: Config, benchmark: Benchmark) -> tuple[str, ...]:
+    """Returns the names of the arrays that are stored of images whose patches are looked at."""
+    has_texts = config.backbone.reads_text and benchmark.class_names is not None
+    return Inside(tokens=inside(config.detectors, () if has_texts else ("text_embeddings",)).tokens).arrays
+
+
+def patched_images(config: Config, benchmark: Benchmark) -> tuple[dict[str, ImageList], dict[str, Tensor]]:
+    """Returns the images of which patch tokens are wanted, by the key of their set behind `PATCHES`, and their rows (n,) in it.
+
+    They are those that are scored, and the bank's only if a detector learns from the patches of its images.
+    """
+    if not token_arrays(config, benchmark) or config.method.settings.tunes_encoder:
+        return {}, {}
+    bank, *scored = benchmark.evaluated
+    wanted = [*scored, bank] if learns_from_tokens(config.detectors) else scored
+    if config.evaluation.cross_fit is not None or config.evaluation.hold_out_classes is not None:
+        wanted.append(benchmark.parts["train"])
+    rows: dict[str, set[int]] = {}
+    for part in wanted:
+        rows.setdefault(part.images, set()).update(part.rows)
+    chosen = {PATCHES + key: sorted(each) for key, each in rows.items()}
+    images = {key: benchmark.images[key.removeprefix(PATCHES)].subset(each) for key, each in chosen.items()}
+    return images, {key: torch.tensor(each) for key, each in chosen.items()}
 
 
 def stored_sets(config: Config, store: FeatureStore, images: Mapping[str, ImageList]) -> dict[str, StoredSet]:
@@ -184,7 +224,8 @@ def _extract(
     encoder = cache(lambda: create_backbone(config.backbone))
     reading = (lambda: encoder().transform, config.data.batch_size, config.data.num_workers)
     data = ExtractionData(images, stored, missing, *reading, words)
-    extractor = FeatureExtractor(encoder, needed=lambda: data.needs_encoder)
+    arrays = {name: each.arrays for name, each in stored.items() if name in images}
+    extractor = FeatureExtractor(encoder, lambda: data.needs_encoder, arrays)
     writer = FeatureWriter(texts, stored, missing, Tolerance(config.data.max_unreadable))
     told = (
         [TimeLeft(lambda: data.images_of_this_process, partial(_tell_left, config, trainer))]

@@ -13,13 +13,14 @@ from torch import Tensor
 
 from clip_ood.backbones.backbone import Backbone, unit
 from clip_ood.backbones.create import create_backbone
+from clip_ood.backbones.inside import check_inside
 from clip_ood.config import method_schema
 from clip_ood.config.loading import load_config
 from clip_ood.config.schema import Config
 from clip_ood.data.benchmark import Benchmark
 from clip_ood.datamodules.evaluation_data import EvaluationData
 from clip_ood.datamodules.feature_data import FeatureData
-from clip_ood.detectors.build import check_any_runs, required
+from clip_ood.detectors.build import check_any_runs, inside, required
 from clip_ood.detectors.trial import try_own
 from clip_ood.errors import ConfigError, UserError
 from clip_ood.experiments.checkpoints import check_checkpoint
@@ -203,7 +204,9 @@ def _fine_tuning(
     width, joint = widths(backbone)
     try_own(config.detectors, _count(benchmark), (width, joint or width))
     head = initial_head(settings.head, config.seed, backbone, width, features.get(START), classes)
-    return FineTune(settings, backbone, width, config.seed, head, **classes), data
+    wanted = inside(config.detectors, _lacking(config, benchmark))
+    check_inside(backbone.image_tower, wanted, config.backbone.model)
+    return FineTune(settings, backbone, width, config.seed, head, wanted, **classes), data
 
 
 @torch.inference_mode()

@@ -17,8 +17,8 @@ from clip_ood.config.method_schema import FineTune as Settings
 from clip_ood.data.labelled import LabelledImages
 from clip_ood.lightning_modules.layer_decay import parameter_groups
 from clip_ood.lightning_modules.zero_shot import ZeroShot
-from clip_ood.model import classify, encode, linear
-from clip_ood.outputs import Outputs, Reference
+from clip_ood.model import NOTHING, classify, encode, linear
+from clip_ood.outputs import Inside, Outputs, Reference
 
 
 class FineTune(ZeroShot):
@@ -26,7 +26,8 @@ class FineTune(ZeroShot):
 
     Every random draw of a step depends only on seed, step and rank, so that a resumed run goes the same way.
 
-    `head` (W (C, D), b (C,)) holds the head's initial weights; None draws random ones. The joint-space projection stays as it is,
+    `head` (W (C, D), b (C,)) holds the head's initial weights; None draws random ones. Detectors see the layers and patch tokens
+    that `inside` names. The joint-space projection stays as it is,
     so that embeddings h show how far the tower has moved from the text.
     Source: Adaloglou et al. 2024, arXiv 2303.05828, with the faults of its published run mended.
     """
@@ -38,9 +39,11 @@ class FineTune(ZeroShot):
         width: int,
         seed: int,
         head: tuple[Tensor, Tensor] | None = None,
+        inside: Inside = NOTHING,
         **classes,
     ) -> None:
         super().__init__(**classes)
+        self.inside = inside
         self.settings, self.seed = (settings := Settings.model_validate(settings)), seed
         self.save_hyperparameters(
             {"settings": settings.model_dump(mode="json"), "width": width, "seed": seed}, logger=False
@@ -93,12 +96,21 @@ class FineTune(ZeroShot):
         return loss
 
     def outputs(self, batch: LabelledImages) -> Outputs:
-        given = classify(encode(self, batch.images), linear(self.head.weight, self.head.bias))
+        given = classify(encode(self, batch.images, self.inside), linear(self.head.weight, self.head.bias))
         return replace(given, labels=batch.labels, indices=batch.indices)
 
     def encode_image(self, images: Tensor) -> Tensor:
         """Returns features g (B, D) of images; B may be 0, for a set smaller than the number of devices, which towers refuse."""
         return self.backbone.encode_image(images) if len(images) else images.new_empty(0, self.head.in_features)
+
+    def encode_inside(self, images: Tensor, wanted: Inside) -> tuple[Tensor, dict[str, Tensor], dict[str, Tensor]]:
+        """Returns features g (B, D) of images, those of layers, and patch tokens, by name; B may be 0."""
+        if len(images):
+            return self.backbone.encode_inside(images, wanted)
+        blank = images.new_zeros(1, *images.shape[1:])
+        features, layers, tokens = self.backbone.encode_inside(blank, wanted)
+        none = [{name: each[:0] for name, each in of.items()} for of in (layers, tokens)]
+        return features[:0], *none
 
     def project(self, features: Tensor) -> Tensor | None:
         """Returns embeddings h (B, E) of features; None without a joint space."""

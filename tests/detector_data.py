@@ -12,6 +12,7 @@ CLASSES, WIDTH, JOINT = 5, 12, 8
 ALL = {
     "features",
     "embeddings",
+    "tokens",
     "logits",
     "labels",
     "text_embeddings",
@@ -32,7 +33,9 @@ def sample(rows: int, seed: int, width: int = WIDTH) -> Outputs:
     features = 3 * places[labels] + torch.randn(rows, width, generator=generator) + 7
     embeddings = torch.nn.functional.normalize(torch.randn(rows, JOINT, generator=generator), dim=1)
     logits = 4 * torch.randn(rows, CLASSES, generator=generator) + features[:, :CLASSES]
-    return Outputs(features, embeddings, logits, labels, torch.arange(rows) + 1000)
+    tokens = torch.nn.functional.normalize(torch.randn(rows, 6, JOINT, generator=generator), dim=2)
+    patches = {"value": tokens, "output": tokens.flip(1)}
+    return Outputs(features, embeddings, logits, labels, torch.arange(rows) + 1000, tokens=patches)
 
 
 def part(outputs: Outputs, rows: slice | Tensor) -> Outputs:

@@ -10,10 +10,11 @@ from safetensors.torch import save_file
 from torch.nn.functional import linear, normalize
 
 from clip_ood.backbones.create import create_backbone
-from clip_ood.backbones.inside import Inside, check_inside
+from clip_ood.backbones.inside import check_inside
 from clip_ood.config.schema import BackboneConfig
 from clip_ood.errors import UserError
 from clip_ood.model import encode
+from clip_ood.outputs import Inside
 
 OWN = {"layers": 3, "width": 32, "head_width": 16, "patch_size": 8, "image_size": 32}
 TOWERS = {  # of open_clip, tiny

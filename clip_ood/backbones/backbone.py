@@ -12,8 +12,9 @@ from PIL.Image import Image
 from torch import Tensor, nn
 from torch.nn.functional import normalize
 
-from clip_ood.backbones.inside import Inside, run_inside
+from clip_ood.backbones.inside import run_inside
 from clip_ood.errors import UserError
+from clip_ood.outputs import Inside
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 

@@ -2,41 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
 
 from torch import Tensor, nn
 from torch.nn.functional import linear
 
 from clip_ood.errors import UserError
+from clip_ood.outputs import Inside
 
 VALUE, OUTPUT = "value", "output"  # kinds of patch tokens
-
-
-@dataclass(frozen=True)
-class Inside:
-    """What is wanted of an encoder besides g and h: layers by their numbers, and kinds of patch tokens."""
-
-    layers: tuple[str, ...] = ()
-    tokens: tuple[str, ...] = ()
-
-    def __bool__(self) -> bool:
-        return bool(self.layers or self.tokens)
-
-    @property
-    def arrays(self) -> tuple[str, ...]:
-        """The names of what is wanted, as `Outputs.tensors` gives them."""
-        return (*(f"layers.{each}" for each in self.layers), *(f"tokens.{each}" for each in self.tokens))
-
-    @classmethod
-    def of(cls, arrays: Sequence[str]) -> Inside:
-        """Returns what is wanted by the names of arrays, of which others are ignored."""
-        found = {
-            kind: tuple(name.removeprefix(f"{kind}.") for name in arrays if name.startswith(f"{kind}."))
-            for kind in ("layers", "tokens")
-        }
-        return cls(**found)
 
 
 def run_inside(tower: nn.Module, images: Tensor, wanted: Inside) -> tuple[Tensor, dict[str, Tensor], dict[str, Tensor]]:

@@ -5,8 +5,8 @@ from __future__ import annotations
 from torch import Tensor, nn
 
 from clip_ood.backbones.backbone import Backbone
-from clip_ood.backbones.inside import Inside
 from clip_ood.backbones.open_clip_backbone import OpenClipBackbone
+from clip_ood.outputs import Inside
 
 
 class OtherText(Backbone):

@@ -12,13 +12,17 @@ from clip_ood.data.benchmark import Part
 from clip_ood.features.stored_set import Features
 from clip_ood.outputs import Outputs
 
+TOKENS = 2**16  # that are read at once: 64 MiB of 512 half numbers each
+
 
 class LabelledTable(Protocol):
-    """The rows (n,) of a loader's images in the image set, in order, and their labels (n,), -1 where there is none."""
+    """The rows (n,) of a loader's images in the image set, in order, their labels (n,), -1 where there is none, and the kinds of patch
+    tokens that come with them, though the bank's images may have none."""
 
     part: Part
     rows: Tensor
     labels: Tensor
+    tokens: tuple[str, ...]
 
 
 def labels_of(table: LabelledTable, indices: Tensor, device: torch.device) -> Tensor:
@@ -28,6 +32,8 @@ def labels_of(table: LabelledTable, indices: Tensor, device: torch.device) -> Te
 
 class ImageTable:
     """The rows of one part with their labels: all of them, or those of the image set that are `valid` (N,)."""
+
+    tokens: tuple[str, ...] = ()
 
     def __init__(self, part: Part, labels: list[int], valid: Tensor | None = None) -> None:
         rows, labels = (torch.tensor(each, dtype=torch.long) for each in (part.rows, labels))
@@ -41,17 +47,28 @@ class ImageTable:
 class FeatureTable(ImageTable, Dataset):
     """The readable rows of one part: (n,) positions -> Outputs with features, embeddings, labels and indices.
 
-    indices are rows of the image set; labels are the true ones, -1 where there is none.
+    indices are rows of the image set; labels are the true ones, -1 where there is none. Layers come along where they are stored, and
+    patch tokens where they are stored for all rows.
     """
 
     def __init__(self, part: Part, stored: Features, labels: list[int]) -> None:
         super().__init__(part, labels, stored.valid)
         self.stored = stored
+        self.tokens = tuple(kind for kind, tokens in stored.tokens.items() if tokens.has(self.rows))
+
+    @property
+    def most(self) -> int | None:
+        """The largest number of rows that should be read at once, because of their tokens; None for any number."""
+        widest = max((self.stored.tokens[kind].width for kind in self.tokens), default=0)
+        return None if not widest else max(1, TOKENS // widest)
 
     def __getitem__(self, positions: Tensor) -> Outputs:
         rows = self.rows[positions]
         embeddings = None if self.stored.embeddings is None else self.stored.embeddings.take(rows)
-        return Outputs(self.stored.features.take(rows), embeddings, None, self.labels[positions], rows)
+        layers = {name: each.take(rows) for name, each in self.stored.layers.items()}
+        tokens = {kind: self.stored.tokens[kind].take(rows) for kind in self.tokens}
+        features, labels = self.stored.features.take(rows), self.labels[positions]
+        return Outputs(features, embeddings, None, labels, rows, layers or None, tokens or None)
 
 
 class LabelledImages(NamedTuple):

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
+from functools import reduce
 from io import IOBase
 from itertools import islice, product
 from math import isnan
+from operator import or_
 from pathlib import Path
 
 import numpy as np
@@ -63,12 +65,13 @@ class Predictor(nn.Module):
         self.dtype = getattr(torch, saved.encoder.features)
         self.autocast = None if saved.encoder.autocast is None else getattr(torch, saved.encoder.autocast)
         self.backbone, self.detectors = backbone, nn.ModuleList(saved.detectors(self.columns).values())
+        self.inside = reduce(or_, (each.inside for each in self.detectors))
         self.class_predictor = saved.class_predictor
         self.by = HEAD if self.class_predictor is None else self.class_predictor.by
         self.images, self.nearest = saved.bank_images(), nearest
         self.bank, bank_labels = None, None
         if self.by == KNN or nearest:  # the detectors' own bank, if they have one
-            searched = (each for each in self.detectors if each.searches)
+            searched = (each for each in self.detectors if each.searches and each.layer is None)
             banks = [
                 each for detector in searched for each in statistics_of(detector).values() if isinstance(each, Bank)
             ]
@@ -159,9 +162,9 @@ class Predictor(nn.Module):
         return classify(self._encoded(pixels), linear(self.weight, self.bias))
 
     def _encoded(self, pixels: Tensor) -> Outputs:
-        """Returns g and h rounded as the feature store keeps them."""
+        """Returns g and h, and the layers and patch tokens that detectors look at, rounded as the feature store keeps them."""
         with torch.autocast(pixels.device.type, dtype=self.autocast, enabled=self.autocast is not None):
-            return encode(self.backbone, pixels).map(lambda value: value.to(self.dtype))
+            return encode(self.backbone, pixels, self.inside).map(lambda value: value.to(self.dtype))
 
     def predict(self, outputs: Outputs, contents: np.ndarray | None = None) -> BatchPredictions:
         """Returns scores, p-values and classes of some images, whose files have `contents` (B, 2), 0 where that is not known."""

@@ -19,7 +19,7 @@ from clip_ood.backbones.spec import BackboneSpec, ImageSpec
 from clip_ood.calibration import Calibration, summary
 from clip_ood.class_predictions import KNN, ClassPredictor
 from clip_ood.detect.manifest import ENCODER, FORMAT, MANIFEST, STATE, sealed
-from clip_ood.detect.saved import SavedDetector
+from clip_ood.detect.saved import SavedDetector, bank_name
 from clip_ood.detect.saved_encoder import Encoder
 from clip_ood.detectors.bank import Bank
 from clip_ood.detectors.build import Omitted
@@ -44,10 +44,9 @@ def described(spec: BackboneSpec) -> ImageSpec:
 
 
 def save_bank(folder: Path, detectors: Mapping[str, Detector], rank: int = 0) -> None:
-    """Writes this process's part of the bank, if any detector searches a bank when it scores."""
-    bank = next((bank for each in detectors.values() if each.portable for bank in searched(each)), None)
-    if bank is not None:
-        save_tensors(bank.state(), folder / f"bank-{rank:05d}.safetensors")
+    """Writes this process's part of the banks that detectors search when they score: that of g, and one for each layer."""
+    for bank in {bank for each in detectors.values() if each.portable for bank in searched(each)}:
+        save_tensors(bank.state(), folder / f"{bank_name(bank.layer)}-{rank:05d}.safetensors")
 
 
 def save_detector(
@@ -143,8 +142,8 @@ def _obstacle(detector: Detector, reference: Reference) -> str | None:
         return "keeps what it learnt in another package's objects, which are not saved"
     if "logits" in detector.requires and reference.weight is None:
         return "needs the logits of a head that is no linear layer, which is not saved"
-    if more := [name for name in ("layers", "tokens") if name in detector.requires]:
-        return f"needs {' and '.join(more)}, which judging does not make of new images"
+    if "layers" in detector.requires:
+        return "needs layers, which judging makes of new images only for a detector with the key layer"
     return None
 
 

@@ -3,7 +3,8 @@
 detector.json             what it is: encoder, classes, detectors, thresholds, versions, the SHA-256 of every other file
 state.safetensors         text embeddings, head, what each detector learnt, the calibration scores
 calibrated_on.parquet     the names and hashes of the images of these scores, if it was calibrated again (clip-ood recalibrate)
-bank-00000.safetensors    the features of ID training images, a file a process (only where a detector searches them)
+bank-00000.safetensors    the features of ID training images, a file a process (only where a detector searches them); bank-layer6-… those
+                          of a layer
 bank.parquet              the names of ID training images, hashes of their content, and scores by what has not seen them
 vocabulary.parquet        words and their embeddings (only with data.vocabulary)
 encoder/                  the image encoder's weights, if the user asked for them or the run trained them
@@ -11,10 +12,11 @@ encoder/                  the image encoder's weights, if the user asked for the
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import fields
-from functools import cached_property
+from functools import cache, cached_property
 from pathlib import Path
 from typing import Any
 
@@ -46,6 +48,11 @@ from clip_ood.outputs import WITH_NEGATIVES, NegativeLabels, Outputs, Reference
 from clip_ood.texts.vocabulary import Vocabulary
 
 ALL = "all"  # stands for every detector of a run
+
+
+def bank_name(layer: str | None) -> str:
+    """Returns how the names of a bank's files begin."""
+    return "bank" if layer is None else f"bank-layer{layer}"
 
 
 class SavedDetector:
@@ -168,7 +175,7 @@ class SavedDetector:
             raise DetectorFolderError(f"{self.folder} does not fit this version of clip-ood: {error}") from error
         if omitted:
             raise DetectorFolderError(f"{self.folder}: {omitted[0].detector} {omitted[0].reason}")
-        bank = None
+        bank = cache(self.bank)
         for column, detector in built.items():
             longer = tuple(f"detectors.{each}." for each in entries if each.startswith(f"{column}."))
             state = self._tensors(STATE, f"detectors.{column}.", but=longer)
@@ -176,8 +183,7 @@ class SavedDetector:
             detector.notes = list(entries[column]["notes"])
             for name, statistic in statistics_of(detector).items():
                 if isinstance(statistic, Bank) and detector.searches:
-                    bank = bank or self.bank()
-                    setattr(detector, name, bank)
+                    setattr(detector, name, bank(detector.layer))
         return built
 
     def calibration(self, column: str) -> Calibration:
@@ -256,14 +262,17 @@ class SavedDetector:
             if not torch.isin(torch.cat(bank.indices).cpu(), torch.tensor(images.rows)).all():
                 raise Unfit("it does not name all images of the bank")
 
-    def bank(self) -> Bank:
-        """Loads the features of the ID training images."""
+    def bank(self, layer: str | None = None) -> Bank:
+        """Loads the features of the ID training images, g or those of a layer."""
         parts, sizes = [], {}
-        for name in sorted(each for each in self.manifest["files"] if each.startswith("bank-")):
+        own = re.compile(rf"{re.escape(bank_name(layer))}-\d+\.safetensors")
+        for name in sorted(filter(own.fullmatch, self.manifest["files"])):
             parts.append(self._tensors(name, ""))
             with self._fitting(name):
                 check_bank(parts[-1], sizes)
-        return Bank.restored(parts)
+        bank = Bank.restored(parts)
+        bank.layer = layer
+        return bank
 
     @contextmanager
     def _fitting(self, name: str) -> Iterator[None]:

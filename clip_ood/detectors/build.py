@@ -13,7 +13,7 @@ from clip_ood.detectors.detector import ONE_EACH, Detector
 from clip_ood.detectors.names import DETECTORS, ZOO, Spec, read_specs
 from clip_ood.dotted_paths import module_of
 from clip_ood.errors import UserError
-from clip_ood.outputs import Outputs, Reference
+from clip_ood.outputs import Inside, Outputs, Reference
 
 NEGATIVES = "needs negative labels: set data.negative_words (wordnet), with an encoder of texts and named classes"
 REASONS = {
@@ -27,12 +27,13 @@ REASONS = {
     "logit_bias": "needs the model's logit bias: this encoder has none, as its training had no sigmoid loss",
     "weight": "needs logits: this run trains no head",
     "bias": "needs logits: this run trains no head",
+    "tokens": "needs tokens of the patches: this run's outputs have none",
     "neglabel": NEGATIVES,
     "csp": NEGATIVES,
     "eoe": "needs outlier classes: set data.negative_words (a list of names) and data.negative_choice=given, with an encoder of texts and "
     "named classes",
 }
-WORDS = {int: "a whole number", float: "a number", bool: "true or false"}
+WORDS = {int: "a whole number", float: "a number", bool: "true or false", str: "a word"}
 ONE_CLASS = "needs two classes or more: with one, its score is the same for every image"
 
 
@@ -64,8 +65,9 @@ def build_detectors(
         elif (count := _classes(reference)) is not None and count < cls.least_classes:
             omitted.append(Omitted(spec.label, ONE_CLASS))
         else:
-            detectors[spec.label] = cls(reference, **spec.parameters)
-            detectors[spec.label].spec = {"name": spec.name, **spec.parameters}
+            detector = cls(reference, **spec.own_parameters)
+            detectors[spec.label] = detector if spec.layer is None else detector.on(spec.layer)
+            detector.spec = {"name": spec.name, **spec.parameters}
     return detectors, omitted
 
 
@@ -92,6 +94,26 @@ def required(specs: Sequence[str | Mapping[str, Any]] | None) -> set[str]:
         _check_parameters(spec, cls)
         fields.update(cls.requires)
     return fields
+
+
+def inside(specs: Sequence[str | Mapping[str, Any]] | None, lacking: Collection[str] = ()) -> Inside:
+    """Returns the layers and patch tokens of an encoder that the requested detectors need.
+
+    Those that need a field which the run is `lacking` are not counted. Raises as `build_detectors` does.
+    """
+    wanted = Inside()
+    for spec in read_specs(specs):
+        cls = load_class(spec)
+        if not set(lacking).isdisjoint(cls.requires):
+            continue
+        tokens = (spec.parameters.get("tokens", cls.tokens),) if "tokens" in cls.requires else ()
+        wanted |= Inside(() if spec.layer is None else tuple(spec.layer.split("+")), tokens)
+    return wanted
+
+
+def learns_from_tokens(specs: Sequence[str | Mapping[str, Any]] | None) -> bool:
+    """Says whether a requested detector learns from patch tokens of ID training images; raises as `build_detectors` does."""
+    return any(load_class(spec).learns_tokens for spec in read_specs(specs))
 
 
 def _classes(reference: Reference) -> int | None:
@@ -133,6 +155,7 @@ def _check_requires(spec: Spec, cls: type[Detector]) -> None:
 
 def _check_parameters(spec: Spec, cls: type[Detector]) -> None:
     parameters = list(inspect.signature(cls).parameters.values())[1:]  # the first is the reference
+    _check_layer(spec, cls)
     single = [
         parameter for parameter in parameters if parameter.kind not in (parameter.VAR_KEYWORD, parameter.VAR_POSITIONAL)
     ]
@@ -142,7 +165,7 @@ def _check_parameters(spec: Spec, cls: type[Detector]) -> None:
     if any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters):
         return
     valid = [parameter.name for parameter in parameters]
-    for key in spec.parameters:
+    for key in spec.own_parameters:
         if key not in valid:
             nearest = get_close_matches(str(key), valid, n=1)
             hint = f"; nearest: {nearest[0]}" if nearest else ""
@@ -151,10 +174,28 @@ def _check_parameters(spec: Spec, cls: type[Detector]) -> None:
         _check_types(spec, cls)
 
 
+def _check_layer(spec: Spec, cls: type[Detector]) -> None:
+    """Raises ValueError for a layer that is none, and for a detector to which a layer means nothing."""
+    if spec.layer is None:
+        return
+    names = spec.layer.split("+")
+    if not all(name.isdecimal() and int(name) >= 1 for name in names):
+        raise UserError(
+            f"{spec.name}: layer = {spec.layer}, expected the number of a layer (6), or several whose features are taken together (4+8)"
+        )
+    if len(set(names)) < len(names):
+        raise UserError(f"{spec.name}: layer = {spec.layer} names a layer twice")
+    if "features" not in cls.requires or not {"weight", "bias", "logits"}.isdisjoint(cls.requires):
+        raise UserError(
+            f"{spec.name}: layer = {spec.layer}, and it takes no features of a layer: it works on "
+            f"{' and '.join(field for field in cls.requires if field != 'labels')}"
+        )
+
+
 def _check_types(spec: Spec, cls: type[Detector]) -> None:
     """Raises ValueError for a value of another type than the detector declares."""
     declared = get_type_hints(cls.__init__)
-    for key, value in spec.parameters.items():
+    for key, value in spec.own_parameters.items():
         kinds = get_args(declared[key]) or (declared[key],)
         fits = type(value) in kinds or (float in kinds and type(value) is int and value < 2**53)
         if not fits or (isinstance(value, float) and not isfinite(value)):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import cache
 from typing import Any, ClassVar
 
 import torch
@@ -11,7 +12,7 @@ from torch import Tensor, nn
 
 from clip_ood.detectors.statistic import statistics_of
 from clip_ood.errors import UserError
-from clip_ood.outputs import Outputs, Reference
+from clip_ood.outputs import Inside, Outputs, Reference
 
 ONE_EACH = "a tensor with one score an image, higher = more in-distribution"
 ROWS = 8192  # rows worked on at once: bounds memory, leaves matrix products large
@@ -38,6 +39,9 @@ class Detector(nn.Module):
     searches: ClassVar[bool] = True  # scoring looks into its Bank, if it has one; False where only the fit does
     leaves_one_out: ClassVar[bool] = False  # an image of the bank gets, given `copy_of`, the score of a bank without it
     monotone: ClassVar[bool] = False  # more images in the bank never lower a score
+    tokens: ClassVar[str] = "value"  # the kind of patch tokens that it uses, if it requires tokens
+    learns_tokens: ClassVar[bool] = False  # its statistics take in patch tokens of ID training images
+    layer: str | None = None  # whose features are its features; None stands for g
     spec: Mapping[str, Any] | None = None  # how a config asks for it, where one did
 
     def __init__(self, reference: Reference | None = None) -> None:
@@ -48,6 +52,25 @@ class Detector(nn.Module):
         for field in self.requires:
             if hasattr(self.reference, field) and getattr(self.reference, field) is None:
                 raise self._error(f"needs {field} in the reference, got none")
+
+    @property
+    def needs(self) -> tuple[str, ...]:
+        """The fields of Outputs and Reference that it needs, with its layer's features in the place of g."""
+        if self.layer is None:
+            return self.requires
+        return tuple("layers" if field == "features" else field for field in self.requires)
+
+    @property
+    def inside(self) -> Inside:
+        """The layers and patch tokens of an encoder that it looks at."""
+        tokens = (self.tokens,) if "tokens" in self.requires else ()
+        return Inside(() if self.layer is None else tuple(self.layer.split("+")), tokens)
+
+    def on(self, layer: str) -> Detector:
+        """Makes the detector take the features of a layer for g, as `Outputs.at` names it; it has taken in no images yet."""
+        for part in (self, *statistics_of(self).values()):
+            part.layer = layer
+        return self
 
     @property
     def learns(self) -> bool:
@@ -89,7 +112,7 @@ class Detector(nn.Module):
     def score_with_grad(self, outputs: Outputs) -> Tensor:
         """Returns differentiable scores (N,), in the detector's own dtype, of at most `ROWS` images. Raises as `score` does."""
         self._check_ready(outputs)
-        return self._scores(outputs)
+        return self._scores(outputs.at(self.layer))
 
     def state(self) -> dict[str, Tensor]:
         """Returns the tensors that `fit` made, by name; with parameters, reference and bank, they are all that scoring needs.
@@ -140,7 +163,7 @@ class Detector(nn.Module):
 
     def _check_ready(self, outputs: Outputs) -> None:
         self.check_fitted()
-        self._check(outputs, [field for field in self.requires if field != "labels"])
+        self._check(outputs, [field for field in self.needs if field != "labels"])
 
     def _check(self, outputs: Outputs, needed: Iterable[str]) -> None:
         for field in needed:
@@ -149,6 +172,11 @@ class Detector(nn.Module):
             values = {name: value for name, value in outputs.tensors() if name.partition(".")[0] == field}
             if not values:
                 raise self._error(f"needs {field}, and these outputs have none")
+            wanted = {"layers": (self.layer or "").split("+") if self.layer else [], "tokens": [self.tokens]}.get(
+                field, []
+            )
+            if missing := [name for name in wanted if f"{field}.{name}" not in values]:
+                raise self._error(f"needs {field}.{missing[0]}, and these outputs have {', '.join(values)}")
             for name, value in values.items():
                 if len(value) != len(outputs):
                     raise self._error(f"{name} has {len(value)} rows, expected {len(outputs)}")
@@ -175,13 +203,14 @@ def take_in(detectors: Iterable[Detector], outputs: Outputs) -> None:
     for detector in detectors:
         own = statistics_of(detector).values()
         if own:
-            detector._check(outputs, detector.requires)
+            detector._check(outputs, detector.needs)
             detector._fitted = False
         statistics |= {id(statistic): statistic for statistic in own}
     for rows in chunks(outputs, at_least=1):  # of no images, too: they tell widths to a process without a share
         with exact(rows):
+            at = cache(rows.at)
             for statistic in statistics.values():
-                statistic.update(rows)
+                statistic.update(at(statistic.layer))
 
 
 def score_together(
@@ -199,7 +228,8 @@ def score_together(
     for rows in chunks(outputs, at_least=1):
         with exact(rows):
             values = [function(rows) for function in further]
-            parts.append([detector._scores(rows).float() for detector in detectors] + values)
+            at = cache(rows.at)  # detectors of one layer see the same rows, and search for their neighbours once
+            parts.append([detector._scores(at(detector.layer)).float() for detector in detectors] + values)
     return [torch.cat(values).to(device) for values in zip(*parts, strict=True)]
 
 

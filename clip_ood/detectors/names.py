@@ -19,6 +19,7 @@ DETECTORS: dict[str, str] = {  # name -> "module:Class"
     "gaussian": "clip_ood.detectors.mahalanobis:Gaussian",
     "pca": "clip_ood.detectors.vim:PCA",
     "mcm": "clip_ood.detectors.mcm:MCM",
+    "gl_mcm": "clip_ood.detectors.gl_mcm:GLMCM",
     "mcm_sigmoid": "clip_ood.detectors.mcm_sigmoid:MCMSigmoid",
     "neglabel": "clip_ood.detectors.negative_labels:NegLabel",
     "csp": "clip_ood.detectors.negative_labels:CSP",
@@ -58,7 +59,7 @@ NAMED: dict[
     "rmd_pp": {"name": "rmd", "normalize": True},
     "gaussian_pp": {"name": "gaussian", "normalize": True},
 }
-NOT_BY_DEFAULT = ("lof", "gaussian", "pca", "eoe", "nci")  # benchmarks keep the rows of their tables
+NOT_BY_DEFAULT = ("lof", "gaussian", "pca", "gl_mcm", "eoe", "nci")  # benchmarks keep the rows of their tables
 DEFAULTS = [
     each
     for name in DETECTORS
@@ -68,6 +69,7 @@ DEFAULTS = [
 # Of a folder without classes: 1-NN judges new images, and the others are those that find odd images within a folder (bench/label_free.py)
 UNLABELLED: list[str | dict[str, Any]] = ["knn", {"name": "lof", "k": 10}, {"name": "knn", "k": 0.2, "kth": True}]
 
+LAYER = "layer"  # a parameter of every detector that works on features
 MOST_CANDIDATES = 1000  # for one detector
 
 
@@ -84,6 +86,16 @@ class Spec:
     parameters: Mapping[str, Any]
     chosen_as: str | None = None
 
+    @property
+    def layer(self) -> str | None:
+        """The layer whose features it works on, or layers with + between them; None stands for g."""
+        return None if self.parameters.get(LAYER) is None else str(self.parameters[LAYER])
+
+    @property
+    def own_parameters(self) -> dict[str, Any]:
+        """The parameters of its class."""
+        return {key: value for key, value in self.parameters.items() if key != LAYER}
+
 
 def read_specs(specs: Sequence[str | Mapping[str, Any]] | None) -> list[Spec]:
     """Reads the requested detectors, each with a column name of its own.
@@ -91,7 +103,8 @@ def read_specs(specs: Sequence[str | Mapping[str, Any]] | None) -> list[Spec]:
     An entry is a name ("knn"), a detector of pytorch-ood ("pytorch_ood.NCI"), a class path ("my_pkg.scores.Mine") or a
     mapping {"name": "knn", "k": 50}, whose optional key "as" gives the column name. A name that is asked for more than once
     gets its parameters appended: knn_k50. A score that has a name of its own (`NAMED`) is always called by that name.
-    Parameters with lists of values, {"name": "knn", "k": [1, 5, 10]}, make candidates for one column: all combinations of them.
+    The parameter layer asks for a detector of features to work on those of a layer, or of several together (4+8), and is part of
+    the column's name. Parameters with lists of values, {"name": "knn", "k": [1, 5, 10]}, make candidates for one column: all combinations of them.
     None asks for `DEFAULTS`. Raises ValueError for an unknown name (and names the nearest), an entry
     without a name, an empty list, two equal column names, and a name that scores.parquet uses itself.
     """
@@ -100,7 +113,7 @@ def read_specs(specs: Sequence[str | Mapping[str, Any]] | None) -> list[Spec]:
     entries = [_entry(spec) for spec in (DEFAULTS if specs is None else specs)]
     times = Counter(name for name, _, _ in entries)
     columns = [
-        label or _label(name, _single(parameters) if times[name] > 1 else {}) for name, label, parameters in entries
+        label or _label(name, _shown(parameters, several=times[name] > 1)) for name, label, parameters in entries
     ]
     plain = Counter(map(one_text, columns))
     columns = [
@@ -145,6 +158,11 @@ def _candidates(name: str, column: str, parameters: Mapping[str, Any]) -> list[S
         Spec(name, _label(column, each), _target(name), {**parameters, **each}, chosen_as=column)
         for each in combinations
     ]
+
+
+def _shown(parameters: Mapping[str, Any], several: bool) -> dict[str, Any]:
+    """Returns the parameters that a column's name has: the layer, and all others only if a detector is asked for several times."""
+    return {key: value for key, value in _single(parameters).items() if several or key == LAYER}
 
 
 def _single(parameters: Mapping[str, Any]) -> dict[str, Any]:

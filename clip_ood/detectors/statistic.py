@@ -21,6 +21,8 @@ class Statistic(nn.Module):
     batch), and all processes call `join` between the last `update` and the fit of detectors.
     """
 
+    layer: str | None = None  # whose features it takes in; None stands for g
+
     def __init__(self) -> None:
         super().__init__()
         self.exchange = ALONE
@@ -64,5 +66,5 @@ def share(detectors: Iterable[nn.Module]) -> list[Statistic]:
     shared: dict[Hashable, Statistic] = {}
     for detector in detectors:
         for name, own in statistics_of(detector).items():
-            setattr(detector, name, shared.setdefault(own.key(), own))
+            setattr(detector, name, shared.setdefault((own.layer, own.key()), own))
     return list(shared.values())

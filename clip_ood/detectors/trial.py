@@ -74,8 +74,14 @@ def _made_up(classes: int, width: int, joint: int) -> tuple[Outputs, Reference]:
     features, text = random(IMAGES, width).abs() + 0.1, normalize(random(classes, joint), dim=1)
     weight, bias, negatives = random(classes, width), random(classes), normalize(random(2 * IMAGES, joint), dim=1)
     labels = torch.arange(IMAGES) % classes
+    tokens = {kind: normalize(random(IMAGES, 4, joint), dim=2) for kind in ("value", "output")}
     outputs = Outputs(
-        features, normalize(random(IMAGES, joint), dim=1), features @ weight.T + bias, labels, torch.arange(IMAGES)
+        features,
+        normalize(random(IMAGES, joint), dim=1),
+        features @ weight.T + bias,
+        labels,
+        torch.arange(IMAGES),
+        tokens=tokens,
     )
     names, words = tuple(f"class {number}" for number in range(classes)), NegativeLabels(text, negatives)
     return outputs, Reference(names, text, 100.0, weight, bias, words, words, -10.0, words)

@@ -9,8 +9,8 @@ from torch import Tensor, nn
 from torch.nn.functional import normalize
 
 from clip_ood.backbones.backbone import Backbone
-from clip_ood.model import classify, encode, head_of
-from clip_ood.outputs import Outputs, Reference
+from clip_ood.model import NOTHING, classify, encode, head_of
+from clip_ood.outputs import Inside, Outputs, Reference
 
 
 class ScoringGraph(nn.Module):
@@ -22,11 +22,16 @@ class ScoringGraph(nn.Module):
     """
 
     def __init__(
-        self, backbone: Backbone, reference: Reference, scores: Mapping[str, Callable[[Outputs], Tensor]]
+        self,
+        backbone: Backbone,
+        reference: Reference,
+        scores: Mapping[str, Callable[[Outputs], Tensor]],
+        inside: Inside = NOTHING,
     ) -> None:
         super().__init__()
         # functions, not modules: they take along what they use of the encoder and detectors, and no text tower
         self.encode_image, self.project, self.scores = backbone.encode_image, backbone.project, dict(scores)
+        self.encode_inside, self.inside = backbone.encode_inside, inside
         self.preprocessing, self.reference = backbone.preprocessing, reference
         for name in ("mean", "std"):
             self.register_buffer(name, torch.tensor(getattr(backbone.preprocessing, name))[:, None, None])
@@ -41,7 +46,7 @@ class ScoringGraph(nn.Module):
 
     def rows(self, pixels: Tensor) -> Outputs:
         """Returns the outputs of encoder and head for pixels (B, 3, H, W)."""
-        return classify(encode(self, (pixels - self.mean) / self.std), head_of(self.reference))
+        return classify(encode(self, (pixels - self.mean) / self.std, self.inside), head_of(self.reference))
 
 
 def class_logits(rows: Outputs, reference: Reference) -> Tensor | None:
@@ -64,6 +69,12 @@ class StandIn(nn.Module):
 
     def encode_image(self, images: Tensor) -> Tensor:
         return self.given.features[:1] + images.mean(dim=(1, 2, 3))[:, None]  # (B, D)
+
+    def encode_inside(self, images: Tensor, wanted: Inside) -> tuple[Tensor, dict[str, Tensor], dict[str, Tensor]]:
+        mean = images.mean(dim=(1, 2, 3))
+        layers = {name: self.given.layers[name][:1] + mean[:, None] for name in wanted.layers}
+        tokens = {kind: normalize(self.given.tokens[kind][:1] + mean[:, None, None], dim=2) for kind in wanted.tokens}
+        return self.encode_image(images), layers, tokens
 
     def project(self, features: Tensor) -> Tensor | None:
         if self.given.embeddings is None:

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import partial
+from functools import partial, reduce
+from operator import or_
 from pathlib import Path
 from shutil import copyfile
 from tempfile import TemporaryDirectory
@@ -24,7 +25,8 @@ from clip_ood.export.preparation import resize_of
 from clip_ood.export.verify import compare, images
 from clip_ood.files import pictures as reading
 from clip_ood.files.writing import naming
-from clip_ood.outputs import Outputs, Reference
+from clip_ood.model import NOTHING
+from clip_ood.outputs import Inside, Outputs, Reference
 from clip_ood.versions import versions
 
 Score = Callable[[Outputs], Tensor]
@@ -66,6 +68,7 @@ def export(
     kind = format_of(path)
     _check(backbone, detectors)
     scores, omitted = _traceable(detectors)
+    inside = reduce(or_, (each.inside for each in detectors.values()), NOTHING)
     with (
         naming(path),
         exact(Outputs(features=torch.empty(0))),
@@ -73,10 +76,10 @@ def export(
         TemporaryDirectory(prefix=f".{path.name}.", dir=path.parent) as folder,
     ):
         written = Path(folder) / path.name
-        write = partial(_write, kind, reference, thresholds)
-        run, scores, faults = _write_what_can_be(write, written, backbone, scores)
+        write = partial(_write, kind, reference, thresholds, inside)
+        run, scores, faults = _write_what_can_be(write, written, backbone, scores, inside)
         kept = {name: detectors[name] for name in scores}
-        differences = compare(run, ScoringGraph(backbone, reference, scores), kept)
+        differences = compare(run, ScoringGraph(backbone, reference, scores, inside), kept)
         files = [each.replace(path.parent / each.name) for each in sorted(written.parent.glob(f"{path.name}*"))]
         if resize_of(backbone.transform, backbone.preprocessing) is None:
             notes.append(
@@ -125,14 +128,18 @@ def _traceable(detectors: Mapping[str, Detector]) -> tuple[dict[str, Score], lis
     omitted = []
     for name, detector in detectors.items():
         try:
-            scores[name] = detector.traceable()
+            scores[name] = _on_layer(detector.traceable(), detector.layer)
         except UserError as error:
             omitted.append(Omitted(name, str(error)))
     return scores, omitted
 
 
+def _on_layer(score: Score, layer: str | None) -> Score:
+    return score if layer is None else lambda rows: score(rows.at(layer))
+
+
 def _write_what_can_be(
-    write: Write, path: Path, backbone: Backbone, scores: dict[str, Score]
+    write: Write, path: Path, backbone: Backbone, scores: dict[str, Score], inside: Inside
 ) -> tuple[Run, dict[str, Score], list[Omitted]]:
     """Writes all scores that can be written; returns the written graph, the scores in it, and the others with reasons."""
     try:
@@ -140,7 +147,7 @@ def _write_what_can_be(
     except OSError:
         raise  # the disk's error
     except Exception as error:  # exporters raise anything
-        faults = _faults(write, path.with_stem("alone"), backbone, scores)
+        faults = _faults(write, path.with_stem("alone"), backbone, scores, inside)
         if not faults:
             raise UserError(f"export: the encoder cannot be written as {path.suffix}: {_cause(error)}") from error
     failing = {each.detector for each in faults}
@@ -148,9 +155,9 @@ def _write_what_can_be(
     return write(path, backbone, scores), scores, faults
 
 
-def _faults(write: Write, path: Path, backbone: Backbone, scores: Mapping[str, Score]) -> list[Omitted]:
+def _faults(write: Write, path: Path, backbone: Backbone, scores: Mapping[str, Score], inside: Inside) -> list[Omitted]:
     """Returns the detectors that cannot be written, after trying each without the encoder."""
-    rows = ScoringGraph(backbone, Reference(), {}).rows(images(backbone.preprocessing.size)[:2])
+    rows = ScoringGraph(backbone, Reference(), {}, inside).rows(images(backbone.preprocessing.size)[:2])
     faults = []
     for name, score in scores.items():
         try:
@@ -165,12 +172,13 @@ def _write(
     kind: Format,
     reference: Reference,
     thresholds: Mapping[str, float],
+    inside: Inside,
     path: Path,
     backbone: Backbone | StandIn,
     scores: Mapping[str, Score],
 ) -> Run:
     """Writes one graph, and returns what was read back from the file."""
-    graph = ScoringGraph(backbone, reference, scores)
+    graph = ScoringGraph(backbone, reference, scores, inside)
     example = images(backbone.preprocessing.size)[:2]
     batch = {0: torch.export.Dim("batch", min=1)}
     program = torch.export.export(graph, (example,), dynamic_shapes=(batch,), strict=False)

@@ -31,14 +31,30 @@ class Rows:
     def dtype(self) -> torch.dtype:
         return self.chunks[0].dtype
 
+    def spread(self, rows: Tensor, count: int) -> Rows:
+        """Returns `count` rows of which those at `rows` (N,) are these; none of the others may be taken."""
+        places = torch.full((count,), -1)
+        places[rows] = torch.arange(len(self)) if self.places is None else self.places
+        return Rows(self.chunks, places)
+
+    def has(self, rows: Tensor) -> bool:
+        """Says whether all of the rows at `rows` (n,) may be taken."""
+        return self.places is None or bool((self.places[rows] >= 0).all())
+
     def subset(self, rows: Tensor) -> Rows:
         """Returns the rows at `rows` (n,), in that order, without reading them."""
         return Rows(self.chunks, rows if self.places is None else self.places[rows])
 
     def take(self, indices: Tensor, device: torch.device | str = "cpu") -> Tensor:
-        """Returns the rows at `indices` (n,), in that order: (n, D) on `device`, copied once, one piece at a time."""
+        """Returns the rows at `indices` (n,), in that order: (n, D) on `device`, copied once, one piece at a time.
+
+        Raises: KeyError for rows that are not there.
+        """
         out = torch.empty(len(indices), *self.chunks[0].shape[1:], dtype=self.dtype, device=device)
-        for wanted, rows in self._by_chunk(indices if self.places is None else self.places[indices]):
+        places = indices if self.places is None else self.places[indices]
+        if (places < 0).any():
+            raise KeyError(f"{int((places < 0).sum())} of {len(places)} rows are not there")
+        for wanted, rows in self._by_chunk(places):
             out[wanted.to(device)] = rows.to(device)
         return out
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from importlib.metadata import version
 from typing import TYPE_CHECKING, Any, Protocol
@@ -66,13 +66,20 @@ class Known:
 @dataclass(frozen=True)
 class Features:
     """The stored features of an image set: g (None if it is not wanted), h (None for image-only encoders as well), (N,) bool:
-    which rows could be read, and the images' identities (N, 2).
+    which rows could be read, the images' identities (N, 2), and layers and patch tokens by name, these of some rows only.
     """
 
     features: Rows | None
     embeddings: Rows | None
     valid: Tensor
     identities: np.ndarray | None = field(default=None, compare=False)
+    layers: Mapping[str, Rows] = field(default_factory=dict)
+    tokens: Mapping[str, Rows] = field(default_factory=dict)
+
+    def with_tokens(self, others: Features, rows: Tensor) -> Features:
+        """Returns the same features with the tokens of others, whose N' rows are those at `rows` (N',)."""
+        tokens = {kind: each.spread(rows, len(self.valid)) for kind, each in others.tokens.items()}
+        return replace(self, tokens=tokens)
 
 
 class StoredSet:
@@ -222,7 +229,11 @@ class StoredSet:
         identities, _ = self._identities
         found = self.entries.rows(identities, [*self.arrays, "valid"])
         valid = found["valid"].take(torch.arange(len(identities)))
-        return Features(found.get("features"), found.get("embeddings"), valid, identities)
+        inside = {
+            kind: {name.removeprefix(f"{kind}."): rows for name, rows in found.items() if name.startswith(f"{kind}.")}
+            for kind in ("layers", "tokens")
+        }
+        return Features(found.get("features"), found.get("embeddings"), valid, identities, **inside)
 
     def unreadable(self) -> list[tuple[str, str]]:
         """Returns the name of each image that was found unreadable, and why."""

@@ -1,0 +1,52 @@
+"""Maximum concept matching of the whole image and of its patches."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+from torch.nn.functional import normalize
+
+from clip_ood.detectors.mcm import MCM
+from clip_ood.outputs import Outputs, Reference
+
+CELLS = 2**22  # cosines of patches that are held at once: 32 MiB in float64
+
+
+class GLMCM(MCM):
+    """Global and local maximum concept matching: max_c softmax(cos(h, t_c) / τ) + λ max_{p, c} softmax(cos(x_p, t_c) / τ).
+
+    h: embeddings (N, E); x_p: tokens (N, P, E) of an image's patches in the joint space, of the kind `tokens` (value or output, see
+    `clip_ood.backbones.inside`); t: text embeddings (C, E) of the reference; both softmaxes run over classes. τ: `tau` > 0; λ:
+    `weight` ≥ 0. Raises ValueError for others. Miyai et al., 2025 (arXiv 2304.04521): τ = 1, λ = 1, value tokens.
+    """
+
+    name: ClassVar[str] = "gl_mcm"
+    requires: ClassVar[tuple[str, ...]] = ("embeddings", "text_embeddings", "tokens")
+
+    def __init__(
+        self, reference: Reference | None = None, *, tau: float = 1.0, weight: float = 1.0, tokens: str = "value"
+    ) -> None:
+        super().__init__(reference, tau=tau)
+        if not weight >= 0:
+            raise self._error(f"weight = {weight}, expected 0 or more")
+        if tokens not in ("value", "output"):
+            raise self._error(f"tokens = {tokens}, expected value or output")
+        self.weight, self.tokens = weight, tokens
+
+    def traceable(self) -> Callable[[Outputs], Tensor]:
+        of_image = super()._score
+        return lambda rows: of_image(rows) + self.weight * self._local(rows.tokens[self.tokens])  # in one piece
+
+    def _score(self, rows: Outputs) -> Tensor:
+        of_image, tokens = super()._score(rows), rows.tokens[self.tokens]
+        size = max(1, CELLS // max(1, tokens.shape[1] * len(self.text)))
+        of_patches = torch.cat([self._local(part) for part in tokens.split(size)])
+        return of_image + self.weight * of_patches
+
+    def _local(self, tokens: Tensor) -> Tensor:
+        """Returns the largest softmax (n,) of any patch of tokens (n, P, E)."""
+        cosines = normalize(tokens.float(), dim=2) @ self.text.to(tokens.device).T  # (n, P, E) @ (E, C) -> (n, P, C)
+        return (cosines.double() / self.tau).softmax(dim=2).amax(dim=(1, 2))

@@ -1,0 +1,187 @@
+"""Detectors on layers and patches: their scores, and runs that store what they ask for, judge by it, and say what cannot be."""
+
+from __future__ import annotations
+
+import judged_run
+import pytest
+import tiny_clip
+import torch
+from torch.nn.functional import normalize
+
+import eval as evaluation
+from clip_ood import load
+from clip_ood.detect.saved import SavedDetector
+from clip_ood.detectors import build_detectors, read_specs
+from clip_ood.detectors.gl_mcm import GLMCM
+from clip_ood.detectors.knn import KNN
+from clip_ood.errors import UserError
+from clip_ood.outputs import Outputs, Reference
+
+DETECTORS = [
+    "mcm",
+    "gl_mcm",
+    {"name": "gl_mcm", "tokens": "output", "as": "gl_mcm_output"},
+    "knn",
+    {"name": "knn", "layer": 1},
+    {"name": "knn", "layer": "1+2"},
+    {"name": "mahalanobis", "layer": 1},
+]
+COLUMNS = ["mcm", "gl_mcm", "gl_mcm_output", "knn", "knn_layer1", "knn_layer1+2", "mahalanobis_layer1"]
+
+
+def random(*shape, seed=0):
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
+
+
+@pytest.mark.parametrize(("tau", "weight"), [(1.0, 1.0), (0.01, 1.0), (1.0, 0.5), (1.0, 0.0)])
+@pytest.mark.parametrize("cells", [2**22, 50])
+def test_gl_mcm_is_that_of_the_authors(tau, weight, cells, monkeypatch):
+    monkeypatch.setattr("clip_ood.detectors.gl_mcm.CELLS", cells)
+    text, h, x = (normalize(random(*shape, seed=len(shape)), dim=-1) for shape in ((5, 8), (7, 8), (7, 9, 8)))
+    detector = GLMCM(Reference(text_embeddings=text), tau=tau, weight=weight)
+    scores = detector.score(Outputs(embeddings=h, tokens={"value": x, "output": x.flip(0)}))
+    text, h, x = text.double(), h.double(), x.double()
+    expected = [
+        (image @ text.T / tau).softmax(0).max()
+        + weight * max((patch @ text.T / tau).softmax(0).max() for patch in patches)
+        for image, patches in zip(h, x, strict=True)
+    ]
+    torch.testing.assert_close(scores.double(), torch.stack(expected), rtol=1e-6, atol=1e-7)
+
+
+def test_detectors_of_one_layer_share_a_bank_and_no_others_do():
+    detectors, _ = build_detectors(
+        ["knn", {"name": "knn", "layer": 2}, {"name": "knn", "layer": 2, "k": 3}], Reference(), {"features", "layers"}
+    )
+    from clip_ood.detectors.statistic import share
+
+    assert len(share(detectors.values())) == 2
+    g, own, three = detectors.values()
+    assert own.bank is three.bank is not g.bank
+
+
+def test_features_of_several_layers_have_the_mean_of_their_cosines():
+    outputs = Outputs(features=random(6, 4), layers={"1": random(6, 3, seed=1), "2": 5 * random(6, 9, seed=2)})
+    train, test = (outputs.map(lambda value, rows=rows: value[rows]) for rows in (slice(0, 4), slice(4, 6)))
+    detector = KNN().on("1+2")
+    detector.update(train)
+    detector.fit()
+    cosines = sum(normalize(test.layers[name], dim=1) @ normalize(train.layers[name], dim=1).T for name in ("1", "2"))
+    torch.testing.assert_close(detector.score(test), (cosines / 2).amax(dim=1))
+    with pytest.raises(UserError, match=r"knn: needs layers.2, and these outputs have layers.1"):
+        detector.score(Outputs(features=random(1, 4), layers={"1": random(1, 3)}))
+
+
+@pytest.mark.parametrize(
+    ("spec", "why"),
+    [
+        ({"name": "msp", "layer": 1}, "takes no features of a layer: it works on logits"),
+        ({"name": "vim", "layer": 1}, "takes no features of a layer"),
+        ({"name": "mcm", "layer": 1}, "takes no features of a layer"),
+        ({"name": "knn", "layer": 0}, "layer = 0, expected the number of a layer"),
+        ({"name": "knn", "layer": "last"}, "layer = last, expected the number of a layer"),
+        ({"name": "knn", "layer": "1+"}, r"layer = 1\+, expected the number"),
+        ({"name": "knn", "layer": "2+2"}, "names a layer twice"),
+        ({"name": "gl_mcm", "tokens": "values"}, "tokens = values, expected value or output"),
+        ({"name": "gl_mcm", "weight": -1}, "weight = -1, expected 0 or more"),
+    ],
+)
+def test_what_no_detector_can_be_is_said(spec, why):
+    with pytest.raises(UserError, match=why):
+        build_detectors(
+            [spec],
+            Reference(text_embeddings=random(2, 3)),
+            {"features", "embeddings", "tokens", "layers"} | {"text_embeddings", "labels", "logits", "weight", "bias"},
+        )
+
+
+def test_layers_are_candidates_for_one_column():
+    specs = read_specs([{"name": "knn", "layer": [1, "1+2"], "as": "deep"}])
+    assert [spec.label for spec in specs] == ["deep_layer1", "deep_layer1+2"]
+    assert {spec.chosen_as for spec in specs} == {"deep"}
+
+
+@pytest.fixture(scope="module")
+def finished(root):
+    return judged_run.make(root, "inside", "zero_shot", detectors=DETECTORS)
+
+
+def test_new_images_are_scored_as_the_evaluation_scores_them(root, finished):
+    assert SavedDetector(finished).columns == COLUMNS
+    scores = judged_run.scores(finished, "ood")
+    predictions = load(finished, detector="all")([root / "data/near/0.png", root / "data/near/1.png"])
+    assert len(predictions) == 2 * len(COLUMNS)
+    for prediction in predictions:
+        name = prediction.path.rpartition("/")[2]
+        assert prediction.score == pytest.approx(scores[name][prediction.detector], rel=1e-5), prediction.detector
+
+
+def test_a_bank_is_saved_for_each_layer_alone(finished):
+    banks = sorted(path.name for path in (finished / "detector").glob("bank-*.safetensors"))
+    assert banks == ["bank-00000.safetensors", "bank-layer1+2-00000.safetensors", "bank-layer1-00000.safetensors"]
+    widths = [SavedDetector(finished).bank(layer).chunks[0].shape[1] for layer in (None, "1", "1+2")]
+    assert widths == [32, 32, 64]
+
+
+def test_patches_are_stored_of_scored_images_alone(root, finished):
+    from safetensors import safe_open
+
+    counts = {}
+    for segment in (root / "features").glob("*/images/*.safetensors"):
+        with safe_open(segment, "pt") as file:
+            for name in file.keys():  # noqa: SIM118
+                counts[name] = counts.get(name, 0) + file.get_slice(name).get_shape()[0]
+    images, scored = 46 + 9, 46 - counts["tokens.value"] + 9
+    assert counts["features"] == counts["layers.1"] == images
+    assert counts["tokens.value"] == counts["tokens.output"] < images
+    assert scored > 0
+
+
+def test_a_second_run_encodes_nothing(root, finished, monkeypatch):
+    def loaded(*_):
+        raise AssertionError("the encoder was loaded")
+
+    monkeypatch.setattr("clip_ood.experiments.extraction.create_backbone", loaded)
+    again = judged_run.make(root, "again", "zero_shot", detectors=DETECTORS)
+    assert judged_run.scores(again) == judged_run.scores(finished)
+
+
+@pytest.mark.slow
+def test_two_processes_score_as_one(root, finished):
+    trainer = {"accelerator": "cpu", "devices": 2, "strategy": "ddp", "enable_progress_bar": False}
+    again = judged_run.make(
+        root, "both", "zero_shot", detectors=DETECTORS, trainer=trainer, features_root=f"{root}/features2"
+    )
+    alone = judged_run.scores(finished)
+    for path, row in judged_run.scores(again).items():
+        for column in COLUMNS:
+            assert row[column] == pytest.approx(alone[path][column], rel=1e-5)
+
+
+@pytest.mark.parametrize("method", ["finetune", "plp"])
+def test_other_methods_see_them_too(root, method):
+    run = judged_run.make(root, f"of_{method}", method, detectors=DETECTORS)
+    assert list(dict.fromkeys(row["detector"] for row in tiny_clip.results(run)["rows"])) == COLUMNS
+    scores = judged_run.scores(run, "ood")
+    for prediction in load(run, detector="all")([root / "data/near/0.png"]):
+        assert prediction.score == pytest.approx(scores["0.png"][prediction.detector], rel=1e-4)
+
+
+def test_cross_fitted_images_are_scored_by_their_patches(root):
+    run = judged_run.cross_fitted(root, "crossed", detectors=DETECTORS)
+    rows = judged_run.scores(run, "train")
+    assert len(rows) == 46
+    assert all(row["gl_mcm"] > 0 and row["knn_layer1"] < 1 for row in rows.values())
+
+
+def test_a_layer_that_is_not_there_is_said_before_anything_is_encoded(root):
+    config = tiny_clip.config(root, "deep", {"zero_shot": {}}, detectors=[{"name": "knn", "layer": 3}])
+    with pytest.raises(UserError, match="layer 3: the encoder has layers 1 to 2"):
+        evaluation.main(["--config", config])
+
+
+def test_patches_of_an_encoder_without_texts_leave_gl_mcm_out(root):
+    backbone = {"library": "timm", "model": "test_vit", "image_size": 32}
+    run = judged_run.make(root, "textless", "zero_shot", backbone=backbone, detectors=["knn", "gl_mcm"])
+    omitted = {each["detector"]: each["reason"] for each in tiny_clip.results(run)["omitted"]}
+    assert "no text side" in omitted["gl_mcm"]
