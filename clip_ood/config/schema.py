@@ -74,7 +74,7 @@ class BackboneConfig(Section):
     @property
     def reads_text(self) -> bool:
         """Says whether images and texts have a joint space."""
-        return library(self.library).reads_text
+        return library(self.library).reads_texts(self)
 
     @property
     def text_spec(self) -> BackboneConfig | None:
