@@ -151,13 +151,21 @@ def test_clip_is_the_same_through_open_clip(models, tmp_path):
         quick_gelu=True,
     ).eval()  # fmt: skip
     state, own = {}, model.state_dict()
-    names = {"layer_norm1": "ln_1", "layer_norm2": "ln_2", "mlp.fc1": "mlp.c_fc", "mlp.fc2": "mlp.c_proj", "self_attn.out_proj": "attn.out_proj"}
+    names = {
+        "layer_norm1": "ln_1",
+        "layer_norm2": "ln_2",
+        "mlp.fc1": "mlp.c_fc",
+        "mlp.fc2": "mlp.c_proj",
+        "self_attn.out_proj": "attn.out_proj",
+    }
     for side, to in (("vision_model.encoder.layers", "visual.transformer.resblocks"),):
         for block in range(2):
             for part in ("weight", "bias"):
                 packed = [own[f"{side}.{block}.self_attn.{each}_proj.{part}"] for each in "qkv"]
                 state[f"{to}.{block}.attn.in_proj_{part}"] = torch.cat(packed)
-                state |= {f"{to}.{block}.{new}.{part}": own[f"{side}.{block}.{old}.{part}"] for old, new in names.items()}
+                state |= {
+                    f"{to}.{block}.{new}.{part}": own[f"{side}.{block}.{old}.{part}"] for old, new in names.items()
+                }
     for old, new in (("pre_layrnorm", "ln_pre"), ("post_layernorm", "ln_post")):
         state |= {f"visual.{new}.{part}": own[f"vision_model.{old}.{part}"] for part in ("weight", "bias")}
     state["visual.class_embedding"] = own["vision_model.embeddings.class_embedding"]
@@ -193,11 +201,15 @@ def test_random_weights_come_from_their_seed_and_files_fit_exactly(models, tmp_p
     one, again, other = (
         create_backbone(spec(folder, pretrained=None, random_seed=seed)).state_dict() for seed in (5, 5, 6)
     )
-    assert all(torch.equal(one[name], again[name]) for name in one) and any(not torch.equal(one[n], other[n]) for n in one)
+    assert all(torch.equal(one[name], again[name]) for name in one) and any(
+        not torch.equal(one[n], other[n]) for n in one
+    )
     torch.save({"state_dict": model.state_dict()}, tmp_path / "own.pt")
     given = create_backbone(spec(folder, pretrained=str(tmp_path / "own.pt"))).image_tower.state_dict()
     assert all(torch.equal(given[f"vision.{name}"], value) for name, value in model.state_dict().items())
-    torch.save({name: value for name, value in model.state_dict().items() if "layer.0" not in name}, tmp_path / "cut.pt")
+    torch.save(
+        {name: value for name, value in model.state_dict().items() if "layer.0" not in name}, tmp_path / "cut.pt"
+    )
     with pytest.raises(UserError, match=r"its weights are not this model's: \d+ missing"):
         create_backbone(spec(folder, pretrained=str(tmp_path / "cut.pt")))
 
@@ -218,8 +230,12 @@ def test_pixels_are_those_of_the_image_processor(kind, shape, models):
     for backend, tolerance in (("pil", 1e-5), ("torchvision", 2.01 / 255)):
         content = json.loads((folder / "preprocessor_config.json").read_text())
         (name,) = (content[key] for key in ("image_processor_type", "feature_extractor_type") if key in content)
-        made = getattr(transformers, name.replace("FeatureExtractor", "ImageProcessor") + ("Pil" if backend == "pil" else ""))
-        theirs = torch.as_tensor(np.asarray(made(**{k: v for k, v in content.items() if "type" not in k})(images=picture)["pixel_values"][0]))
+        made = getattr(
+            transformers, name.replace("FeatureExtractor", "ImageProcessor") + ("Pil" if backend == "pil" else "")
+        )
+        theirs = torch.as_tensor(
+            np.asarray(made(**{k: v for k, v in content.items() if "type" not in k})(images=picture)["pixel_values"][0])
+        )
         assert found.shape == theirs.shape
         shifted = [theirs, theirs.roll(-1, 1), theirs.roll(-1, 2)]
         inner = (slice(None), slice(0, -1), slice(0, -1))
@@ -260,8 +276,14 @@ def test_a_processor_that_does_more_is_refused(models, tmp_path):
 @pytest.mark.parametrize(
     ("keys", "told"),
     [
-        ({"model": "FOLDER/cilp"}, "holds no config.json, as a model of transformers does. Did you mean local-dir:.*clip"),
-        ({"model": "clip-vit"}, "name a repository of the Hugging Face hub as ORG/REPO, or a folder as local-dir:FOLDER"),
+        (
+            {"model": "FOLDER/cilp"},
+            "holds no config.json, as a model of transformers does. Did you mean local-dir:.*clip",
+        ),
+        (
+            {"model": "clip-vit"},
+            "name a repository of the Hugging Face hub as ORG/REPO, or a folder as local-dir:FOLDER",
+        ),
         ({"model": "hf-hub:openai/clip"}, "Did you mean openai/clip?"),
         ({"model": "https://huggingface.co/openai/clip"}, "Did you mean openai/clip?"),
         ({"pretrained": "defualt"}, "there is no file 'defualt'"),
@@ -275,7 +297,11 @@ def test_wrong_values_are_answered(keys, told, models):
     folder, _ = models("clip")
     keys = {key: f"local-dir:{folder.parent}/cilp" if value == "FOLDER/cilp" else value for key, value in keys.items()}
     with pytest.raises(UserError, match=told):
-        check_model(BackboneConfig(**{"library": "transformers", "model": f"local-dir:{folder}", "pretrained": "default"} | keys))
+        check_model(
+            BackboneConfig(
+                **{"library": "transformers", "model": f"local-dir:{folder}", "pretrained": "default"} | keys
+            )
+        )
 
 
 @pytest.mark.parametrize(
@@ -299,10 +325,17 @@ def test_a_description_that_asks_for_more_than_its_data_is_refused(change, told,
 
 
 def test_nothing_that_is_no_data_reaches_transformers(models, tmp_path, watch):
-    more = {"attn_implementation": "somebody/kernel", "_attn_implementation": "somebody/kernel", "dtype": "float16", "payload": "x.py"}
+    more = {
+        "attn_implementation": "somebody/kernel",
+        "_attn_implementation": "somebody/kernel",
+        "dtype": "float16",
+        "payload": "x.py",
+    }
     folder = copy(models("vit")[0], tmp_path / "other", **more)
     ours = create_backbone(spec(folder))
-    assert torch.equal(ours.encode_image(pixels("vit")), create_backbone(spec(models("vit")[0])).encode_image(pixels("vit")))
+    assert torch.equal(
+        ours.encode_image(pixels("vit")), create_backbone(spec(models("vit")[0])).encode_image(pixels("vit"))
+    )
     assert ours.tower.vision.config._attn_implementation != "somebody/kernel" and watch.saw_nothing()
 
 
@@ -325,7 +358,11 @@ def test_fingerprints_are_those_of_the_files(models, tmp_path):
     own = fingerprint(spec(folder), hashes)
     assert own == fingerprint(spec(copy(folder, tmp_path / "moved", _name_or_path="elsewhere")), hashes)
     assert own["weights"].startswith("sha256:") and "transformers" not in own
-    found = [own, fingerprint(spec(folder, pretrained=None), hashes), fingerprint(spec(folder, precision="bf16"), hashes)]
+    found = [
+        own,
+        fingerprint(spec(folder, pretrained=None), hashes),
+        fingerprint(spec(folder, precision="bf16"), hashes),
+    ]
     found.append(fingerprint(spec(copy(folder, tmp_path / "other", projection_dim=8)), hashes))
     for number, file in enumerate(("preprocessor_config.json", "tokenizer_config.json", "tokenizer.json")):
         own = copy(folder, tmp_path / f"file{number}")
@@ -357,7 +394,9 @@ def test_a_model_in_the_cache_needs_no_host_and_is_known_by_its_commit(models, t
 
 
 def test_what_is_not_here_is_told_before_it_is_downloaded(hub, monkeypatch, capsys):
-    with pytest.raises(WouldDownload, match=r"its configuration would be downloaded from https://huggingface\.co/someone/tiny"):
+    with pytest.raises(
+        WouldDownload, match=r"its configuration would be downloaded from https://huggingface\.co/someone/tiny"
+    ):
         require_here(hub_spec())
     with pytest.raises(WouldDownload):
         create_backbone(hub_spec(), download=False)
@@ -371,8 +410,14 @@ def test_what_is_not_here_is_told_before_it_is_downloaded(hub, monkeypatch, caps
 @pytest.mark.parametrize(
     ("error", "told"),
     [
-        ("GatedRepoError", r"someone/tiny is gated: accept its licence there, then sign in with `hf auth login` or set HF_TOKEN"),
-        ("RepositoryNotFoundError", "The Hugging Face hub has no repository someone/tiny, or it is private: check the name"),
+        (
+            "GatedRepoError",
+            r"someone/tiny is gated: accept its licence there, then sign in with `hf auth login` or set HF_TOKEN",
+        ),
+        (
+            "RepositoryNotFoundError",
+            "The Hugging Face hub has no repository someone/tiny, or it is private: check the name",
+        ),
     ],
 )
 def test_gated_and_missing_repositories_are_told_in_a_line(error, told, hub, monkeypatch):

@@ -12,9 +12,21 @@ from transformers import PreTrainedTokenizerFast
 
 SMALL = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 48}
 VISION = SMALL | {"image_size": 32, "patch_size": 8}
-TEXT = SMALL | {"vocab_size": 40, "max_position_embeddings": 16, "bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 0}
+TEXT = SMALL | {
+    "vocab_size": 40,
+    "max_position_embeddings": 16,
+    "bos_token_id": 1,
+    "eos_token_id": 2,
+    "pad_token_id": 0,
+}
 NORMAL = {"image_mean": [0.3, 0.5, 0.6], "image_std": [0.2, 0.3, 0.4]}
-CLIP_IMAGES = {"size": 40, "crop_size": 32, "do_center_crop": True, "resample": 3, "feature_extractor_type": "CLIPFeatureExtractor"}
+CLIP_IMAGES = {
+    "size": 40,
+    "crop_size": 32,
+    "do_center_crop": True,
+    "resample": 3,
+    "feature_extractor_type": "CLIPFeatureExtractor",
+}
 SQUARE = {"size": {"height": 32, "width": 32}, "resample": 3, "image_processor_type": "SiglipImageProcessor"}
 DINO_IMAGES = {
     "size": {"shortest_edge": 40},
@@ -31,7 +43,12 @@ KINDS = {  # model type -> configuration, what its preprocessor_config.json says
     "vit": (VISION, {"size": 32, "feature_extractor_type": "ViTFeatureExtractor"}),
     "convnext": (
         {"depths": [1, 1, 1, 1], "hidden_sizes": [8, 16, 24, 32], "image_size": 64},
-        {"size": {"shortest_edge": 64}, "crop_pct": 0.875, "resample": 3, "image_processor_type": "ConvNextFeatureExtractor"},
+        {
+            "size": {"shortest_edge": 64},
+            "crop_pct": 0.875,
+            "resample": 3,
+            "image_processor_type": "ConvNextFeatureExtractor",
+        },
     ),
     "resnet": (
         {"embedding_size": 8, "hidden_sizes": [8, 16, 24, 32], "depths": [1, 1, 1, 1], "layer_type": "basic"},
