@@ -128,7 +128,7 @@ def test_a_run_and_its_detector_folder(inside, root, tmp_path, monkeypatch):
     assert {"knn", "mcm", "msp"} <= scores["0.png"].keys()
     for prediction in load(run, detector="all", trust_classes=True)([root / "data/near/0.png"]):
         assert prediction.score == pytest.approx(scores["0.png"][prediction.detector], rel=1e-5)
-    with pytest.raises(SystemExit):
+    with pytest.raises(UserError, match="--trust-classes"):
         judged_run.detect.main(["--run", str(run), str(root / "data/near/0.png")])
     judged_run.judged("--run", run, "--trust-classes", "--out", tmp_path / "found.csv", root / "data/near/0.png")
     folder = shutil.copytree(run / "detector", tmp_path / "moved")

@@ -38,7 +38,8 @@ class OwnBackbone(Backbone):
         self.model, self.transform = made(spec.model, spec.random_seed)
         if spec.pretrained is not None:
             _load(self.model, Path(spec.pretrained))
-        self.preprocessing = preprocessing_of(self.transform, spec.model)
+        with torch.device("cpu"):  # where the encoder is made without memory, pictures have pixels
+            self.preprocessing = preprocessing_of(self.transform, spec.model)
         self.has_text = not isinstance(spec, ImageSpec) and callable(getattr(self.model, "encode_text", None))
         self.freeze()
         if not next(iter(self.parameters()), torch.zeros(0)).is_meta:
