@@ -157,3 +157,11 @@ def test_a_misspelt_name_ends_a_run_before_it_begins(root):
     )
     with pytest.raises(UserError, match="Did you mean own_encoders:Joint"):
         judged_run.evaluation.main(["--config", config])
+
+
+def test_the_module_of_the_page_is_one(tmp_path, monkeypatch):
+    page = (tiny_clip.PROJECT / "docs" / "sets.md").read_text()
+    monkeypatch.syspath_prepend(tmp_path)
+    (tmp_path / "my_encoders.py").write_text(page.split("```python\n")[1].split("```")[0])
+    own = create_backbone(BackboneConfig(library="own", model="my_encoders:make"))
+    assert own.encode_image(torch.zeros(2, 3, 64, 64)).shape == (2, 512) and own.preprocessing.size == (64, 64)
