@@ -79,7 +79,9 @@ class DetectorWriter(Callback):
             self.evaluation.bank_labels,
         )
         if self.with_encoder:
-            add_encoder(SavedDetector(self.folder), allow_download=True)  # as the run's own config allows it
+            add_encoder(
+                SavedDetector(self.folder, trust_classes=True), allow_download=True
+            )  # the run's own config allows both
 
     def _images(self) -> BankImages:
         """Returns the images with the scores that training images were given, if they were scored. Those outside the bank are no copies of it."""

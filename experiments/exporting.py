@@ -16,12 +16,12 @@ from clip_ood.runs.run_folder import CONFIG
 from clip_ood.terminal.shown import say
 
 
-def add_encoder_to(run: Path, encoder: str | None, allow_download: bool = False) -> None:
-    """Puts the encoder's weights into the run's detector folder, and says so."""
+def add_encoder_to(run: Path, encoder: str | None, allow_download: bool = False, trust_classes: bool = False) -> None:
+    """Puts the encoder's weights into the run's detector folder, and says so; `trust_classes` is as in `SavedDetector`."""
     folder = find_folder(run)
     whole = folder.parent if (folder.parent / CONFIG).is_file() else folder
     with alone(whole, "wait until it ends"):
-        saved = SavedDetector(run)
+        saved = SavedDetector(run, trust_classes)
         what = "holds its encoder now" if add_encoder(saved, encoder, allow_download) else "held its encoder already"
     say(f"{saved.folder} {what}: it needs nothing else")
     say(

@@ -95,11 +95,18 @@ def test_checkpoints_are_read_as_data_alone():
         r"eval|exec|os\.(system|popen)|compile",
         r"yaml\.(load|unsafe_load|full_load|load_all)",
         r".*\.extract(all)?",
-        r".*from_pretrained",
     ],
 )
 def test_no_source_calls_what_runs_or_writes_what_it_reads(pattern):
     assert named(pattern) == []
+
+
+def test_transformers_reads_only_what_was_checked_and_written_here():
+    """Each call is given a folder of checked files or no folder at all, asks no host, and runs no code that lies beside a model."""
+    found = named(r".*from_pretrained")
+    assert len(found) == 3
+    for _, _, keywords in found:
+        assert keywords.get("trust_remote_code") == "False" and keywords.get("local_files_only") == "True"
 
 
 def test_arrays_are_read_without_objects():

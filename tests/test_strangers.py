@@ -231,7 +231,7 @@ def test_an_encoder_inside_the_folder_is_all_that_is_read(asking, root, run, tmp
         ({"trust_remote_code": True}, "key 'encoder.trust_remote_code'"),
         ({"features": "load"}, "encoder.features is \"load\", and must be 'float32', 'float16'"),
         ({"autocast": ["float16"]}, "encoder.autocast is"),
-        ({"spec": {"library": "os", "model": "system"}}, "encoder.spec.library is \"os\", and must be 'open_clip' or 'timm'"),
+        ({"spec": {"library": "os", "model": "system"}}, "encoder.spec.library is \"os\", and must be 'open_clip', 'timm'"),
         ({"spec": {"library": "timm", "model": ["a"]}}, "encoder.spec.model is"),
         ({"spec": {"library": "timm"}}, "the key encoder.spec.model is missing"),
     ],

@@ -213,11 +213,11 @@ SPECIAL_TOKENS = _each(
 )
 TOKENIZER = SPECIAL_TOKENS | {
     "tokenizer_class": Kind(
-        "a tokenizer of a text tower that open_clip knows (BertTokenizer, XLMRobertaTokenizer, T5TokenizerFast, …)",
+        "the tokenizer of a text tower that is known here (BertTokenizer, XLMRobertaTokenizer, T5TokenizerFast, …)",
         lambda value: (
             isinstance(value, str)
             and re.fullmatch(
-                r"(Bert|Roberta|XLMRoberta|T5|MT5|M2M100|Nllb|Gemma|CLIP|GPT2|Llama|PreTrained)Tokenizer(Fast)?|TokenizersBackend",
+                r"(Bert|Roberta|XLMRoberta|T5|MT5|M2M100|Nllb|Gemma|CLIP|Siglip|GPT2|Llama|PreTrained)Tokenizer(Fast)?|TokenizersBackend",
                 value,
             )
             is not None

@@ -49,7 +49,7 @@ def offline() -> Iterator[None]:
 
 def parameters_of(spec: BackboneSpec) -> int | None:
     """Returns the number of an encoder's parameters with its text tower, or None if only the hub knows its architecture."""
-    if spec.model.startswith("hf-hub:"):
+    if remote_config(spec) is not None:
         return None
     from clip_ood.backbones.create import create_backbone
 

@@ -2,6 +2,7 @@
 
 <folder>/image_encoder.safetensors             tower.*, projection.*
 <folder>/architecture/open_clip_config.json    open_clip's architecture and preprocessing, with a minimal text tower
+<folder>/architecture/config.json              the same of a model of transformers: its configuration and preprocessing
 """
 
 from __future__ import annotations
@@ -20,14 +21,15 @@ from clip_ood.files.tensor_files import save_tensors
 from clip_ood.files.writing import write_text
 
 WEIGHTS = "image_encoder.safetensors"
-CONFIG = Path("architecture", "open_clip_config.json")  # not beside the weights, which open_clip would load
+ARCHITECTURE = "architecture"  # not beside the weights, which open_clip would load
 
 
 def save_image_encoder(folder: Path, backbone: Backbone, spec: BackboneSpec) -> list[Path]:
     """Writes what turns images into g and h, and returns the files. `backbone` is the one of `spec`, whether fine-tuned or not."""
     files = [folder / WEIGHTS]
-    if (described := library(spec.library).described(backbone)) is not None:
-        files.append(folder / CONFIG)
+    of = library(spec.library)
+    if (described := of.described(backbone)) is not None:
+        files.append(folder / ARCHITECTURE / of.described_in)
         write_text(files[-1], json.dumps(described, indent=1, default=list))
     save_tensors(_weights(backbone), files[0])
     return files
@@ -38,7 +40,8 @@ def load_image_encoder(folder: Path, spec: BackboneSpec) -> Backbone:
 
     Raises: ValueError for a configuration that is not allowed, and for weights that are not this architecture's.
     """
-    backbone = library(spec.library).restored(spec, folder / CONFIG)
+    of = library(spec.library)
+    backbone = of.restored(spec, folder / ARCHITECTURE / of.described_in)
     weights = load_file(folder / WEIGHTS)
     for prefix, module in _modules(backbone).items():
         own = {name.removeprefix(prefix): value for name, value in weights.items() if name.startswith(prefix)}

@@ -22,6 +22,8 @@ if TYPE_CHECKING:
 LIBRARIES = {  # as configs name them -> module:class
     "open_clip": "clip_ood.backbones.open_clip_library:OpenClip",
     "timm": "clip_ood.backbones.timm_library:Timm",
+    "transformers": "clip_ood.backbones.transformers_library:Transformers",
+    "own": "clip_ood.backbones.own_library:Own",
 }
 
 
@@ -29,11 +31,14 @@ class Library(ABC):
     """A package that encoders come from. It imports the package only where it must, and answers `check` without it.
 
     Attributes: package: the name that it is installed under; reads_text: whether its encoders have a joint space of images and
-    texts.
+    texts (see `reads_texts`); runs_own_code: whether its encoders are code that the user names; described_in: the file that
+    `described` is written to.
     """
 
     package: ClassVar[str]
     reads_text: ClassVar[bool]
+    runs_own_code: ClassVar[bool] = False
+    described_in: ClassVar[str] = "open_clip_config.json"
 
     @abstractmethod
     def list_models(self) -> dict[str, list[str]]:
@@ -43,10 +48,14 @@ class Library(ABC):
     def check(self, spec: BackboneSpec) -> None:
         """Raises: UserError for a model, tag, folder or file that does not exist, and names the nearest valid ones."""
 
+    def reads_texts(self, spec: BackboneSpec) -> bool:
+        """Says whether this encoder has a joint space of images and texts. Raises: ConnectionError if only the hub knows it."""
+        return self.reads_text
+
     def check_text(self, spec: BackboneSpec, text: BackboneSpec) -> None:
         """Raises: UserError if the texts of another model cannot be combined with the images of this one."""
         raise UserError(
-            f"backbone.text goes with open_clip: {self.package}'s encoders have no joint space for a text tower"
+            f"backbone.text goes with open_clip: {spec.library}'s encoders have no joint space for another text tower"
         )
 
     def remote_config(self, spec: BackboneSpec) -> Remote | None:

@@ -11,9 +11,7 @@ transformers see only one temporary folder:
 
 from __future__ import annotations
 
-import json
 import logging
-import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from copy import deepcopy
@@ -23,21 +21,17 @@ from typing import Any
 
 from clip_ood.backbones.checked_config import (
     MODEL,
-    MODEL_TYPE,
     OPEN_CLIP,
     TEXT_TOWER,
-    TOKENIZER_FILES,
     checked,
     read_checked,
 )
-from clip_ood.backbones.open_clip_library import CONFIG, REPOSITORY
-from clip_ood.backbones.remote import Remote
+from clip_ood.backbones.open_clip_library import CONFIG
+from clip_ood.backbones.repository_files import repository_files, write_json, write_tokenizer
 from clip_ood.backbones.spec import BackboneSpec
 from clip_ood.backbones.weights import remote_config
 from clip_ood.errors import UserError
-from clip_ood.files.records import read_json, undamaged
-from clip_ood.files.writing import write_text
-from clip_ood.terminal.shown import say
+from clip_ood.files.records import read_json
 
 NO_TEXT = {"context_length": 1, "vocab_size": 1, "width": 8, "heads": 1, "layers": 1}
 OF_TEXT = ("text_cfg", "multimodal_cfg", "custom_text")
@@ -108,8 +102,8 @@ def written(described: Mapping[str, Any], spec: BackboneSpec, with_tokenizer: bo
             _write_tower(folder / "text_tower", name, spec, download)
             text["hf_model_name"] = str(folder / "text_tower")
         if with_tokenizer and (name := text.get("hf_tokenizer_name")):
-            _write_tokenizer(folder / "tokenizer", name, spec, download)
-        _write(folder / CONFIG, {"model_cfg": model, "preprocess_cfg": described.get("preprocess_cfg") or {}})
+            write_tokenizer(folder / "tokenizer", name, spec, download)
+        write_json(folder / CONFIG, {"model_cfg": model, "preprocess_cfg": described.get("preprocess_cfg") or {}})
         yield folder
 
 
@@ -118,67 +112,10 @@ def _write_tower(folder: Path, name: str, spec: BackboneSpec, download: bool) ->
     if spec.model.startswith("local-dir:") and Path(name).is_dir():
         source = Path(name, "config.json")
     else:
-        source = _files(name, ["config.json"], spec, "text tower", download).get("config.json")
+        source = repository_files(name, ["config.json"], spec.model, "text tower", download).get("config.json")
     if source is None or not source.is_file():
         raise UserError(f"text_cfg.hf_model_name: {name} holds no config.json, which describes the text tower")
-    _write(folder / "config.json", read_checked(source, TEXT_TOWER))
-
-
-def _write_tokenizer(folder: Path, name: str, spec: BackboneSpec, download: bool) -> None:
-    """Writes the tokenizer's files. As in open_clip, that of a local-dir: is looked for in that folder, whatever its name."""
-    folder.mkdir()
-    names = ["config.json", *TOKENIZER_FILES]
-    if spec.model.startswith("local-dir:"):
-        own = Path(spec.model.removeprefix("local-dir:"))
-        found = {each: own / each for each in names if (own / each).is_file()}
-    else:
-        found = _files(name, names, spec, "tokenizer", download)
-    if not found.keys() & TOKENIZER_FILES.keys():
-        raise UserError(f"text_cfg.hf_tokenizer_name: {name}: there are no files of a tokenizer (tokenizer.json, …)")
-    if model := found.pop("config.json", None):  # the kind of model that it was made for helps to find its class
-        with undamaged(model):
-            content = read_json(model)
-        if isinstance(content, dict) and (kind := content.get("model_type")):
-            _write(folder / "config.json", checked({"model_type": kind}, MODEL_TYPE, str(model)))
-    for each, path in found.items():
-        if TOKENIZER_FILES[each] is None:
-            shutil.copyfile(path, folder / each)
-        else:
-            _write(folder / each, read_checked(path, TOKENIZER_FILES[each]))
-
-
-def _files(name: str, wanted: list[str], spec: BackboneSpec, what: str, download: bool) -> dict[str, Path]:
-    """Returns those of some files that a repository on the hub has."""
-    from huggingface_hub import constants, try_to_load_from_cache
-
-    if not REPOSITORY.fullmatch(name):
-        raise UserError(f"the {what} of {spec.model} is neither a folder nor a repository ORG/NAME: {name!r}")
-    found: dict[str, Path] = {}
-    said = False
-    for file in wanted:
-        remote = Remote(Path(constants.HF_HUB_CACHE), name, (file,))
-        known = try_to_load_from_cache(name, file, cache_dir=remote.cache)
-        if isinstance(known, str):
-            found[file] = Path(known)
-        elif known is None and download and not constants.HF_HUB_OFFLINE:  # otherwise it is known not to be there
-            if not said:
-                about = f"the {what} of {spec.model} from {remote.address} to {remote.cache}"
-                say(f"Downloading what the cache lacks of {about} (size not known)", flush=True)
-                said = True
-            try:
-                found[file] = remote.fetch(download)
-            except ConnectionError:
-                continue
-    if not found:
-        raise ConnectionError(
-            f"the {what} of {spec.model} is not in the local cache {constants.HF_HUB_CACHE}, and the hub does not give it: "
-            f"https://huggingface.co/{name}"
-        )
-    return found
-
-
-def _write(path: Path, content: Any) -> None:
-    write_text(path, json.dumps(content, default=list))
+    write_json(folder / "config.json", read_checked(source, TEXT_TOWER))
 
 
 @contextmanager

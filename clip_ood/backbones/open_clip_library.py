@@ -16,6 +16,7 @@ from clip_ood.backbones.fingerprint import digest, file_hash, weights_of
 from clip_ood.backbones.library import Library, library
 from clip_ood.backbones.model_lists import clean, models, nearest_of
 from clip_ood.backbones.remote import Remote, hub_cache
+from clip_ood.backbones.repository_files import REPOSITORY
 from clip_ood.backbones.spec import BackboneSpec, ImageSpec
 from clip_ood.errors import UserError
 from clip_ood.files.records import read_json, undamaged
@@ -24,7 +25,6 @@ if TYPE_CHECKING:
     from clip_ood.backbones.backbone import Backbone
 
 SCHEMES = ("hf-hub:", "local-dir:")
-REPOSITORY = re.compile(r"[\w-][\w.-]*(/[\w-][\w.-]*)?")  # on the Hugging Face hub
 CONFIG = "open_clip_config.json"
 FILES = ("open_clip_model.safetensors", "open_clip_pytorch_model.bin")
 TEXT_FILES = ("config.json", "tokenizer*", "special_tokens_map.json", "vocab*", "merges.txt", "*.model")

@@ -14,6 +14,10 @@ from clip_ood.process.locks import in_turn
 from clip_ood.terminal.shown import say
 
 
+class Refused(ConnectionError):
+    """The hub answers, and does not give a repository: it is gated, private, or not there."""
+
+
 @dataclass(frozen=True)
 class Remote:
     """Weights in a repository of the Hugging Face hub (the first of `files` that is there), or at a URL.
@@ -54,13 +58,15 @@ class Remote:
         if not allowed:
             raise ConnectionError(f"{self.address} is not in the local cache {self.cache}")
         from huggingface_hub import hf_hub_download
-        from huggingface_hub.utils import EntryNotFoundError
+        from huggingface_hub.utils import EntryNotFoundError, RepositoryNotFoundError
 
         for file in self.files:
             try:
                 return Path(hf_hub_download(self.repository, file, cache_dir=self.cache))
             except EntryNotFoundError:  # there is no such file, or no answer and no copy in the cache
                 continue
+            except RepositoryNotFoundError as error:
+                raise Refused(self._refused(error)) from error
         raise ConnectionError(f"{self.address} has or gives no {' or '.join(self.files)}")
 
     def _from_url(self) -> Path:
@@ -93,9 +99,12 @@ class Remote:
         if cached := self.cached():
             return f"{self.repository}@{cached.parent.name}"
         from huggingface_hub import HfApi
+        from huggingface_hub.utils import RepositoryNotFoundError
 
         try:
             return f"{self.repository}@{HfApi().model_info(self.repository).sha}"
+        except RepositoryNotFoundError as error:
+            raise Refused(self._refused(error)) from error
         except Exception as error:  # the client's errors depend on its version
             raise ConnectionError(
                 f"The weights {self.repository} are not in the local cache and the Hugging Face hub does not give them "
@@ -103,11 +112,24 @@ class Remote:
                 "checkpoint file as backbone.pretrained, or try --backbone=backbones/demo.yaml, which needs no download."
             ) from error
 
+    def _refused(self, error: Exception) -> str:
+        """Says what to do about a repository that the hub does not give: it is gated, private, or not there."""
+        from huggingface_hub.utils import GatedRepoError
+
+        if isinstance(error, GatedRepoError):
+            return f"{self.address} is gated: accept its licence there, then sign in with `hf auth login` or set HF_TOKEN to a token of yours"
+        return (
+            f"The Hugging Face hub has no repository {self.repository}, or it is private: check the name or, if it is yours, sign in with "
+            "`hf auth login` or set HF_TOKEN"
+        )
+
     def size(self) -> str:
         """Returns how large the download is, if the hub answers within seconds."""
         from huggingface_hub import get_hf_file_metadata, hf_hub_url
 
         for file in self.files:
+            if file.endswith(".index.json"):  # names the files of weights, whose sizes it does not say
+                continue
             try:
                 return f"{get_hf_file_metadata(hf_hub_url(self.repository, file), timeout=5).size / 1e9:.1f} GB"
             except Exception:  # there is no such file, or no answer; only the printed line depends on it

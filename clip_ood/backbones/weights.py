@@ -44,7 +44,7 @@ def announce(spec: BackboneSpec) -> None:
     if not is_first():
         return
     if (remote := remote_weights(spec)) is None:
-        if not local_weights(spec):
+        if not local_weights(spec) and not library(spec.library).runs_own_code:  # which may load weights by itself
             say(f"{spec.model} comes without weights: random ones are drawn from seed {spec.random_seed}", flush=True)
     elif not remote.cached():
         remote.revision()  # raises

@@ -106,7 +106,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     add(
         "--trust-classes",
         action="store_true",
-        help="import detector classes that are not part of this project, and run their code",
+        help="import detector classes and encoders that are not part of this project, and run their code",
     )
     add(
         "--allow-download",

@@ -45,12 +45,15 @@ class BackboneConfig(Section):
     """The image(-text) encoder."""
 
     library: Literal[tuple(LIBRARIES)] = "open_clip"
-    """open_clip: image and text; timm: images only."""
+    """open_clip: image and text; timm: images only; transformers: image and text, or images only, as the model has them (pip install
+    'clip-ood[transformers]'); own: a module of your own, whose code is run."""
     model: str
-    """Architecture (ViT-bigG-14, convnext_base_w, …), hf-hub:ORG/REPO or local-dir:FOLDER; for timm, the model's name."""
+    """Architecture (ViT-bigG-14, convnext_base_w, …), hf-hub:ORG/REPO or local-dir:FOLDER; for timm, the model's name; for transformers,
+    ORG/REPO on the Hugging Face hub or local-dir:FOLDER; for own, a function or class, my_package.my_module:make, that gives an
+    nn.Module with a transform."""
     pretrained: str | None = None
-    """Weights. open_clip takes a pretrained tag (laion2b_s39b_b160k) or a checkpoint file; timm takes a file, or `default` for the
-    model's own weights. Files are read as their authors publish them, and only as data. null draws random weights by random_seed."""
+    """Weights. open_clip takes a pretrained tag (laion2b_s39b_b160k) or a checkpoint file; timm and
+    transformers take a file, or `default` for the model's own weights; own takes a file, or null if the code brings weights. Files are read as their authors publish them, and only as data. null draws random weights by random_seed."""
     preprocess: str | None = None
     """Goes with an open_clip checkpoint file: the pretrained tag whose mean, std, resizing and activation the file was trained
     with, because the file itself does not say."""
@@ -74,7 +77,7 @@ class BackboneConfig(Section):
     @property
     def reads_text(self) -> bool:
         """Says whether images and texts have a joint space."""
-        return library(self.library).reads_text
+        return library(self.library).reads_texts(self)
 
     @property
     def text_spec(self) -> BackboneConfig | None:

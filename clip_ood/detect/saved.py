@@ -28,6 +28,7 @@ from clip_ood.backbones.backbone import Backbone
 from clip_ood.backbones.downloads import offline
 from clip_ood.backbones.fingerprint import sha256
 from clip_ood.backbones.image_encoder import load_image_encoder
+from clip_ood.backbones.library import library
 from clip_ood.backbones.spec import ImageSpec
 from clip_ood.calibration import Calibration, Choice
 from clip_ood.class_predictions import ClassPredictor
@@ -214,8 +215,14 @@ class SavedDetector:
 
         `encoder` replaces the run's local-dir: folder or checkpoint file. No code of either is run, and a host is contacted only
         with `allow_download`, for what the local cache lacks. Raises: DetectorFolderError for an encoder that is not there any
-        more, or that is another one than the run's, and for a configuration that is not allowed.
+        more, or that is another one than the run's, and for a configuration that is not allowed; UserError for an encoder of somebody's
+        own code without `trust_classes`.
         """
+        if library(self.encoder.spec.library).runs_own_code and not self.trust_classes:
+            raise UserError(
+                f"{self.folder}: its encoder, {self.encoder.spec.model}, is code of somebody's own, and loading it runs that code: if you "
+                "trust it, add --trust-classes (in Python trust_classes=True)"
+            )
         with nullcontext() if allow_download else offline():
             if self.encoder.in_folder:
                 self.check_files(f"{ENCODER}/")

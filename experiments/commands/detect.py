@@ -64,7 +64,7 @@ def answer(arguments: argparse.Namespace, trainer: dict[str, Any], argv: list[st
     if arguments.with_encoder:
         from clip_ood.experiments.exporting import add_encoder_to
 
-        add_encoder_to(arguments.run, arguments.encoder, arguments.allow_download)
+        add_encoder_to(arguments.run, arguments.encoder, arguments.allow_download, arguments.trust_classes)
         return None
     from clip_ood.experiments.detect import Request, conduct  # torch and Lightning
 

@@ -76,7 +76,11 @@ def _add_options(parser: argparse.ArgumentParser) -> None:
     )
     add("--encoder", metavar="PLACE", help="the encoder's folder or checkpoint file, if it is not where the run had it")
     add("--allow-download", action="store_true", help="fetch the encoder's weights if the local cache lacks them")
-    add("--trust-classes", action="store_true", help="import detector classes of somebody's own, and run their code")
+    add(
+        "--trust-classes",
+        action="store_true",
+        help="import detector classes and encoders of somebody's own, and run their code",
+    )
     add("--workers", type=int, metavar="N", help="processes that decode images (default: as for detect)")
 
 

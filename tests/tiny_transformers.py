@@ -1,0 +1,90 @@
+"""Tiny random models of transformers, saved in a folder as their makers publish them: configuration, weights, tokenizer, preprocessing."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import torch
+import transformers
+from tokenizers import Tokenizer, models, pre_tokenizers, processors
+from transformers import PreTrainedTokenizerFast
+
+SMALL = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 48}
+VISION = SMALL | {"image_size": 32, "patch_size": 8}
+TEXT = SMALL | {
+    "vocab_size": 40,
+    "max_position_embeddings": 16,
+    "bos_token_id": 1,
+    "eos_token_id": 2,
+    "pad_token_id": 0,
+}
+NORMAL = {"image_mean": [0.3, 0.5, 0.6], "image_std": [0.2, 0.3, 0.4]}
+CLIP_IMAGES = {
+    "size": 40,
+    "crop_size": 32,
+    "do_center_crop": True,
+    "resample": 3,
+    "feature_extractor_type": "CLIPFeatureExtractor",
+}
+SQUARE = {"size": {"height": 32, "width": 32}, "resample": 3, "image_processor_type": "SiglipImageProcessor"}
+DINO_IMAGES = {
+    "size": {"shortest_edge": 40},
+    "crop_size": {"height": 32, "width": 32},
+    "do_center_crop": True,
+    "resample": 3,
+    "image_processor_type": "BitImageProcessor",
+}
+KINDS = {  # model type -> configuration, what its preprocessor_config.json says beside mean and std
+    "clip": ({"vision_config": VISION, "text_config": TEXT, "projection_dim": 24}, CLIP_IMAGES),
+    "metaclip_2": ({"vision_config": VISION, "text_config": TEXT, "projection_dim": 24}, CLIP_IMAGES),
+    "siglip": ({"vision_config": VISION, "text_config": TEXT | {"projection_size": 32}}, SQUARE),
+    "dinov2": (SMALL | {"image_size": 32, "patch_size": 8, "mlp_ratio": 2}, DINO_IMAGES),
+    "vit": (VISION, {"size": 32, "feature_extractor_type": "ViTFeatureExtractor"}),
+    "convnext": (
+        {"depths": [1, 1, 1, 1], "hidden_sizes": [8, 16, 24, 32], "image_size": 64},
+        {
+            "size": {"shortest_edge": 64},
+            "crop_pct": 0.875,
+            "resample": 3,
+            "image_processor_type": "ConvNextFeatureExtractor",
+        },
+    ),
+    "resnet": (
+        {"embedding_size": 8, "hidden_sizes": [8, 16, 24, 32], "depths": [1, 1, 1, 1], "layer_type": "basic"},
+        {"size": 64, "crop_pct": 0.875, "resample": 3, "feature_extractor_type": "ConvNextFeatureExtractor"},
+    ),
+}
+WORDS = ["<pad>", "<s>", "</s>", "<unk>", "a", "photo", "of", "cat", "dog", "fox", ".", "the", "many", "large"]
+
+
+def shaken(model: torch.nn.Module) -> torch.nn.Module:
+    """The model with no weight left at a default."""
+    generator = torch.Generator().manual_seed(3)
+    with torch.no_grad():
+        for weights in model.parameters():
+            weights.add_(0.1 * torch.randn(weights.shape, generator=generator))
+    return model.eval()
+
+
+def make(folder: Path, kind: str, **changes) -> transformers.PreTrainedModel:
+    """Fills `folder` with a tiny model of a type, and returns the model itself."""
+    described, prepared = KINDS[kind]
+    config = transformers.CONFIG_MAPPING[kind](**json.loads(json.dumps(described)))
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        model = shaken(transformers.AutoModel.from_config(config, **changes))
+    model.save_pretrained(folder)
+    (folder / "preprocessor_config.json").write_text(json.dumps(prepared | NORMAL))
+    if "text_config" in described:
+        tokenizer(folder)
+    return model
+
+
+def tokenizer(folder: Path) -> None:
+    """Writes a tokenizer of `WORDS`, which knows lower case alone."""
+    own = Tokenizer(models.WordLevel({word: index for index, word in enumerate(WORDS)}, unk_token="<unk>"))
+    own.pre_tokenizer = pre_tokenizers.Whitespace()
+    own.post_processor = processors.TemplateProcessing(single="<s> $A </s>", special_tokens=[("<s>", 1), ("</s>", 2)])
+    special = {"pad_token": "<pad>", "bos_token": "<s>", "eos_token": "</s>", "unk_token": "<unk>"}
+    PreTrainedTokenizerFast(tokenizer_object=own, model_max_length=16, **special).save_pretrained(folder)
