@@ -10,7 +10,7 @@ from math import isfinite
 from typing import Any, get_args, get_type_hints
 
 from clip_ood.detectors.detector import ONE_EACH, Detector
-from clip_ood.detectors.names import DETECTORS, ZOO, Spec, read_specs
+from clip_ood.detectors.names import DETECTORS, STREAM_METHODS, ZOO, Spec, read_specs
 from clip_ood.dotted_paths import module_of
 from clip_ood.errors import UserError
 from clip_ood.outputs import Outputs, Reference
@@ -57,7 +57,7 @@ def build_detectors(
     omitted: list[Omitted] = []
     for spec in read_specs(specs):
         cls = load_class(spec)
-        _check_parameters(spec, cls)
+        check_parameters(spec, cls)
         missing = [field for field in cls.requires if field not in available]
         if missing:
             omitted.append(Omitted(spec.label, _reasons(missing)))
@@ -89,7 +89,7 @@ def required(specs: Sequence[str | Mapping[str, Any]] | None) -> set[str]:
     fields: set[str] = set()
     for spec in read_specs(specs):
         cls = load_class(spec)
-        _check_parameters(spec, cls)
+        check_parameters(spec, cls)
         fields.update(cls.requires)
     return fields
 
@@ -131,7 +131,8 @@ def _check_requires(spec: Spec, cls: type[Detector]) -> None:
         )
 
 
-def _check_parameters(spec: Spec, cls: type[Detector]) -> None:
+def check_parameters(spec: Spec, cls: type) -> None:
+    """Raises UserError for a parameter that a class does not have, lacks a value of, or, if the class is ours, has one of another type of."""
     parameters = list(inspect.signature(cls).parameters.values())[1:]  # the first is the reference
     single = [
         parameter for parameter in parameters if parameter.kind not in (parameter.VAR_KEYWORD, parameter.VAR_POSITIONAL)
@@ -147,11 +148,11 @@ def _check_parameters(spec: Spec, cls: type[Detector]) -> None:
             nearest = get_close_matches(str(key), valid, n=1)
             hint = f"; nearest: {nearest[0]}" if nearest else ""
             raise UserError(f"{spec.name}: unknown parameter {key!r}, expected {', '.join(valid) or 'none'}{hint}")
-    if spec.name in DETECTORS:
+    if spec.name in DETECTORS or spec.name in STREAM_METHODS:
         _check_types(spec, cls)
 
 
-def _check_types(spec: Spec, cls: type[Detector]) -> None:
+def _check_types(spec: Spec, cls: type) -> None:
     """Raises ValueError for a value of another type than the detector declares."""
     declared = get_type_hints(cls.__init__)
     for key, value in spec.parameters.items():
