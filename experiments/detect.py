@@ -22,6 +22,7 @@ from clip_ood.detect.prediction_files import FURTHER
 from clip_ood.detect.predictor import Predictor
 from clip_ood.detect.saved import SavedDetector
 from clip_ood.errors import ConfigError, UserError
+from clip_ood.experiments.adapting import adapt
 from clip_ood.experiments.predictions import Counts, printed, written
 from clip_ood.experiments.quiet import hush
 from clip_ood.experiments.set_aside import Aside
@@ -61,6 +62,8 @@ class Request:
     odd: bool = False
     nearest: int = 0
     words: int = 0
+    adapt: str | None = None
+    memory: Path | None = None
     encoder: str | None = None
     out: Path | None = None
     format: str = "csv"
@@ -96,6 +99,8 @@ def conduct(request: Request) -> Counts | None:
     It returns None except in the first process. Raises: ValueError for a run that cannot judge, before its encoder is loaded.
     """
     stalls.wait_at_most(request.timeout)
+    if request.adapt is not None:
+        return adapt(request, judging_trainer(request))
     saved = SavedDetector(request.run, request.trust_classes)
     columns = saved.chosen(request.detector)
     decisions = decisions_of(saved, columns, request.accept, request.fdr, request.per_class)

@@ -26,6 +26,7 @@ from clip_ood.errors import ConfigError, UserError
 from clip_ood.experiments.checkpoints import check_checkpoint
 from clip_ood.experiments.extraction import START
 from clip_ood.experiments.resume import check_division
+from clip_ood.experiments.stream import check_stream
 from clip_ood.features.store import TextEmbeddings
 from clip_ood.features.stored_set import Features
 from clip_ood.lightning_modules.linear_probe import LinearProbe
@@ -44,6 +45,7 @@ def check_method(config: Config, benchmark: Benchmark) -> None:
     try_own(config.detectors, _count(benchmark))
     check_any_runs(config.detectors, _lacking(config, benchmark))
     _check_enough(config, benchmark)
+    check_stream(config, benchmark)
     method, settings = config.method.name, config.method.settings
     if settings.needs_labels and not benchmark.labelled:
         raise ConfigError(

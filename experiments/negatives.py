@@ -21,6 +21,7 @@ from clip_ood.detectors.build import required
 from clip_ood.detectors.class_sums import ClassSums
 from clip_ood.detectors.detector import ROWS
 from clip_ood.errors import ConfigError, UserError
+from clip_ood.experiments.stream import stream_fields
 from clip_ood.features.rows import Rows
 from clip_ood.features.stored_set import Features
 from clip_ood.files.checksum import hexdigest
@@ -38,7 +39,7 @@ WORDS = "negative_words.csv"  # of a run: the negative labels that were chosen
 
 def pools(config: Config, benchmark: Benchmark) -> dict[str, Pool]:
     """Returns what each detector that needs negative labels chooses them from, by its name; none without negative words."""
-    asked = [name for name in POOLS if name in required(config.detectors)]
+    asked = [name for name in POOLS if name in required(config.detectors) | stream_fields(config)]
     if config.data.negative_words is None or not asked:
         return {}
     if config.data.negative_choice == FROM_IMAGES:

@@ -78,8 +78,8 @@ class Predictions:
             return
         counts.judged += line["detector"] == self.first
         counts.copies += line["detector"] == self.first and line["copy_of"] is not None
-        counts.ood[line["detector"]] += line["is_ood"]
-        self._flags.append(line["is_ood"])
+        counts.ood[line["detector"]] += bool(line["is_ood"])  # None where nothing is decided
+        self._flags.append(bool(line["is_ood"]))
         if len(self._flags) == len(counts.ood):
             counts.patterns[tuple(self._flags)] += line["copy_of"] is None
             self._flags.clear()

@@ -42,12 +42,14 @@ from clip_ood.experiments.resume import (
 from clip_ood.experiments.run_facts import encoder_name, judges_by, learnt, made_with
 from clip_ood.experiments.run_trainer import make_trainer, plan_steps
 from clip_ood.experiments.saving import bank_images, detector_writer
+from clip_ood.experiments.stream import scored_as_stream
 from clip_ood.experiments.suspects import answer_folder
 from clip_ood.features.stored_set import Features
 from clip_ood.leaks.told import leaks_told
 from clip_ood.process import stalls
 from clip_ood.runs.results_files import write_results
 from clip_ood.runs.run_folder import GROUPS, LABELS, REPORT, SUSPECTS, head_of, is_follower, read_results, started
+from clip_ood.runs.stream_files import stream_content
 from clip_ood.terminal.console import Terminal
 from clip_ood.terminal.shown import say
 from clip_ood.texts.vocabulary import Vocabulary
@@ -157,6 +159,7 @@ def _run(config: Config, folder: Path, checkpoint: Path | None, benchmark: Bench
         "suspects": suspects,
         "held_out": held_out,
         **judges_by(config, evaluation),
+        "stream": stream_content(stream) if (stream := scored_as_stream(config, data, module)) else None,
         "versions": versions("lightning"),
     }
     write_results(folder, evaluation.results, about, benchmark)

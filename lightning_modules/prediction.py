@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from lightning.pytorch import LightningModule
 
+from clip_ood.detect.adaptive_predictor import AdaptivePredictor
 from clip_ood.detect.batches import BatchResult, NewImageBatch
 from clip_ood.detect.predictor import Predictor
 
@@ -14,7 +15,7 @@ NOT_FINITE = "the encoder gives NaN or Inf for it"
 class PredictionModule(LightningModule):
     """Computes predictions on batches of images, at the encoder's own precision."""
 
-    def __init__(self, predictor: Predictor) -> None:
+    def __init__(self, predictor: Predictor | AdaptivePredictor) -> None:
         super().__init__()
         self.predictor = predictor
 

@@ -58,7 +58,15 @@ LAYOUT_OF = {
     "demo_cifar.yaml": "cifar",
     "finetune_published_vitl.yaml": "cifar",
 } | dict.fromkeys(
-    ["demo.yaml", "linear_probe_demo.yaml", "zero_shot_demo.yaml", "finetune_demo.yaml", "sweep_demo.yaml"], "demo"
+    [
+        "demo.yaml",
+        "linear_probe_demo.yaml",
+        "zero_shot_demo.yaml",
+        "stream_demo.yaml",
+        "finetune_demo.yaml",
+        "sweep_demo.yaml",
+    ],
+    "demo",
 )
 WIDTHS = {  # of g and of h
     "ViT-bigG-14": (1664, 1280),

@@ -25,6 +25,7 @@ from clip_ood.files.regular_file import no_file, special
 from clip_ood.files.text_files import LONGEST_LIST, NotText, check_size, read_text
 from clip_ood.review.decisions import Decisions
 from clip_ood.review.decisions_file import FILE, read_decisions
+from clip_ood.stream.names import read_methods
 from clip_ood.texts.wordnet import find_words, lexicographer_files
 
 SELECTION = ("keep_classes", "drop_classes")
@@ -51,6 +52,8 @@ def check_names(config: Config) -> None:
             f"detectors: {among.name} has several values to choose from, and there is nothing to choose by: name OOD images "
             "for it (data.ood_val), or give one value"
         )
+    if config.evaluation.stream is not None:
+        read_methods(config.evaluation.stream.methods)
     check_trainer(config.trainer)
     check_model(config.backbone)  # comes last, because it may have to import the encoder's library
 

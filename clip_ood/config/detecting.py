@@ -15,16 +15,22 @@ from clip_ood.config.loading import override
 from clip_ood.config.misnamed import is_archive, of_path
 from clip_ood.config.trainer_keys import check_judging
 from clip_ood.config.yaml_text import as_yaml
+from clip_ood.detectors.names import STREAM_METHODS
 from clip_ood.errors import ConfigError
 from clip_ood.files.writing import check_writable
 from clip_ood.process.locks import alone
 from clip_ood.process.ranks import is_first
 from clip_ood.process.streams import is_closed
+from clip_ood.stream.names import read_methods
 
 FILES = (".csv", ".jsonl", ".parquet")
 GRAPHS = (".onnx", ".pt2")
 STDIN = "-"
 
+UNADAPTED = (  # options of detectors, which --adapt does not ask
+    *("--detector", "--accept", "--fdr", "--per-class", "--odd", "--nearest", "--words", "--copy-ood", "--fail-on-ood"),
+    *("--export", "--with-encoder"),
+)
 LONGEST_NAME = 255  # bytes of a file's name, on most systems
 
 
@@ -76,6 +82,18 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         default=0,
         metavar="N",
         help="name the N words of the run's vocabulary that are nearest to each image, with their cosines (a further column; default: none)",
+    )
+    add(
+        "--adapt",
+        metavar="NAME",
+        help="score the images as a stream, in their order, by a test-time method that learns from them: "
+        f"{', '.join(STREAM_METHODS)} (docs/stream.md); scores only, since no threshold holds for them; goes with --memory",
+    )
+    add(
+        "--memory",
+        type=Path,
+        metavar="FILE",
+        help="with --adapt: what the method has learnt, FILE.safetensors; it is made, or gone on from and updated",
     )
     add(
         "--out",
@@ -160,6 +178,7 @@ def check(arguments: argparse.Namespace) -> None:
     if arguments.accept is not None and not 0 < arguments.accept < 1:
         raise ConfigError(f"--accept: {arguments.accept:g} must lie between 0 and 1, as 0.95")
     _check_fdr(arguments)
+    _check_adapt(arguments)
     if arguments.odd and (arguments.fdr is not None or not arguments.paths):
         raise ConfigError(
             "--odd says how many of the named images a threshold flags: name images that are known to be odd, and leave --fdr out"
@@ -206,6 +225,28 @@ def _check_fdr(arguments: argparse.Namespace) -> None:
         )
     if not arguments.paths:
         raise ConfigError("--fdr decides over the images that are judged: name images, or leave it out")
+
+
+def _check_adapt(arguments: argparse.Namespace) -> None:
+    name, memory = arguments.adapt, arguments.memory
+    if (name is None) != (memory is None):
+        raise ConfigError("--adapt NAME and --memory FILE go together: the method's memory is kept in the file")
+    if name is None:
+        return
+    read_methods([name], "--adapt")
+    given = [option for option in UNADAPTED if getattr(arguments, option.strip("-").replace("-", "_"))]
+    if given:
+        raise ConfigError(
+            f"--adapt gives scores that depend on the images before, for which no threshold is calibrated: leave {given[0]} out"
+        )
+    if not arguments.paths:
+        raise ConfigError("--adapt scores images in their order: name some")
+    check_suffix("--memory", memory, (".safetensors",))
+    if not memory.parent.is_dir():
+        raise ConfigError(f"--memory: there is no folder {memory.parent}")
+    if memory.exists() and not memory.is_file():
+        raise ConfigError(f"--memory: {memory} is no file")
+    check_writable(memory.parent)
 
 
 @contextmanager

@@ -87,6 +87,32 @@ class BackboneConfig(Section):
         return BackboneConfig(model=self.text.model, pretrained=self.text.pretrained, precision=self.precision)
 
 
+def _detector(given: Any) -> Any:
+    if isinstance(given, str):
+        return given
+    if not isinstance(given, dict):
+        raise UserError("a detector is a name, or keys as {name: knn, k: 10}")
+    parameters = as_yaml(given)  # no schema of ours knows them
+    names = {key: str(given[key]) for key in ("name", "as") if isinstance(given.get(key), str)}
+    return parameters | {key: name for key, name in names.items() if not says_none(given[key])}
+
+
+Detector = Annotated[str | dict[str, Any], BeforeValidator(_detector)]
+
+
+class Stream(Section):
+    """Test-time methods, which learn from the very images that they score. ID test images and one OOD set at a time are shuffled together."""
+
+    methods: list[Detector] = Field(default=["adaneg", "oodd", "clipscope"], min_length=1, max_length=100)
+    """Names or {name: oodd, size: 512}; `as: …` names a row of the table. adaneg and clipscope need data.negative_words."""
+    orders: Annotated[int, Field(ge=1, le=1000)] = 5
+    """How many orders each stream is scored in. Order j of 0, 1, … is drawn with the seed `seed` + j."""
+    batch_size: Positive = 64
+    """Images that are scored at a time; scores of adaneg and oodd depend on it."""
+    ood_share: Annotated[float, Field(gt=0, lt=1)] | None = None
+    """Share of OOD images in a stream, for which images are drawn anew for each order (default: all images of both sets)."""
+
+
 class Evaluation(Section):
     """How detectors are fitted and scored, and what is written."""
 
@@ -120,25 +146,15 @@ class Evaluation(Section):
     """Which detector is best, if there are no OOD images? Divide the classes into this many groups, hold out each of them once, fit method
     and detectors on the other classes, and let the images of the group play OOD images. The results name the AUROC of each detector and
     group. It takes four classes (default: null, no class is held out)."""
+    stream: Stream | None = None
+    """Score the test images as a stream, too, by methods that learn from it: {methods: [adaneg, oodd]}, or {} for the defaults. Their
+    figures stand in a table of their own, stream.csv, and never beside those of detectors (default: null, no stream)."""
     accept: Annotated[float, Field(gt=0, lt=1)] = 0.95
     """Share of new ID images that the run's thresholds accept. Thresholds are calibrated on ID val; detect.py --accept changes it."""
     save_detector: bool = True
     """Write detector/, by which detect.py judges new images, into the run's folder. With k-NN it holds the bank."""
     with_encoder: bool = False
     """Put the encoder's weights into detector/ too, so that it needs nothing else (fine-tuned weights are always there)."""
-
-
-def _detector(given: Any) -> Any:
-    if isinstance(given, str):
-        return given
-    if not isinstance(given, dict):
-        raise UserError("a detector is a name, or keys as {name: knn, k: 10}")
-    parameters = as_yaml(given)  # no schema of ours knows them
-    names = {key: str(given[key]) for key in ("name", "as") if isinstance(given.get(key), str)}
-    return parameters | {key: name for key, name in names.items() if not says_none(given[key])}
-
-
-Detector = Annotated[str | dict[str, Any], BeforeValidator(_detector)]
 
 
 class Config(Section):

@@ -8,6 +8,7 @@ import numpy as np
 from torch import Tensor
 
 from clip_ood.data.inputs import Source
+from clip_ood.detect.adaptive_predictor import AdaptedBatch
 from clip_ood.detect.prediction import BatchPredictions
 
 
@@ -46,5 +47,5 @@ class BatchResult:
     """The results of a batch of sources: the places of those that were judged, their predictions, and the reasons for all others."""
 
     places: list[int]
-    judged: BatchPredictions | None
+    judged: BatchPredictions | AdaptedBatch | None
     errors: dict[int, str]

@@ -15,12 +15,13 @@ FURTHER = {
     "nearest": "path",
     "words": "word",
 }  # columns of lists, if they are asked for: what each names, and its cosine
+ADAPTED = "adapted_on"  # a further column of numbers, where images are scored as a stream
 ROW_GROUP = 65_536  # lines of a parquet file in memory
 NAMES = ("predicted_class", "detector", "copy_of")
 
 
 class PredictionFile:
-    """A file that takes predictions one after the other; `close` ends it. `further` are those columns of `FURTHER` that it has."""
+    """A file that takes predictions one after the other; `close` ends it. `further` are those columns of `FURTHER`, or `ADAPTED`, that it has."""
 
     columns: tuple[str, ...]
 
@@ -41,7 +42,9 @@ class CSVFile(PredictionFile):
         self.writer.writerow(self.columns)
 
     def write(self, prediction: Mapping[str, Any]) -> None:
-        values = {name: prediction[name] for name in self.columns} | {"is_ood": str(prediction["is_ood"]).lower()}
+        is_ood = prediction["is_ood"]
+        values = {name: prediction[name] for name in self.columns}
+        values["is_ood"] = None if is_ood is None else str(is_ood).lower()
         values |= {name: json.dumps(values[name]) for name in self.further}
         self.writer.writerow(cells(values, NAMES).values())
 
@@ -74,9 +77,10 @@ class Parquet(PredictionFile):
         import pyarrow.parquet as pq
 
         text, number = pa.string(), pa.float64()
-        self.further, self.columns = further, (*COLUMNS, *further)
+        self.columns, self.lists = (*COLUMNS, *further), [name for name in further if name in FURTHER]
         types = dict(zip(COLUMNS, (text, pa.bool_(), pa.float32(), number, text, number, text, text), strict=True))
-        types |= {name: pa.list_(pa.struct({FURTHER[name]: text, "cosine": number})) for name in further}
+        types |= {name: pa.list_(pa.struct({FURTHER[name]: text, "cosine": number})) for name in self.lists}
+        types |= {ADAPTED: pa.int64()} if ADAPTED in further else {}
         types |= {BYTES: pa.binary()} if exact else {}
         self.exact, self.schema, self.rows = exact, pa.schema(types), []
         self.writer = pq.ParquetWriter(file, self.schema, compression="zstd")
@@ -84,7 +88,7 @@ class Parquet(PredictionFile):
     def write(self, prediction: Mapping[str, Any]) -> None:
         row = {name: prediction[name] for name in self.columns}
         row["copy_of"] = None if row["copy_of"] is None else in_utf8(row["copy_of"])
-        for name in self.further:
+        for name in self.lists:
             row[name] = [each | {FURTHER[name]: in_utf8(each[FURTHER[name]])} for each in row[name]]
         self.rows.append(row)
         if len(self.rows) == ROW_GROUP:

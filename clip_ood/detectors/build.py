@@ -10,7 +10,7 @@ from math import isfinite
 from typing import Any, get_args, get_type_hints
 
 from clip_ood.detectors.detector import ONE_EACH, Detector
-from clip_ood.detectors.names import DETECTORS, ZOO, Spec, read_specs
+from clip_ood.detectors.names import DETECTORS, STREAM_METHODS, ZOO, Spec, read_specs
 from clip_ood.dotted_paths import module_of
 from clip_ood.errors import UserError
 from clip_ood.outputs import Inside, Outputs, Reference
@@ -58,7 +58,7 @@ def build_detectors(
     omitted: list[Omitted] = []
     for spec in read_specs(specs):
         cls = load_class(spec)
-        _check_parameters(spec, cls)
+        check_parameters(spec, cls)
         missing = [field for field in cls.requires if field not in available]
         if missing:
             omitted.append(Omitted(spec.label, _reasons(missing)))
@@ -91,7 +91,7 @@ def required(specs: Sequence[str | Mapping[str, Any]] | None) -> set[str]:
     fields: set[str] = set()
     for spec in read_specs(specs):
         cls = load_class(spec)
-        _check_parameters(spec, cls)
+        check_parameters(spec, cls)
         fields.update(cls.requires)
     return fields
 
@@ -153,7 +153,8 @@ def _check_requires(spec: Spec, cls: type[Detector]) -> None:
         )
 
 
-def _check_parameters(spec: Spec, cls: type[Detector]) -> None:
+def check_parameters(spec: Spec, cls: type) -> None:
+    """Raises UserError for a parameter that a class does not have, lacks a value of, or, if the class is ours, has one of another type of."""
     parameters = list(inspect.signature(cls).parameters.values())[1:]  # the first is the reference
     _check_layer(spec, cls)
     single = [
@@ -170,14 +171,15 @@ def _check_parameters(spec: Spec, cls: type[Detector]) -> None:
             nearest = get_close_matches(str(key), valid, n=1)
             hint = f"; nearest: {nearest[0]}" if nearest else ""
             raise UserError(f"{spec.name}: unknown parameter {key!r}, expected {', '.join(valid) or 'none'}{hint}")
-    if spec.name in DETECTORS:
+    if spec.name in DETECTORS or spec.name in STREAM_METHODS:
         _check_types(spec, cls)
 
 
-def _check_layer(spec: Spec, cls: type[Detector]) -> None:
-    """Raises ValueError for a layer that is none, and for a detector to which a layer means nothing."""
+def _check_layer(spec: Spec, cls: type) -> None:
+    """Raises ValueError for a layer that is none, and for a class to which a layer means nothing."""
     if spec.layer is None:
         return
+    needed = getattr(cls, "requires", ())
     names = spec.layer.split("+")
     if not all(name.isdecimal() and int(name) >= 1 for name in names):
         raise UserError(
@@ -185,14 +187,14 @@ def _check_layer(spec: Spec, cls: type[Detector]) -> None:
         )
     if len(set(names)) < len(names):
         raise UserError(f"{spec.name}: layer = {spec.layer} names a layer twice")
-    if "features" not in cls.requires or not {"weight", "bias", "logits"}.isdisjoint(cls.requires):
+    if "features" not in needed or not {"weight", "bias", "logits"}.isdisjoint(needed):
         raise UserError(
             f"{spec.name}: layer = {spec.layer}, and it takes no features of a layer: it works on "
-            f"{' and '.join(field for field in cls.requires if field != 'labels')}"
+            f"{' and '.join(field for field in needed if field != 'labels')}"
         )
 
 
-def _check_types(spec: Spec, cls: type[Detector]) -> None:
+def _check_types(spec: Spec, cls: type) -> None:
     """Raises ValueError for a value of another type than the detector declares."""
     declared = get_type_hints(cls.__init__)
     for key, value in spec.own_parameters.items():

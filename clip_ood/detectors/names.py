@@ -41,6 +41,11 @@ DETECTORS: dict[str, str] = {  # name -> "module:Class"
     "she": "clip_ood.detectors.she:SHE",
     "nci": "clip_ood.detectors.nci:NCI",
 }
+STREAM_METHODS: dict[str, str] = {  # test-time methods, whose scores stand in a table of their own (evaluation.stream)
+    "adaneg": "clip_ood.stream.adaneg:AdaNeg",
+    "oodd": "clip_ood.stream.oodd:OODD",
+    "clipscope": "clip_ood.stream.clipscope:CLIPScope",
+}
 
 ABOUT = (
     "set",
@@ -198,6 +203,11 @@ def _target(name: str) -> str:
     module, _, cls = name.rpartition(".")
     if module and cls.isidentifier():
         return f"{module}:{cls}"
+    if name in STREAM_METHODS:
+        raise UserError(
+            f"detectors: {name} learns from the images that it scores, so that its scores do not compare with those of detectors: name it "
+            "under evaluation.stream (docs/stream.md), or judge new images with detect.py --adapt"
+        )
     nearest = get_close_matches(name, [*DETECTORS, *NAMED], n=3) or list(DETECTORS)
     raise UserError(
         f"detectors: unknown name {name!r}; nearest: {', '.join(nearest)}, or a class path pkg.module.Class"

@@ -15,6 +15,22 @@ from clip_ood.outputs import Outputs, Reference
 CELLS = 2**21  # cosines computed at once: 16 MiB in float64, which a cache holds better than more
 
 
+def in_groups(count: int, groups: int, seed: int) -> tuple[int, Tensor]:
+    """Divides `count` labels into groups of equal size, by a permutation: G, and the labels of the groups one after the other (G · size,).
+
+    Without `groups` labels, G is their count.
+    """
+    groups = min(groups, count)
+    return groups, torch.randperm(count // groups * groups, generator=torch.Generator().manual_seed(seed))
+
+
+def grouped(logits: Tensor, num_classes: int, groups: int) -> Tensor:
+    """Returns NegLabel's score (n,) of logits (n, C + G · size): the share of the classes against a group, as a mean over the groups."""
+    classes = logits[:, :num_classes].logsumexp(dim=1, keepdim=True)  # (n, 1)
+    negatives = logits[:, num_classes:].unflatten(1, (groups, -1)).logsumexp(dim=2)  # (n, G)
+    return (classes - negatives).sigmoid().mean(dim=1)
+
+
 class NegLabel(Detector):
     """NegLabel: (1 / G) Σ_g Σ_c e^{s⟨h, t_c⟩} / (Σ_c e^{s⟨h, t_c⟩} + Σ_{w ∈ g} e^{s⟨h, w⟩}).
 
@@ -39,9 +55,7 @@ class NegLabel(Detector):
         if type(groups) is not int or groups < 1:
             raise self._error(f"groups = {groups}, expected a whole number from 1 on")
         labels = getattr(self.reference, self.name)
-        self.groups = min(groups, len(labels.negatives))
-        size = len(labels.negatives) // self.groups
-        order = torch.randperm(self.groups * size, generator=torch.Generator().manual_seed(seed))
+        self.groups, order = in_groups(len(labels.negatives), groups, seed)
         self.num_classes = len(labels.classes)
         both = torch.cat([labels.classes.cpu(), labels.negatives.cpu()[order]])
         self.register_buffer("labels", normalize(both.double(), dim=1), persistent=False)  # (C + G · size, E)
@@ -56,9 +70,7 @@ class NegLabel(Detector):
 
     def _block(self, embeddings: Tensor) -> Tensor:
         logits = self.reference.logit_scale * (embeddings @ self.labels.T)  # (n, E) @ (E, C + G · size)
-        classes = logits[:, : self.num_classes].logsumexp(dim=1, keepdim=True)  # (n, 1)
-        groups = logits[:, self.num_classes :].unflatten(1, (self.groups, -1)).logsumexp(dim=2)  # (n, G)
-        return (classes - groups).sigmoid().mean(dim=1)
+        return grouped(logits, self.num_classes, self.groups)
 
 
 class CSP(NegLabel):

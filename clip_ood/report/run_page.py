@@ -17,6 +17,7 @@ from clip_ood.report.galleries import accepted_ood, rejected_id
 from clip_ood.report.joint_table import joint_table
 from clip_ood.report.page import write_page
 from clip_ood.report.results import Results, Value, all_metrics, mean_row, tables, value
+from clip_ood.report.stream_table import stream_table
 from clip_ood.report.suspects import answer
 from clip_ood.runs.few_images import held_out_cautions, ranks_caution
 from clip_ood.runs.files import read_results
@@ -105,6 +106,7 @@ def _write(folder: Path, results: Results, default: str | None, **found: Any) ->
         metrics=METRICS,
         all_metrics=all_metrics(results),
         joint=joint_table(results.get("joint")),
+        stream=stream_table(results.get("stream")),
         facts=facts,
         intervals=intervals_told(results),
         few=missing_seeds(results),

@@ -20,6 +20,7 @@ from clip_ood.metrics.curves import OF_SCORES
 from clip_ood.metrics.ood import MEAN
 from clip_ood.runs.folder_records import HeldOut, Ranked
 from clip_ood.runs.joint_records import Joint
+from clip_ood.runs.stream_records import Stream
 
 Number = Annotated[float, Field(ge=0)]  # of images or classes; a mean over seeds need not be an integer
 Seeds = list[int]
@@ -192,6 +193,7 @@ class OfSeed(Finished):
     predictor: Predicts | None = None
     calibration: Calibration | None = None
     joint: Joint | None = None
+    stream: Stream | None = None
 
     @model_validator(mode="after")
     def _flags_images_there_are(self) -> OfSeed:

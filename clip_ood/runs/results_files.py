@@ -1,4 +1,4 @@
-"""Writes results.json, results.csv, joint.csv, classes.csv and scores.parquet of a run, the contract with everything that reads runs."""
+"""Writes results.json, results.csv, joint.csv, classes.csv, stream.csv and scores.parquet of a run, the contract with everything that reads runs."""
 
 from __future__ import annotations
 
@@ -19,8 +19,9 @@ from clip_ood.files.written_names import cells, json_bytes, path_columns
 from clip_ood.metrics.curves import METRICS
 from clip_ood.runs.class_table import class_rows, write_classes
 from clip_ood.runs.joint_files import joint_content, write_joint
-from clip_ood.runs.run_folder import CLASSES, JOINT, SCORES
+from clip_ood.runs.run_folder import CLASSES, JOINT, SCORES, STREAM
 from clip_ood.runs.scores import read_scores
+from clip_ood.runs.stream_files import write_stream
 from clip_ood.table import Row
 
 COLUMNS = ("detector", "setting", "ood", "group", *METRICS, "n_id", "n_ood")
@@ -34,7 +35,7 @@ def write_results(folder: Path, results: Results, about: dict[str, Any], benchma
     `about`: run, method, encoder, seeds, split (whether seeds redraw the ID test images; how many images it trains on, holds out
     as val and tests on), bank, pseudo_labels, sweep (the heads of a probe sweep; also written as sweep.csv), shared_images (pairs
     of sets, see `clip_ood.leaks.copies.Shared`), dropped (how many images were taken out of which set), predictor (what predicts
-    classes best on ID val), versions.
+    classes best on ID val), stream (of test-time methods, see `clip_ood.runs.stream_files`), versions.
     """
     rows = [_json_row(row) for row in results.rows]
     write_table(folder / "results.csv", rows)
@@ -45,6 +46,7 @@ def write_results(folder: Path, results: Results, about: dict[str, Any], benchma
     joint = results.joint and joint_content(results.joint)
     if joint:
         write_joint(folder / JOINT, joint)
+    write_stream(folder / STREAM, about.get("stream"))
     if about["sweep"]:
         write_sweep(folder / "sweep.csv", about["sweep"])
     content = {

@@ -17,6 +17,7 @@ from clip_ood.leaks.told import leaks_told
 from clip_ood.metrics.intervals import share_told
 from clip_ood.process.called import called
 from clip_ood.runs.few_images import auroc_cautions
+from clip_ood.runs.stream_table import print_stream
 from clip_ood.terminal.console import Terminal
 
 MEAN = "mean"
@@ -59,6 +60,7 @@ def print_table(results: dict[str, Any], console: Terminal | None = None) -> Non
     reasons = [f"Left out: {', '.join(detectors)} ({reason})" for reason, detectors in left_out(results).items()]
     for line in remarks(results) + reasons:
         console.print(line, highlight=False, markup=False)
+    print_stream(results.get("stream"), console)
 
 
 def _fits(table: Table, console: Terminal) -> bool:

@@ -31,6 +31,7 @@ CONTENTS = "contents.json"  # identifies their contents, and the encoder
 FINISHED = "results.json"
 SCORES = "scores.parquet"
 JOINT = "joint.csv"  # accuracy and rejection together
+STREAM = "stream.csv"  # test-time methods
 CLASSES = "classes.csv"  # by ID class and OOD folder
 REPORT = "report.html"
 UNREADABLE = "unreadable.csv"  # the images that were left out
