@@ -27,6 +27,7 @@ from clip_ood.experiments.extraction import START
 from clip_ood.experiments.resume import check_division
 from clip_ood.features.store import TextEmbeddings
 from clip_ood.features.stored_set import Features
+from clip_ood.lightning_modules.coop import CoOp
 from clip_ood.lightning_modules.linear_probe import LinearProbe
 from clip_ood.lightning_modules.plp import PLP
 from clip_ood.lightning_modules.probe_sweep import LinearProbeSweep, PLPSweep
@@ -64,7 +65,7 @@ def check_method(config: Config, benchmark: Benchmark) -> None:
 
 def _lacking(config: Config, benchmark: Benchmark) -> set[str]:
     """Returns fields of Outputs and Reference that a run certainly lacks, by what is known before images are read."""
-    fields = set() if config.method.settings.trains else {"logits", "weight", "bias"}
+    fields = set() if config.method.settings.trains_head else {"logits", "weight", "bias"}
     if benchmark.class_names is None:
         fields |= {"class_names", "text_embeddings"} | (set() if benchmark.labelled else {"labels"})
     return fields if config.backbone.reads_text else fields | {"text_embeddings", "logit_scale"}
@@ -116,7 +117,7 @@ def _check_start(config: Config) -> None:
         )
     check_checkpoint(head_of(run))
     theirs = load_config(str(run / CONFIG))
-    if not theirs.method.settings.trains or theirs.method.settings.tunes_encoder:
+    if not theirs.method.settings.trains_head or theirs.method.settings.tunes_encoder:
         raise ConfigError(f"method.finetune.head: {run} is a {theirs.method.name} run; take a linear_probe or plp run")
     if theirs.backbone.model_copy(update={"label": None, "text": None}) != config.backbone.model_copy(
         update={"label": None, "text": None}
@@ -167,6 +168,17 @@ def _on_features(
     data = FeatureData(benchmark, features, config.evaluation.batch_size)
     width = data.train.stored.features.width
     return joined(kind(config.method.settings, width, config.seed, **classes), data), data
+
+
+def _prompts(
+    kind: type[CoOp], config: Config, benchmark: Benchmark, features: dict[str, Features], classes: dict[str, Any]
+) -> tuple[LightningModule, EvaluationData]:
+    """Makes a method that learns prompts on stored embeddings, and loads the text tower when it does."""
+    data = FeatureData(benchmark, features, config.evaluation.batch_size)
+    module = kind(config.method.settings, config.seed, benchmark.called, **classes)
+    spec = config.backbone.text_spec or config.backbone
+    module.text_tower = lambda: create_backbone(spec).text_side()
+    return joined(module, data), data
 
 
 def joined(module: LightningModule, data: FeatureData) -> LightningModule:
@@ -257,5 +269,6 @@ BUILDERS: dict[type[method_schema.Settings], Callable[..., tuple[LightningModule
     method_schema.ZeroShot: _zero_shot,
     method_schema.LinearProbe: partial(_probe, LinearProbe, LinearProbeSweep),
     method_schema.PLP: partial(_probe, PLP, PLPSweep),
+    method_schema.CoOp: partial(_prompts, CoOp),
     method_schema.FineTune: _fine_tuning,
 }

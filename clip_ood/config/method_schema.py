@@ -9,7 +9,7 @@ from typing import Any, ClassVar, Literal
 
 from pydantic import Field, model_validator
 
-from clip_ood.config.section import Decay, Fraction, Positive, Rate, Section
+from clip_ood.config.section import Count, Decay, Fraction, Positive, Rate, Section
 from clip_ood.config.yaml_text import says_none
 from clip_ood.errors import UserError
 
@@ -19,7 +19,8 @@ MOST_HEADS = 10_000  # of a sweep
 class Settings(Section):
     """The keys of one method, what it needs, and what it changes."""
 
-    trains: ClassVar[bool] = False  # a head is trained, which needs two classes or more
+    trains: ClassVar[bool] = False  # something is trained, which needs two classes or more
+    trains_head: ClassVar[bool] = False  # a linear head on features is trained
     needs_labels: ClassVar[bool] = False
     needs_text: ClassVar[bool] = False  # an encoder of texts is needed
     tunes_encoder: ClassVar[bool] = False  # the method trains on images, not on stored features
@@ -32,7 +33,7 @@ class ZeroShot(Settings):
 class Training(Settings):
     """The keys of a method that trains."""
 
-    trains, needs_labels = True, True
+    trains, trains_head, needs_labels = True, True, True
 
     epochs: Positive
     """Number of passes over the training images."""
@@ -117,6 +118,38 @@ class PLP(LinearProbe):
         if self.drawn == "by_confidence" and self.per_class is None:
             raise UserError("drawn: by_confidence goes with per_class, the number of images of each pseudo-class")
         return self
+
+
+class CoOp(Training):
+    """Context optimisation (CoOp): vectors in the place of the words around each class name are learnt by SGD with cross-entropy of
+    s ⟨h, t⟩ on stored embeddings. The text tower is run in every step, and the image tower not at all. mcm and the other scores of texts
+    then use the learnt prompts."""
+
+    trains_head, needs_text = False, True
+
+    epochs: Positive = 50
+    """Number of passes over the training images. CoOp's authors take 50 for 1 image of each class, 100 for 2 and 4, 200 for 8 and 16, and
+    50 for ImageNet."""
+    batch_size: Positive = 32
+    """Number of images in an optimizer step; with several devices, each runs the text tower for its share of the classes."""
+    lr: Rate = 2e-3
+    """Learning rate, which is not scaled by the batch size."""
+    weight_decay: Decay = 5e-4
+    """SGD's L2 penalty."""
+    warmup_epochs: Count = 1
+    """Number of epochs at the rate warmup_lr, after which the rate falls from lr by a cosine, epoch by epoch."""
+    warmup_lr: Rate = 1e-5
+    """Learning rate of the first epochs."""
+    per_class: Positive | None = None
+    """Few-shot training: train on a seeded draw of this many images of each class (default: all). It is the draw of linear_probe."""
+    context: Positive = 16
+    """Number of vectors that are learnt. A few encoders read 32 tokens, of which names need some."""
+    start: str | None = None
+    """Words from whose token embeddings the context starts, as "a photo of a", in place of `context` random vectors."""
+    class_position: Literal["end", "middle", "front"] = "end"
+    """Where the class name stands among the vectors."""
+    class_specific: bool = False
+    """Learn a context for each class, in place of one for all classes."""
 
 
 class FineTune(Training):
@@ -208,6 +241,8 @@ class Method(Section):
     """Trains a linear head on true labels."""
     plp: PLP | None = None
     """Trains a linear head on pseudo-labels; it needs class names but no labels."""
+    coop: CoOp | None = None
+    """Learns the context of the class names' prompts on true labels (CoOp)."""
     finetune: FineTune | None = None
     """Trains the whole image encoder and a head on true labels."""
 

@@ -69,7 +69,7 @@ def check_score(plan: Plan, benchmark: Benchmark) -> None:
         given |= {"embeddings", "logit_scale", "logit_bias"}
         given |= {"text_embeddings", "class_names"} if benchmark.class_names else set()
         given |= set(WITH_NEGATIVES) if config.data.negative_words else set()
-    if config.method.settings.trains:
+    if config.method.settings.trains_head:
         given |= {"logits", "weight", "bias"}
     if benchmark.labelled or config.method.settings.needs_text:
         given |= {"labels"}

@@ -58,7 +58,7 @@ def detector_size(config: Config, shape: Shape, benchmark: Benchmark, item: int)
     """
     names = benchmark.class_names
     classes, tuned = len(names or ()), config.method.settings.tunes_encoder
-    trained = config.method.settings.trains
+    trained = config.method.settings.trains_head
     available = {"features"} | ({"labels"} if benchmark.labelled else set()) | ({"class_names"} if names else set())
     reference = Reference(class_names=names)
     if shape.embeddings is not None:
