@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
+import csv
 import math
-import shutil
 import subprocess
 import sys
 
 import forked
+import pyarrow.parquet as pq
 import pytest
 import tiny_clip
 import torch
 from lightning.pytorch import Trainer
-from test_resume import stopped
 from tiny_clip import PROJECT
 from torch.nn.functional import cross_entropy, normalize
 
@@ -69,7 +69,9 @@ def test_a_context_of_words_embeds_as_these_words_do(tower):
     torch.testing.assert_close(torch.cat(parts), expected, rtol=0, atol=1e-5)
 
 
-@pytest.mark.parametrize(("place", "text"), [("end", "a b c d {}."), ("middle", "a b {} c d."), ("front", "{} a b c d.")])
+@pytest.mark.parametrize(
+    ("place", "text"), [("end", "a b c d {}."), ("middle", "a b {} c d."), ("front", "{} a b c d.")]
+)
 def test_the_class_name_stands_where_it_should(clip, place, text):
     prompts = LearntPrompts(clip, NAMES, length=4, place=place)
     words = clip.token_embeddings(clip.tokenize(["a b c d"]))[0, 1:5]
@@ -92,7 +94,10 @@ def test_contexts_of_classes_are_their_own(clip):
 @pytest.mark.parametrize(
     ("given", "message"),
     [
-        ({"names": [["cat"], ["a " * 60 + "dog"]]}, r"The class 'a a .* context of 16 vectors do not fit the 77 tokens"),
+        (
+            {"names": [["cat"], ["a " * 60 + "dog"]]},
+            r"The class 'a a .* context of 16 vectors do not fit the 77 tokens",
+        ),
         ({"length": 76}, r"The class 'cat' and a context of 76 .* take a shorter context"),
         ({"start": ""}, r"cannot start from ''"),
     ],
@@ -104,8 +109,14 @@ def test_prompts_that_do_not_fit_are_refused(clip, given, message):
 
 def test_an_encoder_without_texts_says_so():
     backbone = create_backbone(BackboneConfig(library="timm", model="test_vit"))
-    for ask in (lambda: backbone.tokenize(["cat"]), lambda: backbone.encode_tokens(torch.ones(1, 1), None), backbone.text_side):
-        with pytest.raises(UserError, match="needs? a text tower that takes embeddings of tokens, and ImageBackbone has none"):
+    for ask in (
+        lambda: backbone.tokenize(["cat"]),
+        lambda: backbone.encode_tokens(torch.ones(1, 1), None),
+        backbone.text_side,
+    ):
+        with pytest.raises(
+            UserError, match=r"needs? a text tower that takes embeddings of tokens, and ImageBackbone has none"
+        ):
             ask()
 
 
@@ -153,7 +164,7 @@ def test_loss_and_gradient_are_those_of_a_naive_loop(clip):
             embedded = model.token_embedding(tokens)
             x = torch.cat([embedded[:, :1], context, embedded[:, 5:]], dim=1) + model.positional_embedding
             x = model.ln_final(model.transformer(x, attn_mask=model.attn_mask))
-            vector = (x[0, int(tokens[0].argmax())] @ model.text_projection)
+            vector = x[0, int(tokens[0].argmax())] @ model.text_projection
             of_class.append(vector / vector.norm())
         mean = sum(of_class) / len(of_class)
         texts.append(mean / mean.norm())
@@ -210,10 +221,10 @@ def test_a_run_learns_what_plain_torch_learns(root, run, clip):
 def loaded_batches(root):
     """The batches of the run, from its own data."""
     from clip_ood.config.loading import load_config
+    from clip_ood.data.labelled import FeatureTable
     from clip_ood.experiments.benchmarks import load_benchmark
     from clip_ood.experiments.extraction import load_features
     from clip_ood.experiments.trainer import new_trainer
-    from clip_ood.data.labelled import FeatureTable
     from clip_ood.lightning_modules.batches import DeviceBatches
 
     config = load_config(str(root / "coop.yaml"))
@@ -235,23 +246,35 @@ def test_scores_are_those_of_the_learnt_texts_and_none_of_a_head(run):
     assert results["trained_on"] == {"images": 24, "classes": 3, "fewest": 8, "most": 8}
 
 
-def test_a_run_is_scored_and_judges_images_without_its_text_tower(root, run, monkeypatch, capsys):
+def test_a_run_is_scored_without_its_text_tower(root, run, monkeypatch):
     def forbidden(spec, *_):
         raise AssertionError("the text tower was loaded")
 
-    monkeypatch.setattr("clip_ood.experiments.models.create_backbone", forbidden)
+    monkeypatch.setattr("clip_ood.experiments.prompts.create_backbone", forbidden)
     evaluation.main(["--run", str(run)])
     assert tiny_clip.results(root / "runs" / "coop-eval")["rows"] == tiny_clip.results(run)["rows"]
+
+
+def test_a_run_with_val_logs_it_and_judges_images_by_the_learnt_texts(root, capsys):
+    config = tiny_clip.config(
+        root, "with_val", {"coop": {"epochs": 2, "start": "a photo of a", "class_specific": True}}
+    )
+    train.main(["--config", config, "--data.splits.val=0.3", "--trainer.logger=csv"])
+    run = root / "runs" / "with_val"
+    lines = list(csv.DictReader(next(run.rglob("metrics.csv")).open()))
+    for tag in ("val/loss", "val/accuracy"):
+        assert len([line for line in lines if line[tag]]) == 2 + 1  # and at the test
     capsys.readouterr()
-    detect.main(["--run", str(run), "--detector=mcm", str(root / "data" / "near")])
-    assert len(capsys.readouterr().out.splitlines()) >= 9
+    with pytest.raises(SystemExit):
+        detect.main(["--run", str(run), "--detector=mcm", "--accept=0.8", str(root / "data" / "near")])
+    judged = list(csv.DictReader(capsys.readouterr().out.splitlines()))
+    scores = pq.read_table(run / "scores.parquet").to_pandas().query("set == 'near'")
+    assert len(judged) == 9
+    assert [float(each["score"]) for each in judged] == pytest.approx(scores["mcm"].tolist(), abs=1e-5)
 
 
 def test_a_resumed_run_ends_as_an_uninterrupted_one(root, run):
     config = tiny_clip.config(root, "resumed", COOP)
-
-    class Stop(Exception):
-        pass
 
     original = CoOp.on_train_epoch_start
 
@@ -272,14 +295,18 @@ def test_a_resumed_run_ends_as_an_uninterrupted_one(root, run):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("devices", [2])
+@pytest.mark.parametrize("devices", [2, 4])
 def test_processes_learn_what_one_does(root, run, devices):
+    """Also one more than there are classes."""
     config = tiny_clip.config(root, f"of_{devices}", COOP)
-    command = [sys.executable, str(PROJECT / "train.py"), "--config", config, f"--trainer.devices={devices}", "--trainer.strategy=ddp"]
+    several = [f"--trainer.devices={devices}", "--trainer.strategy=ddp"]
+    command = [sys.executable, str(PROJECT / "train.py"), "--config", config, *several]
     process = forked.Popen(command, cwd=PROJECT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
     told = process.communicate(timeout=200)[0].decode()
     assert process.returncode == 0, told
     one, two = (tiny_clip.checkpoint(each) for each in (run, root / "runs" / f"of_{devices}"))
     assert one["global_step"] == two["global_step"]
-    torch.testing.assert_close(two["prompts"]["prompts.context"], one["prompts"]["prompts.context"], rtol=1e-3, atol=1e-5)
+    torch.testing.assert_close(
+        two["prompts"]["prompts.context"], one["prompts"]["prompts.context"], rtol=1e-3, atol=1e-5
+    )
     torch.testing.assert_close(two["state_dict"]["learnt"], one["state_dict"]["learnt"], rtol=0, atol=1e-4)

@@ -55,7 +55,10 @@ def _without_rest(tower: nn.Module, tokens: Tensor) -> tuple[Tensor, dict[str, T
     last = getattr(tower, "text_eos_id", None) or getattr(tower, "eos_id", None)
     ends = tokens.argmax(dim=1) if pooling == "argmax" else (tokens == last).int().argmax(dim=1)
     length = int(ends.max()) + 1
-    shorter = {"positional_embedding": tower.positional_embedding[:length], "attn_mask": tower.attn_mask[:length, :length]}
+    shorter = {
+        "positional_embedding": tower.positional_embedding[:length],
+        "attn_mask": tower.attn_mask[:length, :length],
+    }
     return tokens[:, :length], shorter
 
 

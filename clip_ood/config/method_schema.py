@@ -21,6 +21,7 @@ class Settings(Section):
 
     trains: ClassVar[bool] = False  # something is trained, which needs two classes or more
     trains_head: ClassVar[bool] = False  # a linear head on features is trained
+    learns_negatives: ClassVar[bool] = False  # the detector negprompt can run
     needs_labels: ClassVar[bool] = False
     needs_text: ClassVar[bool] = False  # an encoder of texts is needed
     tunes_encoder: ClassVar[bool] = False  # the method trains on images, not on stored features
@@ -152,6 +153,32 @@ class CoOp(Training):
     """Learn a context for each class, in place of one for all classes."""
 
 
+class NegPrompt(CoOp):
+    """Negative prompts (NegPrompt): contexts whose prompts become negatives of each class are learnt on stored embeddings, while the
+    classes' own embeddings stay as they are. The detector negprompt uses both; it must be named in detectors."""
+
+    learns_negatives = True
+
+    epochs: Positive = 15
+    """Number of passes over the training images."""
+    batch_size: Positive = 64
+    """Number of images in an optimizer step; with several devices, each runs the text tower for its share of the classes."""
+    lr: Rate = 1e-2
+    """Learning rate, which is not scaled by the batch size. With the momentum of 0.9 a step is as long as that of the authors, who take
+    0.1 without momentum."""
+    start: str | None = "a photo of a"
+    """Words from whose token embeddings the contexts start (null: `context` random vectors)."""
+    positives: str = "text"
+    """The embeddings of the classes: text (those of data.prompts), or the folder of a finished coop run, whose learnt prompts are
+    taken, and from whose context the negative ones start, as the authors do."""
+    negatives: Positive = 2
+    """Number of negative prompts of each class."""
+    distance_weight: Decay = 0.1
+    """Weight of the distance of negatives from the class that they belong to."""
+    diversity_weight: Decay = 0.05
+    """Weight of the distance of a class's negatives from each other."""
+
+
 class FineTune(Training):
     """The whole image tower and a linear head on g are trained by AdamW with cross-entropy and smaller steps for earlier layers.
     The learning rate rises linearly, then falls by a cosine. The averaged weights after the last step are kept. Nothing is chosen on
@@ -243,6 +270,8 @@ class Method(Section):
     """Trains a linear head on pseudo-labels; it needs class names but no labels."""
     coop: CoOp | None = None
     """Learns the context of the class names' prompts on true labels (CoOp)."""
+    negprompt: NegPrompt | None = None
+    """Learns negative prompts of the classes on true labels (NegPrompt)."""
     finetune: FineTune | None = None
     """Trains the whole image encoder and a head on true labels."""
 
