@@ -125,7 +125,11 @@ class CoOp(ZeroShot):
 
     def loss(self, rows: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
         """Returns the loss of a batch, and the logits (n, C) by which its accuracy is told."""
-        logits = self.logit_scale * rows.float() @ self.embed(self.prompts).T  # (n, E) @ (E, C) -> (n, C)
+        return self.classification(rows.float(), labels, self.embed(self.prompts))
+
+    def classification(self, rows: Tensor, labels: Tensor, text: Tensor) -> tuple[Tensor, Tensor]:
+        """Returns the cross-entropy of s ⟨h, t⟩ for embeddings h (n, E) and text embeddings t (C, E), and these logits (n, C)."""
+        logits = self.logit_scale * rows @ text.T  # (n, E) @ (E, C) -> (n, C)
         return cross_entropy(logits, labels), logits
 
     def embed(self, prompts: LearntPrompts) -> Tensor:

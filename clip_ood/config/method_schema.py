@@ -153,6 +153,17 @@ class CoOp(Training):
     """Learn a context for each class, in place of one for all classes."""
 
 
+class LoCoOp(CoOp):
+    """CoOp with local regularisation (LoCoOp): parts of an image that do not show its class are made to look like no class. It needs an
+    encoder whose patches lie in the joint space."""
+
+    weight: Decay = 0.25
+    """Weight λ of the regularisation beside CoOp's cross-entropy."""
+    rank: Positive = 200
+    """A part of an image shows its class if that is among so many of the most probable ones. It must be below the number of classes; the
+    paper takes 200 of ImageNet's 1000."""
+
+
 class NegPrompt(CoOp):
     """Negative prompts (NegPrompt): contexts whose prompts become negatives of each class are learnt on stored embeddings, while the
     classes' own embeddings stay as they are. The detector negprompt uses both; it must be named in detectors."""
