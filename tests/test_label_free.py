@@ -173,7 +173,7 @@ def test_pca_equals_scikit_learn(dim):
 
 
 NEGATIVE = NegativeLabels(TEXT[:1], WORDS)
-ONE = Reference(("cat",), TEXT[:1], 10.0, None, None, NEGATIVE, NEGATIVE, -3.0, NEGATIVE)
+ONE = Reference(("cat",), TEXT[:1], 10.0, None, None, NEGATIVE, NEGATIVE, -3.0, NEGATIVE, NEGATIVE)
 NO_HEAD = replace(REFERENCE, weight=None, bias=None)
 
 
