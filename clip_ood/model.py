@@ -11,6 +11,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from clip_ood.backbones.inside import Inside
 from clip_ood.head import head_logits
 from clip_ood.outputs import Outputs, Reference
 
@@ -23,18 +24,28 @@ class Encoder(Protocol):
     def encode_image(self, images: Tensor) -> Tensor:
         """Returns features g (B, D) of images (B, 3, H, W)."""
 
+    def encode_inside(self, images: Tensor, wanted: Inside) -> tuple[Tensor, dict[str, Tensor], dict[str, Tensor]]:
+        """Returns features g (B, D), those of layers (B, D_l) and tokens (B, P, E) of images, the last two by name."""
+
     def project(self, features: Tensor) -> Tensor | None:
         """Returns unit-norm embeddings h (B, E) of features; None without a joint space."""
 
 
-def encode(encoder: Encoder, images: Tensor) -> Outputs:
+NOTHING = Inside()
+
+
+def encode(encoder: Encoder, images: Tensor, wanted: Inside = NOTHING) -> Outputs:
     """Returns g (B, D) and, if the encoder has a joint space, h (B, E) of images (B, 3, H, W) that went through its transform.
 
-    The encoder runs under the autocast in which it is called, the projection in its own precision.
+    The outputs also have the layers and patch tokens that are `wanted`. The encoder runs under the autocast in which it is called,
+    the projection in its own precision.
     """
-    features = encoder.encode_image(images)
+    if wanted:
+        features, layers, tokens = encoder.encode_inside(images, wanted)
+    else:
+        features, layers, tokens = encoder.encode_image(images), {}, {}
     with _own_precision(features):
-        return Outputs(features, encoder.project(features))
+        return Outputs(features, encoder.project(features), layers=layers or None, tokens=tokens or None)
 
 
 def classify(outputs: Outputs, head: Head | None) -> Outputs:

@@ -12,6 +12,7 @@ from PIL.Image import Image
 from torch import Tensor, nn
 from torch.nn.functional import normalize
 
+from clip_ood.backbones.inside import Inside, run_inside
 from clip_ood.errors import UserError
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -65,6 +66,19 @@ class Backbone(nn.Module):
     def project(self, features: Tensor) -> Tensor | None:
         """Returns unit-norm embeddings h of features g: (B, D) -> (B, E) float32; None without a joint space."""
         return None
+
+    def encode_inside(self, images: Tensor, wanted: Inside) -> tuple[Tensor, dict[str, Tensor], dict[str, Tensor]]:
+        """Returns g (B, D) of images (B, 3, H, W), features (B, D_l) of layers, and tokens (B, P, E), by name, in float32.
+
+        Tokens have unit norm and are in the joint space, where there is one. Raises: UserError for what the encoder does not have.
+        """
+        features, layers, tokens = run_inside(self.image_tower, images.to(self.dtype), wanted)
+        tokens = {kind: self._projected(each) for kind, each in tokens.items()}
+        return features.float(), {name: each.float() for name, each in layers.items()}, tokens
+
+    def _projected(self, tokens: Tensor) -> Tensor:
+        embeddings = self.project(tokens.flatten(0, 1))
+        return (unit(tokens.flatten(0, 1)) if embeddings is None else embeddings).unflatten(0, tokens.shape[:2])
 
     def encode_text(self, texts: list[str]) -> Tensor:
         """Returns unit-norm embeddings of K texts: (K, E) float32.

@@ -5,6 +5,7 @@ from __future__ import annotations
 from torch import Tensor, nn
 
 from clip_ood.backbones.backbone import Backbone
+from clip_ood.backbones.inside import Inside
 from clip_ood.backbones.open_clip_backbone import OpenClipBackbone
 
 
@@ -40,6 +41,9 @@ class OtherText(Backbone):
 
     def encode_image(self, images: Tensor) -> Tensor:
         return self.images.encode_image(images)
+
+    def encode_inside(self, images: Tensor, wanted: Inside) -> tuple[Tensor, dict[str, Tensor], dict[str, Tensor]]:
+        return self.images.encode_inside(images, wanted)
 
     def project(self, features: Tensor) -> Tensor:
         return self.images.project(features)

@@ -39,7 +39,10 @@ class Pooled(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         """Returns g (B, D) of images (B, 3, H, W); (B, 2 D) for cls+mean."""
-        tokens = self.model.forward_features(images)  # (B, prefix + P, D)
+        return self.pool_tokens(self.model.forward_features(images))
+
+    def pool_tokens(self, tokens: Tensor) -> Tensor:
+        """Returns g of the tokens (B, prefix + P, D) after the last norm."""
         parts = {
             "cls": lambda: tokens[:, 0],
             "mean": lambda: tokens[:, self.prefix :].mean(dim=1),

@@ -1,0 +1,205 @@
+"""What an image tower computes on its way to g: the outputs of its layers, and tokens of its patches."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+from torch import Tensor, nn
+from torch.nn.functional import linear
+
+from clip_ood.errors import UserError
+
+VALUE, OUTPUT = "value", "output"  # kinds of patch tokens
+
+
+@dataclass(frozen=True)
+class Inside:
+    """What is wanted of an encoder besides g and h: layers by their numbers, and kinds of patch tokens."""
+
+    layers: tuple[str, ...] = ()
+    tokens: tuple[str, ...] = ()
+
+    def __bool__(self) -> bool:
+        return bool(self.layers or self.tokens)
+
+    @property
+    def arrays(self) -> tuple[str, ...]:
+        """The names of what is wanted, as `Outputs.tensors` gives them."""
+        return (*(f"layers.{each}" for each in self.layers), *(f"tokens.{each}" for each in self.tokens))
+
+    @classmethod
+    def of(cls, arrays: Sequence[str]) -> Inside:
+        """Returns what is wanted by the names of arrays, of which others are ignored."""
+        found = {
+            kind: tuple(name.removeprefix(f"{kind}.") for name in arrays if name.startswith(f"{kind}."))
+            for kind in ("layers", "tokens")
+        }
+        return cls(**found)
+
+
+def run_inside(tower: nn.Module, images: Tensor, wanted: Inside) -> tuple[Tensor, dict[str, Tensor], dict[str, Tensor]]:
+    """Returns g (B, D) of images (B, 3, H, W), the features (B, D_l) of layers, and tokens (B, P, D), each by its name.
+
+    Layers are numbered from 1: the blocks of a transformer, or the stages of a convolutional network. The features of a block are
+    its tokens, normalised and pooled as those of the last block are, so that the last layer is g; those of a stage are the mean over
+    its positions. Tokens are still to be projected into the joint space as g is, where there is one:
+
+    - output: the last block's output of each patch, after the last norm; of a convolutional network, each position of its last map
+    - value: the patch as the last attention would see it if it looked at nothing else: its value and out projections with the residual
+      and MLP around them, then the last norm (Miyai et al., arXiv 2304.04521). In an attention-pooled ResNet, the value and output
+      projections of the pooling alone. Where a tower pools by a mean or by attention after its last layer, the pooling of one patch
+      alone, which is `output` too.
+
+    Raises: UserError for what this tower does not have.
+    """
+    places = _layers(tower, wanted)
+    watched = {name: places[int(name) - 1] for name in wanted.layers}
+    last = places[-1] if wanted.tokens else None
+    with watching(watched | ({} if last is None else {"": last})) as seen:
+        final, features = _forward(tower, images)
+    layers = {name: _pooled(tower, seen[name][1]) for name in wanted.layers}
+    tokens = {kind: _tokens(tower, kind, last, *seen[""], final) for kind in wanted.tokens}
+    return features, layers, tokens
+
+
+def check_inside(tower: nn.Module, wanted: Inside, name: str) -> None:
+    """Raises UserError if an image tower does not have what is wanted; `name` is the encoder's."""
+    count = len(_layers(tower, wanted))
+    for layer in wanted.layers:
+        if not 1 <= int(layer) <= count:
+            raise UserError(f"detectors: layer {layer}: {name} has layers 1 to {count}")
+    for kind in wanted.tokens:
+        _check_tokens(tower, kind, name)
+
+
+@contextmanager
+def watching(modules: Mapping[str, nn.Module]) -> Iterator[dict[str, tuple[Tensor, Tensor]]]:
+    """Yields the first input and the output of each module, by its name, which are there once it has run."""
+    seen: dict[str, tuple[Tensor, Tensor]] = {}
+
+    def note(name: str) -> Callable:
+        return lambda _, given, made: seen.__setitem__(name, (given[0], made))
+
+    handles = [module.register_forward_hook(note(name)) for name, module in modules.items()]
+    try:
+        yield seen
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def _trunk(tower: nn.Module) -> nn.Module:
+    """Returns the model of timm in a tower, or the tower itself."""
+    return getattr(tower, "trunk", None) or getattr(tower, "model", None) or tower
+
+
+def _is_vit(tower: nn.Module) -> bool:
+    """Says whether a tower is open_clip's own transformer."""
+    return hasattr(getattr(tower, "transformer", None), "resblocks")
+
+
+def _layers(tower: nn.Module, wanted: Inside) -> list[nn.Module]:
+    if _is_vit(tower):
+        return list(tower.transformer.resblocks)
+    if hasattr(tower, "attnpool"):  # open_clip's own ResNet
+        return [tower.layer1, tower.layer2, tower.layer3, tower.layer4]
+    trunk = _trunk(tower)
+    described = getattr(trunk, "feature_info", None)
+    if not described or not hasattr(trunk, "forward_features"):
+        what = ", ".join(wanted.arrays)
+        raise UserError(
+            f"{type(trunk).__name__} does not show what it computes inside ({what}); encoders of open_clip and timm do"
+        )
+    described = described if isinstance(described, list) else described.info
+    return [trunk.get_submodule(each["module"]) for each in described]
+
+
+def _forward(tower: nn.Module, images: Tensor) -> tuple[Tensor | None, Tensor]:
+    """Returns what a model of timm gives before its pooling, None for other towers, and g."""
+    if _is_vit(tower) or hasattr(tower, "attnpool"):
+        features = tower(images)
+        return None, features[0] if isinstance(features, tuple) else features  # CoCa's tower gives tokens as well
+    final = _trunk(tower).forward_features(images)
+    return final, _head(tower, final)
+
+
+def _head(tower: nn.Module, final: Tensor) -> Tensor:
+    """Returns g of what a model of timm gives before its pooling."""
+    if hasattr(tower, "pool_tokens"):
+        return tower.pool_tokens(final)
+    pooled = _trunk(tower).forward_head(final)
+    return tower.head(pooled) if hasattr(tower, "trunk") else pooled
+
+
+def _pooled(tower: nn.Module, value: Tensor) -> Tensor:
+    """Returns the features (B, D_l) of a layer's output: (B, N, D_l), (B, D_l, H, W) or, in some models, (B, H, W, D_l)."""
+    if _is_vit(tower):
+        return tower._pool(value if tower.transformer.batch_first else value.transpose(0, 1))[0]
+    trunk = _trunk(tower)
+    if value.ndim == 4:
+        return value.mean(dim=(1, 2) if getattr(trunk, "output_fmt", "NCHW") == "NHWC" else (2, 3))
+    if hasattr(trunk, "norm") and value.shape[-1] == trunk.num_features:
+        return _head(tower, trunk.norm(value))
+    return value.mean(dim=1)
+
+
+def _check_tokens(tower: nn.Module, kind: str, name: str) -> None:
+    """Raises UserError if a tower has no tokens of a kind."""
+    if kind not in (VALUE, OUTPUT):
+        raise UserError(f"tokens: {kind!r}, expected {VALUE} or {OUTPUT}")
+    if _is_vit(tower):
+        if tower.attn_pool is not None or tower.pool_type == "none":
+            raise UserError(f"tokens: {name} pools its patches by attention in a way of its own and gives no tokens")
+        if kind == VALUE and not hasattr(getattr(tower.transformer.resblocks[-1], "attn", None), "in_proj_weight"):
+            raise UserError(f"tokens: {VALUE}: the attention of {name} has no value path of its own; take {OUTPUT}")
+        return
+    if hasattr(tower, "attnpool"):
+        if kind == OUTPUT:
+            raise UserError(f"tokens: {OUTPUT}: the patches of {name} reach the joint space by {VALUE} alone; take it")
+        return
+    if "pool" in getattr(getattr(tower, "head", None), "_modules", {}):
+        raise UserError(f"tokens: {name} pools its patches by attention in a way of its own and gives no tokens")
+    pools = getattr(tower, "pooling", None) or getattr(_trunk(tower), "global_pool", "")
+    if kind == VALUE and isinstance(pools, str) and ("cls" in pools or "token" in pools):
+        raise UserError(
+            f"tokens: {VALUE}: {name} pools by its class token, whose value path is known for open_clip's own transformers alone; take "
+            f"{OUTPUT}"
+        )
+
+
+def _tokens(tower: nn.Module, kind: str, last: nn.Module, given: Tensor, made: Tensor, final: Tensor | None) -> Tensor:
+    """Returns tokens (B, P, D) by what the last layer was given, what it made, and what came before the pooling."""
+    if _is_vit(tower):
+        value = made if kind == OUTPUT else given
+        value = (value if tower.transformer.batch_first else value.transpose(0, 1))[:, 1:]
+        return tower.ln_post(value if kind == OUTPUT else _value_path(last, value))
+    if hasattr(tower, "attnpool"):
+        return tower.attnpool.c_proj(tower.attnpool.v_proj(made.flatten(2).mT))
+    return _each_alone(tower, final)
+
+
+def _value_path(block: nn.Module, tokens: Tensor) -> Tensor:
+    """Returns a block's output (B, P, D) if each token of (B, P, D) looked at itself alone."""
+    width, attention = tokens.shape[-1], block.attn
+    values = linear(block.ln_1(tokens), attention.in_proj_weight[-width:], attention.in_proj_bias[-width:])
+    tokens = tokens + block.ls_1(attention.out_proj(values))
+    return tokens + block.ls_2(block.mlp(block.ln_2(tokens)))
+
+
+def _each_alone(tower: nn.Module, final: Tensor) -> Tensor:
+    """Returns the pooling (B, P, D) of each patch or position alone of what a model of timm gives before it."""
+    trunk = _trunk(tower)
+    if final.ndim == 4 and getattr(trunk, "output_fmt", "NCHW") == "NHWC":
+        final = final.permute(0, 3, 1, 2)
+    if final.ndim == 4:
+        positions = final.flatten(2).mT  # (B, P, D)
+        alone = positions.flatten(0, 1)[:, :, None, None]
+        if getattr(trunk, "output_fmt", "NCHW") == "NHWC":
+            alone = alone.permute(0, 2, 3, 1)
+    else:
+        prefix = getattr(trunk, "num_prefix_tokens", 0)
+        positions = final[:, prefix:]
+        alone = positions.flatten(0, 1)[:, None].expand(-1, prefix + 1, -1)  # also where the pooling looks for a class
+    return _head(tower, alone).unflatten(0, positions.shape[:2])
