@@ -12,7 +12,7 @@ from torch import Tensor
 
 from clip_ood.calibration import summary
 from clip_ood.callbacks.monitors import check_monitors
-from clip_ood.class_predictions import ClassPredictor, classes_by
+from clip_ood.class_predictions import ClassPredictor, class_logits, classes_by
 from clip_ood.cross_fit import CrossFit
 from clip_ood.data.benchmark import BANK
 from clip_ood.data.labelled import LabelledTable, labels_of
@@ -139,7 +139,7 @@ class OODEvaluation(Callback):
             if self._joint is not None and role == self._tested:
                 self._joint.update_id(outputs, comparable, labels)
             if role == "val":
-                self._classes.add_loss(outputs.logits, labels)
+                self._classes.add_loss(class_logits(outputs, self.suite.reference), labels)
             if role == self._calibrating:
                 for by, classes in self.suite.classes(outputs, scores).items():
                     self._classes.count(f"{PREDICTED_BY}{by}", classes, labels)
@@ -300,8 +300,9 @@ class OODEvaluation(Callback):
             self._batch(module, outputs, dataloader_idx)
             return
         labels = labels_of(self._val, outputs.indices, module.device)
-        self._classes.count("val/accuracy", outputs.logits.argmax(dim=1), labels)
-        self._classes.add_loss(outputs.logits, labels)
+        logits = class_logits(outputs, self.suite.reference)
+        self._classes.count("val/accuracy", logits.argmax(dim=1), labels)
+        self._classes.add_loss(logits, labels)
 
     def on_validation_epoch_end(self, trainer: Trainer, module: LightningModule) -> None:
         if trainer.sanity_checking:

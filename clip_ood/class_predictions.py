@@ -10,7 +10,7 @@ from torch import Tensor
 
 from clip_ood.detectors.bank import Bank
 from clip_ood.metrics.knn_accuracy import vote_shares
-from clip_ood.outputs import Outputs
+from clip_ood.outputs import Outputs, Reference
 from clip_ood.scores import Scores
 
 HEAD, TEXT, KNN = "head", "text", "knn"
@@ -68,6 +68,15 @@ def predict(
         logits = (1.0 if logit_scale is None else logit_scale) * cosines.double()
     confidence, classes = logits.softmax(dim=1).max(dim=1)
     return classes, confidence
+
+
+def class_logits(outputs: Outputs, reference: Reference) -> Tensor | None:
+    """Returns the logits (N, C) by which classes are predicted: those of the head or, without one, s ⟨h, t_c⟩; None without either."""
+    if outputs.logits is not None:
+        return outputs.logits
+    if outputs.embeddings is None or reference.text_embeddings is None:
+        return None
+    return (reference.logit_scale or 1.0) * outputs.embeddings.float() @ reference.text_embeddings.float().T
 
 
 def classes_by(scores: Scores, predictor: ClassPredictor | None) -> Tensor | None:

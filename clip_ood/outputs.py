@@ -100,7 +100,8 @@ class NegativeLabels:
     words: tuple[str, ...] = ()
 
 
-WITH_NEGATIVES = ("neglabel", "csp", "eoe")  # fields of a Reference, and the detectors that use them
+OF_WORDS = ("neglabel", "csp", "eoe")  # fields of a Reference with negative labels, and the detectors that use them
+WITH_NEGATIVES = (*OF_WORDS, "negprompt")
 
 
 @dataclass(frozen=True)
@@ -109,8 +110,8 @@ class Reference:
 
     Shapes: text_embeddings (C, E) unit norm; logit_scale and, for a model trained with a sigmoid loss, logit_bias, the model's own
     s and b in s ⟨h, t⟩ + b; weight (C, D) and bias (C,) of the head,
-    with the standardisation folded in, so that z = W g + b; neglabel, csp and eoe, the negative labels that these
-    detectors use.
+    with the standardisation folded in, so that z = W g + b; neglabel, csp, eoe and negprompt, the negative labels or learnt
+    negative prompts that these detectors use.
     """
 
     class_names: tuple[str, ...] | None = None
@@ -122,3 +123,4 @@ class Reference:
     csp: NegativeLabels | None = None
     logit_bias: float | None = None
     eoe: NegativeLabels | None = None
+    negprompt: NegativeLabels | None = None

@@ -41,6 +41,7 @@ class Checkpoint(Record):
     class_names: list[Text] = []  # noqa: RUF012
     sweep: list[dict[str, Any]] | None = None
     heads: dict[Text, Tensor] | None = None
+    prompts: dict[Text, Tensor] | None = None
 
 
 class WholeCheckpoints(TorchCheckpointIO):

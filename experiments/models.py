@@ -15,7 +15,6 @@ from clip_ood.backbones.backbone import Backbone, unit
 from clip_ood.backbones.create import create_backbone
 from clip_ood.backbones.inside import check_inside
 from clip_ood.config import method_schema
-from clip_ood.config.loading import load_config
 from clip_ood.config.schema import Config
 from clip_ood.data.benchmark import Benchmark
 from clip_ood.datamodules.evaluation_data import EvaluationData
@@ -23,17 +22,18 @@ from clip_ood.datamodules.feature_data import FeatureData
 from clip_ood.detectors.build import check_any_runs, inside, required
 from clip_ood.detectors.trial import try_own
 from clip_ood.errors import ConfigError, UserError
-from clip_ood.experiments.checkpoints import check_checkpoint
+from clip_ood.experiments import prompts
+from clip_ood.experiments.earlier_run import check_fits, finished_run
 from clip_ood.experiments.extraction import START
-from clip_ood.experiments.resume import check_division
 from clip_ood.experiments.stream import check_stream
 from clip_ood.features.store import TextEmbeddings
 from clip_ood.features.stored_set import Features
+from clip_ood.lightning_modules.coop import CoOp
 from clip_ood.lightning_modules.linear_probe import LinearProbe
 from clip_ood.lightning_modules.plp import PLP
 from clip_ood.lightning_modules.probe_sweep import LinearProbeSweep, PLPSweep
 from clip_ood.lightning_modules.zero_shot import ZeroShot, check_classes
-from clip_ood.runs.run_folder import CONFIG, FINISHED, head_of, of_seed
+from clip_ood.runs.run_folder import head_of, of_seed
 from clip_ood.texts.prompts import prototypes
 
 SAME = 1e-6  # 1 - the cosine of two prototypes of one text, which rounding in other batches leaves
@@ -61,13 +61,17 @@ def check_method(config: Config, benchmark: Benchmark) -> None:
         )
     if settings.tunes_encoder:
         _check_start(config)
+    if settings.learns_negatives:
+        prompts.check_positives(config)
     if getattr(settings, "sweep", None) is not None:
         _check_sweep(config, benchmark)
 
 
 def _lacking(config: Config, benchmark: Benchmark) -> set[str]:
     """Returns fields of Outputs and Reference that a run certainly lacks, by what is known before images are read."""
-    fields = set() if config.method.settings.trains else {"logits", "weight", "bias"}
+    fields = set() if config.method.settings.trains_head else {"logits", "weight", "bias"}
+    if not config.method.settings.learns_negatives:
+        fields |= {"negprompt"}
     if benchmark.class_names is None:
         fields |= {"class_names", "text_embeddings"} | (set() if benchmark.labelled else {"labels"})
     return fields if config.backbone.reads_text else fields | {"text_embeddings", "logit_scale"}
@@ -112,26 +116,10 @@ def _check_start(config: Config) -> None:
         )
     if start in ("random", "text"):
         return
-    run = of_seed(Path(start), config.seed)
-    if not ((run / FINISHED).is_file() and head_of(run).is_file()):
-        raise ConfigError(
-            f"method.finetune.head: {str(run)!r} is neither random, nor text, nor a finished run with a head"
-        )
-    check_checkpoint(head_of(run))
-    theirs = load_config(str(run / CONFIG))
-    if not theirs.method.settings.trains or theirs.method.settings.tunes_encoder:
+    run, theirs = finished_run(config.seed, "method.finetune.head", start, "neither random, nor text,")
+    if not theirs.method.settings.trains_head or theirs.method.settings.tunes_encoder:
         raise ConfigError(f"method.finetune.head: {run} is a {theirs.method.name} run; take a linear_probe or plp run")
-    if theirs.backbone.model_copy(update={"label": None, "text": None}) != config.backbone.model_copy(
-        update={"label": None, "text": None}
-    ):
-        raise ConfigError(
-            f"method.finetune.head: {run} has another encoder ({theirs.backbone.model}), and its head does not fit: "
-            "train a probe of this one"
-        )
-    try:
-        check_division(run, config)
-    except ConfigError as error:
-        raise ConfigError(f"method.finetune.head: {error}") from None
+    check_fits(config, "method.finetune.head", run, theirs)
 
 
 def build(
@@ -170,6 +158,18 @@ def _on_features(
     data = FeatureData(benchmark, features, config.evaluation.batch_size)
     width = data.train.stored.features.width
     return joined(kind(config.method.settings, width, config.seed, **classes), data), data
+
+
+def _prompts(
+    make: Callable[..., CoOp],
+    config: Config,
+    benchmark: Benchmark,
+    features: dict[str, Features],
+    classes: dict[str, Any],
+) -> tuple[LightningModule, EvaluationData]:
+    """Makes a method that learns prompts on stored embeddings."""
+    data = FeatureData(benchmark, features, config.evaluation.batch_size)
+    return joined(make(config, benchmark.called, classes), data), data
 
 
 def joined(module: LightningModule, data: FeatureData) -> LightningModule:
@@ -262,5 +262,7 @@ BUILDERS: dict[type[method_schema.Settings], Callable[..., tuple[LightningModule
     method_schema.ZeroShot: _zero_shot,
     method_schema.LinearProbe: partial(_probe, LinearProbe, LinearProbeSweep),
     method_schema.PLP: partial(_probe, PLP, PLPSweep),
+    method_schema.CoOp: partial(_prompts, prompts.coop),
+    method_schema.NegPrompt: partial(_prompts, prompts.neg_prompt),
     method_schema.FineTune: _fine_tuning,
 }

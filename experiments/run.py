@@ -95,10 +95,11 @@ def scoring(config: Config, checkpoint: Path | None) -> Config:
 
     The checkpoint overwrites the head's initial weights, so the config does not say where these come from.
     """
-    if checkpoint is None or config.method.finetune is None:
+    started_anywhere = {"finetune": {"head": "random"}, "negprompt": {"positives": "text"}}.get(config.method.name)
+    if checkpoint is None or started_anywhere is None:
         return config
-    started_anywhere = config.method.finetune.model_copy(update={"head": "random"})
-    return config.model_copy(update={"method": Method(finetune=started_anywhere)})
+    settings = config.method.settings.model_copy(update=started_anywhere)
+    return config.model_copy(update={"method": Method(**{config.method.name: settings})})
 
 
 def with_detectors(config: Config, benchmark: Benchmark) -> Config:

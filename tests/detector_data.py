@@ -23,6 +23,7 @@ ALL = {
     "neglabel",
     "csp",
     "eoe",
+    "negprompt",
 }
 
 
@@ -50,7 +51,7 @@ WEIGHT, BIAS = (
     torch.linspace(-1, 1, CLASSES),
 )
 NEGATIVES = NegativeLabels(TEXT, WORDS)
-REFERENCE = Reference(None, TEXT, 10.0, WEIGHT, BIAS, NEGATIVES, NEGATIVES, -3.0, NEGATIVES)
+REFERENCE = Reference(None, TEXT, 10.0, WEIGHT, BIAS, NEGATIVES, NEGATIVES, -3.0, NEGATIVES, NEGATIVES)
 
 
 def fitted(detector: Detector, *batches: Outputs) -> Detector:

@@ -239,7 +239,7 @@ def test_half_precision_encoders_run_in_float32_and_say_so(tmp_path):
 
 
 def test_traceable_scores_are_those_of_score():
-    detectors, _ = build_detectors([*DEFAULTS, "nci", "eoe"], detector_data.REFERENCE, detector_data.ALL)
+    detectors, _ = build_detectors([*DEFAULTS, "nci", "eoe", "negprompt"], detector_data.REFERENCE, detector_data.ALL)
     half = detector_data.TRAIN.map(lambda value: value.half() if value.is_floating_point() else value)
     zero = replace(
         detector_data.TEST, features=detector_data.TEST.features.clone().index_fill_(0, torch.tensor([3]), 0)

@@ -173,7 +173,7 @@ def test_pca_equals_scikit_learn(dim):
 
 
 NEGATIVE = NegativeLabels(TEXT[:1], WORDS)
-ONE = Reference(("cat",), TEXT[:1], 10.0, None, None, NEGATIVE, NEGATIVE, -3.0, NEGATIVE)
+ONE = Reference(("cat",), TEXT[:1], 10.0, None, None, NEGATIVE, NEGATIVE, -3.0, NEGATIVE, NEGATIVE)
 NO_HEAD = replace(REFERENCE, weight=None, bias=None)
 
 
@@ -217,6 +217,6 @@ def test_those_for_folders_need_neither_labels_nor_texts_nor_a_head():
 
 
 def test_benchmarks_keep_their_rows():
-    assert set(DETECTORS) - set(DEFAULTS) == {"lof", "gaussian", "pca", "eoe", "nci"}
+    assert set(DETECTORS) - set(DEFAULTS) == {"lof", "gaussian", "pca", "eoe", "negprompt", "nci"}
     detectors, _ = build_detectors(["lof", "gaussian", "gaussian_pp", "pca"], REFERENCE, ALL)
     assert detectors["gaussian_pp"].beta == 1 and detectors["gaussian"].beta == 0

@@ -98,6 +98,32 @@ class Backbone(nn.Module):
             "of texts only: take unit"
         )
 
+    def tokenize(self, texts: list[str]) -> Tensor:
+        """Returns the tokens of K texts: (K, L) int64. Raises: UserError for an encoder that takes no token embeddings."""
+        raise self._takes_no_tokens()
+
+    def token_embeddings(self, tokens: Tensor) -> Tensor:
+        """Returns what the text tower looks up for tokens (K, L): (K, L, W). Raises as `tokenize` does."""
+        raise self._takes_no_tokens()
+
+    def encode_tokens(self, tokens: Tensor, change: Callable[[Tensor], Tensor]) -> Tensor:
+        """Returns unit-norm embeddings (K, E) float32 of texts, differentiable in what `change` puts among their token embeddings.
+
+        The text tower takes what `change` returns, of the same shape, for the embeddings (K, L, W) of tokens (K, L). It may be called
+        with the first positions alone if what follows has no influence. Raises as `tokenize` does.
+        """
+        raise self._takes_no_tokens()
+
+    def text_side(self) -> Backbone:
+        """Drops the image tower, and returns the encoder, which from now on encodes texts only. Raises as `tokenize` does."""
+        raise self._takes_no_tokens()
+
+    def _takes_no_tokens(self) -> UserError:
+        return UserError(
+            f"Learnt prompts need a text tower that takes embeddings of tokens, and {type(self).__name__} has none: use an encoder of "
+            "open_clip"
+        )
+
     def freeze(self) -> Backbone:
         """Puts the encoder into evaluation mode, without gradients, in its precision."""
         return self.eval().requires_grad_(False).to(self.dtype)

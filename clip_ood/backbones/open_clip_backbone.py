@@ -26,6 +26,7 @@ from clip_ood.backbones.checkpoint_file import read_tensors
 from clip_ood.backbones.fitting import fit
 from clip_ood.backbones.open_clip_files import describe, without_text, written
 from clip_ood.backbones.open_clip_library import SCHEMES
+from clip_ood.backbones.open_clip_text import encode_changed, token_embedding, without_padding
 from clip_ood.backbones.spec import BackboneSpec, ImageSpec
 from clip_ood.backbones.timm_pooling import set_input_size
 from clip_ood.backbones.weights import weights_file
@@ -108,11 +109,28 @@ class OpenClipBackbone(Backbone):
     def text_vectors(self, texts: list[str]) -> Tensor:
         tokens = self._tokenize(texts)
         tower = getattr(self.model, "text", None)
-        if isinstance(tower, HFTextEncoder):  # it masks padding, so padding that all texts share is dropped
-            tokens = tokens[:, : int((tokens != tower.config.pad_token_id).any(dim=0).nonzero().max()) + 1]
+        if isinstance(tower, HFTextEncoder):
+            tokens = without_padding(tower, tokens)
         tokens = tokens.to(next(self.model.parameters()).device)
         embeddings = self.model.encode_text(tokens)
         return embeddings[0] if isinstance(embeddings, tuple) else embeddings
+
+    def tokenize(self, texts: list[str]) -> Tensor:
+        return self._tokenize(texts) if self.has_text else super().tokenize(texts)
+
+    def token_embeddings(self, tokens: Tensor) -> Tensor:
+        return token_embedding(self.model)(tokens) if self.has_text else super().token_embeddings(tokens)
+
+    def encode_tokens(self, tokens: Tensor, change: Callable[[Tensor], Tensor]) -> Tensor:
+        if not self.has_text:
+            return super().encode_tokens(tokens, change)
+        return unit(encode_changed(self.model, tokens, change))
+
+    def text_side(self) -> Backbone:
+        if not self.has_text:
+            return super().text_side()
+        self.model.visual, self.projection = nn.Identity(), nn.Identity()
+        return self
 
 
 def _tokenizer(text: dict[str, Any], folder: Path) -> Callable[[list[str]], Tensor]:

@@ -20,9 +20,7 @@ class OtherText(Backbone):
     def __init__(self, images: OpenClipBackbone, texts: OpenClipBackbone) -> None:
         super().__init__()
         self.dtype, self.transform, self.preprocessing = images.dtype, images.transform, images.preprocessing
-        texts.model.visual = nn.Identity()
-        texts.projection = nn.Identity()
-        self.images, self.texts = images, texts
+        self.images, self.texts = images, texts.text_side()
 
     @property
     def logit_scale(self) -> float | None:
@@ -55,3 +53,6 @@ class OtherText(Backbone):
 
     def text_vectors(self, texts: list[str]) -> Tensor:
         return self.texts.text_vectors(texts)
+
+    def text_side(self) -> Backbone:
+        return self.texts

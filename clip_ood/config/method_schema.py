@@ -9,7 +9,7 @@ from typing import Any, ClassVar, Literal
 
 from pydantic import Field, model_validator
 
-from clip_ood.config.section import Decay, Fraction, Positive, Rate, Section
+from clip_ood.config.section import Count, Decay, Fraction, Positive, Rate, Section
 from clip_ood.config.yaml_text import says_none
 from clip_ood.errors import UserError
 
@@ -19,7 +19,9 @@ MOST_HEADS = 10_000  # of a sweep
 class Settings(Section):
     """The keys of one method, what it needs, and what it changes."""
 
-    trains: ClassVar[bool] = False  # a head is trained, which needs two classes or more
+    trains: ClassVar[bool] = False  # something is trained, which needs two classes or more
+    trains_head: ClassVar[bool] = False  # a linear head on features is trained
+    learns_negatives: ClassVar[bool] = False  # the detector negprompt can run
     needs_labels: ClassVar[bool] = False
     needs_text: ClassVar[bool] = False  # an encoder of texts is needed
     tunes_encoder: ClassVar[bool] = False  # the method trains on images, not on stored features
@@ -32,7 +34,7 @@ class ZeroShot(Settings):
 class Training(Settings):
     """The keys of a method that trains."""
 
-    trains, needs_labels = True, True
+    trains, trains_head, needs_labels = True, True, True
 
     epochs: Positive
     """Number of passes over the training images."""
@@ -117,6 +119,75 @@ class PLP(LinearProbe):
         if self.drawn == "by_confidence" and self.per_class is None:
             raise UserError("drawn: by_confidence goes with per_class, the number of images of each pseudo-class")
         return self
+
+
+class CoOp(Training):
+    """Context optimisation (CoOp): vectors in the place of the words around each class name are learnt by SGD with cross-entropy of
+    s ⟨h, t⟩ on stored embeddings. The text tower is run in every step, and the image tower not at all. mcm and the other scores of texts
+    then use the learnt prompts."""
+
+    trains_head, needs_text = False, True
+
+    epochs: Positive = 50
+    """Number of passes over the training images. CoOp's authors take 50 for 1 image of each class, 100 for 2 and 4, 200 for 8 and 16, and
+    50 for ImageNet."""
+    batch_size: Positive = 32
+    """Number of images in an optimizer step; with several devices, each runs the text tower for its share of the classes."""
+    lr: Rate = 2e-3
+    """Learning rate, which is not scaled by the batch size."""
+    weight_decay: Decay = 5e-4
+    """SGD's L2 penalty."""
+    warmup_epochs: Count = 1
+    """Number of epochs at the rate warmup_lr, after which the rate falls from lr by a cosine, epoch by epoch."""
+    warmup_lr: Rate = 1e-5
+    """Learning rate of the first epochs."""
+    per_class: Positive | None = None
+    """Few-shot training: train on a seeded draw of this many images of each class (default: all). It is the draw of linear_probe."""
+    context: Positive = 16
+    """Number of vectors that are learnt. A few encoders read 32 tokens, of which names need some."""
+    start: str | None = None
+    """Words from whose token embeddings the context starts, as "a photo of a", in place of `context` random vectors."""
+    class_position: Literal["end", "middle", "front"] = "end"
+    """Where the class name stands among the vectors."""
+    class_specific: bool = False
+    """Learn a context for each class, in place of one for all classes."""
+
+
+class LoCoOp(CoOp):
+    """CoOp with local regularisation (LoCoOp): parts of an image that do not show its class are made to look like no class. It needs an
+    encoder whose patches lie in the joint space."""
+
+    weight: Decay = 0.25
+    """Weight λ of the regularisation beside CoOp's cross-entropy."""
+    rank: Positive = 200
+    """A part of an image shows its class if that is among so many of the most probable ones. It must be below the number of classes; the
+    paper takes 200 of ImageNet's 1000."""
+
+
+class NegPrompt(CoOp):
+    """Negative prompts (NegPrompt): contexts whose prompts become negatives of each class are learnt on stored embeddings, while the
+    classes' own embeddings stay as they are. The detector negprompt uses both; it must be named in detectors."""
+
+    learns_negatives = True
+
+    epochs: Positive = 15
+    """Number of passes over the training images."""
+    batch_size: Positive = 64
+    """Number of images in an optimizer step; with several devices, each runs the text tower for its share of the classes."""
+    lr: Rate = 1e-2
+    """Learning rate, which is not scaled by the batch size. With the momentum of 0.9 a step is as long as that of the authors, who take
+    0.1 without momentum."""
+    start: str | None = "a photo of a"
+    """Words from whose token embeddings the contexts start (null: `context` random vectors)."""
+    positives: str = "text"
+    """The embeddings of the classes: text (those of data.prompts), or the folder of a finished coop run, whose learnt prompts are
+    taken, and from whose context the negative ones start, as the authors do."""
+    negatives: Positive = 2
+    """Number of negative prompts of each class."""
+    distance_weight: Decay = 0.1
+    """Weight of the distance of negatives from the class that they belong to."""
+    diversity_weight: Decay = 0.05
+    """Weight of the distance of a class's negatives from each other."""
 
 
 class FineTune(Training):
@@ -208,6 +279,10 @@ class Method(Section):
     """Trains a linear head on true labels."""
     plp: PLP | None = None
     """Trains a linear head on pseudo-labels; it needs class names but no labels."""
+    coop: CoOp | None = None
+    """Learns the context of the class names' prompts on true labels (CoOp)."""
+    negprompt: NegPrompt | None = None
+    """Learns negative prompts of the classes on true labels (NegPrompt)."""
     finetune: FineTune | None = None
     """Trains the whole image encoder and a head on true labels."""
 

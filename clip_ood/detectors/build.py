@@ -32,6 +32,7 @@ REASONS = {
     "csp": NEGATIVES,
     "eoe": "needs outlier classes: set data.negative_words (a list of names) and data.negative_choice=given, with an encoder of texts and "
     "named classes",
+    "negprompt": "needs learnt negative prompts: train them (method.negprompt)",
 }
 WORDS = {int: "a whole number", float: "a number", bool: "true or false", str: "a word"}
 ONE_CLASS = "needs two classes or more: with one, its score is the same for every image"

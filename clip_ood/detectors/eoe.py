@@ -12,7 +12,7 @@ from torch.nn.functional import normalize
 
 from clip_ood.detectors.detector import Detector
 from clip_ood.detectors.negative_labels import CELLS
-from clip_ood.outputs import Outputs, Reference
+from clip_ood.outputs import NegativeLabels, Outputs, Reference
 
 
 class EOE(Detector):
@@ -40,9 +40,14 @@ class EOE(Detector):
         if not tau > 0:
             raise self._error(f"tau = {tau}, expected a number above 0")
         self.beta, self.tau = beta, tau
-        both = self.reference.eoe.classes, self.reference.eoe.negatives
+        both = self.outliers.classes, self.outliers.negatives
         self.num_classes = len(both[0])
         self.register_buffer("labels", normalize(torch.cat(both).double(), dim=1), persistent=False)  # (C + M, E)
+
+    @property
+    def outliers(self) -> NegativeLabels:
+        """The embeddings of the ID classes and of the outlier classes."""
+        return self.reference.eoe
 
     def traceable(self) -> Callable[[Outputs], Tensor]:
         return lambda rows: self._block(normalize(rows.embeddings.double(), dim=1))

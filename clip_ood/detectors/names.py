@@ -24,6 +24,7 @@ DETECTORS: dict[str, str] = {  # name -> "module:Class"
     "neglabel": "clip_ood.detectors.negative_labels:NegLabel",
     "csp": "clip_ood.detectors.negative_labels:CSP",
     "eoe": "clip_ood.detectors.eoe:EOE",
+    "negprompt": "clip_ood.detectors.neg_prompt:NegPrompt",
     "ensemble": "clip_ood.detectors.ensemble:Ensemble",
     "msp": "clip_ood.detectors.msp:MSP",
     "max_logit": "clip_ood.detectors.max_logit:MaxLogit",
@@ -64,7 +65,15 @@ NAMED: dict[
     "rmd_pp": {"name": "rmd", "normalize": True},
     "gaussian_pp": {"name": "gaussian", "normalize": True},
 }
-NOT_BY_DEFAULT = ("lof", "gaussian", "pca", "gl_mcm", "eoe", "nci")  # benchmarks keep the rows of their tables
+NOT_BY_DEFAULT = (
+    "lof",
+    "gaussian",
+    "pca",
+    "gl_mcm",
+    "eoe",
+    "negprompt",
+    "nci",
+)  # benchmarks keep the rows of their tables
 DEFAULTS = [
     each
     for name in DETECTORS

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from clip_ood.files.records import Unfit
 
-# C classes, D features, E embeddings, M, W and O negative words, n images
+# C classes, D features, E embeddings, M, W and O negative words, P negative prompts, n images
 HEAD = {  # of a checkpoint
     "head.mean": "D",
     "head.std": "D",
@@ -28,6 +28,8 @@ REFERENCE = {  # of a detector's folder
     "csp.negatives": "WE",
     "eoe.classes": "CE",
     "eoe.negatives": "OE",
+    "negprompt.classes": "CE",
+    "negprompt.negatives": "PE",
 }
 WHOLE = ("indices", "bank_labels")  # are integers; all others are finite floating-point numbers
 
@@ -70,6 +72,7 @@ def check_reference(tensors: Mapping[str, Tensor], classes: int | None) -> None:
         ("neglabel.classes", "neglabel.negatives"),
         ("csp.classes", "csp.negatives"),
         ("eoe.classes", "eoe.negatives"),
+        ("negprompt.classes", "negprompt.negatives"),
     ):
         if (one in tensors) != (other in tensors):
             raise Unfit(f"it holds one of {one} and {other} alone")

@@ -18,7 +18,7 @@ from clip_ood.experiments.models import build
 from clip_ood.features.store import TextEmbeddings
 from clip_ood.features.stored_set import Features
 from clip_ood.lightning_modules.zero_shot import ZeroShot
-from clip_ood.outputs import WITH_NEGATIVES, Outputs
+from clip_ood.outputs import OF_WORDS, Outputs
 from clip_ood.runs.run_folder import head_of
 
 
@@ -68,9 +68,11 @@ def check_score(plan: Plan, benchmark: Benchmark) -> None:
     if config.backbone.reads_text:
         given |= {"embeddings", "logit_scale", "logit_bias"}
         given |= {"text_embeddings", "class_names"} if benchmark.class_names else set()
-        given |= set(WITH_NEGATIVES) if config.data.negative_words else set()
-    if config.method.settings.trains:
+        given |= set(OF_WORDS) if config.data.negative_words else set()
+    if config.method.settings.trains_head:
         given |= {"logits", "weight", "bias"}
+    if config.method.settings.learns_negatives:
+        given |= {"negprompt"}
     if benchmark.labelled or config.method.settings.needs_text:
         given |= {"labels"}
     if missing := sorted(required([score_of(plan)]) - given):

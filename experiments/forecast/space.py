@@ -44,6 +44,10 @@ def checkpoint_size(config: Config, shape: Shape, classes: int, averaged: bool) 
     texts = classes * (shape.embeddings or 0) if config.backbone.reads_text else 0
     if settings.tunes_encoder:
         values = (1 + averaged) * (shape.values + head) + 2 * (shape.parameters + head)
+    elif not settings.trains_head:  # learnt prompts; token embeddings are nearly as long as those of texts
+        negatives = getattr(settings, "negatives", 0)
+        contexts = (classes if settings.class_specific else 1) * max(negatives, 1) * settings.context
+        values = (1 + negatives) * texts + 2 * contexts * shape.embeddings
     else:
         heads = len(settings.candidates()) if getattr(settings, "sweep", None) else 0
         values = 2 * shape.features + head + (3 * heads if heads else 2) * head
@@ -58,7 +62,7 @@ def detector_size(config: Config, shape: Shape, benchmark: Benchmark, item: int)
     """
     names = benchmark.class_names
     classes, tuned = len(names or ()), config.method.settings.tunes_encoder
-    trained = config.method.settings.trains
+    trained = config.method.settings.trains_head
     available = {"features"} | ({"labels"} if benchmark.labelled else set()) | ({"class_names"} if names else set())
     reference = Reference(class_names=names)
     if shape.embeddings is not None:
