@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ from torch import Tensor
 from clip_ood.backbones.backbone import Backbone, unit
 from clip_ood.backbones.create import create_backbone
 from clip_ood.backbones.inside import check_inside
+from clip_ood.backbones.shape import Unknown, shape_of
 from clip_ood.config import method_schema
 from clip_ood.config.schema import Config
 from clip_ood.data.benchmark import Benchmark
@@ -59,6 +61,9 @@ def check_method(config: Config, benchmark: Benchmark) -> None:
         raise ConfigError(
             f"method.{method} needs a text encoder, and {config.backbone.library}'s {config.backbone.model} has none: use open_clip"
         )
+    if wanted := inside(config.detectors, _lacking(config, benchmark)):
+        with suppress(Unknown):  # then it is checked when the encoder is loaded
+            shape_of(config.backbone, wanted)
     if settings.tunes_encoder:
         _check_start(config)
     if settings.learns_negatives:

@@ -176,8 +176,9 @@ def test_cross_fitted_images_are_scored_by_their_patches(root):
 
 def test_a_layer_that_is_not_there_is_said_before_anything_is_encoded(root):
     config = tiny_clip.config(root, "deep", {"zero_shot": {}}, detectors=[{"name": "knn", "layer": 3}])
-    with pytest.raises(UserError, match="layer 3: the encoder has layers 1 to 2"):
+    with pytest.raises(UserError, match=r"layer 3: local-dir:.*clip has layers 1 to 2"):
         evaluation.main(["--config", config])
+    assert not (root / "runs/deep/results.json").exists()
 
 
 def test_patches_of_an_encoder_without_texts_leave_gl_mcm_out(root):

@@ -41,6 +41,8 @@ def run_inside(tower: nn.Module, images: Tensor, wanted: Inside) -> tuple[Tensor
 
 def check_inside(tower: nn.Module, wanted: Inside, name: str) -> None:
     """Raises UserError if an image tower does not have what is wanted; `name` is the encoder's."""
+    if not wanted:
+        return
     count = len(_layers(tower, wanted))
     for layer in wanted.layers:
         if not 1 <= int(layer) <= count:

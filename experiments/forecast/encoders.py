@@ -19,12 +19,23 @@ from clip_ood.backbones.weights import remote_config, remote_weights
 from clip_ood.config.schema import BackboneConfig, Config
 from clip_ood.data.benchmark import Benchmark
 from clip_ood.data.image_list import ImageList
-from clip_ood.experiments.extraction import arrays_of, starting_images, stored_sets, texts_of, words_of
+from clip_ood.experiments.extraction import (
+    arrays_of,
+    patched_images,
+    starting_images,
+    stored_sets,
+    texts_of,
+    token_arrays,
+    words_of,
+)
 from clip_ood.features.identity import firsts
 from clip_ood.features.store import FeatureStore
+from clip_ood.model import NOTHING
+from clip_ood.outputs import Inside
 
 ENTRY = 25  # bytes of a stored image beside its features: its identity, its place, whether it could be read
 FILE = 40  # bytes for what a file was found to hold
+KINDS = ("layers.", "tokens.")  # begin the names of what is stored of an encoder's inside
 HALF = 2  # bytes of a stored feature, but for encoders of full precision
 
 
@@ -44,6 +55,11 @@ class Encoder:
     _words: dict[str, int] = field(default_factory=dict)
     _unlisted: dict[str, int] = field(default_factory=dict)  # to be encoded
     _unread: dict[str, int] = field(default_factory=dict)  # only to be read
+    _patched: dict[ImageList, np.ndarray] = field(
+        default_factory=dict
+    )  # identities of images whose patches are missing
+    _unpatched: dict[str, int] = field(default_factory=dict)  # of those that cannot be looked up yet
+    _wanted: Inside = NOTHING  # the layers and patch tokens that any run wants
 
     def __post_init__(self) -> None:
         self.spec = self.config.backbone
@@ -119,6 +135,17 @@ class Encoder:
             stored = self._stores[0].image_set(images.name, images, arrays_of(config))
             self._encoded[images] = stored.identities_of(stored.missing())
 
+    def add_inside(self, config: Config, benchmark: Benchmark) -> None:
+        """Counts the images of which patch tokens are missing, and notes which layers and tokens are wanted."""
+        arrays = token_arrays(config, benchmark)
+        self._wanted |= Inside.of((*arrays_of(config), *arrays))
+        for key, images in patched_images(config, benchmark)[0].items():
+            if self._stores is None:
+                self._unpatched[f"{key} {images.name} {images.root}"] = len(images)
+                continue
+            stored = self._stores[0].image_set(images.name, images, arrays)
+            self._patched[images] = stored.identities_of(stored.missing())
+
     def add_count(self, config: Config, name: str, count: int) -> None:
         """Counts the images of a set that cannot be looked up yet."""
         (self._unread if config.method.settings.tunes_encoder else self._unlisted)[name] = count
@@ -145,7 +172,11 @@ class Encoder:
         if self.shape is None:
             return None
         joint = self.shape.embeddings or 0
-        images = self.to_encode * self.shape.width * self.item + self.to_read * (ENTRY + FILE)
+        sizes = shape_of(self.spec, self._wanted).inside if self._wanted else {}
+        layers, tokens = (sum(size for name, size in sizes.items() if name.startswith(kind)) for kind in KINDS)
+        patched = _distinct(self._patched.values()) + sum(self._unpatched.values())
+        images = self.to_encode * (self.shape.width + layers) * self.item + self.to_read * (ENTRY + FILE)
+        images += patched * tokens * self.item
         return (
             images + len(self._strings) * (4 * joint + ENTRY) + sum(self._words.values()) * (self.item * joint + ENTRY)
         )
