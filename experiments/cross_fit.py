@@ -116,7 +116,7 @@ def _specs(config: Config) -> list[str | Mapping[str, Any]] | None:
         return None
     first = exact.index(True) if any(exact) else None
     kept = [spec for number, spec in enumerate(given) if not exact[number] or number == first]
-    return [{"name": spec.name, **spec.parameters, "as": spec.label} for spec in kept]
+    return [spec.as_asked() for spec in kept]
 
 
 def _dealt(config: Config, benchmark: Benchmark, features: dict[str, Features], leaks: Leaks) -> np.ndarray:

@@ -51,14 +51,14 @@ class Lab:
         for place, count in {"id/cat": 6, "id/dog": 5, "other": 3}.items():
             draw_images(root / "data" / place, count, seed=count)
         save_encoder(root / "clip", seed=0)
-        for kind in ("encode_image", "encode_text"):
+        for kind in ("encode_image", "encode_inside", "encode_text"):
             original = getattr(OpenClipBackbone, kind)
             monkeypatch.setattr(OpenClipBackbone, kind, self._watched(kind, original))
 
     def _watched(self, kind, original):
-        def encode(backbone, batch):
+        def encode(backbone, batch, *more):
             self.asked.append((kind, len(batch)))
-            return original(backbone, batch)
+            return original(backbone, batch, *more)
 
         return encode
 

@@ -12,7 +12,7 @@ from pydantic import BaseModel, ValidationError
 
 from clip_ood.config.explaining import explain, in_words
 from clip_ood.config.loading import dump, load_config, override, validate
-from clip_ood.config.schema import Config
+from clip_ood.config.schema import Config, Method
 from clip_ood.config.section import Place, Section
 from clip_ood.errors import ConfigError
 from clip_ood.experiments.study.here import load_study
@@ -64,7 +64,7 @@ def test_null_empties_a_section_on_the_command_line(key):
 @pytest.mark.parametrize(
     "key, message",
     [
-        ("method", "^method: needs exactly one of zero_shot, linear_probe, plp, finetune; got none$"),
+        ("method", f"^method: needs exactly one of {', '.join(Method.model_fields)}; got none$"),
         ("backbone", "^The config key backbone.model is missing.$"),
         ("data", "^The config key data.id is missing.$"),
     ],

@@ -6,8 +6,10 @@ import judged_run
 import pytest
 import tiny_clip
 import torch
+import yaml
 from torch.nn.functional import normalize
 
+import attack
 import eval as evaluation
 from clip_ood import load
 from clip_ood.detect.saved import SavedDetector
@@ -186,3 +188,21 @@ def test_patches_of_an_encoder_without_texts_leave_gl_mcm_out(root):
     run = judged_run.make(root, "textless", "zero_shot", backbone=backbone, detectors=["knn", "gl_mcm"])
     omitted = {each["detector"]: each["reason"] for each in tiny_clip.results(run)["omitted"]}
     assert "no text side" in omitted["gl_mcm"]
+
+
+@pytest.mark.slow
+def test_an_attack_leaves_them_out_and_refuses_them_as_its_score(root):
+    experiment = tiny_clip.config(
+        root, "attacked", judged_run.PROBE, detectors=["knn", "gl_mcm", {"name": "knn", "layer": 1}]
+    )
+    content = {"name": "attack", "config": experiment, "runs_root": f"{root}/attacks", "ood": "near", "pairs": 3}
+    content |= {"steps": 2, "lr": 0.01, "batch_size": 4, "budget": {"norm": "linf", "epsilon": 0.05}}
+    path = root / "attack.yaml"
+    for score in ("knn_layer1", "gl_mcm"):
+        path.write_text(yaml.safe_dump(content | {"score": score}))
+        with pytest.raises(UserError, match="looks at layers or patches"):
+            attack.main(["--config", str(path)])
+    path.write_text(yaml.safe_dump(content))
+    attack.main(["--config", str(path)])
+    rows = judged_run.scores(root / "attacks/attack/scored")
+    assert all({"knn", "gl_mcm", "knn_layer1"} <= set(row) for row in rows.values())

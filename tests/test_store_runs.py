@@ -35,7 +35,6 @@ from clip_ood.errors import ConfigError
 from clip_ood.experiments.commands import features as store_command
 from clip_ood.features.segment import open_segment
 from clip_ood.features.store import FeatureStore
-from clip_ood.lightning_modules.feature_extractor import FeatureExtractor
 
 
 @pytest.fixture
@@ -228,20 +227,16 @@ def test_embeddings_follow_from_stored_features(lab, monkeypatch):
 def test_another_array_takes_one_more_pass_and_leaves_the_others_as_they_are(lab, monkeypatch):
     before, _ = lab.load()
     there = {path: path.read_bytes() for path in segments(lab.root / "features")}
-    whole, step = FeatureStore.image_set, FeatureExtractor.predict_step
-
-    def with_layers(extractor, batch, index):
-        outputs = step(extractor, batch, index)
-        return outputs | ({"layers.1": 2 * outputs["features"][:, :, None]} if "features" in outputs else {})
-
+    whole = FeatureStore.image_set
     monkeypatch.setattr(
         FeatureStore,
         "image_set",
         lambda self, name, images, arrays: whole(self, name, images, (*arrays, "layers.1")),
     )
-    monkeypatch.setattr(FeatureExtractor, "predict_step", with_layers)
     after, _ = lab.load()
-    assert lab.asked == [ID, OTHER] and all(torch.equal(after[name], before[name]) for name in before)
+    assert lab.asked == [("encode_inside", 11), ("encode_inside", 3)] and all(
+        torch.equal(after[name], before[name]) for name in before
+    )
     assert all(path.read_bytes() == content for path, content in there.items())
     new = [open_segment(path) for path in segments(lab.root / "features") if path not in there]
     assert sum(map(len, new)) == 14 and all(set(each.arrays) == {"layers.1"} for each in new)

@@ -105,6 +105,10 @@ class Spec:
         """The layer whose features it works on, or layers with + between them; None stands for g."""
         return None if self.parameters.get(LAYER) is None else str(self.parameters[LAYER])
 
+    def as_asked(self) -> dict[str, Any]:
+        """Returns the entry of a config's list that asks for it alone."""
+        return {"name": self.name, **self.parameters, "as": self.label}
+
     @property
     def own_parameters(self) -> dict[str, Any]:
         """The parameters of its class."""

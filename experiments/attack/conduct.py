@@ -27,7 +27,7 @@ from clip_ood.experiments.attack.plan import (
     transferred,
     with_sets,
 )
-from clip_ood.experiments.attack.scoring import check_score, fit
+from clip_ood.experiments.attack.scoring import check_score, fit, of_last_layer
 from clip_ood.experiments.benchmarks import load_benchmark
 from clip_ood.experiments.extraction import load_features, using_features
 from clip_ood.experiments.kept_decisions import as_kept, keep_decisions, kept_by, kept_in
@@ -97,7 +97,9 @@ def _conduct(plan: Plan, folder: Path) -> Found | None:
         _once(with_sets(transferred(plan, name, block), both), runs[f"scored by {name}"], None)
     if is_follower():
         return None
-    exact = fit(*known, config.detectors).scores(figures["features"], figures.get("embeddings"))
+    specs, exact = of_last_layer(config.detectors), {}
+    if specs is None or specs:
+        exact = fit(*known, specs).scores(figures["features"], figures.get("embeddings"))
     return Found(pairs, figures, runs, exact, file_names(pairs))
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -10,7 +10,8 @@ from typing import Any
 import torch
 
 from clip_ood.data.benchmark import Benchmark
-from clip_ood.detectors.build import REASONS, required
+from clip_ood.detectors.build import REASONS, inside, required
+from clip_ood.detectors.names import read_specs
 from clip_ood.errors import ConfigError
 from clip_ood.evaluation import DetectorSuite
 from clip_ood.experiments.attack.plan import CLEAN, Plan, score_of
@@ -59,11 +60,23 @@ def fit(
     return Fitted(module, suite)
 
 
+def of_last_layer(specs: Sequence[str | dict[str, Any]] | None) -> list[str | Mapping[str, Any]] | None:
+    """Returns the detectors that look at g, h and logits alone, which is what an attack keeps of the images that it makes."""
+    if not inside(specs):
+        return specs
+    kept = [spec for spec in read_specs(specs) if not inside([spec.as_asked()])]
+    return [spec.as_asked() for spec in kept]
+
+
 def check_score(plan: Plan, benchmark: Benchmark) -> None:
     """Raises ConfigError for a score that the run cannot give, before any image is read."""
     if plan.attack.score is None:
         return
     config = plan.config
+    if inside([score_of(plan)]):
+        raise ConfigError(
+            f"score: {plan.attack.score} looks at layers or patches, and attacks are made on the last features. Take another score"
+        )
     given = {"features"}
     if config.backbone.reads_text:
         given |= {"embeddings", "logit_scale", "logit_bias"}
