@@ -20,11 +20,14 @@ DEMO = ["id", "ood/stamps", "ood/symbols", "ood/digits"]
 
 @pytest.fixture
 def project(tmp_path, demo_encoders):
-    """A working directory with the folders of ImageNet, of the demo's images and of its encoders."""
+    """A working directory with the folders of ImageNet, of the demo's images, of its encoders and of WordNet."""
     for folder in IMAGENET:
         (tmp_path / "sets" / folder).mkdir(parents=True)
     for folder in DEMO:
         (tmp_path / "data" / "demo" / folder).mkdir(parents=True)
+    (tmp_path / "data" / "wordnet").mkdir()
+    for name in ("index.noun", "index.adj"):
+        (tmp_path / "data" / "wordnet" / name).touch()
     return tmp_path
 
 
