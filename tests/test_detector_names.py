@@ -5,13 +5,15 @@ from __future__ import annotations
 import subprocess
 import sys
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 from detector_data import ALL, CLASSES, REFERENCE, TEST, TRAIN, close
 from torch import Tensor
 
+from clip_ood.config.schema import Method
 from clip_ood.detectors import DETECTORS, Detector, Omitted, build_detectors, read_specs
-from clip_ood.detectors.names import NOT_BY_DEFAULT
+from clip_ood.detectors.names import NOT_BY_DEFAULT, STREAM_METHODS
 from clip_ood.evaluation import DetectorSuite
 from clip_ood.outputs import Outputs, Reference
 
@@ -106,3 +108,9 @@ def test_names_do_not_import_torch():
         "assert 'torch' not in sys.modules; from clip_ood.detectors import Detector; assert 'torch' in sys.modules"
     )
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_a_page_says_what_every_detector_and_method_needs():
+    page = (Path(__file__).parents[1] / "docs" / "methods.md").read_text()
+    methods = {f"method.{name}" for name in Method.model_fields} - {"method.zero_shot"}
+    assert {name for name in [*DETECTORS, *STREAM_METHODS, *methods] if f"`{name}`" not in page} == set()

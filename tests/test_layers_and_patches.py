@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import os
+import sys
+
+import forked
 import judged_run
 import pytest
 import tiny_clip
 import torch
 import yaml
+from tiny_clip import PROJECT
 from torch.nn.functional import normalize
 
 import attack
@@ -150,12 +155,12 @@ def test_a_second_run_encodes_nothing(root, finished, monkeypatch):
 
 @pytest.mark.slow
 def test_two_processes_score_as_one(root, finished):
-    trainer = {"accelerator": "cpu", "devices": 2, "strategy": "ddp", "enable_progress_bar": False}
-    again = judged_run.make(
-        root, "both", "zero_shot", detectors=DETECTORS, trainer=trainer, features_root=f"{root}/features2"
-    )
+    options = ["--name=both", f"--features_root={root}/features2", "--trainer.devices=2", "--trainer.strategy=ddp"]
+    command = [sys.executable, "eval.py", "--config", f"{root}/inside.yaml", "--data.num_workers=1", *options]
+    done = forked.run(command, cwd=PROJECT, env=os.environ | {"OMP_NUM_THREADS": "1"}, timeout=300)
+    assert done.returncode == 0, done.stderr
     alone = judged_run.scores(finished)
-    for path, row in judged_run.scores(again).items():
+    for path, row in judged_run.scores(root / "runs/both").items():
         for column in COLUMNS:
             assert row[column] == pytest.approx(alone[path][column], rel=1e-5)
 
