@@ -45,7 +45,8 @@ class FeatureData(EvaluationData):
         """Returns ID val, read once and kept on the device, because reading it again takes as long as an epoch."""
         if self._val is None:
             device = self.trainer.strategy.root_device
-            self._val = [batch.map(lambda tensor: tensor.to(device)) for batch in super().val_loader()]
+            kept = self.loader(self.tables["val"].without_tokens())
+            self._val = [batch.map(lambda tensor: tensor.to(device)) for batch in kept]
         return DataLoader(self._val, batch_size=None)
 
     def transfer_batch_to_device(self, batch, device: torch.device, dataloader_idx: int):

@@ -17,6 +17,7 @@ from torch.nn.functional import normalize
 import attack
 import eval as evaluation
 from clip_ood import load
+from clip_ood.datamodules.feature_data import FeatureData
 from clip_ood.detect.saved import SavedDetector
 from clip_ood.detectors import build_detectors, read_specs
 from clip_ood.detectors.gl_mcm import GLMCM
@@ -211,3 +212,19 @@ def test_an_attack_leaves_them_out_and_refuses_them_as_its_score(root):
     attack.main(["--config", str(path)])
     rows = judged_run.scores(root / "attacks/attack/scored")
     assert all({"knn", "gl_mcm", "knn_layer1"} <= set(row) for row in rows.values())
+
+
+def test_id_val_is_kept_without_its_patches(root):
+    """A probe looks at ID val after each epoch, and the device must not hold all patches for that."""
+    held = []
+    original = FeatureData.val_loader
+
+    def watched(data):
+        loader = original(data)
+        held.extend(batch.tokens for batch in loader)
+        return loader
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(FeatureData, "val_loader", watched)
+        judged_run.make(root, "held", "linear_probe", detectors=["gl_mcm", "msp"])
+    assert held and all(tokens is None for tokens in held)

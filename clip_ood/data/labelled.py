@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from copy import copy
 from typing import NamedTuple, Protocol
 
 import torch
@@ -61,6 +62,12 @@ class FeatureTable(ImageTable, Dataset):
         """The largest number of rows that should be read at once, because of their tokens; None for any number."""
         widest = max((self.stored.tokens[kind].width for kind in self.tokens), default=0)
         return None if not widest else max(1, TOKENS // widest)
+
+    def without_tokens(self) -> FeatureTable:
+        """Returns the same rows, of which patch tokens are not read."""
+        table = copy(self)
+        table.tokens = ()
+        return table
 
     def __getitem__(self, positions: Tensor) -> Outputs:
         rows = self.rows[positions]
