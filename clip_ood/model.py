@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from clip_ood.head import head_logits
-from clip_ood.outputs import Inside, Outputs, Reference
+from clip_ood.outputs import NOTHING, Inside, Outputs, Reference
 
 Head = Callable[[Tensor], Tensor]  # features (N, D) -> logits (N, C)
 
@@ -28,9 +28,6 @@ class Encoder(Protocol):
 
     def project(self, features: Tensor) -> Tensor | None:
         """Returns unit-norm embeddings h (B, E) of features; None without a joint space."""
-
-
-NOTHING = Inside()
 
 
 def encode(encoder: Encoder, images: Tensor, wanted: Inside = NOTHING) -> Outputs:

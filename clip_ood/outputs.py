@@ -91,6 +91,9 @@ class Inside:
         return cls(**found)
 
 
+NOTHING = Inside()
+
+
 @dataclass(frozen=True)
 class NegativeLabels:
     """Unit-norm text embeddings of the ID classes (C, E) and of words far from them (M, E), and these M words, if they are known."""

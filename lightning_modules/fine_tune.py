@@ -17,8 +17,8 @@ from clip_ood.config.method_schema import FineTune as Settings
 from clip_ood.data.labelled import LabelledImages
 from clip_ood.lightning_modules.layer_decay import parameter_groups
 from clip_ood.lightning_modules.zero_shot import ZeroShot
-from clip_ood.model import NOTHING, classify, encode, linear
-from clip_ood.outputs import Inside, Outputs, Reference
+from clip_ood.model import classify, encode, linear
+from clip_ood.outputs import NOTHING, Inside, Outputs, Reference
 
 
 class FineTune(ZeroShot):

@@ -10,6 +10,7 @@ import pytest
 import tiny_clip
 
 import eval as evaluation
+import train
 from clip_ood.errors import ConfigError, UserError
 from clip_ood.files.records import Damaged
 from clip_ood.runs.files import read_results
@@ -27,11 +28,11 @@ def root(tmp_path_factory):
     return root
 
 
-def run(root, name, *options, method=None, **stream):
+def run(root, name, *options, method=None, script=evaluation, **stream):
     keys = {"figures": False, "report": True, "save_detector": False, "stream": {"orders": 3, "batch_size": 8} | stream}
     config = tiny_clip.config(root, name, method or {"zero_shot": {}}, detectors=["knn", "mcm"], evaluation=keys)
     words = [f"--data.negative_words={root}/words.txt", "--data.negative_choice=given"]
-    evaluation.main(["--config", config, *words, *options])
+    script.main(["--config", config, *words, *options])
     return root / "runs" / name
 
 
@@ -141,7 +142,7 @@ def test_what_cannot_be_is_refused_before_images_are_read(root, options, told, m
 
 def test_fine_tuning_has_none_and_says_so(root):
     with pytest.raises(ConfigError, match="fine-tuning stores none"):
-        run(root, "tuned", method={"finetune": {"epochs": 1, "warmup_epochs": 0}})
+        run(root, "tuned", method={"finetune": {"epochs": 1, "warmup_epochs": 0}}, script=train)
 
 
 def test_a_damaged_stream_is_reported(finished, tmp_path):

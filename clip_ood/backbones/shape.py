@@ -13,8 +13,7 @@ from clip_ood.backbones.inside import check_inside
 from clip_ood.backbones.library import library
 from clip_ood.backbones.spec import BackboneSpec
 from clip_ood.errors import UserError
-from clip_ood.model import NOTHING
-from clip_ood.outputs import Inside, Outputs
+from clip_ood.outputs import NOTHING, Inside, Outputs
 
 NO_NUMBERS = re.compile(r"\bmeta\b|register_meta", re.IGNORECASE)  # in what torch says of a tensor without numbers
 

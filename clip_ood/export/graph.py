@@ -9,8 +9,8 @@ from torch import Tensor, nn
 from torch.nn.functional import normalize
 
 from clip_ood.backbones.backbone import Backbone
-from clip_ood.model import NOTHING, classify, encode, head_of
-from clip_ood.outputs import Inside, Outputs, Reference
+from clip_ood.model import classify, encode, head_of
+from clip_ood.outputs import NOTHING, Inside, Outputs, Reference
 
 
 class ScoringGraph(nn.Module):

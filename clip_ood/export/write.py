@@ -25,8 +25,7 @@ from clip_ood.export.preparation import resize_of
 from clip_ood.export.verify import compare, images
 from clip_ood.files import pictures as reading
 from clip_ood.files.writing import naming
-from clip_ood.model import NOTHING
-from clip_ood.outputs import Inside, Outputs, Reference
+from clip_ood.outputs import NOTHING, Inside, Outputs, Reference
 from clip_ood.versions import versions
 
 Score = Callable[[Outputs], Tensor]

@@ -30,8 +30,7 @@ from clip_ood.experiments.extraction import (
 )
 from clip_ood.features.identity import firsts
 from clip_ood.features.store import FeatureStore
-from clip_ood.model import NOTHING
-from clip_ood.outputs import Inside
+from clip_ood.outputs import NOTHING, Inside
 
 ENTRY = 25  # bytes of a stored image beside its features: its identity, its place, whether it could be read
 FILE = 40  # bytes for what a file was found to hold
