@@ -6,4 +6,4 @@ html_title = "clip-ood"
 html_theme_options = {"page_width": "1150px", "fixed_sidebar": True}
 highlight_language = "none"
 autodoc_typehints = "none"
-myst_heading_anchors = 2
+myst_heading_anchors = 3
