@@ -24,7 +24,7 @@ from clip_ood.config.schema import BackboneConfig, Config
 from clip_ood.data.benchmark import Benchmark
 from clip_ood.data.image_list import ImageList
 from clip_ood.datamodules.extraction import ExtractionData
-from clip_ood.detectors.build import inside, learns_from_tokens
+from clip_ood.detectors.build import inside, patched
 from clip_ood.errors import UserError
 from clip_ood.experiments.negatives import choose, pools, word_sets
 from clip_ood.experiments.trainer import predict
@@ -143,12 +143,13 @@ def token_arrays(config: Config, benchmark: Benchmark) -> tuple[str, ...]:
 def patched_images(config: Config, benchmark: Benchmark) -> tuple[dict[str, ImageList], dict[str, Tensor]]:
     """Returns the images of which patch tokens are wanted, by the key of their set behind `PATCHES`, and their rows (n,) in it.
 
-    They are those that are scored, and the bank's only if a detector learns from the patches of its images.
+    They are those that are scored and, of the bank, those from whose patches a detector learns.
     """
     if not token_arrays(config, benchmark) or config.method.settings.tunes_encoder:
         return {}, {}
     bank, *scored = benchmark.evaluated
-    wanted = [*scored, bank] if learns_from_tokens(config.detectors) else scored
+    learnt = patched(config.detectors, torch.tensor(bank.rows)).tolist()
+    wanted = [*scored, replace(bank, rows=learnt)] if learnt else scored
     if config.evaluation.cross_fit is not None or config.evaluation.hold_out_classes is not None:
         wanted.append(benchmark.parts["train"])
     rows: dict[str, set[int]] = {}
