@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import os
+import sys
+
+import forked
 import judged_run
 import pytest
 import tiny_clip
@@ -148,12 +152,26 @@ def test_a_second_run_encodes_nothing(root, finished, monkeypatch):
 
 @pytest.mark.slow
 def test_two_processes_score_as_one(root, finished):
-    trainer = {"accelerator": "cpu", "devices": 2, "strategy": "ddp", "enable_progress_bar": False}
-    again = judged_run.make(
-        root, "both", "zero_shot", detectors=DETECTORS, trainer=trainer, features_root=f"{root}/features2"
+    keys = {
+        "data": {
+            "root": f"{root}/data",
+            "id": "id",
+            "ood": {"near": "near"},
+            "splits": judged_run.SPLITS,
+            "batch_size": 8,
+        }
+    }
+    keys |= {"detectors": DETECTORS, "features_root": f"{root}/features2"}
+    config = tiny_clip.config(root, "both", {"zero_shot": {}}, **keys)
+    done = forked.run(
+        [sys.executable, "eval.py", "--config", config, "--trainer.devices=2", "--trainer.strategy=ddp"],
+        cwd=tiny_clip.PROJECT,
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
+        timeout=120,
     )
+    assert done.returncode == 0, done.stdout + done.stderr
     alone = judged_run.scores(finished)
-    for path, row in judged_run.scores(again).items():
+    for path, row in judged_run.scores(root / "runs" / "both").items():
         for column in COLUMNS:
             assert row[column] == pytest.approx(alone[path][column], rel=1e-5)
 

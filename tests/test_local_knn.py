@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import os
+import sys
 from dataclasses import replace
 from math import ceil
 
+import forked
 import judged_run
 import pytest
 import tiny_clip
@@ -226,11 +229,26 @@ def test_other_methods_see_them_too(root, method):
 
 @pytest.mark.slow
 def test_two_processes_score_as_one(root, finished):
-    trainer = {"accelerator": "cpu", "devices": 2, "strategy": "ddp", "enable_progress_bar": False}
-    keys = {"trainer": trainer, "features_root": f"{root}/features2"}
-    again = judged_run.make(root, "local_both", "zero_shot", detectors=DETECTORS, **keys)
+    keys = {
+        "data": {
+            "root": f"{root}/data",
+            "id": "id",
+            "ood": {"near": "near"},
+            "splits": judged_run.SPLITS,
+            "batch_size": 8,
+        }
+    }
+    keys |= {"detectors": DETECTORS, "features_root": f"{root}/features2"}
+    config = tiny_clip.config(root, "local_both", {"zero_shot": {}}, **keys)
+    done = forked.run(
+        [sys.executable, "eval.py", "--config", config, "--trainer.devices=2", "--trainer.strategy=ddp"],
+        cwd=tiny_clip.PROJECT,
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
+        timeout=120,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
     alone = judged_run.scores(finished)
-    for path, row in judged_run.scores(again).items():
+    for path, row in judged_run.scores(root / "runs" / "local_both").items():
         for column in ("local_knn", "few"):
             assert row[column] == pytest.approx(alone[path][column], rel=1e-5)
 
