@@ -169,7 +169,7 @@ class SavedDetector:
         )
         raise UserError(
             f"{column} looks at no patches, so that it has no heat map; {others}: "
-            + ("name it first" if self.local else "run the experiment with local_knn or gl_mcm among its detectors")
+            + ("name one of them" if self.local else "run the experiment with local_knn or gl_mcm among its detectors")
         )
 
     def detector(self, column: str) -> Detector:
