@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 
 import judged_run
 import numpy as np
@@ -13,8 +14,12 @@ from torchvision import transforms as t
 
 from clip_ood import load
 from clip_ood.backbones.backbone import Preprocessing
+from clip_ood.config.loading import load_config
 from clip_ood.detect.heat_map import OPACITY, UNFAMILIAR, grid, heat_map, seen_by
 from clip_ood.errors import UserError
+from clip_ood.experiments.benchmarks import load_benchmark
+from clip_ood.experiments.patch_maps import patch_maps
+from clip_ood.experiments.reporting import draw_again
 
 PREPARED = Preprocessing((32, 32), (0.3, 0.5, 0.6), (0.2, 0.3, 0.4), "bicubic")
 END = [t.ToTensor(), t.Normalize(PREPARED.mean, PREPARED.std)]
@@ -113,24 +118,23 @@ def test_a_detector_without_patches_is_said_with_those_that_have_them(root, fini
         load(alone).heat_map(root / "data/near/0.png")
 
 
-def judge(root, finished, name, *options, status=0):
+def judge(root, finished, name, column, *options):
     folder = root / name
     out = root / f"{name}.jsonl"
-    given = (root / "data/near", "--run", finished, "--out", out, "--overwrite", "--heat-maps", folder, *options)
-    judged_run.judged(*given, status=status)
+    given = (root / "data/near", "--run", finished, "--out", out, "--overwrite", "--heat-maps", folder)
+    judged_run.judged(*given, "--detector", f"{column},knn", *options)
     lines = [json.loads(line) for line in out.read_text().splitlines()]
-    flagged = [line["path"].rpartition("/")[2] for line in lines if line["is_ood"] and line["detector"] == "local_knn"]
+    flagged = [line["path"].rpartition("/")[2] for line in lines if line["is_ood"] and line["detector"] == column]
     return flagged, {path.name: path.read_bytes() for path in folder.rglob("*.png")}
 
 
-@pytest.mark.parametrize("rule", [("--accept", "0.4"), ("--fdr", "0.999")])
-def test_each_flagged_image_has_a_map(root, finished, rule, capsys):
-    name = f"maps{rule[0]}"
-    flagged, written = judge(root, finished, name, "--detector", "local_knn,knn", *rule)
+@pytest.mark.parametrize(("column", "rule"), [("local_knn", ("--accept", "0.4")), ("gl_mcm", ("--fdr", "0.999"))])
+def test_each_flagged_image_has_a_map(root, finished, column, rule, capsys):
+    name = f"maps-{column}"
+    flagged, written = judge(root, finished, name, column, *rule)
     assert written.keys() == {f"{each}.png" for each in flagged} and flagged
-    assert f"Heat maps of the OOD images, by local_knn: {root / name}" in capsys.readouterr().err
-    again = judge(root, finished, name, "--detector", "local_knn", *rule)
-    assert again == (flagged, written)
+    assert f"Heat maps of the OOD images, by {column}: {root / name}" in capsys.readouterr().err
+    assert judge(root, finished, name, column, *rule) == (flagged, written)
 
 
 def test_a_file_that_lies_there_is_kept(root, finished):
@@ -138,7 +142,7 @@ def test_a_file_that_lies_there_is_kept(root, finished):
     folder.mkdir()
     for number in range(9):
         (folder / f"{number}.png.png").write_bytes(b"mine")
-    flagged, written = judge(root, finished, "kept", "--detector", "local_knn", "--accept", "0.4")
+    flagged, written = judge(root, finished, "kept", "local_knn", "--accept", "0.4")
     mine = {name for name, content in written.items() if content == b"mine"}
     assert len(mine) == 9 and flagged
     assert written.keys() - mine == {each.replace(".png", ".png-2.png") for each in flagged}
@@ -148,3 +152,38 @@ def test_the_command_says_which_detectors_have_maps(root, finished):
     with pytest.raises(UserError, match=r"knn looks at no patches, .* local_knn, gl_mcm can: name one of them"):
         judged_run.judged(root / "data/near", "--run", finished, "--heat-maps", root / "none")
     assert not (root / "none").exists()
+
+
+def test_the_report_shows_maps_without_the_encoder(root, finished, monkeypatch):
+    def loaded(*_):
+        raise AssertionError("the encoder was loaded")
+
+    monkeypatch.setattr("clip_ood.experiments.extraction.create_backbone", loaded)
+    page = draw_again(finished).read_text()
+    assert "where <code>local_knn</code> finds it unlike the ID images" in page
+    pictures, maps = page.count('<div class="picture"><img'), page.count("is unlike the ID images")
+    assert maps == pictures / 2 > 0
+
+
+def test_a_report_has_no_maps_without_patches(root):
+    page = draw_again(judged_run.make(root, "no_patches", "zero_shot", detectors=["knn"])).read_text()
+    assert "unlike the ID images" not in page and '<div class="picture"><img' in page
+
+
+def test_a_report_has_no_maps_once_the_store_is_empty(root):
+    keys = {"detectors": ["local_knn"], "features_root": f"{root}/emptied"}
+    run = judged_run.make(root, "emptied_store", "zero_shot", **keys)
+    shutil.rmtree(root / "emptied")
+    assert "unlike the ID images" not in draw_again(run).read_text()
+
+
+def test_suspects_are_not_compared_with_themselves(root):
+    run = judged_run.cross_fitted(root, "suspects", detectors=["knn", "local_knn"])
+    config = load_config(str(run / "config.yaml"), [])
+    benchmark = load_benchmark(config)
+    maps = patch_maps(run, config, benchmark)
+    images = benchmark.parts["train"].images
+    scores = maps._scores(images, torch.arange(46))
+    assert scores.shape == (46, 16) and (scores < 1 - 1e-5).all()
+    page = draw_again(run).read_text()
+    assert "where <code>local_knn</code>" in page and "is unlike the others" in page
