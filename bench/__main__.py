@@ -19,6 +19,7 @@ from clip_ood.command_line import guarded
 PARTS = (
     "typo",
     "extraction",
+    "patches",
     "processes",
     "probe",
     "sweep",

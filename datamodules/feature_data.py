@@ -39,7 +39,10 @@ class FeatureData(EvaluationData):
         return self.training_batches()
 
     def loader(self, table: FeatureTable) -> DataLoader:
-        return DataLoader(table, sampler=self._batches(len(table), table.most), batch_size=None)
+        batches = [
+            positions[batch] for positions, most in table.groups for batch in self._batches(len(positions), most)
+        ]
+        return DataLoader(table, sampler=batches, batch_size=None)
 
     def val_loader(self) -> DataLoader:
         """Returns ID val, read once and kept on the device, because reading it again takes as long as an epoch."""

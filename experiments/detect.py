@@ -23,6 +23,7 @@ from clip_ood.detect.predictor import Predictor
 from clip_ood.detect.saved import SavedDetector
 from clip_ood.errors import ConfigError, UserError
 from clip_ood.experiments.adapting import adapt
+from clip_ood.experiments.heat_maps import HeatMaps
 from clip_ood.experiments.predictions import Counts, printed, written
 from clip_ood.experiments.quiet import hush
 from clip_ood.experiments.set_aside import Aside
@@ -69,6 +70,7 @@ class Request:
     format: str = "csv"
     copy_ood: Path | None = None
     link: bool = False
+    heat_maps: Path | None = None
     max_unreadable: float = SHARE
     trust_classes: bool = False
     allow_download: bool = False
@@ -77,10 +79,10 @@ class Request:
     timeout: float = stalls.LIMIT
     trainer: dict[str, Any] = field(default_factory=dict)
 
-    @property
-    def aside(self) -> Aside | None:
-        """The folder for flagged images."""
-        return None if self.copy_ood is None else Aside(self.copy_ood, self.link)
+    def asides(self, predictor: Predictor) -> list[Aside | HeatMaps]:
+        """Returns the folders for flagged images, and for maps of them."""
+        copies = [] if self.copy_ood is None else [Aside(self.copy_ood, self.link)]
+        return copies if self.heat_maps is None else [*copies, HeatMaps(self.heat_maps, predictor)]
 
     @property
     def further(self) -> list[str]:
@@ -105,6 +107,8 @@ def conduct(request: Request) -> Counts | None:
     columns = saved.chosen(request.detector)
     decisions = decisions_of(saved, columns, request.accept, request.fdr, request.per_class)
     saved.check_words(request.words)
+    if request.heat_maps is not None:
+        saved.check_local(columns[0])
     trainer = judging_trainer(request)
     if request.fdr is not None and trainer.is_global_zero:
         _caution(decisions, request.paths)
@@ -134,7 +138,7 @@ def _print(request: Request, saved: SavedDetector, predictor: Predictor, trainer
         watch(line)
         held.append(line)
 
-    to = (request.tolerated(), predictor.columns, request.aside, request.further)
+    to = (request.tolerated(), predictor.columns, request.asides(predictor), request.further)
     with printed(request.format, *to) as predictions:
         printer = PredictionPrinter(predictions.take if request.fdr is None else hold)
         judge(request, predictor, trainer, printer)
@@ -155,7 +159,7 @@ def _write(request: Request, saved: SavedDetector, predictor: Predictor, trainer
     if not trainer.is_global_zero:
         return None
     exact = request.out.suffix.lower() == ".parquet" and any(not_utf8(line["path"]) for line in parts.read(count))
-    to = (request.tolerated(), predictor.columns, request.aside, request.further, exact)
+    to = (request.tolerated(), predictor.columns, request.asides(predictor), request.further, exact)
     with written(request.out, *to) as predictions:
         for line in parts.read(count) if request.fdr is None else _decided(lambda: parts.read(count), request.fdr):
             predictions.take(line)
@@ -242,6 +246,10 @@ def _tell(counts: Counts, predictor: Predictor, request: Request) -> None:
     if request.copy_ood is not None and counts.ood[predictor.column]:
         how = "linked" if request.link else "copied"
         tell(f"OOD images: {how} to {request.copy_ood}; they stay where they are, too")
+    if request.heat_maps is not None and counts.ood[predictor.column]:
+        tell(
+            f"Heat maps of the OOD images, by {predictor.column}: {request.heat_maps}; vermilion is least like the ID images"
+        )
     tell(_next(counts, predictor, request))
 
 

@@ -24,7 +24,7 @@ from clip_ood.config.schema import BackboneConfig, Config
 from clip_ood.data.benchmark import Benchmark
 from clip_ood.data.image_list import ImageList
 from clip_ood.datamodules.extraction import ExtractionData
-from clip_ood.detectors.build import inside, learns_from_tokens
+from clip_ood.detectors.build import inside, patched
 from clip_ood.errors import UserError
 from clip_ood.experiments.negatives import choose, pools, word_sets
 from clip_ood.experiments.trainer import predict
@@ -85,17 +85,14 @@ def load_features(
     start = starting_images(config, benchmark)
     stored_start = {key: store.image_set(images.name, images, arrays_of(config)) for key, images in start.items()}
     patched, rows_of = patched_images(config, benchmark)
-    stored_patches = {
-        key: store.image_set(images.name, images, (*arrays_of(config), *token_arrays(config, benchmark)))
-        for key, images in patched.items()
-    }
+    sets_of_patches = _sets_of_patches(config, benchmark, store, patched)
     strings, chosen_from = texts_of(config, benchmark)
     words = words_of(config, chosen_from)
     stored_words = {name: texts.word_set(name, phrases) for name, phrases in words.items()}
     with Terminal(quiet=not trainer.is_global_zero).status("Looking up the images in the feature store"):
         if trainer.is_global_zero:
             store.merge()  # a killed run may have left small segments
-        for each in [*stored.values(), *stored_start.values(), *stored_patches.values()]:
+        for each in [*stored.values(), *stored_start.values(), *sets_of_patches.values()]:
             each.missing()  # every process knows the files as they are now
             if trainer.is_global_zero:
                 each.check_files()
@@ -105,7 +102,7 @@ def load_features(
     try:
         _check_readable(stored, tolerance)  # by what an earlier run has found
         everything = (
-            stored_patches | stored_start | stored | stored_words
+            sets_of_patches | stored_start | stored | stored_words
         )  # what the first set wants of an image is made
         _extract(config, patched | start | benchmark.images, trainer, texts, everything, strings, words)
         _check_readable(stored, tolerance)
@@ -116,7 +113,7 @@ def load_features(
     for each in {store, texts}:
         each.touch()
     features = {name: each.open() for name, each in (stored | stored_start).items()}
-    for key, each in stored_patches.items():
+    for key, each in sets_of_patches.items():
         of = key.removeprefix(PATCHES)
         features[of] = features[of].with_tokens(each.open(), rows_of[key])
     if trainer.is_global_zero and (lines := write_unreadable(listed, stored)):
@@ -143,12 +140,13 @@ def token_arrays(config: Config, benchmark: Benchmark) -> tuple[str, ...]:
 def patched_images(config: Config, benchmark: Benchmark) -> tuple[dict[str, ImageList], dict[str, Tensor]]:
     """Returns the images of which patch tokens are wanted, by the key of their set behind `PATCHES`, and their rows (n,) in it.
 
-    They are those that are scored, and the bank's only if a detector learns from the patches of its images.
+    They are those that are scored and, of the bank, those from whose patches a detector learns.
     """
     if not token_arrays(config, benchmark) or config.method.settings.tunes_encoder:
         return {}, {}
     bank, *scored = benchmark.evaluated
-    wanted = [*scored, bank] if learns_from_tokens(config.detectors) else scored
+    learnt = patched(config.detectors, torch.tensor(bank.rows)).tolist()
+    wanted = [*scored, replace(bank, rows=learnt)] if learnt else scored
     if config.evaluation.cross_fit is not None or config.evaluation.hold_out_classes is not None:
         wanted.append(benchmark.parts["train"])
     rows: dict[str, set[int]] = {}
@@ -157,6 +155,26 @@ def patched_images(config: Config, benchmark: Benchmark) -> tuple[dict[str, Imag
     chosen = {PATCHES + key: sorted(each) for key, each in rows.items()}
     images = {key: benchmark.images[key.removeprefix(PATCHES)].subset(each) for key, each in chosen.items()}
     return images, {key: torch.tensor(each) for key, each in chosen.items()}
+
+
+def stored_patches(config: Config, benchmark: Benchmark) -> dict[str, Features]:
+    """Returns what is stored of images whose patches were looked at, by the key of their set, with the rows of the set.
+
+    Raises: FileNotFoundError if some of it is not there.
+    """
+    patched, rows_of = patched_images(config, benchmark)
+    sets = _sets_of_patches(config, benchmark, _store(config, config.backbone), patched)
+    return {
+        key.removeprefix(PATCHES): each.open().spread(rows_of[key], len(benchmark.images[key.removeprefix(PATCHES)]))
+        for key, each in sets.items()
+    }
+
+
+def _sets_of_patches(
+    config: Config, benchmark: Benchmark, store: FeatureStore, patched: Mapping[str, ImageList]
+) -> dict[str, StoredSet]:
+    wanted = (*arrays_of(config), *token_arrays(config, benchmark))
+    return {key: store.image_set(images.name, images, wanted) for key, images in patched.items()}
 
 
 def stored_sets(config: Config, store: FeatureStore, images: Mapping[str, ImageList]) -> dict[str, StoredSet]:

@@ -16,6 +16,7 @@ from typing import TextIO
 from clip_ood.callbacks.prediction_writer import Line
 from clip_ood.config.detecting import beside
 from clip_ood.detect.prediction_files import CSVFile, JSONLines, Parquet, PredictionFile
+from clip_ood.experiments.heat_maps import HeatMaps
 from clip_ood.experiments.set_aside import Aside
 from clip_ood.experiments.tolerated import Tolerated
 from clip_ood.files.unreadable import SHOWN
@@ -47,7 +48,7 @@ class Counts:
 class Predictions:
     """Takes lines in the order of the inputs, and counts them.
 
-    Images that the first of `detectors` flags are set aside in `aside`.
+    Images that the first of `detectors` flags are set aside in each of `asides`.
     """
 
     def __init__(
@@ -56,9 +57,9 @@ class Predictions:
         failures: csv.writer | None,
         tolerated: Tolerated,
         detectors: list[str],
-        aside: Aside | None,
+        asides: Sequence[Aside | HeatMaps],
     ) -> None:
-        self.file, self.failures, self.tolerated, self.aside = file, failures, tolerated, aside
+        self.file, self.failures, self.tolerated, self.asides = file, failures, tolerated, asides
         self.counts, self.first = Counts(ood=dict.fromkeys(detectors, 0)), detectors[0]
         self._flags: list[bool] = []  # of one image, whose lines follow one another
 
@@ -84,9 +85,10 @@ class Predictions:
             counts.patterns[tuple(self._flags)] += line["copy_of"] is None
             self._flags.clear()
         self.file.write(line)
-        if line["is_ood"] and line["detector"] == self.first and self.aside is not None:
+        if line["is_ood"] and line["detector"] == self.first:
             try:
-                self.aside.take(*line["source"])
+                for each in self.asides:
+                    each.take(*line["source"])
             except OSError as error:  # the prediction is valid all the same
                 counts.left += 1
                 if len(counts.left_shown) < SHOWN:
@@ -118,13 +120,17 @@ def _is_file(stream: TextIO) -> bool:
 
 @contextmanager
 def printed(
-    format: str, tolerated: Tolerated, detectors: list[str], aside: Aside | None, further: Sequence[str] = ()
+    format: str,
+    tolerated: Tolerated,
+    detectors: list[str],
+    asides: Sequence[Aside | HeatMaps],
+    further: Sequence[str] = (),
 ) -> Iterator[Predictions]:
     """Writes predictions to standard output, as they come."""
     with suppress(AttributeError):  # not a stream of the system
         sys.stdout.reconfigure(**TEXT, line_buffering=True)  # its reader need not wait
     file = JSONLines(sys.stdout, further) if format == "jsonl" else CSVFile(Printed(sys.stdout), further)
-    yield Predictions(file, None, tolerated, detectors, aside)
+    yield Predictions(file, None, tolerated, detectors, asides)
     file.close()
 
 
@@ -133,7 +139,7 @@ def written(
     out: Path,
     tolerated: Tolerated,
     detectors: list[str],
-    aside: Aside | None,
+    asides: Sequence[Aside | HeatMaps],
     further: Sequence[str] = (),
     exact: bool = False,
 ) -> Iterator[Predictions]:
@@ -148,7 +154,7 @@ def written(
         failures = csv.writer(others)
         failures.writerow(("path", "reason"))
         file = kind(whole, further, exact) if kind is Parquet else kind(whole, further)
-        predictions = Predictions(file, failures, tolerated, detectors, aside)
+        predictions = Predictions(file, failures, tolerated, detectors, asides)
         yield predictions
         file.close()
     if not predictions.counts.failed:

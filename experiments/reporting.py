@@ -17,6 +17,7 @@ from clip_ood.experiments.benchmarks import load_benchmark
 from clip_ood.experiments.kept_decisions import as_kept, kept_in
 from clip_ood.experiments.logged import describe, log_figure
 from clip_ood.experiments.loggers import check_loggers, ending_trackers, label, make_loggers
+from clip_ood.experiments.patch_maps import patch_maps
 from clip_ood.experiments.resume import begun_with, check_images
 from clip_ood.report.figures import figures
 from clip_ood.report.run_page import write_report, write_seeds_report
@@ -35,7 +36,7 @@ def draw(folder: Path, config: Config, benchmark: Benchmark, loggers: Sequence[L
     try:
         _draw(folder, config, loggers)
         if config.evaluation.report:
-            write_report(folder, benchmark)
+            write_report(folder, benchmark, patch_maps(folder, config, benchmark))
     except Exception as error:
         if not config.evaluation.report:
             raise
@@ -71,7 +72,7 @@ def _again(folder: Path, config: Config) -> Path:
     check_loggers(config.trainer)
     with ending_trackers():
         _draw(folder, config, make_loggers(config.trainer, folder, label(config, folder)))
-    return write_report(folder, benchmark)
+    return write_report(folder, benchmark, patch_maps(folder, config, benchmark))
 
 
 def _draw(folder: Path, config: Config, loggers: Sequence[Logger]) -> None:

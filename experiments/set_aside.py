@@ -6,6 +6,7 @@ import filecmp
 import os
 import shutil
 import sys
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
@@ -28,17 +29,14 @@ class Aside:
 
         Other calls may use the same folder. Raises: OSError if it cannot be read or written.
         """
-        parts = [part for part in PurePosixPath(inside).parts if part not in ("/", "..", ".")]
+        parts = parts_of(inside)
         with in_turn(self.folder, lambda line: say(line, file=sys.stderr)):
             self._put(Place(*place), parts)
 
     def _put(self, place: Place, parts: list[str]) -> None:
-        target, number = self.folder.joinpath(*parts), 1
-        while target.is_symlink() or target.exists():
-            if _is_it(target, place):
-                return
-            number += 1
-            target = self.folder.joinpath(*parts[:-1], _numbered(parts[-1], number))
+        target = free_place(self.folder, parts, lambda there: _is_it(there, place))
+        if target is None:
+            return
         target.parent.mkdir(parents=True, exist_ok=True)
         if self.link and place.size is None:
             target.symlink_to(os.path.realpath(place.path))
@@ -52,6 +50,22 @@ class Aside:
             partial.replace(target)
         finally:
             partial.unlink(missing_ok=True)
+
+
+def parts_of(inside: str) -> list[str]:
+    """Returns the names of folders and file in `inside`, none of which leads out of a folder."""
+    return [part for part in PurePosixPath(inside).parts if part not in ("/", "..", ".")]
+
+
+def free_place(folder: Path, parts: list[str], is_it: Callable[[Path], bool]) -> Path | None:
+    """Returns the first place of that name, with a number if need be, where nothing lies; None if what is to be put there lies there."""
+    target, number = folder.joinpath(*parts), 1
+    while target.is_symlink() or target.exists():
+        if is_it(target):
+            return None
+        number += 1
+        target = folder.joinpath(*parts[:-1], _numbered(parts[-1], number))
+    return target
 
 
 def _numbered(name: str, number: int) -> str:

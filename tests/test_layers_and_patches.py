@@ -44,7 +44,7 @@ def random(*shape, seed=0):
 @pytest.mark.parametrize(("tau", "weight"), [(1.0, 1.0), (0.01, 1.0), (1.0, 0.5), (1.0, 0.0)])
 @pytest.mark.parametrize("cells", [2**22, 50])
 def test_gl_mcm_is_that_of_the_authors(tau, weight, cells, monkeypatch):
-    monkeypatch.setattr("clip_ood.detectors.gl_mcm.CELLS", cells)
+    monkeypatch.setattr("clip_ood.detectors.patches.CELLS", cells)
     text, h, x = (normalize(random(*shape, seed=len(shape)), dim=-1) for shape in ((5, 8), (7, 8), (7, 9, 8)))
     detector = GLMCM(Reference(text_embeddings=text), tau=tau, weight=weight)
     scores = detector.score(Outputs(embeddings=h, tokens={"value": x, "output": x.flip(0)}))

@@ -28,7 +28,18 @@ GRAPHS = (".onnx", ".pt2")
 STDIN = "-"
 
 UNADAPTED = (  # options of detectors, which --adapt does not ask
-    *("--detector", "--accept", "--fdr", "--per-class", "--odd", "--nearest", "--words", "--copy-ood", "--fail-on-ood"),
+    *(
+        "--detector",
+        "--accept",
+        "--fdr",
+        "--per-class",
+        "--odd",
+        "--nearest",
+        "--words",
+        "--copy-ood",
+        "--heat-maps",
+        "--fail-on-ood",
+    ),
     *("--export", "--with-encoder"),
 )
 LONGEST_NAME = 255  # bytes of a file's name, on most systems
@@ -111,6 +122,13 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         help="copy flagged images into DIR; nothing is moved (--move-ood is its older name)",
     )
     add("--link", action="store_true", help="with --copy-ood: link the images instead")
+    add(
+        "--heat-maps",
+        type=Path,
+        metavar="DIR",
+        help="write a picture of each flagged image into DIR that shows where it is unlike the ID images, by the first detector, which "
+        "must look at patches (local_knn, gl_mcm); flagged images are encoded once more",
+    )
     add("--fail-on-ood", action="store_true", help="exit status 3 when an image is OOD")
     add("--strict", action="store_true", help="exit status 1 when an image cannot be judged")
     add(
@@ -190,9 +208,12 @@ def check(arguments: argparse.Namespace) -> None:
     if not 0 <= arguments.max_unreadable <= 1:
         raise ConfigError(f"--max-unreadable: {arguments.max_unreadable:g} must lie between 0 and 1, as 0.01")
     _check_out(arguments)
-    for place in (arguments.out, arguments.copy_ood, arguments.export):
+    for place in (arguments.out, arguments.export):
         if place is not None:
-            check_writable(place if place == arguments.copy_ood else place.parent)
+            check_writable(place.parent)
+    for place in (arguments.copy_ood, arguments.heat_maps):
+        if place is not None:
+            check_writable(place)
     if arguments.link and arguments.copy_ood is None:
         raise ConfigError("--link goes with --copy-ood DIR")
     if arguments.export is not None:
@@ -205,7 +226,11 @@ def check(arguments: argparse.Namespace) -> None:
             "--with-encoder adds weights to the run and judges nothing: leave the paths out, and judge then"
         )
     for folder in filter(os.path.isdir, arguments.paths):
-        for option, place in (("--copy-ood", arguments.copy_ood), ("--out", arguments.out)):
+        for option, place in (
+            ("--copy-ood", arguments.copy_ood),
+            ("--heat-maps", arguments.heat_maps),
+            ("--out", arguments.out),
+        ):
             if place is not None and place.resolve().is_relative_to(Path(folder).resolve()):
                 raise ConfigError(
                     f"{option}: {place} lies in {folder}, and would be judged the next time: take another place"

@@ -49,19 +49,25 @@ class FeatureTable(ImageTable, Dataset):
     """The readable rows of one part: (n,) positions -> Outputs with features, embeddings, labels and indices.
 
     indices are rows of the image set; labels are the true ones, -1 where there is none. Layers come along where they are stored, and
-    patch tokens where they are stored for all rows.
+    patch tokens where they are stored for all rows that are asked for at once.
     """
 
     def __init__(self, part: Part, stored: Features, labels: list[int]) -> None:
         super().__init__(part, labels, stored.valid)
         self.stored = stored
-        self.tokens = tuple(kind for kind, tokens in stored.tokens.items() if tokens.has(self.rows))
+        has = {kind: tokens.has(self.rows) for kind, tokens in stored.tokens.items()}
+        self.tokens = tuple(kind for kind, of_rows in has.items() if of_rows.all())
+        self._some = {kind: of_rows for kind, of_rows in has.items() if of_rows.any()}
 
     @property
-    def most(self) -> int | None:
-        """The largest number of rows that should be read at once, because of their tokens; None for any number."""
-        widest = max((self.stored.tokens[kind].width for kind in self.tokens), default=0)
-        return None if not widest else max(1, TOKENS // widest)
+    def groups(self) -> list[tuple[Tensor, int | None]]:
+        """The positions of rows that come with tokens and those of the others, and how many should be read at once (None: any number)."""
+        if not self._some:
+            return [(torch.arange(len(self)), None)]
+        with_tokens = torch.stack(list(self._some.values())).all(dim=0)
+        most = max(1, TOKENS // max(self.stored.tokens[kind].width for kind in self._some))
+        found = ((with_tokens, most), (~with_tokens, None))
+        return [(of_rows.nonzero()[:, 0], limit) for of_rows, limit in found if of_rows.any()]
 
     def without_tokens(self) -> FeatureTable:
         """Returns the same rows, of which patch tokens are not read."""
@@ -73,7 +79,11 @@ class FeatureTable(ImageTable, Dataset):
         rows = self.rows[positions]
         embeddings = None if self.stored.embeddings is None else self.stored.embeddings.take(rows)
         layers = {name: each.take(rows) for name, each in self.stored.layers.items()}
-        tokens = {kind: self.stored.tokens[kind].take(rows) for kind in self.tokens}
+        tokens = {
+            kind: self.stored.tokens[kind].take(rows)
+            for kind, of_rows in self._some.items()
+            if of_rows[positions].all()
+        }
         features, labels = self.stored.features.take(rows), self.labels[positions]
         return Outputs(features, embeddings, None, labels, rows, layers or None, tokens or None)
 

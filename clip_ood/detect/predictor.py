@@ -20,6 +20,7 @@ from torch.nn.functional import normalize
 from clip_ood.backbones.backbone import Backbone
 from clip_ood.class_predictions import HEAD, KNN, predict, voted
 from clip_ood.detect.decisions import cutoffs, decisions_of
+from clip_ood.detect.heat_map import HeatMap, heat_map
 from clip_ood.detect.manifest import DetectorFolderError
 from clip_ood.detect.one_image import OneImage, picture_of
 from clip_ood.detect.prediction import BatchPredictions, NearWord, Neighbour, Prediction
@@ -56,7 +57,7 @@ class Predictor(nn.Module):
         words: int = 0,
     ) -> None:
         super().__init__()
-        self.columns = saved.chosen(detector)
+        self.saved, self.columns = saved, saved.chosen(detector)
         self.decisions = decisions_of(saved, self.columns, accept, fdr, per_class)
         self.accept, self.fdr, self.per_class = self.decisions[0].accept, fdr, per_class
         self.batch_size: int = saved.manifest["batch_size"]
@@ -152,6 +153,25 @@ class Predictor(nn.Module):
         flagged = cutoffs(((each.detector, each.p_value) for each in predictions), self.fdr)
         return [replace(each, is_ood=each.p_value <= flagged[each.detector]) for each in predictions]
 
+    @torch.inference_mode()
+    def heat_map(self, image: OneImage, detector: str | None = None) -> HeatMap:
+        """Returns where an image is unlike the ID training images, by a detector that scores patches (default: the first one).
+
+        A patch of the run's own image is not compared with those of that image. Raises: UserError for a detector that scores no
+        patches, or that was not loaded, and as a call does for what is no image.
+        """
+        column = detector or next((each for each in self.columns if each in self.saved.local), self.column)
+        self.saved.check_local(column)
+        if column not in self.columns:
+            raise UserError(
+                f"heat_map: {column} was not loaded, but {', '.join(self.columns)}: load the run with detector={column!r}"
+            )
+        picture, content = picture_of(image)
+        outputs = self.outputs(self.backbone.transform(picture)[None].to(self.device))
+        outputs, _ = self._with_copies(outputs, pairs([content]))
+        scores = self.detectors[self.columns.index(column)].local_scores(outputs)[0]
+        return heat_map(scores, picture, self.backbone.transform, self.backbone.preprocessing, column)
+
     @property
     def device(self) -> torch.device:
         """The device on which images are encoded."""
@@ -168,11 +188,7 @@ class Predictor(nn.Module):
 
     def predict(self, outputs: Outputs, contents: np.ndarray | None = None) -> BatchPredictions:
         """Returns scores, p-values and classes of some images, whose files have `contents` (B, 2), 0 where that is not known."""
-        copies = np.full(len(outputs), -1)
-        if self.images is not None and contents is not None:
-            copies = self.images.find(contents)
-        if (copies >= 0).any():
-            outputs = replace(outputs, copy_of=self.images.copies(copies).to(outputs.features.device))
+        outputs, copies = self._with_copies(outputs, contents)
         further = {}
         if self.by == KNN:
             further["vote"] = lambda rows: voted(rows, self.bank, self.bank_labels)
@@ -197,6 +213,15 @@ class Predictor(nn.Module):
         return BatchPredictions(
             scores, p_values, is_ood, classes, confidence, copies, cosines, neighbours, word_cosines, words
         )
+
+    def _with_copies(self, outputs: Outputs, contents: np.ndarray | None) -> tuple[Outputs, np.ndarray]:
+        """Returns outputs that know which of the run's own ID images they are, and the place of each among these (B,), −1 for none."""
+        copies = np.full(len(outputs), -1)
+        if self.images is not None and contents is not None:
+            copies = self.images.find(contents)
+        if (copies >= 0).any():
+            outputs = replace(outputs, copy_of=self.images.copies(copies).to(outputs.features.device))
+        return outputs, copies
 
     def predictions(self, judged: BatchPredictions, names: list[str | None]) -> list[Prediction]:
         """Returns a Prediction for each image and detector, image by image."""

@@ -37,9 +37,9 @@ from clip_ood.detect.bank_images import FILE, BankImages
 from clip_ood.detect.manifest import ENCODER, MANIFEST, STATE, DetectorFolderError, find_folder, read_manifest
 from clip_ood.detect.saved_encoder import Encoder, find_encoder
 from clip_ood.detectors.bank import Bank
-from clip_ood.detectors.build import build_detectors
+from clip_ood.detectors.build import build_detectors, load_class
 from clip_ood.detectors.detector import Detector
-from clip_ood.detectors.names import DETECTORS
+from clip_ood.detectors.names import DETECTORS, read_specs
 from clip_ood.detectors.statistic import statistics_of
 from clip_ood.errors import UserError
 from clip_ood.files.records import Unfit
@@ -151,6 +151,26 @@ class SavedDetector:
         for column in asked:
             self.check_column(column)
         return list(dict.fromkeys(asked))
+
+    @property
+    def local(self) -> list[str]:
+        """The names of its detectors that score single patches, among those that are part of this project."""
+        own = [each for each in self.manifest["detectors"] if each["spec"]["name"] in DETECTORS]
+        return [each["column"] for each in own if load_class(read_specs([each["spec"]])[0]).local]
+
+    def check_local(self, column: str) -> None:
+        """Raises UserError for a detector that scores no single patches, and names those that do."""
+        if column in self.local:
+            return
+        others = (
+            f"of this run's detectors, {', '.join(self.local)} can"
+            if self.local
+            else "none of this run's detectors can"
+        )
+        raise UserError(
+            f"{column} looks at no patches, so that it has no heat map; {others}: "
+            + ("name one of them" if self.local else "run the experiment with local_knn or gl_mcm among its detectors")
+        )
 
     def detector(self, column: str) -> Detector:
         """Loads a detector, ready to score. Raises as `check_column` does."""

@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.nn.functional import normalize, pad
 
 from clip_ood.detectors.detector import ROWS
+from clip_ood.detectors.draws import hash_of
 from clip_ood.detectors.exchange import Exchange
 from clip_ood.detectors.neighbours import nearest
 from clip_ood.detectors.statistic import Statistic
@@ -118,7 +119,7 @@ class Bank(Statistic):
         own = torch.cat(self.indices)
         if (own < 0).any():
             raise UserError("bank: a draw of images needs the indices of all, and some came without")
-        keys = _hash(own, seed)
+        keys = hash_of(own, seed)
         last = torch.cat(self.exchange.gather(keys)).sort().values[count - 1]
         mine = (keys <= last).nonzero().squeeze(1)
         drawn, keys = (torch.cat(self.exchange.gather(part)) for part in (self._take(mine), keys[mine]))
@@ -199,16 +200,3 @@ def _too_few(k: int, others: int) -> str:
 def _inverse_norms(features: Tensor) -> Tensor:
     """Returns 1 / ‖f_i‖ (n,) of features (n, D); it is large and finite for a zero vector."""
     return features.double().norm(dim=1).clamp_min(1e-12).reciprocal().float()
-
-
-def _hash(indices: Tensor, seed: int) -> Tensor:
-    """Returns a number for each index (n,), different for different indices (SplitMix64, Steele et al. 2014)."""
-    x = indices + _signed((seed + 1) * 0x9E3779B97F4A7C15)
-    for shift, factor in ((30, 0xBF58476D1CE4E5B9), (27, 0x94D049BB133111EB), (31, 1)):
-        x = (x ^ ((x >> shift) & ((1 << (64 - shift)) - 1))) * _signed(factor)
-    return x
-
-
-def _signed(value: int) -> int:
-    value %= 1 << 64
-    return value - (1 << 64) if value >> 63 else value

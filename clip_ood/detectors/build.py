@@ -9,6 +9,9 @@ from difflib import get_close_matches
 from math import isfinite
 from typing import Any, get_args, get_type_hints
 
+import torch
+from torch import Tensor
+
 from clip_ood.detectors.detector import ONE_EACH, Detector
 from clip_ood.detectors.names import DETECTORS, STREAM_METHODS, ZOO, Spec, read_specs
 from clip_ood.dotted_paths import module_of
@@ -112,9 +115,15 @@ def inside(specs: Sequence[str | Mapping[str, Any]] | None, lacking: Collection[
     return wanted
 
 
-def learns_from_tokens(specs: Sequence[str | Mapping[str, Any]] | None) -> bool:
-    """Says whether a requested detector learns from patch tokens of ID training images; raises as `build_detectors` does."""
-    return any(load_class(spec).learns_tokens for spec in read_specs(specs))
+def patched(specs: Sequence[str | Mapping[str, Any]] | None, rows: Tensor) -> Tensor:
+    """Returns of which ID training images, by their indices (n,), the requested detectors learn patch tokens; raises as `build_detectors` does."""
+    learnt = [rows[:0]]
+    for spec in read_specs(specs):
+        cls = load_class(spec)
+        if cls.learns_tokens:
+            cls(None, **spec.own_parameters)  # raises for parameters that it cannot have
+            learnt.append(cls.patched(rows, **spec.own_parameters))
+    return torch.cat(learnt).unique()
 
 
 def _classes(reference: Reference) -> int | None:

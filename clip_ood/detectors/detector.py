@@ -40,7 +40,10 @@ class Detector(nn.Module):
     leaves_one_out: ClassVar[bool] = False  # an image of the bank gets, given `copy_of`, the score of a bank without it
     monotone: ClassVar[bool] = False  # more images in the bank never lower a score
     tokens: ClassVar[str] = "value"  # the kind of patch tokens that it uses, if it requires tokens
-    learns_tokens: ClassVar[bool] = False  # its statistics take in patch tokens of ID training images
+    learns_tokens: ClassVar[bool] = (
+        False  # its statistics take in patch tokens of ID training images, of those in `patched`
+    )
+    local: ClassVar[bool] = False  # it scores single patches, too (`local_scores`)
     layer: str | None = None  # whose features are its features; None stands for g
     spec: Mapping[str, Any] | None = None  # how a config asks for it, where one did
 
@@ -71,6 +74,11 @@ class Detector(nn.Module):
         for part in (self, *statistics_of(self).values()):
             part.layer = layer
         return self
+
+    @classmethod
+    def patched(cls, rows: Tensor, **parameters: Any) -> Tensor:
+        """Returns of which ID training images, by their indices (n,), it learns patch tokens, if it has these parameters: here, all."""
+        return rows
 
     @property
     def learns(self) -> bool:
@@ -114,6 +122,20 @@ class Detector(nn.Module):
         self._check_ready(outputs)
         return self._scores(outputs.at(self.layer))
 
+    def local_scores(self, outputs: Outputs) -> Tensor:
+        """Returns scores (N, P) float32 of the patches of N images; a higher score means more in-distribution.
+
+        Raises ValueError for a detector that is not `local`, and as `score` does.
+        """
+        if not self.local:
+            raise self._error("it scores no single patches")
+        self._check_ready(outputs)
+        parts = []
+        for rows in chunks(outputs, at_least=1):
+            with exact(rows):
+                parts.append(self._local_scores(rows.at(self.layer)).float())
+        return torch.cat(parts)
+
     def state(self) -> dict[str, Tensor]:
         """Returns the tensors that `fit` made, by name; with parameters, reference and bank, they are all that scoring needs.
 
@@ -150,6 +172,9 @@ class Detector(nn.Module):
 
     def _score(self, rows: Outputs) -> Tensor:
         raise NotImplementedError(f"{type(self).__name__} has no _score(self, rows): {ONE_EACH}")
+
+    def _local_scores(self, rows: Outputs) -> Tensor:
+        raise NotImplementedError(f"{type(self).__name__} is local and has no _local_scores(self, rows) -> (n, P)")
 
     def _scores(self, rows: Outputs) -> Tensor:
         """Returns what `_score` returns. Raises WrongScores for any shape but (n,)."""
@@ -203,7 +228,9 @@ def take_in(detectors: Iterable[Detector], outputs: Outputs) -> None:
     for detector in detectors:
         own = statistics_of(detector).values()
         if own:
-            detector._check(outputs, detector.needs)
+            detector._check(
+                outputs, [field for field in detector.needs if field != "tokens" or outputs.tokens is not None]
+            )  # ID training images may come without patches, which are stored of few
             detector._fitted = False
         statistics |= {id(statistic): statistic for statistic in own}
     for rows in chunks(outputs, at_least=1):  # of no images, too: they tell widths to a process without a share

@@ -5,14 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import ClassVar
 
-import torch
 from torch import Tensor
 from torch.nn.functional import normalize
 
 from clip_ood.detectors.mcm import MCM
+from clip_ood.detectors.patches import in_pieces
 from clip_ood.outputs import Outputs, Reference
-
-CELLS = 2**22  # cosines of patches that are held at once: 32 MiB in float64
 
 
 class GLMCM(MCM):
@@ -25,6 +23,7 @@ class GLMCM(MCM):
 
     name: ClassVar[str] = "gl_mcm"
     requires: ClassVar[tuple[str, ...]] = ("embeddings", "text_embeddings", "tokens")
+    local: ClassVar[bool] = True
 
     def __init__(
         self, reference: Reference | None = None, *, tau: float = 1.0, weight: float = 1.0, tokens: str = "value"
@@ -38,15 +37,17 @@ class GLMCM(MCM):
 
     def traceable(self) -> Callable[[Outputs], Tensor]:
         of_image = super()._score
-        return lambda rows: of_image(rows) + self.weight * self._local(rows.tokens[self.tokens])  # in one piece
+        return lambda rows: (
+            of_image(rows) + self.weight * self._largest(rows.tokens[self.tokens]).amax(dim=1)
+        )  # in one piece
 
     def _score(self, rows: Outputs) -> Tensor:
-        of_image, tokens = super()._score(rows), rows.tokens[self.tokens]
-        size = max(1, CELLS // max(1, tokens.shape[1] * len(self.text)))
-        of_patches = torch.cat([self._local(part) for part in tokens.split(size)])
-        return of_image + self.weight * of_patches
+        return super()._score(rows) + self.weight * self._local_scores(rows).amax(dim=1)
 
-    def _local(self, tokens: Tensor) -> Tensor:
-        """Returns the largest softmax (n,) of any patch of tokens (n, P, E)."""
+    def _local_scores(self, rows: Outputs) -> Tensor:
+        return in_pieces(rows.tokens[self.tokens], len(self.text), self._largest)
+
+    def _largest(self, tokens: Tensor) -> Tensor:
+        """Returns the largest softmax (n, P) of each patch of tokens (n, P, E)."""
         cosines = normalize(tokens.float(), dim=2) @ self.text.to(tokens.device).T  # (n, P, E) @ (E, C) -> (n, P, C)
-        return (cosines.double() / self.tau).softmax(dim=2).amax(dim=(1, 2))
+        return (cosines.double() / self.tau).softmax(dim=2).amax(dim=2)

@@ -15,6 +15,7 @@ from clip_ood.naming import fault, one_text, twins
 
 DETECTORS: dict[str, str] = {  # name -> "module:Class"
     "knn": "clip_ood.detectors.knn:KNN",
+    "local_knn": "clip_ood.detectors.local_knn:LocalKNN",
     "lof": "clip_ood.detectors.lof:LOF",
     "gaussian": "clip_ood.detectors.mahalanobis:Gaussian",
     "pca": "clip_ood.detectors.vim:PCA",
@@ -66,6 +67,7 @@ NAMED: dict[
     "gaussian_pp": {"name": "gaussian", "normalize": True},
 }
 NOT_BY_DEFAULT = (
+    "local_knn",
     "lof",
     "gaussian",
     "pca",

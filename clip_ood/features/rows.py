@@ -37,9 +37,9 @@ class Rows:
         places[rows] = torch.arange(len(self)) if self.places is None else self.places
         return Rows(self.chunks, places)
 
-    def has(self, rows: Tensor) -> bool:
-        """Says whether all of the rows at `rows` (n,) may be taken."""
-        return self.places is None or bool((self.places[rows] >= 0).all())
+    def has(self, rows: Tensor) -> Tensor:
+        """Says which of the rows at `rows` (n,) may be taken: (n,) bool."""
+        return torch.ones(len(rows), dtype=torch.bool) if self.places is None else self.places[rows] >= 0
 
     def subset(self, rows: Tensor) -> Rows:
         """Returns the rows at `rows` (n,), in that order, without reading them."""

@@ -78,8 +78,20 @@ class Features:
 
     def with_tokens(self, others: Features, rows: Tensor) -> Features:
         """Returns the same features with the tokens of others, whose N' rows are those at `rows` (N',)."""
-        tokens = {kind: each.spread(rows, len(self.valid)) for kind, each in others.tokens.items()}
-        return replace(self, tokens=tokens)
+        return replace(self, tokens=others.spread(rows, len(self.valid)).tokens)
+
+    def spread(self, rows: Tensor, count: int) -> Features:
+        """Returns `count` rows of which those at `rows` (N,) are these; the others are not valid, and none of them may be taken."""
+
+        def spread(value: Rows | None) -> Rows | None:
+            return None if value is None else value.spread(rows, count)
+
+        valid = torch.zeros(count, dtype=torch.bool)
+        valid[rows] = self.valid
+        arrays = {
+            kind: {name: spread(each) for name, each in getattr(self, kind).items()} for kind in ("layers", "tokens")
+        }
+        return Features(spread(self.features), spread(self.embeddings), valid, **arrays)
 
 
 class StoredSet:

@@ -13,7 +13,7 @@ from clip_ood.data.benchmark import Benchmark
 from clip_ood.metrics.curves import METRICS
 from clip_ood.report.charts import colour_of, histogram, precision_recall, roc
 from clip_ood.report.failures import failures
-from clip_ood.report.galleries import accepted_ood, rejected_id
+from clip_ood.report.galleries import Maps, accepted_ood, rejected_id
 from clip_ood.report.joint_table import joint_table
 from clip_ood.report.page import write_page
 from clip_ood.report.results import Results, Value, all_metrics, mean_row, tables, value
@@ -48,9 +48,9 @@ class Accepted:
     total: int
 
 
-def write_report(folder: Path, benchmark: Benchmark) -> Path:
+def write_report(folder: Path, benchmark: Benchmark, maps: Maps | None = None) -> Path:
     """Writes `folder`/report.html from results.json, scores.parquet and config.yaml there; pictures are read from the
-    image sets.
+    image sets, and beside them stand heat maps, if there are `maps`.
     """
     results = _read(folder)
     scored = read_scores(folder / "scores.parquet")
@@ -59,9 +59,10 @@ def write_report(folder: Path, benchmark: Benchmark) -> Path:
     calibration = results.get("calibration")
     default = default_detector([calibration] if calibration else [], list(id_test.scores))
     panels = [_panel(results, scored, name, chosen.of[name]) for name in id_test.scores]
-    galleries = [find(scored, default, chosen.of[default], benchmark) for find in (accepted_ood, rejected_id)]
+    galleries = [find(scored, default, chosen.of[default], benchmark, maps) for find in (accepted_ood, rejected_id)]
     found = {"panels": panels, "how": chosen.how, "accepted_ood": galleries[0], "rejected_id": galleries[1]}
-    found["answer"] = answer(folder, benchmark)
+    found["maps"] = maps
+    found["answer"] = answer(folder, benchmark, maps)
     found["failures"] = failures(scored, calibration, results.get("by_folds") or (), default)
     return _write(folder, results, default, seeds=None, **found)
 
@@ -73,7 +74,7 @@ def write_seeds_report(folder: Path) -> Path:
     there = {seed: page for seed, page in pages.items() if (folder / page).is_file()}
     detectors = list(dict.fromkeys(row["detector"] for row in results["rows"]))
     default = default_detector(results["calibration"] or [], detectors)
-    return _write(folder, results, default, seeds=there, answer=None, failures=None)
+    return _write(folder, results, default, seeds=there, answer=None, failures=None, maps=None)
 
 
 def default_detector(calibrations: list[dict[str, Any]], detectors: list[str]) -> str | None:

@@ -16,6 +16,7 @@ from clip_ood.folder.files import read_groups, read_labels, read_suspects
 from clip_ood.folder.labels import DoubtfulLabel
 from clip_ood.folder.suspects import Suspect
 from clip_ood.report.folder_map import COLOURED, folder_map
+from clip_ood.report.galleries import Maps
 from clip_ood.report.pictures import Picture, Pictures
 from clip_ood.runs.run_folder import GROUPS, LABELS, SUSPECTS
 
@@ -81,11 +82,11 @@ class Answer:
         return {number: each.images for number, each in enumerate(self.groups, start=1)}
 
 
-def answer(folder: Path, benchmark: Benchmark) -> Answer | None:
+def answer(folder: Path, benchmark: Benchmark, maps: Maps | None = None) -> Answer | None:
     """Reads suspects.csv, groups.csv and labels.csv of a run; None if it has none."""
     if not (folder / SUSPECTS).is_file():
         return None
-    pictures, first, met = Pictures(benchmark), [], set()
+    pictures, first, met = Pictures(benchmark, maps), [], set()
     points: list[tuple[float, float]] = []
     places: dict[int, list[int]] = defaultdict(list)  # of the images of each group, in the order of their ranks
     copies: dict[str, list[str]] = {}

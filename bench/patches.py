@@ -1,0 +1,114 @@
+"""What layers, patch tokens and GL-MCM add to extraction and to the forward pass: python -m bench.patches"""
+
+from __future__ import annotations
+
+import logging
+import tempfile
+from pathlib import Path
+from statistics import median
+from typing import NamedTuple
+
+import torch
+from lightning.pytorch import Trainer
+from PIL import Image
+from torch.nn.functional import normalize
+
+from bench import chosen
+from bench.extraction import seconds
+from clip_ood.backbones.backbone import Backbone
+from clip_ood.backbones.create import create_backbone
+from clip_ood.callbacks.feature_writer import FeatureWriter
+from clip_ood.config.schema import BackboneConfig, ImageSet
+from clip_ood.data.image_list import ImageList
+from clip_ood.data.listing import list_images
+from clip_ood.datamodules.extraction import ExtractionData
+from clip_ood.detectors.gl_mcm import GLMCM
+from clip_ood.detectors.local_knn import LocalKNN
+from clip_ood.features.store import FeatureStore
+from clip_ood.lightning_modules.feature_extractor import FeatureExtractor
+from clip_ood.model import NOTHING, encode
+from clip_ood.outputs import Inside, Outputs, Reference
+
+
+class Sizes(NamedTuple):
+    model: str = "ViT-B-16"
+    batch: int = 16
+    images: int = 64
+    pairs: int = 5
+    classes: int = 1_000
+
+
+TINY = Sizes(model="ViT-B-32", batch=2, images=4, pairs=1, classes=10)
+WANTED = Inside(("6", "12"), ("value",))
+PLAIN = ("features", "embeddings")
+
+
+def extracted(images: ImageList, backbone: Backbone, batch: int, arrays: tuple[str, ...]) -> None:
+    with tempfile.TemporaryDirectory() as folder:
+        store = FeatureStore(Path(folder), {"precision": "fp32"})
+        stored = {"images": store.image_set("images", images, arrays)}
+        data = ExtractionData({"images": images}, stored, [], lambda: backbone.transform, batch, workers=0)
+        trainer = Trainer(
+            accelerator="cpu",
+            devices=1,
+            logger=False,
+            callbacks=[FeatureWriter(store, stored, [])],
+            enable_model_summary=False,
+            enable_checkpointing=False,
+            enable_progress_bar=False,
+            use_distributed_sampler=False,
+        )
+        extractor = FeatureExtractor(lambda: backbone, arrays={"images": arrays})
+        trainer.predict(extractor, datamodule=data, return_predictions=False)
+
+
+@torch.inference_mode()
+def scored(backbone: Backbone, pixels: torch.Tensor, detector: GLMCM | LocalKNN | None) -> None:
+    outputs = encode(backbone, pixels, NOTHING if detector is None else detector.inside)
+    if detector is not None:
+        detector.score(outputs)
+
+
+def main(sizes: Sizes) -> None:
+    logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
+    backbone = create_backbone(BackboneConfig(model=sizes.model))  # random weights cost the same
+    generator = torch.Generator().manual_seed(0)
+    with tempfile.TemporaryDirectory() as folder:
+        for index in range(sizes.images):
+            pixels = torch.randint(256, (12, 12, 3), generator=generator, dtype=torch.uint8).numpy()
+            Image.fromarray(pixels).resize((400, 300)).save(Path(folder, f"{index:03d}.jpg"))
+        images = list_images("images", ImageSet(folder=Path(folder)), Path(), labelled=False, seed=0)
+        given = images, backbone, sizes.batch
+        extracted(images.subset(range(sizes.batch)), backbone, sizes.batch, PLAIN)  # warm up
+        ratios = [
+            seconds(extracted, *given, (*PLAIN, *WANTED.arrays)) / seconds(extracted, *given, PLAIN)
+            for _ in range(sizes.pairs)
+        ]
+    tell(
+        f"extraction with two layers and value tokens, time over extraction, {sizes.images} JPEGs, {sizes.model}",
+        ratios,
+        1.1,
+    )
+    pixels = torch.randn(sizes.batch, 3, *backbone.preprocessing.size, generator=generator)
+    outputs = encode(backbone, pixels[:2], Inside(tokens=("value",)))
+    patches, width = outputs.tokens["value"].shape[1:]
+    text = normalize(torch.randn(sizes.classes, width, generator=generator), dim=1)
+    tokens = torch.randn(100, patches, width, generator=generator)
+    local = LocalKNN(tokens="value")
+    local.update(Outputs(tokens={"value": tokens}, indices=torch.arange(100)))
+    local.fit()
+    for name, detector in (("GL-MCM", GLMCM(Reference(text_embeddings=text))), ("local k-NN", local)):
+        scored(backbone, pixels, detector)
+        ratios = [
+            seconds(scored, backbone, pixels, detector) / seconds(scored, backbone, pixels, None)
+            for _ in range(sizes.pairs)
+        ]
+        tell(f"{name} on live images, time over the forward pass, batch {sizes.batch}, {sizes.model}", ratios, 1.15)
+
+
+def tell(what: str, ratios: list[float], wanted: float) -> None:
+    print(f"{what}  {median(ratios):.2f} ({min(ratios):.2f}–{max(ratios):.2f})  <= {wanted}")
+
+
+if __name__ == "__main__":
+    main(chosen(Sizes(), TINY))
