@@ -25,6 +25,7 @@ from clip_ood.errors import ConfigError, UserError
 from clip_ood.experiments import prompts
 from clip_ood.experiments.earlier_run import check_fits, finished_run
 from clip_ood.experiments.extraction import START
+from clip_ood.experiments.patches import check_patches
 from clip_ood.experiments.stream import check_stream
 from clip_ood.features.store import TextEmbeddings
 from clip_ood.features.stored_set import Features
@@ -63,6 +64,8 @@ def check_method(config: Config, benchmark: Benchmark) -> None:
         _check_start(config)
     if settings.learns_negatives:
         prompts.check_positives(config)
+    if settings.patches is not None:
+        check_patches(config, benchmark)
     if getattr(settings, "sweep", None) is not None:
         _check_sweep(config, benchmark)
 
@@ -263,6 +266,7 @@ BUILDERS: dict[type[method_schema.Settings], Callable[..., tuple[LightningModule
     method_schema.LinearProbe: partial(_probe, LinearProbe, LinearProbeSweep),
     method_schema.PLP: partial(_probe, PLP, PLPSweep),
     method_schema.CoOp: partial(_prompts, prompts.coop),
+    method_schema.LoCoOp: partial(_prompts, prompts.locoop),
     method_schema.NegPrompt: partial(_prompts, prompts.neg_prompt),
     method_schema.FineTune: _fine_tuning,
 }

@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
 from torch import nn
 
+from clip_ood.backbones.backbone import Backbone
+from clip_ood.backbones.inside import check_inside
 from clip_ood.backbones.library import library
 from clip_ood.backbones.spec import BackboneSpec
 from clip_ood.errors import UserError
+from clip_ood.outputs import Inside
 
 NO_NUMBERS = re.compile(r"\bmeta\b|register_meta", re.IGNORECASE)  # in what torch says of a tensor without numbers
 
@@ -38,21 +43,27 @@ class Shape:
         return self.features + (self.embeddings or 0)
 
 
+def patches_of(spec: BackboneSpec, kind: str) -> tuple[int, int]:
+    """Returns how many patch tokens of a kind the encoder gives of an image, and their width E in the joint space.
+
+    Raises: UserError if it gives none; as `shape_of` otherwise.
+    """
+    with _without_numbers(spec) as backbone:
+        wanted = Inside(tokens=(kind,))
+        check_inside(backbone.image_tower, wanted, spec.model)
+        tokens = backbone.encode_inside(torch.zeros(2, 3, *backbone.preprocessing.size), wanted)[2][kind]
+    return tokens.shape[1], tokens.shape[2]
+
+
 def shape_of(spec: BackboneSpec) -> Shape:
     """The shape of the encoder that `spec` names; no host is contacted.
 
     Raises: Unknown, where its configuration is not on this machine, or the encoder computes with numbers that only weights have; what
     its own code raises.
     """
-    try:
-        with torch.device("meta"), torch.inference_mode():
-            backbone = library(spec.library).image_side(spec)
-            features = backbone.encode_image(torch.zeros(2, 3, *backbone.preprocessing.size))
-            embeddings = backbone.project(features)
-    except (ConnectionError, TypeError, RuntimeError) as error:
-        if not (isinstance(error, ConnectionError) or NO_NUMBERS.search(str(error))):
-            raise
-        raise Unknown(f"the widths of {spec.model} are known only once its weights are loaded") from error
+    with _without_numbers(spec) as backbone:
+        features = backbone.encode_image(torch.zeros(2, 3, *backbone.preprocessing.size))
+        embeddings = backbone.project(features)
     kept = [backbone.image_tower, getattr(backbone, "projection", nn.Identity())]
     return Shape(
         features.shape[1],
@@ -60,3 +71,15 @@ def shape_of(spec: BackboneSpec) -> Shape:
         sum(each.numel() for each in backbone.image_tower.parameters()),
         sum(value.numel() for module in kept for value in module.state_dict().values()),
     )
+
+
+@contextmanager
+def _without_numbers(spec: BackboneSpec) -> Iterator[Backbone]:
+    """Yields the image side of an encoder on the meta device, where it computes shapes alone. Raises as `shape_of` does."""
+    try:
+        with torch.device("meta"), torch.inference_mode():
+            yield library(spec.library).image_side(spec)
+    except (ConnectionError, TypeError, RuntimeError) as error:
+        if not (isinstance(error, ConnectionError) or NO_NUMBERS.search(str(error))):
+            raise
+        raise Unknown(f"the widths of {spec.model} are known only once its weights are loaded") from error

@@ -37,6 +37,12 @@ class Rows:
         places[rows] = torch.arange(len(self)) if self.places is None else self.places
         return Rows(self.chunks, places)
 
+    def or_else(self, others: Rows) -> Rows:
+        """Returns N rows of which those that are not here are the others', which are N as well."""
+        own, theirs = (torch.arange(len(each)) if each.places is None else each.places for each in (self, others))
+        end = int(self._ends[-1])
+        return Rows([*self.chunks, *others.chunks], own.where((own >= 0) | (theirs < 0), theirs + end))
+
     def has(self, rows: Tensor) -> bool:
         """Says whether all of the rows at `rows` (n,) may be taken."""
         return self.places is None or bool((self.places[rows] >= 0).all())

@@ -77,9 +77,10 @@ class Features:
     tokens: Mapping[str, Rows] = field(default_factory=dict)
 
     def with_tokens(self, others: Features, rows: Tensor) -> Features:
-        """Returns the same features with the tokens of others, whose N' rows are those at `rows` (N',)."""
+        """Returns the same features with the tokens of others besides, whose N' rows are those at `rows` (N',)."""
         tokens = {kind: each.spread(rows, len(self.valid)) for kind, each in others.tokens.items()}
-        return replace(self, tokens=tokens)
+        both = {kind: each.or_else(tokens[kind]) for kind, each in self.tokens.items() if kind in tokens}
+        return replace(self, tokens={**self.tokens, **tokens, **both})
 
 
 class StoredSet:

@@ -14,14 +14,17 @@ import numpy as np
 from clip_ood.backbones.downloads import parameters_of, would_download
 from clip_ood.backbones.fingerprint import fingerprint
 from clip_ood.backbones.remote import Remote
-from clip_ood.backbones.shape import Shape, Unknown, shape_of
+from clip_ood.backbones.shape import Shape, Unknown, patches_of, shape_of
 from clip_ood.backbones.weights import remote_config, remote_weights
 from clip_ood.config.schema import BackboneConfig, Config
 from clip_ood.data.benchmark import Benchmark
 from clip_ood.data.image_list import ImageList
+from clip_ood.errors import UserError
 from clip_ood.experiments.extraction import arrays_of, starting_images, stored_sets, texts_of, words_of
+from clip_ood.experiments.patches import patched_images, token_arrays, training_rows
 from clip_ood.features.identity import firsts
 from clip_ood.features.store import FeatureStore
+from clip_ood.outputs import Inside
 
 ENTRY = 25  # bytes of a stored image beside its features: its identity, its place, whether it could be read
 FILE = 40  # bytes for what a file was found to hold
@@ -43,6 +46,8 @@ class Encoder:
     _strings: dict[str, None] = field(default_factory=dict)
     _words: dict[str, int] = field(default_factory=dict)
     _unlisted: dict[str, int] = field(default_factory=dict)  # to be encoded
+    _patches: dict[tuple[ImageList, str], int] = field(default_factory=dict)  # numbers that tokens take
+    _shapes: dict[str, tuple[int, int]] = field(default_factory=dict)  # P and E of tokens, by their kind
     _unread: dict[str, int] = field(default_factory=dict)  # only to be read
 
     def __post_init__(self) -> None:
@@ -110,6 +115,31 @@ class Encoder:
         for key, stored in stored_sets(config, self._stores[0], new).items():
             seen[new[key]] = stored.identities_of(stored.missing())
 
+    def add_patches(self, config: Config, benchmark: Benchmark, trains: bool) -> None:
+        """Counts the patch tokens that the store lacks, of the images that are scored and, if it `trains`, of those of the method's draw."""
+        wanted = [(each, token_arrays(config, benchmark)) for each in patched_images(config, benchmark)[0].values()]
+        if trains and (kind := config.method.settings.patches) is not None:
+            train = benchmark.images[benchmark.parts["train"].images]
+            wanted.append((train.subset(training_rows(config, benchmark).tolist()), Inside(tokens=(kind,)).arrays))
+        for images, arrays in wanted:
+            for name in arrays:
+                count, width = self._tokens(name.partition(".")[2])
+                missing = (
+                    len(images)
+                    if self._stores is None
+                    else len(self._stores[0].image_set("", images, (name,)).missing())
+                )
+                self._patches[images, name] = missing * count * width
+
+    def _tokens(self, kind: str) -> tuple[int, int]:
+        """Returns P and E of patch tokens of a kind, zeros if they are known only once the encoder is loaded."""
+        if kind not in self._shapes:
+            try:
+                self._shapes[kind] = patches_of(self.spec, kind)
+            except UserError:
+                self._shapes[kind] = 0, 0
+        return self._shapes[kind]
+
     def add_start(self, config: Config, benchmark: Benchmark) -> None:
         """Counts the images that are encoded for the start of a head that is tuned with its encoder."""
         for key, images in starting_images(config, benchmark).items():
@@ -145,7 +175,8 @@ class Encoder:
         if self.shape is None:
             return None
         joint = self.shape.embeddings or 0
-        images = self.to_encode * self.shape.width * self.item + self.to_read * (ENTRY + FILE)
+        values = self.to_encode * self.shape.width + sum(self._patches.values())
+        images = values * self.item + self.to_read * (ENTRY + FILE)
         return (
             images + len(self._strings) * (4 * joint + ENTRY) + sum(self._words.values()) * (self.item * joint + ENTRY)
         )
