@@ -33,6 +33,7 @@ from clip_ood.lightning_modules.coop import CoOp
 from clip_ood.lightning_modules.linear_probe import LinearProbe
 from clip_ood.lightning_modules.plp import PLP
 from clip_ood.lightning_modules.probe_sweep import LinearProbeSweep, PLPSweep
+from clip_ood.lightning_modules.tip_adapter import TipAdapter
 from clip_ood.lightning_modules.zero_shot import ZeroShot, check_classes
 from clip_ood.runs.run_folder import head_of, of_seed
 from clip_ood.texts.prompts import prototypes
@@ -72,8 +73,10 @@ def check_method(config: Config, benchmark: Benchmark) -> None:
 
 def _lacking(config: Config, benchmark: Benchmark) -> set[str]:
     """Returns fields of Outputs and Reference that a run certainly lacks, by what is known before images are read."""
-    fields = set() if config.method.settings.trains_head else {"logits", "weight", "bias"}
-    if not config.method.settings.learns_negatives:
+    settings = config.method.settings
+    fields = set() if settings.gives_logits else {"logits"}
+    fields |= set() if settings.trains_head else {"weight", "bias"}
+    if not settings.learns_negatives:
         fields |= {"negprompt"}
     if benchmark.class_names is None:
         fields |= {"class_names", "text_embeddings"} | (set() if benchmark.labelled else {"labels"})
@@ -142,6 +145,13 @@ def _zero_shot(
     config: Config, benchmark: Benchmark, features: dict[str, Features], classes: dict[str, Any]
 ) -> tuple[LightningModule, EvaluationData]:
     return ZeroShot(**classes), FeatureData(benchmark, features, config.evaluation.batch_size)
+
+
+def _tip_adapter(
+    config: Config, benchmark: Benchmark, features: dict[str, Features], classes: dict[str, Any]
+) -> tuple[LightningModule, EvaluationData]:
+    data = FeatureData(benchmark, features, config.evaluation.batch_size)
+    return TipAdapter(config.method.settings, data.train, config.seed, **classes), data
 
 
 def _probe(
@@ -263,6 +273,7 @@ def initial_head(
 # The functions that make a method's module and its data, by the section of its keys.
 BUILDERS: dict[type[method_schema.Settings], Callable[..., tuple[LightningModule, EvaluationData]]] = {
     method_schema.ZeroShot: _zero_shot,
+    method_schema.TipAdapter: _tip_adapter,
     method_schema.LinearProbe: partial(_probe, LinearProbe, LinearProbeSweep),
     method_schema.PLP: partial(_probe, PLP, PLPSweep),
     method_schema.CoOp: partial(_prompts, prompts.coop),

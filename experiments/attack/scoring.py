@@ -69,8 +69,10 @@ def check_score(plan: Plan, benchmark: Benchmark) -> None:
         given |= {"embeddings", "logit_scale", "logit_bias"}
         given |= {"text_embeddings", "class_names"} if benchmark.class_names else set()
         given |= set(OF_WORDS) if config.data.negative_words else set()
+    if config.method.settings.gives_logits:
+        given |= {"logits"}
     if config.method.settings.trains_head:
-        given |= {"logits", "weight", "bias"}
+        given |= {"weight", "bias"}
     if config.method.settings.learns_negatives:
         given |= {"negprompt"}
     if benchmark.labelled or config.method.settings.needs_text:
