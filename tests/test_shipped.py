@@ -216,7 +216,7 @@ def test_trainer_method_and_detectors_are_made_and_take_a_batch(config, backbone
     with pytest.raises(Reached) as stop:
         clip_ood.experiments.run.run(config, tmp_path)
     trainer, module, data = stop.value.args
-    trained = config.method.name != "zero_shot"
+    trained = config.method.settings.trains
     assert trainer.max_epochs == (config.method.settings.epochs if trained else 1)
     if config.method.name == "finetune":  # takes images, through weights
         assert module.head.weight.shape == (len(module.class_names), WIDTHS[config.backbone.model][0])
@@ -224,7 +224,7 @@ def test_trainer_method_and_detectors_are_made_and_take_a_batch(config, backbone
         return
 
     outputs = module.bank_outputs(data.tables["bank"][torch.arange(4)])
-    headed = config.method.settings.trains_head
+    headed = config.method.settings.gives_logits
     assert (outputs.logits is not None) == headed
     if headed:
         assert outputs.logits.shape == (4, len(module.class_names))
