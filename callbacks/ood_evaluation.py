@@ -217,7 +217,7 @@ class OODEvaluation(Callback):
         predictor = ClassPredictor.best(known, labelled)
         calibrating = next((scored[name] for name, role in roles.items() if role == self._calibrating), None)
         named = calibrating is not None and self.suite.reference.class_names is not None
-        classes = classes_by(calibrating, predictor) if named else None
+        classes = classes_by(calibrating, predictor, self.suite.loses_head) if named else None
         if self.cross_fit is not None and self._calibrating == TRAIN:
             calibrations = self.cross_fit.calibrations(calibrating, self.suite.detectors, classes)
         else:

@@ -14,7 +14,7 @@ from clip_ood.outputs import Outputs, Reference
 from clip_ood.scores import Scores
 
 HEAD, TEXT, KNN = "head", "text", "knn"
-CALLED = {HEAD: "the head", TEXT: "zero-shot", KNN: "k-NN"}
+CALLED = {HEAD: "the head", TEXT: "the texts", KNN: "k-NN"}
 NEIGHBOURS = 20  # vote
 
 
@@ -45,7 +45,7 @@ class ClassPredictor:
         """Says in words what predicts classes, and how often each predictor is right.
 
         >>> ClassPredictor.best({"text": 0.21, "knn": 0.55}, 31).told()
-        'k-NN (right on 31 held-out ID images: zero-shot 21.0 %, k-NN 55.0 %)'
+        'k-NN (right on 31 held-out ID images: the texts 21.0 %, k-NN 55.0 %)'
         """
         listed = ", ".join(f"{CALLED[by]} {100 * value:.1f} %" for by, value in self.accuracy.items())
         return f"{CALLED[self.by]} (right on {self.images:,} held-out ID images: {listed})"
@@ -79,12 +79,17 @@ def class_logits(outputs: Outputs, reference: Reference) -> Tensor | None:
     return (reference.logit_scale or 1.0) * outputs.embeddings.float() @ reference.text_embeddings.float().T
 
 
-def classes_by(scores: Scores, predictor: ClassPredictor | None) -> Tensor | None:
-    """Returns the classes (n,) of scored images by what predicts those of new images; None where they were not kept."""
+def classes_by(scores: Scores, predictor: ClassPredictor | None, loses_head: bool = False) -> Tensor | None:
+    """Returns the classes (n,) of scored images by what predicts those of new images; None where they were not kept.
+
+    `loses_head`: the classes are those of a head that new images are not judged by.
+    """
+    if predictor is not None and predictor.by == KNN:
+        return scores.votes
+    if loses_head:
+        return None
     if predictor is None:
         return scores.predictions
-    if predictor.by == KNN:
-        return scores.votes
     return None if predictor.by == TEXT and HEAD in predictor.accuracy else scores.predictions
 
 

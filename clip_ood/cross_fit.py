@@ -14,6 +14,8 @@ from clip_ood.detectors.detector import Detector
 from clip_ood.outputs import Outputs
 from clip_ood.scores import Scores
 
+FEWEST_CLASSES = 4  # of which some can be held out
+
 
 @dataclass(frozen=True)
 class CrossFit:
@@ -100,6 +102,11 @@ def share_below(scores: Tensor, of: Tensor) -> Tensor:
     ordered = of.sort().values
     below = torch.searchsorted(ordered, scores) + torch.searchsorted(ordered, scores, right=True)
     return below.double() / (2 * len(of))
+
+
+def groups_of_classes(count: int, classes: int) -> int:
+    """Returns into how many groups classes are divided that are held out one group at a time: `count`, or fewer, of two or more each."""
+    return min(count, classes // 2)
 
 
 def folds(groups: np.ndarray, labels: np.ndarray, count: int, seed: int) -> np.ndarray:

@@ -48,6 +48,7 @@ class DetectorSuite:
     statistics: list[Statistic] = field(default_factory=list)
     choices: dict[str, Choice] = field(default_factory=dict)  # by column, of what `choose` settled
     bad: dict[str, Tensor] = field(default_factory=dict)  # rows of the bank that are not finite, by field
+    loses_head: bool = False  # logits come from what is no linear head, which no folder keeps
     later: frozenset[str] = frozenset()  # fields of outputs to be scored that those of the bank may lack
 
     def update(self, outputs: Outputs) -> None:
@@ -120,7 +121,7 @@ class DetectorSuite:
 
     def classes(self, outputs: Outputs, scores: Scores) -> dict[str, Tensor]:
         """Returns the classes (n,) of a scored batch by everything that predicts some and can be saved: head, text, knn."""
-        found = {} if outputs.logits is None else {HEAD: scores.predictions}
+        found = {} if outputs.logits is None or self.loses_head else {HEAD: scores.predictions}
         if (text := predict(outputs, self.reference.text_embeddings, by=TEXT)) is not None:
             found[TEXT] = text[0].cpu()
         searched = any(each.portable and each.searches for each in self.detectors.values())
@@ -165,6 +166,7 @@ class DetectorSuite:
         given = {name for value in (outputs, self.reference) for name, part in vars(value).items() if part is not None}
         if outputs.labels is not None and not self._has_classes(outputs.labels):
             given.discard("labels")
+        self.loses_head = outputs.logits is not None and self.reference.weight is None
         self.detectors, self.omitted = build_detectors(self.specs, self.reference, given | self.later)
         self._check_any_left()
         self.statistics = share(self.detectors.values())

@@ -14,7 +14,6 @@ from typing import Any
 
 import torch
 from lightning.pytorch import Trainer
-from torch import Tensor
 
 from clip_ood.backbones.create import create_backbone
 from clip_ood.backbones.fingerprint import fingerprint
@@ -24,9 +23,10 @@ from clip_ood.config.schema import BackboneConfig, Config
 from clip_ood.data.benchmark import Benchmark
 from clip_ood.data.image_list import ImageList
 from clip_ood.datamodules.extraction import ExtractionData
-from clip_ood.detectors.build import inside, patched
+from clip_ood.detectors.build import inside
 from clip_ood.errors import UserError
 from clip_ood.experiments.negatives import choose, pools, word_sets
+from clip_ood.experiments.patches import PATCHES, patched_images, token_arrays, training_rows
 from clip_ood.experiments.trainer import predict
 from clip_ood.experiments.vocabulary import vocabulary_words
 from clip_ood.features.known_files import FILES
@@ -46,7 +46,6 @@ from clip_ood.texts.prompts import Phrases, fill
 from clip_ood.texts.vocabulary import Vocabulary
 
 START = "the start of the head"
-PATCHES = "the patches of "  # stands before the key of an image set
 STARTING = 1024  # images whose features tell how long projected features are
 SMALL, SMALL_BLOCK = "vit_small_patch32_224.augreg_in21k", "backbones/in21k_vit_s32.yaml"  # an encoder for a CPU
 PATIENCE = 900  # seconds that an extraction may take before a smaller encoder is named
@@ -101,9 +100,8 @@ def load_features(
     tolerance, listed = Tolerance(config.data.max_unreadable), folder / UNREADABLE
     try:
         _check_readable(stored, tolerance)  # by what an earlier run has found
-        everything = (
-            sets_of_patches | stored_start | stored | stored_words
-        )  # what the first set wants of an image is made
+        # what the first set wants of an image is made
+        everything = sets_of_patches | stored_start | stored | stored_words
         _extract(config, patched | start | benchmark.images, trainer, texts, everything, strings, words)
         _check_readable(stored, tolerance)
     except TooManyUnreadable as error:
@@ -125,36 +123,26 @@ def load_features(
     return features, replace(texts.texts_of(strings), negatives=negatives)
 
 
+def with_training_patches(
+    config: Config, benchmark: Benchmark, features: dict[str, Features], trainer: Trainer
+) -> dict[str, Features]:
+    """Returns the features with the patch tokens of the training images that the method learns from, after making those that are missing.
+
+    The images are those of its draw, which is known once it is known which images can be read. All processes call this together.
+    """
+    key, store = benchmark.parts["train"].images, _store(config, config.backbone)
+    rows = training_rows(config, benchmark, features)
+    images = benchmark.images[key].subset(rows.tolist())
+    wanted = Inside(tokens=(config.method.settings.patches,)).arrays
+    stored = {PATCHES + key: store.image_set(images.name, images, (*arrays_of(config), *wanted))}
+    _extract(config, {PATCHES + key: images}, trainer, store, stored, [], {})
+    return features | {key: features[key].with_tokens(stored[PATCHES + key].open(), rows)}
+
+
 def arrays_of(config: Config) -> tuple[str, ...]:
     """Returns the names of the arrays that are stored of every image: g, h and the layers that detectors ask for."""
     joint = ("features", "embeddings") if config.backbone.reads_text else ("features",)
     return (*joint, *Inside(layers=inside(config.detectors).layers).arrays)
-
-
-def token_arrays(config: Config, benchmark: Benchmark) -> tuple[str, ...]:
-    """Returns the names of the arrays that are stored of images whose patches are looked at."""
-    has_texts = config.backbone.reads_text and benchmark.class_names is not None
-    return Inside(tokens=inside(config.detectors, () if has_texts else ("text_embeddings",)).tokens).arrays
-
-
-def patched_images(config: Config, benchmark: Benchmark) -> tuple[dict[str, ImageList], dict[str, Tensor]]:
-    """Returns the images of which patch tokens are wanted, by the key of their set behind `PATCHES`, and their rows (n,) in it.
-
-    They are those that are scored and, of the bank, those from whose patches a detector learns.
-    """
-    if not token_arrays(config, benchmark) or config.method.settings.tunes_encoder:
-        return {}, {}
-    bank, *scored = benchmark.evaluated
-    learnt = patched(config.detectors, torch.tensor(bank.rows)).tolist()
-    wanted = [*scored, replace(bank, rows=learnt)] if learnt else scored
-    if config.evaluation.cross_fit is not None or config.evaluation.hold_out_classes is not None:
-        wanted.append(benchmark.parts["train"])
-    rows: dict[str, set[int]] = {}
-    for part in wanted:
-        rows.setdefault(part.images, set()).update(part.rows)
-    chosen = {PATCHES + key: sorted(each) for key, each in rows.items()}
-    images = {key: benchmark.images[key.removeprefix(PATCHES)].subset(each) for key, each in chosen.items()}
-    return images, {key: torch.tensor(each) for key, each in chosen.items()}
 
 
 def stored_patches(config: Config, benchmark: Benchmark) -> dict[str, Features]:

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from clip_ood.config.schema import Config
-from clip_ood.cross_fit import folds
+from clip_ood.cross_fit import FEWEST_CLASSES, folds, groups_of_classes
 from clip_ood.data.benchmark import Benchmark, Part
 from clip_ood.experiments.leaks import Leaks
 from clip_ood.experiments.refit import refit
@@ -19,7 +19,6 @@ from clip_ood.features.stored_set import Features
 from clip_ood.folder.copy_groups import first_copies
 from clip_ood.terminal.shown import say
 
-FEWEST = 4  # classes
 TESTED = 5  # one of so many ID images is tested
 NAME = "held out"
 
@@ -39,15 +38,15 @@ def hold_out_classes(
     """
     count, labels = config.evaluation.hold_out_classes, np.asarray(benchmark.labels(benchmark.parts["train"]))
     classes = np.unique(labels[labels >= 0])
-    if len(classes) < FEWEST or benchmark.class_names is None:
+    if len(classes) < FEWEST_CLASSES or benchmark.class_names is None:
         if not quiet:
             say(
-                f"No classes are held out (evaluation.hold_out_classes): it takes {FEWEST} or more, and there are {len(classes)}"
+                f"No classes are held out (evaluation.hold_out_classes): it takes {FEWEST_CLASSES} or more, and there are {len(classes)}"
             )
         return None
     shuffled = np.random.default_rng(config.seed).permutation(classes)
     found = []
-    for number, gone in enumerate(groups := np.array_split(shuffled, min(count, len(classes) // 2))):
+    for number, gone in enumerate(groups := np.array_split(shuffled, groups_of_classes(count, len(classes)))):
         if not quiet:
             say(f"Holding out classes: group {number + 1} of {len(groups)}", flush=True)
         kept = np.setdiff1d(np.arange(len(benchmark.class_names)), gone)

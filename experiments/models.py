@@ -15,7 +15,7 @@ from torch import Tensor
 from clip_ood.backbones.backbone import Backbone, unit
 from clip_ood.backbones.create import create_backbone
 from clip_ood.backbones.inside import check_inside
-from clip_ood.backbones.shape import Unknown, shape_of
+from clip_ood.backbones.shape import Unknown, shapes_inside
 from clip_ood.config import method_schema
 from clip_ood.config.schema import Config
 from clip_ood.data.benchmark import Benchmark
@@ -27,6 +27,7 @@ from clip_ood.errors import ConfigError, UserError
 from clip_ood.experiments import prompts
 from clip_ood.experiments.earlier_run import check_fits, finished_run
 from clip_ood.experiments.extraction import START
+from clip_ood.experiments.patches import check_patches
 from clip_ood.experiments.stream import check_stream
 from clip_ood.features.store import TextEmbeddings
 from clip_ood.features.stored_set import Features
@@ -34,6 +35,7 @@ from clip_ood.lightning_modules.coop import CoOp
 from clip_ood.lightning_modules.linear_probe import LinearProbe
 from clip_ood.lightning_modules.plp import PLP
 from clip_ood.lightning_modules.probe_sweep import LinearProbeSweep, PLPSweep
+from clip_ood.lightning_modules.tip_adapter import TipAdapter
 from clip_ood.lightning_modules.zero_shot import ZeroShot, check_classes
 from clip_ood.runs.run_folder import head_of, of_seed
 from clip_ood.texts.prompts import prototypes
@@ -63,19 +65,23 @@ def check_method(config: Config, benchmark: Benchmark) -> None:
         )
     if wanted := inside(config.detectors, _lacking(config, benchmark)):
         with suppress(Unknown):  # then it is checked when the encoder is loaded
-            shape_of(config.backbone, wanted)
+            shapes_inside(config.backbone, wanted)
     if settings.tunes_encoder:
         _check_start(config)
     if settings.learns_negatives:
         prompts.check_positives(config)
+    if settings.patches is not None:
+        check_patches(config, benchmark)
     if getattr(settings, "sweep", None) is not None:
         _check_sweep(config, benchmark)
 
 
 def _lacking(config: Config, benchmark: Benchmark) -> set[str]:
     """Returns fields of Outputs and Reference that a run certainly lacks, by what is known before images are read."""
-    fields = set() if config.method.settings.trains_head else {"logits", "weight", "bias"}
-    if not config.method.settings.learns_negatives:
+    settings = config.method.settings
+    fields = set() if settings.gives_logits else {"logits"}
+    fields |= set() if settings.trains_head else {"weight", "bias"}
+    if not settings.learns_negatives:
         fields |= {"negprompt"}
     if benchmark.class_names is None:
         fields |= {"class_names", "text_embeddings"} | (set() if benchmark.labelled else {"labels"})
@@ -144,6 +150,13 @@ def _zero_shot(
     config: Config, benchmark: Benchmark, features: dict[str, Features], classes: dict[str, Any]
 ) -> tuple[LightningModule, EvaluationData]:
     return ZeroShot(**classes), FeatureData(benchmark, features, config.evaluation.batch_size)
+
+
+def _tip_adapter(
+    config: Config, benchmark: Benchmark, features: dict[str, Features], classes: dict[str, Any]
+) -> tuple[LightningModule, EvaluationData]:
+    data = FeatureData(benchmark, features, config.evaluation.batch_size)
+    return TipAdapter(config.method.settings, data.train, config.seed, **classes), data
 
 
 def _probe(
@@ -265,9 +278,11 @@ def initial_head(
 # The functions that make a method's module and its data, by the section of its keys.
 BUILDERS: dict[type[method_schema.Settings], Callable[..., tuple[LightningModule, EvaluationData]]] = {
     method_schema.ZeroShot: _zero_shot,
+    method_schema.TipAdapter: _tip_adapter,
     method_schema.LinearProbe: partial(_probe, LinearProbe, LinearProbeSweep),
     method_schema.PLP: partial(_probe, PLP, PLPSweep),
     method_schema.CoOp: partial(_prompts, prompts.coop),
+    method_schema.LoCoOp: partial(_prompts, prompts.locoop),
     method_schema.NegPrompt: partial(_prompts, prompts.neg_prompt),
     method_schema.FineTune: _fine_tuning,
 }

@@ -14,6 +14,7 @@ from clip_ood.config.schema import Config
 from clip_ood.errors import ConfigError
 from clip_ood.experiments.earlier_run import check_fits, finished_run
 from clip_ood.lightning_modules.coop import CoOp
+from clip_ood.lightning_modules.locoop import LoCoOp
 from clip_ood.lightning_modules.neg_prompt import NegPrompt
 from clip_ood.lightning_modules.zero_shot import check_classes
 from clip_ood.runs.run_folder import head_of, of_seed
@@ -24,6 +25,11 @@ POSITIVES, TEXT = "method.negprompt.positives", "text"
 def coop(config: Config, names: Sequence[Sequence[str]], classes: dict[str, Any]) -> CoOp:
     """Makes the module of method.coop, for the names of each class."""
     return _with_tower(CoOp(config.method.settings, config.seed, names, **classes), config)
+
+
+def locoop(config: Config, names: Sequence[Sequence[str]], classes: dict[str, Any]) -> CoOp:
+    """Makes the module of method.locoop, for the names of each class."""
+    return _with_tower(LoCoOp(config.method.settings, config.seed, names, **classes), config)
 
 
 def neg_prompt(config: Config, names: Sequence[Sequence[str]], classes: dict[str, Any]) -> NegPrompt:
@@ -49,7 +55,7 @@ def check_positives(config: Config) -> None:
     run, theirs = finished_run(config.seed, POSITIVES, own.positives, "neither text")
     settings = theirs.method.settings
     if not isinstance(settings, method_schema.CoOp) or settings.learns_negatives:
-        raise ConfigError(f"{POSITIVES}: {run} is a {theirs.method.name} run; take a coop run")
+        raise ConfigError(f"{POSITIVES}: {run} is a {theirs.method.name} run; take a coop or locoop run")
     for key in ("class_position", "class_specific"):
         if (ours := getattr(own, key)) != (other := getattr(settings, key)):
             raise ConfigError(

@@ -18,7 +18,7 @@ from clip_ood.experiments.benchmarks import load_benchmark
 from clip_ood.experiments.cautions import too_few_to_calibrate
 from clip_ood.experiments.checkpoints import check_checkpoint
 from clip_ood.experiments.cross_fit import cross_fit, without_copies
-from clip_ood.experiments.extraction import load_features, using_features, vocabulary_of
+from clip_ood.experiments.extraction import load_features, using_features, vocabulary_of, with_training_patches
 from clip_ood.experiments.held_out import hold_out_classes
 from clip_ood.experiments.image_numbers import image_numbers
 from clip_ood.experiments.kept_decisions import as_kept, kept_in
@@ -26,6 +26,7 @@ from clip_ood.experiments.leaks import Leaks, find_leaks, without
 from clip_ood.experiments.loggers import check_loggers, ending_trackers
 from clip_ood.experiments.models import build, check_detectors, check_method
 from clip_ood.experiments.negatives import write_words
+from clip_ood.experiments.patches import fits_again
 from clip_ood.experiments.quiet import hush
 from clip_ood.experiments.reporting import draw
 from clip_ood.experiments.resume import (
@@ -131,6 +132,8 @@ def _run(config: Config, folder: Path, checkpoint: Path | None, benchmark: Bench
     numbers, benchmark = image_numbers(benchmark, features), without(benchmark, leaks.out)
     if not quiet:
         show_leaks(leaks, folder)
+    if config.method.settings.patches is not None and (trains or fits_again(config)):
+        features = with_training_patches(config, benchmark, features, trainer)
     if config.evaluation.cross_fit is not None:
         benchmark, copy_of = without_copies(benchmark, leaks, features)
         evaluation.cross_fit = cross_fit(config, benchmark, features, text, copy_of, leaks, quiet)

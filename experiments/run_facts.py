@@ -11,6 +11,7 @@ from clip_ood.calibration import summary
 from clip_ood.callbacks.ood_evaluation import OODEvaluation
 from clip_ood.config.schema import Config
 from clip_ood.datamodules.evaluation_data import EvaluationData
+from clip_ood.detect.save import obstacle
 
 
 def made_with(config: Config, run: str, data: EvaluationData) -> dict[str, Any]:
@@ -62,7 +63,8 @@ def calibration(config: Config, evaluation: OODEvaluation) -> dict[str, Any] | N
     found = evaluation.results.calibrations
     if not found:
         return None
-    saved = [name for name, detector in evaluation.suite.detectors.items() if detector.portable]
+    suite = evaluation.suite
+    saved = [name for name, each in suite.detectors.items() if obstacle(each, suite.reference) is None]
     on = next(role for role in ("val", "train") if role in evaluation.results.roles.values())
     stated = summary(found, config.evaluation.accept) | {"on": on} | ({"default": saved[0]} if saved else {})
     return stated | {"flagged": evaluation.results.flagged(stated["thresholds"] or {})}

@@ -70,12 +70,16 @@ class LinearProbe(ZeroShot):
         device = self.trainer.strategy.root_device
         self._batches = DeviceBatches(
             features.take(table.rows[kept], device),
-            targets[kept].to(device),
+            self.learnt_from(table, kept, targets).to(device),
             self.settings.batch_size,
             self.seed,
             self.trainer.global_rank,
             self.trainer.world_size,
         )
+
+    def learnt_from(self, table: FeatureTable, kept: Tensor, targets: Tensor) -> Tensor:
+        """Returns what the head learns of the images at these positions of the table, as batches carry it: (n, …)."""
+        return targets[kept]
 
     def training_batches(self) -> DeviceBatches:
         """Returns shuffled batches of features and labels, on the device."""
@@ -85,11 +89,11 @@ class LinearProbe(ZeroShot):
         self._batches.epoch = self.current_epoch
 
     def training_step(self, batch: tuple[Tensor, Tensor, int], batch_idx: int) -> Tensor:
-        features, labels, size = batch
+        features, labels, size = batch  # labels (n,), or probabilities (n, C)
         share = self.trainer.world_size / size  # devices average gradients, which must add up to that of all rows
         logits = self.head(features)
         loss = cross_entropy(logits, labels, reduction="sum") * share
-        hits = (logits.argmax(dim=1) == labels).sum() * share
+        hits = (logits.argmax(dim=1) == (labels if labels.ndim == 1 else labels.argmax(dim=1))).sum() * share
         averaged = {"on_step": False, "on_epoch": True, "batch_size": size, "sync_dist": True}
         self.log("train/loss", loss, prog_bar=True, **averaged)
         self.log("train/accuracy", hits, **averaged)

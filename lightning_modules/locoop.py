@@ -11,7 +11,6 @@ from clip_ood.errors import UserError
 from clip_ood.lightning_modules.coop import CoOp
 
 EPSILON = 1e-5  # in the logarithm, as in LoCoOp's code
-TOKENS = "value"  # the patches that it takes
 
 
 class LoCoOp(CoOp):
@@ -26,22 +25,27 @@ class LoCoOp(CoOp):
     def training_rows(self, table: FeatureTable, kept: Tensor, device: torch.device) -> Tensor:
         """Returns h and the patches of each image: (n, 1 + P, E) on the device."""
         whole = super().training_rows(table, kept, device)
-        patches = table.stored.tokens[TOKENS].take(table.rows[kept], device).to(whole.dtype)
+        patches = table.stored.tokens[self.settings.patches].take(table.rows[kept], device).to(whole.dtype)
         return torch.cat([whole[:, None], patches], dim=1)
 
     def _check(self, targets: Tensor) -> None:
         super()._check(targets)
-        if self.settings.rank >= len(self.class_names):
-            raise UserError(
-                f"method.locoop.rank = {self.settings.rank}: a part of an image is left to no class if its own is not among so many of the "
-                f"most probable ones, and there are {len(self.class_names)} classes: take fewer (a fifth of the classes in the paper)"
-            )
+        check_rank(self.settings, len(self.class_names))
 
     def loss(self, rows: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
         text, rows = self.embed(self.prompts), rows.float()
         loss, logits = self.classification(rows[:, 0], labels, text)
         local = local_regularisation(rows[:, 1:], text, labels, self.logit_scale, self.settings.rank)
         return loss + self.settings.weight * local, logits
+
+
+def check_rank(settings: Settings, classes: int) -> None:
+    """Raises UserError for a `rank` of as many classes as there are, or more."""
+    if settings.rank >= classes:
+        raise UserError(
+            f"method.locoop.rank = {settings.rank}: a part of an image is left to no class if its own is not among so many of the "
+            f"most probable ones, and prompts are learnt for {classes} classes: take fewer (a fifth of the classes in the paper)"
+        )
 
 
 def local_regularisation(local: Tensor, text: Tensor, labels: Tensor, scale: float, rank: int) -> Tensor:

@@ -12,13 +12,15 @@ from clip_ood.data.labelled import FeatureTable
 from clip_ood.errors import UserError
 from clip_ood.lightning_modules.linear_probe import LinearProbe
 from clip_ood.outputs import Outputs
-from clip_ood.texts.pseudo_labels import most_confident, pseudo_labels, pseudo_probabilities
+from clip_ood.texts.pseudo_labels import class_probabilities, most_confident, pseudo_labels, pseudo_probabilities
 
 ENOUGH = 2  # images in a class
 
 
 class PLP(LinearProbe):
     """A linear probe trained on confident pseudo-labels; true labels are used only for reporting.
+
+    With `targets: soft`, the cross-entropy is that of the text encoder's probabilities of an image, in the place of its pseudo-label.
 
     Attributes: report, once the pseudo-labels are known: images, passed, classes, starved (classes with fewer than 2 of the
     images that passed), accuracy of the images that passed (None without true labels). Class statistics of detectors use the same
@@ -44,6 +46,17 @@ class PLP(LinearProbe):
         text, parts = self.text_embeddings, torch.arange(len(table)).split(8192)
         confidence = [pseudo_probabilities(table[rows].embeddings, text, self.logit_scale)[0] for rows in parts]
         return most_confident(labels, torch.cat(confidence), self.settings.per_class)
+
+    def learnt_from(self, table: FeatureTable, kept: Tensor, targets: Tensor) -> Tensor:
+        if self.settings.targets == "hard":
+            return super().learnt_from(table, kept, targets)
+        return table.stored.embeddings.take(table.rows[kept])  # fewer numbers than probabilities of many classes
+
+    def training_step(self, batch: tuple[Tensor, Tensor, int], batch_idx: int) -> Tensor:
+        features, given, size = batch
+        if self.settings.targets == "soft":
+            given = class_probabilities(given, self.text_embeddings, self.logit_scale)
+        return super().training_step((features, given, size), batch_idx)
 
     def bank_outputs(self, batch: Outputs) -> Outputs:
         return replace(self.outputs(batch), labels=self._pseudo_labels(batch))

@@ -218,6 +218,15 @@ def test_those_for_folders_need_neither_labels_nor_texts_nor_a_head():
 
 
 def test_benchmarks_keep_their_rows():
-    assert set(DETECTORS) - set(DEFAULTS) == {"lof", "gaussian", "pca", "gl_mcm", "local_knn", "eoe", "negprompt", "nci"}
+    assert set(DETECTORS) - set(DEFAULTS) == {
+        "lof",
+        "gaussian",
+        "pca",
+        "gl_mcm",
+        "local_knn",
+        "eoe",
+        "negprompt",
+        "nci",
+    }
     detectors, _ = build_detectors(["lof", "gaussian", "gaussian_pp", "pca"], REFERENCE, ALL)
     assert detectors["gaussian_pp"].beta == 1 and detectors["gaussian"].beta == 0

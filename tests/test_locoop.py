@@ -130,5 +130,5 @@ def test_a_fit_is_that_of_plain_torch(clip):
 
 
 def test_a_rank_of_all_classes_is_refused(clip):
-    with pytest.raises(UserError, match=r"method\.locoop\.rank = 3: .* there are 3 classes: take fewer"):
+    with pytest.raises(UserError, match=r"method\.locoop\.rank = 3: .* learnt for 3 classes: take fewer"):
         fitted(made(clip, rank=3)[0])

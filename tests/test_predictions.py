@@ -164,7 +164,7 @@ def plp(head=None, text=None, starved=0, seeds=(42,)):
 def test_a_head_that_is_worse_than_zero_shot_says_so():
     choice, line = predictions_told(plp(0.44, 0.61, starved=3))
     assert "PLP went wrong: of ID val its head predicts 44.0 % right, zero-shot 61.0 %" in line
-    assert "method.plp.min_confidence" in line and "is by zero-shot (right on 38 held-out ID images" in choice
+    assert "method.plp.min_confidence" in line and "is by the texts (right on 38 held-out ID images" in choice
     assert len(predictions_told(plp(0.61, 0.61, starved=3))) == 1
     assert "PLP went wrong in 2 of 2 seeds" in predictions_told(plp(0.44, 0.61, seeds=(1, 2)))[0]
 

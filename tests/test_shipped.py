@@ -66,6 +66,8 @@ LAYOUT_OF = {
         "finetune_demo.yaml",
         "sweep_demo.yaml",
         "coop_demo.yaml",
+        "locoop_demo.yaml",
+        "tip_adapter_demo.yaml",
         "negprompt_demo.yaml",
     ],
     "demo",
@@ -207,11 +209,14 @@ def test_trainer_method_and_detectors_are_made_and_take_a_batch(config, backbone
     monkeypatch.setattr(
         clip_ood.experiments.run, "load_features", lambda config, benchmark, *_: faked(config, benchmark)
     )
+    monkeypatch.setattr(
+        clip_ood.experiments.run, "with_training_patches", lambda config, benchmark, features, _: features
+    )
     monkeypatch.setattr(clip_ood.experiments.run, "vocabulary_of", lambda config: None)
     with pytest.raises(Reached) as stop:
         clip_ood.experiments.run.run(config, tmp_path)
     trainer, module, data = stop.value.args
-    trained = config.method.name != "zero_shot"
+    trained = config.method.settings.trains
     assert trainer.max_epochs == (config.method.settings.epochs if trained else 1)
     if config.method.name == "finetune":  # takes images, through weights
         assert module.head.weight.shape == (len(module.class_names), WIDTHS[config.backbone.model][0])
@@ -219,11 +224,11 @@ def test_trainer_method_and_detectors_are_made_and_take_a_batch(config, backbone
         return
 
     outputs = module.bank_outputs(data.tables["bank"][torch.arange(4)])
-    headed = config.method.settings.trains_head
+    headed = config.method.settings.gives_logits
     assert (outputs.logits is not None) == headed
     if headed:
         assert outputs.logits.shape == (4, len(module.class_names))
-    suite = DetectorSuite(module.reference(), config.detectors)
+    suite = DetectorSuite(module.reference(), config.detectors, later=frozenset({"tokens"}))
     suite.update(outputs)
     omitted = {each.detector for each in suite.omitted}
     if config.detectors is not None:

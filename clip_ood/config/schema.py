@@ -179,7 +179,7 @@ class Config(Section):
     backbone: BackboneConfig
     """The encoder: a block (backbones/…yaml) or keys."""
     method: Method
-    """What is trained: zero_shot, linear_probe, plp, coop, negprompt or finetune."""
+    """What is trained: zero_shot, tip_adapter, linear_probe, plp, coop, locoop, negprompt or finetune."""
     detectors: list[Detector] | None = None
     """Scores to compute: names, {name: knn, k: 50}, or dotted paths to your own classes (default: all that the model supports)."""
     evaluation: Evaluation = Evaluation()

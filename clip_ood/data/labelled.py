@@ -72,7 +72,7 @@ class FeatureTable(ImageTable, Dataset):
     def without_tokens(self) -> FeatureTable:
         """Returns the same rows, of which patch tokens are not read."""
         table = copy(self)
-        table.tokens = ()
+        table.tokens, table._some = (), {}
         return table
 
     def __getitem__(self, positions: Tensor) -> Outputs:

@@ -70,7 +70,7 @@ def save_detector(
     A detector that cannot be saved is left out, and named.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    why = {name: _obstacle(each, reference) for name, each in detectors.items()}
+    why = {name: obstacle(each, reference) for name, each in detectors.items()}
     kept = {name: each for name, each in detectors.items() if why[name] is None}
     left_out = [asdict(each) for each in omitted]
     left_out += [{"detector": name, "reason": reason} for name, reason in why.items() if reason is not None]
@@ -136,7 +136,7 @@ def calibration_tensors(calibrations: Mapping[str, Calibration]) -> dict[str, Te
     return scores | {name: each for name, each in classes.items() if each is not None}
 
 
-def _obstacle(detector: Detector, reference: Reference) -> str | None:
+def obstacle(detector: Detector, reference: Reference) -> str | None:
     """Returns why a detector cannot judge new images from what a folder holds, or None if it can."""
     if not detector.portable or detector.spec is None:
         return "keeps what it learnt in another package's objects, which are not saved"

@@ -19,6 +19,7 @@ from clip_ood.errors import UserError
 from clip_ood.outputs import Inside, Outputs, Reference
 
 NEGATIVES = "needs negative labels: set data.negative_words (wordnet), with an encoder of texts and named classes"
+NO_LINEAR_HEAD = "needs the weights of a linear head: this run trains none"
 REASONS = {
     "features": "needs features before the joint projection: this run gives none",
     "embeddings": "needs embeddings in the joint space: this encoder has no text side",
@@ -28,8 +29,8 @@ REASONS = {
     "text_embeddings": "needs text embeddings: the encoder has no text side or the ID set no class names",
     "logit_scale": "needs the model's logit scale: this encoder has none",
     "logit_bias": "needs the model's logit bias: this encoder has none, as its training had no sigmoid loss",
-    "weight": "needs logits: this run trains no head",
-    "bias": "needs logits: this run trains no head",
+    "weight": NO_LINEAR_HEAD,
+    "bias": NO_LINEAR_HEAD,
     "tokens": "needs tokens of the patches: this run's outputs have none",
     "neglabel": NEGATIVES,
     "csp": NEGATIVES,
@@ -87,6 +88,8 @@ def check_any_runs(specs: Sequence[str | Mapping[str, Any]] | None, lacking: Col
 
 
 def _reasons(missing: Sequence[str]) -> str:
+    if "logits" in missing:  # which says it all
+        missing = [field for field in missing if field not in ("weight", "bias")]
     return "; ".join(dict.fromkeys(REASONS.get(field, f"needs {field}: this run gives none") for field in missing))
 
 

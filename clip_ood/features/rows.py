@@ -41,6 +41,12 @@ class Rows:
         """Says which of the rows at `rows` (n,) may be taken: (n,) bool."""
         return torch.ones(len(rows), dtype=torch.bool) if self.places is None else self.places[rows] >= 0
 
+    def or_else(self, others: Rows) -> Rows:
+        """Returns N rows of which those that are not here are the others', which are N as well."""
+        own, theirs = (torch.arange(len(each)) if each.places is None else each.places for each in (self, others))
+        end = int(self._ends[-1])
+        return Rows([*self.chunks, *others.chunks], own.where((own >= 0) | (theirs < 0), theirs + end))
+
     def subset(self, rows: Tensor) -> Rows:
         """Returns the rows at `rows` (n,), in that order, without reading them."""
         return Rows(self.chunks, rows if self.places is None else self.places[rows])

@@ -77,8 +77,10 @@ class Features:
     tokens: Mapping[str, Rows] = field(default_factory=dict)
 
     def with_tokens(self, others: Features, rows: Tensor) -> Features:
-        """Returns the same features with the tokens of others, whose N' rows are those at `rows` (N',)."""
-        return replace(self, tokens=others.spread(rows, len(self.valid)).tokens)
+        """Returns the same features with the tokens of others besides, whose N' rows are those at `rows` (N',)."""
+        tokens = others.spread(rows, len(self.valid)).tokens
+        both = {kind: each.or_else(tokens[kind]) for kind, each in self.tokens.items() if kind in tokens}
+        return replace(self, tokens={**self.tokens, **tokens, **both})
 
     def spread(self, rows: Tensor, count: int) -> Features:
         """Returns `count` rows of which those at `rows` (N,) are these; the others are not valid, and none of them may be taken."""

@@ -6,13 +6,17 @@ import torch
 from torch import Tensor
 
 
+def class_probabilities(embeddings: Tensor, text_embeddings: Tensor, logit_scale: float) -> Tensor:
+    """Returns p = softmax(s · ⟨h, t_c⟩) over classes: (N, C) float32 of unit-norm embeddings h (N, E) and text embeddings t (C, E)."""
+    return (logit_scale * embeddings.float() @ text_embeddings.float().T).softmax(dim=1)
+
+
 def pseudo_probabilities(embeddings: Tensor, text_embeddings: Tensor, logit_scale: float) -> tuple[Tensor, Tensor]:
     """Returns max_c p_c (N,) float32 and argmax_c p_c (N,) int64, with p = softmax(s · ⟨h, t_c⟩).
 
     Shapes: embeddings h (N, E) and text_embeddings (C, E), both unit norm. Source: Adaloglou et al. 2024, arXiv 2303.05828.
     """
-    probabilities = (logit_scale * embeddings.float() @ text_embeddings.float().T).softmax(dim=1)  # (N, C)
-    return tuple(probabilities.max(dim=1))
+    return tuple(class_probabilities(embeddings, text_embeddings, logit_scale).max(dim=1))
 
 
 def pseudo_labels(embeddings: Tensor, text_embeddings: Tensor, logit_scale: float, min_confidence: float) -> Tensor:

@@ -82,13 +82,14 @@ def check_score(plan: Plan, benchmark: Benchmark) -> None:
         given |= {"embeddings", "logit_scale", "logit_bias"}
         given |= {"text_embeddings", "class_names"} if benchmark.class_names else set()
         given |= set(OF_WORDS) if config.data.negative_words else set()
-    if config.method.settings.trains_head:
+    if config.method.settings.trains_head:  # through any other, no gradient is taken
         given |= {"logits", "weight", "bias"}
     if config.method.settings.learns_negatives:
         given |= {"negprompt"}
     if benchmark.labelled or config.method.settings.needs_text:
         given |= {"labels"}
     if missing := sorted(required([score_of(plan)]) - given):
-        raise ConfigError(
-            f"score: {plan.attack.score} {REASONS[missing[0]]}. Take another score, or another experiment"
-        )
+        reason = REASONS[missing[0]]
+        if "logits" in missing and config.method.settings.gives_logits:
+            reason = f"needs the logits of a linear head to be attacked, and method.{config.method.name} has another"
+        raise ConfigError(f"score: {plan.attack.score} {reason}. Take another score, or another experiment")

@@ -6,6 +6,7 @@ import shutil
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from functools import cached_property
+from math import prod
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -14,27 +15,20 @@ import numpy as np
 from clip_ood.backbones.downloads import parameters_of, would_download
 from clip_ood.backbones.fingerprint import fingerprint
 from clip_ood.backbones.remote import Remote
-from clip_ood.backbones.shape import Shape, Unknown, shape_of
+from clip_ood.backbones.shape import Shape, Unknown, shape_of, shapes_inside
 from clip_ood.backbones.weights import remote_config, remote_weights
 from clip_ood.config.schema import BackboneConfig, Config
 from clip_ood.data.benchmark import Benchmark
 from clip_ood.data.image_list import ImageList
-from clip_ood.experiments.extraction import (
-    arrays_of,
-    patched_images,
-    starting_images,
-    stored_sets,
-    texts_of,
-    token_arrays,
-    words_of,
-)
+from clip_ood.errors import UserError
+from clip_ood.experiments.extraction import arrays_of, starting_images, stored_sets, texts_of, words_of
+from clip_ood.experiments.patches import patched_images, token_arrays, training_rows
 from clip_ood.features.identity import firsts
 from clip_ood.features.store import FeatureStore
-from clip_ood.outputs import NOTHING, Inside
+from clip_ood.outputs import Inside
 
 ENTRY = 25  # bytes of a stored image beside its features: its identity, its place, whether it could be read
 FILE = 40  # bytes for what a file was found to hold
-KINDS = ("layers.", "tokens.")  # begin the names of what is stored of an encoder's inside
 HALF = 2  # bytes of a stored feature, but for encoders of full precision
 
 
@@ -53,12 +47,10 @@ class Encoder:
     _strings: dict[str, None] = field(default_factory=dict)
     _words: dict[str, int] = field(default_factory=dict)
     _unlisted: dict[str, int] = field(default_factory=dict)  # to be encoded
+    _patches: dict[tuple[ImageList, str], int] = field(default_factory=dict)  # numbers that tokens take
+    _shapes: dict[str, tuple[int, ...]] = field(default_factory=dict)  # of layers and tokens, by their names
     _unread: dict[str, int] = field(default_factory=dict)  # only to be read
-    _patched: dict[ImageList, np.ndarray] = field(
-        default_factory=dict
-    )  # identities of images whose patches are missing
-    _unpatched: dict[str, int] = field(default_factory=dict)  # of those that cannot be looked up yet
-    _wanted: Inside = NOTHING  # the layers and patch tokens that any run wants
+    _layers: set[str] = field(default_factory=set)  # those that any run wants
 
     def __post_init__(self) -> None:
         self.spec = self.config.backbone
@@ -125,6 +117,29 @@ class Encoder:
         for key, stored in stored_sets(config, self._stores[0], new).items():
             seen[new[key]] = stored.identities_of(stored.missing())
 
+    def add_patches(self, config: Config, benchmark: Benchmark, trains: bool) -> None:
+        """Counts the patch tokens that the store lacks, of the images that are scored and, if it `trains`, of those of the method's draw, and
+        notes which layers are wanted."""
+        self._layers.update(Inside.of(arrays_of(config)).layers)
+        wanted = [(each, token_arrays(config, benchmark)) for each in patched_images(config, benchmark)[0].values()]
+        if trains and (kind := config.method.settings.patches) is not None:
+            train = benchmark.images[benchmark.parts["train"].images]
+            wanted.append((train.subset(training_rows(config, benchmark).tolist()), Inside(tokens=(kind,)).arrays))
+        for images, arrays in wanted:
+            for name in arrays:
+                stored = None if self._stores is None else self._stores[0].image_set("", images, (name,))
+                missing = len(images if stored is None else stored.missing())
+                self._patches[images, name] = missing * prod(self._shape_inside(name))
+
+    def _shape_inside(self, name: str) -> tuple[int, ...]:
+        """Returns the shape of a layer or of patch tokens, (0,) if it is known only once the encoder is loaded."""
+        if name not in self._shapes:
+            try:
+                self._shapes[name] = shapes_inside(self.spec, Inside.of([name]))[name]
+            except UserError:
+                self._shapes[name] = (0,)
+        return self._shapes[name]
+
     def add_start(self, config: Config, benchmark: Benchmark) -> None:
         """Counts the images that are encoded for the start of a head that is tuned with its encoder."""
         for key, images in starting_images(config, benchmark).items():
@@ -133,17 +148,6 @@ class Encoder:
                 continue
             stored = self._stores[0].image_set(images.name, images, arrays_of(config))
             self._encoded[images] = stored.identities_of(stored.missing())
-
-    def add_inside(self, config: Config, benchmark: Benchmark) -> None:
-        """Counts the images of which patch tokens are missing, and notes which layers and tokens are wanted."""
-        arrays = token_arrays(config, benchmark)
-        self._wanted |= Inside.of((*arrays_of(config), *arrays))
-        for key, images in patched_images(config, benchmark)[0].items():
-            if self._stores is None:
-                self._unpatched[f"{key} {images.name} {images.root}"] = len(images)
-                continue
-            stored = self._stores[0].image_set(images.name, images, arrays)
-            self._patched[images] = stored.identities_of(stored.missing())
 
     def add_count(self, config: Config, name: str, count: int) -> None:
         """Counts the images of a set that cannot be looked up yet."""
@@ -171,11 +175,9 @@ class Encoder:
         if self.shape is None:
             return None
         joint = self.shape.embeddings or 0
-        sizes = shape_of(self.spec, self._wanted).inside if self._wanted else {}
-        layers, tokens = (sum(size for name, size in sizes.items() if name.startswith(kind)) for kind in KINDS)
-        patched = _distinct(self._patched.values()) + sum(self._unpatched.values())
-        images = self.to_encode * (self.shape.width + layers) * self.item + self.to_read * (ENTRY + FILE)
-        images += patched * tokens * self.item
+        layers = sum(self._shape_inside(f"layers.{each}")[0] for each in self._layers)
+        values = self.to_encode * (self.shape.width + layers) + sum(self._patches.values())
+        images = values * self.item + self.to_read * (ENTRY + FILE)
         return (
             images + len(self._strings) * (4 * joint + ENTRY) + sum(self._words.values()) * (self.item * joint + ENTRY)
         )

@@ -161,7 +161,7 @@ def _look_at_benchmark(expected: Expected, encoder: Encoder, forecast: Forecast)
     expected.scores = 0 if run.done else scores_size(config, benchmark, sum(run.made.values()))
     encoder.add_images(config, benchmark.images)
     encoder.add_start(config, benchmark)
-    encoder.add_inside(config, benchmark)
+    encoder.add_patches(config, benchmark, run.trains)
     encoder.add_texts(config, benchmark)
     if caution := too_few_to_calibrate(config, benchmark):
         forecast.cautions += [caution] if caution not in forecast.cautions else []
