@@ -63,15 +63,15 @@ def check_method(config: Config, benchmark: Benchmark) -> None:
         raise ConfigError(
             f"method.{method} needs a text encoder, and {config.backbone.library}'s {config.backbone.model} has none: use open_clip"
         )
-    if wanted := inside(config.detectors, _lacking(config, benchmark)):
-        with suppress(Unknown):  # then it is checked when the encoder is loaded
-            shapes_inside(config.backbone, wanted)
     if settings.tunes_encoder:
         _check_start(config)
     if settings.learns_negatives:
         prompts.check_positives(config)
     if settings.patches is not None:
         check_patches(config, benchmark)
+    if wanted := inside(config.detectors, _lacking(config, benchmark)):
+        with suppress(Unknown):  # then it is checked when the encoder is loaded
+            shapes_inside(config.backbone, wanted)
     if getattr(settings, "sweep", None) is not None:
         _check_sweep(config, benchmark)
 

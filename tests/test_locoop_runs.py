@@ -54,7 +54,7 @@ def test_rows_of_one_are_joined_by_those_of_another():
     other = Rows((torch.arange(10.0, 12)[:, None],)).spread(torch.tensor([4, 5]), 6)
     both = one.or_else(other)
     assert both.take(torch.tensor([0, 2, 4, 5])).squeeze(1).tolist() == [0, 1, 2, 11]
-    assert not both.has(torch.tensor([1])) and both.has(torch.tensor([0, 5]))
+    assert both.has(torch.tensor([1, 0, 5])).tolist() == [False, True, True]
 
 
 def test_patches_are_stored_of_drawn_and_scored_images_alone(root, run):
