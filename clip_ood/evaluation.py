@@ -86,7 +86,7 @@ class DetectorSuite:
         """Returns scores of a batch, on the CPU, with the votes of its neighbours if `bank_labels` (N,) are given.
 
         `bank_labels` are classes by image-set row of the bank's images, -1 for one without. There are no votes if none has a
-        class, or if no detector keeps the bank.
+        class, or if no detector keeps the bank of g: a layer's neighbours do not vote.
         """
         outputs, bad = _finite(outputs)
         vote = self._vote(bank_labels)
@@ -113,7 +113,8 @@ class DetectorSuite:
         return None
 
     def _vote(self, bank_labels: Tensor | None) -> list[Callable[[Outputs], Tensor]]:
-        bank = next((statistic for statistic in self.statistics if isinstance(statistic, Bank)), None)
+        banks = (each for each in self.statistics if isinstance(each, Bank) and each.layer is None)  # classes go by g
+        bank = next(banks, None)
         if bank is None or self.bad.get("features") or bank_labels is None or not (bank_labels >= 0).any():
             return []
         return [lambda rows: voted(rows, bank, bank_labels)]
@@ -123,7 +124,7 @@ class DetectorSuite:
         found = {} if outputs.logits is None else {HEAD: scores.predictions}
         if (text := predict(outputs, self.reference.text_embeddings, by=TEXT)) is not None:
             found[TEXT] = text[0].cpu()
-        searched = any(each.portable and each.searches for each in self.detectors.values())
+        searched = any(each.portable and each.searches and each.layer is None for each in self.detectors.values())
         if scores.votes is not None and searched and self.reference.class_names is not None:
             found[KNN] = scores.votes
         return found
