@@ -481,3 +481,18 @@ def test_weights_of_another_shape_are_named(tmp_path):
     (tmp_path / "config.json").write_text(json.dumps(described | {"num_attention_heads": 5}))
     with pytest.raises(UserError, match=r"of another shape \(encoder\.layer\.0\.attention"):
         create_backbone(BackboneConfig(library="transformers", model=f"local-dir:{tmp_path}", pretrained="default"))
+
+
+@pytest.mark.parametrize(
+    ("file", "change", "told"),
+    [
+        ("tokenizer.json", "{", r"the tokenizer of .* cannot be read .*: fetch its files again"),
+        ("tokenizer_config.json", {"pad_token": None}, "has no pad_token, which fills up shorter texts"),
+    ],
+)
+def test_a_tokenizer_that_cannot_be_used_is_told(file, change, told, tmp_path):
+    tiny_transformers.make(tmp_path, "clip")
+    content = json.loads((tmp_path / file).read_text())
+    (tmp_path / file).write_text(change if change == "{" else json.dumps(content | change))
+    with pytest.raises(UserError, match=told):
+        create_backbone(BackboneConfig(library="transformers", model=f"local-dir:{tmp_path}", pretrained="default"))

@@ -222,11 +222,19 @@ def _tokenizer(spec: BackboneSpec, download: bool) -> Any:
         folder = Path(place, "tokenizer")
         write_tokenizer(folder, name, spec, download)
         try:
-            return AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+            tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
         except ImportError as error:  # SentencePiece's files need its package
             raise UserError(
                 f"its tokenizer needs a package that is not installed: {json.dumps(str(error))[:300]}"
             ) from error
+        except Exception as error:  # readers of its several formats may raise anything for a damaged file
+            reason = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
+            raise UserError(f"the tokenizer of {name} cannot be read ({reason}): fetch its files again") from error
+    if tokenizer.pad_token is None:
+        raise UserError(
+            f"the tokenizer of {name} has no pad_token, which fills up shorter texts: name one in tokenizer_config.json"
+        )
+    return tokenizer
 
 
 @contextmanager

@@ -166,7 +166,11 @@ def _check(spec: BackboneSpec) -> None:
 def _check_folder(spec: BackboneSpec) -> None:
     folder = _folder(spec)
     if not (folder / CONFIG).is_file():
-        beside = [each.name for each in folder.parent.iterdir() if each.is_dir()] if folder.parent.is_dir() else []
+        beside = (
+            [each.name for each in folder.parent.iterdir() if (each / CONFIG).is_file()]
+            if folder.parent.is_dir()
+            else []
+        )
         near = difflib.get_close_matches(folder.name, beside, n=1)
         meant = f" Did you mean {LOCAL}{folder.with_name(near[0])}?" if near else ""
         raise UserError(f"Backbone {spec.model}: {folder} holds no {CONFIG}, as a model of transformers does.{meant}")
