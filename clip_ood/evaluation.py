@@ -30,6 +30,7 @@ WHY = {  # what is not finite -> the likely cause
         "the encoder overflows (take backbone.precision=fp32) or its weights are damaged",
     ),
     **dict.fromkeys(("logits", "weight", "bias"), "training diverged (take a smaller learning rate)"),
+    "text_embeddings": "learnt prompts diverged (take a smaller learning rate), or the encoder of texts overflows (take backbone.precision=fp32)",
 }
 
 
