@@ -9,7 +9,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from typing import Literal
 
-from clip_ood.errors import UserError
+from clip_ood.errors import UserError, raised_in
 from clip_ood.process.called import called
 from clip_ood.process.launchers import started_by
 from clip_ood.process.shortages import lack
@@ -20,6 +20,7 @@ from clip_ood.runs.going_on import ended_early
 from clip_ood.terminal.shown import say
 
 OURS = "This is a fault of clip-ood's own: please report it, with the lines above."
+THEIRS = "This was raised in {}, which is no part of clip-ood: mend it there."
 INTERRUPTED = 130  # the exit status of a command that SIGINT ends
 
 _A = {"study": "a study", "attack": "an attack"}
@@ -106,7 +107,7 @@ def guarded(main: Callable[[], None]) -> None:
     """Runs a command, and reports how it ends.
 
     What asks for its end (`clip_ood.process.stopping`) gives one line and the exit status; what a user can mend (`UserError`), or
-    the file system objects to, gives one message and exit status 2; any other error keeps its traceback.
+    the file system objects to, gives one message and exit status 2; any other error keeps its traceback, and is told whose code it was raised in.
     """
     threading.excepthook = _of_thread
     try:
@@ -128,7 +129,7 @@ def _run(main: Callable[[], None]) -> None:
     except Exception as error:
         if (told := answer(error)) is None:
             with suppress(AttributeError):  # Python 3.10 has no notes
-                error.add_note(OURS)
+                error.add_note(OURS if (place := raised_in(error)) is None else THEIRS.format(place))
             raise
         try:
             say(f"error: {told}", file=sys.stderr)

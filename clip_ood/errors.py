@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import difflib
+import sysconfig
 from collections.abc import Iterable
+from pathlib import Path
+from traceback import walk_tb
 
 
 class UserError(ValueError):
@@ -23,3 +26,18 @@ def nearest(name: str, valid: Iterable[str], most: int = 3) -> str:
     """Returns " Did you mean …?" for the valid names closest to `name`, or the empty string when none is close."""
     close = difflib.get_close_matches(name, list(valid), n=most, cutoff=0.5)
     return f" Did you mean {' or '.join(close)}?" if close else ""
+
+
+def raised_in(error: BaseException) -> str | None:
+    """Returns the file and line of code of the user's own in which an error was raised, by itself or by a package that it called.
+
+    None if it was raised by this project's code, or by a package that this called.
+    """
+    installed = [Path(sysconfig.get_path(name)).resolve() for name in ("stdlib", "platstdlib", "purelib", "platlib")]
+    for frame, line in reversed(list(walk_tb(error.__traceback__))):
+        if frame.f_globals.get("__name__", "").partition(".")[0] == __name__.partition(".")[0]:
+            return None
+        file = Path(frame.f_code.co_filename)
+        if file.is_file() and not any(file.resolve().is_relative_to(place) for place in installed):
+            return f"{file}, line {line}"
+    return None

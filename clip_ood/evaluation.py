@@ -30,6 +30,7 @@ WHY = {  # what is not finite -> the likely cause
         "the encoder overflows (take backbone.precision=fp32) or its weights are damaged",
     ),
     **dict.fromkeys(("logits", "weight", "bias"), "training diverged (take a smaller learning rate)"),
+    "text_embeddings": "learnt prompts diverged (take a smaller learning rate), or the encoder of texts overflows (take backbone.precision=fp32)",
 }
 
 
@@ -87,7 +88,7 @@ class DetectorSuite:
         """Returns scores of a batch, on the CPU, with the votes of its neighbours if `bank_labels` (N,) are given.
 
         `bank_labels` are classes by image-set row of the bank's images, -1 for one without. There are no votes if none has a
-        class, or if no detector keeps the bank.
+        class, or if no detector keeps the bank of g: a layer's neighbours do not vote.
         """
         outputs, bad = _finite(outputs)
         vote = self._vote(bank_labels)
@@ -114,7 +115,8 @@ class DetectorSuite:
         return None
 
     def _vote(self, bank_labels: Tensor | None) -> list[Callable[[Outputs], Tensor]]:
-        bank = next((statistic for statistic in self.statistics if isinstance(statistic, Bank)), None)
+        banks = (each for each in self.statistics if isinstance(each, Bank) and each.layer is None)  # classes go by g
+        bank = next(banks, None)
         if bank is None or self.bad.get("features") or bank_labels is None or not (bank_labels >= 0).any():
             return []
         return [lambda rows: voted(rows, bank, bank_labels)]
@@ -124,7 +126,7 @@ class DetectorSuite:
         found = {} if outputs.logits is None or self.loses_head else {HEAD: scores.predictions}
         if (text := predict(outputs, self.reference.text_embeddings, by=TEXT)) is not None:
             found[TEXT] = text[0].cpu()
-        searched = any(each.portable and each.searches for each in self.detectors.values())
+        searched = any(each.portable and each.searches and each.layer is None for each in self.detectors.values())
         if scores.votes is not None and searched and self.reference.class_names is not None:
             found[KNN] = scores.votes
         return found

@@ -41,13 +41,14 @@ def adapt(request: Request, trainer: Trainer) -> Counts:
     saved = SavedDetector(request.run, request.trust_classes)
     (spec,) = read_methods([request.adapt], "--adapt")
     method = make(spec, saved.reference)
-    with alone(request.memory, "wait until it ends, or give this call another --memory"):
-        header = read_memory(request.memory, header_of(spec, method, saved), method)
+    memory = request.memory.resolve()  # a link stays one, and its file is gone on from
+    with alone(memory, "wait until it ends, or give this call another --memory"):
+        header = read_memory(memory, header_of(spec, method, saved), method)
         with redirect_stdout(sys.stderr):  # downloads are announced on stderr
             backbone = saved.backbone(request.encoder, request.allow_download)
         predictor = AdaptivePredictor(saved, backbone, spec.label, method, header.seen)
         counts = _scored(request, predictor, trainer)
-        write_memory(request.memory, replace(header, seen=predictor.seen), method.memory)
+        write_memory(memory, replace(header, seen=predictor.seen), method.memory)
     _tell(request, counts, header.seen, predictor)
     return counts
 

@@ -13,7 +13,7 @@ from clip_ood.data.benchmark import Benchmark
 from clip_ood.data.labelled import FeatureTable
 from clip_ood.datamodules.evaluation_data import EvaluationData
 from clip_ood.errors import ConfigError
-from clip_ood.stream.build import check_has, make, required_by
+from clip_ood.stream.build import check_has, check_values, make, required_by
 from clip_ood.stream.evaluation import Plan, StreamResults, evaluate
 from clip_ood.stream.names import read_methods
 from clip_ood.terminal.console import Terminal
@@ -43,6 +43,7 @@ def check_stream(config: Config, benchmark: Benchmark) -> None:
         lacking |= {"text_embeddings", "logit_scale", "neglabel", "eoe"}
     for spec in read_methods(stream.methods):
         check_has(spec, lacking, f"{KEY}.methods")
+        check_values(spec)
 
 
 def scored_as_stream(config: Config, data: EvaluationData, module: LightningModule) -> StreamResults | None:

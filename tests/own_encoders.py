@@ -90,3 +90,48 @@ class Random(Images):
     def __init__(self):
         super().__init__()
         self.transform = Compose([*TRANSFORM.transforms, lambda pixels: pixels + torch.rand(())])
+
+
+class Complex(Images):
+    def forward(self, images):
+        return self.layers(images).to(torch.complex64)
+
+
+class Noisy(Images):
+    def forward(self, images):
+        return self.layers(images) + torch.rand(len(images), 12)
+
+
+class Narrowing(Images):
+    """Of five images or more, fewer numbers."""
+
+    def forward(self, images):
+        return self.layers(images)[:, : 12 if len(images) < 5 else 7]
+
+
+class Dropping(Images):
+    def forward(self, images):
+        return self.layers(images)[:4]
+
+
+class Failing(Images):
+    def forward(self, images):
+        raise KeyError("gone")
+
+
+class Sized(Images):
+    def __init__(self, width):
+        super().__init__()
+
+
+class Unscaled(Joint):
+    logit_scale = float("nan")
+
+
+class Opposite(Joint):
+    logit_scale = -1.0
+
+
+class Worded(Joint):
+    def logit_scale(self):
+        return 20.0

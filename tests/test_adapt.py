@@ -130,6 +130,17 @@ def test_a_call_that_fails_leaves_the_memory_as_it_was(run, images, tmp_path, mo
     assert memory.read_bytes() == before
 
 
+def test_a_link_stays_one_and_its_file_is_gone_on_from(run, images, tmp_path):
+    memory, link = tmp_path / "m.safetensors", tmp_path / "link.safetensors"
+    scored(run, images[:3], "oodd", memory, tmp_path / "a.csv")
+    link.symlink_to(memory)
+    assert [row["adapted_on"] for row in scored(run, images[3:5], "oodd", link, tmp_path / "b.csv")] == ["3", "4"]
+    assert link.is_symlink()
+    assert [row["adapted_on"] for row in scored(run, images[5:6], "oodd", memory, tmp_path / "c.csv")] == ["5"]
+    memory.unlink()
+    assert "is a link to a file that is not there" in asked(run, images[0], "oodd", link)
+
+
 def test_nothing_is_pickled(run, images, tmp_path):
     memory = tmp_path / "m.safetensors"
     scored(run, images, "adaneg", memory, tmp_path / "o.csv")
@@ -181,6 +192,7 @@ def test_a_memory_that_is_not_ours_is_refused(root, run, images, tmp_path):
         (["--memory=m.safetensors"], "go together"),
         (["--adapt=oodd", "--memory=m.pt"], "must end with .safetensors"),
         (["--adapt=oodd", "--memory=nowhere/m.safetensors"], "no folder nowhere"),
+        (["--adapt=oodd", f"--memory={'m' * 210}.safetensors"], "is too long by 4 bytes"),
         (["--adapt=oodd", "--memory=m.safetensors", "--accept=0.9"], "leave --accept out"),
         (["--adapt=oodd", "--memory=m.safetensors", "--fdr=0.1"], "leave --fdr out"),
         (["--adapt=oodd", "--memory=m.safetensors", "--detector=knn"], "leave --detector out"),

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
-from types import SimpleNamespace
+from types import FunctionType, SimpleNamespace
 
 import pytest
 import torch
@@ -37,16 +38,27 @@ def test_what_a_user_can_mend_is_a_line(error, capsys):
 FAULTS = {
     "of a builtin": lambda: list(zip([1], [1, 2], strict=True)),
     "of a library": lambda: torch.zeros(2, 3) @ torch.zeros(2, 3),
-    "a ValueError of ours": raising(ValueError("is no message")),
+    "a ValueError": lambda: int("no number"),
     "a key": lambda: {}["gone"],
 }
 
 
 @pytest.mark.parametrize("fault", FAULTS)
 def test_a_fault_keeps_its_traceback_and_asks_to_be_reported(fault):
+    ours = FunctionType(
+        FAULTS[fault].__code__, globals() | {"__name__": "clip_ood.part"}, closure=FAULTS[fault].__closure__
+    )
+    with pytest.raises(Exception) as raised:
+        guarded(ours)
+    assert answer(raised.value) is None and raised.value.__notes__[-1] == OURS
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+def test_a_fault_in_code_of_the_users_own_is_not_called_ours(fault):
     with pytest.raises(Exception) as raised:
         guarded(FAULTS[fault])
-    assert answer(raised.value) is None and raised.value.__notes__ == [OURS]
+    note = raised.value.__notes__[-1]
+    assert re.fullmatch(rf"This was raised in {re.escape(__file__)}, line \d+, .*: mend it there\.", note)
 
 
 def test_a_fault_in_a_run_of_a_study_is_no_run_that_cannot_be_done(monkeypatch):

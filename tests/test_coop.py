@@ -23,8 +23,10 @@ from clip_ood.backbones.create import create_backbone
 from clip_ood.config.method_schema import CoOp as Settings
 from clip_ood.config.schema import BackboneConfig
 from clip_ood.errors import UserError
+from clip_ood.evaluation import DetectorSuite
 from clip_ood.lightning_modules.coop import CoOp, constant_then_cosine
 from clip_ood.lightning_modules.linear_probe import few_shot
+from clip_ood.outputs import Outputs, Reference
 from clip_ood.texts.learnt_prompts import LearntPrompts
 from clip_ood.texts.prompts import prototypes
 
@@ -310,3 +312,12 @@ def test_processes_learn_what_one_does(root, run, devices):
         two["prompts"]["prompts.context"], one["prompts"]["prompts.context"], rtol=1e-3, atol=1e-5
     )
     torch.testing.assert_close(two["state_dict"]["learnt"], one["state_dict"]["learnt"], rtol=0, atol=1e-4)
+
+
+def test_prompts_that_diverged_are_told():
+    suite = DetectorSuite(
+        Reference(class_names=("a", "b"), text_embeddings=torch.full((2, 3), torch.nan)), ["knn", "mcm"]
+    )
+    suite.update(Outputs(features=torch.eye(3), embeddings=torch.eye(3), indices=torch.arange(3)))
+    suite.fit()
+    assert [each.detector for each in suite.omitted] == ["mcm"] and "learnt prompts diverged" in suite.omitted[0].reason

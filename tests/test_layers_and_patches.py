@@ -23,6 +23,7 @@ from clip_ood.detectors import build_detectors, read_specs
 from clip_ood.detectors.gl_mcm import GLMCM
 from clip_ood.detectors.knn import KNN
 from clip_ood.errors import UserError
+from clip_ood.evaluation import DetectorSuite
 from clip_ood.outputs import Outputs, Reference
 
 DETECTORS = [
@@ -228,3 +229,27 @@ def test_id_val_is_kept_without_its_patches(root):
         patch.setattr(FeatureData, "val_loader", watched)
         judged_run.make(root, "held", "linear_probe", detectors=["gl_mcm", "msp"])
     assert held and all(tokens is None for tokens in held)
+
+
+@pytest.mark.parametrize("layers", [["1+2"], ["1", "2"], ["1", None]])
+def test_neighbours_in_a_layer_do_not_vote_on_classes(layers):
+    outputs = Outputs(
+        features=random(30, 4),
+        layers={"1": random(30, 4, seed=1), "2": random(30, 3, seed=2)},
+        indices=torch.arange(30),
+    )
+    labels = torch.arange(30) % 3
+    asked = [{"name": "knn", "as": f"at {layer}"} | ({} if layer is None else {"layer": layer}) for layer in layers]
+    votes = {}
+    for name, specs in (("these", asked), ("g", ["knn"])):
+        suite = DetectorSuite(Reference(class_names=("a", "b", "c")), specs)
+        suite.update(outputs.map(lambda value: value[:20]))
+        suite.fit()
+        rows = outputs.map(lambda value: value[20:])
+        scores = suite.score(rows, labels)
+        votes[name] = scores.votes
+        assert ("knn" in suite.classes(rows, scores)) == (name == "g" or None in layers)
+    if None in layers:
+        assert torch.equal(votes["these"], votes["g"])
+    else:
+        assert votes["these"] is None

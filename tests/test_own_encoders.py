@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 
 import judged_run
@@ -68,6 +69,13 @@ def test_a_module_gives_features_embeddings_and_texts(tmp_path):
         ("no_transform", {}, "gives a module without a transform"),
         ("Maps", {}, r"forward gives \(2, 12, 4, 4\), and must give a tensor \(2, D\)"),
         ("Endless", {}, "gives values that are not finite"),
+        ("Complex", {}, "gives complex numbers"),
+        ("Noisy", {}, "forward gives other values of the same images each time"),
+        ("Failing", {}, r"KeyError in .*own_encoders.py, line \d+: 'gone'"),
+        ("Sized", {}, "cannot be called without arguments .*'width'"),
+        ("Unscaled", {}, "logit_scale is nan, and must be a number above 0"),
+        ("Opposite", {}, r"logit_scale is -1.0, and must be a number above 0"),
+        ("Worded", {}, "logit_scale is <bound method.*, and must be a number above 0"),
         ("NoProjection", {}, "has encode_text and no project"),
         ("OtherWidth", {}, "encode_text is 9 wide, and project 8"),
         ("Pictures", {}, "the transform gives Image of a picture"),
@@ -82,6 +90,16 @@ def test_a_module_gives_features_embeddings_and_texts(tmp_path):
 def test_what_is_no_encoder_is_told(name, keys, told):
     with pytest.raises(UserError, match=told):
         create_backbone(spec(name, **keys))
+
+
+@pytest.mark.parametrize(("name", "found"), [("Narrowing", "(5, 7)"), ("Dropping", "(4, 12)")])
+def test_outputs_of_a_larger_batch_are_checked_too(name, found):
+    encoder = create_backbone(spec(name))
+    assert encoder.encode_image(torch.zeros(4, 3, 16, 16)).shape == (4, 12)
+    with pytest.raises(
+        UserError, match=f"of 5 images, forward gives {re.escape(found)}, and must give a tensor .5, 12."
+    ):
+        encoder.encode_image(torch.zeros(5, 3, 16, 16))
 
 
 @pytest.mark.parametrize(

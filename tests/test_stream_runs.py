@@ -123,6 +123,8 @@ def test_an_earlier_table_does_not_stay(root):
         (["--detectors=[knn, adaneg]"], "adaneg learns from the images that it scores.*evaluation.stream"),
         (["--evaluation.stream.methods=[adanag]"], "unknown name 'adanag'; nearest: adaneg"),
         (["--evaluation.stream.methods=[]"], "evaluation.stream.methods"),
+        (["--evaluation.stream.methods=[{name: oodd, size: 0}]"], "oodd: size = 0, expected a whole number from 1 on"),
+        (["--evaluation.stream.methods=[{name: adaneg, proxies: no}]"], "adaneg: proxies"),
         (["--evaluation.stream.batch_size=0"], "evaluation.stream.batch_size"),
         (["--evaluation.stream.orders=0"], "evaluation.stream.orders"),
         (["--evaluation.stream.ood_share=1"], "evaluation.stream.ood_share"),

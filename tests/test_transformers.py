@@ -25,6 +25,8 @@ from clip_ood.backbones.names import check_model
 from clip_ood.backbones.shape import shape_of
 from clip_ood.backbones.spec import ImageSpec
 from clip_ood.backbones.transformers_config import IMAGES, TEXTS
+from clip_ood.backbones.transformers_images import read_prepared
+from clip_ood.backbones.transformers_library import parts_of
 from clip_ood.backbones.weights import announce
 from clip_ood.config.schema import BackboneConfig
 from clip_ood.errors import UserError
@@ -434,3 +436,63 @@ def test_gated_and_missing_repositories_are_told_in_a_line(error, told, hub, mon
     for ask in (announce, create_backbone, lambda spec: spec.reads_text):
         with pytest.raises(ConnectionError, match=told):
             ask(hub_spec())
+
+
+@pytest.mark.parametrize(
+    ("names", "told"),
+    [
+        (["gone.safetensors"], "names 1 files of weights, and gone.safetensors is not beside it"),
+        ([""], "names no files of weights beside it"),
+        ([".."], "names no files of weights beside it"),
+        (["a\0b"], "names no files of weights beside it"),
+        ([], "names no files of weights beside it"),
+    ],
+)
+def test_an_index_of_weights_names_files_that_are_there(names, told, tmp_path):
+    index = tmp_path / "model.safetensors.index.json"
+    index.write_text(json.dumps({"weight_map": dict(enumerate(names))}))
+    with pytest.raises(UserError, match=told):
+        parts_of(index, None)
+
+
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [
+        ("", "is damaged: it is no JSON"),
+        ({"resample": 99}, "no image can be prepared by its figures .IndexError"),
+        ({"crop_size": -3}, "no image can be prepared by its figures"),
+        ({"image_processor_type": "Foo"}, "no image can be prepared by its figures"),
+    ],
+)
+def test_damaged_figures_of_images_name_their_file(change, told, tmp_path):
+    tiny_transformers.make(tmp_path, "clip")
+    file = tmp_path / "preprocessor_config.json"
+    content = json.loads(file.read_text())
+    file.write_text(change if change == "" else json.dumps(content | change))
+    with pytest.raises(UserError, match=rf"preprocessor_config\.json.* {told}"):
+        read_prepared(file, "clip")
+    file.write_text(json.dumps(content | {"image_mean": [0.5]}))
+    assert read_prepared(file, "clip").mean == [0.5] * 3
+
+
+def test_weights_of_another_shape_are_named(tmp_path):
+    tiny_transformers.make(tmp_path, "dinov2")
+    described = json.loads((tmp_path / "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps(described | {"num_attention_heads": 5}))
+    with pytest.raises(UserError, match=r"of another shape \(encoder\.layer\.0\.attention"):
+        create_backbone(BackboneConfig(library="transformers", model=f"local-dir:{tmp_path}", pretrained="default"))
+
+
+@pytest.mark.parametrize(
+    ("file", "change", "told"),
+    [
+        ("tokenizer.json", "{", r"the tokenizer of .* cannot be read .*: fetch its files again"),
+        ("tokenizer_config.json", {"pad_token": None}, "has no pad_token, which fills up shorter texts"),
+    ],
+)
+def test_a_tokenizer_that_cannot_be_used_is_told(file, change, told, tmp_path):
+    tiny_transformers.make(tmp_path, "clip")
+    content = json.loads((tmp_path / file).read_text())
+    (tmp_path / file).write_text(change if change == "{" else json.dumps(content | change))
+    with pytest.raises(UserError, match=told):
+        create_backbone(BackboneConfig(library="transformers", model=f"local-dir:{tmp_path}", pretrained="default"))

@@ -13,7 +13,7 @@ from clip_ood.backbones.library import library
 from clip_ood.backbones.names import check_model
 from clip_ood.backbones.spec import BackboneSpec
 from clip_ood.backbones.weights import announce
-from clip_ood.errors import UserError
+from clip_ood.errors import UserError, raised_in
 
 
 def create_backbone(spec: BackboneSpec, download: bool = True) -> Backbone:
@@ -47,6 +47,8 @@ def _naming(spec: BackboneSpec) -> Iterator[None]:
     except Exception as error:  # readers may raise anything for damaged or foreign files
         weights = f" with the weights {spec.pretrained}" if spec.pretrained else ""
         reason = textwrap.shorten(str(error), 400)
+        if not isinstance(error, UserError) and (place := raised_in(error)) is not None:  # an encoder of the user's own
+            reason = f"{type(error).__name__} in {place}: {reason}"
         if isinstance(error, pickle.UnpicklingError) or "weights_only" in reason:  # which is never switched off
             reason = (
                 "the file is damaged or holds pickled objects beside tensors, which are never run. Save the model's "

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable
+from math import isfinite, nan
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +17,7 @@ from clip_ood.backbones.backbone import Backbone, Preprocessing, unit
 from clip_ood.backbones.checkpoint_file import read_tensors
 from clip_ood.backbones.own_library import found
 from clip_ood.backbones.spec import BackboneSpec, ImageSpec
-from clip_ood.errors import UserError
+from clip_ood.errors import UserError, shortened
 
 COLOURS = (
     (0, 0, 0),
@@ -34,7 +36,7 @@ class OwnBackbone(Backbone):
 
     def __init__(self, spec: BackboneSpec) -> None:
         super().__init__(spec.precision)
-        self.path = spec.model
+        self.path, self.width = spec.model, None
         self.model, self.transform = made(spec.model, spec.random_seed)
         if spec.pretrained is not None:
             _load(self.model, Path(spec.pretrained))
@@ -47,31 +49,50 @@ class OwnBackbone(Backbone):
 
     @property
     def logit_scale(self) -> float | None:
-        scale = getattr(self.model, "logit_scale", None)
-        return float(scale) if self.has_text and scale is not None else None
+        return self._number("logit_scale")
 
     @property
     def logit_bias(self) -> float | None:
-        bias = getattr(self.model, "logit_bias", None)
-        return float(bias) if self.has_text and bias is not None else None
+        return self._number("logit_bias")
+
+    def _number(self, name: str) -> float | None:
+        value = getattr(self.model, name, None) if self.has_text else None
+        try:
+            number = None if value is None else float(value)
+        except (TypeError, ValueError, RuntimeError):
+            number = nan
+        if number is not None and (not isfinite(number) or (name == "logit_scale" and number <= 0)):
+            expected = "a number above 0" if name == "logit_scale" else "a number"
+            raise UserError(f"{self.path}: {name} is {shortened(repr(value))}, and must be {expected}")
+        return number
 
     @property
     def image_tower(self) -> nn.Module:
         return self.model
 
     def encode_image(self, images: Tensor) -> Tensor:
-        return self.model(images.to(self.dtype)).float()
+        features = self.model(images.to(self.dtype))
+        if not torch.compiler.is_compiling():
+            _check_shape(features, len(images), f"{self.path}: of {len(images)} images, forward", self.width)
+        return features.float()
 
     def project(self, features: Tensor) -> Tensor | None:
         if not callable(getattr(self.model, "project", None)):
             return None
-        return unit(self.model.project(features.to(self.dtype)))
+        embeddings = self.model.project(features.to(self.dtype))
+        if not torch.compiler.is_compiling():
+            _check_shape(embeddings, len(features), f"{self.path}: of {len(features)} features, project")
+        return unit(embeddings)
 
     def encode_text(self, texts: list[str]) -> Tensor:
         return unit(self.text_vectors(texts)) if self.has_text else super().encode_text(texts)
 
     def text_vectors(self, texts: list[str]) -> Tensor:
-        return self.model.encode_text(texts) if self.has_text else super().text_vectors(texts)
+        if not self.has_text:
+            return super().text_vectors(texts)
+        vectors = self.model.encode_text(texts)
+        _check_shape(vectors, len(texts), f"{self.path}: of {len(texts)} texts, encode_text")
+        return vectors
 
     def train_images(self, gradient_checkpointing: bool = False, compile: bool = False) -> Backbone:
         self.has_text = False
@@ -81,18 +102,24 @@ class OwnBackbone(Backbone):
     def _check(self) -> None:
         """Raises UserError for outputs that are not as the class tells."""
         pictures = torch.rand(2, 3, *self.preprocessing.size, generator=torch.Generator().manual_seed(0))
-        features = self.model(pictures.to(self.dtype))
-        _check_rows(features, 2, f"{self.path}: of 2 images, forward")
-        if (embeddings := self.project(features.float())) is not None:
-            _check_rows(embeddings, 2, f"{self.path}: of 2 features, project")
+        features = self.encode_image(pictures)
+        _check_finite(features, f"{self.path}: of 2 images, forward")
+        self.width = features.shape[1]
+        if not torch.equal(features, self.encode_image(pictures)):
+            raise UserError(
+                f"{self.path}: forward gives other values of the same images each time, and must not be random or change itself"
+            )
+        if (embeddings := self.project(features)) is not None:
+            _check_finite(embeddings, f"{self.path}: of 2 features, project")
         if not self.has_text:
             return
         if embeddings is None:
             raise UserError(
                 f"{self.path} has encode_text and no project, which brings images into the space of the texts"
             )
+        _ = self.logit_scale, self.logit_bias  # each is a number
         texts = self.text_vectors(["a cat", "a dog", "a fox"])
-        _check_rows(texts, 3, f"{self.path}: of 3 texts, encode_text")
+        _check_finite(texts, f"{self.path}: of 3 texts, encode_text")
         if texts.shape[1] != embeddings.shape[1]:
             raise UserError(
                 f"{self.path}: encode_text is {texts.shape[1]} wide, and project {embeddings.shape[1]}: they must be equal"
@@ -104,9 +131,11 @@ def made(path: str, seed: int) -> tuple[nn.Module, Callable[[Image.Image], Tenso
 
     Raises: UserError for code that gives anything else; what the code itself raises.
     """
+    target = found(path)
+    _check_signature(target, path)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        given = found(path)()
+        given = target()
     pair = given if isinstance(given, tuple) and len(given) == 2 else (given, getattr(given, "transform", None))
     module, transform = pair
     if not isinstance(module, nn.Module):
@@ -119,6 +148,19 @@ def made(path: str, seed: int) -> tuple[nn.Module, Callable[[Image.Image], Tenso
             "give the pair (module, transform)"
         )
     return module.eval(), transform
+
+
+def _check_signature(target: Callable[..., Any], path: str) -> None:
+    try:
+        signature = inspect.signature(target)
+    except ValueError:  # of built-in code that tells none
+        return
+    try:
+        signature.bind()
+    except TypeError as error:
+        raise UserError(
+            f"{path} cannot be called without arguments ({error}): write a function that makes it with those that it takes, and name that"
+        ) from error
 
 
 def preprocessing_of(transform: Callable[[Image.Image], Tensor], path: str) -> Preprocessing:
@@ -160,10 +202,16 @@ def _figures(values: Tensor) -> tuple[float, ...]:
     return tuple(round(float(each), 6) for each in values)
 
 
-def _check_rows(rows: Any, count: int, what: str) -> None:
+def _check_shape(rows: Any, count: int, what: str, width: int | None = None) -> None:
     shape = tuple(rows.shape) if isinstance(rows, Tensor) else type(rows).__name__
-    if not isinstance(rows, Tensor) or rows.ndim != 2 or rows.shape[0] != count or not rows.shape[1]:
-        raise UserError(f"{what} gives {shape}, and must give a tensor ({count}, D)")
+    fits = isinstance(rows, Tensor) and rows.ndim == 2 and rows.shape[0] == count and rows.shape[1]
+    if not fits or width not in (None, rows.shape[1]):
+        raise UserError(f"{what} gives {shape}, and must give a tensor ({count}, {'D' if width is None else width})")
+    if rows.is_complex():
+        raise UserError(f"{what} gives complex numbers, and must give real ones")
+
+
+def _check_finite(rows: Tensor, what: str) -> None:
     if not rows.isfinite().all():
         raise UserError(f"{what} gives values that are not finite (NaN or infinite)")
 

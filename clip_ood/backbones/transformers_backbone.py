@@ -194,15 +194,17 @@ def _loaded(description: dict[str, Any], file: Path, spec: BackboneSpec, downloa
             state_dict=state,
             dtype=torch.float32,
             output_loading_info=True,
+            ignore_mismatched_sizes=True,  # they are told below; transformers tells them in its log alone
             local_files_only=True,
             trust_remote_code=False,
         )
+    other = sorted(each[0] for each in report["mismatched_keys"])
     missing = sorted(name for name in report["missing_keys"] if not name.startswith("pooler."))
     unknown = sorted(name for name in report["unexpected_keys"] if not _spare(name))
-    if missing or unknown or report["mismatched_keys"]:
+    if missing or unknown or other:
         raise UserError(
             f"its weights are not this model's: {len(missing)} missing ({', '.join(missing[:2])}), {len(unknown)} unknown "
-            f"({', '.join(unknown[:2])}), {len(report['mismatched_keys'])} of another shape"
+            f"({', '.join(unknown[:2])}), {len(other)} of another shape ({', '.join(other[:2])})"
         )
     if report["missing_keys"]:  # transformers would draw a random pooler
         model.pooler = None
@@ -220,11 +222,19 @@ def _tokenizer(spec: BackboneSpec, download: bool) -> Any:
         folder = Path(place, "tokenizer")
         write_tokenizer(folder, name, spec, download)
         try:
-            return AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+            tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
         except ImportError as error:  # SentencePiece's files need its package
             raise UserError(
                 f"its tokenizer needs a package that is not installed: {json.dumps(str(error))[:300]}"
             ) from error
+        except Exception as error:  # readers of its several formats may raise anything for a damaged file
+            reason = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
+            raise UserError(f"the tokenizer of {name} cannot be read ({reason}): fetch its files again") from error
+    if tokenizer.pad_token is None:
+        raise UserError(
+            f"the tokenizer of {name} has no pad_token, which fills up shorter texts: name one in tokenizer_config.json"
+        )
+    return tokenizer
 
 
 @contextmanager

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from clip_ood.backbones.checked_config import NotAllowed
 from clip_ood.errors import UserError
-from clip_ood.files.records import read_json
+from clip_ood.files.records import read_named
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig
@@ -43,11 +43,7 @@ WORD = re.compile(r"[\w-]{0,100}")
 
 def read_description(path: Path) -> dict[str, Any]:
     """Reads a config.json. Raises: UserError for a kind of model that is not taken, NotAllowed for one that would run code."""
-    try:
-        content = read_json(path)
-    except UserError as error:
-        raise UserError(f"{path} is damaged: it is no JSON ({error})") from error
-    return checked_description(content, str(path))
+    return checked_description(read_named(path), str(path))
 
 
 def checked_description(content: Any, place: str) -> dict[str, Any]:

@@ -29,7 +29,7 @@ from clip_ood.backbones.checked_config import (
     checked,
 )
 from clip_ood.errors import UserError
-from clip_ood.files.records import read_json
+from clip_ood.files.records import read_named
 
 INTERPOLATION = (
     "nearest",
@@ -102,7 +102,7 @@ def read_prepared(path: Path, kind: str) -> Prepared:
     Raises: NotAllowed for a file that would run code; UserError for a processor that does more than to resize, cut out the middle,
     and normalise.
     """
-    content = read_json(path)
+    content = read_named(path)
     content = content.get("image_processor", content) if isinstance(content, dict) else content
     if isinstance(content, dict):
         if content.get("auto_map"):
@@ -111,13 +111,20 @@ def read_prepared(path: Path, kind: str) -> Prepared:
         content = checked(content, KEYS | unused, str(path))
     else:
         raise UserError(f"{path} says nothing of how images are prepared")
-    processor = _processor(content, kind)
     try:
+        processor = _processor(content, kind)
         prepared = _figures(processor)
         with torch.device("cpu"):  # where the encoder is made without memory, pictures have pixels
             _check_same(prepared, processor)
     except UserError as error:
         raise UserError(f"{path}: {error}") from error
+    except (
+        ArithmeticError,
+        LookupError,
+        TypeError,
+        ValueError,
+    ) as error:  # what Pillow and transformers raise for such figures
+        raise UserError(f"{path}: no image can be prepared by its figures ({type(error).__name__}: {error})") from error
     return prepared
 
 
@@ -161,7 +168,7 @@ def _figures(processor: Any) -> Prepared:
     size, crop = _sides(said["size"]), _sides(said["crop_size"]) if said["do_center_crop"] else None
     normalised = said["do_normalize"]
     mean, std = (said["image_mean"], said["image_std"]) if normalised else ([0.0] * 3, [1.0] * 3)
-    mean, std = ([float(each)] * 3 if isinstance(each, int | float) else list(map(float, each)) for each in (mean, std))
+    mean, std = (_of_channels(each) for each in (mean, std))
     if said["crop_pct"] and isinstance(size, int):  # ConvNeXt: from 384 pixels on, nothing is cut off
         resize, crop = ([size, size] if size >= 384 else int(size / said["crop_pct"])), [size, size]
     else:
@@ -171,6 +178,11 @@ def _figures(processor: Any) -> Prepared:
     whole = [crop, crop] if isinstance(crop, int) else crop or resize
     resample = said["resample"]
     return Prepared(resize, list(whole), INTERPOLATION[2 if resample is None else int(resample)], mean, std)
+
+
+def _of_channels(values: float | list[float]) -> list[float]:
+    numbers = [float(values)] if isinstance(values, int | float) else list(map(float, values))
+    return numbers * 3 if len(numbers) == 1 else numbers
 
 
 def _sides(size: Any) -> int | list[int]:

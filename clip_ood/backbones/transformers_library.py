@@ -16,7 +16,7 @@ from clip_ood.backbones.repository_files import REPOSITORY, repository_files
 from clip_ood.backbones.spec import BackboneSpec
 from clip_ood.backbones.transformers_config import IMAGES, TEXTS, read_description
 from clip_ood.errors import UserError
-from clip_ood.files.records import read_json
+from clip_ood.files.records import read_named
 
 if TYPE_CHECKING:
     from clip_ood.backbones.backbone import Backbone
@@ -67,7 +67,7 @@ class Transformers(Library):
         if not spec.model.startswith(LOCAL):
             return own if spec.pretrained == "default" else own | {"configuration": self.remote_config(spec).revision()}
         folder = _folder(spec)
-        read = {name: read_json(folder / name) for name in (CONFIG, *PREPARED) if (folder / name).is_file()}
+        read = {name: read_named(folder / name) for name in (CONFIG, *PREPARED) if (folder / name).is_file()}
         texts = sorted({path for pattern in TEXT_FILES for path in folder.glob(pattern)})
         return own | {
             "model": "local-dir",
@@ -125,13 +125,18 @@ def parts_of(index: Path, remote: Remote | None, download: bool = False) -> list
 
     Raises: UserError for an index that names files elsewhere, ConnectionError as `Remote.fetch` does.
     """
-    content = read_json(index)
+    content = read_named(index)
     named = content.get("weight_map") if isinstance(content, dict) else None
-    names = sorted(set(named.values())) if isinstance(named, dict) else []
-    if not names or any(not isinstance(name, str) or Path(name).name != name for name in names):
+    names = sorted(set(map(str, named.values()))) if isinstance(named, dict) else []
+    if not names or any(name in ("", "..") or "\0" in name or Path(name).name != name for name in names):
         raise UserError(f"{index} names no files of weights beside it")
     if remote is None:
-        return [index.with_name(name) for name in names]
+        files = [index.with_name(name) for name in names]
+        if missing := [file.name for file in files if not file.is_file()]:
+            raise UserError(
+                f"{index} names {len(files)} files of weights, and {missing[0]} is not beside it: bring it there"
+            )
+        return files
     return [Remote(remote.cache, remote.repository, (name,)).fetch(download) for name in names]
 
 
@@ -161,7 +166,11 @@ def _check(spec: BackboneSpec) -> None:
 def _check_folder(spec: BackboneSpec) -> None:
     folder = _folder(spec)
     if not (folder / CONFIG).is_file():
-        beside = [each.name for each in folder.parent.iterdir() if each.is_dir()] if folder.parent.is_dir() else []
+        beside = (
+            [each.name for each in folder.parent.iterdir() if (each / CONFIG).is_file()]
+            if folder.parent.is_dir()
+            else []
+        )
         near = difflib.get_close_matches(folder.name, beside, n=1)
         meant = f" Did you mean {LOCAL}{folder.with_name(near[0])}?" if near else ""
         raise UserError(f"Backbone {spec.model}: {folder} holds no {CONFIG}, as a model of transformers does.{meant}")

@@ -17,7 +17,7 @@ from clip_ood.config.trainer_keys import check_judging
 from clip_ood.config.yaml_text import as_yaml
 from clip_ood.detectors.names import STREAM_METHODS
 from clip_ood.errors import ConfigError
-from clip_ood.files.writing import check_writable
+from clip_ood.files.writing import check_writable, temporary_name
 from clip_ood.process.locks import alone
 from clip_ood.process.ranks import is_first
 from clip_ood.process.streams import is_closed
@@ -269,9 +269,16 @@ def _check_adapt(arguments: argparse.Namespace) -> None:
     check_suffix("--memory", memory, (".safetensors",))
     if not memory.parent.is_dir():
         raise ConfigError(f"--memory: there is no folder {memory.parent}")
+    if (size := len(os.fsencode(temporary_name(memory)))) > LONGEST_NAME:
+        raise ConfigError(
+            f"--memory: the name of {memory.name} is too long by {size - LONGEST_NAME} bytes for the file that is written beside it: take "
+            "a shorter one"
+        )
+    if memory.is_symlink() and not memory.exists():
+        raise ConfigError(f"--memory: {memory} is a link to a file that is not there: name that file, and it is made")
     if memory.exists() and not memory.is_file():
         raise ConfigError(f"--memory: {memory} is no file")
-    check_writable(memory.parent)
+    check_writable(memory.resolve().parent)
 
 
 @contextmanager

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from itertools import product
 from math import prod
-from typing import Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field, model_validator
 
@@ -14,6 +14,9 @@ from clip_ood.config.yaml_text import says_none
 from clip_ood.errors import UserError
 
 MOST_HEADS = 10_000  # of a sweep
+MOST_VECTORS = (
+    10_000  # of a context: no text tower reads as many tokens, and a prompt of millions takes minutes to find that out
+)
 
 
 class Settings(Section):
@@ -170,7 +173,7 @@ class CoOp(Training):
     """Learning rate of the first epochs."""
     per_class: Positive | None = None
     """Few-shot training: train on a seeded draw of this many images of each class (default: all). It is the draw of linear_probe."""
-    context: Positive = 16
+    context: Annotated[Positive, Field(le=MOST_VECTORS)] = 16
     """Number of vectors that are learnt. A few encoders read 32 tokens, of which names need some."""
     start: str | None = None
     """Words from whose token embeddings the context starts, as "a photo of a", in place of `context` random vectors."""

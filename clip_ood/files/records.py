@@ -69,6 +69,14 @@ def read_json(path: Path) -> Any:
         raise Unfit(str(error)) from None
 
 
+def read_named(path: Path) -> Any:
+    """Returns the content of a JSON file. Raises: UserError, which names the file, for one that is damaged; OSError."""
+    try:
+        return read_json(path)
+    except Unfit as error:
+        raise UserError(f"{path} is damaged: it is no JSON ({error})") from error
+
+
 def fitting(content: Any, declared: Any) -> Any:
     """Returns `content` as it is, if it is as `declared`, which is a `Record` or a type that holds some.
 

@@ -89,10 +89,15 @@ def naming(path: Path) -> Iterator[None]:
         raise
 
 
+def temporary_name(path: Path) -> str:
+    """Returns a new name for the file that is written beside `path` and then takes its place."""
+    return f"{path.name}.{uuid4().hex}.tmp"
+
+
 def _locked(path: Path) -> BinaryIO:
     """Returns a new temporary file beside `path`, locked."""
     while True:
-        file = path.with_name(f"{path.name}.{uuid4().hex}.tmp").open("wb")
+        file = path.with_name(temporary_name(path)).open("wb")
         with suppress(OSError, AttributeError):  # without locks, no process removes it either
             fcntl.flock(file, fcntl.LOCK_EX)
         if os.fstat(file.fileno()).st_nlink:  # otherwise it was taken for an abandoned file before it was locked

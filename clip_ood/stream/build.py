@@ -6,10 +6,12 @@ from collections.abc import Collection, Mapping, Sequence
 from importlib import import_module
 from typing import Any
 
+import torch
+
 from clip_ood.detectors.build import check_parameters
 from clip_ood.detectors.names import Spec
 from clip_ood.errors import UserError
-from clip_ood.outputs import Reference
+from clip_ood.outputs import NegativeLabels, Reference
 from clip_ood.stream.adaptive import AdaptiveDetector
 from clip_ood.stream.names import KEY, read_methods
 
@@ -36,6 +38,13 @@ def make(spec: Spec, reference: Reference) -> AdaptiveDetector:
     lacking = [name for name in cls.requires if getattr(reference, name) is None]
     check_has(spec, lacking)
     return cls(reference, **spec.parameters)
+
+
+def check_values(spec: Spec) -> None:
+    """Raises UserError for a parameter out of range, before there is any image or text: the method is made of two made-up classes."""
+    texts = torch.eye(2)
+    words = NegativeLabels(texts, texts)
+    make(spec, Reference(text_embeddings=texts, class_names=("a", "b"), logit_scale=1.0, neglabel=words, eoe=words))
 
 
 def check_has(spec: Spec, lacking: Collection[str], key: str | None = None) -> None:
