@@ -109,3 +109,16 @@ def test_only_arrays_that_are_missing_are_written(tmp_path):
     layers = torch.full((6, 2, 2), torch.nan)
     with pytest.raises(ValueError, match="4 of 6 images have NaN or Inf"):
         both.add(identities, {"layers.3": layers})
+
+
+def test_an_image_that_fails_when_more_is_made_of_it_has_nothing_blank_stored(tmp_path):
+    """For lack of memory, say: another run makes the array that is missing."""
+    store = FeatureStore(tmp_path, FP32)
+    fill(store.image_set("cats", in_memory(range(4))), torch.arange(8.0).view(4, 2))
+    more = store.image_set("cats", in_memory(range(4)), ("features", "layers.3"))
+    more.add(more.identities_of(np.arange(4)), {"layers.3": torch.ones(4, 3)}, {1: "no memory"})
+    more.refresh()
+    assert more.missing().tolist() == [1]
+    more.add(more.identities_of(np.array([1])), {"layers.3": torch.full((1, 3), 2.0)})
+    more.refresh()
+    assert more.open().layers["3"].take(torch.arange(4))[:, 0].tolist() == [1, 2, 1, 1]

@@ -189,7 +189,7 @@ class StoredSet:
         batch_size: int | None = None,
         name: str = "",
     ) -> None:
-        """Writes those arrays of entries (n, 2) that are not there yet.
+        """Writes those arrays of entries (n, 2) that are not there yet; of an image that could be read before and now cannot, nothing.
 
         `errors`: by row, why an image could not be read; `batch_size`: images in a forward pass.
         Raises: ValueError for NaN or Inf in arrays of readable images, StoreError if the store cannot be written.
@@ -199,6 +199,12 @@ class StoredSet:
         if len(there := np.flatnonzero(self.entries.has(identities, ["valid"]))):
             of_those = self.entries.rows(identities[there], ["valid"])["valid"]
             valid[torch.from_numpy(there)] = of_those.take(torch.arange(len(there)))
+        if lost := [row for row in errors or {} if valid[row]]:  # it was readable before, and its arrays are blank
+            rest = np.setdiff1d(np.arange(len(identities)), lost)
+            others = {int(np.searchsorted(rest, row)): why for row, why in errors.items() if row not in lost}
+            some = {key: value[torch.from_numpy(rest)] for key, value in arrays.items()}
+            self.add(identities[rest], some, others, batch_size, name)
+            return
         kept = {key: value.to("cpu", self.store.dtype, copy=True) for key, value in arrays.items()}
         for values in kept.values():
             values[~valid] = 0
