@@ -201,7 +201,7 @@ def test_what_an_encoder_does_not_have_is_said(library, model, wanted, why, made
 
 
 def test_a_module_of_ones_own_shows_nothing():
-    with pytest.raises(UserError, match="does not show what it computes inside"):
+    with pytest.raises(UserError, match="mine does not show what it computes inside"):
         check_inside(torch.nn.Linear(2, 2), Inside(layers=("1",)), "mine")
 
 

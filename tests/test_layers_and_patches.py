@@ -89,6 +89,8 @@ def test_features_of_several_layers_have_the_mean_of_their_cosines():
         ({"name": "mcm", "layer": 1}, "takes no features of a layer"),
         ({"name": "knn", "layer": 0}, "layer = 0, expected the number of a layer"),
         ({"name": "knn", "layer": "last"}, "layer = last, expected the number of a layer"),
+        ({"name": "knn", "layer": "01"}, "layer = 01, expected the number of a layer"),
+        ({"name": "knn", "layer": "٣"}, "layer = ٣, expected the number of a layer"),
         ({"name": "knn", "layer": "1+"}, r"layer = 1\+, expected the number"),
         ({"name": "knn", "layer": "2+2"}, "names a layer twice"),
         ({"name": "gl_mcm", "tokens": "values"}, "tokens = values, expected value or output"),

@@ -43,7 +43,7 @@ def check_inside(tower: nn.Module, wanted: Inside, name: str) -> None:
     """Raises UserError if an image tower does not have what is wanted; `name` is the encoder's."""
     if not wanted:
         return
-    count = len(_layers(tower, wanted))
+    count = len(_layers(tower, wanted, name))
     for layer in wanted.layers:
         if not 1 <= int(layer) <= count:
             raise UserError(f"detectors: layer {layer}: {name} has layers 1 to {count}")
@@ -77,7 +77,7 @@ def _is_vit(tower: nn.Module) -> bool:
     return hasattr(getattr(tower, "transformer", None), "resblocks")
 
 
-def _layers(tower: nn.Module, wanted: Inside) -> list[nn.Module]:
+def _layers(tower: nn.Module, wanted: Inside, name: str | None = None) -> list[nn.Module]:
     if _is_vit(tower):
         return list(tower.transformer.resblocks)
     if hasattr(tower, "attnpool"):  # open_clip's own ResNet
@@ -87,7 +87,7 @@ def _layers(tower: nn.Module, wanted: Inside) -> list[nn.Module]:
     if not described or not hasattr(trunk, "forward_features"):
         what = ", ".join(wanted.arrays)
         raise UserError(
-            f"{type(trunk).__name__} does not show what it computes inside ({what}); encoders of open_clip and timm do"
+            f"{name or type(trunk).__name__} does not show what it computes inside ({what}); encoders of open_clip and timm do"
         )
     described = described if isinstance(described, list) else described.info
     return [trunk.get_submodule(each["module"]) for each in described]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import re
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, fields
 from difflib import get_close_matches
@@ -194,7 +195,7 @@ def _check_layer(spec: Spec, cls: type) -> None:
         return
     needed = getattr(cls, "requires", ())
     names = spec.layer.split("+")
-    if not all(name.isdecimal() and int(name) >= 1 for name in names):
+    if not all(re.fullmatch("[1-9][0-9]{0,5}", name) for name in names):
         raise UserError(
             f"{spec.name}: layer = {spec.layer}, expected the number of a layer (6), or several whose features are taken together (4+8)"
         )
