@@ -116,7 +116,7 @@ def test_contexts_start_from_that_of_coop(root, coop):
     ("settings", "message"),
     [
         ({"positives": "nowhere"}, r"'nowhere' is neither text nor a finished run with a head"),
-        ({"positives": "{run}"}, r"negprompt is a negprompt run; take a coop run"),
+        ({"positives": "{run}"}, r"negprompt is a negprompt run; take a coop or locoop run"),
         (
             {"positives": "{coop}", "class_specific": True},
             r"class_specific is True, and .*coop has learnt .* False: give the same",

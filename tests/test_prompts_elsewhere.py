@@ -130,7 +130,7 @@ def test_their_scores_can_be_attacked(four, method, score):
 @pytest.mark.parametrize(
     ("method", "score", "message"),
     [
-        ("locoop", "gl_mcm", "gl_mcm needs tokens of the patches"),
+        ("locoop", "gl_mcm", "gl_mcm looks at layers or patches"),
         (
             "tip_adapter",
             "max_logit",

@@ -61,7 +61,7 @@ def test_it_stands_in_the_same_table_under_its_own_name():
         list(detectors) == ["knn", "NCI", "pytorch_ood.KNN"] and omitted == []
     )  # two columns never differ in case alone
     detectors, omitted = build_detectors(["pytorch_ood.NCI"], Reference(), {"features", "labels"})
-    assert detectors == {} and omitted[0].detector == "NCI" and "trains no head" in omitted[0].reason
+    assert detectors == {} and omitted[0].detector == "NCI" and "this run trains none" in omitted[0].reason
 
 
 def test_processes_fit_on_the_images_of_all():

@@ -18,7 +18,7 @@ def drawn(numbers: Tensor, count: int, seed: int) -> Tensor:
 
     >>> import torch
     >>> drawn(torch.arange(100), 4, seed=0)
-    tensor([ 4, 19, 30, 95])
+    tensor([15, 17, 34, 79])
     """
     return numbers[hash_of(numbers, seed).argsort()[:count]].sort().values
 
