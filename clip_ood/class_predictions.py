@@ -76,7 +76,8 @@ def class_logits(outputs: Outputs, reference: Reference) -> Tensor | None:
         return outputs.logits
     if outputs.embeddings is None or reference.text_embeddings is None:
         return None
-    return (reference.logit_scale or 1.0) * outputs.embeddings.float() @ reference.text_embeddings.float().T
+    scale = 1.0 if reference.logit_scale is None else reference.logit_scale
+    return scale * (outputs.embeddings.float() @ reference.text_embeddings.float().T)
 
 
 def classes_by(scores: Scores, predictor: ClassPredictor | None, loses_head: bool = False) -> Tensor | None:

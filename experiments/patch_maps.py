@@ -67,11 +67,12 @@ class PatchMaps:
 
 
 def patch_maps(folder: Path, config: Config, benchmark: Benchmark) -> PatchMaps | None:
-    """Returns the maps of the first detector of a run that looks at patches; None if it has none, or its features are not stored any more."""
+    """Returns the maps of the first detector of a run that looks at patches; None if it has none that is saved, or its features are not stored
+    any more."""
     if config.method.settings.tunes_encoder or not (folder / FOLDER).is_dir():
         return None
-    saved = SavedDetector(folder / FOLDER)
     try:
+        saved = SavedDetector(folder / FOLDER)
         return PatchMaps(saved, saved.local[0], config, benchmark) if saved.local else None
-    except (UserError, FileNotFoundError):  # the store was emptied since
+    except (UserError, FileNotFoundError):  # none of its detectors can be saved, or the store was emptied since
         return None

@@ -125,3 +125,12 @@ def test_two_processes_score_as_one(root, run):
     alone = judged_run.scores(run, "ood")
     for path, row in judged_run.scores(root / "runs" / "two", "ood").items():
         assert [row[name] for name in DETECTORS] == pytest.approx([alone[path][name] for name in DETECTORS], rel=1e-5)
+
+
+def test_a_run_of_which_nothing_is_saved_has_a_report(root):
+    keys = {"figures": False, "report": True}
+    config = tiny_clip.config(root, "unsaved", METHOD, detectors=["msp"], evaluation=keys)
+    evaluation.main(["--config", config])
+    assert "msp" in (root / "runs/unsaved/report.html").read_text()
+    with pytest.raises(UserError, match="none of the run's can be saved"):
+        SavedDetector(root / "runs/unsaved")

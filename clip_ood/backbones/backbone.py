@@ -40,6 +40,8 @@ class Backbone(nn.Module):
     transform: Callable[[Image], Tensor]
     preprocessing: Preprocessing
     has_text: bool = False
+    _scale: float | None = None
+    _bias: float | None = None
 
     def __init__(self, precision: str = "fp32") -> None:
         super().__init__()
@@ -48,12 +50,12 @@ class Backbone(nn.Module):
     @property
     def logit_scale(self) -> float | None:
         """The model's s; None without a text encoder."""
-        return None
+        return self._scale
 
     @property
     def logit_bias(self) -> float | None:
         """The model's b in σ(s · cos(h, t) + b); None for a model that was not trained with a sigmoid loss, or has no text encoder."""
-        return None
+        return self._bias
 
     @property
     @abstractmethod

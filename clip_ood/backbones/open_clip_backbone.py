@@ -81,14 +81,6 @@ class OpenClipBackbone(Backbone):
         self.freeze()
 
     @property
-    def logit_scale(self) -> float | None:
-        return self._scale
-
-    @property
-    def logit_bias(self) -> float | None:
-        return self._bias
-
-    @property
     def image_tower(self) -> nn.Module:
         return self.model.visual
 

@@ -101,7 +101,7 @@ class TransformersBackbone(Backbone):
         projection = getattr(model, "visual_projection", nn.Identity()) if kind in TEXTS else None
         if projection is not None:
             self.projection = projection
-        self.texts, self._scale, self._bias = None, None, None
+        self.texts = None
         if tokenizer is not None:
             self.has_text = True
             self._scale = model.logit_scale.detach().float().exp().item()
@@ -110,14 +110,6 @@ class TransformersBackbone(Backbone):
             model.vision_model, model.visual_projection = nn.Identity(), nn.Identity()
             self.texts = Texts(model, tokenizer)
         self.freeze()
-
-    @property
-    def logit_scale(self) -> float | None:
-        return self._scale
-
-    @property
-    def logit_bias(self) -> float | None:
-        return self._bias
 
     @property
     def image_tower(self) -> nn.Module:

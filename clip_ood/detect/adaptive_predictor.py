@@ -5,13 +5,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
-import torch
 from torch import Tensor, nn
 
 from clip_ood.backbones.backbone import Backbone
 from clip_ood.class_predictions import HEAD, KNN, predict
 from clip_ood.detect.saved import SavedDetector
-from clip_ood.model import classify, encode, linear
+from clip_ood.model import classify, linear
 from clip_ood.outputs import Outputs
 from clip_ood.stream.adaptive import AdaptiveDetector
 
@@ -60,9 +59,7 @@ class AdaptivePredictor(nn.Module):
         self.label, self.method, self.seen = label, method, seen
         self.batch_size: int = saved.manifest["batch_size"]
         self.class_names, self.logit_scale = saved.reference.class_names, saved.reference.logit_scale
-        self.dtype = getattr(torch, saved.encoder.features)
-        self.autocast = None if saved.encoder.autocast is None else getattr(torch, saved.encoder.autocast)
-        self.backbone, self.images = backbone, saved.bank_images()
+        self.encoder, self.backbone, self.images = saved.encoder, backbone, saved.bank_images()
         told = saved.class_predictor
         self.by = HEAD if told is None else told.by
         for name in ("weight", "bias", "text_embeddings"):
@@ -70,9 +67,7 @@ class AdaptivePredictor(nn.Module):
 
     def outputs(self, pixels: Tensor) -> Outputs:
         """Returns the outputs of encoder and head for images (B, 3, H, W) that went through the encoder's transform."""
-        with torch.autocast(pixels.device.type, dtype=self.autocast, enabled=self.autocast is not None):
-            encoded = encode(self.backbone, pixels).map(lambda value: value.to(self.dtype))
-        return classify(encoded, linear(self.weight, self.bias))
+        return classify(self.encoder.encode(self.backbone, pixels), linear(self.weight, self.bias))
 
     def predict(self, outputs: Outputs, contents: np.ndarray) -> AdaptedBatch:
         """Returns the scores of the next images of the stream, whose files have `contents` (B, 2), and updates the memory."""

@@ -30,7 +30,7 @@ from clip_ood.detectors.detector import Detector, score_together
 from clip_ood.detectors.statistic import statistics_of
 from clip_ood.errors import UserError
 from clip_ood.features.identity import pairs
-from clip_ood.model import classify, encode, linear
+from clip_ood.model import classify, linear
 from clip_ood.outputs import Outputs
 
 
@@ -63,8 +63,7 @@ class Predictor(nn.Module):
         self.batch_size: int = saved.manifest["batch_size"]
         self.class_names = saved.reference.class_names
         self.logit_scale = saved.reference.logit_scale
-        self.dtype = getattr(torch, saved.encoder.features)
-        self.autocast = None if saved.encoder.autocast is None else getattr(torch, saved.encoder.autocast)
+        self.encoder = saved.encoder
         self.backbone, self.detectors = backbone, nn.ModuleList(saved.detectors(self.columns).values())
         self.inside = reduce(or_, (each.inside for each in self.detectors))
         self.class_predictor = saved.class_predictor
@@ -182,9 +181,7 @@ class Predictor(nn.Module):
         return classify(self._encoded(pixels), linear(self.weight, self.bias))
 
     def _encoded(self, pixels: Tensor) -> Outputs:
-        """Returns g and h, and the layers and patch tokens that detectors look at, rounded as the feature store keeps them."""
-        with torch.autocast(pixels.device.type, dtype=self.autocast, enabled=self.autocast is not None):
-            return encode(self.backbone, pixels, self.inside).map(lambda value: value.to(self.dtype))
+        return self.encoder.encode(self.backbone, pixels, self.inside)
 
     def predict(self, outputs: Outputs, contents: np.ndarray | None = None) -> BatchPredictions:
         """Returns scores, p-values and classes of some images, whose files have `contents` (B, 2), 0 where that is not known."""

@@ -7,6 +7,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import torch
+from torch import Tensor
+
 from clip_ood.backbones.backbone import Backbone
 from clip_ood.backbones.checked_config import NotAllowed
 from clip_ood.backbones.create import create_backbone
@@ -16,6 +19,8 @@ from clip_ood.backbones.names import check_model
 from clip_ood.backbones.spec import ImageSpec
 from clip_ood.detect.manifest import DetectorFolderError
 from clip_ood.files.cache import cache
+from clip_ood.model import encode
+from clip_ood.outputs import NOTHING, Inside, Outputs
 from clip_ood.process.called import called
 
 
@@ -31,6 +36,12 @@ class Encoder:
     features: str
     autocast: str | None = None
     in_folder: bool = False
+
+    def encode(self, backbone: Backbone, pixels: Tensor, wanted: Inside = NOTHING) -> Outputs:
+        """Returns g and h of images (B, 3, H, W), and the layers and patch tokens that are wanted, rounded as the feature store keeps them."""
+        autocast = None if self.autocast is None else getattr(torch, self.autocast)
+        with torch.autocast(pixels.device.type, dtype=autocast, enabled=autocast is not None):
+            return encode(backbone, pixels, wanted).map(lambda value: value.to(getattr(torch, self.features)))
 
 
 def find_encoder(encoder: Encoder, folder: Path, place: str | None, allow_download: bool) -> Backbone:

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from torch.nn.functional import normalize
 
 from clip_ood.backbones.backbone import Backbone
+from clip_ood.class_predictions import class_logits
 from clip_ood.model import classify, encode, head_of
 from clip_ood.outputs import NOTHING, Inside, Outputs, Reference
 
@@ -47,16 +48,6 @@ class ScoringGraph(nn.Module):
     def rows(self, pixels: Tensor) -> Outputs:
         """Returns the outputs of encoder and head for pixels (B, 3, H, W)."""
         return classify(encode(self, (pixels - self.mean) / self.std, self.inside), head_of(self.reference))
-
-
-def class_logits(rows: Outputs, reference: Reference) -> Tensor | None:
-    """Returns the input of the classes' softmax (B, C): z or, without a head, s · cos(h, t_c); None without classes."""
-    if rows.logits is not None:
-        return rows.logits
-    if rows.embeddings is None or reference.text_embeddings is None:
-        return None
-    scale = 1.0 if reference.logit_scale is None else reference.logit_scale
-    return scale * (rows.embeddings @ reference.text_embeddings.float().T)
 
 
 class StandIn(nn.Module):

@@ -8,10 +8,11 @@ import torch
 from torch import Tensor
 from torch.nn.functional import interpolate
 
+from clip_ood.class_predictions import class_logits
 from clip_ood.detectors.detector import Detector, score_together
 from clip_ood.errors import UserError
 from clip_ood.export.formats import Run
-from clip_ood.export.graph import ScoringGraph, class_logits
+from clip_ood.export.graph import ScoringGraph
 
 TOLERANCE = 1e-4  # of a score's spread over the images that are tried
 ROUNDING = 1e-6  # of a score's size: some units in the last place of float32
