@@ -23,6 +23,7 @@ PARTS = (
     "processes",
     "probe",
     "sweep",
+    "prompts",
     "fine_tune",
     "attack",
     "detect",

@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 import tempfile
 from pathlib import Path
-from statistics import median
 from typing import NamedTuple
 
 import torch
@@ -33,8 +32,8 @@ from clip_ood.outputs import Inside, Outputs, Reference
 class Sizes(NamedTuple):
     model: str = "ViT-B-16"
     batch: int = 16
-    images: int = 64
-    pairs: int = 5
+    images: int = 32
+    pairs: int = 9
     classes: int = 1_000
 
 
@@ -80,13 +79,13 @@ def main(sizes: Sizes) -> None:
         images = list_images("images", ImageSet(folder=Path(folder)), Path(), labelled=False, seed=0)
         given = images, backbone, sizes.batch
         extracted(images.subset(range(sizes.batch)), backbone, sizes.batch, PLAIN)  # warm up
-        ratios = [
-            seconds(extracted, *given, (*PLAIN, *WANTED.arrays)) / seconds(extracted, *given, PLAIN)
+        times = [
+            (seconds(extracted, *given, (*PLAIN, *WANTED.arrays)), seconds(extracted, *given, PLAIN))
             for _ in range(sizes.pairs)
         ]
     tell(
         f"extraction with two layers and value tokens, time over extraction, {sizes.images} JPEGs, {sizes.model}",
-        ratios,
+        times,
         1.1,
     )
     pixels = torch.randn(sizes.batch, 3, *backbone.preprocessing.size, generator=generator)
@@ -99,15 +98,18 @@ def main(sizes: Sizes) -> None:
     local.fit()
     for name, detector in (("GL-MCM", GLMCM(Reference(text_embeddings=text))), ("local k-NN", local)):
         scored(backbone, pixels, detector)
-        ratios = [
-            seconds(scored, backbone, pixels, detector) / seconds(scored, backbone, pixels, None)
+        times = [
+            (seconds(scored, backbone, pixels, detector), seconds(scored, backbone, pixels, None))
             for _ in range(sizes.pairs)
         ]
-        tell(f"{name} on live images, time over the forward pass, batch {sizes.batch}, {sizes.model}", ratios, 1.15)
+        tell(f"{name} on live images, time over the forward pass, batch {sizes.batch}, {sizes.model}", times, 1.15)
 
 
-def tell(what: str, ratios: list[float], wanted: float) -> None:
-    print(f"{what}  {median(ratios):.2f} ({min(ratios):.2f}–{max(ratios):.2f})  <= {wanted}")
+def tell(what: str, times: list[tuple[float, float]], wanted: float) -> None:
+    """Prints the ratio of the shortest times, since other work only lengthens them, and the least and greatest of the pairs'."""
+    shortest = min(ours for ours, _ in times) / min(other for _, other in times)
+    ratios = [ours / other for ours, other in times]
+    print(f"{what}  {shortest:.2f} ({min(ratios):.2f}–{max(ratios):.2f})  <= {wanted}")
 
 
 if __name__ == "__main__":

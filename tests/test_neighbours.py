@@ -31,15 +31,35 @@ def test_knn_equals_its_definition(k, kth):
     close(fitted(KNN(k=k, kth=kth)).score(TEST), expected)
 
 
+@pytest.mark.parametrize("together", [1, 2, 4, 16])
 @pytest.mark.parametrize("k", [1, 3, 40])
-def test_nearest_equals_one_full_product(monkeypatch, k):
-    monkeypatch.setattr("clip_ood.detectors.neighbours.QUERIES", 7)
-    monkeypatch.setattr("clip_ood.detectors.neighbours.BANK", 11)
+def test_nearest_equals_one_full_product(monkeypatch, k, together):
+    for name, value in {"QUERIES": 7, "BANK": 11, "TOGETHER": together}.items():
+        monkeypatch.setattr(f"clip_ood.detectors.neighbours.{name}", value)
     chunks = [TRAIN.features[:50], TRAIN.features[:0], TRAIN.features[50:53], TRAIN.features[53:]]
     expected = (TEST.features @ TRAIN.features.T).topk(k, dim=1)
     cosines, positions = nearest(TEST.features, chunks, k)
     torch.testing.assert_close(cosines, expected.values)
     assert torch.equal(positions, expected.indices)
+
+
+@pytest.mark.parametrize("order", ["rising", "falling", "equal", "by query"])
+@pytest.mark.parametrize("k", [1, 2, 9])
+def test_nearest_in_a_bank_in_any_order(monkeypatch, order, k):
+    for name, value in {"QUERIES": 5, "BANK": 30, "TOGETHER": 4}.items():
+        monkeypatch.setattr(f"clip_ood.detectors.neighbours.{name}", value)
+    generator = torch.Generator().manual_seed(0)
+    queries, bank = (
+        torch.randint(-3, 4, (n, 6), generator=generator).float() for n in (12, 100)
+    )  # many equal products
+    mean = (bank @ queries.sum(dim=0)).sort(descending=order == "falling").indices
+    bank = {"rising": bank[mean], "falling": bank[mean], "equal": bank[:1].repeat(100, 1)}.get(
+        order, queries.repeat_interleave(9, dim=0)[:100]
+    )
+    products, positions = nearest(queries, [bank[:70], bank[70:]], k)
+    assert torch.equal(products, (queries @ bank.T).topk(k, dim=1).values)
+    assert torch.equal(products, (queries @ bank.T).gather(1, positions))
+    assert all(len(row.unique()) == k for row in positions)
 
 
 def test_nearest_refuses_k_outside_the_bank():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from math import isfinite
 from typing import ClassVar
 
@@ -12,6 +13,7 @@ from clip_ood.detectors.class_sums import ClassSums, features, one_class
 from clip_ood.detectors.detector import Detector
 from clip_ood.outputs import Outputs, Reference
 
+BLOCK = 256  # images scored at once, whose float64 values a cache holds
 SMALLEST = 1e-9  # of ‖f − μ‖ / ‖μ‖
 
 
@@ -47,9 +49,19 @@ class NCI(Detector):
             raise self._error("no ID training image was taken in; expected at least one")
         self.mean = self.overall.means()[0]
 
+    def traceable(self) -> Callable[[Outputs], Tensor]:
+        self.check_fitted()
+        weights = self.reference.weight.to(self.mean)
+        return lambda rows: self._block(rows.features, rows.logits, weights)
+
     def _score(self, rows: Outputs) -> Tensor:
-        f = rows.features.to(self.mean)
-        weights = self.reference.weight.to(self.mean)[rows.logits.argmax(dim=1).to(self.mean.device)]  # (n, D)
+        weights = self.reference.weight.to(self.mean)
+        given = (value.to(self.mean.device).split(BLOCK) for value in (rows.features, rows.logits))
+        return torch.cat([self._block(*block, weights) for block in zip(*given, strict=True)])
+
+    def _block(self, features: Tensor, logits: Tensor, weights: Tensor) -> Tensor:
+        f = features.to(self.mean)
         centred = f - self.mean
         lengths = centred.norm(dim=1).clamp_min(SMALLEST * self.mean.norm() + 1e-12)
-        return torch.linalg.vecdot(weights, centred) / lengths + self.alpha * f.abs().sum(dim=1)
+        along = (weights[logits.argmax(dim=1)] * centred).sum(dim=1)  # ⟨w_y, f − μ⟩, (n,)
+        return along / lengths + self.alpha * torch.linalg.vector_norm(f, 1, dim=1)

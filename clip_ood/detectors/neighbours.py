@@ -14,10 +14,12 @@ from torch import Tensor
 
 from clip_ood.errors import UserError
 
-QUERIES = 4096  # rows of one block of products
-BANK = 8192  # its columns: 128 MiB in float32
+QUERIES = 1024  # rows of one block of products on a CPU
+LARGER = 4  # times as many on a GPU
+BANK = 4096  # its columns: 16 MiB in float32, which caches hold better than more
 PAIRS = 16384  # products computed again at once
 MANY = 64  # fewest bank rows for each one that is computed again; with fewer, that takes longer than the products
+TOGETHER = 16  # columns of a tile of which the largest product is compared first
 FEW = 256  # with fewer queries, converting the bank takes longer than the products
 
 
@@ -41,8 +43,9 @@ def nearest(
     products = torch.empty(len(queries), k, device=device)
     positions = torch.empty(len(queries), k, dtype=torch.int64, device=device)
     low = low_precision(device.type) if k and size > MANY * _taken(k) else None
-    for start in range(0, len(queries) if k else 0, QUERIES):
-        block = slice(start, start + QUERIES)
+    size = QUERIES * (1 if device.type == "cpu" else LARGER)
+    for start in range(0, len(queries) if k else 0, size):
+        block = slice(start, start + size)
         rows = queries[block].to(device, torch.float32)
         if low is None or len(rows) < FEW:
             products[block], positions[block], _ = _sweep(rows, chunks, scales, k, torch.float32)
@@ -117,14 +120,45 @@ def _sweep(
     for offset, tile in _tiles(chunks, scales):
         low = tile.to(dtype)
         products = rounded @ low.T  # (n, D) @ (D, m) -> (n, m)
-        found, column = products.max(1, keepdim=True) if k == 1 else products.topk(min(k, len(tile)), dim=1)
-        both = torch.cat([best, found], dim=1)
-        best, order = both.topk(min(k, both.shape[1]), dim=1)
-        where = torch.cat([where, column + offset], dim=1).gather(1, order)
+        if best.shape[1] < k:
+            found, columns = torch.cat([best, products], dim=1).topk(min(k, best.shape[1] + len(tile)), dim=1)
+            own = torch.arange(offset, offset + len(tile), device=queries.device).expand(len(queries), -1)
+            best, where = found, torch.cat([where, own], dim=1).gather(1, columns)
+        else:
+            _insert(best, where, products, offset)
         if dtype != torch.float32:
             longest = torch.maximum(longest, tile.norm(dim=1).amax())
             rounding = torch.maximum(rounding, (tile - low).norm(dim=1).amax())
     return best, where, (longest, rounding)
+
+
+def _insert(best: Tensor, where: Tensor, products: Tensor, offset: int) -> None:
+    """Changes the best k so far (n, k), descending, and their positions to those of them and a tile's products (n, m) together.
+
+    Columns are looked at by the largest of each `TOGETHER`, nearly all of which lie below the k-th best so far.
+    """
+    count = products.shape[1] // TOGETHER
+    groups = products[:, : TOGETHER * count].unflatten(1, (TOGETHER, count))  # a column belongs with those `count` away
+    rest = products[:, TOGETHER * count :]
+    least = best[:, -1:]
+    higher = groups.amax(dim=1) > least  # (n, count)
+    hits = higher.sum(dim=1)
+    rows = ((hits > 0) | (rest > least).any(dim=1)).nonzero().squeeze(1)
+    if not len(rows):
+        return
+    hits = hits[rows]
+    row, group = higher[rows].nonzero().unbind(1)  # by row
+    slot = torch.arange(len(row), device=row.device) - (hits.cumsum(0) - hits)[row]
+    size = (len(rows), int(hits.max()))
+    values = products.new_full((*size, TOGETHER), -torch.inf)
+    values[row, slot] = groups[rows[row], :, group]
+    columns = group.new_zeros(size).index_put((row, slot), group)
+    places = columns[:, None] + count * torch.arange(TOGETHER, device=row.device)[:, None]
+    last = torch.arange(TOGETHER * count, products.shape[1], device=row.device).expand(len(rows), -1)
+    values = torch.cat([best[rows], values.mT.flatten(1), rest[rows]], dim=1)
+    places = torch.cat([where[rows], offset + places.flatten(1), offset + last], dim=1)
+    best[rows], order = values.topk(best.shape[1], dim=1)
+    where[rows] = places.gather(1, order)
 
 
 def _products(queries: Tensor, chunks: Sequence[Tensor], scales: Sequence[Tensor] | None, positions: Tensor) -> Tensor:
