@@ -243,7 +243,7 @@ def test_a_principal_space_other_than_the_published_one_is_told():
     structural = full - full.mean(dim=1, keepdim=True)  # as a final LayerNorm leaves it: rank 39
     for rows, dim in ((full, 20), (structural, 20), (full[:41], 20), (full[:40], 20), (full[:30], 15)):
         found = fitted(Residual(head), Outputs(rows))
-        assert found.outside.shape == (40, 40 - dim)
+        assert (40 - found.outside.shape[1] if found.principal is None else found.principal.shape[1]) == dim
         assert bool(found.notes) == (len(rows) <= 40)
     flat = full @ torch.diag((torch.arange(40) < 20).float())  # of rank 20: the published 20 would leave nothing
     (note,) = fitted(Residual(head), Outputs(flat)).notes

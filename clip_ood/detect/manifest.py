@@ -14,11 +14,15 @@ from clip_ood.errors import UserError
 from clip_ood.files.records import Count, Damaged, Record, Share, Text, Unfit, fitting, read_record
 
 FOLDER, MANIFEST, STATE, ENCODER = "detector", "detector.json", "state.safetensors", "encoder"
-FORMAT = 2
+FORMAT = 3
 Dtype = Literal["float32", "float16", "bfloat16"]
 Predictor = Literal["head", "text", "knn"]
 Gathered = Literal["all", "sample"]
-READ = (1, 2)  # format 1 does not say what predicts classes: it is the head or, without one, the texts
+READ = (
+    1,
+    2,
+    3,
+)  # 1 does not say what predicts classes: it is the head or, without one, the texts; 2 names no `doubles`
 
 
 class DetectorFolderError(UserError):
@@ -140,6 +144,7 @@ class Manifest(Formatted):
     accept: Annotated[float, Field(gt=0, lt=1)]
     calibration: Calibrated | None
     recalibrated: Recalibrated | None = None
+    doubles: Annotated[list[Text], Field(default_factory=list)]
     files: dict[Inside, str]
 
     @model_validator(mode="after")

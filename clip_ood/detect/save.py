@@ -77,7 +77,8 @@ def save_detector(
     state = _state(reference, kept, calibration)
     if predictor is not None and predictor.by == KNN:
         state["bank_labels"] = bank_labels.cpu()
-    save_tensors(state, folder / STATE)
+    narrow = {name: value.float() for name, value in state.items() if _is_single(value)}
+    save_tensors(state | narrow, folder / STATE)
     if trained is not None:
         save_image_encoder(folder / ENCODER, *trained)
         encoder = replace(encoder, in_folder=True)
@@ -93,6 +94,7 @@ def save_detector(
         "omitted": left_out,
         "predictor": None if predictor is None else asdict(predictor),
         "accept": accept,
+        "doubles": sorted(narrow),
         "calibration": summary({name: calibration[name] for name in kept}, accept) if calibration and kept else None,
     }
     seal(folder, manifest | {"files": hashes(folder, folder.rglob("*"))})
@@ -173,6 +175,11 @@ def _state(
         if calibration:
             values |= calibration_tensors({column: calibration[column]})
     return {name: value.detach().cpu().clone(memory_format=torch.contiguous_format) for name, value in values.items()}
+
+
+def _is_single(value: Tensor) -> bool:
+    """Says whether a tensor is float64 of numbers that float32 holds as they are."""
+    return value.dtype == torch.float64 and torch.equal(value.float().double(), value)
 
 
 def searched(detector: Detector) -> list[Bank]:

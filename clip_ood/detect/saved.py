@@ -104,6 +104,11 @@ class SavedDetector:
         scale, bias = self.manifest["logit_scale"], self.manifest.get("logit_bias")
         return Reference(logit_scale=scale, logit_bias=bias, **values)
 
+    @cached_property
+    def _doubles(self) -> frozenset[str]:
+        """The names of float64 tensors that are stored in float32, which holds them as they are."""
+        return frozenset(self.manifest.get("doubles", ()))
+
     @property
     def class_predictor(self) -> ClassPredictor | None:
         """What predicts classes; None stands for the head or, without one, the text embeddings."""
@@ -125,8 +130,8 @@ class SavedDetector:
         return found
 
     def state(self) -> dict[str, Tensor]:
-        """Returns all tensors but the bank: what detectors have learnt, the reference, and calibration scores."""
-        return self._tensors(STATE, "")
+        """Returns all tensors but the bank, as they are stored: what detectors have learnt, the reference, and calibration scores."""
+        return self._stored(STATE, "")
 
     def check_column(self, column: str) -> None:
         """Raises ValueError for a detector that is not there, with the reason if the run left it out."""
@@ -312,6 +317,12 @@ class SavedDetector:
             ) from error
 
     def _tensors(self, name: str, prefix: str, but: tuple[str, ...] = ()) -> dict[str, Tensor]:
+        """Returns tensors as `_stored` does, in the dtype in which they are computed with."""
+        found = self._stored(name, prefix, but)
+        doubles = self._doubles if name == STATE else ()
+        return {key: value.double() if prefix + key in doubles else value for key, value in found.items()}
+
+    def _stored(self, name: str, prefix: str, but: tuple[str, ...] = ()) -> dict[str, Tensor]:
         """Maps the tensors of a file whose names begin with `prefix` and with none of `but`, by the rest of their names."""
         self._check(name)
         try:

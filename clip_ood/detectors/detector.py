@@ -36,6 +36,7 @@ class Detector(nn.Module):
     requires: ClassVar[tuple[str, ...]] = ()
     least_classes: ClassVar[int] = 1  # with fewer its score would be the same for every image
     portable: ClassVar[bool] = True  # `state` is all that scoring needs beside parameters, reference and bank
+    may_lack: ClassVar[frozenset[str]] = frozenset()  # the buffers that not every fit fills
     searches: ClassVar[bool] = True  # scoring looks into its Bank, if it has one; False where only the fit does
     leaves_one_out: ClassVar[bool] = False  # an image of the bank gets, given `copy_of`, the score of a bank without it
     monotone: ClassVar[bool] = False  # more images in the bank never lower a score
@@ -145,11 +146,15 @@ class Detector(nn.Module):
         return {name: value for name in self._learned() if (value := self._buffers[name]) is not None}
 
     def restore(self, state: Mapping[str, Tensor]) -> None:
-        """Takes a state that `state` returned, instead of a fit. Raises ValueError if its names are not this detector's."""
-        if differ := set(state) ^ set(self._learned()):
+        """Takes a state that `state` returned, instead of a fit. Raises ValueError if its names are not this detector's.
+
+        A buffer that some fits leave empty may be absent; one that a score does not need any more is passed over.
+        """
+        learned = set(self._learned())
+        if differ := (set(state) - set(self._buffers)) | (learned - set(state) - self.may_lack):
             raise self._error(f"its state does not fit this version, which differs in {', '.join(sorted(differ))}")
-        for name, value in state.items():
-            setattr(self, name, value)
+        for name in learned & set(state):
+            setattr(self, name, state[name])
         self._fitted = True
 
     def _learned(self) -> list[str]:

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from clip_ood.detectors.class_sums import ClassSums, features, one_class
 from clip_ood.detectors.detector import Detector
+from clip_ood.detectors.single import single
 from clip_ood.outputs import Outputs, Reference
 
 SMALLEST = 1e-9  # of ‖f − μ‖ / ‖μ‖
@@ -43,7 +44,7 @@ class FDBD(Detector):
             weight, weight, compute_mode="donot_use_mm_for_euclid_dist"
         )  # (C, C), of rounding for equal rows
         rounding = torch.finfo(self.reference.weight.dtype).eps * weight.norm(dim=1).max()
-        self.inverse_gaps = torch.where(gaps > rounding, gaps.reciprocal(), 0)
+        self.inverse_gaps = single(torch.where(gaps > rounding, gaps.reciprocal(), 0))
 
     def _score(self, rows: Outputs) -> Tensor:
         z = rows.logits.to(self.mean)

@@ -65,6 +65,12 @@ class Spectrum:
         values = (1 - SHRINKAGE) * self.values.clamp_min(0) + SHRINKAGE * self.values.mean()
         return self.vectors / values.sqrt()
 
+    def shrunk_from_isotropic(self) -> tuple[Tensor, Tensor]:
+        """Returns A (D, rank) and κ () with κ I − A Aᵀ the inverse of (1 − ε) Σ + ε (tr Σ / D) I, ε = 0.01; A is √κ wide at most."""
+        least = SHRINKAGE * self.values.mean()
+        values = (1 - SHRINKAGE) * self.values[-self.rank :] + least
+        return self.vectors[:, -self.rank :] * (1 / least - 1 / values).sqrt(), 1 / least
+
 
 class Moments(ClassSums):
     """Counts, sums and second moments Σ x xᵀ in float64, of rows with and of rows without a class label.

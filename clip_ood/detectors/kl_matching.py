@@ -9,6 +9,7 @@ from torch import Tensor
 
 from clip_ood.detectors.class_sums import ClassSums, predicted
 from clip_ood.detectors.detector import Detector
+from clip_ood.detectors.single import single
 from clip_ood.outputs import Outputs, Reference
 
 
@@ -39,7 +40,7 @@ class KLMatching(Detector):
         seen = self.typical.counts > 0
         if not seen.any():
             raise self._error("no ID training image was taken in; expected at least one")
-        self.log_typical = self.typical.means()[seen].clamp_min(torch.finfo(torch.float64).tiny).log()
+        self.log_typical = single(self.typical.means()[seen].clamp_min(torch.finfo(torch.float64).tiny).log())
 
     def _score(self, rows: Outputs) -> Tensor:
         p = probabilities(rows)

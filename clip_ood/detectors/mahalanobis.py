@@ -10,6 +10,7 @@ from torch import Tensor
 
 from clip_ood.detectors.detector import Detector
 from clip_ood.detectors.gaussian import SHRINKAGE, Moments, Spectrum, in_space
+from clip_ood.detectors.single import single
 from clip_ood.errors import UserError
 from clip_ood.outputs import Outputs, Reference
 
@@ -20,7 +21,8 @@ class Mahalanobis(Detector):
     """Distance to the nearest class: −min_c MD_c, MD_c = (v − μ_c)ᵀ Σ⁻¹ (v − μ_c), Σ pooled within classes.
 
     v: features (N, D). With one whitening A, A Aᵀ = Σ⁻¹, all classes take one product: a = Aᵀ(v − μ),
-    m_c = Aᵀ(μ_c − μ), MD_c = ‖a‖² − 2⟨a, m_c⟩ + ‖m_c‖². Rows with label −1 are skipped; a class without rows is at
+    m_c = Aᵀ(μ_c − μ), MD_c = ‖a‖² − 2⟨a, m_c⟩ + ‖m_c‖². Where few images leave most directions empty, Σ⁻¹ = κ I − A Aᵀ with
+    as many columns as they fill, and MD_c = κ ‖v − μ_c‖² − ‖a − m_c‖². Rows with label −1 are skipped; a class without rows is at
     distance +inf. A feature covariance below full rank is shrunk, and `notes` says so, unless the features themselves have that
     rank: then, and for logits, the pseudo-inverse is used. `normalize` puts rows on the unit sphere first (Mahalanobis++,
     Müller and Hein, 2025); there, the direction that a final LayerNorm empties holds a trace of the features' length, which
@@ -32,6 +34,7 @@ class Mahalanobis(Detector):
 
     name: ClassVar[str] = "mahalanobis"
     requires: ClassVar[tuple[str, ...]] = ("features", "labels")
+    may_lack: ClassVar[frozenset[str]] = frozenset({"isotropic", "offsets"})
     space: ClassVar[str] = "features"
     spread: ClassVar[str] = WITHIN  # the covariance Σ
 
@@ -45,22 +48,35 @@ class Mahalanobis(Detector):
             raise self._error(f"beta = {beta}, expected a finite number")
         self.beta = float(normalize if beta is None else beta)
         self.moments = self._moments()
-        for buffer in ("center", "within", "means", "norms"):
+        for buffer in ("center", "within", "means", "norms", "isotropic", "offsets"):
             self.register_buffer(buffer, None)
 
     def distances(self, outputs: Outputs) -> Tensor:
         """Returns the distance MD_c of N images to each class, (N, C) float64."""
-        a = self._centred(outputs) @ self.within  # (N, D) @ (D, r) -> (N, r)
-        nearest = torch.addmm(self.norms, a, self.means.T, alpha=-2)  # (N, r) @ (r, C) -> (N, C)
-        return nearest.add_(a.square().sum(dim=1, keepdim=True)).clamp_min_(0)
+        x = self._centred(outputs)
+        a = x @ self.within  # (N, D) @ (D, r) -> (N, r)
+        squares = a.square().sum(dim=1, keepdim=True)
+        products = a @ self.means.T  # (N, r) @ (r, C) -> (N, C)
+        if self.isotropic is not None:
+            squares = self.isotropic * x.square().sum(dim=1, keepdim=True) - squares
+            products = self.isotropic * (x @ self.offsets.T) - products
+        return products.mul_(-2).add_(squares).add_(self.norms).clamp_min_(0)
 
     def _fit(self) -> None:
         if not self.moments.labelled().sum() > 0:
             raise self._error("no ID training image has a class label; expected at least two in one class")
         self.center = self.moments.mean()
-        self.within = self._whitening(self.spread)
-        self.means = (self.moments.means() - self.center) @ self.within  # (C, D) @ (D, r) -> (C, r)
-        self.norms = self.means.square().sum(dim=1).masked_fill(self.moments.labelled() == 0, torch.inf)
+        whitening, self.isotropic = self._whitening(self.spread)
+        self.within, offsets = single(whitening), self.moments.means() - self.center
+        if self.isotropic is None:
+            self.offsets = None
+            self.means = single(offsets @ self.within)  # (C, D) @ (D, r) -> (C, r)
+            norms = self.means.square().sum(dim=1)
+        else:
+            self.offsets = single(offsets)
+            self.means = self.offsets @ self.within
+            norms = self.isotropic * self.offsets.square().sum(dim=1) - self.means.square().sum(dim=1)
+        self.norms = norms.masked_fill(self.moments.labelled() == 0, torch.inf)
 
     def _score(self, rows: Outputs) -> Tensor:
         return -self.distances(rows).amin(dim=1)
@@ -78,16 +94,16 @@ class Mahalanobis(Detector):
         except UserError as error:
             raise self._error(f"{which} {self.space}: {error}; expected rows that differ") from error
 
-    def _whitening(self, which: str) -> Tensor:
-        """Returns A (D, r) with A Aᵀ = Σ⁻¹, or with its substitute."""
+    def _whitening(self, which: str) -> tuple[Tensor, Tensor | None]:
+        """Returns A (D, r) and None with A Aᵀ = Σ⁻¹ or its substitute, or A and κ () with κ I − A Aᵀ for it."""
         found = self._spectrum(which)
         if found.is_full or self.space == "logits" or self._fill_their_space():
-            return found.inverted()
+            return found.inverted(), None
         width = len(found.values)
         self.notes.append(
             f"{which} covariance of rank {found.rank} < {width}, shrunk: {1 - SHRINKAGE} Σ + {SHRINKAGE} (tr Σ / D) I"
         )
-        return found.shrunk()
+        return (found.shrunk(), None) if self._spectrum(OVERALL).is_full else found.shrunk_from_isotropic()
 
     def _fill_their_space(self) -> bool:
         """Says whether rows vary within classes wherever features can lie.
@@ -125,19 +141,24 @@ class RMD(Mahalanobis):
 
     With a whitening B Bᵀ = Σ_0⁻¹ and w = Bᵀ(v − μ): MD_c − MD_0 = wᵀ K w − 2⟨v − μ, A m_c⟩ + ‖m_c‖², where
     K = B⁺ A (B⁺ A)ᵀ − I = U diag(q) Uᵀ has the rank of the class means: the two distances, D columns each, become one
-    product with at most 2 C columns, and large equal terms cancel before any image is seen.
+    product with at most 2 C columns, and large equal terms cancel before any image is seen. With Σ⁻¹ = κ I − A Aᵀ and
+    Σ_0⁻¹ = κ_0 I − B Bᵀ, it is (κ − κ_0) ‖v − μ‖² + wᵀ K w − 2⟨v − μ, κ (μ_c − μ) − A m_c⟩ + MD_c(μ), with w = Vᵀ(v − μ) in the
+    directions V that the images fill and K = Vᵀ(B Bᵀ − A Aᵀ)V.
     Parameters, shapes and errors are those of `Mahalanobis`. It also raises at `fit` if only one class has rows, or if all
     classes have the same mean, so that their Gaussians equal the overall one. Ren et al., 2021 (arXiv 2106.09022).
     """
 
     name: ClassVar[str] = "rmd"
+    may_lack: ClassVar[frozenset[str]] = frozenset({"excess"})
 
     def __init__(
         self, reference: Reference | None = None, *, normalize: bool = False, beta: float | None = None
     ) -> None:
         super().__init__(reference, normalize=normalize, beta=beta)
-        for buffer in ("columns", "curvature"):
+        for buffer in ("columns", "curvature", "excess"):
             self.register_buffer(buffer, None)
+        for buffer in ("within", "means", "isotropic", "offsets"):  # which a score does not need
+            self.register_buffer(buffer, None, persistent=False)
 
     def _fit(self) -> None:
         super()._fit()
@@ -147,17 +168,27 @@ class RMD(Mahalanobis):
             raise self._error(
                 "all classes have the same mean, so MD_c and MD_0 are the same distance; look at the labels"
             )
-        total = self._whitening(OVERALL)  # B (D, r)
-        h = (total / total.square().sum(dim=0)).T @ self.within  # B⁺ A
-        q, u = torch.linalg.eigh(h @ h.T - torch.eye(len(h)).to(h))
+        total, isotropic = self._whitening(OVERALL)  # B (D, r)
+        inner = self.within @ self.means.T  # (D, r) @ (r, C) -> (D, C)
+        if isotropic is None:
+            h = (total / total.square().sum(dim=0)).T @ self.within  # B⁺ A
+            q, u = torch.linalg.eigh(h @ h.T - torch.eye(len(h)).to(h))
+        else:
+            found = self._spectrum(OVERALL)
+            h = found.vectors[:, -found.rank :].T @ torch.cat([total, self.within], dim=1)  # Vᵀ [B A]
+            b, a = h.tensor_split([total.shape[1]], dim=1)
+            q, u = torch.linalg.eigh(b @ b.T - a @ a.T)
+            total, inner = found.vectors[:, -found.rank :], self.isotropic * self.offsets.T - inner
+        self.excess = None if isotropic is None else self.isotropic - isotropic
         keep = q.abs() > torch.finfo(q.dtype).eps * len(q) * q.abs().max()
         self.curvature = q[keep]  # (k,)
-        self.columns = torch.cat([total @ u[:, keep], self.within @ self.means.T], dim=1)  # (D, k + C)
+        self.columns = single(torch.cat([total @ u[:, keep], inner], dim=1))  # (D, k + C)
 
     def _score(self, rows: Outputs) -> Tensor:
-        products = self._centred(rows) @ self.columns  # (n, D) @ (D, k + C)
-        w, inner = products.tensor_split([len(self.curvature)], dim=1)
-        return -(w.square() @ self.curvature + (self.norms - 2 * inner).amin(dim=1))
+        x = self._centred(rows)
+        w, inner = (x @ self.columns).tensor_split([len(self.curvature)], dim=1)  # (n, D) @ (D, k + C)
+        relative = w.square() @ self.curvature + (self.norms - 2 * inner).amin(dim=1)
+        return -relative if self.excess is None else -(relative + self.excess * x.square().sum(dim=1))
 
 
 class MahalanobisLogits(Mahalanobis):

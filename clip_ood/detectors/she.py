@@ -9,6 +9,7 @@ from torch import Tensor
 
 from clip_ood.detectors.class_sums import ClassSums, features, predicted
 from clip_ood.detectors.detector import Detector
+from clip_ood.detectors.single import single
 from clip_ood.outputs import Outputs, Reference
 
 
@@ -46,7 +47,7 @@ class SHE(Detector):
         self.classes = self.stored.counts.nonzero().squeeze(1)  # (S,)
         if not len(self.classes):
             raise self._error("the head predicts no ID training image as its label; expected at least one")
-        self.patterns = self.stored.means()[self.classes]  # (S, D)
+        self.patterns = single(self.stored.means()[self.classes])  # (S, D)
 
     def _score(self, rows: Outputs) -> Tensor:
         y = rows.logits[:, self.classes.to(rows.logits.device)].argmax(dim=1)

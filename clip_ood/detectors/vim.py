@@ -10,15 +10,19 @@ from torch import Tensor
 from clip_ood.detectors.bank import Bank
 from clip_ood.detectors.detector import ROWS, Detector
 from clip_ood.detectors.gaussian import Moments, Spectrum
+from clip_ood.detectors.single import single
 from clip_ood.errors import UserError
 from clip_ood.outputs import Outputs, Reference
+
+SHARE = 1e-3  # of the squared length: with less outside, it is computed from what is outside alone
 
 
 class Residual(Detector):
     """Negative length outside the principal space: −‖(f − u) N‖.
 
     f: features (N, D); u = −W⁺ b, the point where all logits are 0, from weight W (C, D) and bias b (C,) of the
-    reference; N (D, D − d): eigenvectors of E[(f − u)(f − u)ᵀ] over ID training images beyond the d = `dim` largest.
+    reference; N (D, D − d): eigenvectors of E[(f − u)(f − u)ᵀ] over ID training images beyond the d = `dim` largest, P (D, d).
+    Where P has fewer columns, the length is √(‖f − u‖² − ‖(f − u) P‖²), unless that would be the difference of nearly equal numbers.
     By default d is the published one: 1000 for D ≥ 2048, 512 for D ≥ 768, otherwise D / 2. If there are no more than D images,
     or if their rank is not above that d, d is half the rank, and `notes` says so. The rank ignores what rounding may cause.
     Raises ValueError at `fit` for a `dim` outside 1 … rank − 1, which would leave nothing, if no row differs from u, and without ID
@@ -27,6 +31,7 @@ class Residual(Detector):
 
     name: ClassVar[str] = "residual"
     requires: ClassVar[tuple[str, ...]] = ("features", "weight", "bias")
+    may_lack: ClassVar[frozenset[str]] = frozenset({"outside", "principal"})
 
     def __init__(self, reference: Reference | None = None, *, dim: int | None = None) -> None:
         super().__init__(reference)
@@ -34,7 +39,7 @@ class Residual(Detector):
             raise self._error(f"dim = {dim}, expected a whole number from 1 on")
         self.dim = dim
         self.moments = Moments("features")
-        for buffer in ("origin", "outside"):
+        for buffer in ("origin", "outside", "principal"):
             self.register_buffer(buffer, None)
 
     def _fit(self) -> None:
@@ -50,7 +55,9 @@ class Residual(Detector):
         if self.dim is not None and self.dim >= rank:
             raise self._error(f"dim = {self.dim}, expected less than {rank}, the rank of the ID training features")
         dim = self._usual(len(values), rank) if self.dim is None else self.dim
-        self.outside = vectors[:, : len(values) - dim]  # (D, D − d)
+        outside, principal = vectors.tensor_split([len(values) - dim], dim=1)  # (D, D − d), (D, d)
+        by_inside = dim < len(values) / 2 and values[:-dim].sum() > SHARE * values.sum()
+        self.outside, self.principal = (None, single(principal)) if by_inside else (single(outside), None)
 
     def _center(self) -> Tensor:
         """Returns the point u (D,) from which lengths are measured."""
@@ -76,7 +83,10 @@ class Residual(Detector):
 
     def _lengths(self, features: Tensor) -> Tensor:
         """Returns ‖(f − u) N‖ (n,) in float64."""
-        return ((features.to(self.origin) - self.origin) @ self.outside).norm(dim=1)
+        x = features.to(self.origin) - self.origin
+        if self.principal is None:
+            return (x @ self.outside).norm(dim=1)
+        return (x.square().sum(dim=1) - (x @ self.principal).square().sum(dim=1)).clamp_min(0).sqrt()
 
 
 class PCA(Residual):
@@ -118,7 +128,8 @@ class ViM(Residual):
                 largest = torch.addmm(bias, features.to(weight), weight.T).amax(dim=1)
                 sums += torch.stack([largest.sum(), self._lengths(features).sum()])
         largest, length = self.bank.exchange.sum(sums)
-        share = self.outside.shape[1] / len(self.outside)
+        width = len(self.origin)
+        share = (self.outside.shape[1] if self.principal is None else width - self.principal.shape[1]) / width
         noise = (share * self.moments.rounding(self.origin).all) ** 0.5
         if length <= noise * len(self.bank):
             raise self._error("nothing but rounding lies outside the principal space of the ID training features")
