@@ -7,6 +7,7 @@
 PYTHON ?= python3
 PY := .venv/bin/python
 INSTALLED := .venv/.installed
+TESTABLE := .venv/.testable
 
 STUDIES := main_table accuracy prompts shift confidence few_shot reproduce
 
@@ -21,14 +22,14 @@ demo: $(INSTALLED) data/demo_encoder/.made data/demo/.made data/wordnet/.made
 demo-cifar: $(INSTALLED) data/demo_encoder/.made
 	$(PY) train.py --config demo_cifar.yaml $(DEMO_FLAGS)
 
-test: $(INSTALLED) data/demo_encoder/.made
+test: $(TESTABLE) data/demo_encoder/.made
 	OMP_NUM_THREADS=1 $(PY) -m pytest -n 2 -m "not slow and not browser and not extras"
 
-test-all: $(INSTALLED) data/demo_encoder/.made browser
+test-all: $(TESTABLE) data/demo_encoder/.made browser
 	OMP_NUM_THREADS=1 $(PY) -m pytest -n 2
 
 # `make faults FAULTS="kills signals"` tries some kinds alone.
-faults: $(INSTALLED)
+faults: $(TESTABLE)
 	PYTHONPATH=.:tests $(PY) -m faults $(FAULTS)
 
 # Opens reports in tests, which are skipped where it cannot be had.
@@ -37,7 +38,7 @@ browser:
 	  apt-get update -qq && apt-get install -qq -y chromium >/dev/null; } || \
 	  echo "There is no chromium here: the tests that open reports are skipped (apt-get install chromium)."
 
-lint: $(INSTALLED)
+lint: $(TESTABLE)
 	$(PY) -m ruff check .
 	$(PY) -m ruff format --check .
 
@@ -58,6 +59,10 @@ bench: $(INSTALLED)
 # Ranges are open; `make … PIP_FLAGS="-c requirements.lock"` installs the versions that were tested (Python 3.11).
 $(INSTALLED): pyproject.toml
 	$(PYTHON) -m venv .venv
+	$(PY) -m pip install --quiet $(PIP_FLAGS) -e '.[demo]'
+	touch $@
+
+$(TESTABLE): $(INSTALLED)
 	$(PY) -m pip install --quiet $(PIP_FLAGS) -e '.[demo,test]'
 	touch $@
 
