@@ -12,7 +12,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from time import perf_counter
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch.nn.functional import normalize
@@ -63,8 +63,8 @@ class Made:
             yield Outputs(features, normalize(joint, dim=1), logits, labels, torch.arange(start, start + n))
 
 
-def measure(sizes: Sizes, images: int, width: int, classes: int) -> dict[str, float]:
-    """Seconds of each part, and GiB of the process's peak and of the bank."""
+def measure(sizes: Sizes, images: int, width: int, classes: int) -> dict[str, Any]:
+    """Seconds of each part, GiB of the process's peak and of the bank, and each detector's share of scoring."""
     made = Made(width, classes, sizes.joint, sizes.words)
     suite = DetectorSuite(made.reference)
     unit = 1 if sys.platform == "darwin" else 1024  # ru_maxrss: bytes there, KiB elsewhere
@@ -92,8 +92,21 @@ def measure(sizes: Sizes, images: int, width: int, classes: int) -> dict[str, fl
             {key: torch.cat([share.scores[key] for share in shares]) for key in shares[0].scores},
         )
     timed("metrics", table, scored, roles, list(suite.detectors))
+    alone = shares_of(suite, next(made.batches(min(BATCH, sizes.id))))
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 2**30
-    return seconds | {"detectors": len(suite.detectors), "peak": peak, "bank": images * width * 4 / 2**30}
+    about = {"detectors": len(suite.detectors), "peak": peak, "bank": images * width * 4 / 2**30, "alone": alone}
+    return seconds | about
+
+
+def shares_of(suite: DetectorSuite, batch: Outputs) -> dict[str, float]:
+    """Returns, by detector, the share of one batch's scoring that each takes if it scores alone, the longest first."""
+    seconds = {}
+    for name, detector in suite.detectors.items():
+        start = perf_counter()
+        detector.score(batch)
+        seconds[name] = perf_counter() - start
+    total = sum(seconds.values())
+    return {name: seconds[name] / total for name in sorted(seconds, key=seconds.get, reverse=True)}
 
 
 def table(scored: dict[str, Scores], roles: dict[str, str], detectors: list[str]) -> list[Row]:
@@ -106,7 +119,7 @@ def table(scored: dict[str, Scores], roles: dict[str, str], detectors: list[str]
     return with_intervals(rows, scored, roles)
 
 
-def run(*size: int) -> dict[str, float]:
+def run(*size: int) -> dict[str, Any]:
     command = [sys.executable, "-m", "bench.evaluation", *map(str, size), *sys.argv[1:]]
     return json.loads(subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout)
 
@@ -119,6 +132,8 @@ def main(sizes: Sizes) -> None:
         f"{sizes.id} + {sizes.sets} x {sizes.ood} images  {total:.0f} s (fit {found['fit']:.0f}, score {found['score']:.0f}, "
         f"metrics {found['metrics']:.0f})  <= 180 s"
     )
+    shares = ", ".join(f"{name} {100 * share:.0f}" for name, share in found["alone"].items() if share > 0.005)
+    print(f"evaluation, share of each detector in scoring, percent  {shares}")
     print(
         f"evaluation, peak memory of the process above a bank of {found['bank']:.2f} GiB  "
         f"{found['peak'] - found['bank']:.2f} GiB  <= 1.5 GiB"
