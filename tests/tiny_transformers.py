@@ -28,6 +28,7 @@ CLIP_IMAGES = {
     "feature_extractor_type": "CLIPFeatureExtractor",
 }
 SQUARE = {"size": {"height": 32, "width": 32}, "resample": 3, "image_processor_type": "SiglipImageProcessor"}
+VIT_IMAGES = {"size": 32, "feature_extractor_type": "ViTFeatureExtractor"}
 DINO_IMAGES = {
     "size": {"shortest_edge": 40},
     "crop_size": {"height": 32, "width": 32},
@@ -35,12 +36,17 @@ DINO_IMAGES = {
     "resample": 3,
     "image_processor_type": "BitImageProcessor",
 }
+DINO = SMALL | {"image_size": 32, "patch_size": 8, "mlp_ratio": 2}
 KINDS = {  # model type -> configuration, what its preprocessor_config.json says beside mean and std
     "clip": ({"vision_config": VISION, "text_config": TEXT, "projection_dim": 24}, CLIP_IMAGES),
     "metaclip_2": ({"vision_config": VISION, "text_config": TEXT, "projection_dim": 24}, CLIP_IMAGES),
     "siglip": ({"vision_config": VISION, "text_config": TEXT | {"projection_size": 32}}, SQUARE),
-    "dinov2": (SMALL | {"image_size": 32, "patch_size": 8, "mlp_ratio": 2}, DINO_IMAGES),
-    "vit": (VISION, {"size": 32, "feature_extractor_type": "ViTFeatureExtractor"}),
+    "dinov2": (DINO, DINO_IMAGES),
+    "dinov2_with_registers": (DINO | {"num_register_tokens": 3}, DINO_IMAGES),
+    "dinov3_vit": (VISION | {"num_register_tokens": 2}, DINO_IMAGES),
+    "vit": (VISION, VIT_IMAGES),
+    "deit": (VISION, VIT_IMAGES),
+    "beit": (VISION | {"use_relative_position_bias": True}, VIT_IMAGES),
     "convnext": (
         {"depths": [1, 1, 1, 1], "hidden_sizes": [8, 16, 24, 32], "image_size": 64},
         {
