@@ -94,3 +94,40 @@ def tokenizer(folder: Path) -> None:
     own.post_processor = processors.TemplateProcessing(single="<s> $A </s>", special_tokens=[("<s>", 1), ("</s>", 2)])
     special = {"pad_token": "<pad>", "bos_token": "<s>", "eos_token": "</s>", "unk_token": "<unk>"}
     PreTrainedTokenizerFast(tokenizer_object=own, model_max_length=16, **special).save_pretrained(folder)
+
+
+OPEN_CLIP_NAMES = {  # of a block
+    "layer_norm1": "ln_1",
+    "layer_norm2": "ln_2",
+    "mlp.fc1": "mlp.c_fc",
+    "mlp.fc2": "mlp.c_proj",
+    "self_attn.out_proj": "attn.out_proj",
+}
+
+
+def as_open_clip(model: transformers.CLIPModel) -> torch.nn.Module:
+    """The tiny CLIP as a model of open_clip whose image tower has the same weights: its packed attention is put together from q, k, v."""
+    import open_clip
+
+    tower = {"width": 32, "layers": 2, "mlp_ratio": 1.5}
+    images = tower | {"image_size": 32, "patch_size": 8, "head_width": 16}
+    texts = tower | {"context_length": 16, "vocab_size": 40, "heads": 2}
+    made = open_clip.CLIP(24, images, texts, quick_gelu=True).eval()
+    own = {name.removeprefix("vision_model."): value for name, value in model.state_dict().items()}
+    state = {
+        "visual.class_embedding": own["embeddings.class_embedding"],
+        "visual.positional_embedding": own["embeddings.position_embedding.weight"],
+        "visual.conv1.weight": own["embeddings.patch_embedding.weight"],
+        "visual.proj": own["visual_projection.weight"].T,
+    }
+    for part in ("weight", "bias"):
+        for old, new in (("pre_layrnorm", "ln_pre"), ("post_layernorm", "ln_post")):
+            state[f"visual.{new}.{part}"] = own[f"{old}.{part}"]
+        for number in range(2):
+            block, to = f"encoder.layers.{number}", f"visual.transformer.resblocks.{number}"
+            packed = [own[f"{block}.self_attn.{each}_proj.{part}"] for each in "qkv"]
+            state[f"{to}.attn.in_proj_{part}"] = torch.cat(packed)
+            state |= {f"{to}.{new}.{part}": own[f"{block}.{old}.{part}"] for old, new in OPEN_CLIP_NAMES.items()}
+    left = made.load_state_dict(state, strict=False)
+    assert not left.unexpected_keys and not [name for name in left.missing_keys if name.startswith("visual")]
+    return made
