@@ -8,7 +8,7 @@ import pytest
 import tiny_transformers
 import torch
 import transformers
-from tiny_transformers import KINDS, VISION, shaken
+from tiny_transformers import KINDS, VISION, pixels, shaken, spec
 from torch.nn.functional import normalize
 
 from clip_ood.backbones.create import create_backbone
@@ -16,7 +16,6 @@ from clip_ood.backbones.inside import check_inside, run_inside
 from clip_ood.backbones.shape import shapes_inside
 from clip_ood.backbones.transformers_config import TEXTS
 from clip_ood.backbones.transformers_tower import Tower
-from clip_ood.config.schema import BackboneConfig
 from clip_ood.errors import UserError
 from clip_ood.model import encode
 from clip_ood.outputs import Inside
@@ -52,11 +51,6 @@ def made(kind, **changes):
     return model, Tower(model.vision_model if name in TEXTS else model, name).eval()
 
 
-def pixels(kind, count=2):
-    side = 64 if kind in STAGED else 32
-    return torch.randn(count, 3, side, side, generator=torch.Generator().manual_seed(0))
-
-
 @pytest.mark.parametrize("kind", BLOCKS)
 @torch.inference_mode()
 def test_a_layer_is_g_of_the_model_that_ends_there(kind):
@@ -82,7 +76,7 @@ def test_a_stage_is_the_mean_over_its_positions(kind):
     for found, state in zip(layers.values(), states, strict=True):
         torch.testing.assert_close(found, state.mean(dim=(2, 3)))
     assert torch.equal(tokens["value"], tokens["output"])
-    assert tokens["output"].shape == (2, states[-1].shape[2] * states[-1].shape[3], 32)
+    assert tokens["output"].shape == (3, states[-1].shape[2] * states[-1].shape[3], 32)
     if kind in ("resnet", "regnet", "bit"):  # the mean is all their pooling does
         torch.testing.assert_close(tokens["output"].mean(dim=1), g)
 
@@ -120,7 +114,7 @@ def test_output_is_each_patch_alone_as_the_model_pools(kind):
     model, tower = made(kind)
     _, _, tokens = run_inside(tower, pixels(kind), Inside(tokens=("output",)))
     expected = _of_patches(kind, model, pixels(kind))
-    assert expected.shape == (2, 16, 32)
+    assert expected.shape == (3, 16, 32)
     torch.testing.assert_close(tokens["output"], expected, rtol=1e-5, atol=1e-5)
 
 
@@ -148,7 +142,7 @@ def test_value_is_output_where_patches_are_pooled(kind):
 def test_clip_gives_what_open_clip_gives(tmp_path):
     model = tiny_transformers.make(tmp_path, "clip")
     theirs = tiny_transformers.as_open_clip(model)
-    ours = create_backbone(BackboneConfig(library="transformers", model=f"local-dir:{tmp_path}", pretrained="default"))
+    ours = create_backbone(spec(tmp_path))
     wanted = Inside(layers=("1", "2"), tokens=("output", "value"))
     _, layers, tokens = run_inside(theirs.visual, pixels("clip"), wanted)
     found = encode(ours, pixels("clip"), wanted)
@@ -163,11 +157,11 @@ def test_clip_gives_what_open_clip_gives(tmp_path):
 @pytest.mark.parametrize("kind", ["clip", "siglip", "dinov2_with_registers", "beit", "convnext"])
 def test_shapes_are_known_without_weights(kind, tmp_path):
     tiny_transformers.make(tmp_path, kind)
-    spec = BackboneConfig(library="transformers", model=f"local-dir:{tmp_path}", pretrained="default")
+    own = spec(tmp_path)
     wanted = Inside(layers=("1",), tokens=("output",))
-    told = shapes_inside(spec, wanted)
+    told = shapes_inside(own, wanted)
     with torch.inference_mode():
-        outputs = encode(create_backbone(spec), pixels(kind), wanted)
+        outputs = encode(create_backbone(own), pixels(kind), wanted)
     assert told == {name: tuple(value.shape[1:]) for name, value in outputs.tensors() if "." in name}
     assert set(told) == {"layers.1", "tokens.output"}
 

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import torch
 import transformers
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from transformers import PreTrainedTokenizerFast
+
+from clip_ood.backbones.transformers_tower import STAGED
+from clip_ood.config.schema import BackboneConfig
 
 SMALL = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 48}
 VISION = SMALL | {"image_size": 32, "patch_size": 8}
@@ -85,6 +89,25 @@ def make(folder: Path, kind: str, **changes) -> transformers.PreTrainedModel:
     if "text_config" in described:
         tokenizer(folder)
     return model
+
+
+def spec(folder: Path, **keys) -> BackboneConfig:
+    """The encoder of a model's folder with its own weights."""
+    return BackboneConfig(library="transformers", model=f"local-dir:{folder}", **{"pretrained": "default"} | keys)
+
+
+def copy(folder: Path, to: Path, **changes) -> Path:
+    """A copy of a model's folder whose config.json has other keys."""
+    shutil.copytree(folder, to)
+    config = json.loads((to / "config.json").read_text())
+    (to / "config.json").write_text(json.dumps(config | changes))
+    return to
+
+
+def pixels(kind: str, count: int = 3) -> torch.Tensor:
+    """Random images of the size that a tiny model takes."""
+    side = 64 if kind in STAGED else 32
+    return torch.randn(count, 3, side, side, generator=torch.Generator().manual_seed(0))
 
 
 def tokenizer(folder: Path) -> None:
