@@ -66,6 +66,13 @@ def test_a_layer_is_g_of_the_model_that_ends_there(kind):
         assert not torch.allclose(layers[str(count)], g, atol=1e-2)
 
 
+@torch.inference_mode()
+def test_siglip_without_its_head_is_the_mean_over_patches():
+    model, tower = made("siglip without a head")
+    last = model.vision_model(pixels("siglip")).last_hidden_state
+    torch.testing.assert_close(tower(pixels("siglip")), last.mean(dim=1))
+
+
 @pytest.mark.parametrize("kind", STAGED)
 @torch.inference_mode()
 def test_a_stage_is_the_mean_over_its_positions(kind):

@@ -87,8 +87,8 @@ def _layers(tower: nn.Module, wanted: Inside, name: str | None = None) -> list[n
     if not described or not hasattr(trunk, "forward_features"):
         what = ", ".join(wanted.arrays)
         raise UserError(
-            f"{name or type(trunk).__name__} does not show what it computes inside ({what}); encoders of open_clip and timm do, and "
-            "models of transformers whose blocks with attention are one list or whose convolutions form stages"
+            f"{name or type(trunk).__name__} does not show what it computes inside ({what}): take an encoder of open_clip or timm, or a "
+            "model of transformers that is one list of blocks with attention, or of convolutional stages"
         )
     described = described if isinstance(described, list) else described.info
     return [trunk.get_submodule(each["module"]) for each in described]
@@ -139,11 +139,8 @@ def _check_tokens(tower: nn.Module, kind: str, name: str) -> None:
         return
     if "pool" in getattr(getattr(tower, "head", None), "_modules", {}):
         raise UserError(f"tokens: {name} pools its patches by attention in a way of its own and gives no tokens")
-    if (
-        kind == VALUE
-        and _pools_by_class(tower)
-        and not _is_clip_block(_layers(tower, Inside(tokens=(kind,)), name)[-1])
-    ):
+    last = _layers(tower, Inside(tokens=(kind,)), name)[-1]
+    if kind == VALUE and _pools_by_class(tower) and not _is_clip_block(last):
         raise UserError(
             f"tokens: {VALUE}: {name} pools by its class token, whose value path is known for open_clip's own transformers and "
             f"transformers' CLIP alone; take {OUTPUT}"
