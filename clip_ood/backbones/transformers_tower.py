@@ -18,8 +18,8 @@ class Tower(nn.Module):
     """Turns images (B, 3, H, W) into g (B, D) by a model of transformers.
 
     feature_info: where its layers lie, the blocks of a transformer or the stages of a convolutional network; empty if it has neither.
-    num_features: the width of a transformer's tokens, D; num_prefix_tokens: how many tokens stand before those of the patches; global_pool: what g is made of: `token`
-    (the class token), `avg` (the mean over patches) or `map` (attention over them).
+    num_features: the width D of a transformer's tokens; num_prefix_tokens: how many tokens stand before those of the patches;
+    global_pool: what g is made of, `token` (the class token), `avg` (the mean over patches) or `map` (attention over them).
     """
 
     def __init__(self, vision: nn.Module, kind: str) -> None:
@@ -29,18 +29,15 @@ class Tower(nn.Module):
         places = _stages(vision) if self.staged else _blocks(vision)
         self.feature_info = [{"module": f"vision.{place}"} for place in places]
         self.num_features = getattr(vision.config, "hidden_size", None)
-        self.num_prefix_tokens = (
-            1 if kind == "dinov3_convnext" else self._tokens_before_patches()
-        )  # its mean stands first
+        mean_first = kind == "dinov3_convnext"  # in its last hidden state
+        self.num_prefix_tokens = 1 if mean_first else self._tokens_before_patches()
 
     @property
     def global_pool(self) -> str:
         if hasattr(self.vision, "head"):
             return "map"
-        by_mean = (
-            self.from_patches or self.staged or getattr(self._pooler, "layernorm", None) is not None
-        )  # the last is BEiT's
-        return "avg" if by_mean else "token"
+        beit = getattr(self._pooler, "layernorm", None) is not None
+        return "avg" if beit or self.from_patches or self.staged else "token"
 
     @property
     def _pooler(self) -> nn.Module | None:
@@ -60,9 +57,8 @@ class Tower(nn.Module):
     def forward_features(self, images: Tensor) -> Tensor:
         """Returns what g is pooled from: tokens (B, T, D) after the last norm, or a map (B, D, H, W)."""
         last = self.vision(images).last_hidden_state
-        return (
-            self.norm(last) if hasattr(self.vision, "pre_layrnorm") else last
-        )  # CLIP's models leave the norm to their pooling
+        clip = hasattr(self.vision, "pre_layrnorm")  # whose norm belongs to the pooling
+        return self.norm(last) if clip else last
 
     def forward_head(self, final: Tensor) -> Tensor:
         """Returns g (B, D) of what `forward_features` gives."""
