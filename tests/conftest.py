@@ -34,6 +34,22 @@ def run(tmp_path_factory):
 
 
 @pytest.fixture(scope="session")
+def tiny_model(tmp_path_factory):
+    """kind -> (folder, the model of transformers itself)."""
+    import tiny_transformers
+
+    made = {}
+
+    def model(kind):
+        if kind not in made:
+            folder = tmp_path_factory.mktemp("models") / kind
+            made[kind] = folder, tiny_transformers.make(folder, kind)
+        return made[kind]
+
+    return model
+
+
+@pytest.fixture(scope="session")
 def browser():
     """Headless Chromium; a machine without it says how to get it."""
     playwright = pytest.importorskip("playwright.sync_api", reason="needs Playwright: pip install -e '.[test]'")

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import forked
@@ -21,8 +23,11 @@ from clip_ood.backbones.create import create_backbone
 from clip_ood.backbones.spec import ImageSpec
 from clip_ood.detect.save import add_encoder
 from clip_ood.detect.saved import SavedDetector
+from clip_ood.detectors.knn import KNN
+from clip_ood.detectors.local_knn import LocalKNN
 from clip_ood.errors import UserError
 from clip_ood.export import export
+from clip_ood.model import encode
 from clip_ood.outputs import Reference
 
 pytestmark = pytest.mark.slow
@@ -89,6 +94,28 @@ def test_a_folder_whose_description_asks_for_more_is_refused(key, value, told, m
     assert watch.saw_nothing()
 
 
+@pytest.mark.parametrize("kind", ["clip", "siglip", "dinov2"])
+def test_layers_and_patches_are_scored_as_new_images_are(kind, models):
+    own = {"name": "local_knn", "images": 30, "patches": 200}
+    detectors = ["knn", {"name": "knn", "layer": 1}, {"name": "knn", "layer": "1+2"}, own]
+    detectors += [] if kind == "dinov2" else ["gl_mcm"]
+    run = judged_run.make(models, f"in-{kind}", backbone=backbone(models, kind), evaluation=QUIET, detectors=detectors)
+    scores = judged_run.scores(run, "ood")
+    columns = {"knn", "knn_layer1", "knn_layer1+2", "local_knn"} | ({"gl_mcm"} if kind != "dinov2" else set())
+    assert columns <= scores["0.png"].keys()
+    predictions = load(run, detector="all")([models / "data/near/0.png", models / "data/near/1.png"])
+    assert {each.detector for each in predictions} == columns
+    for each in predictions:
+        assert each.score == pytest.approx(scores[Path(each.path).name][each.detector], rel=1e-5), each.detector
+
+
+def test_a_layer_that_is_not_there_is_told_before_images_are_encoded(models):
+    with pytest.raises(UserError, match=r"layer 9: .*clip has layers 1 to 2"):
+        detectors = ["knn", {"name": "knn", "layer": 9}]
+        judged_run.make(models, "ninth", "zero_shot", backbone=backbone(models, "clip"), detectors=detectors)
+    assert not (models / "runs/ninth/results.json").exists()
+
+
 def test_two_processes_store_the_same_features(models):
     run = judged_run.make(models, "one", "zero_shot", backbone=backbone(models, "clip"), evaluation=QUIET)
     config = models / "one.yaml"
@@ -122,17 +149,32 @@ def test_the_tower_is_fine_tuned(kind, models):
 @pytest.mark.parametrize("name", ["model.onnx", "model.pt2"])
 def test_it_is_exported(kind, name, models, tmp_path):
     own = create_backbone(ImageSpec("transformers", f"local-dir:{models / kind}", "default"))
-    exported = export(tmp_path / name, own, Reference(), {}, {})
+    detectors = {"knn_layer1": KNN().on("1"), "local_knn": LocalKNN(images=4, patches=8)}
+    for detector in detectors.values():
+        outputs = encode(own, torch.randn(4, 3, 32, 32), detector.inside)
+        detector.update(replace(outputs, indices=torch.arange(4)))
+        detector.fit()
+    exported = export(tmp_path / name, own, Reference(), detectors, {})
     assert max(exported.differences.values()) < 1e-4 and not exported.notes
+    assert exported.detectors == tuple(detectors) and not exported.omitted
     assert [each.name for each in exported.files] == [name, "clip_ood_pixels.py"]
 
 
-def test_the_plan_and_the_attack_know_it(models, capsys):
-    config = tiny_clip.config(models, "plan", {"zero_shot": {}}, backbone=backbone(models, "clip"))
-    with pytest.raises(SystemExit) as ended:
-        judged_run.evaluation.main(["--config", config, "--plan"])
-    assert not ended.value.code
-    assert "The run would start" in capsys.readouterr().out
+def test_the_plan_counts_layers_and_patches(models, tmp_path, capsys):
+    takes = {}
+    for name, detectors in (("bare", ["knn"]), ("inside", ["knn", {"name": "knn", "layer": 1}, "gl_mcm"])):
+        keys = {"backbone": backbone(models, "clip"), "detectors": detectors}
+        config = tiny_clip.config(models, f"plan-{name}", {"zero_shot": {}}, **keys)
+        with pytest.raises(SystemExit) as ended:
+            judged_run.evaluation.main(["--config", config, "--plan", f"--features_root={tmp_path}"])
+        told = capsys.readouterr().out
+        assert not ended.value.code and "The run would start" in told
+        takes[name] = float(re.search(r"features +([0-9.]+) kB", told).group(1)) * 1000
+    scored = 14 + 17  # ID test images and those of three OOD sets; 63 images in all
+    assert takes["inside"] - takes["bare"] == pytest.approx(4 * (63 * 32 + scored * 16 * 24), rel=0.05)
+
+
+def test_the_attack_knows_it(models):
     from clip_ood.adversarial.images import pixels_of
 
     own = create_backbone(ImageSpec("transformers", f"local-dir:{models / 'clip'}", "default"))

@@ -57,7 +57,7 @@ def watching(modules: Mapping[str, nn.Module]) -> Iterator[dict[str, tuple[Tenso
     seen: dict[str, tuple[Tensor, Tensor]] = {}
 
     def note(name: str) -> Callable:
-        return lambda _, given, made: seen.__setitem__(name, (given[0], made))
+        return lambda _, given, made: seen.__setitem__(name, (given[0], made[0] if isinstance(made, tuple) else made))
 
     handles = [module.register_forward_hook(note(name)) for name, module in modules.items()]
     try:
@@ -68,7 +68,7 @@ def watching(modules: Mapping[str, nn.Module]) -> Iterator[dict[str, tuple[Tenso
 
 
 def _trunk(tower: nn.Module) -> nn.Module:
-    """Returns the model of timm in a tower, or the tower itself."""
+    """Returns the model of timm in a tower, or the tower itself, as that of transformers, which has timm's names."""
     return getattr(tower, "trunk", None) or getattr(tower, "model", None) or tower
 
 
@@ -87,7 +87,8 @@ def _layers(tower: nn.Module, wanted: Inside, name: str | None = None) -> list[n
     if not described or not hasattr(trunk, "forward_features"):
         what = ", ".join(wanted.arrays)
         raise UserError(
-            f"{name or type(trunk).__name__} does not show what it computes inside ({what}); encoders of open_clip and timm do"
+            f"{name or type(trunk).__name__} does not show what it computes inside ({what}): take an encoder of open_clip or timm, or a "
+            "model of transformers that is one list of blocks with attention, or of convolutional stages"
         )
     described = described if isinstance(described, list) else described.info
     return [trunk.get_submodule(each["module"]) for each in described]
@@ -138,12 +139,23 @@ def _check_tokens(tower: nn.Module, kind: str, name: str) -> None:
         return
     if "pool" in getattr(getattr(tower, "head", None), "_modules", {}):
         raise UserError(f"tokens: {name} pools its patches by attention in a way of its own and gives no tokens")
-    pools = getattr(tower, "pooling", None) or getattr(_trunk(tower), "global_pool", "")
-    if kind == VALUE and isinstance(pools, str) and ("cls" in pools or "token" in pools):
+    last = _layers(tower, Inside(tokens=(kind,)), name)[-1]
+    if kind == VALUE and _pools_by_class(tower) and not _is_clip_block(last):
         raise UserError(
-            f"tokens: {VALUE}: {name} pools by its class token, whose value path is known for open_clip's own transformers alone; take "
-            f"{OUTPUT}"
+            f"tokens: {VALUE}: {name} pools by its class token, whose value path is known for open_clip's own transformers and "
+            f"transformers' CLIP alone; take {OUTPUT}"
         )
+
+
+def _pools_by_class(tower: nn.Module) -> bool:
+    """Says whether a model of timm or transformers makes g of its class token."""
+    pools = getattr(tower, "pooling", None) or getattr(_trunk(tower), "global_pool", "")
+    return isinstance(pools, str) and ("cls" in pools or "token" in pools)
+
+
+def _is_clip_block(block: nn.Module) -> bool:
+    """Says whether a block is that of transformers' CLIP."""
+    return hasattr(block, "layer_norm1") and hasattr(getattr(block, "self_attn", None), "v_proj")
 
 
 def _tokens(tower: nn.Module, kind: str, last: nn.Module, given: Tensor, made: Tensor, final: Tensor | None) -> Tensor:
@@ -154,11 +166,16 @@ def _tokens(tower: nn.Module, kind: str, last: nn.Module, given: Tensor, made: T
         return tower.ln_post(value if kind == OUTPUT else _value_path(last, value))
     if hasattr(tower, "attnpool"):
         return tower.attnpool.c_proj(tower.attnpool.v_proj(made.flatten(2).mT))
+    if kind == VALUE and _pools_by_class(tower):
+        final = tower.norm(_value_path(last, given))
     return _each_alone(tower, final)
 
 
 def _value_path(block: nn.Module, tokens: Tensor) -> Tensor:
     """Returns a block's output (B, P, D) if each token of (B, P, D) looked at itself alone."""
+    if _is_clip_block(block):
+        tokens = tokens + block.self_attn.out_proj(block.self_attn.v_proj(block.layer_norm1(tokens)))
+        return tokens + block.mlp(block.layer_norm2(tokens))
     width, attention = tokens.shape[-1], block.attn
     values = linear(block.ln_1(tokens), attention.in_proj_weight[-width:], attention.in_proj_bias[-width:])
     tokens = tokens + block.ls_1(attention.out_proj(values))

@@ -29,40 +29,12 @@ from clip_ood.backbones.transformers_config import TEXTS, checked_description, c
 from clip_ood.backbones.transformers_images import Prepared, as_json, read_prepared
 from clip_ood.backbones.transformers_images import restored as restored_figures
 from clip_ood.backbones.transformers_library import INDEX, LOCAL, config_file, parts_of, prepared_file
+from clip_ood.backbones.transformers_tower import Tower
 from clip_ood.backbones.weights import weights_file
 from clip_ood.errors import UserError
 from clip_ood.files.records import read_json
 
-WITHOUT_CLASS_TOKEN = ("ijepa",)
 SPARE = ("classifier", "head", "decoder", "lm_head", "mask_token", "embeddings.mask_token", "position_ids", "pooler")
-
-
-class Tower(nn.Module):
-    """Turns images (B, 3, H, W) into g (B, D) by a model of transformers."""
-
-    def __init__(self, vision: nn.Module, kind: str) -> None:
-        super().__init__()
-        self.vision, self.from_patches = vision, kind in WITHOUT_CLASS_TOKEN
-        self.grad_checkpointing = False
-
-    def forward(self, images: Tensor) -> Tensor:
-        found = self.vision(images)
-        pooled = getattr(found, "pooler_output", None)
-        if pooled is not None:
-            return pooled.flatten(1)  # (B, D) or (B, D, 1, 1) -> (B, D)
-        last = found.last_hidden_state  # (B, T, D) or (B, D, H, W)
-        if last.ndim == 4:
-            return last.mean(dim=(2, 3))
-        return last.mean(dim=1) if self.from_patches else last[:, 0]
-
-    def set_grad_checkpointing(self, enable: bool = True) -> None:
-        """Has the tower compute activations again in the backward pass. Raises: AttributeError if it cannot."""
-        parts = [each for each in self.vision.modules() if hasattr(each, "gradient_checkpointing")]
-        if not parts:
-            raise AttributeError("gradient_checkpointing")
-        root = next(each for each in self.vision.modules() if isinstance(each, PreTrainedModel))
-        root.gradient_checkpointing_enable({"use_reentrant": False})
-        self.grad_checkpointing = enable
 
 
 class Texts(nn.Module):
