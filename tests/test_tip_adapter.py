@@ -183,7 +183,7 @@ def test_classes_of_new_images_are_by_the_cache_where_it_is_right_most_often(roo
     evaluation.main(["--config", tiny_clip.config(root, "headed", method, detectors=["max_logit"], data=data)])
     run = root / "runs/headed"
     assert SavedDetector(run).class_predictor.by == "head"
-    named = {path: row["predicted"] for path, row in judged_run.scores(run, "ood").items()}
+    named = {path: row["prediction"] for path, row in judged_run.scores(run, "ood").items()}
     judged_run.judged("--run", run, root / "data/near", "--out", tmp_path / "judged.csv")
     stream = ["--adapt", "oodd", "--memory", tmp_path / "memory.safetensors", "--out", tmp_path / "stream.csv"]
     judged_run.judged("--run", run, root / "data/near", *stream)
