@@ -49,7 +49,7 @@ class DetectorSuite:
     statistics: list[Statistic] = field(default_factory=list)
     choices: dict[str, Choice] = field(default_factory=dict)  # by column, of what `choose` settled
     bad: dict[str, Tensor] = field(default_factory=dict)  # rows of the bank that are not finite, by field
-    loses_head: bool = False  # logits come from what is no linear head, which no folder keeps
+    loses_head: bool = False  # logits come from a head that the reference does not describe, which no folder keeps
     later: frozenset[str] = frozenset()  # fields of outputs to be scored that those of the bank may lack
 
     def update(self, outputs: Outputs) -> None:
@@ -168,7 +168,7 @@ class DetectorSuite:
         given = {name for value in (outputs, self.reference) for name, part in vars(value).items() if part is not None}
         if outputs.labels is not None and not self._has_classes(outputs.labels):
             given.discard("labels")
-        self.loses_head = outputs.logits is not None and self.reference.weight is None
+        self.loses_head = outputs.logits is not None and not self.reference.has_head
         self.detectors, self.omitted = build_detectors(self.specs, self.reference, given | self.later)
         self._check_any_left()
         self.statistics = share(self.detectors.values())

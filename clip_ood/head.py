@@ -1,11 +1,15 @@
-"""A head of one linear layer on standardised features."""
+"""The heads that give logits: one linear layer on standardised features, and Tip-Adapter's cache beside the texts."""
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor, nn
+from torch.nn.functional import one_hot
 
 from clip_ood.features.rows import Rows
+from clip_ood.outputs import Cache
+
+KEYS = 4096  # of a cache that images are compared with at once: bounds memory
 
 
 class StandardisedLinear(nn.Module):
@@ -39,7 +43,22 @@ def head_logits(features: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
 
     It is summed in float64, so that a batch of one gives what a batch of thousands gives.
     """
-    return torch.addmm(bias.double(), features.double(), weight.double().T).float()
+    rows = features.double()
+    return torch.addmm(bias.to(rows), rows, weight.to(rows).T).float()
+
+
+def cache_logits(embeddings: Tensor, text: Tensor, scale: float, cache: Cache) -> Tensor:
+    """Returns z = s h tᵀ + α exp(−β (1 − h Fᵀ)) L of embeddings h (N, E) and texts t (C, E), both unit norm: (N, C) float32.
+
+    F (n, E) are the keys of the cache, and L (n, C) its values, one-hot; s is `scale`. It is summed in float64, as `head_logits` is.
+    Source: Zhang et al. 2022, arXiv 2111.03930.
+    """
+    rows = embeddings.double()
+    votes = rows.new_zeros(1, len(text))
+    for keys, values in zip(cache.keys.split(KEYS), cache.values.split(KEYS), strict=True):
+        affinities = torch.exp(cache.beta * (rows @ keys.to(rows).T - 1))  # (N, E) @ (E, k) -> (N, k)
+        votes = votes + affinities @ one_hot(values, len(text)).to(rows)  # (N, k) @ (k, C) -> (N, C)
+    return (scale * (rows @ text.to(rows).T) + cache.alpha * votes).float()
 
 
 def mean_and_std(features: Rows, rows: Tensor, block: int = 8192) -> tuple[Tensor, Tensor]:

@@ -9,9 +9,9 @@ from functools import partial
 from typing import Protocol
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from clip_ood.head import head_logits
+from clip_ood.head import cache_logits, head_logits
 from clip_ood.outputs import NOTHING, Inside, Outputs, Reference
 
 Head = Callable[[Tensor], Tensor]  # features (N, D) -> logits (N, C)
@@ -57,9 +57,30 @@ def linear(weight: Tensor | None, bias: Tensor | None) -> Head | None:
     return None if weight is None else partial(head_logits, weight=weight, bias=bias)
 
 
-def head_of(reference: Reference) -> Head | None:
-    """Returns the head that detectors know, if it is linear."""
-    return linear(reference.weight, reference.bias)
+def classify_by(reference: Reference, outputs: Outputs) -> Outputs:
+    """Adds the logits (N, C) of the head that a reference describes, a linear one or a cache; without a head, outputs stay as they are."""
+    if reference.cache is None:
+        return classify(outputs, linear(reference.weight, reference.bias))
+    with _own_precision(outputs.embeddings):
+        given = (reference.text_embeddings, reference.logit_scale, reference.cache)
+        return replace(outputs, logits=cache_logits(outputs.embeddings, *given))
+
+
+class ReferenceHead(nn.Module):
+    """The head that a reference describes, as a module: its tensors move to a device with what holds it. Outputs as in `classify_by`."""
+
+    def __init__(self, reference: Reference) -> None:
+        super().__init__()
+        self.reference, cache = reference, reference.cache
+        tensors = {name: getattr(reference, name) for name in ("weight", "bias", "text_embeddings")}
+        tensors |= {} if cache is None else {"keys": cache.keys, "values": cache.values}
+        for name, tensor in tensors.items():
+            self.register_buffer(name, tensor, persistent=False)
+
+    def forward(self, outputs: Outputs) -> Outputs:
+        cache, tensors = self.reference.cache, dict(self.named_buffers())
+        own = {} if cache is None else {"cache": replace(cache, keys=tensors.pop("keys"), values=tensors.pop("values"))}
+        return classify_by(replace(self.reference, **tensors, **own), outputs)
 
 
 def _own_precision(values: Tensor):

@@ -108,13 +108,23 @@ WITH_NEGATIVES = (*OF_WORDS, "negprompt")
 
 
 @dataclass(frozen=True)
+class Cache:
+    """Tip-Adapter's cache: unit-norm embeddings of training images as keys (n, E), their classes as values (n,) int64, α and β."""
+
+    keys: Tensor
+    values: Tensor
+    alpha: float
+    beta: float
+
+
+@dataclass(frozen=True)
 class Reference:
     """What a detector may know besides the rows: the classes as text embeddings and as weights of the head.
 
     Shapes: text_embeddings (C, E) unit norm; logit_scale and, for a model trained with a sigmoid loss, logit_bias, the model's own
     s and b in s ⟨h, t⟩ + b; weight (C, D) and bias (C,) of the head,
     with the standardisation folded in, so that z = W g + b; neglabel, csp, eoe and negprompt, the negative labels or learnt
-    negative prompts that these detectors use.
+    negative prompts that these detectors use; cache, that of a head that is none of weights, but of training images beside the texts.
     """
 
     class_names: tuple[str, ...] | None = None
@@ -127,3 +137,9 @@ class Reference:
     logit_bias: float | None = None
     eoe: NegativeLabels | None = None
     negprompt: NegativeLabels | None = None
+    cache: Cache | None = None
+
+    @property
+    def has_head(self) -> bool:
+        """Whether it describes a head, a linear one or a cache, so that the logits of new images can be computed."""
+        return self.weight is not None or self.cache is not None

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable
 from typing import Any
 
 import torch
+from torch import Tensor
 from torch.utils.data import DataLoader
 
 from clip_ood.data.benchmark import Benchmark
@@ -18,16 +19,25 @@ from clip_ood.outputs import Outputs
 class FeatureData(EvaluationData):
     """Serves the parts of a benchmark from the store. It divides rows among devices itself, unpadded, each row once.
 
-    `training_batches` returns what a head is trained on, once it is set up; the method sets it before the fit.
+    `training_batches` returns what a head is trained on, once it is set up; the method sets it before the fit. Of patch tokens, loaders read
+    the kinds in `tokens`, and of the bank only those of the rows that `patched` picks among its rows (n,): what detectors look at.
     """
 
     training_batches: Callable[[], Iterable[Any]]
 
-    def __init__(self, benchmark: Benchmark, stored: dict[str, Features], batch_size: int) -> None:
+    def __init__(
+        self,
+        benchmark: Benchmark,
+        stored: dict[str, Features],
+        batch_size: int,
+        tokens: Collection[str] = (),
+        patched: Callable[[Tensor], Tensor] = lambda rows: rows,
+    ) -> None:
         tables = {
-            key: FeatureTable(part, stored[part.images], benchmark.labels(part))
+            key: FeatureTable(part, stored[part.images], benchmark.labels(part)).with_tokens(tokens)
             for key, part in benchmark.parts.items()
         }
+        tables["bank"] = tables["bank"].with_tokens(tokens, patched(tables["bank"].rows))
         super().__init__(benchmark, tables, batch_size)
         self._val: list[Outputs] | None = None
 
@@ -48,7 +58,7 @@ class FeatureData(EvaluationData):
         """Returns ID val, read once and kept on the device, because reading it again takes as long as an epoch."""
         if self._val is None:
             device = self.trainer.strategy.root_device
-            kept = self.loader(self.tables["val"].without_tokens())
+            kept = self.loader(self.tables["val"].with_tokens(()))
             self._val = [batch.map(lambda tensor: tensor.to(device)) for batch in kept]
         return DataLoader(self._val, batch_size=None)
 

@@ -12,11 +12,12 @@ from lightning.pytorch import Trainer
 
 from clip_ood.callbacks.prediction_writer import Line, PredictionPrinter
 from clip_ood.config.detecting import beside
+from clip_ood.data.inputs import is_stream, sources
 from clip_ood.detect.adaptive_predictor import AdaptivePredictor
 from clip_ood.detect.memory_file import header_of, read_memory, write_memory
 from clip_ood.detect.prediction_files import ADAPTED
 from clip_ood.detect.saved import SavedDetector
-from clip_ood.errors import ConfigError
+from clip_ood.errors import ConfigError, UserError
 from clip_ood.experiments.predictions import Counts, printed, written
 from clip_ood.files.text_files import not_utf8
 from clip_ood.process.locks import alone
@@ -32,13 +33,16 @@ def adapt(request: Request, trainer: Trainer) -> Counts:
     """Scores all images in their order, prints or writes the scores, then writes the memory.
 
     The memory file is left as it was unless all scores were written. Raises: ConfigError for several processes, UserError for a run without
-    what the method needs, MemoryFileError for a file that is no memory of it, all before the encoder is loaded.
+    what the method needs and for paths that name no image, MemoryFileError for a file that is no memory of it, all before the encoder is
+    loaded. Paths from standard input are known to name none at their end alone, and the memory is left as it was.
     """
     if trainer.world_size > 1:
         raise ConfigError(
             f"--adapt scores a stream in one order, and there are {trainer.world_size} processes: take one (--trainer.devices=1)"
         )
     saved = SavedDetector(request.run, request.trust_classes)
+    if not any(map(is_stream, request.paths)) and all(source.reason is not None for source in sources(request.paths)):
+        raise UserError(no_image(request.paths))
     (spec,) = read_methods([request.adapt], "--adapt")
     method = make(spec, saved.reference)
     memory = request.memory.resolve()  # a link stays one, and its file is gone on from
@@ -48,9 +52,17 @@ def adapt(request: Request, trainer: Trainer) -> Counts:
             backbone = saved.backbone(request.encoder, request.allow_download)
         predictor = AdaptivePredictor(saved, backbone, spec.label, method, header.seen)
         counts = _scored(request, predictor, trainer)
+        if not counts.judged:
+            raise UserError(no_image(request.paths))
         write_memory(memory, replace(header, seen=predictor.seen), method.memory)
     _tell(request, counts, header.seen, predictor)
     return counts
+
+
+def no_image(paths: list[str]) -> str:
+    """Says that paths name no image from which a memory could be made."""
+    named = ", ".join(paths[:3]) + (", …" if len(paths) > 3 else "")
+    return f"--adapt: {named}: no image that can be read is there, so that there is nothing to remember. Name images or their folder"
 
 
 def _scored(request: Request, predictor: AdaptivePredictor, trainer: Trainer) -> Counts:

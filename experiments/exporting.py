@@ -31,7 +31,7 @@ def add_encoder_to(run: Path, encoder: str | None, allow_download: bool = False,
 
 def predicts_by(reference: Reference) -> str | None:
     """Returns what predicts the classes of a graph: its head or, without one, the texts; None without either."""
-    return HEAD if reference.weight is not None else TEXT if reference.text_embeddings is not None else None
+    return HEAD if reference.has_head else TEXT if reference.text_embeddings is not None else None
 
 
 def export_run(

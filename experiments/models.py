@@ -21,13 +21,13 @@ from clip_ood.config.schema import Config
 from clip_ood.data.benchmark import Benchmark
 from clip_ood.datamodules.evaluation_data import EvaluationData
 from clip_ood.datamodules.feature_data import FeatureData
-from clip_ood.detectors.build import check_any_runs, inside, required
+from clip_ood.detectors.build import check_any_runs, inside, patched, required
 from clip_ood.detectors.trial import try_own
 from clip_ood.errors import ConfigError, UserError
 from clip_ood.experiments import prompts
 from clip_ood.experiments.earlier_run import check_fits, finished_run
 from clip_ood.experiments.extraction import START
-from clip_ood.experiments.patches import check_patches
+from clip_ood.experiments.patches import check_patches, token_arrays
 from clip_ood.experiments.stream import check_stream
 from clip_ood.features.store import TextEmbeddings
 from clip_ood.features.stored_set import Features
@@ -37,6 +37,7 @@ from clip_ood.lightning_modules.plp import PLP
 from clip_ood.lightning_modules.probe_sweep import LinearProbeSweep, PLPSweep
 from clip_ood.lightning_modules.tip_adapter import TipAdapter
 from clip_ood.lightning_modules.zero_shot import ZeroShot, check_classes
+from clip_ood.outputs import Inside
 from clip_ood.runs.run_folder import head_of, of_seed
 from clip_ood.texts.prompts import prototypes
 
@@ -149,13 +150,13 @@ def build(
 def _zero_shot(
     config: Config, benchmark: Benchmark, features: dict[str, Features], classes: dict[str, Any]
 ) -> tuple[LightningModule, EvaluationData]:
-    return ZeroShot(**classes), FeatureData(benchmark, features, config.evaluation.batch_size)
+    return ZeroShot(**classes), _stored(config, benchmark, features)
 
 
 def _tip_adapter(
     config: Config, benchmark: Benchmark, features: dict[str, Features], classes: dict[str, Any]
 ) -> tuple[LightningModule, EvaluationData]:
-    data = FeatureData(benchmark, features, config.evaluation.batch_size)
+    data = _stored(config, benchmark, features)
     return TipAdapter(config.method.settings, data.train, config.seed, **classes), data
 
 
@@ -173,7 +174,7 @@ def _on_features(
     classes: dict[str, Any],
 ) -> tuple[LightningModule, EvaluationData]:
     """Makes a method that learns from stored features."""
-    data = FeatureData(benchmark, features, config.evaluation.batch_size)
+    data = _stored(config, benchmark, features)
     width = data.train.stored.features.width
     return joined(kind(config.method.settings, width, config.seed, **classes), data), data
 
@@ -186,8 +187,15 @@ def _prompts(
     classes: dict[str, Any],
 ) -> tuple[LightningModule, EvaluationData]:
     """Makes a method that learns prompts on stored embeddings."""
-    data = FeatureData(benchmark, features, config.evaluation.batch_size)
+    data = _stored(config, benchmark, features)
     return joined(make(config, benchmark.called, classes), data), data
+
+
+def _stored(config: Config, benchmark: Benchmark, features: dict[str, Features]) -> FeatureData:
+    """Makes the data of stored features, with the patches that detectors look at."""
+    kinds = Inside.of(token_arrays(config, benchmark)).tokens
+    size, of_bank = config.evaluation.batch_size, partial(patched, config.detectors)
+    return FeatureData(benchmark, features, size, kinds, of_bank)
 
 
 def joined(module: LightningModule, data: FeatureData) -> LightningModule:

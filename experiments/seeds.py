@@ -18,7 +18,18 @@ from clip_ood.runs.few_images import held_out_cautions, ranks_caution
 from clip_ood.runs.going_on import after_run, held_out_told, labels_told, seeds_told, suspects_told
 from clip_ood.runs.results_files import write_json, write_mean_table
 from clip_ood.runs.results_table import print_table
-from clip_ood.runs.run_folder import CONFIG, FINISHED, REPORT, head_of, is_follower, read_results, seed_folder, started
+from clip_ood.runs.run_folder import (
+    CONFIG,
+    FINISHED,
+    REPORT,
+    STREAM,
+    head_of,
+    is_follower,
+    read_results,
+    seed_folder,
+    started,
+)
+from clip_ood.runs.stream_files import write_stream
 from clip_ood.runs.summary import summarise
 from clip_ood.terminal.shown import say
 
@@ -106,6 +117,7 @@ def _summarise(config: Config, folder: Path) -> dict[str, Any]:
     content = summarise(folder, config.seeds)
     (folder / REPORT).unlink(missing_ok=True)  # of earlier results
     write_mean_table(folder / "results.csv", content["rows"])
+    write_stream(folder / STREAM, content["stream"])
     write_json(folder / FINISHED, content)
     if config.evaluation.report:
         draw_seeds(folder)

@@ -14,7 +14,7 @@ from clip_ood.adversarial.images import Moved, PairBatch, cut_out
 from clip_ood.adversarial.perturb import quantised
 from clip_ood.backbones.backbone import Backbone
 from clip_ood.detectors.detector import Detector
-from clip_ood.model import classify, encode, head_of
+from clip_ood.model import classify_by, encode
 from clip_ood.outputs import Outputs
 
 
@@ -53,7 +53,7 @@ class PixelAttack(LightningModule):
     def outputs(self, pixels: Tensor) -> Outputs:
         """Returns the outputs of encoder and head for pixels (B, 3, H, W) in [0, 1]."""
         outputs = encode(self.backbone, cut_out(pixels, self.backbone))
-        return classify(outputs, None if self.score is None else head_of(self.score.reference))
+        return outputs if self.score is None else classify_by(self.score.reference, outputs)
 
     def gain(self, outputs: Outputs, positions: range) -> Tensor:
         """Returns what the attack raises, (B,): the score, or the cosine to the target."""

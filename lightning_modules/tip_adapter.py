@@ -4,18 +4,13 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-import torch
-from torch import Tensor
-from torch.nn.functional import one_hot
-
 from clip_ood.config.method_schema import TipAdapter as Settings
 from clip_ood.data.labelled import FeatureTable
 from clip_ood.errors import UserError
 from clip_ood.lightning_modules.linear_probe import few_shot, labels_a_class
 from clip_ood.lightning_modules.zero_shot import ZeroShot
-from clip_ood.outputs import Outputs
-
-ROWS = 1024  # of which affinities to the cache are held at once
+from clip_ood.model import classify_by
+from clip_ood.outputs import Cache, Outputs, Reference
 
 
 class TipAdapter(ZeroShot):
@@ -40,20 +35,9 @@ class TipAdapter(ZeroShot):
         self.register_buffer("cache", table.stored.embeddings.take(table.rows[kept]).float(), persistent=False)
         self.register_buffer("cache_labels", targets[kept], persistent=False)
 
+    def reference(self) -> Reference:
+        cache = Cache(self.cache, self.cache_labels, self.settings.alpha, self.settings.beta)
+        return replace(super().reference(), cache=cache)
+
     def outputs(self, batch: Outputs) -> Outputs:
-        own = self.settings
-        given = (self.text_embeddings, self.logit_scale, self.cache, self.cache_labels)
-        tensors = [each.to(batch.embeddings.device) if isinstance(each, Tensor) else each for each in given]
-        return replace(batch, logits=tip_logits(batch.embeddings, *tensors, own.alpha, own.beta))
-
-
-def tip_logits(
-    embeddings: Tensor, text: Tensor, scale: float, cache: Tensor, labels: Tensor, alpha: float, beta: float
-) -> Tensor:
-    """Returns s h tᵀ + α exp(−β (1 − h Fᵀ)) L: (N, C) float32.
-
-    Shapes: embeddings h (N, E), text t (C, E), cache F (n, E), all unit norm; labels (n,) of the cache; scale: s.
-    """
-    shown = one_hot(labels, len(text)).float()  # (n, C)
-    votes = [torch.exp(-beta * (1 - some @ cache.T)) @ shown for some in embeddings.float().split(ROWS)]
-    return scale * embeddings.float() @ text.float().T + alpha * torch.cat(votes)
+        return classify_by(self.reference(), batch)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 
 import judged_run
@@ -55,6 +56,21 @@ def images(root):
 def scored(run, images, name, memory, out, *options):
     judged("--run", run, *images, "--adapt", name, "--memory", memory, "--out", out, *options)
     return read(out)
+
+
+def test_paths_without_an_image_make_no_memory(run, tmp_path, monkeypatch):
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "empty/notes.odt").touch()
+    (tmp_path / "none.txt").touch()
+    memory = tmp_path / "memory.safetensors"
+    for number, path in enumerate(("empty", "none.txt")):
+        with pytest.raises(UserError, match=f"{path}: no image that can be read is there"):
+            scored(run, [tmp_path / path], "oodd", memory, tmp_path / f"{number}.csv")
+        assert not (tmp_path / f"{number}.csv").exists()
+    monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BufferedReader(io.BytesIO(b""))))
+    with pytest.raises(UserError, match="-: no image that can be read is there"):
+        scored(run, ["-"], "oodd", memory, tmp_path / "scores.csv")
+    assert not memory.exists()
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -188,6 +188,16 @@ def test_names_for_numbers_must_fit(spec, message, animals):
         listed(animals, **spec, label_names=["cat", "dog"])
 
 
+def test_names_for_numbers_of_a_set_without_labels_are_refused_and_those_of_an_ood_set_are_used(animals):
+    names = ["cat", "dog", "red fox", "wolf"]
+    (animals / "paths.txt").write_text("animals/cat/cat_0.png\nanimals/dog/dog_0.png\n")
+    with pytest.raises(ConfigError, match=r"label_names names label numbers, and it has no labels\. Leave the key out"):
+        listed(animals, labelled=False, list="paths.txt", label_names=names)
+    with pytest.raises(ConfigError, match=r"its classes have names \(cat, …\)"):
+        listed(animals, labelled=False, folder="animals", label_names=names)
+    assert listed(animals, labelled=False, **SOURCES["list"], label_names=names).class_names == tuple(names)
+
+
 def test_another_version_of_a_list_is_told_with_both_numbers(animals, capsys):
     with pytest.raises(
         ConfigError, match=r"lists 8 images, and the published list has 9: it is another version of the list"
@@ -371,6 +381,11 @@ def test_nested_folders_name_the_class_that_an_image_lies_in(tmp_path):
     assert images.class_names == ("cat", "red fox") and images.labels == (0, 1, 0, 1)
     put(tmp_path / "es" / "loose.jpg")
     with pytest.raises(ConfigError, match=r"loose\.jpg lies in no class folder"):
+        listed(tmp_path, folder="es", nested=True)
+    (tmp_path / "es" / "loose.jpg").unlink()
+    put(tmp_path / "es" / "l1" / "stray.jpg")
+    stray = r"es/l1/stray\.jpg lies beside class folders, as .*es/l1/param_1/\w+ \(key nested\)\. Move it into one"
+    with pytest.raises(ConfigError, match=stray):
         listed(tmp_path, folder="es", nested=True)
 
 

@@ -72,6 +72,35 @@ def test_without_gl_mcm_patches_are_stored_of_drawn_images_alone(root, run):
     assert torch.equal(one["prompts"]["prompts.context"], other["prompts"]["prompts.context"])
 
 
+@pytest.mark.parametrize(("detectors", "read"), [(DETECTORS, 0), (["local_knn", "gl_mcm"], 32), (["mcm"], 0)])
+def test_patches_of_the_bank_are_read_only_where_a_detector_learns_from_them(root, monkeypatch, detectors, read):
+    seen, original = [], LoCoOp.bank_outputs
+    scored, scoring = [], LoCoOp.outputs
+
+    def watch(self, batch):
+        seen.append(len(batch) if batch.tokens else 0)
+        return original(self, batch)
+
+    def watch_scored(self, batch):
+        scored.append(batch.tokens is not None)
+        return scoring(self, batch)
+
+    monkeypatch.setattr(LoCoOp, "bank_outputs", watch)
+    monkeypatch.setattr(LoCoOp, "outputs", watch_scored)
+    train.main(["--config", config(root, f"read_{len(detectors)}_{read}", detectors, own={"epochs": 1})])
+    assert seen and sum(seen) == read and any(scored) == (detectors != ["mcm"])
+
+
+def test_local_knn_learns_from_its_own_images_whatever_the_method_draws(root):
+    detectors = [{"name": "local_knn", "images": 9, "coreset": 1.0}, "mcm"]
+    train.main(["--config", config(root, "both", detectors, own={"epochs": 1, "per_class": 2})])
+    evaluation.main(["--config", tiny_clip.config(root, "alone_knn", {"zero_shot": {}}, detectors=detectors)])
+    of_both, alone = (judged_run.scores(root / "runs" / name) for name in ("both", "alone_knn"))
+    assert {path: row["local_knn"] for path, row in of_both.items()} == {
+        path: row["local_knn"] for path, row in alone.items()
+    }
+
+
 def test_without_a_draw_it_learns_from_all_images_and_the_plan_knows(root):
     given = config(root, "all", ["mcm"], features_root=f"{root}/all", own={"per_class": None})
     planned = forecast(given).encoders[0]

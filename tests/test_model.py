@@ -14,7 +14,7 @@ from clip_ood.detect.save import save_detector
 from clip_ood.detect.saved_encoder import Encoder
 from clip_ood.detectors import Detector
 from clip_ood.evaluation import DetectorSuite
-from clip_ood.model import classify, encode, head_of, linear
+from clip_ood.model import classify, classify_by, encode, linear
 from clip_ood.outputs import Outputs, Reference
 
 SPECS = ["msp", {"name": f"{__name__}.PatchNorm", "as": "patches"}, {"name": f"{__name__}.LayerNorm", "as": "layer"}]
@@ -102,7 +102,7 @@ def test_what_judging_cannot_give_is_left_out_of_a_folder_by_name(tmp_path):
     manifest = json.loads((tmp_path / "detector.json").read_text())
     assert [each["column"] for each in manifest["detectors"]] == ["patches"]
     assert {each["detector"]: each["reason"].split(",")[0] for each in manifest["omitted"]} == {
-        "msp": "needs the logits of a head that is no linear layer",
+        "msp": "needs the logits of a head that is neither a linear layer nor a cache",
         "layer": "needs layers",
     }
 
@@ -117,8 +117,9 @@ def test_an_encoder_and_any_head_give_outputs():
     assert classify(rows, None) is rows
 
 
-def test_the_head_that_detectors_know_is_linear():
+def test_a_linear_head_that_detectors_know_gives_logits():
     weight, bias, features = torch.randn(3, 5), torch.randn(3), torch.randn(6, 5)
-    for head in (linear(weight, bias), head_of(Reference(weight=weight, bias=bias))):
-        torch.testing.assert_close(head(features), features @ weight.T + bias)
-    assert head_of(Reference()) is None
+    logits = classify_by(Reference(weight=weight, bias=bias), Outputs(features)).logits
+    torch.testing.assert_close(logits, features @ weight.T + bias)
+    assert torch.equal(logits, linear(weight, bias)(features))
+    assert classify_by(Reference(), rows := Outputs(features)) is rows

@@ -14,6 +14,7 @@ import train
 from clip_ood.errors import ConfigError, UserError
 from clip_ood.files.records import Damaged
 from clip_ood.runs.files import read_results
+from clip_ood.runs.stream_summary import joined_streams
 from clip_ood.runs.stream_table import TITLE, USED
 
 pytestmark = pytest.mark.slow
@@ -101,6 +102,38 @@ def test_the_same_run_has_the_same_stream_and_another_seed_another(root, finishe
     again = tiny_clip.results(run(root, "again"))["stream"]
     assert again == tiny_clip.results(finished)["stream"]
     assert tiny_clip.results(run(root, "seed7", "--seed=7"))["stream"]["seeds"] == [7, 8, 9]
+
+
+def test_several_seeds_have_one_table_over_all_their_orders(root, capsys):
+    folder = run(root, "seeds", "--seeds", "0", "10")
+    told = capsys.readouterr().out
+    joined = tiny_clip.results(folder)["stream"]
+    each = [tiny_clip.results(folder / f"seed-{seed}")["stream"] for seed in (0, 10)]
+    assert joined["seeds"] == [0, 1, 2, 10, 11, 12] and joined["run_seeds"] == [0, 0, 0, 10, 10, 10]
+    assert joined["methods"] == each[0]["methods"] and len(joined["rows"]) == len(each[0]["rows"]) == 12
+    with (folder / "stream.csv").open(encoding="utf-8", newline="") as file:
+        lines = list(csv.DictReader(file))
+    for line, row, one, other in zip(lines, joined["rows"], each[0]["rows"], each[1]["rows"], strict=True):
+        assert (row["method"], row["ood"]) == (one["method"], one["ood"]) == (line["method"], line["ood"])
+        assert row["auroc"] == one["auroc"] + other["auroc"] and row["n_id"] == 14
+        values = 100 * np.array(row["auroc"])
+        assert float(line["auroc_mean"]) == pytest.approx(values.mean(), abs=0.006)
+        assert float(line["auroc_std"]) == pytest.approx(values.std(ddof=1), abs=0.006)
+        assert (line["orders"], line["seeds"], line["run_seeds"]) == ("6", "0-12", "2")
+    told = told[told.rindex(TITLE) :]
+    assert "over 6 orders (all of 2 seeds of the run, 0 and 10)" in told
+    assert "all of 2 seeds of the run, 0 and 10" in (folder / "report.html").read_text()
+    evaluation.main(["--run", str(folder)])
+    assert tiny_clip.results(root / "runs/seeds-eval")["stream"] == joined
+
+
+def test_seeds_with_other_numbers_of_images_name_their_mean_and_those_without_a_stream_are_left_out():
+    row = {"method": "oodd", "ood": "near", "auroc": [0.5], "fpr95": [1.0], "n_id": 14, "n_ood": 9}
+    about = {"batch_size": 8, "ood_share": None, "methods": {}}
+    one = {"seeds": [0], **about, "rows": [row]}
+    joined = joined_streams({0: one, 1: None, 2: {**one, "seeds": [2], "rows": [row | {"auroc": [0.7], "n_id": 15}]}})
+    assert joined["rows"] == [row | {"auroc": [0.5, 0.7], "fpr95": [1.0, 1.0], "n_id": 14.5}]
+    assert joined["run_seeds"] == [0, 2] and joined_streams({0: None}) is None
 
 
 def test_a_share_and_parameters_are_carried_out(root):

@@ -12,7 +12,7 @@ import pytest
 import tiny_clip
 
 import eval as evaluation
-from clip_ood.errors import ConfigError
+from clip_ood.errors import ConfigError, UserError
 from clip_ood.metrics.ood import MEAN
 from clip_ood.report.summary import Figure, Line, summarize
 from clip_ood.report.summary_page import _ranks
@@ -85,6 +85,13 @@ def test_the_best_line_of_a_column_comes_first_and_one_without_a_number_last():
 def test_the_page_lies_beside_the_first_run_by_itself(root, runs):
     evaluation.main(["--summary", str(runs[2])])
     assert (root / "runs/summary.html").is_file() and (root / "runs/summary.csv").is_file()
+
+
+@pytest.mark.parametrize("name", ["x.csv", "x.CSV"])
+def test_a_page_by_the_name_of_its_table_is_refused(root, runs, name):
+    with pytest.raises(UserError, match=r"x\.(csv|CSV) has the name of a table.*call the page .*x\.html"):
+        evaluation.main(["--summary", str(runs[2]), "--html", str(root / name)])
+    assert not (root / name).exists()
 
 
 @pytest.mark.browser

@@ -64,7 +64,8 @@ class ImageSet(Section):
     images of the folder are not in the set. It is CUB's train_test_split.txt or WaterBirds' metadata.csv (with `split`), or a list of
     one split, as those of Food-101, Oxford-IIIT Pet and FGVC-Aircraft: lines "class/image" or "image class"."""
     nested: bool = False
-    """Goes with `folder`: an image's class is the folder that it lies in, however deep (ImageNet-ES), not the topmost one."""
+    """Goes with `folder`: an image's class is the folder that it lies in, however deep (ImageNet-ES), not the topmost one.
+    A folder of images holds no other folders of images."""
     numbered: bool = False
     """Goes with `folder`: sub-folders are named by label number (ImageNet-V2: 0 … 999), not by class."""
     list: Place | None = None
@@ -93,7 +94,8 @@ class ImageSet(Section):
     that lists several (train, val or test)."""
     label_names: ClassList = None
     """What label numbers 0, 1, … are called, where the source has numbers alone (`list`, `shards`, `numbered`, a reader): a list of names,
-    a text file relative to data.root with a name on each line, or the name of a published list (clip_ood/config/class_lists)."""
+    a text file relative to data.root with a name on each line, or the name of a published list (clip_ood/config/class_lists). A source
+    without label numbers is refused, under data.ood too."""
     keep_classes: ClassList = None
     """Only images of these classes are in the set. Given as `label_names`; classes are called as the source calls them (a folder's name,
     a wnid), or by their numbers where it has numbers alone. An unknown class is an error unless data.allow_partial is true."""

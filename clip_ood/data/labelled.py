@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from copy import copy
 from typing import NamedTuple, Protocol
 
@@ -69,10 +70,12 @@ class FeatureTable(ImageTable, Dataset):
         found = ((with_tokens, most), (~with_tokens, None))
         return [(of_rows.nonzero()[:, 0], limit) for of_rows, limit in found if of_rows.any()]
 
-    def without_tokens(self) -> FeatureTable:
-        """Returns the same rows, of which patch tokens are not read."""
-        table = copy(self)
-        table.tokens, table._some = (), {}
+    def with_tokens(self, kinds: Collection[str], rows: Tensor | None = None) -> FeatureTable:
+        """Returns the same images, of which patch tokens of these kinds alone are read, and only of those at `rows` (n,) of the image set."""
+        table, here = copy(self), True if rows is None else torch.isin(self.rows, rows)
+        wanted = {kind: of_rows & here for kind, of_rows in self._some.items() if kind in kinds}
+        table._some = {kind: of_rows for kind, of_rows in wanted.items() if of_rows.any()}
+        table.tokens = tuple(kind for kind, of_rows in table._some.items() if of_rows.all())
         return table
 
     def __getitem__(self, positions: Tensor) -> Outputs:

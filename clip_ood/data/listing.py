@@ -6,7 +6,7 @@ import re
 from collections import defaultdict
 from contextlib import suppress
 from dataclasses import replace
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from unicodedata import normalize
 
 from clip_ood.config.data_schema import ImageSet
@@ -40,7 +40,7 @@ def list_images(
     """
     where = _place(spec, root)
     selects = spec.keep_classes is not None or spec.drop_classes is not None
-    labelled = labelled or selects
+    labelled = labelled or selects or spec.label_names is not None
     if spec.reader is not None:
         images = ImageList.of(name, where, own_reader(name, spec, root))
         with suppress(OSError):  # an image that cannot be read is reported later, with all others
@@ -73,7 +73,7 @@ def list_images(
         raise ConfigError(
             f"Image set {name}: {where} holds no images (looked for {', '.join(sorted(SUFFIXES))}).{hint}"
         )
-    if spec.label_names is not None and (labelled or images.labels is not None):
+    if spec.label_names is not None:
         images = named(images, spec, root)
     if selects:
         images = selected(images, spec, root, partial)
@@ -165,10 +165,20 @@ def _folder_of(image: str) -> str:
 
 
 def _nested(images: ImageList) -> ImageList:
-    """Returns the images of a folder with the class of the folder that each lies in, however deep."""
+    """Returns the images of a folder with the class of the folder that each lies in, however deep.
+
+    Raises: ConfigError for an image beside class folders.
+    """
     if loose := next((image for image in images.names if "/" not in image), None):
         raise ConfigError(
             f"Image set {images.name}: {images.root / loose} lies in no class folder (key nested). Move it into one"
+        )
+    folders = {image.rpartition("/")[0]: image for image in images.names}
+    above = {str(each): folder for folder in folders for each in PurePosixPath(folder).parents}
+    if beside := next((folder for folder in folders if folder in above), None):
+        raise ConfigError(
+            f"Image set {images.name}: {images.root / folders[beside]} lies beside class folders, as {images.root / above[beside]} (key "
+            "nested). Move it into one, or take it out"
         )
     return _with_classes(images.name, images.root, [(image, _folder_of(image)) for image in images.names])
 

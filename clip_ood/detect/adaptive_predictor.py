@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from clip_ood.backbones.backbone import Backbone
 from clip_ood.class_predictions import HEAD, KNN, predict
 from clip_ood.detect.saved import SavedDetector
-from clip_ood.model import classify, linear
+from clip_ood.model import ReferenceHead
 from clip_ood.outputs import Outputs
 from clip_ood.stream.adaptive import AdaptiveDetector
 
@@ -62,19 +62,18 @@ class AdaptivePredictor(nn.Module):
         self.encoder, self.backbone, self.images = saved.encoder, backbone, saved.bank_images()
         told = saved.class_predictor
         self.by = HEAD if told is None else told.by
-        for name in ("weight", "bias", "text_embeddings"):
-            self.register_buffer(name, getattr(saved.reference, name), persistent=False)
+        self.head = ReferenceHead(saved.reference)
 
     def outputs(self, pixels: Tensor) -> Outputs:
         """Returns the outputs of encoder and head for images (B, 3, H, W) that went through the encoder's transform."""
-        return classify(self.encoder.encode(self.backbone, pixels), linear(self.weight, self.bias))
+        return self.head(self.encoder.encode(self.backbone, pixels))
 
     def predict(self, outputs: Outputs, contents: np.ndarray) -> AdaptedBatch:
         """Returns the scores of the next images of the stream, whose files have `contents` (B, 2), and updates the memory."""
         copies = np.full(len(outputs), -1) if self.images is None else self.images.find(contents)
         predicted = None
         if self.by != KNN:
-            predicted = predict(outputs, self.text_embeddings, self.logit_scale, self.by)
+            predicted = predict(outputs, self.head.text_embeddings, self.logit_scale, self.by)
         classes, confidence = (None, None) if predicted is None else (value.cpu() for value in predicted)
         scores, seen = self.method.score(outputs).cpu(), self.seen
         self.seen += len(outputs)

@@ -30,7 +30,7 @@ from clip_ood.detectors.detector import Detector, score_together
 from clip_ood.detectors.statistic import statistics_of
 from clip_ood.errors import UserError
 from clip_ood.features.identity import pairs
-from clip_ood.model import classify, linear
+from clip_ood.model import ReferenceHead
 from clip_ood.outputs import Outputs
 
 
@@ -86,8 +86,7 @@ class Predictor(nn.Module):
         saved.check_words(words)
         self.vocabulary, self.words = saved.vocabulary if words else None, words
         self.register_buffer("bank_labels", bank_labels, persistent=False)
-        for name in ("weight", "bias", "text_embeddings"):
-            self.register_buffer(name, getattr(saved.reference, name), persistent=False)
+        self.head = ReferenceHead(saved.reference)
         self._try(saved)
 
     @torch.inference_mode()
@@ -96,7 +95,7 @@ class Predictor(nn.Module):
         pixels = torch.stack([self.backbone.transform(Image.new("RGB", (8, 8)))] * 2)
         encoded = self._encoded(pixels.to(self.device))  # outside the try: the encoder's errors are not the folder's
         try:
-            outputs = classify(encoded, linear(self.weight, self.bias)).map(torch.nan_to_num)
+            outputs = self.head(encoded).map(torch.nan_to_num)
             predictions = self.predictions(self.predict(outputs), [None, None])
         except Exception as error:  # anybody may have written these tensors, so anything may be raised
             raise DetectorFolderError(
@@ -178,7 +177,7 @@ class Predictor(nn.Module):
 
     def outputs(self, pixels: Tensor) -> Outputs:
         """Returns the outputs of encoder and head for images (B, 3, H, W) that went through the encoder's transform."""
-        return classify(self._encoded(pixels), linear(self.weight, self.bias))
+        return self.head(self._encoded(pixels))
 
     def _encoded(self, pixels: Tensor) -> Outputs:
         return self.encoder.encode(self.backbone, pixels, self.inside)
@@ -200,7 +199,7 @@ class Predictor(nn.Module):
         if self.by == KNN:
             classes, confidence = asked["vote"][:, 0].long(), asked["vote"][:, 1]
         else:
-            predicted = predict(outputs, self.text_embeddings, self.logit_scale, self.by)
+            predicted = predict(outputs, self.head.text_embeddings, self.logit_scale, self.by)
             classes, confidence = (None, None) if predicted is None else (value.cpu() for value in predicted)
         decided, is_ood = list(zip(self.decisions, scores, strict=True)), None
         p_values = torch.stack([decision.p_values(each, classes) for decision, each in decided], dim=1)  # (B, K)

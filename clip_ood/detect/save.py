@@ -28,7 +28,7 @@ from clip_ood.detectors.statistic import statistics_of
 from clip_ood.files.tensor_files import save_tensors
 from clip_ood.files.writing import written_whole
 from clip_ood.files.written_names import json_bytes
-from clip_ood.outputs import WITH_NEGATIVES, Reference
+from clip_ood.outputs import WITH_NEGATIVES, Cache, Reference
 from clip_ood.versions import versions
 
 
@@ -142,8 +142,8 @@ def obstacle(detector: Detector, reference: Reference) -> str | None:
     """Returns why a detector cannot judge new images from what a folder holds, or None if it can."""
     if not detector.portable or detector.spec is None:
         return "keeps what it learnt in another package's objects, which are not saved"
-    if "logits" in detector.requires and reference.weight is None:
-        return "needs the logits of a head that is no linear layer, which is not saved"
+    if "logits" in detector.requires and not reference.has_head:
+        return "needs the logits of a head that is neither a linear layer nor a cache, which is not saved"
     if "layers" in detector.requires:
         return "needs layers, which judging makes of new images only for a detector with the key layer"
     return None
@@ -170,6 +170,10 @@ def _state(
             values[f"reference.{name}"] = value
         elif name in WITH_NEGATIVES and value is not None:
             values |= {f"reference.{name}.classes": value.classes, f"reference.{name}.negatives": value.negatives}
+        elif isinstance(value, Cache):
+            numbers = {part: torch.tensor(getattr(value, part), dtype=torch.float64) for part in ("alpha", "beta")}
+            parts = {"keys": value.keys, "values": value.values} | numbers
+            values |= {f"reference.cache.{part}": each for part, each in parts.items()}
     for column, detector in detectors.items():
         values |= {f"detectors.{column}.{name}": value for name, value in detector.state().items()}
         if calibration:

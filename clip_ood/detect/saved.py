@@ -1,7 +1,7 @@
 """A fitted detector as a folder that can be copied: JSON and safetensors, nothing pickled.
 
 detector.json             what it is: encoder, classes, detectors, thresholds, versions, the SHA-256 of every other file
-state.safetensors         text embeddings, head, what each detector learnt, the calibration scores
+state.safetensors         text embeddings, head or Tip-Adapter's cache, what each detector learnt, the calibration scores
 calibrated_on.parquet     the names and hashes of the images of these scores, if it was calibrated again (clip-ood recalibrate)
 bank-00000.safetensors    the features of ID training images, a file a process (only where a detector searches them); bank-layer6-… those
                           of a layer
@@ -45,7 +45,7 @@ from clip_ood.errors import UserError
 from clip_ood.files.records import Unfit
 from clip_ood.files.shapes import check_bank, check_finite, check_reference, check_shapes
 from clip_ood.files.text_files import OTHER_BYTES, not_utf8
-from clip_ood.outputs import WITH_NEGATIVES, NegativeLabels, Outputs, Reference
+from clip_ood.outputs import WITH_NEGATIVES, Cache, NegativeLabels, Outputs, Reference
 from clip_ood.texts.vocabulary import Vocabulary
 
 ALL = "all"  # stands for every detector of a run
@@ -92,7 +92,7 @@ class SavedDetector:
 
     @cached_property
     def reference(self) -> Reference:
-        """The classes, text embeddings, head and negative labels."""
+        """The classes, text embeddings, head or cache, and negative labels."""
         own, names = self._tensors(STATE, "reference."), self.manifest["class_names"]
         with self._fitting(STATE):
             check_reference(own, None if names is None else len(names))
@@ -100,6 +100,9 @@ class SavedDetector:
         for name in WITH_NEGATIVES:
             if f"{name}.classes" in own:
                 values[name] = NegativeLabels(own[f"{name}.classes"], own[f"{name}.negatives"])
+        if "cache.keys" in own:
+            numbers = {name: own[f"cache.{name}"].item() for name in ("alpha", "beta")}
+            values["cache"] = Cache(own["cache.keys"], own["cache.values"], **numbers)
         values["class_names"] = None if names is None else tuple(names)
         scale, bias = self.manifest["logit_scale"], self.manifest.get("logit_bias")
         return Reference(logit_scale=scale, logit_bias=bias, **values)

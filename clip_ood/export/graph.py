@@ -10,7 +10,7 @@ from torch.nn.functional import normalize
 
 from clip_ood.backbones.backbone import Backbone
 from clip_ood.class_predictions import class_logits
-from clip_ood.model import classify, encode, head_of
+from clip_ood.model import classify_by, encode
 from clip_ood.outputs import NOTHING, Inside, Outputs, Reference
 
 
@@ -47,7 +47,7 @@ class ScoringGraph(nn.Module):
 
     def rows(self, pixels: Tensor) -> Outputs:
         """Returns the outputs of encoder and head for pixels (B, 3, H, W)."""
-        return classify(encode(self, (pixels - self.mean) / self.std, self.inside), head_of(self.reference))
+        return classify_by(self.reference, encode(self, (pixels - self.mean) / self.std, self.inside))
 
 
 class StandIn(nn.Module):

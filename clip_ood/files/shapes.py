@@ -9,7 +9,7 @@ from torch import Tensor
 
 from clip_ood.files.records import Unfit
 
-# C classes, D features, E embeddings, M, W and O negative words, P negative prompts, n images
+# C classes, D features, E embeddings, M, W and O negative words, P negative prompts, K keys of a cache, n images
 HEAD = {  # of a checkpoint
     "head.mean": "D",
     "head.std": "D",
@@ -30,8 +30,13 @@ REFERENCE = {  # of a detector's folder
     "eoe.negatives": "OE",
     "negprompt.classes": "CE",
     "negprompt.negatives": "PE",
+    "cache.keys": "KE",
+    "cache.values": "K",
+    "cache.alpha": "",
+    "cache.beta": "",
 }
-WHOLE = ("indices", "bank_labels")  # are integers; all others are finite floating-point numbers
+CACHE = tuple(name for name in REFERENCE if name.startswith("cache."))
+WHOLE = ("indices", "bank_labels", "cache.values")  # are integers; all others are finite floating-point numbers
 
 
 def check_finite(tensors: Mapping[str, Tensor]) -> None:
@@ -64,7 +69,7 @@ def check_shapes(tensors: Mapping[str, Tensor], shapes: Mapping[str, str], sizes
 
 
 def check_reference(tensors: Mapping[str, Tensor], classes: int | None) -> None:
-    """Raises Unfit for tensors that are not a whole head, text embeddings and negative labels of this many classes (None: any)."""
+    """Raises Unfit for tensors that are not a whole head or cache, text embeddings and negative labels of this many classes (None: any)."""
     check_finite(tensors)
     check_shapes(tensors, REFERENCE, {} if classes is None else {"C": classes})
     for one, other in (
@@ -76,6 +81,17 @@ def check_reference(tensors: Mapping[str, Tensor], classes: int | None) -> None:
     ):
         if (one in tensors) != (other in tensors):
             raise Unfit(f"it holds one of {one} and {other} alone")
+    _check_cache({name: tensor for name, tensor in tensors.items() if name.startswith("cache.")}, tensors)
+
+
+def _check_cache(cache: Mapping[str, Tensor], tensors: Mapping[str, Tensor]) -> None:
+    if not cache:
+        return
+    if missing := [name for name in (*CACHE, "text_embeddings") if name not in tensors]:
+        raise Unfit(f"it holds a cache without {', '.join(missing)}")
+    values = cache["cache.values"]
+    if not len(values) or not 0 <= values.min() <= values.max() < len(tensors["text_embeddings"]):
+        raise Unfit("cache.values names no classes, or such that there are not")
 
 
 def check_bank(tensors: Mapping[str, Tensor], sizes: dict[str, int]) -> None:

@@ -165,6 +165,7 @@ class Finished(Record):
     knn_accuracy: Share | None
     omitted: list[Omitted]
     notes: list[Note]
+    stream: Stream | None = None
     rows: list[Row]
 
     @model_validator(mode="after")
@@ -193,7 +194,6 @@ class OfSeed(Finished):
     predictor: Predicts | None = None
     calibration: Calibration | None = None
     joint: Joint | None = None
-    stream: Stream | None = None
 
     @model_validator(mode="after")
     def _flags_images_there_are(self) -> OfSeed:

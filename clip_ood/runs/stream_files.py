@@ -35,16 +35,20 @@ def write_stream(path: Path, content: dict[str, Any] | None) -> None:
     """Writes the rows as CSV: mean, standard deviation, minimum and maximum over orders, in percent with 2 decimals.
 
     The seeds of the orders are those from the first to the last of `seeds`. A single order has no standard deviation, and
-    streams of all images have an empty `ood_share`. A run without a stream has no file.
+    streams of all images have an empty `ood_share`. A run without a stream has no file. That of several seeds has a further column, the
+    number of seeds (`run_seeds`), and `orders` counts those of all.
     """
     if content is None:
         path.unlink(missing_ok=True)  # of earlier results
         return
     seeds = content["seeds"]
-    about = {"orders": len(seeds), "seeds": f"{seeds[0]}-{seeds[-1]}", "batch_size": content["batch_size"]}
+    about = {"orders": len(seeds), "seeds": f"{min(seeds)}-{max(seeds)}", "batch_size": content["batch_size"]}
     about["ood_share"] = "" if content["ood_share"] is None else f"{100 * content['ood_share']:.2f}"
+    columns = COLUMNS
+    if content.get("run_seeds"):
+        columns, about["run_seeds"] = (*COLUMNS, "run_seeds"), len(set(content["run_seeds"]))
     with written_text(path) as file:
-        writer = csv.DictWriter(file, COLUMNS, extrasaction="ignore")
+        writer = csv.DictWriter(file, columns, extrasaction="ignore")
         writer.writeheader()
         for row in content["rows"]:
             writer.writerow(cells(row | about | _percents(row), ("method", "ood")))

@@ -51,10 +51,10 @@ def streams_told(stream: dict[str, Any]) -> str:
     >>> streams_told({"seeds": [4, 5], "batch_size": 8, "ood_share": None, "rows": [{"n_id": 9}]})
     'AUROC / FPR95, percent: mean ± standard deviation over 2 orders (seeds 4 to 5), which is no interval for other images; batches of 8; all 9 ID test images and all images of one OOD set in a stream; stream.csv: minimum and maximum'
     """
-    seeds, share = stream["seeds"], stream["ood_share"]
+    seeds, share, runs = stream["seeds"], stream["ood_share"], dict.fromkeys(stream.get("run_seeds") or ())
     several = len(seeds) > 1
     over = (
-        f"mean ± standard deviation over {len(seeds)} orders (seeds {seeds[0]} to {seeds[-1]}), which is no interval for other images"
+        f"mean ± standard deviation over {len(seeds)} orders ({_drawn(seeds, list(runs))}), which is no interval for other images"
         if several
         else f"one order (seed {seeds[0]}), without a spread"
     )
@@ -64,5 +64,17 @@ def streams_told(stream: dict[str, Any]) -> str:
         if share is None
         else f"{100 * share:g} % of the images of a stream are of one OOD set, and {n_id:,} or more of ID test"
     )
+    mixed += " (on average over seeds)" if n_id % 1 else ""
     more = "; stream.csv: minimum and maximum" if several else ""
     return f"AUROC / FPR95, percent: {over}; batches of {stream['batch_size']:,}; {mixed}{more}"
+
+
+def _drawn(seeds: list[int], runs: list[int]) -> str:
+    """Says by which seeds orders were drawn and, over several seeds of a run, in how many.
+
+    >>> _drawn([4, 5], []), _drawn([0, 1, 3, 4], [0, 3])
+    ('seeds 4 to 5', 'all of 2 seeds of the run, 0 and 3')
+    """
+    if len(runs) < 2:
+        return f"seeds {min(seeds)} to {max(seeds)}"
+    return f"all of {len(runs)} seeds of the run, {', '.join(map(str, runs[:-1]))} and {runs[-1]}"

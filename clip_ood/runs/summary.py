@@ -13,6 +13,7 @@ from clip_ood.metrics.ood import MEAN
 from clip_ood.metrics.seeds import seed_margin
 from clip_ood.runs.run_folder import read_results, seed_folder
 from clip_ood.runs.seed_scores import Numbers, SeedScores
+from clip_ood.runs.stream_summary import joined_streams
 
 BEST_F1 = "best_f1"  # chosen on the images that it speaks of: no interval
 Results = dict[str, Any]  # the content of a results.json
@@ -47,6 +48,7 @@ def summarise(folder: Path, seeds: list[int]) -> Results:
         **_accuracies(found),
         "omitted": _with_seeds({seed: results["omitted"] for seed, results in of_seed.items()}),
         "notes": _with_seeds({seed: results["notes"] for seed, results in of_seed.items()}),
+        "stream": joined_streams({seed: results.get("stream") for seed, results in of_seed.items()}),
         "rows": mean_rows(
             {seed: results["rows"] for seed, results in of_seed.items()}, _intervals(folder, seeds, split, by_folds)
         ),

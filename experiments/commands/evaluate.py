@@ -116,4 +116,8 @@ def check_page(path: Path, compared: list[str] | None) -> None:
     if path.is_dir() or not path.parent.is_dir():
         there = "is a folder" if path.is_dir() else f"would lie in {path.parent}, which is no folder"
         raise ConfigError(f"--html: {path} {there}; name a file in a folder that there is")
+    if path.suffix.lower() == ".csv":
+        raise ConfigError(
+            f"--html: {path} has the name of a table, and a summary writes its own beside the page: call the page {path.with_suffix('.html')}"
+        )
     check_writable(path.parent)

@@ -74,16 +74,28 @@ def detector_size(config: Config, shape: Shape, benchmark: Benchmark, item: int)
         available |= {"logits", "weight", "bias"}
         head = {"weight": torch.zeros(classes, shape.features), "bias": torch.zeros(classes)}
         reference = Reference(names, reference.text_embeddings, reference.logit_scale, **head)
+    cached = cached_images(config, benchmark)
+    available |= {"logits"} if cached else set()
     detectors, _ = build_detectors(config.detectors, reference, available)
     portable = [each for each in detectors.values() if each.portable]
     learnt = [each for each in portable if any(not isinstance(kept, Bank) for kept in statistics_of(each).values())]
     size = len(learnt) * DOUBLE * shape.features * (shape.features + classes)
     size += FLOAT * classes * (shape.features + (shape.embeddings or 0))
+    size += cached * (FLOAT * (shape.embeddings or 0) + DOUBLE)
     if any(map(searched, portable)):
         size += len(benchmark.parts["bank"].rows) * (shape.features * (FLOAT if tuned else item) + DOUBLE)
     if tuned or config.evaluation.with_encoder:
         size += shape.values * (FLOAT if tuned or config.backbone.precision == "fp32" else 2)
     return size
+
+
+def cached_images(config: Config, benchmark: Benchmark) -> int:
+    """Returns the largest possible number of training images in Tip-Adapter's cache, 0 for other methods."""
+    settings = config.method.settings
+    if settings.trains_head or not settings.gives_logits:
+        return 0
+    train = len(benchmark.parts["train"].rows)
+    return train if settings.per_class is None else min(train, settings.per_class * len(benchmark.class_names or ()))
 
 
 def scores_size(config: Config, benchmark: Benchmark, more: int) -> int:
