@@ -114,6 +114,9 @@ class TextTower(Protocol):
     def to(self, device: torch.device) -> TextTower:
         """Moves it to a device."""
 
+    def parameters(self) -> Iterator[Tensor]:
+        """Yields its weights."""
+
     def encode_text(self, texts: list[str]) -> Tensor:
         """Returns unit-norm embeddings of K texts: (K, E)."""
 

@@ -27,8 +27,9 @@ from clip_ood.errors import ConfigError, UserError
 from clip_ood.experiments import prompts
 from clip_ood.experiments.earlier_run import check_fits, finished_run
 from clip_ood.experiments.extraction import START
+from clip_ood.experiments.negatives import class_images
 from clip_ood.experiments.patches import check_patches
-from clip_ood.experiments.stream import check_stream
+from clip_ood.experiments.stream import check_stream, stream_fields
 from clip_ood.features.store import TextEmbeddings
 from clip_ood.features.stored_set import Features
 from clip_ood.lightning_modules.coop import CoOp
@@ -146,6 +147,8 @@ def build(
     module, data = BUILDERS[type(config.method.settings)](config, benchmark, features, classes)
     if text is not None:
         module.text_tower = text_tower(config)
+    if "class_images" in stream_fields(config):
+        module.class_images = class_images(benchmark, features)
     return module, data
 
 

@@ -88,6 +88,7 @@ class Predictor(nn.Module):
         self.register_buffer("bank_labels", bank_labels, persistent=False)
         for name in ("weight", "bias", "text_embeddings"):
             self.register_buffer(name, getattr(saved.reference, name), persistent=False)
+        saved.load_texts({field for each in self.detectors for field in each.requires})
         self._try(saved)
 
     @torch.inference_mode()

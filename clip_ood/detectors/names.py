@@ -48,6 +48,7 @@ STREAM_METHODS: dict[str, str] = {  # test-time methods, whose scores stand in a
     "adaneg": "clip_ood.stream.adaneg:AdaNeg",
     "oodd": "clip_ood.stream.oodd:OODD",
     "clipscope": "clip_ood.stream.clipscope:CLIPScope",
+    "interneg": "clip_ood.stream.interneg:InterNeg",
 }
 
 ABOUT = (

@@ -30,6 +30,7 @@ REFERENCE = {  # of a detector's folder
     "eoe.negatives": "OE",
     "negprompt.classes": "CE",
     "negprompt.negatives": "PE",
+    "class_images": "CE",
 }
 WHOLE = ("indices", "bank_labels")  # are integers; all others are finite floating-point numbers
 
