@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -107,6 +108,28 @@ OF_WORDS = ("neglabel", "csp", "eoe")  # fields of a Reference with negative lab
 WITH_NEGATIVES = (*OF_WORDS, "negprompt")
 
 
+class TextTower(Protocol):
+    """The text side of an encoder, for methods that read new texts while they score; a `Backbone` has it."""
+
+    def to(self, device: torch.device) -> TextTower:
+        """Moves it to a device."""
+
+    def parameters(self) -> Iterator[Tensor]:
+        """Yields its weights."""
+
+    def encode_text(self, texts: list[str]) -> Tensor:
+        """Returns unit-norm embeddings of K texts: (K, E)."""
+
+    def tokenize(self, texts: list[str]) -> Tensor:
+        """Returns the tokens of K texts: (K, L) int64."""
+
+    def token_embeddings(self, tokens: Tensor) -> Tensor:
+        """Returns the embeddings (K, L, W) of tokens (K, L)."""
+
+    def encode_tokens(self, tokens: Tensor, change: Callable[[Tensor], Tensor]) -> Tensor:
+        """Returns unit-norm embeddings (K, E) of tokens (K, L) whose embeddings (K, L, W) `change` has replaced."""
+
+
 @dataclass(frozen=True)
 class Cache:
     """Tip-Adapter's cache: unit-norm embeddings of training images as keys (n, E), their classes as values (n,) int64, α and β."""
@@ -124,7 +147,9 @@ class Reference:
     Shapes: text_embeddings (C, E) unit norm; logit_scale and, for a model trained with a sigmoid loss, logit_bias, the model's own
     s and b in s ⟨h, t⟩ + b; weight (C, D) and bias (C,) of the head,
     with the standardisation folded in, so that z = W g + b; neglabel, csp, eoe and negprompt, the negative labels or learnt
-    negative prompts that these detectors use; cache, that of a head that is none of weights, but of training images beside the texts.
+    negative prompts that these detectors use; cache, that of a head that is none of weights, but of training images beside the texts;
+    class_images (C, E), the mean embeddings of each class's training images, zero for a class without any. text_tower makes the text
+    side of the encoder when it is first called, and always returns the same; it is never saved.
     """
 
     class_names: tuple[str, ...] | None = None
@@ -138,6 +163,8 @@ class Reference:
     eoe: NegativeLabels | None = None
     negprompt: NegativeLabels | None = None
     cache: Cache | None = None
+    class_images: Tensor | None = None
+    text_tower: Callable[[], TextTower] | None = None
 
     @property
     def has_head(self) -> bool:

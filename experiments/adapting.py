@@ -50,6 +50,7 @@ def adapt(request: Request, trainer: Trainer) -> Counts:
         header = read_memory(memory, header_of(spec, method, saved), method)
         with redirect_stdout(sys.stderr):  # downloads are announced on stderr
             backbone = saved.backbone(request.encoder, request.allow_download)
+            saved.load_texts(method.requires)
         predictor = AdaptivePredictor(saved, backbone, spec.label, method, header.seen)
         counts = _scored(request, predictor, trainer)
         if not counts.judged:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from contextlib import suppress
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -27,8 +27,9 @@ from clip_ood.errors import ConfigError, UserError
 from clip_ood.experiments import prompts
 from clip_ood.experiments.earlier_run import check_fits, finished_run
 from clip_ood.experiments.extraction import START
+from clip_ood.experiments.negatives import class_images
 from clip_ood.experiments.patches import check_patches, token_arrays
-from clip_ood.experiments.stream import check_stream
+from clip_ood.experiments.stream import check_stream, stream_fields
 from clip_ood.features.store import TextEmbeddings
 from clip_ood.features.stored_set import Features
 from clip_ood.lightning_modules.coop import CoOp
@@ -86,7 +87,7 @@ def _lacking(config: Config, benchmark: Benchmark) -> set[str]:
         fields |= {"negprompt"}
     if benchmark.class_names is None:
         fields |= {"class_names", "text_embeddings"} | (set() if benchmark.labelled else {"labels"})
-    return fields if config.backbone.reads_text else fields | {"text_embeddings", "logit_scale"}
+    return fields if config.backbone.reads_text else fields | {"text_embeddings", "logit_scale", "text_tower"}
 
 
 def _check_enough(config: Config, benchmark: Benchmark) -> None:
@@ -144,7 +145,18 @@ def build(
         check_texts(embeddings, benchmark.class_names)
         classes |= {"text_embeddings": embeddings, "logit_scale": text.logit_scale, "logit_bias": text.logit_bias}
         classes |= {"negatives": text.negatives}
-    return BUILDERS[type(config.method.settings)](config, benchmark, features, classes)
+    module, data = BUILDERS[type(config.method.settings)](config, benchmark, features, classes)
+    if text is not None:
+        module.text_tower = text_tower(config)
+    if "class_images" in stream_fields(config):
+        module.class_images = class_images(benchmark, features)
+    return module, data
+
+
+def text_tower(config: Config) -> Callable[[], Backbone]:
+    """Returns what loads the encoder of texts when it is first called, and from then on returns the same."""
+    spec = config.backbone.text_spec or config.backbone
+    return cache(lambda: create_backbone(spec).text_side())
 
 
 def _zero_shot(

@@ -1,4 +1,4 @@
-"""Makes the modules that learn prompts, and gives them what makes the text tower."""
+"""Makes the modules that learn prompts."""
 
 from __future__ import annotations
 
@@ -8,7 +8,6 @@ from typing import Any
 
 import torch
 
-from clip_ood.backbones.create import create_backbone
 from clip_ood.config import method_schema
 from clip_ood.config.schema import Config
 from clip_ood.errors import ConfigError
@@ -24,19 +23,19 @@ POSITIVES, TEXT = "method.negprompt.positives", "text"
 
 def coop(config: Config, names: Sequence[Sequence[str]], classes: dict[str, Any]) -> CoOp:
     """Makes the module of method.coop, for the names of each class."""
-    return _with_tower(CoOp(config.method.settings, config.seed, names, **classes), config)
+    return CoOp(config.method.settings, config.seed, names, **classes)
 
 
 def locoop(config: Config, names: Sequence[Sequence[str]], classes: dict[str, Any]) -> CoOp:
     """Makes the module of method.locoop, for the names of each class."""
-    return _with_tower(LoCoOp(config.method.settings, config.seed, names, **classes), config)
+    return LoCoOp(config.method.settings, config.seed, names, **classes)
 
 
 def neg_prompt(config: Config, names: Sequence[Sequence[str]], classes: dict[str, Any]) -> NegPrompt:
     """Makes the module of method.negprompt, for the names of each class. Raises: UserError for positives of other classes."""
     own = config.method.settings
     if own.positives == TEXT:
-        return _with_tower(NegPrompt(own, config.seed, names, **classes), config)
+        return NegPrompt(own, config.seed, names, **classes)
     run = of_seed(Path(own.positives), config.seed)
     checkpoint = torch.load(head_of(run), map_location="cpu", weights_only=True)
     check_classes(checkpoint, classes["class_names"], str(run))
@@ -44,7 +43,7 @@ def neg_prompt(config: Config, names: Sequence[Sequence[str]], classes: dict[str
     own = own.model_copy(update={"context": context.shape[1], "start": None})
     module = NegPrompt(own, config.seed, names, checkpoint["state_dict"]["learnt"], **classes)
     module.start_context = context
-    return _with_tower(module, config)
+    return module
 
 
 def check_positives(config: Config) -> None:
@@ -66,9 +65,3 @@ def check_positives(config: Config) -> None:
             f"evaluation.hold_out_classes leaves classes out, and {run} has learnt all of them: take text"
         )
     check_fits(config, POSITIVES, run, theirs)
-
-
-def _with_tower(module: CoOp, config: Config) -> CoOp:
-    spec = config.backbone.text_spec or config.backbone
-    module.text_tower = lambda: create_backbone(spec).text_side()
-    return module

@@ -155,6 +155,7 @@ def _run(config: Config, folder: Path, checkpoint: Path | None, benchmark: Bench
     if evaluation.cross_fit is not None:
         with Terminal().status("Ranking the images"):
             suspects = answer_folder(folder, benchmark, features, leaks, evaluation.results, vocabulary)
+    stream = scored_as_stream(config, data, module, trainer.strategy.root_device)
     about = {
         **made_with(config, folder.name, data),
         **learnt(module),
@@ -163,7 +164,7 @@ def _run(config: Config, folder: Path, checkpoint: Path | None, benchmark: Bench
         "suspects": suspects,
         "held_out": held_out,
         **judges_by(config, evaluation),
-        "stream": stream_content(stream) if (stream := scored_as_stream(config, data, module)) else None,
+        "stream": None if stream is None else stream_content(stream),
         "versions": versions("lightning"),
     }
     write_results(folder, evaluation.results, about, benchmark)

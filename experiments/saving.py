@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from clip_ood.backbones.fingerprint import fingerprint
+from clip_ood.backbones.spec import EncoderSpec
 from clip_ood.callbacks.detector_writer import DetectorWriter
 from clip_ood.callbacks.ood_evaluation import OODEvaluation
 from clip_ood.config.schema import Config
@@ -17,6 +20,8 @@ from clip_ood.detect.bank_images import BankImages
 from clip_ood.detect.manifest import FOLDER
 from clip_ood.detect.save import described
 from clip_ood.detect.saved_encoder import Encoder
+from clip_ood.detectors.build import required
+from clip_ood.experiments.stream import stream_fields
 from clip_ood.features.store import dtype_of
 from clip_ood.features.stored_set import Features
 from clip_ood.texts.vocabulary import Vocabulary
@@ -34,12 +39,23 @@ def detector_writer(
     stored = str(dtype_of(config.backbone.precision)).removeprefix("torch.")
     encoder = Encoder(spec, fingerprint(config.backbone, config.features_root / "hashes.json"), stored)
     about = {"run": folder.name, "method": config.method.name, "batch_size": config.data.batch_size}
+    about["texts"] = _texts(config)
     accept, tuned = config.evaluation.accept, config.method.settings.tunes_encoder
     writer = DetectorWriter(
         folder / FOLDER, evaluation, encoder, spec, about, accept, tuned, config.evaluation.with_encoder
     )
     writer.images, writer.vocabulary = images, vocabulary
     return writer
+
+
+def _texts(config: Config) -> dict[str, Any] | None:
+    """Returns what the manifest says of the encoder of texts, if a detector or test-time method asks it while it scores."""
+    asked = required(config.detectors) | stream_fields(config)
+    if "text_tower" not in asked or not config.backbone.reads_text:
+        return None
+    encoder = config.backbone.text_spec or config.backbone
+    known = fingerprint(encoder, config.features_root / "hashes.json")
+    return {"spec": asdict(described(encoder, EncoderSpec)), "fingerprint": known}
 
 
 def bank_images(

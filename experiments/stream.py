@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from functools import partial
 
+import torch
 from lightning.pytorch import LightningModule
 from rich.progress import track
 from torch import Tensor
 
+from clip_ood.backbones.library import library
 from clip_ood.config.schema import Config
 from clip_ood.data.benchmark import Benchmark
 from clip_ood.data.labelled import FeatureTable
 from clip_ood.datamodules.evaluation_data import EvaluationData
+from clip_ood.detectors.names import Spec
 from clip_ood.errors import ConfigError
-from clip_ood.stream.build import check_has, check_values, make, required_by
+from clip_ood.stream.build import check_has, check_values, make, method_class, required_by
 from clip_ood.stream.evaluation import Plan, StreamResults, evaluate
 from clip_ood.stream.names import read_methods
 from clip_ood.terminal.console import Terminal
@@ -39,14 +43,28 @@ def check_stream(config: Config, benchmark: Benchmark) -> None:
     if not any(part.role == "ood" for part in parts):
         raise ConfigError(f"{KEY} mixes OOD images among ID test images: name OOD sets (data.ood)")
     lacking = set() if config.data.negative_words is not None else {"neglabel", "eoe"}
+    lacking |= set() if benchmark.labelled else {"class_images"}
     if benchmark.class_names is None or not config.backbone.reads_text:
-        lacking |= {"text_embeddings", "logit_scale", "neglabel", "eoe"}
+        lacking |= {"text_embeddings", "logit_scale", "neglabel", "eoe", "text_tower"}
     for spec in read_methods(stream.methods):
         check_has(spec, lacking, f"{KEY}.methods")
         check_values(spec)
+        _check_texts(spec, config)
 
 
-def scored_as_stream(config: Config, data: EvaluationData, module: LightningModule) -> StreamResults | None:
+def _check_texts(spec: Spec, config: Config) -> None:
+    """Raises UserError for a method that learns texts, with an encoder whose text tower takes no embeddings of tokens."""
+    encoder = config.backbone.text_spec or config.backbone
+    if "text_tower" in method_class(spec).requires and not library(encoder.library).takes_tokens:
+        raise ConfigError(
+            f"{KEY}.methods: {spec.name} needs a text tower that takes embeddings of tokens, and {encoder.library}'s {encoder.model} has "
+            "none: use an encoder of open_clip, or leave it out"
+        )
+
+
+def scored_as_stream(
+    config: Config, data: EvaluationData, module: LightningModule, device: torch.device
+) -> StreamResults | None:
     """Returns what test-time methods score on the stored embeddings of the test sets; None if none are asked for.
 
     The first process calls it alone, after the test: a stream has one order, in which the images of all processes stand.
@@ -57,6 +75,8 @@ def scored_as_stream(config: Config, data: EvaluationData, module: LightningModu
     seeds = tuple(config.seed + number for number in range(stream.orders))
     plan = Plan(seeds, stream.batch_size, stream.ood_share)
     reference = module.reference()
+    if (made := reference.text_tower) is not None:  # reads texts on the device; all else is float64 on the CPU
+        reference = replace(reference, text_tower=lambda: made().to(device))
     specs = read_methods(stream.methods)
     inside = next(table for table in data.evaluated if table.part.role == "id")
     outside = {table.part.name: partial(_embeddings, table) for table in data.evaluated if table.part.role == "ood"}

@@ -40,7 +40,6 @@ class CoOp(ZeroShot):
     """
 
     tables: Mapping[str, FeatureTable]
-    text_tower: Callable[[], Backbone]
 
     Settings = Settings
     trained_on: dict[str, int] | None = None

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 from lightning.pytorch import LightningModule
 from torch import Tensor
 
+from clip_ood.backbones.backbone import Backbone
 from clip_ood.data.benchmark import BANK
 from clip_ood.errors import UserError
 from clip_ood.outputs import NegativeLabels, Outputs, Reference
@@ -17,8 +19,12 @@ class ZeroShot(LightningModule):
 
     Classes, if any, are the text embeddings (C, E) of their names; negatives are the negative labels by detector.
     `load_from_checkpoint` makes a module again, except for what checkpoints do not keep and must be given again: `negatives`, and
-    the `backbone` of fine-tuning.
+    the `backbone` of fine-tuning. `text_tower` makes the encoder of texts, and `class_images` (C, E) are the mean embeddings of training
+    images; either may be set later, for what asks for it.
     """
+
+    text_tower: Callable[[], Backbone] | None = None
+    class_images: Tensor | None = None
 
     def __init__(
         self,
@@ -50,7 +56,13 @@ class ZeroShot(LightningModule):
     def reference(self) -> Reference:
         """Returns what detectors may know besides the rows."""
         return Reference(
-            self.class_names, self.text_embeddings, self.logit_scale, logit_bias=self.logit_bias, **self.negatives
+            self.class_names,
+            self.text_embeddings,
+            self.logit_scale,
+            logit_bias=self.logit_bias,
+            class_images=self.class_images,
+            text_tower=self.text_tower,
+            **self.negatives,
         )
 
     def outputs(self, batch: Outputs) -> Outputs:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from zlib import crc32
+
 import torch
 from torch import Tensor
 
@@ -24,6 +26,8 @@ ALL = {
     "csp",
     "eoe",
     "negprompt",
+    "class_names",
+    "text_tower",
 }
 
 
@@ -50,8 +54,31 @@ WEIGHT, BIAS = (
     torch.randn(CLASSES, WIDTH, generator=torch.Generator().manual_seed(7)) / 4,
     torch.linspace(-1, 1, CLASSES),
 )
-NEGATIVES = NegativeLabels(TEXT, WORDS)
-REFERENCE = Reference(None, TEXT, 10.0, WEIGHT, BIAS, NEGATIVES, NEGATIVES, -3.0, NEGATIVES, NEGATIVES)
+NEGATIVES = NegativeLabels(TEXT, WORDS, tuple(f"word {number}" for number in range(230)))
+NAMES = tuple(f"class {number}" for number in range(CLASSES))
+
+
+class Tower:
+    """Embeds each text as a direction that its characters draw, and remembers which texts it was asked for."""
+
+    def __init__(self, width: int = JOINT) -> None:
+        self.width, self.asked = width, []
+
+    def to(self, device: torch.device) -> Tower:
+        return self
+
+    def encode_text(self, texts: list[str]) -> Tensor:
+        self.asked += texts
+        drawn = [
+            torch.randn(self.width, generator=torch.Generator().manual_seed(crc32(text.encode()))) for text in texts
+        ]
+        return torch.nn.functional.normalize(torch.stack(drawn), dim=1)
+
+
+TOWER = Tower()
+REFERENCE = Reference(
+    *(NAMES, TEXT, 10.0, WEIGHT, BIAS, NEGATIVES, NEGATIVES, -3.0, NEGATIVES, NEGATIVES), text_tower=lambda: TOWER
+)
 
 
 def fitted(detector: Detector, *batches: Outputs) -> Detector:

@@ -252,7 +252,7 @@ def test_a_run_is_scored_without_its_text_tower(root, run, monkeypatch):
     def forbidden(spec, *_):
         raise AssertionError("the text tower was loaded")
 
-    monkeypatch.setattr("clip_ood.experiments.prompts.create_backbone", forbidden)
+    monkeypatch.setattr("clip_ood.experiments.models.create_backbone", forbidden)
     evaluation.main(["--run", str(run)])
     assert tiny_clip.results(root / "runs" / "coop-eval")["rows"] == tiny_clip.results(run)["rows"]
 

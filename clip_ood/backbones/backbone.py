@@ -117,13 +117,18 @@ class Backbone(nn.Module):
         raise self._takes_no_tokens()
 
     def text_side(self) -> Backbone:
-        """Drops the image tower, and returns the encoder, which from now on encodes texts only. Raises as `tokenize` does."""
+        """Drops the image tower where it can, and returns the encoder, which from now on encodes texts only.
+
+        Raises: UserError for an encoder without text tower.
+        """
+        if self.has_text:
+            return self
         raise self._takes_no_tokens()
 
     def _takes_no_tokens(self) -> UserError:
         return UserError(
-            f"Learnt prompts need a text tower that takes embeddings of tokens, and {type(self).__name__} has none: use an encoder of "
-            "open_clip"
+            f"Learnt prompts and inverted images need a text tower that takes embeddings of tokens, and {type(self).__name__} has none: "
+            "use an encoder of open_clip"
         )
 
     def freeze(self) -> Backbone:

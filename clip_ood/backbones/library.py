@@ -31,12 +31,13 @@ class Library(ABC):
     """A package that encoders come from. It imports the package only where it must, and answers `check` without it.
 
     Attributes: package: the name that it is installed under; reads_text: whether its encoders have a joint space of images and
-    texts (see `reads_texts`); runs_own_code: whether its encoders are code that the user names; described_in: the file that
+    texts (see `reads_texts`); takes_tokens: whether its text towers take embeddings of tokens, so that texts can be learnt; runs_own_code: whether its encoders are code that the user names; described_in: the file that
     `described` is written to.
     """
 
     package: ClassVar[str]
     reads_text: ClassVar[bool]
+    takes_tokens: ClassVar[bool] = False
     runs_own_code: ClassVar[bool] = False
     described_in: ClassVar[str] = "open_clip_config.json"
 

@@ -31,7 +31,7 @@ TEXT_FILES = ("config.json", "tokenizer*", "special_tokens_map.json", "vocab*", 
 
 
 class OpenClip(Library):
-    package, reads_text = "open_clip_torch", True
+    package, reads_text, takes_tokens = "open_clip_torch", True, True
 
     def list_models(self) -> dict[str, list[str]]:
         import open_clip

@@ -1,4 +1,4 @@
-"""The specification of an image encoder, as a plain value that JSON can hold."""
+"""The specification of an encoder, as a plain value that JSON can hold."""
 
 from __future__ import annotations
 
@@ -24,8 +24,8 @@ class BackboneSpec(Protocol):
 
 
 @dataclass(frozen=True)
-class ImageSpec:
-    """The fields of a `BackboneSpec`, without another text tower: what judges images reads no text."""
+class EncoderSpec:
+    """The fields of a `BackboneSpec`, without another text tower: an encoder with its own texts, if it has some."""
 
     library: str
     model: str
@@ -39,3 +39,8 @@ class ImageSpec:
     @property
     def text_spec(self) -> BackboneSpec | None:
         return None
+
+
+@dataclass(frozen=True)
+class ImageSpec(EncoderSpec):
+    """An encoder of images alone: what judges images reads no text."""

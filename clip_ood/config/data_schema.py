@@ -8,11 +8,11 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 
-from clip_ood.config.prompt_sets import with_sets
 from clip_ood.config.reader_names import READERS, class_path
 from clip_ood.config.section import Fraction, Place, Positive, Section, Untyped
 from clip_ood.errors import UserError, nearest
 from clip_ood.naming import fault, twins
+from clip_ood.prompt_sets import with_sets
 
 TAKEN = ("bank", "id_test", "mean", "ood_val", "val")  # in results: the project's own sets, and the mean over OOD sets
 REJECTED = "rejected"  # the OOD set of the ID images that people rejected

@@ -56,7 +56,7 @@ class Closed(Record):
 
 
 class Spec(Closed):
-    """The keys of a `clip_ood.backbones.spec.ImageSpec`."""
+    """The keys of a `clip_ood.backbones.spec.EncoderSpec`."""
 
     library: Literal[tuple(LIBRARIES)]
     model: Text
@@ -76,6 +76,13 @@ class Encoder(Closed):
     features: Dtype
     autocast: Dtype | None = None
     in_folder: bool = False
+
+
+class Texts(Closed):
+    """The encoder of texts that some detector or test-time method asks while it scores."""
+
+    spec: Spec
+    fingerprint: dict[str, Any]
 
 
 class Chosen(Closed):
@@ -135,9 +142,11 @@ class Manifest(Formatted):
 
     batch_size: Annotated[int, Field(ge=1, lt=2**31)]
     encoder: Encoder
+    texts: Texts | None = None
     class_names: list[Text] | None
     logit_scale: float | None
     logit_bias: float | None = None
+    words: dict[Text, list[Text]] = Field(default_factory=dict)
     detectors: list[Kept]
     omitted: list[LeftOut]
     predictor: Predicts | None = None

@@ -31,7 +31,7 @@ class MemoryFileError(UserError):
 class MemoryHeader:
     """Whose memory it is, and how many images of the stream it has seen.
 
-    Attributes: detector, a digest of the encoder and the texts that the method compares images with; parameters, those that were given
+    Attributes: detector, a digest of the encoder and of what the method compares images with; parameters, those that were given
     to the method; digest, that of the tensors.
     """
 
@@ -57,7 +57,10 @@ class _Declared(Record):
 
 def header_of(spec: Spec, method: AdaptiveDetector, saved: SavedDetector) -> MemoryHeader:
     """Returns the header of a method's memory before the first image."""
-    texts = _digest({"texts": method.texts})
+    known = {"texts": method.texts}
+    if "class_images" in method.requires:
+        known["class_images"] = method.class_images
+    texts = _digest(known)
     return MemoryHeader(spec.name, dict(spec.parameters), digest([saved.encoder.fingerprint, texts]))
 
 

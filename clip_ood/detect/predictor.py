@@ -87,6 +87,7 @@ class Predictor(nn.Module):
         self.vocabulary, self.words = saved.vocabulary if words else None, words
         self.register_buffer("bank_labels", bank_labels, persistent=False)
         self.head = ReferenceHead(saved.reference)
+        saved.load_texts({field for each in self.detectors for field in each.requires})
         self._try(saved)
 
     @torch.inference_mode()

@@ -15,7 +15,7 @@ from torch import Tensor
 from clip_ood.backbones.backbone import Backbone
 from clip_ood.backbones.fingerprint import sha256
 from clip_ood.backbones.image_encoder import save_image_encoder
-from clip_ood.backbones.spec import BackboneSpec, ImageSpec
+from clip_ood.backbones.spec import BackboneSpec, EncoderSpec, ImageSpec
 from clip_ood.calibration import Calibration, summary
 from clip_ood.class_predictions import KNN, ClassPredictor
 from clip_ood.detect.manifest import ENCODER, FORMAT, MANIFEST, STATE, sealed
@@ -32,15 +32,15 @@ from clip_ood.outputs import WITH_NEGATIVES, Cache, Reference
 from clip_ood.versions import versions
 
 
-def described(spec: BackboneSpec) -> ImageSpec:
-    """Returns the encoder of `spec` without its texts, with files and folders by their absolute paths."""
+def described(spec: BackboneSpec, kind: type[EncoderSpec] = ImageSpec) -> EncoderSpec:
+    """Returns the encoder of `spec`, by default without its texts, with files and folders by their absolute paths."""
     model, pretrained = spec.model, spec.pretrained
     if model.startswith("local-dir:"):
         model = f"local-dir:{Path(model.removeprefix('local-dir:')).resolve()}"
     if pretrained is not None and Path(pretrained).is_file():
         pretrained = str(Path(pretrained).resolve())
     own = (spec.preprocess, spec.random_seed, spec.precision, spec.pooling, spec.image_size)
-    return ImageSpec(spec.library, model, pretrained, *own)
+    return kind(spec.library, model, pretrained, *own)
 
 
 def save_bank(folder: Path, detectors: Mapping[str, Detector], rank: int = 0) -> None:
@@ -90,6 +90,7 @@ def save_detector(
         "class_names": None if reference.class_names is None else list(reference.class_names),
         "logit_scale": reference.logit_scale,
         "logit_bias": reference.logit_bias,
+        "words": _words(reference, kept),
         "detectors": [_entry(name, each, calibration) for name, each in kept.items()],
         "omitted": left_out,
         "predictor": None if predictor is None else asdict(predictor),
@@ -118,6 +119,12 @@ def add_encoder(saved: SavedDetector, encoder: str | None = None, allow_download
     files = saved.manifest["files"] | hashes(saved.folder, written)
     seal(saved.folder, saved.manifest | {"files": files, "encoder": asdict(replace(saved.encoder, in_folder=True))})
     return True
+
+
+def _words(reference: Reference, detectors: Mapping[str, Detector]) -> dict[str, list[str]]:
+    """Returns the negative labels whose words are needed, as some detector reads new texts made of them."""
+    asked = {field for each in detectors.values() if "text_tower" in each.requires for field in each.requires}
+    return {name: list(getattr(reference, name).words) for name in WITH_NEGATIVES if name in asked}
 
 
 def _entry(name: str, detector: Detector, calibration: Mapping[str, Calibration] | None) -> dict[str, Any]:

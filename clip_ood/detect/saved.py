@@ -29,7 +29,7 @@ from clip_ood.backbones.downloads import offline
 from clip_ood.backbones.fingerprint import sha256
 from clip_ood.backbones.image_encoder import load_image_encoder
 from clip_ood.backbones.library import library
-from clip_ood.backbones.spec import ImageSpec
+from clip_ood.backbones.spec import EncoderSpec, ImageSpec
 from clip_ood.calibration import Calibration, Choice
 from clip_ood.class_predictions import ClassPredictor
 from clip_ood.detect import vocabulary_file
@@ -70,6 +70,7 @@ class SavedDetector:
             raise DetectorFolderError(OTHER_BYTES.format(self.folder))
         self.manifest = read_manifest(self.folder / MANIFEST)
         self._checked: set[str] = set()
+        self._loaded_from: tuple[str | None, bool] = (None, False)  # as `backbone` was asked
         if not self.columns:
             why = "; ".join(f"{each['detector']}: {each['reason']}" for each in self.manifest["omitted"])
             raise DetectorFolderError(f"{self.folder} holds no detector, since none of the run's can be saved ({why})")
@@ -91,18 +92,45 @@ class SavedDetector:
         return Encoder(**(described | {"spec": ImageSpec(**described["spec"])}))
 
     @cached_property
+    def texts(self) -> Encoder | None:
+        """The encoder of texts that some detector or test-time method asks while it scores; None if none does."""
+        told = self.manifest.get("texts")
+        if told is None:
+            return None
+        return Encoder(EncoderSpec(**told["spec"]), told["fingerprint"], self.encoder.features)
+
+    @cached_property
+    def _text_side(self) -> Backbone:
+        """Loads the encoder of texts from where `backbone` was told to load, where it is the same model. Raises as `backbone` does."""
+        self._check_trusted(self.texts)
+        place, allow_download = self._loaded_from
+        own, images = self.texts.spec, self.encoder.spec
+        place = place if (own.model, own.pretrained) == (images.model, images.pretrained) else None
+        with nullcontext() if allow_download else offline():
+            return find_encoder(self.texts, self.folder, place, allow_download).text_side()
+
+    def load_texts(self, requires: Iterable[str]) -> None:
+        """Loads the encoder of texts if it is among the fields that something needs, so that its errors come before any image."""
+        if "text_tower" in requires and self.texts is not None:
+            self.reference.text_tower()
+
+    @cached_property
     def reference(self) -> Reference:
         """The classes, text embeddings, head or cache, and negative labels."""
         own, names = self._tensors(STATE, "reference."), self.manifest["class_names"]
         with self._fitting(STATE):
             check_reference(own, None if names is None else len(names))
         values: dict[str, Any] = {name: value for name, value in own.items() if "." not in name}
+        words = self.manifest.get("words", {})
         for name in WITH_NEGATIVES:
             if f"{name}.classes" in own:
-                values[name] = NegativeLabels(own[f"{name}.classes"], own[f"{name}.negatives"])
+                negatives = own[f"{name}.negatives"]
+                values[name] = NegativeLabels(own[f"{name}.classes"], negatives, tuple(words.get(name, ())))
         if "cache.keys" in own:
             numbers = {name: own[f"cache.{name}"].item() for name in ("alpha", "beta")}
             values["cache"] = Cache(own["cache.keys"], own["cache.values"], **numbers)
+        if self.texts is not None:
+            values["text_tower"] = lambda: self._text_side
         values["class_names"] = None if names is None else tuple(names)
         scale, bias = self.manifest["logit_scale"], self.manifest.get("logit_bias")
         return Reference(logit_scale=scale, logit_bias=bias, **values)
@@ -246,16 +274,20 @@ class SavedDetector:
         more, or that is another one than the run's, and for a configuration that is not allowed; UserError for an encoder of somebody's
         own code without `trust_classes`.
         """
-        if library(self.encoder.spec.library).runs_own_code and not self.trust_classes:
-            raise UserError(
-                f"{self.folder}: its encoder, {self.encoder.spec.model}, is code of somebody's own, and loading it runs that code: if you "
-                "trust it, add --trust-classes (in Python trust_classes=True)"
-            )
+        self._check_trusted(self.encoder)
+        self._loaded_from = encoder, allow_download
         with nullcontext() if allow_download else offline():
             if self.encoder.in_folder:
                 self.check_files(f"{ENCODER}/")
                 return load_image_encoder(self.folder / ENCODER, self.encoder.spec)
             return find_encoder(self.encoder, self.folder, encoder, allow_download)
+
+    def _check_trusted(self, encoder: Encoder) -> None:
+        if library(encoder.spec.library).runs_own_code and not self.trust_classes:
+            raise UserError(
+                f"{self.folder}: its encoder, {encoder.spec.model}, is code of somebody's own, and loading it runs that code: if you "
+                "trust it, add --trust-classes (in Python trust_classes=True)"
+            )
 
     def check_files(self, prefix: str = "") -> None:
         """Raises DetectorFolderError if a file whose name begins with `prefix` is missing or is not what was saved."""

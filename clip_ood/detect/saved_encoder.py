@@ -16,7 +16,7 @@ from clip_ood.backbones.create import create_backbone
 from clip_ood.backbones.downloads import WouldDownload, require_here
 from clip_ood.backbones.fingerprint import fingerprint
 from clip_ood.backbones.names import check_model
-from clip_ood.backbones.spec import ImageSpec
+from clip_ood.backbones.spec import EncoderSpec, ImageSpec
 from clip_ood.detect.manifest import DetectorFolderError
 from clip_ood.files.cache import cache
 from clip_ood.model import encode
@@ -26,12 +26,12 @@ from clip_ood.process.called import called
 
 @dataclass(frozen=True)
 class Encoder:
-    """The encoder whose features the detectors see: its model, its fingerprint, the dtype to which features are rounded
+    """The encoder whose features the detectors see, or that of texts: its model, its fingerprint, the dtype to which features are rounded
     ("float16", "float32"), the precision of autocast, if any (None, "bfloat16", "float16"), and whether its weights lie in the
     folder.
     """
 
-    spec: ImageSpec
+    spec: EncoderSpec
     fingerprint: dict[str, Any]
     features: str
     autocast: str | None = None
@@ -53,6 +53,9 @@ def find_encoder(encoder: Encoder, folder: Path, place: str | None, allow_downlo
     spec = _at(encoder.spec, place)
     name = f"The encoder of {folder}, {spec.model},"
     inside = f"have its weights lie in the detector's folder: {called('detect')} --run RUN --with-encoder, where it is"
+    if not isinstance(spec, ImageSpec):
+        name = f"The text encoder of {folder}, {spec.model},"
+        inside = "name a detector that reads no new texts (--detector)"
     try:
         check_model(spec)
         if not allow_download:
@@ -80,7 +83,7 @@ def _check_same(expected: dict[str, Any], found: dict[str, Any], model: str, fol
         )
 
 
-def _at(spec: ImageSpec, place: str | None) -> ImageSpec:
+def _at(spec: EncoderSpec, place: str | None) -> EncoderSpec:
     """Returns the same encoder at another place."""
     if place is None:
         return spec

@@ -38,6 +38,8 @@ REASONS = {
     "eoe": "needs outlier classes: set data.negative_words (a list of names) and data.negative_choice=given, with an encoder of texts and "
     "named classes",
     "negprompt": "needs learnt negative prompts: train them (method.negprompt)",
+    "text_tower": "needs a text encoder that reads new texts while it scores: this run has none",
+    "class_images": "needs the mean images of the classes: only a run with the test-time method interneg has them",
 }
 WORDS = {int: "a whole number", float: "a number", bool: "true or false", str: "a word"}
 ONE_CLASS = "needs two classes or more: with one, its score is the same for every image"

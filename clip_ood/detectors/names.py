@@ -24,6 +24,7 @@ DETECTORS: dict[str, str] = {  # name -> "module:Class"
     "mcm_sigmoid": "clip_ood.detectors.mcm_sigmoid:MCMSigmoid",
     "neglabel": "clip_ood.detectors.negative_labels:NegLabel",
     "csp": "clip_ood.detectors.negative_labels:CSP",
+    "negrefine": "clip_ood.detectors.negrefine:NegRefine",
     "eoe": "clip_ood.detectors.eoe:EOE",
     "negprompt": "clip_ood.detectors.neg_prompt:NegPrompt",
     "ensemble": "clip_ood.detectors.ensemble:Ensemble",
@@ -47,6 +48,7 @@ STREAM_METHODS: dict[str, str] = {  # test-time methods, whose scores stand in a
     "adaneg": "clip_ood.stream.adaneg:AdaNeg",
     "oodd": "clip_ood.stream.oodd:OODD",
     "clipscope": "clip_ood.stream.clipscope:CLIPScope",
+    "interneg": "clip_ood.stream.interneg:InterNeg",
 }
 
 ABOUT = (
@@ -72,6 +74,7 @@ NOT_BY_DEFAULT = (
     "gaussian",
     "pca",
     "gl_mcm",
+    "negrefine",
     "eoe",
     "negprompt",
     "nci",

@@ -34,6 +34,7 @@ REFERENCE = {  # of a detector's folder
     "cache.values": "K",
     "cache.alpha": "",
     "cache.beta": "",
+    "class_images": "CE",
 }
 CACHE = tuple(name for name in REFERENCE if name.startswith("cache."))
 WHOLE = ("indices", "bank_labels", "cache.values")  # are integers; all others are finite floating-point numbers

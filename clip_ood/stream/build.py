@@ -21,6 +21,8 @@ NEEDS = {
     "logit_scale": "the logit scale of an encoder of texts",
     "neglabel": WORDS,
     "eoe": WORDS,
+    "text_tower": "an encoder of texts, which it asks while it scores",
+    "class_images": "mean images of the classes: label the ID training images, and name it in the run's evaluation.stream.methods",
 }
 
 
@@ -44,7 +46,8 @@ def check_values(spec: Spec) -> None:
     """Raises UserError for a parameter out of range, before there is any image or text: the method is made of two made-up classes."""
     texts = torch.eye(2)
     words = NegativeLabels(texts, texts)
-    make(spec, Reference(text_embeddings=texts, class_names=("a", "b"), logit_scale=1.0, neglabel=words, eoe=words))
+    known = {"class_images": texts, "text_tower": lambda: None}  # which no method asks before it scores
+    make(spec, Reference(("a", "b"), texts, logit_scale=1.0, neglabel=words, eoe=words, **known))
 
 
 def check_has(spec: Spec, lacking: Collection[str], key: str | None = None) -> None:

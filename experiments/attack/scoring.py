@@ -79,7 +79,7 @@ def check_score(plan: Plan, benchmark: Benchmark) -> None:
         )
     given = {"features"}
     if config.backbone.reads_text:
-        given |= {"embeddings", "logit_scale", "logit_bias"}
+        given |= {"embeddings", "logit_scale", "logit_bias", "text_tower"}
         given |= {"text_embeddings", "class_names"} if benchmark.class_names else set()
         given |= set(OF_WORDS) if config.data.negative_words else set()
     if config.method.settings.trains_head:  # through any other, no gradient is taken
