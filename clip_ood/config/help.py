@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import ast
+import inspect
 import types
 import typing
+from itertools import pairwise
+from textwrap import dedent
 
 from pydantic import BaseModel
 from pydantic_core import PydanticUndefined
@@ -28,17 +32,29 @@ def section_of(annotation: typing.Any) -> type[BaseModel] | None:
 
 def explain(section: type[BaseModel] = Config, prefix: str = "") -> list[str]:
     """Returns lines that explain the keys of a section and of those below it."""
-    lines = []
+    lines, said = [], meanings(section)
     for name, field in section.model_fields.items():
         inner = section_of(field.annotation)
         by_name = typing.get_origin(field.annotation) is dict and inner is not None
         key = f"{prefix}{name}" + (".NAME" if by_name else "")
         default = "" if inner or field.default is PydanticUndefined else f" [{_short(field.default)}]"
         lines.append(f"  --{key}  ({_type(field.annotation)}){default}")
-        lines.append("      " + " ".join((field.description or "").split()))
+        lines.append("      " + " ".join(said[name].split()))
         if inner:
             lines += explain(inner, key + ".")
     return lines
+
+
+def meanings(section: type[BaseModel]) -> dict[str, str]:
+    """Returns the text below each key of a section in its source. It is read for --help alone, as that takes longer than all else."""
+    said: dict[str, str] = {}
+    for cls in reversed(section.__mro__[: section.__mro__.index(BaseModel)]):
+        body = ast.parse(dedent(inspect.getsource(cls))).body[0].body
+        for key, text in pairwise(body):
+            match key, text:
+                case ast.AnnAssign(target=ast.Name(id=name)), ast.Expr(value=ast.Constant(value=str(found))):
+                    said[name] = inspect.cleandoc(found)
+    return said
 
 
 def _short(default: typing.Any) -> str:

@@ -64,8 +64,8 @@ class Section(BaseModel):
     model_config = ConfigDict(
         extra="forbid",
         frozen=True,
-        use_attribute_docstrings=True,
         allow_inf_nan=False,
+        defer_build=True,  # to the first config, whose sections are then built in one go
     )
 
     @model_validator(mode="before")
