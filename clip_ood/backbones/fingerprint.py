@@ -8,8 +8,6 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-import rich.progress
-
 from clip_ood.backbones.library import library
 from clip_ood.backbones.spec import BackboneSpec
 from clip_ood.backbones.weights import local_weights, remote_weights
@@ -17,7 +15,6 @@ from clip_ood.files.cache import cache
 from clip_ood.files.records import Unfit, read_json
 from clip_ood.files.regular_file import check_regular
 from clip_ood.files.writing import write_text
-from clip_ood.terminal.console import Terminal
 
 
 def fingerprint(spec: BackboneSpec, hashes: Path) -> dict[str, Any]:
@@ -82,6 +79,10 @@ def _remembered(path: Path) -> dict[str, str]:
 
 def sha256(path: Path) -> str:
     """Returns the SHA-256 of a file, 64 hex digits. Raises: OSError for anything but a file (a device may never end)."""
+    import rich.progress  # not at the top: --help would wait for it
+
+    from clip_ood.terminal.console import Terminal
+
     content = hashlib.sha256()
     small = check_regular(path) < 2**28  # is read within a second
     with rich.progress.open(

@@ -8,7 +8,6 @@ from pathlib import Path
 
 from clip_ood.errors import UserError
 from clip_ood.files.checksum import Checksum, record, recorded
-from clip_ood.files.download import download
 from clip_ood.files.file_types import check_type
 from clip_ood.process.locks import in_turn
 from clip_ood.terminal.shown import say
@@ -84,6 +83,8 @@ class Remote:
                 return file
             except UserError as error:
                 say(f"{file}: {error}: it is downloaded again", flush=True)
+        from clip_ood.files.download import download  # with http and ssl
+
         download(self.url, file, known)
         if known is None:
             say(f"No checksum of {file.name} was published. That of this first download is kept in {record(file)}")

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import ast
 import inspect
+import sys
 import types
 import typing
+from functools import cache
 from itertools import pairwise
-from textwrap import dedent
 
 from pydantic import BaseModel
 from pydantic_core import PydanticUndefined
@@ -39,7 +40,7 @@ def explain(section: type[BaseModel] = Config, prefix: str = "") -> list[str]:
         key = f"{prefix}{name}" + (".NAME" if by_name else "")
         default = "" if inner or field.default is PydanticUndefined else f" [{_short(field.default)}]"
         lines.append(f"  --{key}  ({_type(field.annotation)}){default}")
-        lines.append("      " + " ".join(said[name].split()))
+        lines.append("      " + " ".join(said.get(name, "").split()))
         if inner:
             lines += explain(inner, key + ".")
     return lines
@@ -49,12 +50,17 @@ def meanings(section: type[BaseModel]) -> dict[str, str]:
     """Returns the text below each key of a section in its source. It is read for --help alone, as that takes longer than all else."""
     said: dict[str, str] = {}
     for cls in reversed(section.__mro__[: section.__mro__.index(BaseModel)]):
-        body = ast.parse(dedent(inspect.getsource(cls))).body[0].body
-        for key, text in pairwise(body):
+        for key, text in pairwise(_classes(cls.__module__)[cls.__name__].body):
             match key, text:
                 case ast.AnnAssign(target=ast.Name(id=name)), ast.Expr(value=ast.Constant(value=str(found))):
-                    said[name] = inspect.cleandoc(found)
+                    said[name] = found
     return said
+
+
+@cache
+def _classes(module: str) -> dict[str, ast.ClassDef]:
+    body = ast.parse(inspect.getsource(sys.modules[module])).body
+    return {each.name: each for each in body if isinstance(each, ast.ClassDef)}
 
 
 def _short(default: typing.Any) -> str:

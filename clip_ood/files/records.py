@@ -22,7 +22,7 @@ SHOWN = 60  # characters of a value in a message
 class Record(BaseModel):
     """The keys of such a file. Values must have the declared types; a key that is not declared may be another version's."""
 
-    model_config = ConfigDict(strict=True, allow_inf_nan=False)
+    model_config = ConfigDict(strict=True, allow_inf_nan=False, defer_build=True)
 
 
 class Unfit(UserError):
