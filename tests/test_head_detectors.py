@@ -15,10 +15,11 @@ from clip_ood.detectors.fdbd import FDBD
 from clip_ood.detectors.gen import GEN
 from clip_ood.detectors.kl_matching import KLMatching
 from clip_ood.detectors.nci import NCI
+from clip_ood.detectors.negative_labels import NegLabel
 from clip_ood.detectors.nnguide import NNGuide
 from clip_ood.detectors.she import SHE
 from clip_ood.detectors.vim import Residual, ViM
-from clip_ood.outputs import Outputs, Reference
+from clip_ood.outputs import NegativeLabels, Outputs, Reference
 
 
 def heads(features: Tensor, weight: Tensor, bias: Tensor) -> list[list[float]]:
@@ -313,3 +314,21 @@ def test_what_is_wrong_is_named(make, message):
 def test_without_images_to_learn_from_it_is_an_error(cls):
     with pytest.raises(ValueError, match=f"{cls.name}: (no|the head predicts no) ID training image"):
         fitted(cls(REFERENCE), part(TRAIN, slice(0, 0)))
+
+
+def test_negative_labels_in_float32_give_the_score_of_float64():
+    generator = torch.Generator().manual_seed(0)
+    text, words = (torch.nn.functional.normalize(torch.randn(n, 512, generator=generator), dim=1) for n in (50, 3000))
+    share = torch.rand(400, 1, generator=generator)  # from words to classes
+    drawn = torch.randint(50, (400,), generator=generator), torch.randint(3000, (400,), generator=generator)
+    embeddings = torch.nn.functional.normalize(share * text[drawn[0]] + (1 - share) * words[drawn[1]], dim=1)
+    detector = NegLabel(Reference(logit_scale=100.0, neglabel=NegativeLabels(text, words)))
+    labels = detector.labels.double()
+    logits = 100 * embeddings.double() @ torch.nn.functional.normalize(labels, dim=1).T
+    classes = logits[:, :50].exp().sum(dim=1, keepdim=True)
+    groups = logits[:, 50:].unflatten(1, (100, 30)).exp().sum(dim=2)
+    expected = (classes / (classes + groups)).mean(dim=1)
+    assert ((expected > 0.1) & (expected < 0.9)).sum() > 20
+    torch.testing.assert_close(detector.score_with_grad(Outputs(embeddings=embeddings)), expected, rtol=0, atol=1e-5)
+    low = detector.score(Outputs(embeddings=embeddings[:7]))
+    torch.testing.assert_close(low.double(), expected[:7], rtol=0, atol=1e-5)

@@ -80,7 +80,7 @@ def test_scores_are_those_of_the_formula(kind, classes, negatives, groups, scale
     exact = [rows / np.linalg.norm(rows, axis=1, keepdims=True) for rows in exact]
     expected = [naive_score(h, *exact[1:], scale, groups) for h in exact[0]]
     assert found.dtype == torch.float32
-    np.testing.assert_allclose(found, expected, rtol=1e-6, atol=1e-12)
+    np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-12)
 
 
 def naive_eoe(h, classes, outliers, beta, tau):
@@ -119,7 +119,7 @@ def test_scores_do_not_depend_on_batches_or_on_how_many_cosines_are_worked_on_at
     whole = detector.score(Outputs(embeddings=images))
     monkeypatch.setattr("clip_ood.detectors.negative_labels.CELLS", 1)
     single = torch.cat([detector.score(Outputs(embeddings=part)) for part in images.split(7)])
-    torch.testing.assert_close(whole, single, rtol=1e-6, atol=0)
+    torch.testing.assert_close(whole, single, rtol=1e-5, atol=0)
 
 
 def test_a_huge_logit_scale_gives_no_nan():
