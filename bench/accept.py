@@ -1,0 +1,190 @@
+"""Says whether several devices, kills and bf16 leave a run's figures as they are on a machine, and how fast it is: for whoever has GPUs.
+
+python -m bench.accept [--out accept.json]. It aims at ten minutes, downloads nothing (patterns as images, random weights) and writes one
+file to send back, which holds no path and no name of the machine or its user. The status is 1 if a line is not "ok". Without GPUs, two
+processes on the CPU are compared with one. With --tiny it goes through its code.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+
+from bench import chosen
+from bench.gpu import make
+from bench.machine import describe, nameless
+from bench.training import Ended, Training, furthest
+from clip_ood.command_line import guarded
+from clip_ood.config.detecting import check_new
+from clip_ood.files.writing import check_writable, write_text
+
+# Convolutions of GPUs round to TF32, of 10 bits, and kernels differ by how many images a batch holds.
+FEATURES = 2.0**-10  # of the largest value
+DEVICES = 0.1  # points of AUROC that such rounding may move
+RESUMED = 0.01  # points of any figure: the same steps, whose sums over devices may be in another order
+
+
+class Sizes(NamedTuple):
+    images: int  # of each of four classes, and of the OOD set
+    library: str
+    model: str
+    reading: int  # images that a device encodes at a time
+    batch: int  # images of a device in a step of fine-tuning
+    epochs: int  # of the probe
+    bf16: float = 0.5  # points of AUROC: what docs/speed.md tells of an H200
+
+
+GPU = Sizes(3000, "open_clip", "ViT-B-32", 128, 64, 100)
+CPU = Sizes(100, "timm", "test_vit", 16, 16, 100)
+TINY = Sizes(24, "timm", "test_vit", 4, 4, 50, 5.0)  # few pairs of images: one weighs much
+
+
+@dataclass
+class Report:
+    """Lines that are printed as they come about, and kept for the file: what was tried, and how it ended."""
+
+    lines: list[dict[str, Any]] = field(default_factory=list)
+
+    def attempt(self, what: str, work: Callable[[], dict[str, Any]]) -> None:
+        """Adds the line of `work`, which returns it, or of the error that it ends with. A line with a value above its limit says so."""
+        start = time.perf_counter()
+        try:
+            told = {"outcome": "ok"} | work()
+            if "limit" in told and not told["value"] <= told["limit"]:
+                told["outcome"] = "above its limit"
+        except Exception as error:
+            lines = str(error).strip().splitlines() or [""]
+            told = {"outcome": "error", "error": nameless(f"{type(error).__name__}: {lines[-1]}")}
+        self.lines.append({"what": what, **told, "seconds": round(time.perf_counter() - start, 1)})
+        rest = ", ".join(f"{key} {shown(value)}" for key, value in self.lines[-1].items() if key in SHOWN)
+        print(f"{what}  {told['outcome']}  {rest}", flush=True)
+
+    @property
+    def failed(self) -> int:
+        return sum(line["outcome"] != "ok" for line in self.lines)
+
+
+SHOWN = ("value", "limit", "unit", "note", "error", "extraction", "training", "seconds")
+
+
+def shown(value: Any) -> str:
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
+
+
+@dataclass
+class Acceptance:
+    """The runs of a config on one device and on all, and the comparisons between them."""
+
+    training: Training
+    sizes: Sizes
+    devices: int
+    report: Report
+    ended: dict[str, Ended] = field(default_factory=dict)
+
+    def conduct(self) -> None:
+        one, several = ["--trainer.devices=1"], [f"--trainer.devices={self.devices}", "--trainer.strategy=ddp"]
+        bf16, mixed = "--backbone.precision=bf16", "--trainer.precision=bf16-mixed"
+        self.run("probe_fp32_one", *one)
+        self.run("probe_fp32_all", *several)
+        self.compare("features, fp32, all devices against one", "of the largest", FEATURES, self.features)
+        self.compare("AUROC, fp32, all devices against one", "points", DEVICES, self.between("fp32_one", "fp32_all", "auroc"))
+        self.report.attempt("probe_fp32_all, killed and resumed", lambda: self.resume("probe_fp32_resumed", *several))
+        self.compare("all figures, resumed against not killed", "points", RESUMED, self.between("fp32_all", "fp32_resumed"))
+        self.run("probe_bf16_one", *one, bf16)
+        self.run("probe_bf16_all", *several, bf16)
+        self.compare("AUROC, one device, bf16 against fp32", "points", self.sizes.bf16, self.between("fp32_one", "bf16_one", "auroc"))
+        for name, devices, arguments in (("one", 1, one), ("all", self.devices, several)):
+            settings = f"{{epochs: 2, warmup_epochs: 1, batch_size: {self.sizes.batch * devices}}}"
+            self.run(f"finetune_bf16_{name}", *arguments, mixed, f"--method={{finetune: {settings}}}")
+
+    def run(self, name: str, *arguments: str) -> None:
+        """Adds the line of a run: its images a second, and the AUROC of each detector in points."""
+
+        def work() -> dict[str, Any]:
+            self.ended[name] = ended = self.training.run(name, *arguments)
+            auroc = {detector: value for (_, detector, _), value in ended.figures("auroc").items()}
+            return {kind: value for kind, value in ended.pace.items() if value is not None} | {"auroc": auroc}
+
+        self.report.attempt(name, work)
+
+    def resume(self, name: str, *arguments: str) -> dict[str, Any]:
+        done = self.training.kill(name, self.sizes.epochs, *arguments)
+        self.ended[name] = self.training.run(name, *arguments, "--resume")
+        return {"note": f"killed after epoch {done} of {self.sizes.epochs}"}
+
+    def compare(self, what: str, unit: str, limit: float, difference: Callable[[], float]) -> None:
+        """Adds the line of a difference, which must not be above its limit; 0 means equal bits."""
+        self.report.attempt(what, lambda: {"value": difference(), "limit": limit, "unit": unit})
+
+    def between(self, first: str, second: str, *keys: str) -> Callable[[], float]:
+        """Returns what measures the largest difference of two probes' figures."""
+        return lambda: furthest(*(self.finished(f"probe_{name}").figures(*keys) for name in (first, second)))
+
+    def features(self) -> float:
+        one, several = (self.finished(f"probe_fp32_{name}").features() for name in ("one", "all"))
+        return float(np.abs(several - one).max() / np.abs(one).max())
+
+    def finished(self, name: str) -> Ended:
+        if name not in self.ended:
+            raise RuntimeError(f"{name} has not ended well")
+        return self.ended[name]
+
+
+def content(root: Path, sizes: Sizes, accelerator: str) -> dict[str, Any]:
+    """Returns the config of all runs."""
+    return {
+        "data": {"root": str(root), "id": "id", "ood": {"ood": "ood"}, "batch_size": sizes.reading},
+        "backbone": {"library": sizes.library, "model": sizes.model},
+        "method": {"linear_probe": {"epochs": sizes.epochs}},
+        "evaluation": {"figures": False, "report": False, "save_detector": False},
+        "timeout": 300,
+        "trainer": {"accelerator": accelerator, "logger": False, "enable_progress_bar": False},
+    }
+
+
+def options() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="python -m bench.accept", description=__doc__)
+    parser.add_argument("--out", type=Path, help="the file to send back [accept.json; with --tiny none]")
+    parser.add_argument("--overwrite", action="store_true", help="replace the file of --out")
+    parser.add_argument("--accelerator", choices=("gpu", "cpu"), help="[gpu, if there is one]")
+    parser.add_argument("--tiny", action="store_true", help="go through the code; what it prints measures nothing")
+    given = parser.parse_args()
+    if given.out is None and not given.tiny:
+        given.out = Path("accept.json")
+    if given.out is not None:
+        check_new("--out", given.out, given.overwrite)
+        check_writable(given.out.parent)
+    return given
+
+
+def main() -> None:
+    """Exits with status 1 where a line is not "ok", once all are there."""
+    given = options()
+    accelerator = given.accelerator or ("gpu" if torch.cuda.is_available() and not given.tiny else "cpu")
+    devices = torch.cuda.device_count() if accelerator == "gpu" else 2
+    sizes = chosen(GPU if accelerator == "gpu" else CPU, TINY)
+    about = {"accelerator": accelerator, "devices": devices, **describe(), "sizes": sizes._asdict()}
+    print("\n".join(f"{key}: {value}" for key, value in about.items()), flush=True)
+    report = Report()
+    with tempfile.TemporaryDirectory() as folder:
+        make(Path(folder), sizes.images)
+        Acceptance(Training(Path(folder), content(Path(folder), sizes, accelerator)), sizes, devices, report).conduct()
+    if given.out is not None:
+        write_text(given.out, json.dumps({"machine": about, **asdict(report)}, indent=1) + "\n")
+        print(f"{given.out} is the file to send back: it holds what is printed above, and each detector's AUROC")
+    if report.failed:
+        sys.exit(f"{report.failed} of {len(report.lines)} lines are not ok")
+
+
+if __name__ == "__main__":
+    guarded(main)
