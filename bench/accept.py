@@ -14,6 +14,7 @@ import tempfile
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
+from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -26,11 +27,12 @@ from bench.machine import describe, nameless
 from bench.training import Ended, Training, furthest
 from clip_ood.command_line import guarded
 from clip_ood.config.detecting import check_new
+from clip_ood.errors import UserError
 from clip_ood.files.writing import check_writable, write_text
 
-# Convolutions of GPUs round to TF32, of 10 bits, and kernels differ by how many images a batch holds.
+# A GPU's convolutions round to TF32, of 10 bits, and other numbers of images in a batch may have other kernels.
 FEATURES = 2.0**-10  # of the largest value
-DEVICES = 0.1  # points of AUROC that such rounding may move
+DEVICES = 0.1  # points of AUROC: bf16, of 7 bits, may move them by 0.5
 RESUMED = 0.01  # points of any figure: the same steps, whose sums over devices may be in another order
 
 
@@ -42,11 +44,13 @@ class Sizes(NamedTuple):
     batch: int  # images of a device in a step of fine-tuning
     epochs: int  # of the probe
     bf16: float = 0.5  # points of AUROC: what docs/speed.md tells of an H200
+    detectors: list[str] | None = None  # all
+    timed: int = 3  # runs that only tell how fast they are, at most
 
 
 GPU = Sizes(3000, "open_clip", "ViT-B-32", 128, 64, 100)
 CPU = Sizes(100, "timm", "test_vit", 16, 16, 100)
-TINY = Sizes(24, "timm", "test_vit", 4, 4, 50, 5.0)  # few pairs of images: one weighs much
+TINY = Sizes(24, "timm", "test_vit", 4, 4, 30, 5.0, ["knn", "msp", "rmd"], 1)  # of few images, each weighs much
 
 
 @dataclass
@@ -93,19 +97,33 @@ class Acceptance:
 
     def conduct(self) -> None:
         one, several = ["--trainer.devices=1"], [f"--trainer.devices={self.devices}", "--trainer.strategy=ddp"]
+        groups = (("one", 1, one), ("all", self.devices, several))
         bf16, mixed = "--backbone.precision=bf16", "--trainer.precision=bf16-mixed"
-        self.run("probe_fp32_one", *one)
-        self.run("probe_fp32_all", *several)
+        for name, _, group in groups:
+            self.run(f"probe_fp32_{name}", *group)
         self.compare("features, fp32, all devices against one", "of the largest", FEATURES, self.features)
-        self.compare("AUROC, fp32, all devices against one", "points", DEVICES, self.between("fp32_one", "fp32_all", "auroc"))
+        self.compare(
+            "AUROC, fp32, all devices against one",
+            "points",
+            DEVICES,
+            lambda: self.between("fp32_one", "fp32_all", "auroc"),
+        )
         self.report.attempt("probe_fp32_all, killed and resumed", lambda: self.resume("probe_fp32_resumed", *several))
-        self.compare("all figures, resumed against not killed", "points", RESUMED, self.between("fp32_all", "fp32_resumed"))
+        self.compare(
+            "all figures, resumed against not killed",
+            "points",
+            RESUMED,
+            lambda: self.between("fp32_all", "fp32_resumed"),
+        )
         self.run("probe_bf16_one", *one, bf16)
-        self.run("probe_bf16_all", *several, bf16)
-        self.compare("AUROC, one device, bf16 against fp32", "points", self.sizes.bf16, self.between("fp32_one", "bf16_one", "auroc"))
-        for name, devices, arguments in (("one", 1, one), ("all", self.devices, several)):
-            settings = f"{{epochs: 2, warmup_epochs: 1, batch_size: {self.sizes.batch * devices}}}"
-            self.run(f"finetune_bf16_{name}", *arguments, mixed, f"--method={{finetune: {settings}}}")
+        self.compare("AUROC, one device, bf16 against fp32", "points", self.sizes.bf16, self.precision)
+        timed = {f"finetune_bf16_{name}": [*group, mixed, self.tuning(count)] for name, count, group in groups}
+        timed["probe_bf16_all"] = [*several, bf16]
+        for name, arguments in islice(timed.items(), self.sizes.timed):
+            self.run(name, *arguments)
+
+    def tuning(self, devices: int) -> str:
+        return f"--method={{finetune: {{epochs: 2, warmup_epochs: 1, batch_size: {self.sizes.batch * devices}}}}}"
 
     def run(self, name: str, *arguments: str) -> None:
         """Adds the line of a run: its images a second, and the AUROC of each detector in points."""
@@ -122,17 +140,24 @@ class Acceptance:
         self.ended[name] = self.training.run(name, *arguments, "--resume")
         return {"note": f"killed after epoch {done} of {self.sizes.epochs}"}
 
-    def compare(self, what: str, unit: str, limit: float, difference: Callable[[], float]) -> None:
-        """Adds the line of a difference, which must not be above its limit; 0 means equal bits."""
-        self.report.attempt(what, lambda: {"value": difference(), "limit": limit, "unit": unit})
+    def compare(self, what: str, unit: str, limit: float, difference: Callable[[], dict[str, Any]]) -> None:
+        """Adds the line of a difference, the `value` that is returned, which must not be above its limit; 0 means equal bits."""
+        self.report.attempt(what, lambda: {"limit": limit, "unit": unit} | difference())
 
-    def between(self, first: str, second: str, *keys: str) -> Callable[[], float]:
-        """Returns what measures the largest difference of two probes' figures."""
-        return lambda: furthest(*(self.finished(f"probe_{name}").figures(*keys) for name in (first, second)))
-
-    def features(self) -> float:
+    def features(self) -> dict[str, Any]:
         one, several = (self.finished(f"probe_fp32_{name}").features() for name in ("one", "all"))
-        return float(np.abs(several - one).max() / np.abs(one).max())
+        return {"value": float(np.abs(several - one).max() / np.abs(one).max())}
+
+    def between(self, first: str, second: str, *keys: str) -> dict[str, Any]:
+        return {"value": furthest(*(self.finished(f"probe_{name}").figures(*keys) for name in (first, second)))}
+
+    def precision(self) -> dict[str, Any]:
+        """Compares detectors that run in both precisions, and names the others: rounded features may have another rank."""
+        tables = [self.finished(f"probe_{name}_one").figures("auroc") for name in ("fp32", "bf16")]
+        both = tables[0].keys() & tables[1].keys()
+        alone = sorted({detector for _, detector, _ in tables[0].keys() ^ tables[1].keys()})
+        value = furthest(*({key: table[key] for key in both} for table in tables))
+        return {"value": value} | ({"note": f"in one of them alone: {', '.join(alone)}"} if alone else {})
 
     def finished(self, name: str) -> Ended:
         if name not in self.ended:
@@ -146,6 +171,7 @@ def content(root: Path, sizes: Sizes, accelerator: str) -> dict[str, Any]:
         "data": {"root": str(root), "id": "id", "ood": {"ood": "ood"}, "batch_size": sizes.reading},
         "backbone": {"library": sizes.library, "model": sizes.model},
         "method": {"linear_probe": {"epochs": sizes.epochs}},
+        "detectors": sizes.detectors,
         "evaluation": {"figures": False, "report": False, "save_detector": False},
         "timeout": 300,
         "trainer": {"accelerator": accelerator, "logger": False, "enable_progress_bar": False},
@@ -162,8 +188,12 @@ def options() -> argparse.Namespace:
     if given.out is None and not given.tiny:
         given.out = Path("accept.json")
     if given.out is not None:
-        check_new("--out", given.out, given.overwrite)
+        check_new("--out", given.out, given.overwrite and given.out.is_file())
         check_writable(given.out.parent)
+    if given.accelerator == "gpu" and not torch.cuda.is_available():
+        raise UserError(
+            "--accelerator: this torch finds no CUDA or ROCm GPU here; leave it out for two processes on the CPU"
+        )
     return given
 
 
@@ -175,11 +205,14 @@ def main() -> None:
     sizes = chosen(GPU if accelerator == "gpu" else CPU, TINY)
     about = {"accelerator": accelerator, "devices": devices, **describe(), "sizes": sizes._asdict()}
     print("\n".join(f"{key}: {value}" for key, value in about.items()), flush=True)
+    if devices == 1:
+        print("There is one GPU here: a process group of one stands for all devices", flush=True)
     report = Report()
     with tempfile.TemporaryDirectory() as folder:
         make(Path(folder), sizes.images)
         Acceptance(Training(Path(folder), content(Path(folder), sizes, accelerator)), sizes, devices, report).conduct()
     if given.out is not None:
+        given.out.parent.mkdir(parents=True, exist_ok=True)
         write_text(given.out, json.dumps({"machine": about, **asdict(report)}, indent=1) + "\n")
         print(f"{given.out} is the file to send back: it holds what is printed above, and each detector's AUROC")
     if report.failed:

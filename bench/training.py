@@ -45,7 +45,9 @@ class Ended(NamedTuple):
     def features(self) -> np.ndarray:
         """Returns the features (N, D) of all images in the order of their sets and paths."""
         export_embeddings(self.folder, path := self.folder / "features.parquet")
-        table = pq.read_table(path, columns=["set", "path", "features"]).sort_by([("set", "ascending"), ("path", "ascending")])
+        table = pq.read_table(path, columns=["set", "path", "features"]).sort_by(
+            [("set", "ascending"), ("path", "ascending")]
+        )
         return np.stack(table["features"].to_numpy())
 
 
