@@ -11,9 +11,8 @@ import argparse
 import json
 import sys
 import tempfile
-import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -23,7 +22,8 @@ import torch
 
 from bench import chosen
 from bench.gpu import make
-from bench.machine import describe, nameless
+from bench.lines import Failed, Lines
+from bench.machine import describe
 from bench.training import Ended, Training, furthest
 from clip_ood.command_line import guarded
 from clip_ood.config.detecting import check_new
@@ -54,45 +54,13 @@ TINY = Sizes(24, "timm", "test_vit", 4, 4, 30, 5.0, ["knn", "msp", "rmd"], 1)  #
 
 
 @dataclass
-class Report:
-    """Lines that are printed as they come about, and kept for the file: what was tried, and how it ended."""
-
-    lines: list[dict[str, Any]] = field(default_factory=list)
-
-    def attempt(self, what: str, work: Callable[[], dict[str, Any]]) -> None:
-        """Adds the line of `work`, which returns it, or of the error that it ends with. A line with a value above its limit says so."""
-        start = time.perf_counter()
-        try:
-            told = {"outcome": "ok"} | work()
-            if "limit" in told and not told["value"] <= told["limit"]:
-                told["outcome"] = "above its limit"
-        except Exception as error:
-            lines = str(error).strip().splitlines() or [""]
-            told = {"outcome": "error", "error": nameless(f"{type(error).__name__}: {lines[-1]}")}
-        self.lines.append({"what": what, **told, "seconds": round(time.perf_counter() - start, 1)})
-        rest = ", ".join(f"{key} {shown(value)}" for key, value in self.lines[-1].items() if key in SHOWN)
-        print(f"{what}  {told['outcome']}  {rest}", flush=True)
-
-    @property
-    def failed(self) -> int:
-        return sum(line["outcome"] != "ok" for line in self.lines)
-
-
-SHOWN = ("value", "limit", "unit", "note", "error", "extraction", "training", "seconds")
-
-
-def shown(value: Any) -> str:
-    return f"{value:.4g}" if isinstance(value, float) else str(value)
-
-
-@dataclass
 class Acceptance:
     """The runs of a config on one device and on all, and the comparisons between them."""
 
     training: Training
     sizes: Sizes
     devices: int
-    report: Report
+    lines: Lines
     ended: dict[str, Ended] = field(default_factory=dict)
 
     def conduct(self) -> None:
@@ -108,7 +76,7 @@ class Acceptance:
             DEVICES,
             lambda: self.between("fp32_one", "fp32_all", "auroc"),
         )
-        self.report.attempt("probe_fp32_all, killed and resumed", lambda: self.resume("probe_fp32_resumed", *several))
+        self.lines.attempt("probe_fp32_all, killed and resumed", lambda: self.resume("probe_fp32_resumed", *several))
         self.compare(
             "all figures, resumed against not killed",
             "points",
@@ -130,10 +98,11 @@ class Acceptance:
 
         def work() -> dict[str, Any]:
             self.ended[name] = ended = self.training.run(name, *arguments)
-            auroc = {detector: value for (_, detector, _), value in ended.figures("auroc").items()}
-            return {kind: value for kind, value in ended.pace.items() if value is not None} | {"auroc": auroc}
+            auroc = {name: round(value, 4) for (ood, name, _), value in ended.figures("auroc").items() if ood == "ood"}
+            pace = {f"images/s of {kind}": value for kind, value in ended.pace.items() if value is not None}
+            return pace | {"auroc": auroc}
 
-        self.report.attempt(name, work)
+        self.lines.attempt(name, work)
 
     def resume(self, name: str, *arguments: str) -> dict[str, Any]:
         done = self.training.kill(name, self.sizes.epochs, *arguments)
@@ -142,10 +111,12 @@ class Acceptance:
 
     def compare(self, what: str, unit: str, limit: float, difference: Callable[[], dict[str, Any]]) -> None:
         """Adds the line of a difference, the `value` that is returned, which must not be above its limit; 0 means equal bits."""
-        self.report.attempt(what, lambda: {"limit": limit, "unit": unit} | difference())
+        self.lines.attempt(what, lambda: {"limit": limit, "unit": unit} | difference())
 
     def features(self) -> dict[str, Any]:
         one, several = (self.finished(f"probe_fp32_{name}").features() for name in ("one", "all"))
+        if not (np.isfinite(one).all() and np.isfinite(several).all()):
+            raise Failed("some features are no numbers")
         return {"value": float(np.abs(several - one).max() / np.abs(one).max())}
 
     def between(self, first: str, second: str, *keys: str) -> dict[str, Any]:
@@ -161,7 +132,7 @@ class Acceptance:
 
     def finished(self, name: str) -> Ended:
         if name not in self.ended:
-            raise RuntimeError(f"{name} has not ended well")
+            raise Failed(f"{name} has not ended well")
         return self.ended[name]
 
 
@@ -207,16 +178,16 @@ def main() -> None:
     print("\n".join(f"{key}: {value}" for key, value in about.items()), flush=True)
     if devices == 1:
         print("There is one GPU here: a process group of one stands for all devices", flush=True)
-    report = Report()
+    lines = Lines()
     with tempfile.TemporaryDirectory() as folder:
         make(Path(folder), sizes.images)
-        Acceptance(Training(Path(folder), content(Path(folder), sizes, accelerator)), sizes, devices, report).conduct()
+        Acceptance(Training(Path(folder), content(Path(folder), sizes, accelerator)), sizes, devices, lines).conduct()
     if given.out is not None:
         given.out.parent.mkdir(parents=True, exist_ok=True)
-        write_text(given.out, json.dumps({"machine": about, **asdict(report)}, indent=1) + "\n")
+        write_text(given.out, json.dumps({"machine": about, "lines": lines.kept}, indent=1) + "\n")
         print(f"{given.out} is the file to send back: it holds what is printed above, and each detector's AUROC")
-    if report.failed:
-        sys.exit(f"{report.failed} of {len(report.lines)} lines are not ok")
+    if lines.failed:
+        sys.exit(f"{lines.failed} of {len(lines.kept)} lines are not ok")
 
 
 if __name__ == "__main__":

@@ -19,6 +19,7 @@ import pyarrow.parquet as pq
 import torch
 import yaml
 
+from bench.lines import Failed
 from clip_ood.experiments.embeddings import export_embeddings
 
 LONGEST = 900  # seconds: a command that takes longer hangs
@@ -58,22 +59,22 @@ class Training:
         self.root, self.content = root, content
 
     def run(self, name: str, *arguments: str) -> Ended:
-        """Runs until the end. Raises: RuntimeError, with the last line of its error, if it fails or hangs."""
+        """Runs until the end. Raises: Failed, with the last line of its error, if it fails or hangs."""
         start = time.perf_counter()
         with self._started(name, arguments) as process, _group_of(process):
             try:
                 status = process.wait(LONGEST)
             except subprocess.TimeoutExpired:
-                raise RuntimeError(f"it has not ended after {LONGEST} seconds") from None
+                raise Failed(f"it has not ended after {LONGEST} seconds") from None
         if status:
-            raise RuntimeError(last_error(self._log(name).read_text(errors="replace")) or f"it ended with {status}")
+            raise Failed(last_error(self._log(name).read_text(errors="replace")) or f"it ended with {status}")
         pace = json.loads((self.root / f"{name}.pace.json").read_text(encoding="utf-8"))
         return Ended(self.root / "runs" / name, time.perf_counter() - start, pace)
 
     def kill(self, name: str, epochs: int, *arguments: str) -> int:
         """Ends the whole process group by SIGKILL once a checkpoint is there, and returns how many of the epochs it holds.
 
-        Raises: RuntimeError if the run ends before that, or has trained all epochs.
+        Raises: Failed if the run ends before that, or has trained all epochs.
         """
         checkpoint = self.root / "runs" / name / "checkpoints" / "last.ckpt"
         until = time.perf_counter() + LONGEST
@@ -81,13 +82,13 @@ class Training:
             while not checkpoint.is_file():
                 if process.poll() is not None:
                     said = last_error(self._log(name).read_text(errors="replace"))
-                    raise RuntimeError(said or "it ended before it could be killed")
+                    raise Failed(said or "it ended before it could be killed")
                 if time.perf_counter() > until:
-                    raise RuntimeError(f"there is no checkpoint after {LONGEST} seconds")
+                    raise Failed(f"there is no checkpoint after {LONGEST} seconds")
                 time.sleep(0.01)
         done = torch.load(checkpoint, weights_only=True)["epoch"] + 1
         if done == epochs:
-            raise RuntimeError(f"it had trained all {epochs} epochs when it was killed")
+            raise Failed(f"it had trained all {epochs} epochs when it was killed")
         return done
 
     def _started(self, name: str, arguments: tuple[str, ...]) -> subprocess.Popen:
@@ -127,7 +128,7 @@ def last_error(said: str) -> str:
 
 
 def furthest(first: Mapping[Any, float], second: Mapping[Any, float]) -> float:
-    """Returns the largest difference of two tables' values. Raises: RuntimeError if they have other rows, or none."""
+    """Returns the largest difference of two tables' values. Raises: Failed if they have other rows, or none."""
     if not first or first.keys() != second.keys():
-        raise RuntimeError(f"they have other rows: {sorted(map(str, first.keys() ^ second.keys()))[:3]}")
+        raise Failed(f"they have other rows: {sorted(map(str, first.keys() ^ second.keys()))[:3]}")
     return max(abs(second[key] - value) for key, value in first.items())
