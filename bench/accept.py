@@ -48,7 +48,7 @@ class Sizes(NamedTuple):
     timed: int = 3  # runs that only tell how fast they are, at most
 
 
-GPU = Sizes(3000, "open_clip", "ViT-B-32", 128, 64, 100)
+GPU = Sizes(3000, "open_clip", "ViT-B-32", 64, 64, 100)
 CPU = Sizes(100, "timm", "test_vit", 16, 16, 100)
 TINY = Sizes(24, "timm", "test_vit", 4, 4, 30, 5.0, ["knn", "msp", "rmd"], 1)  # of few images, each weighs much
 
