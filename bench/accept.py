@@ -43,13 +43,15 @@ class Sizes(NamedTuple):
     reading: int  # images that a device encodes at a time
     batch: int  # images of a device in a step of fine-tuning
     epochs: int  # of the probe
-    bf16: float = 0.5  # points of AUROC: what docs/speed.md tells of an H200
+    bf16: float  # points of AUROC that bf16 may move
     detectors: list[str] | None = None  # all
     timed: int = 3  # runs that only tell how fast they are, at most
 
 
-GPU = Sizes(3000, "open_clip", "ViT-B-32", 64, 64, 100)
-CPU = Sizes(100, "timm", "test_vit", 16, 16, 100)
+GPU = Sizes(3000, "open_clip", "ViT-B-32", 64, 64, 100, 1.0)  # docs/speed.md tells of 0.5 on an H200 and 0.8 on a CPU
+CPU = Sizes(
+    100, "timm", "test_vit", 16, 16, 100, 3.0
+)  # 2.0 for residual, which looks where these 64 features vary least
 TINY = Sizes(24, "timm", "test_vit", 4, 4, 30, 5.0, ["knn", "msp", "rmd"], 1)  # of few images, each weighs much
 
 
