@@ -48,7 +48,7 @@ docs: $(INSTALLED)
 	$(PY) -m sphinx -W --keep-going -q docs build/docs
 
 # `make bench-statistics` prints what intervals cover and tests claim in simulations, in ten minutes.
-# `make bench BENCH_FLAGS=--tiny` goes through every part in two minutes and measures nothing.
+# `make bench BENCH_FLAGS=--tiny` goes through every part in some three minutes and measures nothing.
 bench-statistics: $(INSTALLED)
 	$(PY) -m bench.statistics
 

@@ -7,9 +7,12 @@ goes through its code on the CPU.
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 import tempfile
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from itertools import islice
 from pathlib import Path
 from time import perf_counter
@@ -52,14 +55,18 @@ def grating(generator: np.random.Generator, angle: float, waves: float) -> np.nd
 
 def make(root: Path, images: int) -> None:
     """Makes image folders: id/<class>, where each class is an angle of lines, and ood, finer lines between two of these angles."""
-    generator = np.random.default_rng(0)
     places = {f"id/{number}": (number * np.pi / CLASSES, 9) for number in range(CLASSES)} | {"ood": (0.4, 13)}
-    for place, (angle, waves) in places.items():
-        folder = root / place
-        folder.mkdir(parents=True)
-        for index in range(images):
-            pixels = grating(generator, angle + generator.normal(0, 0.1), waves + generator.normal(0, 1))
-            Image.fromarray(pixels).save(folder / f"{index:05d}.png")
+
+    def one(index: int, number: int, place: str) -> None:
+        angle, waves = places[place]
+        generator = np.random.default_rng((number, index))
+        pixels = grating(generator, angle + generator.normal(0, 0.1), waves + generator.normal(0, 1))
+        Image.fromarray(pixels).save(root / place / f"{index:05d}.png")
+
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        for number, place in enumerate(places):
+            (root / place).mkdir(parents=True)
+            list(pool.map(partial(one, number=number, place=place), range(images)))  # raises what they raised
 
 
 def run(config: Path, name: str, *arguments: str) -> tuple[float, dict[str, float]]:
