@@ -178,7 +178,7 @@ def rewritten(folder, **changes):
         (lambda f: flip(f / "state.safetensors"), "state.safetensors is not the file"),
         (lambda f: truncate(f / "detector.json"), "detector.json is damaged"),
         (lambda f: rewritten(f, accept=0.5), "detector.json was changed after it was saved"),
-        (lambda f: rewritten(f, format=99), r"of format 99 \(clip-ood .*\), and this version reads format 2"),
+        (lambda f: rewritten(f, format=99), r"of format 99 \(clip-ood .*\), and this version reads format 3"),
         (lambda f: (f / "detector.json").write_text("[]"), "detector.json is damaged"),
         (lambda f: (f / "detector.json").unlink(), "holds no detector"),
     ],
