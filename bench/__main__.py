@@ -30,6 +30,7 @@ PARTS = (
     "attack",
     "detect",
     "rmd",
+    "products",
     "knn",
     "knn_memory",
     "leaks",

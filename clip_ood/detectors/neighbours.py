@@ -14,9 +14,9 @@ from torch import Tensor
 
 from clip_ood.errors import UserError
 
-QUERIES = 1024  # rows of one block of products on a CPU
-LARGER = 4  # times as many on a GPU
-BANK = 4096  # its columns: 16 MiB in float32, which caches hold better than more
+QUERIES = 1024  # rows of one block of products
+BANK = 4096  # its columns: 16 MiB in float32, which a CPU's caches hold better than more
+ON_GPU = 4096, 8192  # rows and columns there, where starting an operation is what takes long
 PAIRS = 16384  # products computed again at once
 MANY = 64  # fewest bank rows for each one that is computed again; with fewer, that takes longer than the products
 TOGETHER = 16  # columns of a tile of which the largest product is compared first
@@ -43,7 +43,7 @@ def nearest(
     products = torch.empty(len(queries), k, device=device)
     positions = torch.empty(len(queries), k, dtype=torch.int64, device=device)
     low = low_precision(device.type) if k and size > MANY * _taken(k) else None
-    size = QUERIES * (1 if device.type == "cpu" else LARGER)
+    size = QUERIES if device.type == "cpu" else ON_GPU[0]
     for start in range(0, len(queries) if k else 0, size):
         block = slice(start, start + size)
         rows = queries[block].to(device, torch.float32)
@@ -120,12 +120,13 @@ def _sweep(
     for offset, tile in _tiles(chunks, scales):
         low = tile.to(dtype)
         products = rounded @ low.T  # (n, D) @ (D, m) -> (n, m)
-        if best.shape[1] < k:
-            found, columns = torch.cat([best, products], dim=1).topk(min(k, best.shape[1] + len(tile)), dim=1)
-            own = torch.arange(offset, offset + len(tile), device=queries.device).expand(len(queries), -1)
-            best, where = found, torch.cat([where, own], dim=1).gather(1, columns)
-        else:
+        if best.shape[1] == k and products.device.type == "cpu":
             _insert(best, where, products, offset)
+        else:
+            found, column = products.max(1, keepdim=True) if k == 1 else products.topk(min(k, len(tile)), dim=1)
+            both = torch.cat([best, found], dim=1)
+            best, order = both.topk(min(k, both.shape[1]), dim=1)
+            where = torch.cat([where, column + offset], dim=1).gather(1, order)
         if dtype != torch.float32:
             longest = torch.maximum(longest, tile.norm(dim=1).amax())
             rounding = torch.maximum(rounding, (tile - low).norm(dim=1).amax())
@@ -180,7 +181,8 @@ def _tiles(chunks: Sequence[Tensor], scales: Sequence[Tensor] | None) -> Iterato
     """Yields bank rows times their scales in float32, and the position of the first row."""
     offset = 0
     for number, chunk in enumerate(chunks):
-        for start in range(0, len(chunk), BANK):
-            tile = chunk[start : start + BANK].float()
-            yield offset, tile if scales is None else tile * scales[number][start : start + BANK, None]
+        size = BANK if chunk.device.type == "cpu" else ON_GPU[1]
+        for start in range(0, len(chunk), size):
+            tile = chunk[start : start + size].float()
+            yield offset, tile if scales is None else tile * scales[number][start : start + size, None]
             offset += len(tile)

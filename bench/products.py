@@ -1,0 +1,73 @@
+"""Heads and scores of texts on stored outputs, over a float32 matrix product of their size: python -m bench.products"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from statistics import median
+from time import perf_counter
+from typing import NamedTuple
+
+import torch
+from torch.nn.functional import normalize
+
+from bench import chosen
+from clip_ood.detectors.build import build_detectors
+from clip_ood.head import head_logits
+from clip_ood.outputs import NegativeLabels, Outputs, Reference
+
+
+class Sizes(NamedTuple):
+    images: int = 8192
+    classes: int = 1000
+    width: int = 768
+    joint: int = 512
+    words: int = 20_000
+    outliers: int = 500
+    repeats: int = 5
+
+
+TINY = Sizes(64, 4, 16, 8, 200, 5, 1)
+
+
+def seconds(function: Callable[[], object]) -> float:
+    start = perf_counter()
+    function()
+    return perf_counter() - start
+
+
+def main(sizes: Sizes) -> None:
+    generator = torch.Generator().manual_seed(0)
+
+    def drawn(*shape: int) -> torch.Tensor:
+        return torch.randn(*shape, generator=generator)
+
+    text, words = (normalize(drawn(n, sizes.joint), dim=1) for n in (sizes.classes, sizes.words))
+    negatives, outliers = NegativeLabels(text, words), NegativeLabels(text, words[: sizes.outliers])
+    weight, bias = drawn(sizes.classes, sizes.width) / sizes.width, torch.zeros(sizes.classes)
+    reference = Reference(None, text, 100.0, weight, bias, negatives, negatives, eoe=outliers, negprompt=outliers)
+    features, labels = drawn(sizes.images, sizes.width), torch.randint(sizes.classes, (sizes.images,))
+    embeddings = normalize(drawn(sizes.images, sizes.joint), dim=1)
+    outputs = Outputs(features, embeddings, features @ weight.T, labels, torch.arange(sizes.images))
+    names = {"mcm": text, "neglabel": words, "csp": words, "eoe": outliers, "negprompt": outliers, "nci": weight}
+    detectors, _ = build_detectors(list(names), reference, {*vars(outputs), *vars(reference)})
+    for detector in detectors.values():
+        detector.update(outputs)
+        detector.fit()
+    works = {name: (lambda each=each: each.score(outputs)) for name, each in detectors.items()}
+    works["logits of a head"] = lambda: head_logits(features, weight, bias)
+    sides = {name: (embeddings, other) for name, other in names.items()}
+    sides |= dict.fromkeys(("nci", "logits of a head"), (features, weight))
+    for name in ("eoe", "negprompt"):  # compare classes and outliers
+        sides[name] = (embeddings, torch.cat([text, outliers.negatives]))
+    for name, work in works.items():
+        rows, columns = sides[name]
+        ratios = [seconds(work) / seconds(partial(torch.matmul, rows, columns.T)) for _ in range(1 + sizes.repeats)][1:]
+        print(
+            f"{name}, {len(rows)} x {len(columns)} x {rows.shape[1]}, time over a float32 product  "
+            f"{median(ratios):.2f} ({min(ratios):.2f}–{max(ratios):.2f})  <= 1.5"
+        )
+
+
+if __name__ == "__main__":
+    main(chosen(Sizes(), TINY))
