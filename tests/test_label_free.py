@@ -173,8 +173,9 @@ def test_pca_equals_scikit_learn(dim):
 # Images from which nothing can be learnt
 
 
-NEGATIVE = NegativeLabels(TEXT[:1], WORDS)
+NEGATIVE = NegativeLabels(TEXT[:1], WORDS, REFERENCE.neglabel.words)
 ONE = Reference(("cat",), TEXT[:1], 10.0, None, None, NEGATIVE, NEGATIVE, -3.0, NEGATIVE, NEGATIVE)
+ONE = replace(ONE, text_tower=REFERENCE.text_tower)
 NO_HEAD = replace(REFERENCE, weight=None, bias=None)
 
 
@@ -225,6 +226,7 @@ def test_benchmarks_keep_their_rows():
         "pca",
         "gl_mcm",
         "local_knn",
+        "negrefine",
         "eoe",
         "negprompt",
         "nci",

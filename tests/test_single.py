@@ -85,7 +85,7 @@ def size(detector) -> int:
 def test_few_images_leave_few_numbers():
     detectors, _, _ = made(300, 60)
     for name in ("mahalanobis", "rmd", "gaussian", "residual"):
-        assert size(detectors[name]) < 0.3 * 300 * 300, name
+        assert size(detectors[name]) < 0.5 * 300 * 300, name
 
 
 def saved(folder, detectors, reference) -> SavedDetector:
@@ -105,8 +105,9 @@ def test_a_folder_keeps_float32_and_gives_the_same_scores(tmp_path, kind):
     found = saved(tmp_path / "detector", detectors, reference)
     for name, detector in found.detectors().items():
         assert torch.equal(detector.score_with_grad(test), detectors[name].score_with_grad(test)), name
-    wide = [value for value in found.state().values() if value.dtype == torch.float64 and value.numel() > 5000]
-    assert not wide
+    state = found.state()
+    wide = {name for name, value in state.items() if value.dtype == torch.float64 and value.numel() > 5000}
+    assert not wide and state.keys() > {"detectors.she.patterns", "detectors.vim.origin"}
 
 
 def test_a_folder_of_an_earlier_version_is_read(tmp_path):
@@ -135,7 +136,7 @@ def test_states_of_earlier_versions_are_taken():
 def test_a_state_with_other_names_is_refused():
     detectors, _, reference = made(40, 400)
     state = detectors["rmd"].state()
-    with pytest.raises(ValueError, match="differs in columns, other"):
+    with pytest.raises(ValueError, match="differs in norms, other"):
         RMD(reference).restore(
-            {name: value for name, value in state.items() if name != "columns"} | {"other": state["center"]}
+            {name: value for name, value in state.items() if name != "norms"} | {"other": state["center"]}
         )

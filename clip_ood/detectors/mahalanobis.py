@@ -53,7 +53,9 @@ class Mahalanobis(Detector):
 
     def distances(self, outputs: Outputs) -> Tensor:
         """Returns the distance MD_c of N images to each class, (N, C) float64."""
-        x = self._centred(outputs)
+        return self._distances(self._centred(outputs))
+
+    def _distances(self, x: Tensor) -> Tensor:
         a = x @ self.within  # (N, D) @ (D, r) -> (N, r)
         squares = a.square().sum(dim=1, keepdim=True)
         products = a @ self.means.T  # (N, r) @ (r, C) -> (N, C)
@@ -141,24 +143,27 @@ class RMD(Mahalanobis):
 
     With a whitening B Bᵀ = Σ_0⁻¹ and w = Bᵀ(v − μ): MD_c − MD_0 = wᵀ K w − 2⟨v − μ, A m_c⟩ + ‖m_c‖², where
     K = B⁺ A (B⁺ A)ᵀ − I = U diag(q) Uᵀ has the rank of the class means: the two distances, D columns each, become one
-    product with at most 2 C columns, and large equal terms cancel before any image is seen. With Σ⁻¹ = κ I − A Aᵀ and
-    Σ_0⁻¹ = κ_0 I − B Bᵀ, it is (κ − κ_0) ‖v − μ‖² + wᵀ K w − 2⟨v − μ, κ (μ_c − μ) − A m_c⟩ + MD_c(μ), with w = Vᵀ(v − μ) in the
-    directions V that the images fill and K = Vᵀ(B Bᵀ − A Aᵀ)V.
+    product with at most 2 C columns, and large equal terms cancel before any image is seen. Where few images leave most directions
+    empty, the two distances are subtracted.
     Parameters, shapes and errors are those of `Mahalanobis`. It also raises at `fit` if only one class has rows, or if all
     classes have the same mean, so that their Gaussians equal the overall one. Ren et al., 2021 (arXiv 2106.09022).
     """
 
     name: ClassVar[str] = "rmd"
-    may_lack: ClassVar[frozenset[str]] = frozenset({"excess"})
+    may_lack: ClassVar[frozenset[str]] = frozenset(
+        {"within", "means", "isotropic", "offsets", "columns", "curvature", "overall", "overall_isotropic"}
+    )
 
     def __init__(
         self, reference: Reference | None = None, *, normalize: bool = False, beta: float | None = None
     ) -> None:
         super().__init__(reference, normalize=normalize, beta=beta)
-        for buffer in ("columns", "curvature", "excess"):
+        for buffer in ("columns", "curvature", "overall", "overall_isotropic"):
             self.register_buffer(buffer, None)
-        for buffer in ("within", "means", "isotropic", "offsets"):  # which a score does not need
-            self.register_buffer(buffer, None, persistent=False)
+
+    def state(self) -> dict[str, Tensor]:
+        unused = () if self.columns is None else ("within", "means")
+        return {name: value for name, value in super().state().items() if name not in unused}
 
     def _fit(self) -> None:
         super()._fit()
@@ -168,27 +173,23 @@ class RMD(Mahalanobis):
             raise self._error(
                 "all classes have the same mean, so MD_c and MD_0 are the same distance; look at the labels"
             )
-        total, isotropic = self._whitening(OVERALL)  # B (D, r)
-        inner = self.within @ self.means.T  # (D, r) @ (r, C) -> (D, C)
-        if isotropic is None:
-            h = (total / total.square().sum(dim=0)).T @ self.within  # B⁺ A
-            q, u = torch.linalg.eigh(h @ h.T - torch.eye(len(h)).to(h))
-        else:
-            found = self._spectrum(OVERALL)
-            h = found.vectors[:, -found.rank :].T @ torch.cat([total, self.within], dim=1)  # Vᵀ [B A]
-            b, a = h.tensor_split([total.shape[1]], dim=1)
-            q, u = torch.linalg.eigh(b @ b.T - a @ a.T)
-            total, inner = found.vectors[:, -found.rank :], self.isotropic * self.offsets.T - inner
-        self.excess = None if isotropic is None else self.isotropic - isotropic
+        total, self.overall_isotropic = self._whitening(OVERALL)  # B (D, r)
+        if self.overall_isotropic is not None:
+            self.overall, self.columns, self.curvature = single(total), None, None
+            return
+        h = (total / total.square().sum(dim=0)).T @ self.within  # B⁺ A
+        q, u = torch.linalg.eigh(h @ h.T - torch.eye(len(h)).to(h))
         keep = q.abs() > torch.finfo(q.dtype).eps * len(q) * q.abs().max()
-        self.curvature = q[keep]  # (k,)
-        self.columns = single(torch.cat([total @ u[:, keep], inner], dim=1))  # (D, k + C)
+        self.curvature, self.overall = q[keep], None  # (k,)
+        self.columns = torch.cat([total @ u[:, keep], self.within @ self.means.T], dim=1)  # (D, k + C), of terms that cancel
 
     def _score(self, rows: Outputs) -> Tensor:
         x = self._centred(rows)
+        if self.columns is None:
+            overall = self.overall_isotropic * x.square().sum(dim=1) - (x @ self.overall).square().sum(dim=1)
+            return overall - self._distances(x).amin(dim=1)
         w, inner = (x @ self.columns).tensor_split([len(self.curvature)], dim=1)  # (n, D) @ (D, k + C)
-        relative = w.square() @ self.curvature + (self.norms - 2 * inner).amin(dim=1)
-        return -relative if self.excess is None else -(relative + self.excess * x.square().sum(dim=1))
+        return -(w.square() @ self.curvature + (self.norms - 2 * inner).amin(dim=1))
 
 
 class MahalanobisLogits(Mahalanobis):
