@@ -181,7 +181,9 @@ class RMD(Mahalanobis):
         q, u = torch.linalg.eigh(h @ h.T - torch.eye(len(h)).to(h))
         keep = q.abs() > torch.finfo(q.dtype).eps * len(q) * q.abs().max()
         self.curvature, self.overall = q[keep], None  # (k,)
-        self.columns = torch.cat([total @ u[:, keep], self.within @ self.means.T], dim=1)  # (D, k + C), of terms that cancel
+        self.columns = torch.cat(
+            [total @ u[:, keep], self.within @ self.means.T], dim=1
+        )  # (D, k + C), of terms that cancel
 
     def _score(self, rows: Outputs) -> Tensor:
         x = self._centred(rows)
