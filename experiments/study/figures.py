@@ -37,6 +37,8 @@ def _results(plan: Plan, rows: list[Row]) -> Figure:
     rows = means(rows)
     places = list(dict.fromkeys(_place(plan, row) for row in rows))
     lines = _lines(rows)
+    if len(lines) > len(MARKERS):
+        return _many_results(plan, rows, places, lines)
     figure = Figure((7.2, 1.4 + len(places) * (0.2 + 0.1 * len(lines))), layout="constrained")
     axes = figure.add_subplot()
     for number, name in enumerate(lines):
@@ -54,6 +56,26 @@ def _results(plan: Plan, rows: list[Row]) -> Figure:
     axes.set_ylim(len(places) - 0.5, -0.5)
     axes.grid(axis="x", alpha=0.3)
     _legend(figure)
+    return figure
+
+
+def _many_results(plan: Plan, rows: list[Row], places: list[str], lines: list[str]) -> Figure:
+    """Draws mean AUROC with a row for each line, of which there are too many for a mark each, and a mark for each axis label."""
+    figure = Figure((7.2, 1.2 + 0.2 * len(lines)), layout="constrained")
+    axes = figure.add_subplot()
+    for number, place in enumerate(places):
+        there = [row for row in rows if _place(plan, row) == place]
+        axes.errorbar(
+            [100 * row["auroc"] for row in there],
+            [lines.index(row["line"]) for row in there],
+            xerr=_errors(there),
+            **(_style(number) | {"linestyle": "none"}),
+            label=place,
+        )
+    axes.set(yticks=range(len(lines)), yticklabels=lines, ylim=(len(lines) - 0.5, -0.5), xlabel=_mean_auroc(rows))
+    axes.grid(alpha=0.3)
+    if len(places) > 1:
+        _legend(figure)
     return figure
 
 
