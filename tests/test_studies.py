@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import re
+from types import SimpleNamespace
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -16,9 +17,11 @@ import clip_ood.experiments.seeds
 import study
 from clip_ood.config.loading import load_config
 from clip_ood.errors import ConfigError, UserError
+from clip_ood.experiments.study import figures
 from clip_ood.experiments.study.fit import least_squares
 from clip_ood.experiments.study.here import load_study
 from clip_ood.lightning_modules.linear_probe import LinearProbe
+from clip_ood.metrics.ood import MEAN
 
 PROBE = {"linear_probe": {"epochs": 2, "batch_size": 16}}
 LINES = {
@@ -238,3 +241,21 @@ def test_a_shift_tells_detection_and_accuracy_by_severity(root):
         assert row["probe"] == f"{100 * (1 - fpr95['msp', name]):.1f}"
         right = [each["prediction"] == truth[each["path"]] for each in scored if each["set"] == name]
         assert len(right) == len(truth) and row["accuracy"] == f"{100 * sum(right) / len(right):.1f}"
+
+
+@pytest.mark.parametrize(("lines", "axes"), [(3, 1), (20, 1), (20, 2)])
+def test_a_figure_names_every_line_even_of_many(lines, axes):
+    """Few lines have a mark each, and many a row each, so that no mark stands for two."""
+    study = SimpleNamespace(axes=["encoder"], title="", name="")
+    rows = [
+        {"line": f"line {line}", "encoder": f"encoder {place}", "ood": MEAN, "auroc": 0.5 + line / 100}
+        | {"auroc_std": None}
+        for line in range(lines)
+        for place in range(axes)
+    ]
+    figure = figures._results(SimpleNamespace(study=study), rows)
+    (plot,) = figure.axes
+    ticks = [label.get_text() for label in plot.get_yticklabels()]
+    named = [text.get_text() for legend in figure.legends for text in legend.get_texts()]
+    assert {f"line {line}" for line in range(lines)} <= {*ticks, *named}
+    assert len(named) == (lines if lines == 3 else 0 if axes == 1 else axes)
