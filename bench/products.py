@@ -49,7 +49,9 @@ def main(sizes: Sizes) -> None:
     features, labels = drawn(sizes.images, sizes.width), torch.randint(sizes.classes, (sizes.images,))
     embeddings = normalize(drawn(sizes.images, sizes.joint), dim=1)
     outputs = Outputs(features, embeddings, features @ weight.T, labels, torch.arange(sizes.images))
-    names = {"mcm": text, "neglabel": words, "csp": words, "eoe": outliers, "negprompt": outliers, "nci": weight}
+    with_words, with_outliers = torch.cat([text, words]), torch.cat([text, outliers.negatives])
+    names = {"mcm": text, "neglabel": with_words, "csp": with_words, "eoe": with_outliers, "negprompt": with_outliers}
+    names["nci"] = weight
     detectors, _ = build_detectors(list(names), reference, {*vars(outputs), *vars(reference)})
     for detector in detectors.values():
         detector.update(outputs)
@@ -58,8 +60,6 @@ def main(sizes: Sizes) -> None:
     works["logits of a head"] = lambda: head_logits(features, weight, bias)
     sides = {name: (embeddings, other) for name, other in names.items()}
     sides |= dict.fromkeys(("nci", "logits of a head"), (features, weight))
-    for name in ("eoe", "negprompt"):  # compare classes and outliers
-        sides[name] = (embeddings, torch.cat([text, outliers.negatives]))
     for name, work in works.items():
         rows, columns = sides[name]
         ratios = [seconds(work) / seconds(partial(torch.matmul, rows, columns.T)) for _ in range(1 + sizes.repeats)][1:]

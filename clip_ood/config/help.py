@@ -50,17 +50,21 @@ def meanings(section: type[BaseModel]) -> dict[str, str]:
     """Returns the text below each key of a section in its source. It is read for --help alone, as that takes longer than all else."""
     said: dict[str, str] = {}
     for cls in reversed(section.__mro__[: section.__mro__.index(BaseModel)]):
-        for key, text in pairwise(_classes(cls.__module__)[cls.__name__].body):
+        for key, text in pairwise(_keys(cls.__module__, cls.__name__)):
             match key, text:
                 case ast.AnnAssign(target=ast.Name(id=name)), ast.Expr(value=ast.Constant(value=str(found))):
                     said[name] = found
     return said
 
 
+def _keys(module: str, name: str) -> list[ast.stmt]:
+    """Returns what stands in a class at the top of a module, or nothing for one that stands elsewhere."""
+    return next((each.body for each in _parsed(module) if isinstance(each, ast.ClassDef) and each.name == name), [])
+
+
 @cache
-def _classes(module: str) -> dict[str, ast.ClassDef]:
-    body = ast.parse(inspect.getsource(sys.modules[module])).body
-    return {each.name: each for each in body if isinstance(each, ast.ClassDef)}
+def _parsed(module: str) -> list[ast.stmt]:
+    return ast.parse(inspect.getsource(sys.modules[module])).body
 
 
 def _short(default: typing.Any) -> str:

@@ -18,11 +18,8 @@ FORMAT = 3
 Dtype = Literal["float32", "float16", "bfloat16"]
 Predictor = Literal["head", "text", "knn"]
 Gathered = Literal["all", "sample"]
-READ = (
-    1,
-    2,
-    3,
-)  # 1 does not say what predicts classes: it is the head or, without one, the texts; 2 names no `doubles`
+# Format 1 does not say what predicts classes: it is the head or, without one, the texts. Format 2 names no `doubles`.
+READ = (1, 2, 3)
 
 
 class DetectorFolderError(UserError):
@@ -153,7 +150,7 @@ class Manifest(Formatted):
     accept: Annotated[float, Field(gt=0, lt=1)]
     calibration: Calibrated | None
     recalibrated: Recalibrated | None = None
-    doubles: Annotated[list[Text], Field(default_factory=list)]
+    doubles: list[Text] = Field(default_factory=list)
     files: dict[Inside, str]
 
     @model_validator(mode="after")

@@ -66,7 +66,10 @@ class Spectrum:
         return self.vectors / values.sqrt()
 
     def shrunk_from_isotropic(self) -> tuple[Tensor, Tensor]:
-        """Returns A (D, rank) and κ () with κ I − A Aᵀ the inverse of (1 − ε) Σ + ε (tr Σ / D) I, ε = 0.01; A is √κ wide at most."""
+        """Returns A (D, rank) and κ () with κ I − A Aᵀ the inverse of (1 − ε) Σ + ε (tr Σ / D) I, ε = 0.01.
+
+        Outside the `rank` directions, whose eigenvalues are due to rounding, Σ counts as 0.
+        """
         least = SHRINKAGE * self.values.mean()
         values = (1 - SHRINKAGE) * self.values[-self.rank :] + least
         return self.vectors[:, -self.rank :] * (1 / least - 1 / values).sqrt(), 1 / least
