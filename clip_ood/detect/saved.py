@@ -13,20 +13,18 @@ encoder/                  the image encoder's weights, if the user asked for the
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from collections.abc import Iterable, Sequence
+from contextlib import nullcontext
 from dataclasses import fields
 from functools import cache, cached_property
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from clip_ood.backbones.backbone import Backbone
 from clip_ood.backbones.downloads import offline
-from clip_ood.backbones.fingerprint import sha256
 from clip_ood.backbones.image_encoder import load_image_encoder
 from clip_ood.backbones.library import library
 from clip_ood.backbones.spec import EncoderSpec, ImageSpec
@@ -34,6 +32,7 @@ from clip_ood.calibration import Calibration, Choice
 from clip_ood.class_predictions import ClassPredictor
 from clip_ood.detect import vocabulary_file
 from clip_ood.detect.bank_images import FILE, BankImages
+from clip_ood.detect.checked_files import CheckedFiles
 from clip_ood.detect.manifest import ENCODER, MANIFEST, STATE, DetectorFolderError, find_folder, read_manifest
 from clip_ood.detect.saved_encoder import Encoder, find_encoder
 from clip_ood.detectors.bank import Bank
@@ -69,7 +68,7 @@ class SavedDetector:
         if not_utf8(str(self.folder)):
             raise DetectorFolderError(OTHER_BYTES.format(self.folder))
         self.manifest = read_manifest(self.folder / MANIFEST)
-        self._checked: set[str] = set()
+        self.files = CheckedFiles(self.folder, self.manifest["files"], self.manifest.get("doubles", ()))
         self._loaded_from: tuple[str | None, bool] = (None, False)  # as `backbone` was asked
         if not self.columns:
             why = "; ".join(f"{each['detector']}: {each['reason']}" for each in self.manifest["omitted"])
@@ -117,8 +116,8 @@ class SavedDetector:
     @cached_property
     def reference(self) -> Reference:
         """The classes, text embeddings, head or cache, and negative labels."""
-        own, names = self._tensors(STATE, "reference."), self.manifest["class_names"]
-        with self._fitting(STATE):
+        own, names = self.files.tensors(STATE, "reference."), self.manifest["class_names"]
+        with self.files.fitting(STATE):
             check_reference(own, None if names is None else len(names))
         values: dict[str, Any] = {name: value for name, value in own.items() if "." not in name}
         words = self.manifest.get("words", {})
@@ -135,11 +134,6 @@ class SavedDetector:
         scale, bias = self.manifest["logit_scale"], self.manifest.get("logit_bias")
         return Reference(logit_scale=scale, logit_bias=bias, **values)
 
-    @cached_property
-    def _doubles(self) -> frozenset[str]:
-        """The names of float64 tensors that are stored in float32, which holds them as they are."""
-        return frozenset(self.manifest.get("doubles", ()))
-
     @property
     def class_predictor(self) -> ClassPredictor | None:
         """What predicts classes; None stands for the head or, without one, the text embeddings."""
@@ -148,8 +142,8 @@ class SavedDetector:
 
     def bank_labels(self) -> Tensor:
         """The classes of the bank's images by their index, if k-NN predicts classes."""
-        found = self._tensors(STATE, "bank_labels").get("")
-        with self._fitting(STATE):
+        found = self.files.tensors(STATE, "bank_labels").get("")
+        with self.files.fitting(STATE):
             if found is None:
                 raise Unfit("it has no bank_labels, by which k-NN predicts")
             check_finite({"bank_labels": found})
@@ -162,7 +156,7 @@ class SavedDetector:
 
     def state(self) -> dict[str, Tensor]:
         """Returns all tensors but the bank, as they are stored: what detectors have learnt, the reference, and calibration scores."""
-        return self._stored(STATE, "")
+        return self.files.stored(STATE, "")
 
     def check_column(self, column: str) -> None:
         """Raises ValueError for a detector that is not there, with the reason if the run left it out."""
@@ -235,7 +229,7 @@ class SavedDetector:
         bank = cache(self.bank)
         for column, detector in built.items():
             longer = tuple(f"detectors.{each}." for each in entries if each.startswith(f"{column}."))
-            state = self._tensors(STATE, f"detectors.{column}.", but=longer)
+            state = self.files.tensors(STATE, f"detectors.{column}.", but=longer)
             detector.restore(state)
             detector.notes = list(entries[column]["notes"])
             for name, statistic in statistics_of(detector).items():
@@ -246,14 +240,14 @@ class SavedDetector:
     def calibration(self, column: str) -> Calibration:
         """Returns a detector's scores of the ID val images. Raises ValueError if the run had none."""
         self.check_column(column)
-        scores = self._tensors(STATE, "calibration.").get(column)
+        scores = self.files.tensors(STATE, "calibration.").get(column)
         if scores is None:
             raise UserError(
                 f"{self.folder} has no threshold: its run had no ID val images to calibrate on. Hold some out "
                 "(data.splits.val above 0, or data.id.val), and run it again"
             )
-        classes = self._tensors(STATE, "calibration_class.").get(column)
-        with self._fitting(STATE):
+        classes = self.files.tensors(STATE, "calibration_class.").get(column)
+        with self.files.fitting(STATE):
             check_finite({column: scores})
             check_shapes({column: scores}, {column: "n"}, sizes := {})
             if classes is not None:
@@ -291,16 +285,14 @@ class SavedDetector:
 
     def check_files(self, prefix: str = "") -> None:
         """Raises DetectorFolderError if a file whose name begins with `prefix` is missing or is not what was saved."""
-        for name in self.manifest["files"]:
-            if name.startswith(prefix):
-                self._check(name)
+        self.files.check_all(prefix)
 
     def bank_images(self) -> BankImages | None:
         """Loads the names and contents of the ID training images; None if the folder has none, as those of earlier versions."""
         if FILE not in self.manifest["files"]:
             return None
-        self._check(FILE)
-        with self._fitting(FILE):
+        self.files.check(FILE)
+        with self.files.fitting(FILE):
             return BankImages.read(self.folder / FILE)
 
     @cached_property
@@ -312,8 +304,8 @@ class SavedDetector:
                 f"{self.folder} holds no words by which images could be named: run the experiment again with data.vocabulary (imagenet, "
                 "wordnet or a file of words) and an encoder that reads text"
             )
-        self._check(name)
-        with self._fitting(name):
+        self.files.check(name)
+        with self.files.fitting(name):
             return vocabulary_file.read_vocabulary(self.folder / name)
 
     def check_words(self, count: int) -> None:
@@ -325,7 +317,7 @@ class SavedDetector:
 
     def check_named(self, images: BankImages, bank: Bank) -> None:
         """Raises DetectorFolderError unless `images` name every row of the bank."""
-        with self._fitting(FILE):
+        with self.files.fitting(FILE):
             if not torch.isin(torch.cat(bank.indices).cpu(), torch.tensor(images.rows)).all():
                 raise Unfit("it does not name all images of the bank")
 
@@ -334,47 +326,9 @@ class SavedDetector:
         parts, sizes = [], {}
         own = re.compile(rf"{re.escape(bank_name(layer))}-\d+\.safetensors")
         for name in sorted(filter(own.fullmatch, self.manifest["files"])):
-            parts.append(self._tensors(name, ""))
-            with self._fitting(name):
+            parts.append(self.files.tensors(name, ""))
+            with self.files.fitting(name):
                 check_bank(parts[-1], sizes)
         bank = Bank.restored(parts)
         bank.layer = layer
         return bank
-
-    @contextmanager
-    def _fitting(self, name: str) -> Iterator[None]:
-        """Wraps the check of a file's tensors. Raises: DetectorFolderError for tensors that do not fit."""
-        try:
-            yield
-        except Unfit as error:
-            raise DetectorFolderError(
-                f"{self.folder / name} is none that a run writes: {error}. Do not use it"
-            ) from error
-
-    def _tensors(self, name: str, prefix: str, but: tuple[str, ...] = ()) -> dict[str, Tensor]:
-        """Returns tensors as `_stored` does, in the dtype in which they are computed with."""
-        found = self._stored(name, prefix, but)
-        doubles = self._doubles if name == STATE else ()
-        return {key: value.double() if prefix + key in doubles else value for key, value in found.items()}
-
-    def _stored(self, name: str, prefix: str, but: tuple[str, ...] = ()) -> dict[str, Tensor]:
-        """Maps the tensors of a file whose names begin with `prefix` and with none of `but`, by the rest of their names."""
-        self._check(name)
-        try:
-            with safe_open(self.folder / name, "pt") as file:
-                names = [key for key in file.keys() if key.startswith(prefix) and not key.startswith(but)]  # noqa: SIM118
-                return {key.removeprefix(prefix): file.get_tensor(key) for key in names}
-        except SafetensorError as error:
-            raise DetectorFolderError(f"{self.folder / name} is damaged ({error}); copy the folder again") from error
-
-    def _check(self, name: str) -> None:
-        if name in self._checked:
-            return
-        path = self.folder / name
-        if not path.is_file():
-            raise DetectorFolderError(f"{self.folder} is not whole: {name} is missing; copy the folder again")
-        if sha256(path) != self.manifest["files"].get(name):
-            raise DetectorFolderError(
-                f"{path} is not the file that was saved: it is truncated or was changed; copy the folder again"
-            )
-        self._checked.add(name)
