@@ -17,7 +17,7 @@ from clip_ood.detectors.exchange import Exchange
 from clip_ood.detectors.knn import KNN
 from clip_ood.detectors.mahalanobis import RMD
 from clip_ood.detectors.max_logit import MaxLogit
-from clip_ood.detectors.mcm import MCM
+from clip_ood.detectors.mcm import MCM, largest_softmax
 from clip_ood.detectors.msp import MSP
 from clip_ood.detectors.statistic import share
 from clip_ood.outputs import Outputs, Reference
@@ -48,6 +48,48 @@ def test_mcm_equals_its_definition(tau):
         terms = [math.exp(float(h @ t) / tau) for t in TEXT.double()]
         expected.append(max(terms) / sum(terms))
     close(MCM(REFERENCE, tau=tau).score(TEST), expected)
+
+
+@pytest.mark.parametrize("tau", [3.0, 1.0, 0.1, 0.01])
+@pytest.mark.parametrize("classes", [1, 2, 1000])
+def test_the_largest_softmax_of_float32_cosines_is_near_that_of_float64(tau, classes):
+    generator = torch.Generator().manual_seed(0)
+    text, image = (torch.randn(n, 64, generator=generator) for n in (classes, 500))
+    text[1:2] = text[:1]  # a tie
+    cosines = torch.nn.functional.normalize(image, dim=1) @ torch.nn.functional.normalize(text, dim=1).T
+    exact = torch.nn.functional.normalize(image.double(), dim=1) @ torch.nn.functional.normalize(text.double(), dim=1).T
+    exact = (exact / tau).softmax(dim=1).amax(dim=1)
+    errors = (largest_softmax(cosines, tau) / exact - 1).abs()
+    assert float(errors.max()) < 1e-6 * max(1, 1 / tau)
+
+
+def test_the_largest_softmax_has_the_gradient_of_a_softmax():
+    cosines = torch.randn(5, 7, dtype=torch.double, generator=torch.Generator().manual_seed(0), requires_grad=True)
+    (ours,) = torch.autograd.grad(largest_softmax(cosines, 0.3).sum(), cosines)
+    (theirs,) = torch.autograd.grad((cosines / 0.3).softmax(dim=1).amax(dim=1).sum(), cosines)
+    torch.testing.assert_close(ours, theirs)
+
+
+@pytest.mark.parametrize("values", [[math.nan], [math.inf], [math.inf, -math.inf], [3e38, 3e38, -math.inf]])
+def test_values_that_are_not_finite_are_refused_wherever_they_stand(values):
+    logits = torch.zeros(9, 4)
+    logits[-1, : len(values)] = torch.tensor(values)
+    with pytest.raises(ValueError, match="msp: logits has values that are not finite"):
+        MSP().score(Outputs(logits=logits))
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.float32])
+def test_values_whose_sum_is_not_finite_are_scored(dtype):
+    largest = torch.full((2, 2), torch.finfo(dtype).max, dtype=dtype)
+    assert MSP().score(Outputs(logits=largest)).tolist() == [0.5, 0.5]
+
+
+@pytest.mark.parametrize("name", DETECTORS)
+def test_scores_do_not_depend_on_how_many_images_are_taken_at_once(name, monkeypatch):
+    detector = fitted(make(name))
+    expected = detector.score(TEST)
+    monkeypatch.setattr(type(detector), "at_once", lambda self, rows: 2)
+    torch.testing.assert_close(detector.score(TEST), expected)
 
 
 def test_mcm_keeps_apart_scores_in_a_narrow_range():

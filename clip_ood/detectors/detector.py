@@ -134,8 +134,12 @@ class Detector(nn.Module):
         parts = []
         for rows in chunks(outputs, at_least=1):
             with exact(rows):
-                parts.append(self._local_scores(rows.at(self.layer)).float())
+                parts += [self._local_scores(part).float() for part in self._pieces(rows.at(self.layer))]
         return torch.cat(parts)
+
+    def at_once(self, rows: Outputs) -> int:
+        """Returns how many of these images `_score` takes at once: few, if it makes so much of each that no cache holds it for many."""
+        return ROWS
 
     def state(self) -> dict[str, Tensor]:
         """Returns the tensors that `fit` made, by name; with parameters, reference and bank, they are all that scoring needs.
@@ -163,8 +167,9 @@ class Detector(nn.Module):
     def traceable(self) -> Callable[[Outputs], Tensor]:
         """Returns the score as a function of tensor operations alone: Outputs of N images -> (N,), as `_score` returns it.
 
-        An exported graph is traced from it. Whatever the function needs is made here, not while it is traced. A detector whose
-        `_score` loops over images, reads tensors into Python numbers or changes itself must return another function. Raises
+        An exported graph is traced from it, and takes all images at once. Whatever the function needs is made here, not while it is
+        traced. A detector whose `_score` loops over images, reads tensors into Python numbers or changes itself must return another
+        function. Raises
         ValueError before `fit`, and if the detector has no such function.
         """
         self.check_fitted()
@@ -182,8 +187,15 @@ class Detector(nn.Module):
         raise NotImplementedError(f"{type(self).__name__} is local and has no _local_scores(self, rows) -> (n, P)")
 
     def _scores(self, rows: Outputs) -> Tensor:
-        """Returns what `_score` returns. Raises WrongScores for any shape but (n,)."""
-        scores = self._score(rows)
+        """Returns what `_score` returns, of as many rows at once as it takes. Raises WrongScores for any shape but (n,)."""
+        return torch.cat([self._checked(self._score(part), part) for part in self._pieces(rows)])
+
+    def _pieces(self, rows: Outputs) -> Iterable[Outputs]:
+        """Splits rows into as many as are taken at once; rows that are few enough stay the same object, by which banks know them."""
+        size = max(1, self.at_once(rows))
+        return [rows] if len(rows) <= size else chunks(rows, size=size)
+
+    def _checked(self, scores: Any, rows: Outputs) -> Tensor:
         if isinstance(scores, Tensor) and scores.shape == (len(rows),):
             return scores
         count = "1 image" if len(rows) == 1 else f"{len(rows)} images"
@@ -210,7 +222,7 @@ class Detector(nn.Module):
             for name, value in values.items():
                 if len(value) != len(outputs):
                     raise self._error(f"{name} has {len(value)} rows, expected {len(outputs)}")
-                if not all(chunk.isfinite().all() for chunk in value.split(ROWS)):
+                if not all(map(_finite, value.split(ROWS))):
                     raise self._error(f"{name} has values that are not finite")
             names = self.reference.class_names
             if field == "labels" and names is not None and (outputs.labels >= len(names)).any():
@@ -265,10 +277,16 @@ def score_together(
     return [torch.cat(values).to(device) for values in zip(*parts, strict=True)]
 
 
-def chunks(outputs: Outputs, at_least: int = 0) -> Iterator[Outputs]:
-    """Splits outputs into pieces of at most `ROWS` images; if `at_least` is 1, it yields an empty piece of no images."""
-    for start in range(0, max(len(outputs), at_least), ROWS):
-        yield outputs.map(lambda value, start=start: value[start : start + ROWS])
+def chunks(outputs: Outputs, at_least: int = 0, size: int | None = None) -> Iterator[Outputs]:
+    """Splits outputs into pieces of at most `size` images, `ROWS` if it is not given; if `at_least` is 1, it yields an empty piece of no images."""
+    size = ROWS if size is None else size
+    for start in range(0, max(len(outputs), at_least), size):
+        yield outputs.map(lambda value, start=start: value[start : start + size])
+
+
+def _finite(values: Tensor) -> bool:
+    """Says whether all values are finite. Their sum tells it at a glance: only where that is not finite must each be looked at."""
+    return bool(values.sum().isfinite()) or bool(values.isfinite().all())
 
 
 def _told(value: Any) -> str:

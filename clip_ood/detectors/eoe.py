@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from math import isfinite
 from typing import ClassVar
 
@@ -11,7 +10,7 @@ from torch import Tensor
 from torch.nn.functional import normalize
 
 from clip_ood.detectors.detector import Detector
-from clip_ood.detectors.negative_labels import CELLS
+from clip_ood.detectors.mcm import CELLS, largest_softmax
 from clip_ood.outputs import NegativeLabels, Outputs, Reference
 
 
@@ -20,8 +19,8 @@ class EOE(Detector):
 
     h: embeddings (N, E); t: the ID classes (C, E) and the outlier classes (M, E) of the reference, both as "a photo of a …"; β: `beta`,
     at least 0; τ: `tau` > 0. The authors let a language model name the outlier classes; here they are the words of
-    data.negative_words, for which data.negative_choice is meant to be `given`. At τ = 1 scores differ little, so the softmax is taken
-    in float64. Raises ValueError for another beta or tau and for a reference without outlier classes.
+    data.negative_words, for which data.negative_choice is meant to be `given`. p is computed in float32, as MCM's is. Raises
+    ValueError for another beta or tau and for a reference without outlier classes.
     Cao et al., 2024 (arXiv 2406.00806); β = 0.25 and τ = 1 are those of their code (Aboriginer/EOE).
 
     >>> from clip_ood.outputs import NegativeLabels
@@ -42,23 +41,24 @@ class EOE(Detector):
         self.beta, self.tau = beta, tau
         both = self.outliers.classes, self.outliers.negatives
         self.num_classes = len(both[0])
-        self.register_buffer("labels", normalize(torch.cat(both).double(), dim=1), persistent=False)  # (C + M, E)
+        labels = normalize(torch.cat(both).double(), dim=1).float()  # (C + M, E)
+        self.register_buffer("labels", labels, persistent=False)
 
     @property
     def outliers(self) -> NegativeLabels:
         """The embeddings of the ID classes and of the outlier classes."""
         return self.reference.eoe
 
-    def traceable(self) -> Callable[[Outputs], Tensor]:
-        return lambda rows: self._block(normalize(rows.embeddings.double(), dim=1))
+    def at_once(self, rows: Outputs) -> int:
+        return CELLS // len(self.labels)
 
     def _score(self, rows: Outputs) -> Tensor:
-        embeddings = normalize(rows.embeddings.double(), dim=1)
-        self.labels = self.labels.to(embeddings.device)
-        return torch.cat([self._block(block) for block in embeddings.split(max(1, CELLS // len(self.labels)))])
-
-    def _block(self, embeddings: Tensor) -> Tensor:
-        logits = embeddings @ self.labels.T / self.tau  # (n, E) @ (E, C + M)
-        total = logits.logsumexp(dim=1)
-        largest = [part.amax(dim=1) for part in (logits[:, : self.num_classes], logits[:, self.num_classes :])]
-        return (largest[0] - total).exp() - self.beta * (largest[1] - total).exp()
+        embeddings = normalize(rows.embeddings.float(), dim=1)
+        cosines = embeddings @ self.labels.to(embeddings.device).T  # (n, E) @ (E, C + M) -> (n, C + M)
+        parts = cosines[:, : self.num_classes], cosines[:, self.num_classes :]
+        of_class, of_outlier = (part.amax(dim=1).double() for part in parts)
+        share = largest_softmax(cosines, self.tau)  # of the nearest of all, an ID class or not
+        nearest = torch.maximum(of_class, of_outlier)
+        return share * sum(
+            sign * ((part - nearest) / self.tau).exp() for part, sign in ((of_class, 1), (of_outlier, -self.beta))
+        )

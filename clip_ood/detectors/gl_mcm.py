@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import ClassVar
 
 from torch import Tensor
 from torch.nn.functional import normalize
 
-from clip_ood.detectors.mcm import MCM
-from clip_ood.detectors.patches import in_pieces
+from clip_ood.detectors.mcm import MCM, largest_softmax
+from clip_ood.detectors.patches import images_at_once
 from clip_ood.outputs import Outputs, Reference
 
 
@@ -35,19 +34,13 @@ class GLMCM(MCM):
             raise self._error(f"tokens = {tokens}, expected value or output")
         self.weight, self.tokens = weight, tokens
 
-    def traceable(self) -> Callable[[Outputs], Tensor]:
-        of_image = super()._score
-        return lambda rows: (
-            of_image(rows) + self.weight * self._largest(rows.tokens[self.tokens]).amax(dim=1)
-        )  # in one piece
+    def at_once(self, rows: Outputs) -> int:
+        return images_at_once(rows.tokens[self.tokens], len(self.text))
 
     def _score(self, rows: Outputs) -> Tensor:
         return super()._score(rows) + self.weight * self._local_scores(rows).amax(dim=1)
 
     def _local_scores(self, rows: Outputs) -> Tensor:
-        return in_pieces(rows.tokens[self.tokens], len(self.text), self._largest)
-
-    def _largest(self, tokens: Tensor) -> Tensor:
-        """Returns the largest softmax (n, P) of each patch of tokens (n, P, E)."""
+        tokens = rows.tokens[self.tokens]
         cosines = normalize(tokens.float(), dim=2) @ self.text.to(tokens.device).T  # (n, P, E) @ (E, C) -> (n, P, C)
-        return (cosines.double() / self.tau).softmax(dim=2).amax(dim=2)
+        return largest_softmax(cosines, self.tau)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from math import ceil
 from typing import ClassVar
 
@@ -12,7 +11,7 @@ from torch.nn.functional import normalize
 
 from clip_ood.detectors.detector import Detector
 from clip_ood.detectors.draws import drawn
-from clip_ood.detectors.patches import PatchBank, in_pieces, k_centres
+from clip_ood.detectors.patches import PatchBank, images_at_once, k_centres
 from clip_ood.outputs import Outputs, Reference
 
 
@@ -65,9 +64,8 @@ class LocalKNN(Detector):
     def patched(cls, rows: Tensor, images: int = 1000, seed: int = 0, **parameters: object) -> Tensor:
         return drawn(rows, images, seed)
 
-    def traceable(self) -> Callable[[Outputs], Tensor]:
-        self.check_fitted()
-        return lambda rows: self._of_image(self._cosines(rows.tokens[self.tokens]))  # in one piece
+    def at_once(self, rows: Outputs) -> int:
+        return images_at_once(rows.tokens[self.tokens], len(self.patches))
 
     def _fit(self) -> None:
         rows, owners, images = self.bank.draw(self.most)
@@ -83,7 +81,7 @@ class LocalKNN(Detector):
     def _local_scores(self, rows: Outputs) -> Tensor:
         tokens = rows.tokens[self.tokens]
         if rows.copy_of is None or not torch.isin(rows.copy_of, self.owners.to(rows.copy_of.device)).any():
-            return in_pieces(tokens, len(self.patches), self._cosines)
+            return self._cosines(tokens)
         each = zip(tokens.split(1), rows.copy_of.tolist(), strict=True)
         return torch.cat([self._cosines(token, but=self.owners == copy) for token, copy in each])
 

@@ -10,13 +10,21 @@ from torch.nn.functional import normalize
 from clip_ood.detectors.detector import Detector
 from clip_ood.outputs import Outputs, Reference
 
+CELLS = 2**19  # cosines computed at once, whose exponentials a cache holds
+
+
+def largest_softmax(cosines: Tensor, tau: float) -> Tensor:
+    """Returns max_c softmax(cosines / τ), (…,) float64, of float32 cosines (…, C): 1 / Σ_c e^{(cos_c − max) / τ}."""
+    largest = cosines.amax(dim=-1, keepdim=True)
+    return 1 / (cosines - largest).div_(tau).exp_().sum(dim=-1).double()
+
 
 class MCM(Detector):
     """Maximum concept matching: max_c softmax(cos(h, t_c) / τ), without the model's logit scale.
 
-    h: embeddings (N, E); t: text embeddings (C, E) of the reference; τ: `tau` > 0. At τ = 1 all scores lie just above
-    1 / C, so the softmax is taken in float64. Raises ValueError for another tau or without text embeddings.
-    Ming et al., 2022 (arXiv 2211.13445).
+    h: embeddings (N, E); t: text embeddings (C, E) of the reference; τ: `tau` > 0. Computed in float32; the relative
+    error is below 1e-6 at τ = 1, where all scores lie just above 1 / C, and below 1e-6 / τ for a smaller one. Raises ValueError for
+    another tau or without text embeddings. Ming et al., 2022 (arXiv 2211.13445).
     """
 
     name: ClassVar[str] = "mcm"
@@ -30,7 +38,10 @@ class MCM(Detector):
         self.tau = tau
         self.register_buffer("text", normalize(self.reference.text_embeddings.float(), dim=1), persistent=False)
 
+    def at_once(self, rows: Outputs) -> int:
+        return CELLS // len(self.text)
+
     def _score(self, rows: Outputs) -> Tensor:
         embeddings = normalize(rows.embeddings.float(), dim=1)
         cosines = embeddings @ self.text.to(embeddings.device).T  # (n, E) @ (E, C) -> (n, C)
-        return (cosines.double() / self.tau).softmax(dim=1).amax(dim=1)
+        return largest_softmax(cosines, self.tau)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from math import isfinite
 from typing import ClassVar
 
@@ -49,19 +48,13 @@ class NCI(Detector):
             raise self._error("no ID training image was taken in; expected at least one")
         self.mean = self.overall.means()[0]
 
-    def traceable(self) -> Callable[[Outputs], Tensor]:
-        self.check_fitted()
-        weights = self.reference.weight.to(self.mean)
-        return lambda rows: self._block(rows.features, rows.logits, weights)
+    def at_once(self, rows: Outputs) -> int:
+        return BLOCK
 
     def _score(self, rows: Outputs) -> Tensor:
-        weights = self.reference.weight.to(self.mean)
-        given = (value.to(self.mean.device).split(BLOCK) for value in (rows.features, rows.logits))
-        return torch.cat([self._block(*block, weights) for block in zip(*given, strict=True)])
-
-    def _block(self, features: Tensor, logits: Tensor, weights: Tensor) -> Tensor:
-        f = features.to(self.mean)
+        f = rows.features.to(self.mean)
         centred = f - self.mean
         lengths = centred.norm(dim=1).clamp_min(SMALLEST * self.mean.norm() + 1e-12)
-        along = (weights[logits.argmax(dim=1)] * centred).sum(dim=1)  # ⟨w_y, f − μ⟩, (n,)
+        weights = self.reference.weight.to(self.mean.device)[rows.logits.argmax(dim=1).to(self.mean.device)]
+        along = (weights * centred).sum(dim=1)  # ⟨w_y, f − μ⟩, (n,)
         return along / lengths + self.alpha * torch.linalg.vector_norm(f, 1, dim=1)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import ClassVar
 
 import torch
@@ -60,15 +59,12 @@ class NegLabel(Detector):
         both = torch.cat([labels.classes.cpu(), labels.negatives.cpu()[order]])
         self.register_buffer("labels", normalize(both.double(), dim=1).float(), persistent=False)  # (C + G · size, E)
 
-    def traceable(self) -> Callable[[Outputs], Tensor]:
-        return lambda rows: self._block(normalize(rows.embeddings.float(), dim=1))
+    def at_once(self, rows: Outputs) -> int:
+        return 2 * CELLS // len(self.labels)
 
     def _score(self, rows: Outputs) -> Tensor:
         embeddings = normalize(rows.embeddings.float(), dim=1)
-        self.labels = self.labels.to(embeddings.device)
-        return torch.cat([self._block(block) for block in embeddings.split(max(1, 2 * CELLS // len(self.labels)))])
-
-    def _block(self, embeddings: Tensor) -> Tensor:
+        self.labels = self.labels.to(embeddings.device)  # moved once: they are many
         logits = self.reference.logit_scale * (embeddings @ self.labels.T)  # (n, E) @ (E, C + G · size)
         return grouped(logits, self.num_classes, self.groups)
 

@@ -67,13 +67,12 @@ class NegRefine(Detector):
     def traceable(self) -> Callable[[Outputs], Tensor]:
         raise self._error("it reads new texts while it scores, which no graph holds")
 
+    def at_once(self, rows: Outputs) -> int:
+        return min(IMAGES, CELLS // len(self.labels))
+
     def _score(self, rows: Outputs) -> Tensor:
         embeddings = normalize(rows.embeddings.double(), dim=1)
         self.labels, self.compared = (each.to(embeddings.device) for each in (self.labels, self.compared))
-        size = max(1, min(IMAGES, CELLS // len(self.labels)))
-        return torch.cat([self._block(block) for block in embeddings.split(size)])
-
-    def _block(self, embeddings: Tensor) -> Tensor:
         logits = self.reference.logit_scale * (embeddings @ self.labels.T)  # (n, E) @ (E, C + M)
         score = grouped(logits[:, self.compared], self.num_classes, self.groups)
         classes, words = (

@@ -1,8 +1,8 @@
-"""Patch tokens of images: functions of them in pieces that fit into memory, and a bank of patches of a few ID training images."""
+"""Patch tokens of images: how many fit into memory at once, and a bank of patches of a few ID training images."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable
+from collections.abc import Hashable
 
 import torch
 from torch import Tensor
@@ -17,10 +17,9 @@ from clip_ood.outputs import Outputs
 CELLS = 2**22  # cosines of patches that are held at once: 32 MiB in float64
 
 
-def in_pieces(tokens: Tensor, columns: int, function: Callable[[Tensor], Tensor]) -> Tensor:
-    """Returns function(tokens (n, P, E)) -> (n, P), computed on a few images at a time, for each of whose patches it makes `columns` cells."""
-    size = max(1, CELLS // max(1, tokens.shape[1] * columns))
-    return torch.cat([function(part) for part in tokens.split(size)])
+def images_at_once(tokens: Tensor, columns: int) -> int:
+    """Returns how many images with tokens (n, P, E) are worked on at once, if each patch is compared with `columns` others."""
+    return CELLS // max(1, tokens.shape[1] * columns)
 
 
 class PatchBank(Statistic):
