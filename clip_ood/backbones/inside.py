@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from typing import Any
 
 from torch import Tensor, nn
 from torch.nn.functional import linear
@@ -30,13 +31,16 @@ def run_inside(tower: nn.Module, images: Tensor, wanted: Inside) -> tuple[Tensor
     Raises: UserError for what this tower does not have.
     """
     places = _layers(tower, wanted)
-    watched = {name: places[int(name) - 1] for name in wanted.layers}
-    last = places[-1] if wanted.tokens else None
-    with watching(watched | ({} if last is None else {"": last})) as seen:
+    watched: dict[str, tuple[nn.Module, Callable]] = {
+        name: (places[int(name) - 1], lambda _, made: _pooled(tower, made)) for name in wanted.layers
+    }
+    last = places[-1]
+    if wanted.tokens:
+        watched[""] = last, lambda given, made: (given, made)
+    with watching(watched) as seen:
         final, features = _forward(tower, images)
-    layers = {name: _pooled(tower, seen[name][1]) for name in wanted.layers}
     tokens = {kind: _tokens(tower, kind, last, *seen[""], final) for kind in wanted.tokens}
-    return features, layers, tokens
+    return features, {name: seen[name] for name in wanted.layers}, tokens
 
 
 def check_inside(tower: nn.Module, wanted: Inside, name: str) -> None:
@@ -52,14 +56,20 @@ def check_inside(tower: nn.Module, wanted: Inside, name: str) -> None:
 
 
 @contextmanager
-def watching(modules: Mapping[str, nn.Module]) -> Iterator[dict[str, tuple[Tensor, Tensor]]]:
-    """Yields the first input and the output of each module, by its name, which are there once it has run."""
-    seen: dict[str, tuple[Tensor, Tensor]] = {}
+def watching(modules: Mapping[str, tuple[nn.Module, Callable[[Tensor, Tensor], Any]]]) -> Iterator[dict[str, Any]]:
+    """Yields a function of the first input and the output of each module, by its name, which is there once the module has run.
 
-    def note(name: str) -> Callable:
-        return lambda _, given, made: seen.__setitem__(name, (given[0], made[0] if isinstance(made, tuple) else made))
+    Nothing else of a module is kept: the whole output of a layer would hold memory that the next layer would have used again.
+    """
+    seen: dict[str, Any] = {}
 
-    handles = [module.register_forward_hook(note(name)) for name, module in modules.items()]
+    def note(name: str, function: Callable[[Tensor, Tensor], Any]) -> Callable:
+        def hook(module: nn.Module, given: tuple, made: Tensor | tuple) -> None:
+            seen[name] = function(given[0], made[0] if isinstance(made, tuple) else made)
+
+        return hook
+
+    handles = [module.register_forward_hook(note(name, function)) for name, (module, function) in modules.items()]
     try:
         yield seen
     finally:
