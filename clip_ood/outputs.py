@@ -148,8 +148,9 @@ class Reference:
     s and b in s ⟨h, t⟩ + b; weight (C, D) and bias (C,) of the head,
     with the standardisation folded in, so that z = W g + b; neglabel, csp, eoe and negprompt, the negative labels or learnt
     negative prompts that these detectors use; cache, that of a head that is none of weights, but of training images beside the texts;
-    class_images (C, E), the mean embeddings of each class's training images, zero for a class without any. text_tower makes the text
-    side of the encoder when it is first called, and always returns the same; it is never saved.
+    class_images (C, E), the mean embeddings of each class's training images, zero for a class without any;
+    projection (D + 1, E), the encoder's A in h = (g, 1) A / ‖(g, 1) A‖. text_tower makes the text side of the encoder when it is first called, and
+    always returns the same; it is never saved.
     """
 
     class_names: tuple[str, ...] | None = None
@@ -164,6 +165,7 @@ class Reference:
     negprompt: NegativeLabels | None = None
     cache: Cache | None = None
     class_images: Tensor | None = None
+    projection: Tensor | None = None
     text_tower: Callable[[], TextTower] | None = None
 
     @property

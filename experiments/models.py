@@ -22,7 +22,7 @@ from clip_ood.data.benchmark import Benchmark
 from clip_ood.datamodules.evaluation_data import EvaluationData
 from clip_ood.datamodules.feature_data import FeatureData
 from clip_ood.detectors.build import check_any_runs, inside, patched, required
-from clip_ood.detectors.trial import try_own
+from clip_ood.detectors.trial import try_own, try_parameters
 from clip_ood.errors import ConfigError, UserError
 from clip_ood.experiments import prompts
 from clip_ood.experiments.earlier_run import check_fits, finished_run
@@ -48,6 +48,7 @@ SAME = 1e-6  # 1 - the cosine of two prototypes of one text, which rounding in o
 def check_method(config: Config, benchmark: Benchmark) -> None:
     """Raises UserError, before images are read, for a method that the ID set or encoder cannot serve, or an unknown detector."""
     required(config.detectors)
+    try_parameters(config.detectors)
     try_own(config.detectors, _count(benchmark))
     check_any_runs(config.detectors, _lacking(config, benchmark))
     _check_enough(config, benchmark)
@@ -87,7 +88,11 @@ def _lacking(config: Config, benchmark: Benchmark) -> set[str]:
         fields |= {"negprompt"}
     if benchmark.class_names is None:
         fields |= {"class_names", "text_embeddings"} | (set() if benchmark.labelled else {"labels"})
-    return fields if config.backbone.reads_text else fields | {"text_embeddings", "logit_scale", "text_tower"}
+    return (
+        fields
+        if config.backbone.reads_text
+        else fields | {"text_embeddings", "logit_scale", "text_tower", "projection"}
+    )
 
 
 def _check_enough(config: Config, benchmark: Benchmark) -> None:
@@ -148,6 +153,8 @@ def build(
     module, data = BUILDERS[type(config.method.settings)](config, benchmark, features, classes)
     if text is not None:
         module.text_tower = text_tower(config)
+    if text is not None and "projection" in required(config.detectors) and not config.method.settings.tunes_encoder:
+        module.projection = create_backbone(config.backbone).affine_projection()
     if "class_images" in stream_fields(config):
         module.class_images = class_images(benchmark, features)
     return module, data

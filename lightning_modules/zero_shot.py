@@ -20,11 +20,12 @@ class ZeroShot(LightningModule):
     Classes, if any, are the text embeddings (C, E) of their names; negatives are the negative labels by detector.
     `load_from_checkpoint` makes a module again, except for what checkpoints do not keep and must be given again: `negatives`, and
     the `backbone` of fine-tuning. `text_tower` makes the encoder of texts, and `class_images` (C, E) are the mean embeddings of training
-    images; either may be set later, for what asks for it.
+    images, and `projection` is that of the encoder into the joint space; each may be set later, for what asks for it.
     """
 
     text_tower: Callable[[], Backbone] | None = None
     class_images: Tensor | None = None
+    projection: Tensor | None = None
 
     def __init__(
         self,
@@ -61,6 +62,7 @@ class ZeroShot(LightningModule):
             self.logit_scale,
             logit_bias=self.logit_bias,
             class_images=self.class_images,
+            projection=self.projection,
             text_tower=self.text_tower,
             **self.negatives,
         )

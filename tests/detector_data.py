@@ -28,6 +28,8 @@ ALL = {
     "negprompt",
     "class_names",
     "text_tower",
+    "layers",
+    "projection",
 }
 
 
@@ -40,7 +42,8 @@ def sample(rows: int, seed: int, width: int = WIDTH) -> Outputs:
     logits = 4 * torch.randn(rows, CLASSES, generator=generator) + features[:, :CLASSES]
     tokens = torch.nn.functional.normalize(torch.randn(rows, 6, JOINT, generator=generator), dim=2)
     patches = {"value": tokens, "output": tokens.flip(1)}
-    return Outputs(features, embeddings, logits, labels, torch.arange(rows) + 1000, tokens=patches)
+    layers = {"1": torch.randn(rows, 7, generator=generator), "2": torch.randn(rows, width, generator=generator)}
+    return Outputs(features, embeddings, logits, labels, torch.arange(rows) + 1000, layers, patches)
 
 
 def part(outputs: Outputs, rows: slice | Tensor) -> Outputs:
@@ -76,9 +79,17 @@ class Tower:
 
 
 TOWER = Tower()
+PROJECTION = torch.randn(WIDTH + 1, JOINT, generator=torch.Generator().manual_seed(8))
 REFERENCE = Reference(
-    *(NAMES, TEXT, 10.0, WEIGHT, BIAS, NEGATIVES, NEGATIVES, -3.0, NEGATIVES, NEGATIVES), text_tower=lambda: TOWER
+    *(NAMES, TEXT, 10.0, WEIGHT, BIAS, NEGATIVES, NEGATIVES, -3.0, NEGATIVES, NEGATIVES),
+    text_tower=lambda: TOWER,
+    projection=PROJECTION,
 )
+
+
+def asked(name: str) -> str | dict[str, str]:
+    """How a config asks for a detector, with layers if it must name some."""
+    return {"name": name, "layer": "1+2", "as": name} if name == "layered_mcm" else name
 
 
 def fitted(detector: Detector, *batches: Outputs) -> Detector:

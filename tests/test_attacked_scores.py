@@ -17,8 +17,12 @@ from clip_ood.detectors.knn import KNN
 from clip_ood.outputs import Outputs
 
 PROJECTION = torch.randn(WIDTH, JOINT, generator=torch.Generator().manual_seed(8))
-WITHOUT_PATCHES = [name for name in DETECTORS if name not in ("gl_mcm", "local_knn")]  # an attack sees g and h alone
-SPECS = [*WITHOUT_PATCHES, {"name": "knn", "k": 7}, {"name": "mahalanobis", "normalize": True}]
+INSIDE = ("gl_mcm", "local_knn", "layered_mcm")
+SPECS = [
+    *(name for name in DETECTORS if name not in INSIDE),  # an attack sees g and h alone
+    {"name": "knn", "k": 7},
+    {"name": "mahalanobis", "normalize": True},
+]
 
 
 def outputs(features, labels=None):

@@ -7,7 +7,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from detector_data import ALL, REFERENCE, TEST, TEXT, TRAIN, close, fitted, part
+from detector_data import ALL, REFERENCE, TEST, TEXT, TRAIN, asked, close, fitted, part
 from processes import together
 from torch import Tensor
 
@@ -19,7 +19,9 @@ from clip_ood.detectors.mahalanobis import RMD
 from clip_ood.detectors.max_logit import MaxLogit
 from clip_ood.detectors.mcm import MCM, largest_softmax
 from clip_ood.detectors.msp import MSP
+from clip_ood.detectors.names import NAMED
 from clip_ood.detectors.statistic import share
+from clip_ood.detectors.trial import try_parameters
 from clip_ood.outputs import Outputs, Reference
 
 # Scores without state
@@ -107,7 +109,7 @@ def test_mcm_keeps_apart_scores_in_a_narrow_range():
 
 
 def make(name: str) -> Detector:
-    return build_detectors([name], REFERENCE, ALL)[0][name]
+    return build_detectors([asked(name)], REFERENCE, ALL)[0][name]
 
 
 LEARNING = [name for name in DETECTORS if make(name).learns]
@@ -146,10 +148,8 @@ def test_half_precision_inputs_give_float32_scores(name):
     def full(value: Tensor) -> Tensor:
         return value.float() if value.is_floating_point() else value
 
-    detectors, _ = build_detectors([name], REFERENCE, ALL)
-    scores = fitted(detectors[name], half(TRAIN)).score(half(TEST))
-    same, _ = build_detectors([name], REFERENCE, ALL)
-    expected = fitted(same[name], half(TRAIN).map(full)).score(half(TEST).map(full))
+    scores = fitted(make(name), half(TRAIN)).score(half(TEST))
+    expected = fitted(make(name), half(TRAIN).map(full)).score(half(TEST).map(full))
     assert scores.dtype == torch.float32
     torch.testing.assert_close(scores, expected, rtol=1e-6, atol=1e-6)
 
@@ -165,6 +165,25 @@ def test_scores_leave_inference_mode_and_do_not_depend_on_the_chunk(monkeypatch,
     monkeypatch.setattr("clip_ood.detectors.detector.ROWS", 4)
     torch.testing.assert_close(detector.score(TEST), expected)
     assert detector.score(part(TEST, slice(0, 0))).shape == (0,)
+
+
+@pytest.mark.parametrize(
+    ("spec", "message"),
+    [
+        ({"name": "knn", "k": 0}, "knn: k = 0"),
+        ({"name": "vim", "dim": 0}, "vim: dim = 0"),
+        ({"name": "eoe", "beta": -1}, "eoe: beta = -1"),
+        ({"name": "negprompt", "tau": 0}, "negprompt: tau = 0"),
+        ({"name": "negrefine", "k": 0}, "negrefine: k = 0"),
+        ({"name": "knn", "layer": 2, "k": -1}, "knn: k = -1"),
+        ({"name": "layered_mcm", "layer": "1+2", "bins": 1}, "layered_mcm: bins = 1"),
+        ({"name": "gl_mcm", "weight": [1, -1]}, "gl_mcm: weight = -1"),
+    ],
+)
+def test_a_parameter_out_of_range_is_said_before_anything_is_known_of_the_run(spec, message):
+    with pytest.raises(ValueError, match=message):
+        try_parameters(["mcm", spec])
+    try_parameters([*map(asked, DETECTORS), *NAMED])
 
 
 @pytest.mark.parametrize("name", LEARNING)

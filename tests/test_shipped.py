@@ -80,7 +80,7 @@ WIDTHS = {  # of g and of h
     "local-dir:data/demo_encoder": (1280, 384),
 }
 NEGATIVES = {"neglabel", "csp"}
-HEADS = {name for name in DETECTORS if required([name]) & {"logits", "weight"}} - set(NOT_BY_DEFAULT)
+HEADS = {name for name in set(DETECTORS) - set(NOT_BY_DEFAULT) if required([name]) & {"logits", "weight"}}
 PARAMETERS = {"own_images.yaml": 86, "linear_probe_vith.yaml": 632, "plp_vitg.yaml": 1845}  # 10⁶, of the image tower
 
 

@@ -70,6 +70,20 @@ class Backbone(nn.Module):
         """Returns unit-norm embeddings h of features g: (B, D) -> (B, E) float32; None without a joint space."""
         return None
 
+    def affine_projection(self) -> Tensor | None:
+        """Returns A (D + 1, E) float32 if h is g A on the unit sphere, where g has a 1 at its end; None for any other projection, or none."""
+        module = getattr(self, "projection", None)
+        if isinstance(module, nn.Identity) and self.has_text:
+            matrix, bias = torch.eye(self.encode_text(["a"]).shape[1]), None
+        elif isinstance(module, nn.Linear):
+            matrix, bias = module.weight.T, module.bias
+        else:
+            matrix, bias = getattr(module, "matrix", None), None
+        if matrix is None:
+            return None
+        last = matrix.new_zeros(matrix.shape[1]) if bias is None else bias
+        return torch.cat([matrix, last[None]]).detach().float().cpu()
+
     def encode_inside(self, images: Tensor, wanted: Inside) -> tuple[Tensor, dict[str, Tensor], dict[str, Tensor]]:
         """Returns g (B, D) of images (B, 3, H, W), features (B, D_l) of layers, and tokens (B, P, E), by name, in float32.
 

@@ -38,6 +38,7 @@ REASONS = {
     "eoe": "needs outlier classes: set data.negative_words (a list of names) and data.negative_choice=given, with an encoder of texts and "
     "named classes",
     "negprompt": "needs learnt negative prompts: train them (method.negprompt)",
+    "projection": "needs the encoder's linear projection into the joint space: its encoder has none or another, or the run trained it",
     "text_tower": "needs a text encoder that reads new texts while it scores: this run has none",
     "class_images": "needs the mean images of the classes: only a run with the test-time method interneg has them",
 }
@@ -194,6 +195,10 @@ def check_parameters(spec: Spec, cls: type) -> None:
 def _check_layer(spec: Spec, cls: type) -> None:
     """Raises ValueError for a layer that is none, and for a class to which a layer means nothing."""
     if spec.layer is None:
+        if getattr(cls, "needs_layer", False):
+            raise UserError(
+                f"{spec.name}: needs the layers that it may take beside the last: {{name: {spec.name}, layer: 3+6+9}}"
+            )
         return
     needed = getattr(cls, "requires", ())
     names = spec.layer.split("+")

@@ -45,6 +45,7 @@ class Detector(nn.Module):
         False  # its statistics take in patch tokens of ID training images, of those in `patched`
     )
     local: ClassVar[bool] = False  # it scores single patches, too (`local_scores`)
+    needs_layer: ClassVar[bool] = False  # a config must name the layers that it works on
     layer: str | None = None  # whose features are its features; None stands for g
     spec: Mapping[str, Any] | None = None  # how a config asks for it, where one did
 

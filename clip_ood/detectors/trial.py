@@ -1,10 +1,11 @@
-"""Tries a user's own detectors on a few made-up images before anything long begins."""
+"""Tries detectors before anything long begins: their parameters and, on a few made-up images, a user's own ones."""
 
 from __future__ import annotations
 
 import inspect
 import traceback
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -15,10 +16,20 @@ from clip_ood.detectors.build import load_class
 from clip_ood.detectors.detector import Detector, WrongScores
 from clip_ood.detectors.names import DETECTORS, ZOO, Spec, read_specs
 from clip_ood.errors import UserError
-from clip_ood.outputs import NegativeLabels, Outputs, Reference
+from clip_ood.outputs import NegativeLabels, Outputs, Reference, TextTower
 
 IMAGES = 11  # that are tried: no width or number of classes below, so that their axis is not taken for another
 PLAIN = (AttributeError, NameError, TypeError, KeyError, ImportError, NotImplementedError)  # at any width
+
+
+def try_parameters(specs: Sequence[str | Mapping[str, Any]] | None) -> None:
+    """Makes every detector of this project. Raises: ValueError for a parameter that is out of range."""
+    _, reference = _made_up(3, 16, 8)
+    for spec in read_specs(specs):
+        if spec.name in DETECTORS:
+            detector = load_class(spec)(reference, **spec.own_parameters)
+            if spec.layer is not None:
+                detector.on(spec.layer)
 
 
 def try_own(
@@ -83,8 +94,16 @@ def _made_up(classes: int, width: int, joint: int) -> tuple[Outputs, Reference]:
         torch.arange(IMAGES),
         tokens=tokens,
     )
-    names, words = tuple(f"class {number}" for number in range(classes)), NegativeLabels(text, negatives)
-    return outputs, Reference(names, text, 100.0, weight, bias, words, words, -10.0, words)
+    names, words = (
+        tuple(f"{what} {number}" for number in range(n)) for what, n in (("class", classes), ("word", 2 * IMAGES))
+    )
+    labels = NegativeLabels(text, negatives, words)
+    known = Reference(names, text, 100.0, weight, bias, labels, labels, -10.0, labels, labels)
+    return outputs, replace(known, projection=random(width + 1, joint), text_tower=_no_tower)
+
+
+def _no_tower() -> TextTower:
+    raise UserError("a made-up run has no text encoder")
 
 
 def _place(error: Exception, cls: type[Detector]) -> str:

@@ -35,6 +35,7 @@ REFERENCE = {  # of a detector's folder
     "cache.alpha": "",
     "cache.beta": "",
     "class_images": "CE",
+    "projection": "GE",
 }
 CACHE = tuple(name for name in REFERENCE if name.startswith("cache."))
 WHOLE = ("indices", "bank_labels", "cache.values")  # are integers; all others are finite floating-point numbers
