@@ -73,7 +73,7 @@ def naive(
 def test_it_equals_its_formula(parameters):
     chosen, expected = naive(LEARNT, SCORED, **parameters)
     detector = fitted(made(**parameters), LEARNT)
-    assert tuple(str(number) for number in detector.chosen.tolist()) == chosen
+    assert tuple(str(number) for number in detector.chosen[:, 0].tolist()) == chosen
     close(detector.score(SCORED), expected, 2e-6)
     assert detector.notes == [
         f"beside the last layer: {', '.join(chosen) or 'none'}, by the entropy of 120 ID training images"

@@ -94,11 +94,14 @@ class LayeredMCM(Detector):
         if not tau > 0:
             raise self._error(f"tau = {tau}, expected a number above 0")
         self.most, self.bins, self.tau, self.seed = most, bins, tau, seed
+        self._widths: dict[str, int] = {}  # of layers
         self.scores = Drawn(self._of_layers, images, seed)
         self.register_buffer("text", normalize(self.reference.text_embeddings.float(), dim=1), persistent=False)
         self.register_buffer("projection", self.reference.projection.float(), persistent=False)
-        self._random: dict[str, Tensor] = {}  # by layer, for those of another width
-        self.register_buffer("chosen", None)  # (m,) int64, the numbers of the layers that take part beside the last
+        self._random: dict[tuple[str, int], Tensor] = {}  # by layer and width, of those that are not as wide as g
+        self.register_buffer(
+            "chosen", None
+        )  # (m, 2) int64, number and width of the layers that take part beside the last
 
     def on(self, layer: str) -> Detector:
         count = len(layer.split("+"))
@@ -119,20 +122,24 @@ class LayeredMCM(Detector):
             raise self._error("no ID training image was taken in; expected at least one")
         names = self._names()
         chosen = lowest_entropy(scores, self.most, self.bins)
-        self.chosen = torch.tensor([int(names[place]) for place in chosen], dtype=torch.long)
+        self.chosen = (
+            torch.tensor([(int(names[place]), self._widths[names[place]]) for place in chosen]).long().view(-1, 2)
+        )
         told = ", ".join(names[place] for place in chosen) or "none"
         self.notes.append(f"beside the last layer: {told}, by the entropy of {len(scores):,} ID training images")
 
     def traceable(self) -> Callable[[Outputs], Tensor]:
         self.check_fitted()
         names = self._taken()
+        for name, width in zip(names, self.chosen[:, 1].tolist(), strict=True):
+            self._matrix(name, width)
         return lambda rows: self._of_layers(rows, names).mean(dim=1)
 
     def _score(self, rows: Outputs) -> Tensor:
         return self._of_layers(rows, self._taken()).mean(dim=1)
 
     def _taken(self) -> list[str]:
-        return [str(number) for number in self.chosen.tolist()]
+        return [str(number) for number in self.chosen[:, 0].tolist()]
 
     def _names(self) -> list[str]:
         return self.layer.split("+")
@@ -146,13 +153,19 @@ class LayeredMCM(Detector):
 
     def _projected(self, features: Tensor, name: str) -> Tensor:
         """Returns h_ℓ (n, E) of a layer's features (n, D_ℓ), not normalised."""
-        projection, width = self.projection.to(features.device), features.shape[1]
-        if width == len(projection) - 1:
-            return torch.addmm(projection[-1], features.float(), projection[:-1])
-        if name not in self._random:
+        width = self._widths[name] = features.shape[1]
+        matrix = self._matrix(name, width).to(features.device)
+        return torch.addmm(matrix[-1], features.float(), matrix[:-1])  # (n, D_ℓ) @ (D_ℓ, E)
+
+    def _matrix(self, name: str, width: int) -> Tensor:
+        """Returns A (D + 1, E), or a random matrix for a layer of another width, whose last row is zero."""
+        if width == len(self.projection) - 1:
+            return self.projection
+        if (name, width) not in self._random:
             generator = torch.Generator().manual_seed(hash_of(torch.tensor(int(name)), self.seed).item())
-            self._random[name] = torch.randn(width, projection.shape[1], generator=generator)
-        return features.float() @ self._random[name].to(features.device)
+            rows = torch.randn(width, self.projection.shape[1], generator=generator)
+            self._random[name, width] = torch.cat([rows, torch.zeros_like(rows[:1])])
+        return self._random[name, width]
 
 
 def lowest_entropy(scores: Tensor, most: int, bins: int) -> tuple[int, ...]:
