@@ -41,6 +41,7 @@ PARTS = (
     "conventions",
     "statistics",
     "evaluation",
+    "imagenet",
     "label_free",
     "wrong_labels",
     "store",

@@ -1,4 +1,4 @@
-"""A whole evaluation from features, and how it grows: python -m bench.evaluation
+"""A whole evaluation from features, and how it grows: python -m bench.evaluation (--figure=growth.png also draws how)
 
 Every detector fitted in one pass over the bank, ID test and six OOD sets scored, all metrics, no intervals; each size
 in a process of its own, whose peak memory is stated beside its bank's.
@@ -11,6 +11,7 @@ import resource
 import subprocess
 import sys
 from collections.abc import Iterator
+from pathlib import Path
 from time import perf_counter
 from typing import Any, NamedTuple
 
@@ -120,7 +121,13 @@ def table(scored: dict[str, Scores], roles: dict[str, str], detectors: list[str]
 
 
 def run(*size: int) -> dict[str, Any]:
-    command = [sys.executable, "-m", "bench.evaluation", *map(str, size), *sys.argv[1:]]
+    command = [
+        sys.executable,
+        "-m",
+        "bench.evaluation",
+        *map(str, size),
+        *(each for each in sys.argv[1:] if not each.startswith("--figure=")),
+    ]
     return json.loads(subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout)
 
 
@@ -138,6 +145,7 @@ def main(sizes: Sizes) -> None:
         f"evaluation, peak memory of the process above a bank of {found['bank']:.2f} GiB  "
         f"{found['peak'] - found['bank']:.2f} GiB  <= 1.5 GiB"
     )
+    grown: dict[str, list[tuple[int, float, float]]] = {}
     for place, letter in enumerate("NDC"):
         lines = []
         for factor in sizes.factors:
@@ -145,8 +153,29 @@ def main(sizes: Sizes) -> None:
             found = run(*size)
             total = sum(found[part] for part in ("fit", "score", "metrics"))
             lines.append(f"{letter} = {size[place]}: {total:.1f} s, {found['peak']:.2f} GiB")
+            grown.setdefault(letter, []).append((size[place], total, found["peak"]))
         factors = ", ".join(f"x {factor}" for factor in sizes.factors)
         print(f"evaluation, {letter} {factors} from {' x '.join(map(str, sizes.base))}  {'; '.join(lines)}")
+    for path in (option.removeprefix("--figure=") for option in sys.argv[1:] if option.startswith("--figure=")):
+        draw(grown, Path(path))
+
+
+def draw(grown: dict[str, list[tuple[int, float, float]]], path: Path) -> None:
+    """Draws seconds and GiB over the size, an image of N, D and C, on logarithmic axes."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(9, 2.8), layout="constrained")
+    names = {"N": "images in the bank", "D": "width of features", "C": "classes"}
+    for axes, (letter, points) in zip(figure.subplots(1, 3, sharey=True), grown.items(), strict=True):
+        sizes, seconds, peaks = zip(*points, strict=True)
+        axes.loglog(sizes, seconds, "o-", label="seconds")
+        axes.loglog(sizes, peaks, "s--", label="peak memory, GiB")
+        axes.loglog(sizes, [seconds[0] * size / sizes[0] for size in sizes], ":", color="grey", label="linear")
+        axes.set(xlabel=f"{letter}: {names[letter]}", xticks=sizes, xticklabels=[f"{size:,}" for size in sizes])
+        axes.minorticks_off()
+        axes.grid(alpha=0.3)
+    figure.axes[0].legend(fontsize="small")
+    figure.savefig(path, dpi=120)
 
 
 if __name__ == "__main__":

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping
 from typing import Any
 
 import torch
@@ -16,6 +16,8 @@ from clip_ood.detectors.neighbours import nearest
 from clip_ood.detectors.statistic import Statistic
 from clip_ood.errors import UserError
 from clip_ood.outputs import Outputs
+
+Found = Callable[[Tensor, int], tuple[Tensor, Tensor]]  # queries (n, D) and k -> cosines (n, k) and positions (n, k)
 
 
 class Bank(Statistic):
@@ -156,9 +158,13 @@ class Bank(Statistic):
         return cosines.gather(1, columns), indices.gather(1, columns)
 
     def _search(self, queries: Tensor, k: int) -> tuple[Tensor, Tensor]:
+        return self._merged(self._found, queries, k)
+
+    def _merged(self, found: Found, queries: Tensor, k: int) -> tuple[Tensor, Tensor]:
+        """Returns cosines (n, k), descending, and indices (n, k) of the best rows that each process has `found` of its own."""
         shares = self.exchange.gather(queries)
         everyone = torch.cat(shares)  # (Σ n, D), the images of all processes
-        cosines, positions = nearest(everyone, self.chunks, min(k, self._own), self.scales())
+        cosines, positions = found(everyone, min(k, self._own))
         indices = self.once("indices", lambda: torch.cat(self.indices))[positions]
         missing = (0, k - cosines.shape[1])
         parts = self.exchange.gather(pad(cosines, missing, value=-torch.inf).T)  # each (k, Σ n)
@@ -169,6 +175,10 @@ class Bank(Statistic):
         ids = self.exchange.gather(pad(indices, missing, value=-1).T)
         cosines, order = torch.cat(parts)[:, mine].T.topk(k, dim=1)
         return cosines, torch.cat(ids)[:, mine].T.gather(1, order)
+
+    def _found(self, queries: Tensor, k: int) -> tuple[Tensor, Tensor]:
+        """Returns cosines (n, k), descending, and positions (n, k) of this process's rows."""
+        return nearest(queries, self.chunks, k, self.scales())
 
     @property
     def _own(self) -> int:

@@ -39,10 +39,10 @@ def nearest(
     device = chunks[0].device
     if queries.requires_grad:  # the gradient passes through the neighbours alone
         _, positions = nearest(queries.detach(), chunks, k, scales)
-        return _products(queries.to(device, torch.float32), chunks, scales, positions), positions
+        return products_with(queries.to(device, torch.float32), chunks, scales, positions), positions
     products = torch.empty(len(queries), k, device=device)
     positions = torch.empty(len(queries), k, dtype=torch.int64, device=device)
-    low = low_precision(device.type) if k and size > MANY * _taken(k) else None
+    low = low_precision(device.type) if k and size > MANY * taken(k) else None
     size = QUERIES if device.type == "cpu" else ON_GPU[0]
     for start in range(0, len(queries) if k else 0, size):
         block = slice(start, start + size)
@@ -89,9 +89,8 @@ def _reranked(
     at most a + ‖q − q~‖ max ‖b‖ + ‖q~‖ max ‖b − b~‖ (Cauchy-Schwarz, ~ rounded), + |a| u for the rounded result, and
     the rounding of sums.
     """
-    taken = _taken(k)
-    rough, positions, (longest, rounding) = _sweep(queries, chunks, scales, taken, dtype)
-    exact = _products(queries, chunks, scales, positions)
+    rough, positions, (longest, rounding) = _sweep(queries, chunks, scales, taken(k), dtype)
+    exact = products_with(queries, chunks, scales, positions)
     products, order = exact.topk(k, dim=1)
     rounded = queries.to(dtype).float()
     last, unit = rough[:, -1].float(), torch.finfo(dtype).eps / 2
@@ -100,7 +99,7 @@ def _reranked(
     return products, positions.gather(1, order), unsure.nonzero().squeeze(1)
 
 
-def _taken(k: int) -> int:
+def taken(k: int) -> int:
     """Returns how many neighbours are taken in low precision, among which the k best are sought."""
     return 2 * k + 32
 
@@ -162,7 +161,9 @@ def _insert(best: Tensor, where: Tensor, products: Tensor, offset: int) -> None:
     where[rows] = places.gather(1, order)
 
 
-def _products(queries: Tensor, chunks: Sequence[Tensor], scales: Sequence[Tensor] | None, positions: Tensor) -> Tensor:
+def products_with(
+    queries: Tensor, chunks: Sequence[Tensor], scales: Sequence[Tensor] | None, positions: Tensor
+) -> Tensor:
     """Returns ⟨q, s b⟩ (n, m) in float32 of each query with the bank rows at its `positions` (n, m)."""
     sorted_, order = positions.flatten().sort()
     ends = torch.tensor([0, *map(len, chunks)], device=positions.device).cumsum(0)

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import re
 import sys
 from typing import Any, TextIO
 from unicodedata import category
 
+OTHER = re.compile(r"[^ -~]")  # than printable ASCII
 LAID_OUT = "\n\t"  # are kept in a text of several lines
 TURNED = frozenset("\u061c\u200e\u200f\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069")  # marks of direction
 
@@ -22,7 +24,7 @@ def shown(text: str, keep: str = LAID_OUT) -> str:
     """
     if text.isprintable():  # most texts are, and this takes no time
         return text
-    return "".join(each if each in keep else _told(each) for each in text)
+    return OTHER.sub(lambda found: found[0] if found[0] in keep else _told(found[0]), text)
 
 
 def one_line(text: str) -> str:
