@@ -19,7 +19,7 @@ from clip_ood.command_line import guarded
 
 PARTS = (
     "accept",
-    "typo",
+    "waits",
     "extraction",
     "patches",
     "processes",

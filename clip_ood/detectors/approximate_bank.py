@@ -19,7 +19,7 @@ from clip_ood.errors import UserError
 if TYPE_CHECKING:
     import faiss
 
-FEWEST, MOST = 39, 256  # images a list that its centre is learnt from, as faiss wants them
+FEWEST, MOST = 39, 64  # images a list that its centre is learnt from, as faiss wants them
 
 
 def check_faiss() -> None:
@@ -35,7 +35,7 @@ class ApproximateBank(Bank):
 
     faiss finds candidates among rows on the unit sphere in half precision, and their cosines are computed again in float32: a cosine
     is that of an exact search, but a neighbour in another list is missed. A search for which too few are found is made exactly. There
-    are 4 √N lists of N rows, or fewer, so that each has 39 rows to learn its centre from. Besides the bank, the index takes half its
+    are 2 √N lists of N rows, or fewer, so that each has 39 rows to learn its centre from. Besides the bank, the index takes half its
     float32 size on the CPU, where it is made when it is first searched. Each process has an index of its own part.
     Jégou et al., 2011 (inverted lists); Johnson et al., 2017 (faiss, arXiv 1702.08734).
     """
@@ -76,7 +76,7 @@ class ApproximateBank(Bank):
         import faiss
 
         width, count = self.chunks[0].shape[1], self._own
-        lists = max(1, min(round(4 * sqrt(count)), count // FEWEST))
+        lists = max(1, min(round(2 * sqrt(count)), count // FEWEST))
         index = faiss.index_factory(width, f"IVF{lists},SQfp16", faiss.METRIC_INNER_PRODUCT)
         index.nprobe = min(self.probes, lists)
         index.cp.seed = 0
