@@ -70,16 +70,14 @@ def test_each_index_is_made_once_and_shared(monkeypatch):
 
 def test_a_search_of_too_few_is_made_exactly():
     exact, ours = fitted(KNN(k=200), MANY), fitted(KNN(k=200, index="ivf", probes=1), MANY)
-    lists = -(-6000 // 39)
-    scores = ours.score(SOME)
-    assert lists > 100 and scores.isfinite().all() and (scores <= exact.score(SOME) + 1e-6).all()
+    torch.testing.assert_close(ours.score(SOME), exact.score(SOME), rtol=0, atol=1e-6)  # no list has 200 rows
 
 
 @pytest.mark.parametrize("count", [1, 2, 38, 120])
 def test_small_banks_have_one_list_or_few(count):
-    bank, few = part(TRAIN, slice(count)), replace(TEST, copy_of=None)
+    bank = part(TRAIN, slice(count))
     exact, ours = fitted(KNN(), bank), fitted(KNN(index="ivf"), bank)
-    torch.testing.assert_close(ours.score(few), exact.score(few), rtol=0, atol=1e-6)
+    torch.testing.assert_close(ours.score(TEST), exact.score(TEST), rtol=0, atol=1e-6)
 
 
 def test_an_image_of_the_bank_is_not_its_own_neighbour():

@@ -90,8 +90,11 @@ def test_values_whose_sum_is_not_finite_are_scored(dtype):
 def test_scores_do_not_depend_on_how_many_images_are_taken_at_once(name, monkeypatch):
     detector = fitted(make(name))
     expected = detector.score(TEST)
+    sizes, score = [], detector._score
     monkeypatch.setattr(type(detector), "at_once", lambda self, rows: 2)
+    monkeypatch.setattr(detector, "_score", lambda rows: sizes.append(len(rows)) or score(rows))
     torch.testing.assert_close(detector.score(TEST), expected)
+    assert sizes == [2] * 15
 
 
 def test_mcm_keeps_apart_scores_in_a_narrow_range():

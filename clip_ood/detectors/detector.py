@@ -287,7 +287,7 @@ def chunks(outputs: Outputs, at_least: int = 0, size: int | None = None) -> Iter
 
 def _finite(values: Tensor) -> bool:
     """Says whether all values are finite. Their sum tells it at a glance: only where that is not finite must each be looked at."""
-    return bool(values.sum().isfinite()) or bool(values.isfinite().all())
+    return bool(values.sum(dtype=torch.float32).isfinite()) or bool(values.isfinite().all())
 
 
 def _told(value: Any) -> str:
