@@ -137,3 +137,8 @@ def test_it_is_neither_saved_nor_exported():
     assert not detector.portable and not detector.monotone and KNN.portable
     with pytest.raises(UserError, match="no graph holds the lists of faiss"):
         detector.traceable()
+
+
+def test_the_neighbours_are_named_in_the_order_of_their_cosines():
+    exact, ours = fitted(KNN(k=5), MANY), fitted(KNN(k=5, index="ivf", probes=10_000), MANY)
+    torch.testing.assert_close(ours.bank.nearest(SOME, 5)[1], exact.bank.nearest(SOME, 5)[1])

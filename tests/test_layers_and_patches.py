@@ -203,6 +203,13 @@ def test_a_layer_that_is_not_there_is_said_before_anything_is_encoded(root):
     assert not (root / "runs/deep/results.json").exists()
 
 
+def test_a_parameter_out_of_range_is_said_before_anything_is_encoded(root, tmp_path):
+    config = tiny_clip.config(root, "ranged", {"zero_shot": {}}, detectors=[{"name": "knn", "k": 0}])
+    with pytest.raises(UserError, match="knn: k = 0, expected"):
+        evaluation.main(["--config", config, f"--features_root={tmp_path}/features"])
+    assert not list((tmp_path / "features").rglob("*.safetensors"))
+
+
 def test_patches_of_an_encoder_without_texts_leave_gl_mcm_out(root):
     backbone = {"library": "timm", "model": "test_vit", "image_size": 32}
     run = judged_run.make(root, "textless", "zero_shot", backbone=backbone, detectors=["knn", "gl_mcm"])
