@@ -20,6 +20,7 @@ from clip_ood.command_line import guarded
 PARTS = (
     "accept",
     "waits",
+    "busy",
     "extraction",
     "patches",
     "processes",

@@ -19,6 +19,7 @@ from clip_ood.metrics.risk_coverage import OOD_COST
 from clip_ood.outputs import Outputs, Reference
 from clip_ood.scores import Scores
 from clip_ood.table import numbered
+from clip_ood.threads import one_thread
 
 ALONE = ""  # in the place of an OOD set: of ID images alone
 CALIBRATION_ERROR = "calibration_error"
@@ -171,6 +172,7 @@ class JointTable:
         return "the encoder has no logit scale" if self.reference.logit_scale is None else None
 
 
+@one_thread()
 def with_auoscr_intervals(
     joint: Joint,
     scored: Mapping[str, Scores],

@@ -7,6 +7,10 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
+from clip_ood.threads import one_thread
+
+SMALL = 1 << 20  # values of a batch that one thread collects
+
 
 class DeviceBatches:
     """Shuffled (features (n, D), labels (n,), size of the global batch) of tensors on one device.
@@ -30,4 +34,6 @@ class DeviceBatches:
         order = torch.randperm(len(self.labels), generator=generator).to(self.labels.device)
         for rows in order.split(self.batch_size):
             mine = rows[self.rank :: self.world]
-            yield self.features[mine], self.labels[mine], len(rows)
+            with one_thread(len(mine) * self.features.shape[1] <= SMALL):
+                batch = self.features[mine], self.labels[mine], len(rows)
+            yield batch

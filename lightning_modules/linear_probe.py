@@ -20,6 +20,9 @@ from clip_ood.lightning_modules.zero_shot import ZeroShot
 from clip_ood.model import classify, linear
 from clip_ood.outputs import Outputs, Reference
 from clip_ood.terminal.console import Terminal
+from clip_ood.threads import one_thread
+
+SMALL = 1 << 24  # multiplications of a head's product with a batch, from which on several threads share a step
 
 
 class LinearProbe(ZeroShot):
@@ -98,6 +101,12 @@ class LinearProbe(ZeroShot):
         self.log("train/loss", loss, prog_bar=True, **averaged)
         self.log("train/accuracy", hits, **averaged)
         return loss
+
+    def optimizer_step(self, *args, **kwargs) -> None:
+        trained = sum(each.numel() for each in self.parameters() if each.requires_grad)
+        rows = self.settings.batch_size / self.trainer.world_size
+        with one_thread(rows * trained <= SMALL):
+            super().optimizer_step(*args, **kwargs)
 
     def outputs(self, batch: Outputs) -> Outputs:
         return classify(batch, linear(*self.head.folded()))

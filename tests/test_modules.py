@@ -19,6 +19,7 @@ from clip_ood.experiments.models import joined
 from clip_ood.features.rows import Rows
 from clip_ood.features.stored_set import Features
 from clip_ood.head import StandardisedLinear, mean_and_std
+from clip_ood.lightning_modules import linear_probe
 from clip_ood.lightning_modules.batches import DeviceBatches
 from clip_ood.lightning_modules.linear_probe import LinearProbe, few_shot, warmup_cosine
 from clip_ood.lightning_modules.plp import PLP
@@ -336,3 +337,26 @@ def test_data_without_loaders_of_its_own_cannot_be_made():
 
     with pytest.raises(TypeError, match="abstract"):
         Half(None, {}, 1)
+
+
+@pytest.mark.parametrize(("small", "threads"), [(0, 3), (10**6, 1)])
+def test_a_small_step_takes_one_thread_and_what_is_between_steps_all(monkeypatch, small, threads):
+    monkeypatch.setattr(linear_probe, "SMALL", small)
+    within, between = [], []
+
+    class Watched(LinearProbe):
+        def training_step(self, *args):
+            within.append(torch.get_num_threads())
+            return super().training_step(*args)
+
+    class Between(Callback):
+        def on_train_batch_end(self, *args):
+            between.append(torch.get_num_threads())
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(3)
+    try:
+        fit(Watched(ProbeSettings(epochs=1), WIDTH, 0, class_names=CLASSES), feature_data(), 1, Between())
+    finally:
+        torch.set_num_threads(before)
+    assert set(within) == {threads} and set(between) == {3}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -38,11 +39,10 @@ class Timm(Library):
         return _default(spec.model) if spec.pretrained == "default" else None
 
     def fingerprint(self, spec: BackboneSpec, hashes: Path) -> dict[str, Any]:
-        import timm
+        if spec.pretrained is None:
+            return {"weights": weights_of(spec, hashes), "timm": version("timm")}
         from timm.models import get_pretrained_cfg
 
-        if spec.pretrained is None:
-            return {"weights": weights_of(spec, hashes), "timm": timm.__version__}
         return {"weights": weights_of(spec, hashes), "preprocessing": get_pretrained_cfg(spec.model).to_dict()}
 
     def create(self, spec: BackboneSpec, download: bool) -> Backbone:

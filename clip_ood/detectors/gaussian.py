@@ -12,14 +12,22 @@ from clip_ood.detectors.class_sums import ClassSums
 from clip_ood.detectors.exchange import Exchange
 from clip_ood.errors import UserError
 from clip_ood.outputs import Outputs
+from clip_ood.threads import one_thread
 
 TOLERANCE = 1e-10  # eigenvalues below this share of the largest are zero
 SHRINKAGE = 0.01
 DOUBLE = torch.finfo(torch.float64).eps
 COMPUTED = 2  # machine epsilons that float32 arithmetic may leave in a direction: up to 1 was seen
 ROUNDED = 0.5  # … that a single rounding to half precision may: its variance is at most ε² / 12, and three times that is ε² / 4
+WIDE = 2048  # rows of a matrix from which on several threads decompose it
 BATCHES = 8  # machine epsilons by which an encoder's outputs may differ between batches: 1e-6 in float32
 HALVES = (torch.bfloat16, torch.float16)
+
+
+def eigh(matrix: Tensor) -> tuple[Tensor, Tensor]:
+    """Returns the eigenvalues (D,), ascending, and eigenvectors (D, D) of a symmetric matrix (D, D)."""
+    with one_thread(len(matrix) <= WIDE):
+        return torch.linalg.eigh(matrix)
 
 
 @dataclass(frozen=True)
@@ -45,7 +53,7 @@ class Spectrum:
     @classmethod
     def of(cls, covariance: Tensor, rounding: Rounding) -> Spectrum:
         """Decomposes a covariance Σ (D, D). Raises ValueError if Σ is zero or due to rounding alone."""
-        values, vectors = torch.linalg.eigh(covariance)
+        values, vectors = eigh(covariance)
         rank = rounding.rank(values)
         if not rank or values[-rank:].sum() <= rounding.all:
             raise UserError("the covariance is zero")

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from clip_ood.detectors.detector import Detector
-from clip_ood.detectors.gaussian import SHRINKAGE, Moments, Spectrum, in_space
+from clip_ood.detectors.gaussian import SHRINKAGE, Moments, Spectrum, eigh, in_space
 from clip_ood.detectors.single import single
 from clip_ood.errors import UserError
 from clip_ood.outputs import Outputs, Reference
@@ -178,7 +178,7 @@ class RMD(Mahalanobis):
             self.overall, self.columns, self.curvature = single(total), None, None
             return
         h = (total / total.square().sum(dim=0)).T @ self.within  # B⁺ A
-        q, u = torch.linalg.eigh(h @ h.T - torch.eye(len(h)).to(h))
+        q, u = eigh(h @ h.T - torch.eye(len(h)).to(h))
         keep = q.abs() > torch.finfo(q.dtype).eps * len(q) * q.abs().max()
         self.curvature, self.overall = q[keep], None  # (k,)
         self.columns = torch.cat(

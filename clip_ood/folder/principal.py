@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import normalize, pad
 
+from clip_ood.detectors.gaussian import eigh
 from clip_ood.errors import UserError
 from clip_ood.features.rows import Rows
 
@@ -62,7 +63,7 @@ def _components(features: Rows, count: int) -> tuple[Tensor, Tensor, float]:
         total = total + block.sum(dim=0)
         products = products + block.T @ block  # (D, n) @ (n, D) -> (D, D)
     mean = total / len(features)
-    variances, axes = torch.linalg.eigh(products / len(features) - torch.outer(mean, mean))
+    variances, axes = eigh(products / len(features) - torch.outer(mean, mean))
     varying = int((variances > VARIES * variances[-1].clamp_min(VARIES)).sum())
     count = min(count, varying, len(features) - 1)
     if count < 1:

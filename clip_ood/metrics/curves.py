@@ -7,11 +7,13 @@ import torch
 from torch import Tensor
 
 from clip_ood.metrics.ranking import Ranking, rank_scores
+from clip_ood.threads import one_thread
 
 METRICS = ("auroc", "fpr95", "fpr95_ood_positive", "aupr_in", "aupr_out", "f1", "best_f1")
 OF_SCORES = tuple(name for name in METRICS if name != "f1")  # f1 takes a threshold from other images
 
 
+@one_thread()
 def curve_metrics(ranking: Ranking) -> dict[str, float]:
     r"""Returns every metric in `METRICS` but f1, which takes a threshold.
 

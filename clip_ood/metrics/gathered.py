@@ -10,6 +10,8 @@ from torch import Tensor
 from torchmetrics import Metric
 from torchmetrics.utilities import dim_zero_cat
 
+from clip_ood.threads import one_thread
+
 
 class GatheredMetric(Metric):
     """Metrics of K detectors over the images of all processes. A subclass says in `of_image` what it keeps of an image besides its
@@ -41,6 +43,7 @@ class GatheredMetric(Metric):
         columns = [self.detectors.index(name) for name in detectors]
         self.detectors, self.scores = list(detectors), [scores[:, columns] for scores in self.scores]
 
+    @one_thread()
     def compute(self) -> dict[str, Tensor]:
         """A float64 scalar (float32 on MPS, which has no other) for each metric; of several detectors under "<detector>/<metric>".
 

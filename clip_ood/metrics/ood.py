@@ -13,6 +13,7 @@ from clip_ood.metrics.influence import Influence, auroc_influence, average, prec
 from clip_ood.metrics.intervals import LEVEL, interval
 from clip_ood.metrics.ranking import rank_scores
 from clip_ood.metrics.rates import TwoParts, f1_parts, fpr95_parts, joined
+from clip_ood.threads import one_thread
 
 MEAN = "mean"  # what tables call the mean over OOD sets
 
@@ -33,6 +34,7 @@ class Estimate:
     source: Influence | TwoParts | None = field(default=None, repr=False, compare=False)
 
 
+@one_thread()
 def ood_metrics(
     id_scores: Tensor,
     ood_scores: Tensor,

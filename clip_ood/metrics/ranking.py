@@ -8,6 +8,8 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
+from clip_ood.threads import one_thread
+
 
 @dataclass(frozen=True)
 class Ranking:
@@ -42,6 +44,7 @@ class Ranking:
         return Ranking(-self.thresholds.flip(0), self.ood_order.flip(0), self.id_order.flip(0), of_ood, of_id)
 
 
+@one_thread()
 def rank_scores(id_scores: Tensor, ood_scores: Tensor) -> Ranking:
     """Sort ID scores (M,) and OOD scores (N,) together; O((M + N) log(M + N)), any finite values.
 

@@ -14,6 +14,7 @@ from clip_ood.metrics.curves import pr_curve, roc_curve
 from clip_ood.runs.scores import ScoredSet
 
 POINTS = 500  # in a drawn curve
+DPI = 110
 ID_COLOUR, OOD_COLOUR = "#0072B2", "#D55E00"  # colour-blind readers can distinguish them too
 
 
@@ -30,15 +31,18 @@ def histograms(id_scores: Mapping[str, np.ndarray], ood_scores: Mapping[str, np.
     """Draws a panel for each detector with the densities of ID and OOD scores."""
     columns = min(3, len(id_scores))
     rows = -(-len(id_scores) // columns)
-    figure = _figure((3.6 * columns, 2.3 * rows))
-    axes = np.ravel(figure.subplots(rows, columns, squeeze=False))
+    width, height = 3.6 * columns, 2.3 * rows  # inches
+    figure = Figure((width, height), dpi=DPI)
+    edges = {"left": 0.2 / width, "right": 1 - 0.2 / width, "bottom": 0.3 / height, "top": 1 - 0.35 / height}
+    axes = np.ravel(figure.subplots(rows, columns, squeeze=False, gridspec_kw=edges | {"wspace": 0.1, "hspace": 0.4}))
     for axis in axes[len(id_scores) :]:
         axis.set_visible(False)
     for axis, detector in zip(axes, id_scores, strict=False):
         inside, outside = id_scores[detector], ood_scores[detector]
         bins = bin_edges([inside, outside])
-        axis.hist(inside, bins, density=True, alpha=0.6, color=ID_COLOUR, label="ID test")
-        axis.hist(outside, bins, density=True, alpha=0.6, color=OOD_COLOUR, label=name)
+        for scores, colour, label in ((inside, ID_COLOUR, "ID test"), (outside, OOD_COLOUR, name)):
+            density, _ = np.histogram(scores, bins, density=True)
+            axis.stairs(density, bins, fill=True, alpha=0.6, color=colour, label=label)
         axis.set_title(detector, fontsize=10)
         axis.set_yticks([])
         axis.tick_params(labelsize=7)
@@ -48,7 +52,7 @@ def histograms(id_scores: Mapping[str, np.ndarray], ood_scores: Mapping[str, np.
 
 def curves(id_scores: Mapping[str, np.ndarray], ood_scores: Mapping[str, np.ndarray], name: str) -> Figure:
     """Draws ROC and precision-recall curves of all detectors; ID is positive."""
-    figure = _figure((10, 4.6))
+    figure = Figure((10, 4.6), layout="constrained", dpi=DPI)
     roc, pr = figure.subplots(1, 2)
     colours = matplotlib.colormaps["tab10"].colors
     for number, detector in enumerate(id_scores):
@@ -74,7 +78,3 @@ def thin(x: Tensor, y: Tensor, points: int) -> tuple[np.ndarray, np.ndarray]:
     """Returns at most this many points of a curve, including its ends."""
     keep = np.unique(np.linspace(0, len(x) - 1, points).round().astype(int))
     return x.cpu().numpy()[keep], y.cpu().numpy()[keep]
-
-
-def _figure(size: tuple[float, float]) -> Figure:
-    return Figure(figsize=size, layout="constrained", dpi=110)
