@@ -4,10 +4,11 @@ import pytest
 import torch
 
 from clip_ood.detectors import gaussian
+from clip_ood.detectors.neighbours import nearest
 from clip_ood.lightning_modules import batches
 from clip_ood.metrics import ood
 from clip_ood.metrics.metric import OODMetrics
-from clip_ood.threads import one_thread
+from clip_ood.threads import one_thread, side_by_side
 
 
 @pytest.fixture(autouse=True)
@@ -78,3 +79,46 @@ def test_batches_of_few_values(monkeypatch, width, threads):
         assert torch.get_num_threads() == 3
     assert threads in seen
     assert (1 in seen) == (threads == 1)
+
+
+@pytest.mark.parametrize(("parts", "threads"), [(0, None), (1, 3), (2, 1), (3, 1), (7, 1)])
+def test_every_part_is_worked_on_once_by_threads_that_share_those_of_torch(parts, threads):
+    seen = {}
+    side_by_side(lambda part: seen.update({part: torch.get_num_threads()}), range(parts))
+    assert seen == dict.fromkeys(range(parts), threads)
+
+
+@pytest.mark.parametrize("inference", [False, True])
+def test_work_side_by_side_is_done_in_the_mode_of_the_caller_and_without_autograd(inference):
+    weight, made = torch.ones(2, requires_grad=True), [None] * 4
+
+    def work(part):
+        made[part] = 2 * weight
+
+    with torch.inference_mode(inference):
+        side_by_side(work, range(4))
+    assert [each.is_inference() for each in made] == [inference] * 4
+    assert not any(each.requires_grad for each in made)
+
+
+def test_an_error_in_a_part_is_raised():
+    def work(part):
+        if part == 5:
+            raise ZeroDivisionError(part)
+
+    with pytest.raises(ZeroDivisionError, match="5"):
+        side_by_side(work, range(9))
+
+
+@pytest.mark.parametrize("count", [1, 255, 256, 700, 1025, 3100])
+@pytest.mark.parametrize("k", [1, 7])
+def test_neighbours_are_the_same_whatever_the_number_of_threads(count, k):
+    generator = torch.Generator().manual_seed(count)
+    queries, bank = torch.randn(count, 8, generator=generator), torch.randn(900, 8, generator=generator)
+    found = nearest(queries, [bank[:300], bank[300:]], k)
+    expected = (queries.double() @ bank.double().T).topk(k, dim=1)
+    assert torch.equal(found[1], expected.indices)
+    torch.testing.assert_close(found[0].double(), expected.values, rtol=1e-6, atol=1e-6)
+    torch.set_num_threads(1)
+    assert torch.equal(nearest(queries, [bank[:300], bank[300:]], k)[1], found[1])
+    torch.set_num_threads(3)

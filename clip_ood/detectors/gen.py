@@ -36,7 +36,9 @@ class GEN(Detector):
 
     def _score(self, rows: Outputs) -> Tensor:
         p = rows.logits.double().softmax(dim=1)
-        top, classes = p.topk(min(self.m, p.shape[1]), dim=1)  # (n, M), descending
-        rest = 1 - top
-        rest[:, 0] = p.scatter(1, classes[:, :1], 0).sum(dim=1)  # 1 - p is 0 for p near 1, and a small power is not
-        return -(top * rest).pow(self.gamma).sum(dim=1)
+        first = p.argmax(dim=1, keepdim=True)
+        others = p.scatter(1, first, 0).sum(dim=1, keepdim=True)  # 1 - p is 0 for p near 1, and a small power is not
+        spread = p * (1 - p).scatter(1, first, others)
+        if self.m < p.shape[1]:
+            spread = spread.gather(1, p.topk(self.m, dim=1).indices)
+        return -spread.pow(self.gamma).sum(dim=1)

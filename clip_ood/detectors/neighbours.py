@@ -13,11 +13,13 @@ import torch
 from torch import Tensor
 
 from clip_ood.errors import UserError
+from clip_ood.threads import side_by_side
 
 QUERIES = 1024  # rows of one block of products
 BANK = 4096  # its columns: 16 MiB in float32, which a CPU's caches hold better than more
 ON_GPU = 4096, 8192  # rows and columns there, where starting an operation is what takes long
-PAIRS = 16384  # products computed again at once
+PAIRS = 1024  # products computed again at once, whose rows a CPU's caches hold
+PAIRS_ON_GPU = 16384
 MANY = 64  # fewest bank rows for each one that is computed again; with fewer, that takes longer than the products
 TOGETHER = 16  # columns of a tile of which the largest product is compared first
 FEW = 256  # with fewer queries, converting the bank takes longer than the products
@@ -43,21 +45,29 @@ def nearest(
     products = torch.empty(len(queries), k, device=device)
     positions = torch.empty(len(queries), k, dtype=torch.int64, device=device)
     low = low_precision(device.type) if k and size > MANY * taken(k) else None
-    size = QUERIES if device.type == "cpu" else ON_GPU[0]
-    for start in range(0, len(queries) if k else 0, size):
-        block = slice(start, start + size)
+
+    def search(block: slice) -> None:
         rows = queries[block].to(device, torch.float32)
         if low is None or len(rows) < FEW:
             products[block], positions[block], _ = _sweep(rows, chunks, scales, k, torch.float32)
-            continue
+            return
         products[block], positions[block], unsure = _reranked(rows, chunks, scales, k, low)
         if len(unsure):
-            products[start + unsure], positions[start + unsure], _ = _sweep(
-                rows[unsure], chunks, scales, k, torch.float32
-            )
-        if len(unsure) > len(rows) / 2:  # a bank of near duplicates, say
-            low = None
+            again = block.start + unsure
+            products[again], positions[again], _ = _sweep(rows[unsure], chunks, scales, k, torch.float32)
+
+    side_by_side(search, _blocks(len(queries) if k else 0, device.type))
     return products, positions
+
+
+def _blocks(count: int, device: str) -> list[slice]:
+    """Divides `count` queries into blocks; on a CPU into equal ones, of which every thread gets as many as the others."""
+    if device != "cpu":
+        return [slice(start, start + ON_GPU[0]) for start in range(0, count, ON_GPU[0])]
+    threads = torch.get_num_threads()
+    blocks = max(1, min(threads * -(-count // (threads * QUERIES)), count // FEW))
+    size = max(1, -(-count // blocks))
+    return [slice(start, start + size) for start in range(0, count, size)]
 
 
 def largest_products(queries: Tensor, columns: Tensor, k: int) -> Tensor:
@@ -101,7 +111,7 @@ def _reranked(
 
 def taken(k: int) -> int:
     """Returns how many neighbours are taken in low precision, among which the k best are sought."""
-    return 2 * k + 32
+    return k + k // 4 + 32
 
 
 def _summing(queries: Tensor) -> float:
@@ -169,9 +179,10 @@ def products_with(
     ends = torch.tensor([0, *map(len, chunks)], device=positions.device).cumsum(0)
     bounds = torch.searchsorted(sorted_, ends).tolist()
     products = queries.new_empty(positions.numel())
+    size = PAIRS if positions.device.type == "cpu" else PAIRS_ON_GPU
     for number, chunk in enumerate(chunks):
-        for start in range(bounds[number], bounds[number + 1], PAIRS):
-            pairs = slice(start, min(start + PAIRS, bounds[number + 1]))
+        for start in range(bounds[number], bounds[number + 1], size):
+            pairs = slice(start, min(start + size, bounds[number + 1]))
             rows, of = sorted_[pairs] - ends[number], order[pairs]
             found = (chunk[rows].float() * queries[of // positions.shape[1]]).sum(dim=1)
             products[of] = found if scales is None else found * scales[number][rows]

@@ -81,11 +81,11 @@ class Residual(Detector):
     def _score(self, rows: Outputs) -> Tensor:
         return -self._lengths(rows.features)
 
-    def _lengths(self, features: Tensor) -> Tensor:
-        """Returns ‖(f − u) N‖ (n,) in float64."""
-        x = features.to(self.origin) - self.origin
+    def _lengths(self, features: Tensor, dtype: torch.dtype = torch.float64) -> Tensor:
+        """Returns ‖(f − u) N‖ (n,), in float64 or, if it needs no difference of nearly equal numbers, in another dtype."""
         if self.principal is None:
-            return (x @ self.outside).norm(dim=1)
+            return ((features.double() - self.origin).to(dtype) @ self.outside.to(dtype)).norm(dim=1)
+        x = features.to(self.origin) - self.origin
         return (x.square().sum(dim=1) - (x @ self.principal).square().sum(dim=1)).clamp_min(0).sqrt()
 
 
@@ -121,12 +121,14 @@ class ViM(Residual):
 
     def _fit(self) -> None:
         super()._fit()
-        weight, bias = self.reference.weight.to(self.origin), self.reference.bias.to(self.origin)
-        sums = self.origin.new_zeros(2)
+        weight, bias = self.reference.weight.float(), self.reference.bias.float()
+        sums = self.origin.new_zeros(2)  # of float32 values, whose rounding the means even out
         for chunk in self.bank.chunks:
             for features in chunk.split(ROWS):
-                largest = torch.addmm(bias, features.to(weight), weight.T).amax(dim=1)
-                sums += torch.stack([largest.sum(), self._lengths(features).sum()])
+                x = features.float()
+                largest = torch.addmm(bias, x, weight.T).amax(dim=1)
+                sums[0] += largest.sum(dtype=sums.dtype)
+                sums[1] += self._lengths(x, torch.float32).sum(dtype=sums.dtype)
         largest, length = self.bank.exchange.sum(sums)
         width = len(self.origin)
         share = (self.outside.shape[1] if self.principal is None else width - self.principal.shape[1]) / width
