@@ -40,6 +40,7 @@ PARTS = (
     "intervals",
     "conventions",
     "statistics",
+    "watching",
     "evaluation",
     "imagenet",
     "label_free",

@@ -109,7 +109,7 @@ def power(log: float) -> str:
     """Returns e^log, which may be too large for a float, in three digits.
 
     >>> power(0.5), power(2000), power(-20)
-    ('1.65', '10^868', '2.06e-09')
+    ('1.65', '10^869', '2.06e-09')
     """
     return f"{math.exp(log):.3g}" if log < 13 else f"10^{log / math.log(10):.0f}"
 

@@ -282,8 +282,13 @@ def test_scores_that_do_not_calibrate_a_stream_are_refused_with_the_way_out(root
     for column in ("mahalanobis", "knn"):
         told = asked(folds, images[0], file, f"--detector={column}")
         assert "each scored without itself" in told and "clip-ood recalibrate --run RUN" in told
-    data = {"ood_val": "near"}
-    chosen = judged_run.make(root, "chosen", "zero_shot", detectors=[{"name": "knn", "k": [1, 3]}], data=data)
+    chosen = judged_run.make(
+        root,
+        "chosen",
+        "zero_shot",
+        detectors=[{"name": "knn", "k": [1, 3]}],
+        data={"ood_val": "near", "ood": {"far": "far"}},
+    )
     told = asked(chosen, images[0], file)
     assert "also chose it among 2 candidates" in told and "clip-ood recalibrate" in told
     assert not file.exists()
