@@ -180,6 +180,22 @@ def test_what_was_printed_counts_if_the_call_fails(run, images, tmp_path):
     assert len(load_file(file)["scores"]) == 2
 
 
+def test_a_call_that_is_repeated_watches_its_images_once(run, images, tmp_path, monkeypatch):
+    broken, whole, out = tmp_path / "b.safetensors", tmp_path / "w.safetensors", tmp_path / "o.csv"
+
+    def full(*_):
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr("clip_ood.detect.prediction_files.CSVFile.write", full)
+        with pytest.raises((OSError, SystemExit)):
+            detect.main(["--run", str(run), *map(str, images), f"--out={out}", f"--watch={broken}"])
+    assert not broken.exists() and out.with_name("o.csv.parts").is_dir()
+    judged("--run", run, *images, "--out", out, "--watch", broken)
+    judged("--run", run, *images, "--out", tmp_path / "2.csv", "--watch", whole)
+    assert broken.read_bytes() == whole.read_bytes()
+
+
 @pytest.mark.parametrize("parts", [[4000], [1, 1999, 0, 2000], [700] * 5 + [500]])
 def test_a_restart_has_every_bit_of_a_stream_that_never_stopped(saved, parts, tmp_path):
     scores, file = np.random.default_rng(1).normal(size=4000).round(2), tmp_path / "s.safetensors"

@@ -71,9 +71,8 @@ def test_the_command_says_what_the_watch_says(predictions, run, tmp_path, capsys
 def test_a_change_is_shown_with_the_file_in_which_it_came(tmp_path):
     generator = np.random.default_rng(0)
     files = [("a<b.csv", generator.normal(size=1000)), ("c.csv", generator.normal(size=500) - 2)]
-    found = write_watch_page(
-        tmp_path / "w.html", files, Calibration(torch.from_numpy(generator.normal(size=200))), "knn"
-    )
+    calibration = Calibration(torch.from_numpy(generator.normal(size=200)))
+    found = write_watch_page(tmp_path / "w.html", files, calibration, "knn", 0.01)
     page = (tmp_path / "w.html").read_text()
     assert 1000 < found.alarm < 1100 and f"Alarm after image {found.alarm:,}" in page
     rows = re.findall(r'<tr><th class="name" scope="row" title="([^"]*)">.*?</tr>', page)

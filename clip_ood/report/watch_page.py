@@ -14,7 +14,7 @@ from matplotlib.axes import Axes
 from clip_ood.calibration import Calibration
 from clip_ood.report.charts import colour, svg
 from clip_ood.report.page import write_page
-from clip_ood.stream.martingale import DELTA, Martingale
+from clip_ood.stream.martingale import Martingale
 from clip_ood.stream.online_p_values import OnlinePValues
 
 POINTS = 600  # in a drawn curve; each is the highest of its images
@@ -36,7 +36,7 @@ class Part:
 
 
 def write_watch_page(
-    path: Path, files: Sequence[tuple[str, np.ndarray]], calibration: Calibration, column: str, delta: float = DELTA
+    path: Path, files: Sequence[tuple[str, np.ndarray]], calibration: Calibration, column: str, delta: float
 ) -> Martingale:
     """Writes the page of scores, file by file as one stream, and returns the martingale after them. Raises: OSError; UserError for NaN."""
     online, martingale = OnlinePValues(calibration.scores.double().numpy()), Martingale(delta)

@@ -39,7 +39,6 @@ def main(argv: list[str] | None = None) -> None:
     add(
         "--delta",
         type=float,
-        default=0.01,
         metavar="SHARE",
         help="the probability of a false alarm over the whole stream (default: 0.01)",
     )
@@ -49,13 +48,15 @@ def main(argv: list[str] | None = None) -> None:
     from clip_ood.detect.saved import SavedDetector
     from clip_ood.detect.watch_file import check_serves
     from clip_ood.report.watch_page import write_watch_page
+    from clip_ood.stream.martingale import DELTA
 
     saved = SavedDetector(given.run)
     column = given.detector or saved.columns[0]
     calibration = saved.calibration(column)
     check_serves(calibration, saved, column)
     files = [(str(path), predicted_scores(path, column)) for path in given.files]
-    found = write_watch_page(given.out, files, calibration, column, given.delta)
+    delta = DELTA if given.delta is None else given.delta
+    found = write_watch_page(given.out, files, calibration, column, delta)
     alarm = "no alarm" if found.alarm is None else f"ALARM after image {found.alarm:,}"
     say(one_line(f"{found.seen:,} images by {column}: {alarm} (delta = {found.delta:g})"))
     say(one_line(f"Page: {given.out}"))
@@ -68,7 +69,7 @@ def check(given: argparse.Namespace) -> None:
             raise ConfigError(f"There is no file {path}{of_path(str(path))}")
         if given.files.count(path) > 1:
             raise ConfigError(f"{path} is named twice: its images would stand in the stream twice, which is a change")
-    if not 0 < given.delta < 1:
+    if given.delta is not None and not 0 < given.delta < 1:
         raise ConfigError(f"--delta: {given.delta:g} must lie between 0 and 1, as 0.01")
     check_suffix("--out", given.out, (".html",))
     if not given.out.parent.is_dir():
