@@ -229,6 +229,10 @@ def test_a_killed_process_leaves_a_whole_file_that_is_gone_on_from(run, saved, t
     for seconds in (0.2, 0.37):
         process = subprocess.Popen(command, cwd=tiny_clip.PROJECT, stdout=subprocess.PIPE, text=True)
         assert process.stdout.readline() == "ready\n"
+        for _ in range(200):
+            if file.exists():
+                break
+            time.sleep(0.1)
         time.sleep(seconds)
         process.send_signal(signal.SIGKILL)
         process.wait(20)
