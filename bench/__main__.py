@@ -41,6 +41,7 @@ PARTS = (
     "intervals",
     "conventions",
     "statistics",
+    "watching",
     "evaluation",
     "imagenet",
     "label_free",

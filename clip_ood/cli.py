@@ -18,6 +18,7 @@ COMMANDS = {  # name -> its module, and what it does
     "eval": ("evaluate", "score an encoder or a run's head, or show several runs side by side"),
     "detect": ("detect", "judge new images by a finished run"),
     "recalibrate": ("recalibrate", "set a run's thresholds anew by images that a person confirmed, without fitting"),
+    "watch": ("watch", "show on a page whether a stream of predictions has changed"),
     "review": ("review", "look at a run's images in a browser, most suspect first, and decide about them"),
     "attack": ("attack", "move OOD images until the detectors take them for ID images"),
     "study": ("study", "make a table or a figure over many runs"),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import redirect_stdout
+from contextlib import nullcontext, redirect_stdout
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -29,6 +29,7 @@ from clip_ood.experiments.quiet import hush
 from clip_ood.experiments.set_aside import Aside
 from clip_ood.experiments.tolerated import Tolerated
 from clip_ood.experiments.trainer import new_trainer, predict
+from clip_ood.experiments.watching import Watched, tell, watched
 from clip_ood.files.text_files import not_utf8
 from clip_ood.files.unreadable import SHARE, Tolerance
 from clip_ood.lightning_modules.prediction import PredictionModule
@@ -65,6 +66,8 @@ class Request:
     words: int = 0
     adapt: str | None = None
     memory: Path | None = None
+    watch: Path | None = None
+    delta: float | None = None
     encoder: str | None = None
     out: Path | None = None
     format: str = "csv"
@@ -112,14 +115,18 @@ def conduct(request: Request) -> Counts | None:
     trainer = judging_trainer(request)
     if request.fdr is not None and trainer.is_global_zero:
         _caution(decisions, request.paths)
-    with redirect_stdout(sys.stderr):  # downloads are announced on stderr, because predictions may go to a program
-        backbone = saved.backbone(request.encoder, request.allow_download)
-    rules = (request.accept, request.fdr, request.nearest, request.per_class, request.words)
-    predictor = Predictor(saved, backbone, columns, *rules)
-    go = _print if request.out is None else _write
-    counts = go(request, saved, predictor, trainer)
+    with watched(request, saved, columns[0]) if trainer.is_global_zero else nullcontext() as watch:
+        with redirect_stdout(sys.stderr):  # downloads are announced on stderr, because predictions may go to a program
+            backbone = saved.backbone(request.encoder, request.allow_download)
+        rules = (request.accept, request.fdr, request.nearest, request.per_class, request.words)
+        predictor = Predictor(saved, backbone, columns, *rules)
+        go = _print if request.out is None else _write
+        counts = go(request, saved, predictor, trainer, watch)
+        if watch is not None:
+            watch.save()
+            counts.alarmed = watch.alarmed
     if counts is not None:
-        _tell(counts, predictor, request)
+        _tell(counts, predictor, request, watch)
     return counts
 
 
@@ -130,25 +137,30 @@ def _caution(decisions: list[BatchDecision], paths: list[str]) -> None:
         say(one_line(line), file=sys.stderr)
 
 
-def _print(request: Request, saved: SavedDetector, predictor: Predictor, trainer: Trainer) -> Counts:
+def _print(
+    request: Request, saved: SavedDetector, predictor: Predictor, trainer: Trainer, watch: Watched | None
+) -> Counts:
     held: list[Line] = []
-    watch = request.tolerated().take
+    tolerated = request.tolerated().take
 
     def hold(line: Line) -> None:
-        watch(line)
+        tolerated(line)
         held.append(line)
 
     to = (request.tolerated(), predictor.columns, request.asides(predictor), request.further)
     with printed(request.format, *to) as predictions:
-        printer = PredictionPrinter(predictions.take if request.fdr is None else hold)
+        take = predictions.take if watch is None else watch.after(predictions.take)
+        printer = PredictionPrinter(take if request.fdr is None else hold)
         judge(request, predictor, trainer, printer)
         if request.fdr is not None:
             for line in _decided(lambda: held, request.fdr):
-                predictions.take(line)
+                take(line)
     return predictions.counts
 
 
-def _write(request: Request, saved: SavedDetector, predictor: Predictor, trainer: Trainer) -> Counts | None:
+def _write(
+    request: Request, saved: SavedDetector, predictor: Predictor, trainer: Trainer, watch: Watched | None
+) -> Counts | None:
     folder = request.out.with_name(f"{request.out.name}.parts")
     size = request.batch_size or predictor.batch_size
     rules = [predictor.accept, request.nearest, request.words, request.per_class]
@@ -161,8 +173,9 @@ def _write(request: Request, saved: SavedDetector, predictor: Predictor, trainer
     exact = request.out.suffix.lower() == ".parquet" and any(not_utf8(line["path"]) for line in parts.read(count))
     to = (request.tolerated(), predictor.columns, request.asides(predictor), request.further, exact)
     with written(request.out, *to) as predictions:
+        take = predictions.take if watch is None else watch.after(predictions.take)
         for line in parts.read(count) if request.fdr is None else _decided(lambda: parts.read(count), request.fdr):
-            predictions.take(line)
+            take(line)
     parts.remove()
     return predictions.counts
 
@@ -206,12 +219,8 @@ def judging_trainer(request: Request) -> Trainer:
     return trainer
 
 
-def _tell(counts: Counts, predictor: Predictor, request: Request) -> None:
-    """Prints the summary on standard error, because a program may read standard output."""
-
-    def tell(line: str) -> None:
-        say(one_line(line), file=sys.stderr)
-
+def _tell(counts: Counts, predictor: Predictor, request: Request, watch: Watched | None) -> None:
+    """Prints the summary on standard error."""
     for path, reason in counts.shown:
         tell(f"not judged: {path}: {reason}")
     if counts.failed > len(counts.shown):
@@ -250,6 +259,8 @@ def _tell(counts: Counts, predictor: Predictor, request: Request) -> None:
         tell(
             f"Heat maps of the OOD images, by {predictor.column}: {request.heat_maps}; vermilion is least like the ID images"
         )
+    if watch is not None:
+        tell(watch.told())
     tell(_next(counts, predictor, request))
 
 

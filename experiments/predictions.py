@@ -32,7 +32,7 @@ BYTES = "".join(map(chr, range(0xDC80, 0xDD00)))  # stand for bytes of names tha
 class Counts:
     """How many images were judged, how many of them are copies of the run's own ID images, how many each detector flags as OOD, how many
     of those that are no such copies are flagged by which of all detectors (`patterns`), how many could not be judged, and how many could
-    not be set aside (`left`); for the last two, also (path, reason) of the first ten.
+    not be set aside (`left`); for the last two, also (path, reason) of the first ten. `alarmed`: whether a watched stream has changed.
     """
 
     judged: int = 0
@@ -43,6 +43,7 @@ class Counts:
     shown: list[tuple[str, str]] = field(default_factory=list)
     left: int = 0
     left_shown: list[tuple[str, str]] = field(default_factory=list)
+    alarmed: bool = False
 
 
 class Predictions:

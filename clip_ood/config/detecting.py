@@ -39,6 +39,7 @@ UNADAPTED = (  # options of detectors, which --adapt does not ask
         "--copy-ood",
         "--heat-maps",
         "--fail-on-ood",
+        "--watch",
     ),
     *("--export", "--with-encoder"),
 )
@@ -107,6 +108,19 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         help="with --adapt: what the method has learnt, FILE.safetensors; it is made, or gone on from and updated",
     )
     add(
+        "--watch",
+        type=Path,
+        metavar="FILE",
+        help="also watch whether the images are still drawn as those that calibrated the first detector (docs/watching.md): the scores of the "
+        "stream so far, FILE.safetensors, which is made, or gone on from and updated",
+    )
+    add(
+        "--delta",
+        type=float,
+        metavar="SHARE",
+        help="with --watch: the probability of a false alarm over the whole stream (default: 0.01, or as FILE has it)",
+    )
+    add(
         "--out",
         type=Path,
         metavar="FILE",
@@ -130,6 +144,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         "must look at patches (local_knn, gl_mcm); flagged images are encoded once more",
     )
     add("--fail-on-ood", action="store_true", help="exit status 3 when an image is OOD")
+    add("--fail-on-alarm", action="store_true", help="exit status 4 once --watch has alarmed")
     add("--strict", action="store_true", help="exit status 1 when an image cannot be judged")
     add(
         "--max-unreadable",
@@ -197,6 +212,7 @@ def check(arguments: argparse.Namespace) -> None:
         raise ConfigError(f"--accept: {arguments.accept:g} must lie between 0 and 1, as 0.95")
     _check_fdr(arguments)
     _check_adapt(arguments)
+    _check_watch(arguments)
     if arguments.odd and (arguments.fdr is not None or not arguments.paths):
         raise ConfigError(
             "--odd says how many of the named images a threshold flags: name images that are known to be odd, and leave --fdr out"
@@ -266,19 +282,41 @@ def _check_adapt(arguments: argparse.Namespace) -> None:
         )
     if not arguments.paths:
         raise ConfigError("--adapt scores images in their order: name some")
-    check_suffix("--memory", memory, (".safetensors",))
-    if not memory.parent.is_dir():
-        raise ConfigError(f"--memory: there is no folder {memory.parent}")
-    if (size := len(os.fsencode(temporary_name(memory)))) > LONGEST_NAME:
+    _check_kept("--memory", memory)
+
+
+def _check_watch(arguments: argparse.Namespace) -> None:
+    if arguments.watch is None:
+        for option, given in (("--delta", arguments.delta is not None), ("--fail-on-alarm", arguments.fail_on_alarm)):
+            if given:
+                raise ConfigError(f"{option} goes with --watch FILE")
+        return
+    if arguments.delta is not None and not 0 < arguments.delta < 1:
+        raise ConfigError(f"--delta: {arguments.delta:g} must lie between 0 and 1, as 0.01")
+    if arguments.odd:
         raise ConfigError(
-            f"--memory: the name of {memory.name} is too long by {size - LONGEST_NAME} bytes for the file that is written beside it: take "
+            "--watch asks whether images have become odd, and those of --odd are known to be: leave one out"
+        )
+    if not arguments.paths:
+        raise ConfigError("--watch watches the images that are judged: name some")
+    _check_kept("--watch", arguments.watch)
+
+
+def _check_kept(option: str, path: Path) -> None:
+    """Raises ConfigError for a file that cannot be gone on from and written anew."""
+    check_suffix(option, path, (".safetensors",))
+    if not path.parent.is_dir():
+        raise ConfigError(f"{option}: there is no folder {path.parent}")
+    if (size := len(os.fsencode(temporary_name(path)))) > LONGEST_NAME:
+        raise ConfigError(
+            f"{option}: the name of {path.name} is too long by {size - LONGEST_NAME} bytes for the file that is written beside it: take "
             "a shorter one"
         )
-    if memory.is_symlink() and not memory.exists():
-        raise ConfigError(f"--memory: {memory} is a link to a file that is not there: name that file, and it is made")
-    if memory.exists() and not memory.is_file():
-        raise ConfigError(f"--memory: {memory} is no file")
-    check_writable(memory.resolve().parent)
+    if path.is_symlink() and not path.exists():
+        raise ConfigError(f"{option}: {path} is a link to a file that is not there: name that file, and it is made")
+    if path.exists() and not path.is_file():
+        raise ConfigError(f"{option}: {path} is no file")
+    check_writable(path.resolve().parent)
 
 
 @contextmanager

@@ -1,1 +1,1 @@
-"""Test-time methods, whose scores of an image depend on the images that came before it, and how they are compared over orders."""
+"""Streams: test-time methods, whose scores depend on the images before, and how they are compared; whether a stream has changed."""

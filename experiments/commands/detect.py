@@ -32,11 +32,7 @@ def main(argv: list[str] | None = None) -> None:
     with alone_at_file(arguments):
         counts = answer(arguments, trainer, argv)
     if counts is not None:
-        sys.exit(
-            status(
-                counts.failed + counts.left, next(iter(counts.ood.values())), arguments.strict, arguments.fail_on_ood
-            )
-        )
+        sys.exit(status(counts, arguments.strict, arguments.fail_on_ood, arguments.fail_on_alarm))
 
 
 def check_has_end(paths: list[str]) -> None:
@@ -75,6 +71,11 @@ def answer(arguments: argparse.Namespace, trainer: dict[str, Any], argv: list[st
         return conduct(Request(**asked, trainer=trainer))
 
 
-def status(failed: int, ood: int, strict: bool, fail_on_ood: bool) -> int:
-    """Returns 1 if an image could not be judged (with `strict`), otherwise 3 if one is OOD (with `fail_on_ood`), otherwise 0."""
-    return 1 if strict and failed else 3 if fail_on_ood and ood else 0
+def status(counts: Counts, strict: bool, fail_on_ood: bool, fail_on_alarm: bool) -> int:
+    """Returns 1 if an image could not be judged (with `strict`), otherwise 4 if a watched stream has changed (with `fail_on_alarm`),
+    otherwise 3 if an image is OOD by the first detector (with `fail_on_ood`), otherwise 0."""
+    if strict and counts.failed + counts.left:
+        return 1
+    if fail_on_alarm and counts.alarmed:
+        return 4
+    return 3 if fail_on_ood and next(iter(counts.ood.values())) else 0
