@@ -20,6 +20,7 @@ from clip_ood.config.shard_names import shard_paths
 from clip_ood.config.trainer_keys import check_trainer
 from clip_ood.detectors.names import read_specs
 from clip_ood.errors import ConfigError, UserError
+from clip_ood.files.archive_names import is_folder
 from clip_ood.files.hidden import is_hidden
 from clip_ood.files.regular_file import no_file, special
 from clip_ood.files.text_files import LONGEST_LIST, NotText, check_size, read_text
@@ -119,7 +120,7 @@ def missing_places(spec: ImageSet, root: Path) -> list[str]:
         more = f" (nor {len(lacking) - 1:,} more of {len(paths):,})" if len(lacking) > 1 else ""
         return [f"shard {lacking[0]}{more}"] if lacking else []
     missing = []
-    if spec.folder is not None and not (root / spec.folder).is_dir():
+    if spec.folder is not None and not is_folder(root / spec.folder):
         missing.append(f"folder {root / spec.folder}")
     if spec.labels is not None and (special(root / spec.labels) or not (root / spec.labels).exists()):
         missing.append(f"label file {root / spec.labels}")
@@ -219,9 +220,9 @@ def check_there(key: str, spec: ImageSet, root: Path) -> None:
 
 def _advice(key: str, spec: ImageSet, root: Path) -> str:
     option = "data." + ("id.images" if key == "id" else key.replace("/", "."))
-    if spec.labels is not None and (root / spec.folder).is_dir():
+    if spec.labels is not None and is_folder(root / spec.folder):
         return no_file(root / spec.labels).replace(": it", " It", 1)
-    if spec.index is not None and (root / spec.folder).is_dir():
+    if spec.index is not None and is_folder(root / spec.folder):
         return no_file(root / spec.index).replace(": it", " It", 1)
     if spec.reader is not None:
         return ""

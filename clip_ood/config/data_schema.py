@@ -55,7 +55,8 @@ class ImageSet(Section):
     catalog: str | None = None
     """A named set, which sets layout, count, group and source. `clip-ood catalog` lists them."""
     folder: Place | None = None
-    """Folder of images, with one sub-folder for each class or with all images in it (flat). Relative to data.root."""
+    """Folder of images, with one sub-folder for each class or with all images in it (flat); or an archive of such a folder (.zip, .tar,
+    .tar.gz, .tar.bz2, .tar.xz), which is read as it is, or a folder in it: photos.zip/train. Relative to data.root."""
     labels: Place | None = None
     """Goes with `folder`: the file or folder that says each image's class, relative to data.root. It is TinyImageNet's
     val_annotations.txt, Kaggle's LOC_val_solution.csv, or the unpacked folder ILSVRC2012_devkit_t12 (needs scipy)."""
@@ -74,8 +75,8 @@ class ImageSet(Section):
     images_root: Place = Path()
     """Goes with `list`: the folder that its paths start from. Relative to data.root."""
     shards: Place | None = None
-    """Uncompressed tar files in webdataset's layout: x.cls beside x.jpg holds its label number. A sample's name ends at its first
-    dot, and it has one image. {000..009} counts through the files. Relative to data.root."""
+    """Archives in webdataset's layout, mostly uncompressed tar files: x.cls beside x.jpg holds its label number. A sample's name ends at
+    its first dot, and it has one image. {000..009} counts through the files. Relative to data.root."""
     torchvision: Literal["CIFAR10", "CIFAR100", "SVHN", "MNIST"] | None = None
     """A data set that torchvision downloads into data.root."""
     reader: str | None = None

@@ -130,10 +130,10 @@ def _from_labels(name: str, folder: Path, path: Path, partial: bool) -> ImageLis
 def _from_index(name: str, folder: Path, path: Path, split: str | None, partial: bool) -> ImageList:
     """Returns the images of a folder that a publisher's file lists, with their classes."""
     listed = {normalize("NFC", image): each for image, each in read_index(name, path, split).items()}
-    files = from_folder(name, folder, labelled=False).names
-    there = {normalize("NFC", file): file for file in files}
+    files = from_folder(name, folder, labelled=False)
+    there = {normalize("NFC", file): file for file in files.names}
     by_stem: dict[str, list[str]] = defaultdict(list)
-    for file in files:
+    for file in files.names:
         by_stem[normalize("NFC", str(Path(file).with_suffix("")))].append(file)
     found = {}
     for image, each in listed.items():
@@ -152,7 +152,7 @@ def _from_index(name: str, folder: Path, path: Path, split: str | None, partial:
             f"{of_count(len(listed) - len(missing), len(listed))}"
         )
     names = [(found[image], each.label or _folder_of(image)) for image, each in listed.items() if image in found]
-    return _with_classes(name, folder, sorted(names))
+    return _with_classes(files, sorted(names))
 
 
 def _folder_of(image: str) -> str:
@@ -180,15 +180,16 @@ def _nested(images: ImageList) -> ImageList:
             f"Image set {images.name}: {images.root / folders[beside]} lies beside class folders, as {images.root / above[beside]} (key "
             "nested). Move it into one, or take it out"
         )
-    return _with_classes(images.name, images.root, [(image, _folder_of(image)) for image in images.names])
+    return _with_classes(images, [(image, _folder_of(image)) for image in images.names])
 
 
-def _with_classes(name: str, folder: Path, images: list[tuple[str, str]]) -> ImageList:
-    """Returns images, given as pairs of a path below the folder and a class."""
-    classes = in_order({label for _, label in images})
+def _with_classes(images: ImageList, wanted: list[tuple[str, str]]) -> ImageList:
+    """Returns some images of a list, which are given as pairs of a name and a class, in that order."""
+    classes = in_order({label for _, label in wanted})
     number = {label: index for index, label in enumerate(classes)}
-    labels = tuple(number[label] for _, label in images)
-    return ImageList.of(name, folder, Files(folder, tuple(image for image, _ in images), labels, tuple(classes)))
+    row = {image: index for index, image in enumerate(images.names)}
+    labels = tuple(number[label] for _, label in wanted)
+    return replace(images.subset([row[image] for image, _ in wanted]), labels=labels, class_names=tuple(classes))
 
 
 def _from_list(name: str, path: Path, root: Path, partial: bool, count: int | None) -> ImageList:
