@@ -143,8 +143,8 @@ def test_compressed_archives_say_how_they_are_unpacked(kind, tmp_path):
         ([("a.png", 0), ("b.png", (tarfile.SYMTYPE, "a.png"))], r"x\.tar, b\.png: it is a link to a\.png"),
         ([("a.png", 0), ("a.cls", (tarfile.SYMTYPE, "b"))], r"x\.tar, a\.cls: it is a link to b"),
         (
-            [("a.png", 0), ("a.cls", b"0"), ("b.heic", b"?"), ("b.cls", b"1")],
-            r"b\.cls: this label has no image .*b\.heic",
+            [("a.png", 0), ("a.cls", b"0"), ("b.psd", b"?"), ("b.cls", b"1")],
+            r"b\.cls: this label has no image .*b\.psd",
         ),
         ([("a.png", 0), ("a.cls", b"-3")], r"a\.cls: expected a label number, got b'-3'"),
         ([("a.png", 0), ("a.cls", b"1_0")], r"a\.cls: expected a label number, got b'1_0'"),
@@ -175,12 +175,12 @@ def test_labels_in_capitals_count_and_no_label_is_minus_one(tmp_path):
 def test_what_is_passed_over_is_told(tmp_path, capsys):
     path = tar(
         tmp_path / "x.tar",
-        [("a.png", 0), ("a.json", b"{}"), ("b.heic", b"?")],
+        [("a.png", 0), ("a.json", b"{}"), ("b.psd", b"?")],
     )
-    assert len(listed(path)) == 1 and "1 file is passed over" in (told := capsys.readouterr().out) and "b.heic" in told
+    assert len(listed(path)) == 1 and "1 file is passed over" in (told := capsys.readouterr().out) and "b.psd" in told
     assert [(each.inside, each.reason) for each in sources([str(path)])] == [
         ("x.tar/a.png", None),
-        ("x.tar/b.heic", "no image by its name"),
+        ("x.tar/b.psd", "no image by its name"),
     ]
     linked = tar(tmp_path / "y.tar", [("a.png", 0), ("b.png", (tarfile.SYMTYPE, "a.png"))])
     assert "it is a link to a.png" in list(sources([str(linked)]))[-1].reason

@@ -149,13 +149,13 @@ def _members(path: str) -> Iterator[Source]:
             reason = member.fault if is_image(member) else "no image by its name"
             place = member.place or Place(str(archive))
             yield Source(f"{path}/{member.name}", f"{os.path.basename(path)}/{member.name}", place, reason)
-    except (UserError, OSError) as error:
-        if isinstance(error, OSError):
-            check_of_file(error)
-        damaged = (
-            f"it {is_none(archive)}: " if not isinstance(error, UserError) or isinstance(error, DamagedArchive) else ""
-        )
-        reason = f"{damaged}{getattr(error, 'strerror', None) or error}"
+    except DamagedArchive as error:
+        reason = f"it {is_none(archive)}: {error}"
+    except UserError as error:
+        reason = str(error)
+    except OSError as error:
+        check_of_file(error)
+        reason = f"it cannot be read: {error.strerror or error}"
     else:
         reason = None if images else "it holds no images"
     if reason is not None:
