@@ -119,6 +119,9 @@ def missing_places(spec: ImageSet, root: Path) -> list[str]:
         lacking = [path for path in paths if not path.is_file()]
         more = f" (nor {len(lacking) - 1:,} more of {len(paths):,})" if len(lacking) > 1 else ""
         return [f"shard {lacking[0]}{more}"] if lacking else []
+    if spec.parquet is not None:
+        lacking = [path for path in shard_paths(root / spec.parquet) if not path.exists()]
+        return [f"parquet file {lacking[0]}"] if lacking else []
     missing = []
     if spec.folder is not None and not is_folder(root / spec.folder):
         missing.append(f"folder {root / spec.folder}")
@@ -165,7 +168,7 @@ def _places(spec: ImageSet, root: Path) -> list[tuple[str, Hashable]]:
 
     Parts of one folder or list, by their classes or by an index, are several places.
     """
-    keys = SELECTION if spec.index is None else ("index", "split", *SELECTION)
+    keys = SELECTION if spec.index is None and spec.parquet is None else ("index", "split", "image", *SELECTION)
     part = [f"{key}={value}" for key in keys if (value := getattr(spec, key)) is not None]
     if spec.torchvision is not None:
         place = f"{spec.torchvision}, {spec.split or 'test'}, in {realpath(root)}"
@@ -174,7 +177,8 @@ def _places(spec: ImageSet, root: Path) -> list[tuple[str, Hashable]]:
         options = json.dumps(spec.options, default=str, sort_keys=True)
         where = None if spec.path is None else _identity(root / spec.path)
         return [(f"{spec.reader}, {spec.path or options}", (class_path(spec.reader), where, options, *part))]
-    paths = shard_paths(root / spec.shards) if spec.shards is not None else [spec.list or spec.folder]
+    pattern = spec.shards or spec.parquet
+    paths = shard_paths(root / pattern) if pattern is not None else [spec.list or spec.folder]
     return [(realpath(root / path), (_identity(root / path), *part)) for path in paths if path is not None]
 
 
@@ -226,7 +230,7 @@ def _advice(key: str, spec: ImageSet, root: Path) -> str:
         return no_file(root / spec.index).replace(": it", " It", 1)
     if spec.reader is not None:
         return ""
-    kind = next(kind for kind in ("folder", "list", "shards") if getattr(spec, kind) is not None)
+    kind = next(kind for kind in ("folder", "list", "shards", "parquet") if getattr(spec, kind) is not None)
     place = getattr(spec, kind)
     told = advice(option, kind, place if STREAM.match(str(place)) else root / place)
     return told and f" {told}"

@@ -53,7 +53,8 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         "paths",
         nargs="*",
         metavar="PATH",
-        help="images, folders (with everything below), text files of paths, archives (.zip, .tar, .tar.gz), or - for paths on standard input",
+        help="images, folders (with everything below), archives (.zip, .tar, .tar.gz), parquet files, text files of paths, or - for "
+        "paths on standard input",
     )
     add("--run", type=Path, required=True, metavar="DIR", help="a finished run, or a copy of its folder detector/")
     add(
@@ -188,7 +189,8 @@ def check(arguments: argparse.Namespace) -> None:
             raise ConfigError(f"There is no file or folder {path}{of_path(path)}")
         if is_unread(path) and os.path.isfile(path):
             raise ConfigError(
-                f"{path} is an archive of a kind that is not read: unpack it, and name the folder, or pack it as {' or '.join(ARCHIVES)}"
+                f"{path} is an archive of a kind that is not read: unpack it, and name the folder, or pack it as "
+                f"{' or '.join(ARCHIVES[:2])}"
             )
     if STDIN in arguments.paths and sys.stdin is None:
         raise ConfigError("Standard input is closed, so no paths can be read from it (-)")

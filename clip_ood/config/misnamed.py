@@ -31,6 +31,8 @@ def advice(option: str, kind: str, place: Path) -> str:
             return (
                 f"This is an archive of a kind that is not read: unpack it, or pack it as {' or '.join(ARCHIVES[:2])}."
             )
+        if place.name.lower().endswith(".parquet"):
+            return f"This is a parquet file: name it as --{option}='{{parquet: {place}}}'."
         if place.name.lower().endswith(LISTS):
             return f"This is a file: a list of images is named as --{option}='{{list: {place}}}'."
         return "This is a file: name the folder that it lies in."

@@ -12,12 +12,16 @@ import re
 import sys
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from pathlib import Path
 
 from PIL import Image
+from pyarrow import ArrowException
 
 from clip_ood.data.member import DamagedArchive
 from clip_ood.data.members import is_none, members_of
+from clip_ood.data.parquet_table import SUFFIX, ParquetTable, WrongTable
 from clip_ood.data.readers.on_disk import Place
+from clip_ood.data.readers.parquet_rows import Row
 from clip_ood.data.readers.tar import is_image
 from clip_ood.errors import UserError
 from clip_ood.features.identity import identity_of
@@ -46,7 +50,7 @@ class Source:
 
     path: str
     inside: str
-    place: Place
+    place: Place | Row
     reason: str | None = None
 
     def read(self) -> tuple[Image.Image, bytes]:
@@ -61,8 +65,8 @@ class Source:
 def sources(paths: Iterable[str]) -> Iterator[Source]:
     """Yields every image that some paths name, and everything that is no image with a reason.
 
-    A path names a folder with everything below it except hidden files and thumbnails; a tar or zip file, or a folder in one; a text
-    file with a path on each line, which may be standard input ("-") or a pipe of the shell; or otherwise an image file.
+    A path names a folder with everything below it except hidden files and thumbnails; a tar or zip file, or a folder in one; a
+    parquet file with a column of images; a text file with a path on each line, which may be standard input ("-") or a pipe of the shell; or otherwise an image file.
     """
     for path in paths:
         if path == STDIN:
@@ -74,6 +78,8 @@ def sources(paths: Iterable[str]) -> Iterator[Source]:
             yield from _below(path, "", frozenset())
         elif archive_of(path) is not None:
             yield from _members(path)
+        elif path.lower().endswith(SUFFIX):
+            yield from _rows(path)
         elif path.lower().endswith(LISTS):
             if (kind := special(path)) is not None:
                 yield _file(
@@ -160,3 +166,16 @@ def _members(path: str) -> Iterator[Source]:
         reason = None if images else "it holds no images"
     if reason is not None:
         yield _file(path, os.path.basename(path), reason)
+
+
+def _rows(path: str) -> Iterator[Source]:
+    """Yields the images of a parquet file, and the fault of one that is not whole."""
+    try:
+        for row, place in enumerate(ParquetTable(Path(path)).places()):
+            yield Source(f"{path}/{row:06d}", f"{os.path.basename(path)}/{row:06d}", place)
+    except WrongTable as error:
+        yield _file(path, os.path.basename(path), str(error))
+    except (ArrowException, OSError, ValueError) as error:
+        if isinstance(error, OSError):
+            check_of_file(error)
+        yield _file(path, os.path.basename(path), f"it cannot be read: {getattr(error, 'strerror', None) or error}")

@@ -20,6 +20,7 @@ from clip_ood.data.comparability import of_count, of_list
 from clip_ood.data.image_list import ImageList, balanced
 from clip_ood.data.index_files import read_index
 from clip_ood.data.label_files import read_labels
+from clip_ood.data.parquet_files import read_parquet
 from clip_ood.data.readers.files import Files
 from clip_ood.data.readers.own import own_reader
 from clip_ood.data.readers.tar import read_shards
@@ -54,6 +55,9 @@ def list_images(
         if shards.passed_over:
             say_passed_over(name, list(shards.passed_over))
         images = ImageList.of(name, where.parent, shards)
+    elif spec.parquet is not None:
+        rows = read_parquet(name, shard_paths(where), spec.image, spec.label, labelled, spec.split)
+        images = ImageList.of(name, where, rows)
     elif spec.list is not None:
         images = _from_list(name, where, root / spec.images_root, partial, None if selects else spec.count)
     elif spec.labels is not None:
@@ -86,7 +90,7 @@ def list_images(
 
 
 def _place(spec: ImageSet, root: Path) -> Path:
-    return root / (spec.folder or spec.list or spec.shards or spec.path or "")
+    return root / (spec.folder or spec.list or spec.shards or spec.parquet or spec.path or "")
 
 
 def _check_count(images: ImageList, spec: ImageSet, where: Path, labelled: bool, partial: bool) -> None:

@@ -72,11 +72,18 @@ class Place(NamedTuple):
         It is a hash of the file's real path, size, times of writing and of any change, and inode; and of offset and size of an
         image inside a file.
         """
-        path, offset, size = self[:3]
-        about = f"{state.st_size},{state.st_mtime_ns},{state.st_ctime_ns},{state.st_ino}"
-        if size is not None:
-            about += f",{offset},{size}"
-        return identity_of(real_path(path), about)
+        return stamp_of(self.path, state) if self.size is None else stamp_of(self.path, state, self.offset, self.size)
+
+    @property
+    def is_file(self) -> bool:
+        """Whether the image is a file of its own."""
+        return self.size is None
+
+
+def stamp_of(path: str, state: os.stat_result, *inside: int | str) -> bytes:
+    """Returns the value of the stamp of an image in a file in this state, or `inside` of it."""
+    about = [state.st_size, state.st_mtime_ns, state.st_ctime_ns, state.st_ino, *inside]
+    return identity_of(real_path(path), ",".join(map(str, about)))
 
 
 class OnDisk(Reader):
