@@ -26,7 +26,10 @@ def encoded(image: Image.Image, kind: str, **options) -> bytes:
     if kind == "AVIF" and not features.check("avif"):
         pytest.skip("this Pillow has no AVIF")
     file = io.BytesIO()
-    image.save(file, kind, **options)
+    options |= {
+        "append_images": [each.copy() for each in options.get("append_images", ())]
+    }  # Pillow notes options in images
+    image.copy().save(file, kind, **options)
     return file.getvalue()
 
 
@@ -111,3 +114,44 @@ def test_the_first_picture_of_several_is_taken(kind):
 def test_the_main_picture_of_a_heic_file_is_taken():
     content = encoded(FRAMES[1], "HEIF", save_all=True, append_images=[PICTURE, FRAMES[2]], primary_index=1)
     assert corners(decode(io.BytesIO(content))) == ["red", "green", "blue", "black"]
+
+
+def scans(folder):
+    for name, count in {"cat/one.tif": 1, "cat/two.TIFF": 2, "dog/three.tif": 3, "dog/animation.gif": 3}.items():
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        kind = "GIF" if name.endswith("gif") else "TIFF"
+        (folder / name).write_bytes(encoded(FRAMES[0], kind, save_all=True, append_images=FRAMES[1:count]))
+    (folder / "dog" / "cut.tif").write_bytes((folder / "dog" / "three.tif").read_bytes()[:50])
+    return folder
+
+
+def test_every_page_of_a_scan_is_an_image_if_asked_for(tmp_path):
+    scans(tmp_path / "in")
+    first = list_images("x", ImageSet(folder="in"), tmp_path, True, 0)
+    pages = list_images("x", ImageSet(folder="in", pages="all"), tmp_path, True, 0)
+    assert first.names == ("cat/one.tif", "cat/two.TIFF", "dog/animation.gif", "dog/cut.tif", "dog/three.tif")
+    assert pages.names == (
+        *("cat/one.tif", "cat/two.TIFF#1", "cat/two.TIFF#2", "dog/animation.gif", "dog/cut.tif"),
+        *("dog/three.tif#1", "dog/three.tif#2", "dog/three.tif#3"),
+    )
+    assert pages.labels == (0, 0, 0, 1, 1, 1, 1, 1) and pages.class_names == ("cat", "dog")
+    expected = ["red", "green", "blue", "black"]
+    for row, colours in {
+        0: expected,
+        1: expected,
+        2: ["white"] * 4,
+        5: expected,
+        6: ["white"] * 4,
+        7: ["red"] * 4,
+    }.items():
+        assert corners(pages.read(row)) == corners(pages.load(row).picture()) == colours
+    with pytest.raises((OSError, UnreadableImage)):
+        pages.read(4)
+    assert len(np.unique(pages.stamps().values, axis=0)) == 8
+    np.testing.assert_array_equal(pages.stamps().values[[0, 3]], first.stamps().values[[0, 2]])
+    assert list_images("x", ImageSet(folder="in", pages="all", count=8), tmp_path, True, 0).names == pages.names
+
+
+def test_pages_go_with_files():
+    with pytest.raises(ValueError, match="pages goes with folder, list or shards, not with parquet"):
+        ImageSet(parquet="x.parquet", pages="all")

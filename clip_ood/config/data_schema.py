@@ -93,6 +93,9 @@ class ImageSet(Section):
     """Goes with `reader`: the file or folder that it reads, which is its first argument. Relative to data.root."""
     options: Untyped = {}
     """With `reader`: what else it is made with, by the names of its arguments; of npz, `classes`, their names in label order."""
+    pages: Literal["first", "all"] = "first"
+    """Of .tif and .tiff files with several pages, the first is the image, or every page is an image of its own (all), called scan.tif#1,
+    scan.tif#2, …; such files are then read when the set is listed."""
     corruption: CorruptionName | None = None
     """Only under data.ood: the ID test images with this corruption, made while they are read (clip_ood/data/corruptions.py)."""
     severity: Annotated[int, Field(ge=1, le=5)] | None = None
@@ -147,6 +150,8 @@ class ImageSet(Section):
                 f"reader takes one of {', '.join(READERS)}, or the path of a class, as my_module.MyReader, and not {self.reader!r}."
                 f"{nearest(self.reader, READERS)}"
             )
+        if self.pages == "all" and named[0] not in ("folder", "list", "shards"):
+            raise UserError(f"pages goes with folder, list or shards, not with {named[0]}")
         if self.split is not None and named[0] not in ("catalog", "torchvision", "parquet") and self.index is None:
             raise UserError(f"split goes with catalog, torchvision, parquet or index, not with {named[0]}")
         if self.parquet is None and (self.image is not None or self.label is not None):

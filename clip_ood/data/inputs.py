@@ -163,7 +163,7 @@ def _members(path: str) -> Iterator[Source]:
         check_of_file(error)
         reason = f"it cannot be read: {error.strerror or error}"
     else:
-        reason = None if images else "it holds no images"
+        reason = None if images else "it holds no images" + f" in a folder {folder}" * bool(folder)
     if reason is not None:
         yield _file(path, os.path.basename(path), reason)
 

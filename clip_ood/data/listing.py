@@ -17,6 +17,7 @@ from clip_ood.data.class_folders import by_number, from_folder, say_passed_over
 from clip_ood.data.class_order import check_no_splits, in_order
 from clip_ood.data.class_selection import named, selected
 from clip_ood.data.comparability import of_count, of_list
+from clip_ood.data.every_page import every_page
 from clip_ood.data.image_list import ImageList, balanced
 from clip_ood.data.index_files import read_index
 from clip_ood.data.label_files import read_labels
@@ -77,6 +78,8 @@ def list_images(
         raise ConfigError(
             f"Image set {name}: {where} holds no images (looked for {', '.join(sorted(SUFFIXES))}).{hint}"
         )
+    if spec.pages == "all":
+        images = every_page(images)
     if spec.label_names is not None:
         images = named(images, spec, root)
     if selects:

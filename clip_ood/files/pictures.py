@@ -85,8 +85,9 @@ def read_bytes(path: Path) -> bytes:
     return path.read_bytes()
 
 
-def decode(file: BinaryIO) -> Image.Image:
-    """Decodes the picture in an open file: the first of an animation or of a file of several pages, the main one of a HEIC file.
+def decode(file: BinaryIO, page: int | None = None) -> Image.Image:
+    """Decodes the picture in an open file: the first of an animation or of a file of several pages, the main one of a HEIC file; or this
+    `page`, counted from 0.
 
     EXIF rotation is applied, transparency is laid on white, and 16-bit greys are scaled to 8 bits. Other content of a PNG, such
     as texts or a colour profile of any size, never makes a whole picture unreadable.
@@ -94,7 +95,7 @@ def decode(file: BinaryIO) -> Image.Image:
     Raises: UnreadableImage for what is not a whole image, OSError for a file that cannot be read.
     """
     try:
-        return _decoded(file)
+        return _decoded(file, page)
     except UnreadableImage as error:
         file.seek(0)
         start = file.read(len(PNG))
@@ -107,6 +108,12 @@ def decode(file: BinaryIO) -> Image.Image:
             return _decoded(io.BytesIO(PNG + b"".join(_chunks(file))))
         except UnreadableImage:
             raise error from None
+
+
+def page_count(file: BinaryIO) -> int:
+    """Returns how many pages or pictures an open file has. Raises: as `decode` does."""
+    with _unreadable(file), Image.open(file, formats=_formats()) as image:
+        return getattr(image, "n_frames", 1)
 
 
 def as_picture(image: Image.Image) -> Image.Image:
@@ -156,8 +163,10 @@ def fit(image: Image.Image, resize: int | list[int], crop: list[int], interpolat
     return image.crop((left, top, left + crop[1], top + crop[0]))
 
 
-def _decoded(file: BinaryIO) -> Image.Image:
+def _decoded(file: BinaryIO, page: int | None = None) -> Image.Image:
     with _unreadable(file), Image.open(file, formats=_formats()) as image:
+        if page is not None:
+            image.seek(page)
         return _picture(image)
 
 
