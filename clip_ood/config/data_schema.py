@@ -73,7 +73,7 @@ class ImageSet(Section):
     """OpenOOD-style text file with a line "relative/path label" for each image (labels count from 0; -1 is no label), or with paths
     alone. Relative to data.root."""
     images_root: Place = Path()
-    """Goes with `list`: the folder that its paths start from. Relative to data.root."""
+    """Goes with `list`: the folder, or archive, that its paths start from. Relative to data.root."""
     shards: Place | None = None
     """Archives in webdataset's layout, mostly uncompressed tar files: x.cls beside x.jpg holds its label number. A sample's name ends at
     its first dot, and it has one image. {000..009} counts through the files. Relative to data.root."""

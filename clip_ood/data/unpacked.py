@@ -1,6 +1,7 @@
 """Unpacks compressed tar files into the user's cache, since nothing in them can be found without reading all that comes before.
 
     ~/.cache/clip-ood/unpacked/<key>.tar    the tar file; its key is made of path, size, times and inode of the compressed file
+                               <key>.used   was written when it was last used: nothing about the tar file itself may change
 
 An archive is unpacked once and used by every later run. Beyond `LIMIT` bytes in all, those go that were not used for longest and that
 no process uses.
@@ -14,7 +15,6 @@ import gzip
 import lzma
 import os
 import sys
-import time
 import zlib
 from collections.abc import Iterator
 from contextlib import ExitStack, suppress
@@ -51,8 +51,8 @@ def unpacked(archive: Path) -> Path:
     OSError.
     """
     with opened(archive) as file:
-        state = os.fstat(file.fileno())
-        target = cache() / "unpacked" / f"{Place(str(archive)).known_by(state).hex()}.tar"
+        key = Place(str(archive)).known_by(os.fstat(file.fileno()))
+        target = cache() / "unpacked" / f"{key.hex()}.tar"
         try:
             target.parent.mkdir(parents=True, exist_ok=True)
         except OSError as error:
@@ -63,7 +63,7 @@ def unpacked(archive: Path) -> Path:
         with in_turn(target.parent, _say):
             if not target.is_file():
                 _unpack(archive, file, target)
-            os.utime(target, ns=(time.time_ns(), state.st_mtime_ns))  # when it was used, and the archive's own time
+            _used_at(target).write_bytes(b"")
             _share(target)
     return target
 
@@ -86,6 +86,8 @@ def _unpack(archive: Path, file: BinaryIO, target: Path) -> None:
                     )
                 copy.write(block)
         _make_room(target.parent, written)
+        state = os.fstat(file.fileno())
+        os.utime(temporary, ns=(state.st_atime_ns, state.st_mtime_ns))
         temporary.replace(target)
     finally:
         temporary.unlink(missing_ok=True)
@@ -119,14 +121,26 @@ def _blocks(archive: Path, file: BinaryIO) -> Iterator[bytes]:
 
 def _make_room(folder: Path, size: int) -> None:
     """Removes archives, those used longest ago first, until there is room for `size` bytes; those in use stay."""
-    found = sorted((path.stat().st_atime_ns, path.stat().st_size, path) for path in folder.glob("*.tar"))
+    found = sorted((_last_used(path), path.stat().st_size, path) for path in folder.glob("*.tar"))
     total = size + sum(each for _, each, _ in found)
     for _, each, path in found:
         if total <= LIMIT:
             return
         with suppress(InUse), alone(path, ""):
             path.unlink()
+            _used_at(path).unlink(missing_ok=True)
             total -= each
+
+
+def _used_at(target: Path) -> Path:
+    return target.with_suffix(".used")
+
+
+def _last_used(target: Path) -> int:
+    try:
+        return _used_at(target).stat().st_mtime_ns
+    except FileNotFoundError:  # its process was killed before it was used
+        return 0
 
 
 def _share(target: Path) -> None:
