@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from io import BytesIO
 from pathlib import Path
 
-from clip_ood.data.readers.on_disk import Place
+from clip_ood.data.readers.parquet_rows import place_of
 from clip_ood.detect.predictor import Predictor
 from clip_ood.errors import UserError
 from clip_ood.experiments.set_aside import free_place, parts_of
@@ -30,7 +30,7 @@ class HeatMaps:
         Raises: OSError if the image cannot be read, or the map not be written.
         """
         try:
-            found = self.predictor.heat_map(Place(*place).read(), self.predictor.column)
+            found = self.predictor.heat_map(place_of(*place).read(), self.predictor.column)
         except UserError as error:  # the image has changed since it was judged
             raise OSError(str(error)) from error
         file = BytesIO()

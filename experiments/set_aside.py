@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
 from clip_ood.data.readers.on_disk import Place
+from clip_ood.data.readers.parquet_rows import Row, place_of
 from clip_ood.naming import short
 from clip_ood.process.locks import in_turn
 from clip_ood.terminal.shown import say
@@ -24,26 +25,26 @@ class Aside:
     link: bool = False
 
     def take(self, inside: str, *place: str | int | None) -> None:
-        """Copies the image at a `Place` (or links it, unless it lies in a shard) to `folder`/`inside`; another image of that name
+        """Copies the image at a `Place` (or links it, unless it lies in an archive) to `folder`/`inside`; another image of that name
         gets a number.
 
         Other calls may use the same folder. Raises: OSError if it cannot be read or written.
         """
         parts = parts_of(inside)
         with in_turn(self.folder, lambda line: say(line, file=sys.stderr)):
-            self._put(Place(*place), parts)
+            self._put(place_of(*place), parts)
 
-    def _put(self, place: Place, parts: list[str]) -> None:
+    def _put(self, place: Place | Row, parts: list[str]) -> None:
         target = free_place(self.folder, parts, lambda there: _is_it(there, place))
         if target is None:
             return
         target.parent.mkdir(parents=True, exist_ok=True)
-        if self.link and place.size is None:
+        if self.link and place.is_file:
             target.symlink_to(os.path.realpath(place.path))
             return
         partial = target.with_name(f".{short(target.name)}.part")
         try:
-            if place.size is None:
+            if place.is_file:
                 shutil.copyfile(place.path, partial)
             else:
                 partial.write_bytes(place.read())
@@ -73,12 +74,12 @@ def _numbered(name: str, number: int) -> str:
     return f"{short(path.stem)}-{number}{path.suffix}"
 
 
-def _is_it(target: Path, place: Place) -> bool:
+def _is_it(target: Path, place: Place | Row) -> bool:
     """Says whether an earlier run has put the image there."""
     if target.is_symlink():
         return os.path.realpath(target) == os.path.realpath(place.path)
     if not target.is_file():  # it is a folder or a pipe
         return False
-    if place.size is not None:
+    if not place.is_file:
         return target.read_bytes() == place.read()
     return filecmp.cmp(target, place.path, shallow=False)

@@ -135,7 +135,7 @@ def test_files_may_have_comments_and_empty_lines(animals):
         ({"keep_classes": ["a"], "drop_classes": ["b"]}, "either keep_classes or drop_classes"),
         ({"keep_classes": 3}, "takes a list of names"),
         ({"index": "x.txt", "labels": "y.txt"}, "labels and index each say what the classes are"),
-        ({"split": "test"}, "split goes with catalog, torchvision or index"),
+        ({"split": "test"}, "split goes with catalog, torchvision, parquet or index"),
     ],
 )
 def test_keys_that_do_not_go_together_are_refused(spec, message):

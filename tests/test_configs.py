@@ -191,7 +191,7 @@ def test_what_is_no_override_is_named(arguments, message):
         ("--data.ood.a={list: y, labels: z}", "data.ood.a: labels goes with folder, not with list: leave out"),
         (
             "--data.ood.a={folder: y, split: val}",
-            "data.ood.a: split goes with catalog, torchvision or index, not with folder",
+            "data.ood.a: split goes with catalog, torchvision, parquet or index, not with folder",
         ),
         ("--data.ood.a={torchvision: SVHN, split: val}", "train or test, not 'val'"),
         ("--data.ood.a={catalog: NINKO}", "catalogue has no set 'NINKO'. Did you mean NINCO"),

@@ -195,11 +195,11 @@ def test_the_readmes_lines_give_the_predictions_of_the_run(run, folder, exported
     assert {found < space["about"]["thresholds"]["mahalanobis"] for found, _ in scores["mahalanobis"]} == {True, False}
 
 
-def test_what_lies_beside_a_graph_needs_pillow_and_numpy_alone(exported):
+def test_what_lies_beside_a_graph_needs_pillow_and_numpy_and_pillow_heif_if_it_is_there(exported):
     tree = ast.parse((exported / "clip_ood_pixels.py").read_text())
     imported = {alias.name for node in ast.walk(tree) if isinstance(node, ast.Import) for alias in node.names}
     imported |= {node.module for node in ast.walk(tree) if isinstance(node, ast.ImportFrom)}
-    assert {name.partition(".")[0] for name in imported} - sys.stdlib_module_names == {"PIL", "numpy"}
+    assert {name.partition(".")[0] for name in imported} - sys.stdlib_module_names == {"PIL", "numpy", "pillow_heif"}
 
 
 def test_pixels_are_those_of_the_encoders_transform(run, folder, exported):

@@ -146,9 +146,9 @@ def test_a_config_within_the_limits_is_read():
 
 
 def test_a_line_of_a_list_is_answered_at_once(tmp_path):
-    from clip_ood.data.listing import _from_list
+    from clip_ood.data.path_lists import from_list
 
     (tmp_path / "x.txt").write_text(("a" + " " * 30_000 + "x\n") * 2)
     with pytest.raises(ConfigError, match=re.escape('line 1: expected "relative/path label"')) as error:
-        _from_list("x", tmp_path / "x.txt", tmp_path, False, None)
+        from_list("x", tmp_path / "x.txt", tmp_path, False, None)
     assert len(str(error.value)) < 500

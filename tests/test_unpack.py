@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 from archives import tarred, zipped
 
+from clip_ood.data import allowance
 from clip_ood.data.catalog import unpack as unpacking
 from clip_ood.data.catalog.unpack import UnsafeArchive, unpack
 
@@ -146,7 +147,7 @@ def test_an_archive_that_the_disk_has_no_room_for_is_refused(tmp_path, monkeypat
 
 
 def test_too_many_members_are_refused(tmp_path, monkeypatch):
-    monkeypatch.setattr(unpacking, "MOST_MEMBERS", 2)
+    monkeypatch.setattr(allowance, "MOST_MEMBERS", 2)
     with pytest.raises(UnsafeArchive, match="more than 2 members"):
         unpack(tarred(tmp_path / "x.tar.gz", *GOOD), tmp_path / "root" / "set")
 

@@ -20,6 +20,7 @@ from clip_ood.config.shard_names import shard_paths
 from clip_ood.config.trainer_keys import check_trainer
 from clip_ood.detectors.names import read_specs
 from clip_ood.errors import ConfigError, UserError
+from clip_ood.files.archive_names import is_folder
 from clip_ood.files.hidden import is_hidden
 from clip_ood.files.regular_file import no_file, special
 from clip_ood.files.text_files import LONGEST_LIST, NotText, check_size, read_text
@@ -118,8 +119,11 @@ def missing_places(spec: ImageSet, root: Path) -> list[str]:
         lacking = [path for path in paths if not path.is_file()]
         more = f" (nor {len(lacking) - 1:,} more of {len(paths):,})" if len(lacking) > 1 else ""
         return [f"shard {lacking[0]}{more}"] if lacking else []
+    if spec.parquet is not None:
+        lacking = [path for path in shard_paths(root / spec.parquet) if not path.exists()]
+        return [f"parquet file {lacking[0]}"] if lacking else []
     missing = []
-    if spec.folder is not None and not (root / spec.folder).is_dir():
+    if spec.folder is not None and not is_folder(root / spec.folder):
         missing.append(f"folder {root / spec.folder}")
     if spec.labels is not None and (special(root / spec.labels) or not (root / spec.labels).exists()):
         missing.append(f"label file {root / spec.labels}")
@@ -164,7 +168,7 @@ def _places(spec: ImageSet, root: Path) -> list[tuple[str, Hashable]]:
 
     Parts of one folder or list, by their classes or by an index, are several places.
     """
-    keys = SELECTION if spec.index is None else ("index", "split", *SELECTION)
+    keys = SELECTION if spec.index is None and spec.parquet is None else ("index", "split", "image", *SELECTION)
     part = [f"{key}={value}" for key in keys if (value := getattr(spec, key)) is not None]
     if spec.torchvision is not None:
         place = f"{spec.torchvision}, {spec.split or 'test'}, in {realpath(root)}"
@@ -173,7 +177,8 @@ def _places(spec: ImageSet, root: Path) -> list[tuple[str, Hashable]]:
         options = json.dumps(spec.options, default=str, sort_keys=True)
         where = None if spec.path is None else _identity(root / spec.path)
         return [(f"{spec.reader}, {spec.path or options}", (class_path(spec.reader), where, options, *part))]
-    paths = shard_paths(root / spec.shards) if spec.shards is not None else [spec.list or spec.folder]
+    pattern = spec.shards or spec.parquet
+    paths = shard_paths(root / pattern) if pattern is not None else [spec.list or spec.folder]
     return [(realpath(root / path), (_identity(root / path), *part)) for path in paths if path is not None]
 
 
@@ -219,13 +224,13 @@ def check_there(key: str, spec: ImageSet, root: Path) -> None:
 
 def _advice(key: str, spec: ImageSet, root: Path) -> str:
     option = "data." + ("id.images" if key == "id" else key.replace("/", "."))
-    if spec.labels is not None and (root / spec.folder).is_dir():
+    if spec.labels is not None and is_folder(root / spec.folder):
         return no_file(root / spec.labels).replace(": it", " It", 1)
-    if spec.index is not None and (root / spec.folder).is_dir():
+    if spec.index is not None and is_folder(root / spec.folder):
         return no_file(root / spec.index).replace(": it", " It", 1)
     if spec.reader is not None:
         return ""
-    kind = next(kind for kind in ("folder", "list", "shards") if getattr(spec, kind) is not None)
+    kind = next(kind for kind in ("folder", "list", "shards", "parquet") if getattr(spec, kind) is not None)
     place = getattr(spec, kind)
     told = advice(option, kind, place if STREAM.match(str(place)) else root / place)
     return told and f" {told}"

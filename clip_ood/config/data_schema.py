@@ -16,7 +16,7 @@ from clip_ood.prompt_sets import with_sets
 
 TAKEN = ("bank", "id_test", "mean", "ood_val", "val")  # in results: the project's own sets, and the mean over OOD sets
 REJECTED = "rejected"  # the OOD set of the ID images that people rejected
-PLACES = ("catalog", "folder", "list", "shards", "torchvision", "reader", "corruption")
+PLACES = ("catalog", "folder", "list", "shards", "parquet", "torchvision", "reader", "corruption")
 
 
 def _names(value: Any) -> Any:
@@ -47,15 +47,16 @@ CorruptionName = Literal[
 
 
 class ImageSet(Section):
-    """One set of images, given by exactly one of `catalog`, `folder`, `list`, `shards`, `torchvision`, `reader` and `corruption`. A
-    bare path means `folder`."""
+    """One set of images, given by exactly one of `catalog`, `folder`, `list`, `shards`, `parquet`, `torchvision`, `reader` and `corruption`.
+    A bare path means `folder`, or `parquet` if it ends so."""
 
     bare = "folder"
 
     catalog: str | None = None
     """A named set, which sets layout, count, group and source. `clip-ood catalog` lists them."""
     folder: Place | None = None
-    """Folder of images, with one sub-folder for each class or with all images in it (flat). Relative to data.root."""
+    """Folder of images, with one sub-folder for each class or with all images in it (flat); or an archive of such a folder (.zip, .tar,
+    .tar.gz, .tar.bz2, .tar.xz), which is read as it is, or a folder in it: photos.zip/train. Relative to data.root."""
     labels: Place | None = None
     """Goes with `folder`: the file or folder that says each image's class, relative to data.root. It is TinyImageNet's
     val_annotations.txt, Kaggle's LOC_val_solution.csv, or the unpacked folder ILSVRC2012_devkit_t12 (needs scipy)."""
@@ -72,10 +73,17 @@ class ImageSet(Section):
     """OpenOOD-style text file with a line "relative/path label" for each image (labels count from 0; -1 is no label), or with paths
     alone. Relative to data.root."""
     images_root: Place = Path()
-    """Goes with `list`: the folder that its paths start from. Relative to data.root."""
+    """Goes with `list`: the folder, or archive, that its paths start from. Relative to data.root."""
     shards: Place | None = None
-    """Uncompressed tar files in webdataset's layout: x.cls beside x.jpg holds its label number. A sample's name ends at its first
-    dot, and it has one image. {000..009} counts through the files. Relative to data.root."""
+    """Archives in webdataset's layout, mostly uncompressed tar files: x.cls beside x.jpg holds its label number. A sample's name ends at
+    its first dot, and it has one image. {000..009} counts through the files. Relative to data.root."""
+    parquet: Place | None = None
+    """A parquet file with a column of images (bytes, or {bytes, path} as Hugging Face's datasets write them) or of paths, or a folder of
+    such files. {00000..00009} counts through files. Relative to data.root."""
+    image: str | None = None
+    """Goes with `parquet`: the column of images, or of paths that start from the file's folder (default: the only column of images)."""
+    label: str | None = None
+    """Goes with `parquet`: the column of labels, numbers or texts (default: the only one of class labels, or else label)."""
     torchvision: Literal["CIFAR10", "CIFAR100", "SVHN", "MNIST"] | None = None
     """A data set that torchvision downloads into data.root."""
     reader: str | None = None
@@ -85,13 +93,16 @@ class ImageSet(Section):
     """Goes with `reader`: the file or folder that it reads, which is its first argument. Relative to data.root."""
     options: Untyped = {}
     """With `reader`: what else it is made with, by the names of its arguments; of npz, `classes`, their names in label order."""
+    pages: Literal["first", "all"] = "first"
+    """Of .tif and .tiff files with several pages, the first is the image, or every page is an image of its own (all), called scan.tif#1,
+    scan.tif#2, …; such files are then read when the set is listed."""
     corruption: CorruptionName | None = None
     """Only under data.ood: the ID test images with this corruption, made while they are read (clip_ood/data/corruptions.py)."""
     severity: Annotated[int, Field(ge=1, le=5)] | None = None
     """Goes with `corruption`: how strong it is, from 1 to 5."""
     split: str | None = None
-    """Split of a `catalog` set (default: the only one, or test), of a `torchvision` set (train or test; default: test), or of an `index`
-    that lists several (train, val or test)."""
+    """Split of a `catalog` set (default: the only one, or test), of a `torchvision` set (train or test; default: test), of an `index`
+    that lists several (train, val or test), or of a folder of `parquet` files that holds several."""
     label_names: ClassList = None
     """What label numbers 0, 1, … are called, where the source has numbers alone (`list`, `shards`, `numbered`, a reader): a list of names,
     a text file relative to data.root with a name on each line, or the name of a published list (clip_ood/config/class_lists). A source
@@ -113,6 +124,12 @@ class ImageSet(Section):
     source: str = ""
     """Says where to get the images; it is shown if the folder is missing."""
 
+    @model_validator(mode="before")
+    @classmethod
+    def _bare_parquet(cls, given: Any) -> Any:
+        is_bare = isinstance(given, str | Path) and str(given).lower().endswith(".parquet")
+        return {"parquet": given} if is_bare else given
+
     @model_validator(mode="after")
     def _one_place(self) -> ImageSet:
         named = [key for key in PLACES if getattr(self, key) is not None]
@@ -133,8 +150,12 @@ class ImageSet(Section):
                 f"reader takes one of {', '.join(READERS)}, or the path of a class, as my_module.MyReader, and not {self.reader!r}."
                 f"{nearest(self.reader, READERS)}"
             )
-        if self.split is not None and named[0] not in ("catalog", "torchvision") and self.index is None:
-            raise UserError(f"split goes with catalog, torchvision or index, not with {named[0]}")
+        if self.pages == "all" and named[0] not in ("folder", "list", "shards"):
+            raise UserError(f"pages goes with folder, list or shards, not with {named[0]}")
+        if self.split is not None and named[0] not in ("catalog", "torchvision", "parquet") and self.index is None:
+            raise UserError(f"split goes with catalog, torchvision, parquet or index, not with {named[0]}")
+        if self.parquet is None and (self.image is not None or self.label is not None):
+            raise UserError(f"image and label name columns of parquet, and do not go with {named[0]}")
         if self.keep_classes is not None and self.drop_classes is not None:
             raise UserError("either keep_classes or drop_classes selects classes, not both")
         if self.torchvision is not None and self.split not in (None, "train", "test"):

@@ -12,11 +12,12 @@ from pathlib import Path
 from typing import Any
 
 from clip_ood.config.loading import override
-from clip_ood.config.misnamed import is_archive, of_path
+from clip_ood.config.misnamed import is_unread, of_path
 from clip_ood.config.trainer_keys import check_judging
 from clip_ood.config.yaml_text import as_yaml
 from clip_ood.detectors.names import STREAM_METHODS
 from clip_ood.errors import ConfigError
+from clip_ood.files.archive_names import ARCHIVES, archive_of
 from clip_ood.files.writing import check_writable, temporary_name
 from clip_ood.process.locks import alone
 from clip_ood.process.ranks import is_first
@@ -53,7 +54,8 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         "paths",
         nargs="*",
         metavar="PATH",
-        help="images, folders (with everything below), text files of paths, tar shards, or - for paths on standard input",
+        help="images, folders (with everything below), archives (.zip, .tar, .tar.gz), parquet files, text files of paths, or - for "
+        "paths on standard input",
     )
     add("--run", type=Path, required=True, metavar="DIR", help="a finished run, or a copy of its folder detector/")
     add(
@@ -195,13 +197,16 @@ def check(arguments: argparse.Namespace) -> None:
     """Raises ConfigError for paths that are not there and options that do not go together."""
     if not (arguments.paths or arguments.export or arguments.with_encoder):
         raise ConfigError(
-            "Judge what? Name images, folders, lists of paths, tar shards, or - for paths on standard input"
+            "Judge what? Name images, folders, lists of paths, archives, or - for paths on standard input"
         )
     for path in arguments.paths:
-        if path != STDIN and not os.path.lexists(path):
+        if path != STDIN and not os.path.lexists(path) and archive_of(path) is None:
             raise ConfigError(f"There is no file or folder {path}{of_path(path)}")
-        if is_archive(path) and os.path.isfile(path):
-            raise ConfigError(f"{path} is a compressed archive: unpack it, and name the folder, or the tar file in it")
+        if is_unread(path) and os.path.isfile(path):
+            raise ConfigError(
+                f"{path} is an archive of a kind that is not read: unpack it, and name the folder, or pack it as "
+                f"{' or '.join(ARCHIVES[:2])}"
+            )
     if STDIN in arguments.paths and sys.stdin is None:
         raise ConfigError("Standard input is closed, so no paths can be read from it (-)")
     if arguments.paths and arguments.out is None and is_closed(sys.stdout):

@@ -6,9 +6,10 @@ import os
 import re
 from pathlib import Path
 
+from clip_ood.files.archive_names import ARCHIVES, archive_of
 from clip_ood.files.regular_file import special
 
-ARCHIVES = (".tar.gz", ".tgz", ".tar.bz2", ".tbz2", ".tar.xz", ".txz", ".tar.zst", ".zip", ".7z", ".rar", ".gz")
+UNREAD = (".tar.zst", ".tzst", ".tar.lz4", ".7z", ".rar", ".gz", ".bz2", ".xz", ".zst")
 LISTS = (".txt", ".lst", ".list", ".csv")
 STREAM = re.compile(r"pipe:|[a-z][a-z0-9]+:/")  # pipe:curl …, https://…, s3://…; a drive of Windows has one letter
 PATTERN = re.compile(r"[*?]|\{.*\}")
@@ -24,10 +25,14 @@ def advice(option: str, kind: str, place: Path) -> str:
     if place.is_dir():
         return f"This is a folder: name it as --{option}='{{folder: {place}}}'.{tars_in(place)}"
     if place.is_file():
-        if is_archive(place.name):
-            return "This is a compressed archive: unpack it, and name the folder."
-        if place.name.lower().endswith(".tar"):
-            return f"This is a tar file: name it as --{option}='{{shards: {place}}}'."
+        if archive_of(place) is not None:
+            return f"This is an archive: name it as --{option}='{{folder: {place}}}', or as shards."
+        if is_unread(place.name):
+            return (
+                f"This is an archive of a kind that is not read: unpack it, or pack it as {' or '.join(ARCHIVES[:2])}."
+            )
+        if place.name.lower().endswith(".parquet"):
+            return f"This is a parquet file: name it as --{option}='{{parquet: {place}}}'."
         if place.name.lower().endswith(LISTS):
             return f"This is a file: a list of images is named as --{option}='{{list: {place}}}'."
         return "This is a file: name the folder that it lies in."
@@ -49,9 +54,9 @@ def tars_in(folder: Path) -> str:
     return f" It holds {len(found)} tar files, as {found[0]}. {RANGES}, under the key shards." if found else ""
 
 
-def is_archive(name: str) -> bool:
-    """Says whether a file is compressed or zipped, by its name."""
-    return name.lower().endswith(ARCHIVES)
+def is_unread(name: str) -> bool:
+    """Says whether a file is an archive, or compressed, in a way that is not read, by its name."""
+    return name.lower().endswith(UNREAD) and not name.lower().endswith(ARCHIVES)
 
 
 def of_path(path: str) -> str:

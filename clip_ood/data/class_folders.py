@@ -5,12 +5,15 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
+from clip_ood.data.archive_tree import Tree, in_archive
 from clip_ood.data.class_order import in_order, is_number
 from clip_ood.data.image_list import ImageList
 from clip_ood.data.readers.files import Files
 from clip_ood.errors import ConfigError
+from clip_ood.files.archive_names import archive_of
 from clip_ood.files.hidden import is_hidden
 from clip_ood.files.pictures import SUFFIXES
 from clip_ood.files.text_files import not_utf8
@@ -21,21 +24,21 @@ from clip_ood.process.stalls import reading
 def from_folder(name: str, folder: Path, labelled: bool) -> ImageList:
     """Returns the images of a folder and below it; with `labelled`, its sub-folders, if it has some, are their classes.
 
+    An archive, or a folder in one (photos.zip/train), is taken as the folder that it would be unpacked to.
+
     Raises: ConfigError for images beside class folders, an empty class folder, one whose name is not UTF-8, a folder that cannot be
-    read, and a link that leads back.
+    read, a link that leads back, and an archive that is not whole or holds an image that cannot be read in place.
     """
-    files = sorted(_walk(name, folder))
-    names = tuple(file for file in files if Path(file).suffix.lower() in SUFFIXES)
-    if len(names) < len(files):
-        say_passed_over(name, sorted(set(files).difference(names)))
-    if not labelled:
-        return ImageList.of(name, folder, Files(folder, names))
-    classes = [entry.name for entry in folder.iterdir() if entry.is_dir() and not is_hidden(entry.name)]
-    if not classes:
-        return ImageList.of(name, folder, Files(folder, names))
-    if wrong := next(filter(not_utf8, classes), None):
+    archive = archive_of(folder)
+    found = _on_disk(name, folder) if archive is None else in_archive(name, *archive)
+    names = tuple(file for file in found.files if Path(file).suffix.lower() in SUFFIXES)
+    if len(names) < len(found.files):
+        say_passed_over(name, sorted(set(found.files).difference(names)))
+    if not (labelled and found.folders):
+        return ImageList.of(name, folder, found.reader(names))
+    if wrong := next(filter(not_utf8, found.folders), None):
         raise ConfigError(f"Image set {name}: the name of the class folder {folder / wrong} is not UTF-8. Rename it.")
-    classes = in_order(classes)
+    classes = in_order(found.folders)
     first = [path.split("/", 1)[0] if "/" in path else "" for path in names]
     if loose := [path for path, top in zip(names, first, strict=True) if not top]:
         raise ConfigError(
@@ -46,7 +49,13 @@ def from_folder(name: str, folder: Path, labelled: bool) -> ImageList:
         raise ConfigError(f"Image set {name}: the class folder {folder / empty[0]} holds no images. Fill or remove it.")
     number = {label: index for index, label in enumerate(classes)}
     readable = tuple(label.replace("_", " ") for label in classes)
-    return ImageList.of(name, folder, Files(folder, names, tuple(number[top] for top in first), readable))
+    return ImageList.of(name, folder, found.reader(names, tuple(number[top] for top in first), readable))
+
+
+def _on_disk(name: str, folder: Path) -> Tree:
+    files = sorted(_walk(name, folder))
+    folders = [entry.name for entry in folder.iterdir() if entry.is_dir() and not is_hidden(entry.name)]
+    return Tree(files, folders, partial(Files, folder))
 
 
 def by_number(images: ImageList) -> ImageList:

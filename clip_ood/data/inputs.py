@@ -1,4 +1,4 @@
-"""Reads the names of new images from files, folders, lists, tar shards and standard input, in a fixed order and without end.
+"""Reads the names of new images from files, folders, lists, archives and standard input, in a fixed order and without end.
 
 Nothing is listed before it is asked for, except the names in one folder, so that a million images elsewhere take no more memory
 than one.
@@ -15,11 +15,17 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from PIL import Image
+from pyarrow import ArrowException
 
-from clip_ood.data.readers import tar
+from clip_ood.data.member import DamagedArchive
+from clip_ood.data.members import is_none, members_of
+from clip_ood.data.parquet_table import SUFFIX, ParquetTable, WrongTable
 from clip_ood.data.readers.on_disk import Place
-from clip_ood.data.tar_members import DamagedArchive, members, opened
+from clip_ood.data.readers.parquet_rows import Row
+from clip_ood.data.readers.tar import is_image
+from clip_ood.errors import UserError
 from clip_ood.features.identity import identity_of
+from clip_ood.files.archive_names import archive_of
 from clip_ood.files.hidden import is_hidden
 from clip_ood.files.pictures import SUFFIXES, decode
 from clip_ood.files.regular_file import special
@@ -38,13 +44,13 @@ DEEPEST = 200  # folders in folders
 
 @dataclass(frozen=True)
 class Source:
-    """One image: the `path` by which it is called, the part of its name below the named folder or shard (`inside`), and
+    """One image: the `path` by which it is called, the part of its name below the named folder or archive (`inside`), and
     where it lies; or the `reason` why there is no image.
     """
 
     path: str
     inside: str
-    place: Place
+    place: Place | Row
     reason: str | None = None
 
     def read(self) -> tuple[Image.Image, bytes]:
@@ -59,8 +65,8 @@ class Source:
 def sources(paths: Iterable[str]) -> Iterator[Source]:
     """Yields every image that some paths name, and everything that is no image with a reason.
 
-    A path names a folder with everything below it except hidden files and thumbnails; an uncompressed tar file; a text file with
-    a path on each line, which may be standard input ("-") or a pipe of the shell; or otherwise an image file.
+    A path names a folder with everything below it except hidden files and thumbnails; a tar or zip file, or a folder in one; a
+    parquet file with a column of images; a text file with a path on each line, which may be standard input ("-") or a pipe of the shell; or otherwise an image file.
     """
     for path in paths:
         if path == STDIN:
@@ -70,8 +76,10 @@ def sources(paths: Iterable[str]) -> Iterator[Source]:
                 yield from _listed(path, file)
         elif os.path.isdir(path):
             yield from _below(path, "", frozenset())
-        elif path.lower().endswith(".tar"):
-            yield from _members(Path(path))
+        elif archive_of(path) is not None:
+            yield from _members(path)
+        elif path.lower().endswith(SUFFIX):
+            yield from _rows(path)
         elif path.lower().endswith(LISTS):
             if (kind := special(path)) is not None:
                 yield _file(
@@ -135,23 +143,39 @@ def _is_folder(entry: os.DirEntry) -> bool:
         return False
 
 
-def _members(path: Path) -> Iterator[Source]:
-    """Yields the images of a shard, other members that may be meant for images, and the fault of a shard that is not whole."""
+def _members(path: str) -> Iterator[Source]:
+    """Yields the images of an archive, other members that may be meant for images, and the fault of an archive that is not whole."""
+    archive, folder = archive_of(path)
     images = 0
     try:
-        with opened(path) as file:
-            for info in members(file):
-                if info.isdir() or is_hidden(info.name) or info.name.lower().endswith(BESIDE):
-                    continue
-                images += tar.is_image(info)
-                reason = tar.not_stored(info) if tar.is_image(info) else "no image by its name"
-                place = Place(str(path), info.offset_data, info.size)
-                yield Source(f"{path}/{info.name}", f"{path.name}/{info.name}", place, reason)
-    except (DamagedArchive, OSError) as error:
+        for member in members_of(archive, folder):
+            if member.is_folder or member.name.lower().endswith(BESIDE):
+                continue
+            images += is_image(member)
+            reason = member.fault if is_image(member) else "no image by its name"
+            place = member.place or Place(str(archive))
+            yield Source(f"{path}/{member.name}", f"{os.path.basename(path)}/{member.name}", place, reason)
+    except DamagedArchive as error:
+        reason = f"it {is_none(archive)}: {error}"
+    except UserError as error:
+        reason = str(error)
+    except OSError as error:
+        check_of_file(error)
+        reason = f"it cannot be read: {error.strerror or error}"
+    else:
+        reason = None if images else "it holds no images" + f" in a folder {folder}" * bool(folder)
+    if reason is not None:
+        yield _file(path, os.path.basename(path), reason)
+
+
+def _rows(path: str) -> Iterator[Source]:
+    """Yields the images of a parquet file, and the fault of one that is not whole."""
+    try:
+        for row, place in enumerate(ParquetTable(Path(path)).places()):
+            yield Source(f"{path}/{row:06d}", f"{os.path.basename(path)}/{row:06d}", place)
+    except WrongTable as error:
+        yield _file(path, os.path.basename(path), str(error))
+    except (ArrowException, OSError, ValueError) as error:
         if isinstance(error, OSError):
             check_of_file(error)
-        reason = f"no whole, uncompressed tar file: {getattr(error, 'strerror', None) or error}"
-    else:
-        reason = None if images else "it holds no images"
-    if reason is not None:
-        yield Source(str(path), path.name, Place(str(path)), reason)
+        yield _file(path, os.path.basename(path), f"it cannot be read: {getattr(error, 'strerror', None) or error}")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections import defaultdict
 from contextlib import suppress
 from dataclasses import replace
@@ -16,17 +15,17 @@ from clip_ood.data import torchvision_sets
 from clip_ood.data.class_folders import by_number, from_folder, say_passed_over
 from clip_ood.data.class_order import check_no_splits, in_order
 from clip_ood.data.class_selection import named, selected
-from clip_ood.data.comparability import of_count, of_list
+from clip_ood.data.comparability import of_count
+from clip_ood.data.every_page import every_page
 from clip_ood.data.image_list import ImageList, balanced
 from clip_ood.data.index_files import read_index
 from clip_ood.data.label_files import read_labels
-from clip_ood.data.readers.files import Files
+from clip_ood.data.parquet_files import read_parquet
+from clip_ood.data.path_lists import from_list
 from clip_ood.data.readers.own import own_reader
 from clip_ood.data.readers.tar import read_shards
-from clip_ood.errors import ConfigError, shortened
+from clip_ood.errors import ConfigError
 from clip_ood.files.pictures import SUFFIXES
-from clip_ood.files.text_files import not_utf8, read_names
-from clip_ood.process.ranks import say_once
 
 
 def list_images(
@@ -54,8 +53,11 @@ def list_images(
         if shards.passed_over:
             say_passed_over(name, list(shards.passed_over))
         images = ImageList.of(name, where.parent, shards)
+    elif spec.parquet is not None:
+        rows = read_parquet(name, shard_paths(where), spec.image, spec.label, labelled, spec.split)
+        images = ImageList.of(name, where, rows)
     elif spec.list is not None:
-        images = _from_list(name, where, root / spec.images_root, partial, None if selects else spec.count)
+        images = from_list(name, where, root / spec.images_root, partial, None if selects else spec.count)
     elif spec.labels is not None:
         images = _from_labels(name, where, root / spec.labels, partial)
     elif spec.index is not None:
@@ -73,6 +75,8 @@ def list_images(
         raise ConfigError(
             f"Image set {name}: {where} holds no images (looked for {', '.join(sorted(SUFFIXES))}).{hint}"
         )
+    if spec.pages == "all":
+        images = every_page(images)
     if spec.label_names is not None:
         images = named(images, spec, root)
     if selects:
@@ -86,7 +90,7 @@ def list_images(
 
 
 def _place(spec: ImageSet, root: Path) -> Path:
-    return root / (spec.folder or spec.list or spec.shards or spec.path or "")
+    return root / (spec.folder or spec.list or spec.shards or spec.parquet or spec.path or "")
 
 
 def _check_count(images: ImageList, spec: ImageSet, where: Path, labelled: bool, partial: bool) -> None:
@@ -130,10 +134,10 @@ def _from_labels(name: str, folder: Path, path: Path, partial: bool) -> ImageLis
 def _from_index(name: str, folder: Path, path: Path, split: str | None, partial: bool) -> ImageList:
     """Returns the images of a folder that a publisher's file lists, with their classes."""
     listed = {normalize("NFC", image): each for image, each in read_index(name, path, split).items()}
-    files = from_folder(name, folder, labelled=False).names
-    there = {normalize("NFC", file): file for file in files}
+    files = from_folder(name, folder, labelled=False)
+    there = {normalize("NFC", file): file for file in files.names}
     by_stem: dict[str, list[str]] = defaultdict(list)
-    for file in files:
+    for file in files.names:
         by_stem[normalize("NFC", str(Path(file).with_suffix("")))].append(file)
     found = {}
     for image, each in listed.items():
@@ -152,7 +156,7 @@ def _from_index(name: str, folder: Path, path: Path, split: str | None, partial:
             f"{of_count(len(listed) - len(missing), len(listed))}"
         )
     names = [(found[image], each.label or _folder_of(image)) for image, each in listed.items() if image in found]
-    return _with_classes(name, folder, sorted(names))
+    return _with_classes(files, sorted(names))
 
 
 def _folder_of(image: str) -> str:
@@ -180,68 +184,13 @@ def _nested(images: ImageList) -> ImageList:
             f"Image set {images.name}: {images.root / folders[beside]} lies beside class folders, as {images.root / above[beside]} (key "
             "nested). Move it into one, or take it out"
         )
-    return _with_classes(images.name, images.root, [(image, _folder_of(image)) for image in images.names])
+    return _with_classes(images, [(image, _folder_of(image)) for image in images.names])
 
 
-def _with_classes(name: str, folder: Path, images: list[tuple[str, str]]) -> ImageList:
-    """Returns images, given as pairs of a path below the folder and a class."""
-    classes = in_order({label for _, label in images})
+def _with_classes(images: ImageList, wanted: list[tuple[str, str]]) -> ImageList:
+    """Returns some images of a list, which are given as pairs of a name and a class, in that order."""
+    classes = in_order({label for _, label in wanted})
     number = {label: index for index, label in enumerate(classes)}
-    labels = tuple(number[label] for _, label in images)
-    return ImageList.of(name, folder, Files(folder, tuple(image for image, _ in images), labels, tuple(classes)))
-
-
-def _from_list(name: str, path: Path, root: Path, partial: bool, count: int | None) -> ImageList:
-    lines: dict[str, int] = {}
-    names, labels, missing = [], [], []
-    paths_alone = None
-    for number, line in enumerate(read_names(path), start=1):
-        if not line.strip():
-            continue
-        found = line.rsplit(maxsplit=1)
-        if paths_alone is None:  # as the first line is, so are all
-            paths_alone = Path(line.strip()).suffix.lower() in SUFFIXES
-        if paths_alone and Path(line.strip()).suffix.lower() in SUFFIXES:
-            found = [line, "-1"]
-        elif len(found) < 2 or re.fullmatch(r"-?\d{1,18}", found[1]) is None or paths_alone:
-            raise ConfigError(
-                f'Image set {name}: {path}, line {number}: expected "relative/path label", got {shortened(repr(line), 200)}'
-            )
-        found[0] = found[0].strip()
-        if found[0] in lines:
-            raise ConfigError(
-                f"Image set {name}: {path}, line {number}: lists {found[0]} more than once (first in line {lines[found[0]]})"
-            )
-        lines[found[0]] = number
-        if (image := _as_it_is_written(root, found[0])) is None:
-            missing.append(found[0])
-            continue
-        names.append(image)
-        labels.append(max(int(found[1]), -1))
-    if count is not None and len(lines) != count:
-        told = f"Image set {name}: {path} {of_list(len(lines), count)}"
-        if not partial or len(lines) > count:
-            raise ConfigError(f"{told}. Get the published one, or run on what is there with --data.allow_partial=true")
-        say_once(f"{told} (data.allow_partial)")
-    if missing:
-        told = f"of {len(lines):,} images, {of_count(len(names), len(lines))}"
-        if partial:
-            say_once(f"Image set {name}: {path}: {told} (data.allow_partial)")
-        else:
-            way_out = "; write / between folders, not \\" if "\\" in missing[0] else " (key images_root)"
-            encoding = ". The name is not UTF-8: save the list as UTF-8" if not_utf8(missing[0]) else ""
-            raise ConfigError(
-                f"Image set {name}: {path}, line {lines[missing[0]]}: lists {missing[0]}, which is not under {root}{way_out}{encoding}; "
-                f"{told}"
-            )
-    given = tuple(labels) if any(label >= 0 for label in labels) else None
-    return ImageList.of(name, root, Files(root, tuple(names), given))
-
-
-def _as_it_is_written(root: Path, image: str) -> str | None:
-    """Returns an image's path in the Unicode form that its file has, or None without a file.
-
-    Macs write é as two characters, other systems as one.
-    """
-    forms = (image, normalize("NFC", image), normalize("NFD", image))
-    return next((form for form in forms if (root / form).is_file()), None)
+    row = {image: index for index, image in enumerate(images.names)}
+    labels = tuple(number[label] for _, label in wanted)
+    return replace(images.subset([row[image] for image, _ in wanted]), labels=labels, class_names=tuple(classes))

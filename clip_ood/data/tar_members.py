@@ -8,8 +8,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import BinaryIO
 
-from clip_ood.errors import UserError
-from clip_ood.files.regular_file import special
+from clip_ood.data.member import DamagedArchive, Member, opened
+from clip_ood.data.readers.on_disk import Place
 
 BLOCK = tarfile.BLOCKSIZE
 LONGEST_READ = (
@@ -27,10 +27,6 @@ COMPRESSED = {
 }
 
 
-class DamagedArchive(UserError):
-    """A file is no whole, uncompressed tar file; the message says after which member, at which byte, and why."""
-
-
 class Bounded:
     """An open file for tarfile, which limits the memory that a header may ask for."""
 
@@ -43,11 +39,27 @@ class Bounded:
         return self.file.read(size)
 
 
-def opened(path: Path) -> BinaryIO:
-    """Opens a tar file. Raises: DamagedArchive for anything but a file (reading a pipe would wait forever), OSError."""
-    if (kind := special(path)) is not None:
-        raise DamagedArchive(f"it is {kind}, and no file")
-    return path.open("rb")
+def tar_members(path: Path) -> Iterator[Member]:
+    """Yields the files and folders of a tar file in its order, from the headers alone.
+
+    Raises: as `members` does.
+    """
+    with opened(path) as file:
+        for info in members(file):
+            if info.isdir():
+                yield Member(info.name, is_folder=True)
+                continue
+            fault = not_stored(info)
+            yield Member(info.name, None if fault else Place(str(path), info.offset_data, info.size), fault)
+
+
+def not_stored(info: tarfile.TarInfo) -> str | None:
+    """Returns why the bytes of a member do not follow its header, or None if they do."""
+    if info.issym() or info.islnk():
+        return f"it is a link to {info.linkname}: pack the images with tar --dereference --hard-dereference"
+    if info.sparse is not None:
+        return "it is stored with holes: pack the images without tar --sparse"
+    return None if info.isreg() else "it is no file"
 
 
 def members(file: BinaryIO) -> Iterator[tarfile.TarInfo]:

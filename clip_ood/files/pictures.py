@@ -1,6 +1,6 @@
 """Reads any image as an 8-bit RGB picture, the way a person would see it, and as the pixels that an exported graph takes.
 
-This file needs only Pillow and NumPy: an export copies it beside the graph, as clip_ood_pixels.py.
+This file needs only Pillow and NumPy, and for HEIC pillow-heif: an export copies it beside the graph, as clip_ood_pixels.py.
 """
 
 from __future__ import annotations
@@ -8,9 +8,10 @@ from __future__ import annotations
 import io
 import zlib
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from errno import EINVAL
 from functools import cache
+from importlib.metadata import version
 from pathlib import Path
 from stat import S_ISREG
 from typing import Any, BinaryIO
@@ -36,6 +37,8 @@ SUFFIXES = frozenset(
         ".pbm",
         ".jp2",
         ".avif",
+        ".heic",
+        ".heif",
         ".tga",
     ]
 )
@@ -59,6 +62,7 @@ PNG = b"\x89PNG\r\n\x1a\n"
 CHUNKS = (b"IHDR", b"PLTE", b"tRNS", b"IDAT", b"IEND", b"eXIf")  # all chunks that make a PNG's picture
 TEXTS = (b"XML:com.adobe.xmp\0", b"Raw profile type exif\0")  # texts that may say how the picture is turned
 MOST_TEXT = 2**20  # bytes of a text, as in Pillow
+MOST_BRANDS = 256  # bytes in which a HEIC or AVIF file says what it is
 
 
 class UnreadableImage(ValueError):
@@ -81,8 +85,9 @@ def read_bytes(path: Path) -> bytes:
     return path.read_bytes()
 
 
-def decode(file: BinaryIO) -> Image.Image:
-    """Decodes the picture in an open file; of an animation, it takes the first.
+def decode(file: BinaryIO, page: int | None = None) -> Image.Image:
+    """Decodes the picture in an open file: the first of an animation or of a file of several pages, the main one of a HEIC file; or this
+    `page`, counted from 0.
 
     EXIF rotation is applied, transparency is laid on white, and 16-bit greys are scaled to 8 bits. Other content of a PNG, such
     as texts or a colour profile of any size, never makes a whole picture unreadable.
@@ -90,15 +95,25 @@ def decode(file: BinaryIO) -> Image.Image:
     Raises: UnreadableImage for what is not a whole image, OSError for a file that cannot be read.
     """
     try:
-        return _decoded(file)
+        return _decoded(file, page)
     except UnreadableImage as error:
         file.seek(0)
-        if file.read(len(PNG)) != PNG:
+        start = file.read(len(PNG))
+        if way_out := _lacking(start + file.read(MOST_BRANDS)):
+            raise UnreadableImage(f"{error}: {way_out}") from error
+        if start != PNG:
             raise
+        file.seek(len(PNG))
         try:
             return _decoded(io.BytesIO(PNG + b"".join(_chunks(file))))
         except UnreadableImage:
             raise error from None
+
+
+def page_count(file: BinaryIO) -> int:
+    """Returns how many pages or pictures an open file has. Raises: as `decode` does."""
+    with _unreadable(file), Image.open(file, formats=_formats()) as image:
+        return getattr(image, "n_frames", 1)
 
 
 def as_picture(image: Image.Image) -> Image.Image:
@@ -148,8 +163,10 @@ def fit(image: Image.Image, resize: int | list[int], crop: list[int], interpolat
     return image.crop((left, top, left + crop[1], top + crop[0]))
 
 
-def _decoded(file: BinaryIO) -> Image.Image:
+def _decoded(file: BinaryIO, page: int | None = None) -> Image.Image:
     with _unreadable(file), Image.open(file, formats=_formats()) as image:
+        if page is not None:
+            image.seek(page)
         return _picture(image)
 
 
@@ -176,8 +193,24 @@ def _picture(image: Image.Image) -> Image.Image:
 def _formats() -> list[str]:
     """Returns Pillow's decoders for `SUFFIXES`; others start programs, as Ghostscript for an EPS called x.jpg."""
     Image.init()
-    known = ("JPEG", "MPO", "PNG", "GIF", "BMP", "WEBP", "TIFF", "PPM", "JPEG2000", "AVIF", "TGA")
+    with suppress(ImportError):  # is an extra
+        from pillow_heif import register_heif_opener
+
+        register_heif_opener()
+    known = ("JPEG", "MPO", "PNG", "GIF", "BMP", "WEBP", "TIFF", "PPM", "JPEG2000", "AVIF", "HEIF", "TGA")
     return [name for name in known if name in Image.OPEN]
+
+
+def _lacking(start: bytes) -> str | None:
+    """Returns what to install for a file that begins so, if its format is AVIF or HEIC and no decoder is there."""
+    if start[4:8] != b"ftyp":
+        return None
+    brands = {start[at : at + 4] for at in (8, *range(16, min(int.from_bytes(start[:4], "big"), len(start)), 4))}
+    if brands & {b"avif", b"avis"}:
+        return None if "AVIF" in _formats() else "AVIF is read by Pillow 11.3 and later: pip install --upgrade pillow"
+    if brands & {b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"msf1"} and "HEIF" not in _formats():
+        return "HEIC is read with an extra: pip install 'clip-ood[heif]'"
+    return None
 
 
 READER = 2  # is raised when more images can be read than before, so that unreadable ones are tried again
@@ -186,9 +219,9 @@ READER = 2  # is raised when more images can be read than before, so that unread
 @cache
 def decoders() -> str:
     """Returns what decides which images can be read here: Pillow's version, its decoders and the libraries behind them."""
-    return (
-        f"reader {READER}, Pillow {PIL.__version__} with {', '.join([*_formats(), *features.get_supported_codecs()])}"
-    )
+    with_heif = [f"pillow-heif {version('pillow-heif')}"] if "HEIF" in _formats() else []
+    decoders = [*_formats(), *features.get_supported_codecs(), *with_heif]
+    return f"reader {READER}, Pillow {PIL.__version__} with {', '.join(decoders)}"
 
 
 def _chunks(file: BinaryIO) -> Iterator[bytes]:

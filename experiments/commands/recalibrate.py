@@ -14,6 +14,7 @@ from pathlib import Path
 from clip_ood.command_line import before_and_after_dashes
 from clip_ood.config.misnamed import of_path
 from clip_ood.errors import ConfigError
+from clip_ood.files.archive_names import archive_of
 from clip_ood.files.writing import check_writable
 from clip_ood.process.called import called
 from clip_ood.process.launchers import settle
@@ -52,7 +53,7 @@ def main(argv: list[str] | None = None) -> None:
 
 def _add_options(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
-    add("paths", nargs="+", metavar="PATH", help="images, folders, text files of paths, or tar shards, as for detect")
+    add("paths", nargs="+", metavar="PATH", help="images, folders, text files of paths, or archives, as for detect")
     add("--run", type=Path, required=True, metavar="DIR", help="a finished run, or a copy of its folder detector/")
     add(
         "--out",
@@ -92,7 +93,7 @@ def check(given: argparse.Namespace) -> None:
             "flagged or not (all), or those of a random sample that a person has looked at (sample)"
         )
     for path in given.paths:
-        if not os.path.lexists(path):
+        if not os.path.lexists(path) and archive_of(path) is None:
             raise ConfigError(f"There is no file or folder {path}{of_path(path)}")
     if given.decisions is not None:
         if not given.decisions.is_file():

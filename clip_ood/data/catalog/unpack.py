@@ -11,21 +11,16 @@ import tarfile
 import zipfile
 import zlib
 from collections.abc import Iterator
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import BinaryIO
 
+from clip_ood.data.allowance import Allowance, UnsafeArchive
 from clip_ood.data.catalog.archives import BLOCK, Member, in_tar, in_zip
+from clip_ood.data.member import leads_out
 from clip_ood.errors import UserError
 from clip_ood.files.writing import naming
 
 DAMAGED = (tarfile.TarError, zipfile.BadZipFile, EOFError, zlib.error, gzip.BadGzipFile, NotImplementedError)
-RATIO = 100  # times its own size that an archive may unpack to: of image sets, labels shrink most, to a tenth or so
-SLACK = 1 << 26  # bytes that any archive may unpack to
-MOST_MEMBERS = 5_000_000  # ImageNet has 1.3 million
-
-
-class UnsafeArchive(UserError):
-    """An archive has a member that would be written outside its folder, or it unpacks to more than it may."""
 
 
 class Damaged(UserError):
@@ -64,33 +59,8 @@ def unpack(archive: Path, target: Path) -> list[str]:
         shutil.rmtree(aside, ignore_errors=True)
 
 
-class _Allowance:
-    """How much an archive may still unpack to, given its own size and the room on the disk."""
-
-    def __init__(self, archive: Path, folder: Path) -> None:
-        size, self.room = archive.stat().st_size, shutil.disk_usage(folder).free
-        self.most, self.bytes, self.members = max(RATIO * size, SLACK), 0, 0
-        self.about = f"the archive has {size:,} bytes"
-
-    def take(self, name: str, size: int) -> None:
-        """Counts a member, or a block of one. Raises: UnsafeArchive."""
-        self.bytes += size
-        self.members += 1
-        if self.bytes > self.most:
-            raise UnsafeArchive(
-                f"{self.about} and would unpack to {self.bytes:,} or more (up to {name}), over {RATIO} times as many: nothing of it "
-                "was kept"
-            )
-        if self.bytes > self.room:
-            raise UnsafeArchive(
-                f"the archive unpacks to {self.bytes:,} bytes or more, and the disk has room for {self.room:,}"
-            )
-        if self.members > MOST_MEMBERS:
-            raise UnsafeArchive(f"the archive holds more than {MOST_MEMBERS:,} members: nothing of it was kept")
-
-
 def _extract(archive: Path, folder: Path, name: str) -> list[str]:
-    allowed, kind = _Allowance(archive, folder), archive.name.lower()
+    allowed, kind = Allowance(archive, folder), archive.name.lower()
     if kind.endswith((".tar", ".tar.gz", ".tgz")):
         return _write(in_tar(archive), folder, allowed)
     if kind.endswith(".zip"):
@@ -100,7 +70,7 @@ def _extract(archive: Path, folder: Path, name: str) -> list[str]:
     return []
 
 
-def _write(members: Iterator[Member], folder: Path, allowed: _Allowance) -> list[str]:
+def _write(members: Iterator[Member], folder: Path, allowed: Allowance) -> list[str]:
     passed_over = []
     for member in members:
         _check_name(member.name)
@@ -117,7 +87,7 @@ def _write(members: Iterator[Member], folder: Path, allowed: _Allowance) -> list
     return passed_over
 
 
-def _copy(source: BinaryIO, place: Path, allowed: _Allowance | None = None) -> None:
+def _copy(source: BinaryIO, place: Path, allowed: Allowance | None = None) -> None:
     with place.open("wb") as copy:
         while block := source.read(BLOCK):
             if allowed is not None:  # the size is unknown
@@ -126,6 +96,5 @@ def _copy(source: BinaryIO, place: Path, allowed: _Allowance | None = None) -> N
 
 
 def _check_name(name: str) -> None:
-    path = PurePosixPath(name.replace("\\", "/"))
-    if path.is_absolute() or ".." in path.parts or ":" in path.parts[:1]:
+    if leads_out(name):
         raise UnsafeArchive(f"the archive holds {name}, which would leave its folder: nothing of it was kept")

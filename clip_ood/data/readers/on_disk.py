@@ -5,13 +5,15 @@ from __future__ import annotations
 import os
 from abc import abstractmethod
 from collections.abc import Iterable
-from errno import EFBIG
+from errno import EFBIG, EIO
 from functools import cache
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 
+from clip_ood.data.allowance import RATIO, SLACK
+from clip_ood.data.readers.inflated import inflated
 from clip_ood.data.readers.reader import Reader, Stamp, Stamps
 from clip_ood.features.identity import identity_of, pairs
 from clip_ood.files.regular_file import check_regular
@@ -22,20 +24,41 @@ TRIES = 3  # to read a file that another process writes
 
 
 class Place(NamedTuple):
-    """The place of an image: the whole file at `path`, or `size` bytes of it from `offset`."""
+    """The place of an image: the whole file at `path`, or `size` bytes of it from `offset`.
+
+    Members of zip files also have a `checksum` (CRC-32), and those that are deflated the number of bytes that they give (`inflates_to`).
+    """
 
     path: str
     offset: int = 0
     size: int | None = None
+    checksum: int | None = None
+    inflates_to: int | None = None
 
     def read(self) -> bytes:
-        """Returns its bytes. Raises as `read_whole` does."""
-        return read_whole(*self)[0]
+        """Returns its bytes. Raises as `load` does."""
+        return self._read()[0]
 
     def load(self) -> tuple[bytes, Stamp]:
-        """Returns its bytes, and its stamp when they were read. Raises as `read_whole` does."""
-        content, state = read_whole(*self)
+        """Returns its bytes, and its stamp when they were read.
+
+        Raises: as `read_whole` does, and OSError for a member of a zip file that is damaged or gives too many bytes.
+        """
+        content, state = self._read()
         return content, Stamp(self.known_by(state), hides_changes(state))
+
+    def _read(self) -> tuple[bytes, os.stat_result]:
+        if self.checksum is None:
+            return read_whole(*self[:3])
+        gives = self.inflates_to or 0
+        if gives > LARGEST or gives > max(RATIO * self.size, SLACK):
+            told = f"{self.size:,} bytes that would give {gives:,}, more than any picture that is read"
+            raise OSError(EFBIG, told, self.path)
+        content, state = read_whole(*self[:3])
+        try:
+            return inflated(content, self.inflates_to, self.checksum), state
+        except ValueError as error:
+            raise OSError(EIO, f"it is damaged in its archive ({error})", self.path) from None
 
     def stamp(self) -> Stamp:
         """Returns its stamp as the file is now. Raises: OSError."""
@@ -49,11 +72,18 @@ class Place(NamedTuple):
         It is a hash of the file's real path, size, times of writing and of any change, and inode; and of offset and size of an
         image inside a file.
         """
-        path, offset, size = self
-        about = f"{state.st_size},{state.st_mtime_ns},{state.st_ctime_ns},{state.st_ino}"
-        if size is not None:
-            about += f",{offset},{size}"
-        return identity_of(real_path(path), about)
+        return stamp_of(self.path, state) if self.size is None else stamp_of(self.path, state, self.offset, self.size)
+
+    @property
+    def is_file(self) -> bool:
+        """Whether the image is a file of its own."""
+        return self.size is None
+
+
+def stamp_of(path: str, state: os.stat_result, *inside: int | str) -> bytes:
+    """Returns the value of the stamp of an image in a file in this state, or `inside` of it."""
+    about = [state.st_size, state.st_mtime_ns, state.st_ctime_ns, state.st_ino, *inside]
+    return identity_of(real_path(path), ",".join(map(str, about)))
 
 
 class OnDisk(Reader):
@@ -125,10 +155,10 @@ def _read(path: Path, offset: int, size: int | None) -> tuple[bytes, os.stat_res
                 raise MemoryError(f"{path} has {before.st_size if size is None else size:,} bytes") from None
             after = os.fstat(file.fileno())
         if size is not None and len(content) < size:
-            raise OSError(5, "the shard has become shorter", str(path))
+            raise OSError(EIO, "the shard has become shorter", str(path))
         if _state(before) == _state(after) and (size is not None or len(content) == after.st_size):
             return content, after
-    raise OSError(5, "the file changes while it is read", str(path))
+    raise OSError(EIO, "the file changes while it is read", str(path))
 
 
 def _state(found: os.stat_result) -> tuple[int, ...]:

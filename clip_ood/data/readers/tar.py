@@ -1,4 +1,4 @@
-"""Reads image sets in tar shards (webdataset's layout); the place of each image is known, so that one seek reads it.
+"""Reads image sets in tar shards (webdataset's layout), or zip files; the place of each image is known, so that one seek reads it.
 
 A sample's files share their name up to the first dot after the last slash: `0007.jpg` and its label number `0007.cls`.
 """
@@ -7,18 +7,19 @@ from __future__ import annotations
 
 import posixpath
 import re
-import tarfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import BinaryIO
 
+from clip_ood.data.member import DamagedArchive, Member
+from clip_ood.data.members import is_none, members_of
+from clip_ood.data.readers.inflated import inflated
 from clip_ood.data.readers.on_disk import OnDisk, Place
-from clip_ood.data.tar_members import DamagedArchive, members, opened
 from clip_ood.errors import ConfigError
-from clip_ood.files.hidden import is_hidden
 from clip_ood.files.pictures import SUFFIXES
 
 LABEL = ".cls"
+LONGEST_LABEL = 32  # bytes, deflated or not
 
 
 class Shards(OnDisk):
@@ -40,7 +41,7 @@ class Shards(OnDisk):
 def read_shards(set_name: str, paths: list[Path]) -> Shards:
     """Lists the images of all shards, in their order, from the headers alone; no image is read.
 
-    Raises: ConfigError, naming shard, member and reason, for a file that is no whole, uncompressed tar file, for a sample with
+    Raises: ConfigError, naming shard, member and reason, for a file that is no whole archive, for a sample with
     several images or labels, for an image that is a link, and for labels that are missing, are no numbers, or have no image.
     """
     names, places, labels, others = [], [], [], []
@@ -49,7 +50,7 @@ def read_shards(set_name: str, paths: list[Path]) -> Shards:
         try:
             shard = _Shard(path, where)
         except DamagedArchive as error:
-            raise ConfigError(f"{where} is no whole, uncompressed tar file: {error}") from None
+            raise ConfigError(f"{where} {is_none(path)}: {error}") from None
         except OSError as error:
             raise ConfigError(f"{where} cannot be read ({error.strerror or error})") from error
         names += [f"{path.name}/{name}" for name, _ in shard.images.values()]
@@ -62,18 +63,9 @@ def read_shards(set_name: str, paths: list[Path]) -> Shards:
     return Shards(tuple(names), tuple(places), tuple(labels) if given - {-1} else None, tuple(others))
 
 
-def is_image(info: tarfile.TarInfo) -> bool:
-    """Says whether a member of a tar file is an image by its name, and neither hidden nor a thumbnail."""
-    return posixpath.splitext(info.name)[1].lower() in SUFFIXES and not info.isdir() and not is_hidden(info.name)
-
-
-def not_stored(info: tarfile.TarInfo) -> str | None:
-    """Returns why the bytes of a member do not follow its header, or None if they do."""
-    if info.issym() or info.islnk():
-        return f"it is a link to {info.linkname}: pack the images with tar --dereference --hard-dereference"
-    if info.sparse is not None:
-        return "it is stored with holes: pack the images without tar --sparse"
-    return None if info.isreg() else "it is no file"
+def is_image(member: Member) -> bool:
+    """Says whether a member of an archive is an image by its name."""
+    return posixpath.splitext(member.name)[1].lower() in SUFFIXES and not member.is_folder
 
 
 class _Shard:
@@ -84,29 +76,30 @@ class _Shard:
         self.images: dict[str, tuple[str, Place]] = {}
         self.labels: dict[str, tuple[str, int]] = {}
         self.others: dict[str, str] = {}
-        with opened(path) as file:
-            for info in members(file):
-                self._take(info, path, file)
+        labels = [member for member in members_of(path) if self._take(member)]
+        if labels:
+            with open(labels[0].place.path, "rb") as file:
+                for member in labels:
+                    self._add(self.labels, member.name, self._label(file, member.name, member.place))
         if not self.images:
             raise ConfigError(f"{where} holds no images (looked for {', '.join(sorted(SUFFIXES))})")
         if (key := next((key for key in self.labels if key not in self.images), None)) is not None:
             beside = f", only {self.others[key]}, whose name is not that of an image" if key in self.others else ""
             raise ConfigError(f"{where}, {self.labels[key][0]}: this label has no image beside it{beside}")
 
-    def _take(self, info: tarfile.TarInfo, path: Path, file: BinaryIO) -> None:
-        if info.isdir() or is_hidden(info.name):
-            return
-        is_label = info.name.lower().endswith(LABEL)
-        if not (is_label or is_image(info)):
-            self.others.setdefault(_key(info.name), info.name)
-            return
-        if (reason := not_stored(info)) is not None:
-            raise ConfigError(f"{self.where}, {info.name}: {reason}")
-        if is_label:
-            file.seek(info.offset_data)
-            self._add(self.labels, info.name, self._label(info.name, file.read(min(info.size, 32))))
-        else:
-            self._add(self.images, info.name, Place(str(path), info.offset_data, info.size))
+    def _take(self, member: Member) -> bool:
+        """Notes an image, or another file, and says whether it is a label."""
+        if member.is_folder:
+            return False
+        is_label = member.name.lower().endswith(LABEL)
+        if not (is_label or is_image(member)):
+            self.others.setdefault(_key(member.name), member.name)
+            return False
+        if member.fault is not None:
+            raise ConfigError(f"{self.where}, {member.name}: {member.fault}")
+        if not is_label:
+            self._add(self.images, member.name, member.place)
+        return is_label
 
     def _add(self, samples: dict, name: str, what: Place | int) -> None:
         key = _key(name)
@@ -122,7 +115,14 @@ class _Shard:
             "shard and name the folder"
         )
 
-    def _label(self, name: str, content: bytes) -> int:
+    def _label(self, file: BinaryIO, name: str, place: Place) -> int:
+        file.seek(place.offset)
+        content = file.read(min(place.size, LONGEST_LABEL))
+        if place.checksum is not None:
+            try:
+                content = inflated(content, place.inflates_to, place.checksum)
+            except ValueError as error:
+                raise ConfigError(f"{self.where}, {name}: it is damaged in its archive ({error})") from None
         if re.fullmatch(rb"\s*(-1|\d{1,18})\s*", content) is None:
             raise ConfigError(f"{self.where}, {name}: expected a label number, got {content[:20]!r}")
         return int(content)
