@@ -58,9 +58,10 @@ class Sizes(NamedTuple):
     images: int = 240  # of the ID set
     epochs: int = 50
     repeats: int = 5
+    bank: int = 20_000
 
 
-TINY = Sizes("ViT-B-32", 24, 2, 1)
+TINY = Sizes("ViT-B-32", 24, 2, 1, 200)
 
 
 def seconds(*arguments: str | Path, status: int = 0) -> float:
@@ -87,7 +88,7 @@ def judging(sizes: Sizes, folder: Path) -> None:
         backbone,
         ImageSpec("open_clip", sizes.model),
         backbone.projection.matrix.shape[0],
-        DetectorSizes(),
+        DetectorSizes(bank=sizes.bank),
     )
     Image.new("RGB", (400, 300)).save(image := folder / "one.jpg")
     ours, bare = [], []
@@ -95,7 +96,7 @@ def judging(sizes: Sizes, folder: Path) -> None:
         ours.append(seconds("detect.py", "--run", folder / "run", image))
         bare.append(seconds("-c", BARE.format(model=sizes.model), folder / "weights.pt", image))
     tell(
-        f"one image judged, bank {DetectorSizes().bank:,}, time over bare open_clip with the weights of {sizes.model}",
+        f"one image judged, bank {sizes.bank:,}, time over bare open_clip with the weights of {sizes.model}",
         ours,
         bare,
         1.5,
