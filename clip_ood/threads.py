@@ -11,11 +11,17 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from threading import Event, local
 from typing import TypeVar
 
 import torch
 
 T = TypeVar("T")
+_mine = local()  # of a thread that works for `side_by_side`: the event that its work is no longer wanted
+
+
+class Abandoned(Exception):
+    """The work of a thread is no longer wanted."""
 
 
 @contextmanager
@@ -38,7 +44,8 @@ def one_thread(small: bool = True) -> Iterator[None]:
 def side_by_side(work: Callable[[T], None], parts: Sequence[T]) -> None:
     """Does the work on every part, on as many at a time as torch has threads, which they share; afterwards torch has as many as before.
 
-    The work is done without autograd. Raises what the work raises, of the first part where it does.
+    The work is done without autograd. Raises what the work raises, of the first part where it does. After an error or an interruption the
+    other threads end their parts, or give them up where they call `check_wanted`.
     """
     threads = torch.get_num_threads()
     workers = min(threads, len(parts))
@@ -48,14 +55,27 @@ def side_by_side(work: Callable[[T], None], parts: Sequence[T]) -> None:
         return
     inference = torch.is_inference_mode_enabled()  # which every thread has for itself, as its number of threads
 
+    over = Event()
+
     def alone(part: T) -> None:
+        _mine.over = over
         torch.set_num_threads(threads // workers)
         with torch.inference_mode(inference), torch.no_grad():
             work(part)
 
     try:
         with ThreadPoolExecutor(workers) as pool:
-            for _ in pool.map(alone, parts):
-                pass
+            try:
+                for _ in pool.map(alone, parts):
+                    pass
+            except BaseException:
+                over.set()
+                raise
     finally:
         torch.set_num_threads(threads)
+
+
+def check_wanted() -> None:
+    """Raises Abandoned in a thread of `side_by_side` whose work is no longer wanted; elsewhere it does nothing."""
+    if (over := getattr(_mine, "over", None)) is not None and over.is_set():
+        raise Abandoned

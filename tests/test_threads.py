@@ -1,5 +1,7 @@
 """Small computations take one thread, and leave the number of threads as they found it."""
 
+from threading import Barrier
+
 import pytest
 import torch
 
@@ -8,7 +10,7 @@ from clip_ood.detectors.neighbours import nearest
 from clip_ood.lightning_modules import batches
 from clip_ood.metrics import ood
 from clip_ood.metrics.metric import OODMetrics
-from clip_ood.threads import one_thread, side_by_side
+from clip_ood.threads import check_wanted, one_thread, side_by_side
 
 
 @pytest.fixture(autouse=True)
@@ -108,6 +110,21 @@ def test_an_error_in_a_part_is_raised():
 
     with pytest.raises(ZeroDivisionError, match="5"):
         side_by_side(work, range(9))
+
+
+def test_nobody_waits_for_the_parts_beside_one_that_fails():
+    begun = Barrier(2)
+
+    def work(part):
+        begun.wait(timeout=60)
+        if part == 0:
+            raise ZeroDivisionError
+        while True:
+            check_wanted()
+
+    with pytest.raises(ZeroDivisionError):
+        side_by_side(work, range(2))
+    check_wanted()  # in this thread, all is wanted
 
 
 @pytest.mark.parametrize("count", [1, 255, 256, 700, 1025, 3100])

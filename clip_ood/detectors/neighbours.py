@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from clip_ood.errors import UserError
-from clip_ood.threads import side_by_side
+from clip_ood.threads import check_wanted, side_by_side
 
 QUERIES = 1024  # rows of one block of products
 BANK = 4096  # its columns: 16 MiB in float32, which a CPU's caches hold better than more
@@ -33,7 +33,7 @@ def nearest(
     queries: (N, D); chunks of the bank: (n_i, D); scales: one for each row (n_i,) float32, or 1 for all if there are none. For
     cosines, queries are L2-normalised, and either the rows are too or the scales are 1 / ‖b‖. Returns the products (N, k),
     descending, and positions (N, k) int64 in the concatenated bank. Besides the bank, this needs memory for one block of
-    products and one tile of the bank. Raises ValueError for k outside 0 … Σ n_i.
+    products and one tile of the bank, on a CPU for each thread. Raises ValueError for k outside 0 … Σ n_i.
     """
     size = sum(len(chunk) for chunk in chunks)
     if not 0 <= k <= size:
@@ -195,6 +195,7 @@ def _tiles(chunks: Sequence[Tensor], scales: Sequence[Tensor] | None) -> Iterato
     for number, chunk in enumerate(chunks):
         size = BANK if chunk.device.type == "cpu" else ON_GPU[1]
         for start in range(0, len(chunk), size):
+            check_wanted()
             tile = chunk[start : start + size].float()
             yield offset, tile if scales is None else tile * scales[number][start : start + size, None]
             offset += len(tile)
