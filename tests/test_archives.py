@@ -26,6 +26,7 @@ from clip_ood.data.inputs import sources
 from clip_ood.data.listing import list_images
 from clip_ood.data.readers import on_disk
 from clip_ood.errors import ConfigError
+from clip_ood.files.pictures import UnreadableImage
 
 PACKED = {"zip": "w", "tar": "w", "tar.gz": "w:gz", "tgz": "w:gz", "tar.bz2": "w:bz2", "tar.xz": "w:xz"}
 FILES = {f"{label}/{k}.png": k for k, label in enumerate(["cat", "cat", "dog", "dog", "big_fox"])}
@@ -238,6 +239,9 @@ def test_a_member_that_is_damaged_is_an_image_that_cannot_be_read(method, tmp_pa
     assert images.read(0).size
     with pytest.raises(OSError, match="it is damaged in its archive"):
         images.read(1)
+    with pytest.raises(UnreadableImage, match="it is damaged in its archive"):  # a run counts it, and goes on
+        images.load(1).picture()
+    assert images.load(1).stamp == images.reader.stamp(1).value
 
 
 def test_a_bomb_is_refused_before_it_is_unpacked(tmp_path, monkeypatch):
@@ -274,6 +278,24 @@ def test_names_are_read_as_people_wrote_them(tmp_path):
     content = path.read_bytes().replace(info.filename.encode(), raw).replace(b"dog/2.png", b"dog\\2.png")
     path.write_bytes(content)
     assert listed(tmp_path, folder="x.zip").class_names == ("Bär", "dog")
+
+
+def test_half_of_a_letter_is_no_folder(tmp_path):
+    """Names of Japanese programs of Windows are in cp932, where the second byte of many letters is a backslash."""
+    info = zipfile.ZipInfo("aaaa/bb.png")
+    info.create_system = 0
+    path = tmp_path / "x.zip"
+    with zipfile.ZipFile(path, "w") as file:
+        file.writestr(info, replica.picture(0))
+    path.write_bytes(path.read_bytes().replace(b"aaaa/bb.png", "写真/表.png".encode("cp932")))
+    (name,) = listed(tmp_path, False, folder="x.zip").names
+    assert name.count("/") == 1 and name.endswith("\\.png")
+
+
+def test_a_member_without_a_name_is_told(tmp_path):
+    path = zipped(tmp_path / "x.zip", ("a.png", 0), ("b.png", 1))
+    path.write_bytes(path.read_bytes().replace(b"a.png", b"\0.png"))
+    assert [each.reason for each in sources([str(path)])] == ["no image by its name", None]
 
 
 def test_a_compressed_tar_file_is_unpacked_once(tmp_path, cache, capsys):
@@ -339,6 +361,10 @@ def test_archives_used_longest_ago_make_room_unless_they_are_in_use(tmp_path, ca
     listed(tmp_path, folder="two.tgz")
     assert mine.exists() and not other.exists() and len(list(cache.glob("*.tar"))) == 2
     assert {each.stem for each in cache.glob("*.used")} == {each.stem for each in cache.glob("*.tar")}
+    monkeypatch.setattr(unpacked, "LIMIT", int(1.5 * mine.stat().st_size))  # both are this process's own
+    packed(tmp_path / "in", tmp_path / "three.tgz")
+    listed(tmp_path, folder="three.tgz")
+    assert len(list(cache.glob("*.tar"))) == 3
 
 
 def test_a_cache_that_cannot_be_written_is_told(tmp_path, monkeypatch):

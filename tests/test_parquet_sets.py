@@ -24,6 +24,7 @@ from clip_ood.data.listing import list_images
 from clip_ood.data.readers import parquet_rows
 from clip_ood.data.readers.parquet_rows import Row, place_of
 from clip_ood.errors import ConfigError
+from clip_ood.files.pictures import UnreadableImage
 
 HF = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
 ANIMALS = ["cat", "big_dog", "unused"]
@@ -112,6 +113,24 @@ def test_paths_lead_from_the_folder_of_the_file(tmp_path):
     assert [some.reader.open(row) for row in (1, 0)] == [replica.picture(1), replica.picture(9)]
     with pytest.raises(OSError, match="the row holds no image"):
         some.read(2)
+    with pytest.raises(UnreadableImage, match="the row holds no image"):  # a run counts it, and goes on
+        some.load(2).picture()
+
+
+@pytest.mark.parametrize("name", ["{}.parquet", "default/{}/0000.parquet"])
+def test_splits_that_files_or_folders_are_called_by_are_no_single_set(name, tmp_path):
+    for split in ("train", "test"):
+        written(tmp_path / "in" / name.format(split), image=pictures(2))
+    with pytest.raises(ConfigError, match=r"holds several splits, 'test', 'train': name one"):
+        listed(tmp_path, parquet="in")
+    names = listed(tmp_path, parquet="in", split="train").names
+    assert names == tuple(f"{name.format('train')}/{row:06d}" for row in range(2))
+
+
+def test_files_of_one_name_in_two_folders_keep_apart(tmp_path):
+    for folder in ("a", "b"):
+        written(tmp_path / "in" / folder / "0.parquet", image=pictures(1))
+    assert listed(tmp_path, parquet="in").names == ("a/0.parquet/000000", "b/0.parquet/000000")
 
 
 def test_a_file_with_one_large_row_group_is_read_in_pieces(tmp_path, monkeypatch):

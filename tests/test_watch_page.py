@@ -97,6 +97,7 @@ def test_files_that_are_no_predictions_are_refused_by_name(predictions, run, tmp
     assert "damaged" in told("words.csv", header + b"a.png,true,high,0.1,,,mcm,\r\n")
     assert "is NaN" in told("nan.csv", header + b"a.png,true,nan,0.1,,,mcm,\r\n")
     assert "it has vim" in told("vim.csv", header + b"a.png,true,0.5,0.1,,,vim,\r\n")
+    assert "damaged" in told("cut.csv", header + b"a.png,true,high,0.1\r\n")
     assert "damaged" in told("cut.jsonl", b'{"score": 1, "detector": "mcm", "cop')
     assert "damaged" in told("list.jsonl", b"[1]\n")
     assert "damaged" in told("cut.parquet", (predictions / "p.parquet").read_bytes()[:-10])

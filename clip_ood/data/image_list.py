@@ -13,10 +13,10 @@ import numpy as np
 from PIL import Image
 
 from clip_ood.data.corruptions import Corruption
-from clip_ood.data.readers.reader import Reader, Stamps
+from clip_ood.data.readers.reader import NoImage, Reader, Stamps
 from clip_ood.errors import ConfigError, UserError
 from clip_ood.features.identity import SIZE, identity_of, pairs
-from clip_ood.files.pictures import decode
+from clip_ood.files.pictures import UnreadableImage, decode
 
 
 @dataclass(frozen=True)
@@ -70,13 +70,26 @@ class ImageList:
 
     def load(self, index: int) -> Loaded:
         """Reads the image without decoding it. Raises: OSError for an image that cannot be read."""
-        read, stamp = self.reader.load(self.rows[index])
+        try:
+            read, stamp = self.reader.load(self.rows[index])
+        except NoImage as error:
+            return self._absent(index, str(error.strerror))
         content = content_of(self._checked(index, read))
         identity = self._after_corruption(index, content)
         picture = lambda: self._picture(index, read)  # noqa: E731
         return (
             Loaded(identity, None, None, picture) if stamp is None else Loaded(identity, content, stamp.value, picture)
         )
+
+    def _absent(self, index: int, reason: str) -> Loaded:
+        """Returns what stands for an image that its source does not hold."""
+
+        def picture() -> Image.Image:
+            raise UnreadableImage(reason)
+
+        content = identity_of("no image", self.reader.names[self.rows[index]], reason)
+        identity, stamp = self._after_corruption(index, content), self.reader.stamp(self.rows[index])
+        return Loaded(identity, *((None, None) if stamp is None else (content, stamp.value)), picture)
 
     def content(self, index: int) -> bytes:
         """Reads an image's source, and returns the 16 bytes that identify its content."""

@@ -26,7 +26,7 @@ def members_of(archive: Path, inside: str = "") -> Iterator[Member]:
         name = member.name.removeprefix("./") if above else member.name
         if leads_out(member.name):
             member = Member(name, None, "its name leads out of the archive: pack the images under their own names")
-        elif is_hidden(member.name) or not name.startswith(above):
+        elif not name.startswith(above) or is_hidden(name.removeprefix(above)):
             continue
         yield member._replace(name=name.removeprefix(above))
 

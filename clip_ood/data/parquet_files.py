@@ -15,6 +15,7 @@ from clip_ood.data.readers.packed import Packed
 from clip_ood.errors import ConfigError
 from clip_ood.files.hidden import is_hidden
 
+SPLITS = ("train", "test", "validation", "valid", "val", "dev")
 PART = re.compile(r"(.*)-(\d+)-of-(\d+)")  # train-00000-of-00002
 
 
@@ -27,7 +28,7 @@ def read_parquet(
     missing.
     """
     names, places, labels, known = [], [], [], []
-    for path in [file for named in paths for file in _files(set_name, named, split)]:
+    for path, called in [file for named in paths for file in _files(set_name, named, split)]:
         where = f"Image set {set_name}: {path}"
         try:
             file = ParquetTable(path, image)
@@ -37,7 +38,7 @@ def read_parquet(
             raise ConfigError(f"{where}: {error}") from None
         except (pa.ArrowException, OSError, ValueError) as error:
             raise ConfigError(f"{where} cannot be read: {error}") from None
-        names += [f"{path.name}/{row:06d}" for row in range(len(found))]
+        names += [f"{called}/{row:06d}" for row in range(len(found))]
         places += found
         values, of_classes = told or ([None] * len(found), None)
         labels += values
@@ -50,15 +51,14 @@ def read_parquet(
         raise ConfigError(f"Image set {set_name}: {paths[0]}: {error}") from None
 
 
-def _files(set_name: str, path: Path, split: str | None) -> list[Path]:
-    """Returns the parquet files that a path names: itself, or those of one split in a folder."""
+def _files(set_name: str, path: Path, split: str | None) -> list[tuple[Path, str]]:
+    """Returns the parquet files that a path names, and how each is called: itself, or those of one split in a folder."""
     if not path.is_dir():
-        return [path]
+        return [(path, path.name)]
     found = sorted(each for each in path.rglob(f"*{SUFFIX}") if not is_hidden(str(each.relative_to(path))))
     splits: dict[str, list[Path]] = defaultdict(list)
     for each in found:
-        part = PART.fullmatch(each.stem)
-        splits[part.group(1) if part else ""].append(each)
+        splits[_split_of(each.relative_to(path))].append(each)
     if split is not None:
         if split not in splits:
             raise ConfigError(
@@ -75,7 +75,18 @@ def _files(set_name: str, path: Path, split: str | None) -> list[Path]:
             raise ConfigError(
                 f"Image set {set_name}: {path} holds {len(each)} of {max(counts)} files, as {each[0].name}: get the others"
             )
-    return next(iter(splits.values()), [])
+    return [(each, each.relative_to(path).as_posix()) for each in next(iter(splits.values()), [])]
+
+
+def _split_of(path: Path) -> str:
+    """Returns the split that a file is of by its name or a folder's, or "" if none tells it.
+
+    >>> [_split_of(Path(path)) for path in ("a-0-of-2.parquet", "default/train/0000.parquet", "test.parquet", "x.parquet")]
+    ['a', 'train', 'test', '']
+    """
+    if part := PART.fullmatch(path.stem):
+        return part.group(1)
+    return next((name for name in (path.stem, *reversed(path.parent.parts)) if name.lower() in SPLITS), "")
 
 
 def _classes(labels: list[Any], names: list[str] | None) -> tuple[tuple[int, ...] | None, tuple[str, ...] | None]:

@@ -128,8 +128,13 @@ def _no_parquet(path: Path, error: Exception) -> str:
 
 
 def _is_binary(kind: pa.DataType) -> bool:
-    return pa.types.is_binary(kind) or pa.types.is_large_binary(kind) or pa.types.is_fixed_size_binary(kind)
+    return _is(kind, "binary", "large_binary", "fixed_size_binary", "binary_view")
 
 
 def _is_text(kind: pa.DataType) -> bool:
-    return pa.types.is_string(kind) or pa.types.is_large_string(kind)
+    return _is(kind, "string", "large_string", "string_view")
+
+
+def _is(kind: pa.DataType, *names: str) -> bool:
+    """Says whether a type is one of these; early versions of pyarrow do not know all of them."""
+    return any(getattr(pa.types, f"is_{name}", lambda kind: False)(kind) for name in names)

@@ -85,6 +85,8 @@ def _unpack(archive: Path, file: BinaryIO, target: Path) -> None:
                         "and name the folder"
                     )
                 copy.write(block)
+            copy.flush()
+            os.fsync(copy.fileno())
         _make_room(target.parent, written)
         state = os.fstat(file.fileno())
         os.utime(temporary, ns=(state.st_atime_ns, state.st_mtime_ns))
@@ -126,6 +128,8 @@ def _make_room(folder: Path, size: int) -> None:
     for _, each, path in found:
         if total <= LIMIT:
             return
+        if path in _used:  # by this process, whose own lock is no hindrance
+            continue
         with suppress(InUse), alone(path, ""):
             path.unlink()
             _used_at(path).unlink(missing_ok=True)

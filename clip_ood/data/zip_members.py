@@ -32,7 +32,7 @@ def zip_members(path: Path) -> Iterator[Member]:
             raise DamagedArchive(_why(file, error)) from None
         for info in infos:
             name = _name(info)
-            if info.is_dir():
+            if name.endswith("/"):
                 yield Member(name, is_folder=True)
                 continue
             fault = _fault(info)
@@ -52,12 +52,15 @@ def _why(file: BinaryIO, error: Exception) -> str:
 
 
 def _name(info: zipfile.ZipInfo) -> str:
-    """Returns a member's name; names that are UTF-8 without saying so, as some programs write them, are read as UTF-8."""
-    name = info.filename
-    if not info.flag_bits & UTF_8:
+    """Returns a member's name; names that are UTF-8 without saying so, as some programs write them, are read as UTF-8.
+
+    In names of an encoding that is not told, as Japanese ones, \\ may be half of a letter, and is left alone.
+    """
+    name, known = info.filename, bool(info.flag_bits & UTF_8) or info.filename.isascii()
+    if not known:
         with suppress(UnicodeError):  # it is what it says
-            name = name.encode("cp437").decode("utf-8")
-    return name.replace("\\", "/") if info.create_system == DOS else name
+            name, known = name.encode("cp437").decode("utf-8"), True
+    return name.replace("\\", "/") if known and info.create_system == DOS else name
 
 
 def _fault(info: zipfile.ZipInfo) -> str | None:
@@ -73,8 +76,11 @@ def _fault(info: zipfile.ZipInfo) -> str | None:
 
 
 def _place(path: Path, file: BinaryIO, info: zipfile.ZipInfo) -> Place:
-    file.seek(info.header_offset)
-    header = file.read(HEADER)
+    try:
+        file.seek(info.header_offset)
+        header = file.read(HEADER)
+    except (ValueError, OverflowError):  # no file is as long
+        header = b""
     if len(header) < HEADER or not header.startswith(zipfile.stringFileHeader):
         raise DamagedArchive(
             f"its directory says that {info.filename} begins at byte {info.header_offset:,}, and nothing does"

@@ -56,7 +56,12 @@ def nearest(
             again = block.start + unsure
             products[again], positions[again], _ = _sweep(rows[unsure], chunks, scales, k, torch.float32)
 
-    side_by_side(search, _blocks(len(queries) if k else 0, device.type))
+    blocks = _blocks(len(queries) if k else 0, device.type)
+    if device.type == "cpu":
+        side_by_side(search, blocks)
+    else:
+        for block in blocks:
+            search(block)
     return products, positions
 
 

@@ -15,9 +15,7 @@ DELTA = 0.01  # the probability of a false alarm, unless another one is asked fo
 class Martingale:
     """A test martingale over p-values that are independent and uniform while the stream is exchangeable: nonnegative, 1 at the start.
 
-    After t images it is
-        S_t = 1 / (t + 1) + Σ_{s ≤ t} π(s) · mean_k Π_{s ≤ i ≤ t} f_k(p_i),  π(s) = 1 / (s (s + 1)),
-    with the densities f_k(p) = κ p^{κ−1} and κ (1 − p)^{κ−1}, κ of `POWERS`, which bet on low and on high p-values (power martingales: Vovk,
+    After t images it is S_t = 1 / (t + 1) + Σ_{s ≤ t} π(s) · mean_k Π_{s ≤ i ≤ t} f_k(p_i), π(s) = 1 / (s (s + 1)), with the densities f_k(p) = κ p^{κ−1} and κ (1 − p)^{κ−1}, κ of `POWERS`, which bet on low and on high p-values (power martingales: Vovk,
     Nouretdinov and Gammerman 2003, "Testing exchangeability on-line"). The share π(s) of the capital waits until image s and is bet from
     there on, so that a change at any time is found, and log S_t is at least −log (t + 1) however long the stream was quiet. A mixture of
     test martingales is one.

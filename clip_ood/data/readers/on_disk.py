@@ -14,7 +14,7 @@ import numpy as np
 
 from clip_ood.data.allowance import RATIO, SLACK
 from clip_ood.data.readers.inflated import inflated
-from clip_ood.data.readers.reader import Reader, Stamp, Stamps
+from clip_ood.data.readers.reader import NoImage, Reader, Stamp, Stamps
 from clip_ood.features.identity import identity_of, pairs
 from clip_ood.files.regular_file import check_regular
 from clip_ood.process.stalls import reading
@@ -53,12 +53,12 @@ class Place(NamedTuple):
         gives = self.inflates_to or 0
         if gives > LARGEST or gives > max(RATIO * self.size, SLACK):
             told = f"{self.size:,} bytes that would give {gives:,}, more than any picture that is read"
-            raise OSError(EFBIG, told, self.path)
+            raise NoImage(EFBIG, told, self.path)
         content, state = read_whole(*self[:3])
         try:
             return inflated(content, self.inflates_to, self.checksum), state
         except ValueError as error:
-            raise OSError(EIO, f"it is damaged in its archive ({error})", self.path) from None
+            raise NoImage(EIO, f"it is damaged in its archive ({error})", self.path) from None
 
     def stamp(self) -> Stamp:
         """Returns its stamp as the file is now. Raises: OSError."""

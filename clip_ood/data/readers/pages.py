@@ -8,7 +8,7 @@ from errno import EIO
 
 import numpy as np
 
-from clip_ood.data.readers.reader import Reader, Stamp
+from clip_ood.data.readers.reader import NoImage, Reader, Stamp
 from clip_ood.features.identity import identity_of
 from clip_ood.files.pictures import UnreadableImage, decode
 
@@ -27,7 +27,7 @@ class Pages(Reader):
         try:
             return np.asarray(decode(io.BytesIO(content), page))
         except UnreadableImage as error:
-            raise OSError(EIO, str(error), self.names[index]) from error
+            raise NoImage(EIO, str(error), self.names[index]) from error
 
     def stamp(self, index: int) -> Stamp | None:
         row, page = self.pages[index]

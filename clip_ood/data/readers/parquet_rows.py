@@ -17,7 +17,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from clip_ood.data.readers.on_disk import LARGEST, Place, hides_changes, stamp_of
-from clip_ood.data.readers.reader import Stamp
+from clip_ood.data.readers.reader import NoImage, Stamp
 from clip_ood.process.stalls import reading
 
 AT_ONCE = 64 << 20  # bytes of images that are in memory, about
@@ -52,9 +52,9 @@ class Row(NamedTuple):
             if self.known_by(os.stat(self.path)) != self.known_by(before):
                 raise OSError(EIO, "the file changes while it is read", self.path)
         if content is None:
-            raise OSError(EIO, "the row holds no image", self.path)
+            raise NoImage(EIO, "the row holds no image", self.path)
         if len(content) > LARGEST:
-            raise OSError(EFBIG, f"over {LARGEST:,} bytes, more than any picture that is read", self.path)
+            raise NoImage(EFBIG, f"over {LARGEST:,} bytes, more than any picture that is read", self.path)
         return content, Stamp(self.known_by(before), hides_changes(before))
 
     def stamp(self) -> Stamp:

@@ -12,6 +12,10 @@ import numpy as np
 from clip_ood.features.identity import pairs
 
 
+class NoImage(OSError):
+    """A source can be read, and holds no whole image at one of its places; such an image counts as unreadable, as a damaged file does."""
+
+
 class Stamp(NamedTuple):
     """What identifies an image as long as it stays the same: 16 bytes, made by `identity_of` of a path, a size and times.
 
@@ -44,7 +48,7 @@ class Reader(ABC):
     def open(self, index: int) -> bytes | np.ndarray:
         """Returns an image: the content of its file (PNG, JPEG, …), or its pixels, (H, W) or (H, W, 3) of uint8.
 
-        Raises: OSError for an image that cannot be read.
+        Raises: OSError for an image that cannot be read, NoImage where there is none.
         """
 
     def stamp(self, index: int) -> Stamp | None:
