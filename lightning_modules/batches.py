@@ -34,6 +34,6 @@ class DeviceBatches:
         order = torch.randperm(len(self.labels), generator=generator).to(self.labels.device)
         for rows in order.split(self.batch_size):
             mine = rows[self.rank :: self.world]
-            with one_thread(len(mine) * self.features.shape[1] <= SMALL):
+            with one_thread(len(mine) * self.features.shape[1:].numel() <= SMALL):
                 batch = self.features[mine], self.labels[mine], len(rows)
             yield batch
