@@ -54,7 +54,6 @@ def side_by_side(work: Callable[[T], None], parts: Sequence[T]) -> None:
             work(part)
         return
     inference = torch.is_inference_mode_enabled()  # which every thread has for itself, as its number of threads
-
     over = Event()
 
     def alone(part: T) -> None:

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from clip_ood.threads import one_thread
 
-SMALL = 1 << 20  # values of a batch that one thread collects
+SMALL = 1 << 20  # values of a batch, up to which one thread collects it
 
 
 class DeviceBatches:

@@ -22,7 +22,7 @@ from clip_ood.outputs import Outputs, Reference
 from clip_ood.terminal.console import Terminal
 from clip_ood.threads import one_thread
 
-SMALL = 1 << 24  # multiplications of a head's product with a batch, from which on several threads share a step
+SMALL = 1 << 24  # multiplications of a head's product with a batch, up to which one thread does a step
 
 
 class LinearProbe(ZeroShot):

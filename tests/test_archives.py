@@ -292,6 +292,12 @@ def test_half_of_a_letter_is_no_folder(tmp_path):
     assert name.count("/") == 1 and name.endswith("\\.png")
 
 
+def test_a_hidden_folder_that_is_named_is_listed(tmp_path):
+    zipped(tmp_path / "x.zip", (".data/a.png", 0), (".data/.b.png", 1), ("c.png", 2))
+    assert listed(tmp_path, False, folder="x.zip/.data").names == ("a.png",)
+    assert listed(tmp_path, False, folder="x.zip").names == ("c.png",)
+
+
 def test_a_member_without_a_name_is_told(tmp_path):
     path = zipped(tmp_path / "x.zip", ("a.png", 0), ("b.png", 1))
     path.write_bytes(path.read_bytes().replace(b"a.png", b"\0.png"))

@@ -332,3 +332,17 @@ def test_negative_labels_in_float32_give_the_score_of_float64():
     torch.testing.assert_close(detector.score_with_grad(Outputs(embeddings=embeddings)), expected, rtol=0, atol=1e-5)
     low = detector.score(Outputs(embeddings=embeddings[:7]))
     torch.testing.assert_close(low.double(), expected[:7], rtol=0, atol=1e-5)
+
+
+def test_a_fit_multiplies_in_full_precision_whatever_the_program_allows(monkeypatch):
+    seen, product = [], torch.addmm
+    monkeypatch.setattr(
+        torch, "addmm", lambda *args: seen.append(torch.get_float32_matmul_precision()) or product(*args)
+    )
+    torch.set_float32_matmul_precision("medium")
+    try:
+        fitted(ViM(REFERENCE, dim=3))
+        assert torch.get_float32_matmul_precision() == "medium"
+    finally:
+        torch.set_float32_matmul_precision("highest")
+    assert set(seen) == {"highest"}

@@ -84,6 +84,7 @@ def test_images_labels_and_classes_are_those_of_hugging_face(tmp_path):
     [
         pa.binary(),
         pa.large_binary(),
+        pytest.param(pa.binary_view() if hasattr(pa, "binary_view") else pa.binary(), id="view"),
         pa.struct([("bytes", pa.binary())]),
         pa.struct([("path", pa.string()), ("bytes", pa.large_binary())]),
     ],

@@ -24,7 +24,7 @@ from clip_ood.config.loading import find_config, load_config
 from clip_ood.data.inputs import is_stream, sources
 from clip_ood.data.label_files import read_labels
 from clip_ood.data.readers import on_disk as reading
-from clip_ood.data.readers.tar import read_shards
+from clip_ood.data.readers.shards import read_shards
 from clip_ood.data.tar_members import DamagedArchive, members
 from clip_ood.errors import ConfigError
 from clip_ood.features.segment import open_segment

@@ -296,8 +296,7 @@ def _check_watch(arguments: argparse.Namespace) -> None:
             if given:
                 raise ConfigError(f"{option} goes with --watch FILE")
         return
-    if arguments.delta is not None and not 0 < arguments.delta < 1:
-        raise ConfigError(f"--delta: {arguments.delta:g} must lie between 0 and 1, as 0.01")
+    check_delta(arguments.delta)
     if arguments.odd:
         raise ConfigError(
             "--watch asks whether images have become odd, and those of --odd are known to be: leave one out"
@@ -305,6 +304,12 @@ def _check_watch(arguments: argparse.Namespace) -> None:
     if not arguments.paths:
         raise ConfigError("--watch watches the images that are judged: name some")
     _check_kept("--watch", arguments.watch)
+
+
+def check_delta(delta: float | None) -> None:
+    """Raises ConfigError for a delta that is no probability of a false alarm."""
+    if delta is not None and not 0 < delta < 1:
+        raise ConfigError(f"--delta: {delta:g} must lie between 0 and 1, as 0.01")
 
 
 def _check_kept(option: str, path: Path) -> None:

@@ -14,7 +14,7 @@ from clip_ood.data.members import is_none, members_of
 from clip_ood.data.readers.on_disk import Place
 from clip_ood.data.readers.packed import Packed
 from clip_ood.data.readers.reader import Reader
-from clip_ood.data.readers.tar import LABEL, is_image
+from clip_ood.data.readers.shards import LABEL, is_image
 from clip_ood.errors import ConfigError
 
 

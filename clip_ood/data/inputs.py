@@ -22,7 +22,7 @@ from clip_ood.data.members import is_none, members_of
 from clip_ood.data.parquet_table import SUFFIX, ParquetTable, WrongTable
 from clip_ood.data.readers.on_disk import Place
 from clip_ood.data.readers.parquet_rows import Row
-from clip_ood.data.readers.tar import is_image
+from clip_ood.data.readers.shards import is_image
 from clip_ood.errors import UserError
 from clip_ood.features.identity import identity_of
 from clip_ood.files.archive_names import archive_of

@@ -23,7 +23,7 @@ from clip_ood.data.label_files import read_labels
 from clip_ood.data.parquet_files import read_parquet
 from clip_ood.data.path_lists import from_list
 from clip_ood.data.readers.own import own_reader
-from clip_ood.data.readers.tar import read_shards
+from clip_ood.data.readers.shards import read_shards
 from clip_ood.errors import ConfigError
 from clip_ood.files.pictures import SUFFIXES
 

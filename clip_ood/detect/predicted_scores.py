@@ -35,7 +35,7 @@ def predicted_scores(path: Path, column: str) -> np.ndarray:
                 found.append(float(score))
     except KeyError as error:
         raise UserError(f"{path} has no column {error}: it is no file that detect.py --out wrote") from None
-    except (ValueError, TypeError, AttributeError, csv.Error) as error:  # pyarrow's errors are ValueErrors, too
+    except (ValueError, TypeError, csv.Error) as error:  # pyarrow's errors are ValueErrors, too
         raise UserError(
             f"{path} is damaged, or no file that detect.py --out wrote ({' '.join(str(error).split())[:120]})"
         ) from None

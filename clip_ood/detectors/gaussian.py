@@ -19,7 +19,7 @@ SHRINKAGE = 0.01
 DOUBLE = torch.finfo(torch.float64).eps
 COMPUTED = 2  # machine epsilons that float32 arithmetic may leave in a direction: up to 1 was seen
 ROUNDED = 0.5  # … that a single rounding to half precision may: its variance is at most ε² / 12, and three times that is ε² / 4
-WIDE = 2048  # rows of a matrix from which on several threads decompose it
+WIDE = 2048  # rows of a matrix up to which one thread decomposes it
 BATCHES = 8  # machine epsilons by which an encoder's outputs may differ between batches: 1e-6 in float32
 HALVES = (torch.bfloat16, torch.float16)
 

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from clip_ood.detectors.bank import Bank
-from clip_ood.detectors.detector import ROWS, Detector
+from clip_ood.detectors.detector import ROWS, Detector, exact
 from clip_ood.detectors.gaussian import Moments, Spectrum
 from clip_ood.detectors.single import single
 from clip_ood.errors import UserError
@@ -121,14 +121,14 @@ class ViM(Residual):
 
     def _fit(self) -> None:
         super()._fit()
-        weight, bias = self.reference.weight.float(), self.reference.bias.float()
+        place = self.origin.device
+        weight, bias = (value.to(place, torch.float32) for value in (self.reference.weight, self.reference.bias))
         sums = self.origin.new_zeros(2)  # of float32 values, whose rounding the means even out
-        for chunk in self.bank.chunks:
-            for features in chunk.split(ROWS):
-                x = features.float()
-                largest = torch.addmm(bias, x, weight.T).amax(dim=1)
-                sums[0] += largest.sum(dtype=sums.dtype)
-                sums[1] += self._lengths(x, torch.float32).sum(dtype=sums.dtype)
+        for rows in (Outputs(part.to(weight)) for chunk in self.bank.chunks for part in chunk.split(ROWS)):
+            with exact(rows):
+                largest = torch.addmm(bias, rows.features, weight.T).amax(dim=1)
+                lengths = self._lengths(rows.features, torch.float32)
+            sums += torch.stack([each.sum(dtype=sums.dtype) for each in (largest, lengths)])
         largest, length = self.bank.exchange.sum(sums)
         width = len(self.origin)
         share = (self.outside.shape[1] if self.principal is None else width - self.principal.shape[1]) / width

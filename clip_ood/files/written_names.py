@@ -75,8 +75,14 @@ def cells(row: Mapping[str, Any], texts: Collection[str]) -> dict[str, Any]:
 
 
 def csv_rows(file: TextIO) -> Iterator[dict[str, str]]:
-    """Yields the lines of a CSV file that this project wrote, opened as `TEXT`."""
-    for row in csv.DictReader(file):
+    """Yields the lines of a CSV file that this project wrote, opened as `TEXT`.
+
+    Raises: ValueError for a line of fewer or more cells than the first one, as one that was cut; csv.Error.
+    """
+    lines = csv.DictReader(file)
+    for row in lines:
+        if None in row or None in row.values():
+            raise ValueError(f"line {lines.line_num} has other cells than the first one names")
         yield {text_of(name): (path_of if name in PATHS else text_of)(cell) for name, cell in row.items()}
 
 

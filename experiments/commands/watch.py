@@ -8,7 +8,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from clip_ood.config.detecting import check_new, check_suffix
+from clip_ood.config.detecting import check_delta, check_new, check_suffix
 from clip_ood.config.misnamed import of_path
 from clip_ood.errors import ConfigError
 from clip_ood.files.writing import check_writable
@@ -69,8 +69,7 @@ def check(given: argparse.Namespace) -> None:
             raise ConfigError(f"There is no file {path}{of_path(str(path))}")
         if given.files.count(path) > 1:
             raise ConfigError(f"{path} is named twice: its images would stand in the stream twice, which is a change")
-    if given.delta is not None and not 0 < given.delta < 1:
-        raise ConfigError(f"--delta: {given.delta:g} must lie between 0 and 1, as 0.01")
+    check_delta(given.delta)
     check_suffix("--out", given.out, (".html",))
     if not given.out.parent.is_dir():
         raise ConfigError(f"--out: there is no folder {given.out.parent}")

@@ -1,4 +1,4 @@
-"""Reads image sets in tar shards (webdataset's layout), or zip files; the place of each image is known, so that one seek reads it.
+"""Reads image sets in shards, tar or zip files in webdataset's layout; the place of each image is known, so that one seek reads it.
 
 A sample's files share their name up to the first dot after the last slash: `0007.jpg` and its label number `0007.cls`.
 """
@@ -14,7 +14,8 @@ from typing import BinaryIO
 from clip_ood.data.member import DamagedArchive, Member
 from clip_ood.data.members import is_none, members_of
 from clip_ood.data.readers.inflated import inflated
-from clip_ood.data.readers.on_disk import OnDisk, Place
+from clip_ood.data.readers.on_disk import Place
+from clip_ood.data.readers.packed import Packed
 from clip_ood.errors import ConfigError
 from clip_ood.files.pictures import SUFFIXES
 
@@ -22,7 +23,7 @@ LABEL = ".cls"
 LONGEST_LABEL = 32  # bytes, deflated or not
 
 
-class Shards(OnDisk):
+class Shards(Packed):
     """The images of shards, named "shard/member"; `passed_over` are members that belong to no image."""
 
     def __init__(
@@ -32,10 +33,8 @@ class Shards(OnDisk):
         labels: Sequence[int] | None = None,
         passed_over: Sequence[str] = (),
     ) -> None:
-        self.names, self.places, self.labels, self.passed_over = names, places, labels, passed_over
-
-    def place(self, index: int) -> Place:
-        return self.places[index]
+        super().__init__(places, names, labels)
+        self.passed_over = passed_over
 
 
 def read_shards(set_name: str, paths: list[Path]) -> Shards:
