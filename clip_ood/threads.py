@@ -70,7 +70,7 @@ def side_by_side(work: Callable[[T], None], parts: Sequence[T]) -> None:
             except BaseException:
                 over.set()
                 raise
-    finally:
+    finally:  # where torch is built without OpenMP, the number is one for all threads
         torch.set_num_threads(threads)
 
 

@@ -85,7 +85,7 @@ def test_batches_of_few_values(monkeypatch, width, threads):
 
 @pytest.mark.parametrize(("parts", "threads"), [(0, None), (1, 3), (2, 1), (3, 1), (7, 1)])
 def test_every_part_is_worked_on_once_by_threads_that_share_those_of_torch(parts, threads):
-    seen, before = {}, torch.__config__.parallel_info()  # which also tells MKL's number, that all threads share
+    seen, before = {}, torch.__config__.parallel_info()  # which also tells MKL's number
     side_by_side(lambda part: seen.update({part: torch.get_num_threads()}), range(parts))
     assert seen == dict.fromkeys(range(parts), threads)
     assert torch.__config__.parallel_info() == before
