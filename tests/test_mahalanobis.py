@@ -10,8 +10,10 @@ import torch
 from detector_data import CLASSES, TEST, TRAIN, WIDTH, close, fitted, sample
 from torch import Tensor
 
+from clip_ood.detectors.class_sums import BLOCK
+from clip_ood.detectors.gaussian import STRIP, Moments
 from clip_ood.detectors.mahalanobis import RMD, Gaussian, Mahalanobis, MahalanobisLogits, RMDLogits
-from clip_ood.outputs import Reference
+from clip_ood.outputs import Outputs, Reference
 
 
 def naive_covariance(x: Tensor, center: Tensor) -> Tensor:
@@ -142,3 +144,20 @@ def test_mahalanobis_without_labels_is_an_error():
         fitted(RMD(), replace(TRAIN, labels=torch.full((120,), -1)))
     with pytest.raises(ValueError, match="rmd: label 4, expected less than 2"):
         RMD(Reference(class_names=("cat", "dog"))).update(TRAIN)
+
+
+@pytest.mark.parametrize("width", [1, STRIP - 1, STRIP, STRIP + 1, 2 * STRIP + 5])
+def test_moments_of_any_width_and_number_of_rows_equal_their_definition(width):
+    x = sample(BLOCK + 7, seed=2, width=width).features
+    labels = torch.arange(len(x)) % 7 - 1  # a seventh has no label
+    moments = Moments("features")
+    moments.update(Outputs(features=x, labels=labels))
+    x, u = x.double(), torch.linspace(-1, 1, width, dtype=torch.float64)
+    known = x[labels >= 0]
+    means = torch.stack([x[labels == label].mean(dim=0) for label in range(6)])
+    apart = known - means[labels[labels >= 0]]
+    torch.testing.assert_close(moments.around(u), (x - u).T @ (x - u) / len(x))
+    torch.testing.assert_close(
+        moments.total(), (known - known.mean(dim=0)).T @ (known - known.mean(dim=0)) / len(known)
+    )
+    torch.testing.assert_close(moments.within(), apart.T @ apart / len(known))

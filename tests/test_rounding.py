@@ -172,6 +172,10 @@ def test_rounding_grows_with_scale_rows_and_the_coarsest_dtype_of_all_processes(
     assert rounding(10 * rows).direction == pytest.approx(100 * rounding(rows).direction)
     assert rounding(rows.half()).all > 1e6 * rounding(rows.float()).all > rounding(rows.float()).direction
 
+    few = rows.half().double()
+    few[-1] = rows[-1]  # one row that no half-precision value equals, behind many
+    assert rounding(few).all < 1e-6 * rounding(rows.half()).all
+
     def joined(exchange) -> float:
         moments = Moments("features")
         share = rows[exchange.rank :: 2]

@@ -11,6 +11,8 @@ from clip_ood.detectors.exchange import Exchange
 from clip_ood.detectors.statistic import Statistic
 from clip_ood.outputs import Outputs
 
+BLOCK = 2048  # rows that are summed at once, whose float64 values a cache holds
+
 
 class ClassSums(Statistic):
     """Counts n_c (C,) and sums Σ_{i ∈ c} v_i (C, D) in float64; C grows with the classes that come.
@@ -61,7 +63,8 @@ class ClassSums(Statistic):
         classes = classes.to(values.device).long()
         if (classes < 0).any():
             values, classes = values[classes >= 0], classes[classes >= 0]
-        self._add(values.double(), classes)
+        for some, of in zip(values.split(BLOCK), classes.split(BLOCK), strict=True):
+            self._add(some.double(), of)
 
     def _add(self, values: Tensor, classes: Tensor) -> None:
         most = int(classes.max()) + 1 if len(classes) else 0

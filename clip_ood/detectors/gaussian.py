@@ -22,6 +22,8 @@ ROUNDED = 0.5  # … that a single rounding to half precision may: its variance 
 WIDE = 2048  # rows of a matrix up to which one thread decomposes it
 BATCHES = 8  # machine epsilons by which an encoder's outputs may differ between batches: 1e-6 in float32
 HALVES = (torch.bfloat16, torch.float16)
+FEW = 16  # rows that nearly always show whether all are half-precision values
+STRIP = 192  # rows of a second moment that are summed at once, of which the part left of the diagonal is left out
 
 
 def eigh(matrix: Tensor) -> tuple[Tensor, Tensor]:
@@ -87,7 +89,7 @@ class Moments(ClassSums):
     """Counts, sums and second moments Σ x xᵀ in float64, of rows with and of rows without a class label.
 
     x is the `space` ("features" or "logits") of an image, divided by ‖x‖^`beta` first. Shapes: counts (1 + C,) and sums (1 + C, D), where place 0 is for rows without a label (-1, or no labels at all); second (2, D, D), of rows
-    without and of rows with a label; epsilon (), the machine epsilon of the coarsest dtype in which rows, or the values that
+    without and of rows with a label, whose part below the diagonal is not summed; epsilon (), the machine epsilon of the coarsest dtype in which rows, or the values that
     they were made of, came in; finer (2,), whether some feature is not a bfloat16 value, or not a float16 value. If every feature
     is one, the features were computed in that dtype, whatever dtype they came in: a feature store keeps the features of a bfloat16
     encoder as float16. Without `classes`, all rows are of class 0, whatever their labels.
@@ -121,11 +123,11 @@ class Moments(ClassSums):
 
     def within(self) -> Tensor:
         """Returns the pooled within-class covariance (1 / N) Σ_c Σ_{i ∈ c} (x_i − μ_c)(x_i − μ_c)ᵀ, (D, D)."""
-        return (self.second[1] - self.sums[1:].T @ self.means()) / self.labelled().sum()
+        return (self._moment(1) - self.sums[1:].T @ self.means()) / self.labelled().sum()
 
     def total(self) -> Tensor:
         """Returns the covariance (1 / N) Σ_i (x_i − μ)(x_i − μ)ᵀ of rows with a label, (D, D)."""
-        return self.second[1] / self.labelled().sum() - torch.outer(self.mean(), self.mean())
+        return self._moment(1) / self.labelled().sum() - torch.outer(self.mean(), self.mean())
 
     def rounding(self, u: Tensor | None = None) -> Rounding:
         """Returns the variance that rounding may leave in `within` and `total`, or with u (D,) in `around(u)`, if all rows are
@@ -137,8 +139,8 @@ class Moments(ClassSums):
         together.
         """
         rows, width = self.counts[1:] if u is None else self.counts, self.second.shape[-1]
-        second = self.second[1] if u is None else self.second.sum(dim=0)
-        square = (second.trace() / rows.sum() + (0 if u is None else u.square().sum())).item()
+        squares = self.second[1].diagonal() if u is None else self.second.diagonal(dim1=1, dim2=2)
+        square = (squares.sum() / rows.sum() + (0 if u is None else u.square().sum())).item()
         epsilon = self._precision()
         share = COMPUTED if epsilon <= torch.finfo(torch.float32).eps else ROUNDED
         sums, dtype = max(int(rows.sum()), width) * DOUBLE * square, epsilon**2 * square
@@ -152,7 +154,12 @@ class Moments(ClassSums):
     def around(self, u: Tensor) -> Tensor:
         """Returns the second moment (1 / N) Σ_i (x_i − u)(x_i − u)ᵀ of all rows around u (D,), (D, D)."""
         cross = torch.outer(self.sums.sum(dim=0) / self.counts.sum(), u)
-        return self.second.sum(dim=0) / self.counts.sum() - cross - cross.T + torch.outer(u, u)
+        return self._moment(0, 1) / self.counts.sum() - cross - cross.T + torch.outer(u, u)
+
+    def _moment(self, *places: int) -> Tensor:
+        """Returns Σ x xᵀ (D, D) of the rows at some places of `second`."""
+        upper = sum(self.second[place] for place in places).triu()
+        return upper + upper.triu(1).T
 
     def _allocate(self, classes: int, width: int, device: torch.device | str) -> None:
         if not self.second.numel():
@@ -168,7 +175,7 @@ class Moments(ClassSums):
         self.epsilon = self.epsilon.clamp_min(max(torch.finfo(value.dtype).eps for value in given))
         for place, dtype in enumerate(HALVES):
             if not self.finer[place]:
-                self.finer[place] = bool((given[0].to(dtype) != given[0]).any())
+                self.finer[place] = any((part.to(dtype) != part).any() for part in (given[0][:FEW], given[0]))
         super()._update(rows)
 
     def _values(self, rows: Outputs) -> Tensor:
@@ -184,7 +191,9 @@ class Moments(ClassSums):
         for second, chosen in zip(self.second, (classes == 0, classes > 0), strict=True):
             if chosen.any():
                 x = values if chosen.all() else values[chosen]
-                second.addmm_(x.T, x)  # (D, n) @ (n, D) -> (D, D)
+                for start in range(0, x.shape[1], STRIP):  # half the products, since it is symmetric
+                    right = x[:, start:]
+                    second[start : start + STRIP, start:].addmm_(right[:, :STRIP].T, right)  # (S, n) @ (n, D − start)
 
 
 def _one_place(rows: Outputs) -> Tensor:

@@ -8,12 +8,13 @@ import torch
 from torch import Tensor
 
 from clip_ood.detectors.bank import Bank
-from clip_ood.detectors.detector import ROWS, Detector, exact
+from clip_ood.detectors.detector import Detector, exact
 from clip_ood.detectors.gaussian import Moments, Spectrum
 from clip_ood.detectors.single import single
 from clip_ood.errors import UserError
 from clip_ood.outputs import Outputs, Reference
 
+BLOCK = 512  # rows of the bank worked on at once, whose float64 values a cache holds
 SHARE = 1e-3  # of the squared length: with less outside, it is computed from what is outside alone
 
 
@@ -124,7 +125,7 @@ class ViM(Residual):
         place = self.origin.device
         weight, bias = (value.to(place, torch.float32) for value in (self.reference.weight, self.reference.bias))
         sums = self.origin.new_zeros(2)  # of float32 values, whose rounding the means even out
-        for rows in (Outputs(part.to(weight)) for chunk in self.bank.chunks for part in chunk.split(ROWS)):
+        for rows in (Outputs(part.to(weight)) for chunk in self.bank.chunks for part in chunk.split(BLOCK)):
             with exact(rows):
                 largest = torch.addmm(bias, rows.features, weight.T).amax(dim=1)
                 lengths = self._lengths(rows.features, torch.float32)
