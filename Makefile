@@ -13,8 +13,11 @@ STUDIES := main_table accuracy prompts shift confidence few_shot reproduce
 
 .PHONY: demo demo-cifar test test-all faults browser lint docs bench bench-statistics demo-studies
 
+# $(call timed,what,command) runs a command, and says how long it took.
+timed = begun=$$(date +%s); $(2) || exit 1; echo "$(1): $$(($$(date +%s) - begun)) seconds"
+
 demo: $(INSTALLED) data/demo_encoder/.made data/demo/.made data/wordnet/.made
-	$(PY) train.py --config demo.yaml $(DEMO_FLAGS)
+	@$(call timed,Table and report,$(PY) train.py --config demo.yaml $(DEMO_FLAGS))
 	$(PY) -m clip_ood demo mixed runs/demo data/demo/mixed
 	$(PY) detect.py --run runs/demo data/demo/mixed --out runs/demo/mixed.csv --overwrite
 	@echo "The run's report: runs/demo/report.html"
@@ -58,8 +61,7 @@ bench: $(INSTALLED)
 
 # Ranges are open; `make … PIP_FLAGS="-c requirements.lock"` installs the versions that were tested (Python 3.11).
 $(INSTALLED): pyproject.toml
-	$(PYTHON) -m venv .venv
-	$(PY) -m pip install --quiet $(PIP_FLAGS) -e '.[demo]'
+	@$(call timed,Installation,$(PYTHON) -m venv .venv && $(PY) -m pip install --quiet $(PIP_FLAGS) -e '.[demo]')
 	touch $@
 
 $(TESTABLE): $(INSTALLED)
@@ -67,7 +69,7 @@ $(TESTABLE): $(INSTALLED)
 	touch $@
 
 data/demo_encoder/.made: $(INSTALLED) demo/encoder.py demo/projection.py
-	$(PY) -m clip_ood demo encoder data/demo_encoder
+	@$(call timed,The demo's encoder,$(PY) -m clip_ood demo encoder data/demo_encoder)
 	touch $@
 
 demo-studies: $(INSTALLED) data/demo/.made data/demo_encoder/.made data/wordnet/.made
@@ -82,9 +84,9 @@ data/demo/.made: $(INSTALLED) demo/images.py
 	  echo "make demo: there is no apt-get here, which brings the demo's images (Debian package tuxpaint-stamps-default)."; \
 	  echo "All is ready for the same encoder on CIFAR10 against CIFAR100, a download of 340 MB:"; \
 	  echo "$(PY) train.py --config demo_cifar.yaml"; exit 1; }
-	$(PY) -m clip_ood demo images data/demo
+	@$(call timed,Download of the demo's images,$(PY) -m clip_ood demo images data/demo)
 	touch $@
 
 data/wordnet/.made: $(INSTALLED) demo/wordnet.py
-	$(PY) -m clip_ood demo wordnet data/wordnet
+	@$(call timed,Download of WordNet,$(PY) -m clip_ood demo wordnet data/wordnet)
 	touch $@

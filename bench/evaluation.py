@@ -65,10 +65,10 @@ class Made:
 
 
 def measure(sizes: Sizes, images: int, width: int, classes: int) -> dict[str, Any]:
-    """Seconds of each part, GiB of the process's peak and of the bank, and each detector's share of scoring."""
+    """Seconds of each part, GiB of libraries alone, of the process's peak and of the bank, and each detector's share of scoring."""
+    libraries = peak()
     made = Made(width, classes, sizes.joint, sizes.words)
     suite = DetectorSuite(made.reference)
-    unit = 1 if sys.platform == "darwin" else 1024  # ru_maxrss: bytes there, KiB elsewhere
     seconds = dict.fromkeys(("fit", "score", "metrics"), 0.0)
 
     def timed(part: str, work, *arguments):
@@ -94,9 +94,15 @@ def measure(sizes: Sizes, images: int, width: int, classes: int) -> dict[str, An
         )
     timed("metrics", table, scored, roles, list(suite.detectors))
     alone = shares_of(suite, next(made.batches(min(BATCH, sizes.id))))
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 2**30
-    about = {"detectors": len(suite.detectors), "peak": peak, "bank": images * width * 4 / 2**30, "alone": alone}
+    bank = images * width * 4 / 2**30
+    about = {"detectors": len(suite.detectors), "libraries": libraries, "peak": peak(), "bank": bank, "alone": alone}
     return seconds | about
+
+
+def peak() -> float:
+    """Returns the most memory, in GiB, that this process had so far."""
+    unit = 1 if sys.platform == "darwin" else 1024  # ru_maxrss: bytes there, KiB elsewhere
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 2**30
 
 
 def shares_of(suite: DetectorSuite, batch: Outputs) -> dict[str, float]:
@@ -142,8 +148,8 @@ def main(sizes: Sizes) -> None:
     shares = ", ".join(f"{name} {100 * share:.0f}" for name, share in found["alone"].items() if share > 0.005)
     print(f"evaluation, share of each detector in scoring, percent  {shares}")
     print(
-        f"evaluation, peak memory of the process above a bank of {found['bank']:.2f} GiB  "
-        f"{found['peak'] - found['bank']:.2f} GiB  <= 1.5 GiB"
+        f"evaluation, peak memory of the process above a bank of {found['bank']:.2f} GiB and imported libraries of "
+        f"{found['libraries']:.2f} GiB  {found['peak'] - found['bank'] - found['libraries']:.2f} GiB  <= 1 GiB"
     )
     grown: dict[str, list[tuple[int, float, float]]] = {}
     for place, letter in enumerate("NDC"):
