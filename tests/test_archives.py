@@ -402,3 +402,10 @@ def test_configs_name_archives_where_folders_may_stand(tmp_path):
     check_folders(load_config(str(tmp_path / "run.yaml"), [f"--data.root={tmp_path}", "--data.id=in"]))
     with pytest.raises(ConfigError, match=r"there is no folder .*gone\.zip"):
         check_folders(load_config(str(tmp_path / "run.yaml"), [f"--data.root={tmp_path}", "--data.id=gone.zip"]))
+
+
+@pytest.mark.parametrize("name", ["a.7z", "a.rar", "a.tar.zst", "A.TAR.Z", "photos.gz"])
+def test_archives_of_other_kinds_are_told_when_they_are_named(name, tmp_path):
+    (tmp_path / name).write_bytes(b"\x28\xb5\x2f\xfd packed")
+    (found,) = sources([str(tmp_path / name)])
+    assert found.reason.startswith("it is packed in a way that is not read: unpack it")

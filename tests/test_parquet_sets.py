@@ -37,7 +37,7 @@ def features(**columns) -> dict[bytes, bytes]:
     return {b"huggingface": json.dumps({"info": {"features": told}}).encode()}
 
 
-def written(path: Path, group: int = 3, metadata: dict | None = None, **columns) -> Path:
+def written(path: Path, group: int = 3, /, *, metadata: dict | None = None, **columns) -> Path:
     """A parquet file of these columns, with row groups of `group` rows."""
     table = pa.table(
         {name: value if isinstance(value, pa.Array) else pa.array(value) for name, value in columns.items()}
@@ -176,7 +176,7 @@ def test_a_folder_of_files_is_one_set_and_a_split_is_named(tmp_path):
         (
             {"a": pictures(2), "b": pictures(2)},
             {},
-            r"it has several columns of images, a, b: name the one that is meant \(image: COLUMN\)",
+            r"it has several columns of images, a, b: name the one that is meant \(image: COLUMN, ",
         ),
         ({"url": ["a.png", "b.png"]}, {}, r"it has no column of images: name the one .* It has url \(string\)"),
         ({"image": pictures(2)}, {"image": "imgae"}, r"it has no column 'imgae' \(image\)\. .*image"),
@@ -204,7 +204,7 @@ def test_a_folder_of_files_is_one_set_and_a_split_is_named(tmp_path):
                 "metadata": features(fine="label", coarse="label"),
             },
             {},
-            r"it has several columns of labels, fine, coarse: name the one that is meant \(label: COLUMN\)",
+            r"it has several columns of labels, fine, coarse: name the one that is meant \(label: COLUMN, ",
         ),
     ],
 )
@@ -341,3 +341,28 @@ def test_configs_name_them_by_path_or_key(tmp_path):
         checked("--data.ood={a: {folder: y.parquet}}")
     with pytest.raises(ConfigError, match="image and label name columns of parquet"):
         checked("--data.ood={a: {folder: y, image: b}}")
+
+
+def test_a_column_may_hold_each_value_once_as_a_dictionary(tmp_path):
+    images = pa.array([replica.picture(0), replica.picture(1), replica.picture(0)]).dictionary_encode()
+    path = written(tmp_path / "x.parquet", image=images, label=pa.array(["b", "a", "b"]).dictionary_encode())
+    found = listed(tmp_path, parquet="x.parquet")
+    assert [found.reader.open(row) for row in range(3)] == [replica.picture(row % 2) for row in range(3)]
+    assert list(found.labels) == [1, 0, 1]
+    assert [each.place.read() for each in sources([str(path)])] == [replica.picture(row % 2) for row in range(3)]
+
+
+@pytest.mark.parametrize("column", ["path", "File_Name", "image"])
+def test_the_only_column_that_is_called_paths_holds_the_images(column, tmp_path):
+    for number in range(2):
+        (tmp_path / f"{number}.png").write_bytes(replica.picture(number))
+    path = written(tmp_path / "x.parquet", **{column: ["1.png", "0.png"], "caption": ["a cat", "a dog"]})
+    found = list(sources([str(path)]))
+    assert [each.path for each in found] == [str(tmp_path / "1.png"), str(tmp_path / "0.png")]
+    assert [each.place.read() for each in found] == [replica.picture(1), replica.picture(0)]
+    assert listed(tmp_path, parquet="x.parquet").reader.open(0) == replica.picture(1)
+
+
+def test_a_file_without_rows_is_told(tmp_path):
+    (found,) = sources([str(written(tmp_path / "x.parquet", image=pa.array([], pa.binary())))])
+    assert found.reason == "it has no rows"

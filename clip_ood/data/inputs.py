@@ -25,7 +25,7 @@ from clip_ood.data.readers.parquet_rows import Row
 from clip_ood.data.readers.shards import is_image
 from clip_ood.errors import UserError
 from clip_ood.features.identity import identity_of
-from clip_ood.files.archive_names import archive_of
+from clip_ood.files.archive_names import OTHERS, archive_of
 from clip_ood.files.hidden import is_hidden
 from clip_ood.files.pictures import SUFFIXES, decode
 from clip_ood.files.regular_file import special
@@ -39,6 +39,7 @@ OPEN = re.compile(
 )  # files that this process already has open, such as <(find …) of a shell
 LISTS = (".txt", ".lst", ".list")
 BESIDE = (".cls", ".json", ".txt")  # webdataset's labels, notes and captions, which are ignored in shards
+UNREAD = "it is packed in a way that is not read: unpack it, and name the folder; .zip, .tar, .tar.gz, .tar.bz2 and .tar.xz are read as they are"
 DEEPEST = 200  # folders in folders
 
 
@@ -89,7 +90,8 @@ def sources(paths: Iterable[str]) -> Iterator[Source]:
             with open(path, "rb") as file:
                 yield from _listed(path, file)
         else:
-            yield _file(path, os.path.basename(path))
+            is_packed = path.lower().endswith(OTHERS) and os.path.isfile(path)
+            yield _file(path, os.path.basename(path), UNREAD if is_packed else None)
 
 
 def is_stream(path: str) -> bool:
@@ -169,10 +171,14 @@ def _members(path: str) -> Iterator[Source]:
 
 
 def _rows(path: str) -> Iterator[Source]:
-    """Yields the images of a parquet file, and the fault of one that is not whole."""
+    """Yields the images of a parquet file, and the fault of one that is not whole or has none."""
+    row = -1
     try:
         for row, place in enumerate(ParquetTable(Path(path)).places()):
-            yield Source(f"{path}/{row:06d}", f"{os.path.basename(path)}/{row:06d}", place)
+            called = place.path if isinstance(place, Place) else f"{path}/{row:06d}"
+            yield Source(called, f"{os.path.basename(path)}/{row:06d}", place)
+        if row < 0:
+            yield _file(path, os.path.basename(path), "it has no rows")
     except WrongTable as error:
         yield _file(path, os.path.basename(path), str(error))
     except (ArrowException, OSError, ValueError) as error:

@@ -16,6 +16,9 @@ from clip_ood.files.file_types import WrongType, check_type
 from clip_ood.files.regular_file import special
 
 SUFFIX = ".parquet"
+PATHS = frozenset(
+    ["image", "path", "file", "filename", "file_name", "filepath", "file_path", "image_path", "img_path"]
+)  # columns of paths by their names
 
 
 class WrongTable(UserError):
@@ -23,7 +26,7 @@ class WrongTable(UserError):
 
 
 class ParquetTable:
-    """A parquet file with the column of its images: the one that is named, or else the only one there is.
+    """A parquet file with the column of its images: the one that is named, or else the only one of images, or of paths by its name (`PATHS`).
 
     Raises: WrongTable, OSError.
     """
@@ -40,11 +43,13 @@ class ParquetTable:
             raise WrongTable(_no_parquet(path, error)) from None
         self.schema = self.file.schema_arrow
         self.features = _features(self.schema)
-        self.image = self._column(image, "image", [name for name in self.schema.names if self._holds_images(name)])
+        fitting = [name for name in self.schema.names if self._holds_images(name)]
+        paths = [name for name in self.schema.names if name.lower() in PATHS and self._is_text(name)]
+        self.image = self._column(image, "image", fitting or paths)
 
     def places(self) -> Iterator[Row | Place]:
         """Yields the place of each image; of a path, the file that it leads to from the folder of the parquet file."""
-        are_paths = _is_text(self.schema.field(self.image).type)
+        are_paths = self._is_text(self.image)
         for group in range(self.file.metadata.num_row_groups):
             if not are_paths and self._all_there(group):
                 rows = self.file.metadata.row_group(group).num_rows
@@ -73,9 +78,8 @@ class ParquetTable:
         if column is None and not classes:
             return None
         column = self._column(column, "label", classes)
-        kind = self.schema.field(column).type
-        kind = kind.value_type if pa.types.is_dictionary(kind) else kind
-        if not (pa.types.is_integer(kind) or _is_text(kind)):
+        kind = self._kind(column)
+        if not (pa.types.is_integer(kind) or self._is_text(column)):
             raise WrongTable(f"its column {column} holds {kind}; labels are whole numbers or texts")
         names = self.features.get(column, {}).get("names")
         return self.file.read([column], use_threads=False).column(0).to_pylist(), names
@@ -86,20 +90,30 @@ class ParquetTable:
         has = ", ".join(f"{field.name} ({field.type})" for field in self.schema)[:500]
         if column is None:
             found = f"several columns of {key}s, {', '.join(fitting)}" if fitting else f"no column of {key}s"
-            raise WrongTable(f"it has {found}: name the one that is meant ({key}: COLUMN). It has {has}")
+            raise WrongTable(
+                f"it has {found}: name the one that is meant ({key}: COLUMN, in the config of a set). It has {has}"
+            )
         if column not in self.schema.names:
             raise WrongTable(f"it has no column {column!r} ({key}).{nearest(column, self.schema.names)} It has {has}")
-        if key == "image" and not (self._holds_images(column) or _is_text(self.schema.field(column).type)):
+        if key == "image" and not (self._holds_images(column) or self._is_text(column)):
             raise WrongTable(
                 f"its column {column} holds {self.schema.field(column).type}, and no images, bytes or paths"
             )
         return column
 
     def _holds_images(self, name: str) -> bool:
-        kind = self.schema.field(name).type
+        kind = self._kind(name)
         if pa.types.is_struct(kind):
             return any(field.name == "bytes" and _is_binary(field.type) for field in kind)
         return _is_binary(kind)
+
+    def _is_text(self, name: str) -> bool:
+        return _is(self._kind(name), "string", "large_string", "string_view")
+
+    def _kind(self, name: str) -> pa.DataType:
+        """Returns the type of a column's values, which a dictionary may hold once each."""
+        kind = self.schema.field(name).type
+        return kind.value_type if pa.types.is_dictionary(kind) else kind
 
     def _all_there(self, group: int) -> bool:
         """Says whether every image of a row group is in the file, as far as its statistics tell."""
@@ -129,10 +143,6 @@ def _no_parquet(path: Path, error: Exception) -> str:
 
 def _is_binary(kind: pa.DataType) -> bool:
     return _is(kind, "binary", "large_binary", "fixed_size_binary", "binary_view")
-
-
-def _is_text(kind: pa.DataType) -> bool:
-    return _is(kind, "string", "large_string", "string_view")
 
 
 def _is(kind: pa.DataType, *names: str) -> bool:

@@ -7,6 +7,18 @@ from pathlib import Path
 ZIP = ".zip"
 PACKED = (".tar.gz", ".tgz", ".tar.bz2", ".tbz2", ".tar.xz", ".txz")  # tar files that are compressed as a whole
 ARCHIVES = (ZIP, ".tar", *PACKED)
+OTHERS = (
+    ".7z",
+    ".rar",
+    ".tar.zst",
+    ".tzst",
+    ".tar.lz4",
+    ".tar.z",
+    ".gz",
+    ".bz2",
+    ".xz",
+    ".zst",
+)  # packed in ways that are not read
 
 
 def archive_of(path: str | Path) -> tuple[Path, str] | None:
