@@ -15,10 +15,9 @@ COPY datamodules ./datamodules
 COPY demo ./demo
 COPY experiments ./experiments
 COPY lightning_modules ./lightning_modules
-RUN pip install --no-cache-dir -c requirements.lock ".[serve,heif]"
-
-RUN useradd --create-home --uid 10001 server
-USER server
+RUN pip install --no-cache-dir -c requirements.lock ".[serve,heif]" \
+  && useradd --create-home --uid 10001 server
+USER 10001
 WORKDIR /home/server
 
 EXPOSE 8710

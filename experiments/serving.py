@@ -104,7 +104,7 @@ def serve(asked: Asked) -> None:
         detectors = Detectors(asked.run, make, taken, failed, tell)
         batches = Batches(asked.batch, asked.wait / 1000, see)
         pool = decoders(asked.decoders)
-        predicting = Predicting(lambda: detectors.current, batches, asked.limits, pool)
+        predicting = Predicting(lambda: detectors.current, batches, asked.limits, pool, figures.unreadable.inc)
         routes = [
             predict_routes(predicting),
             state_routes(lambda: detectors.current, figures, versions("fastapi", "uvicorn")),

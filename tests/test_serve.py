@@ -262,11 +262,11 @@ def test_figures_count_images_and_watch_the_stream(server, images):
     after = server.figures()
 
     def new(name: str) -> float:
-        return after[name] - before.get(name, 0)
+        return after.get(name, 0) - before.get(name, 0)
 
     flagged = sum(line["is_ood"] for line in lines)
     assert new("clip_ood_images_total mcm ood") == flagged and new("clip_ood_images_total mcm id") == 9 - flagged
-    assert new("clip_ood_p_value_count mcm") == 9
+    assert new("clip_ood_p_value_count mcm") == 9 and new("clip_ood_unreadable_images_total") == 1
     assert new("clip_ood_p_value_bucket mcm 0.1") == sum(line["p_value"] <= 0.1 for line in lines)
     ood, others = (after.get(f"clip_ood_images_total mcm {each}", 0) for each in ("ood", "id"))
     assert after["clip_ood_flagged_share mcm"] == pytest.approx(ood / (ood + others))
@@ -308,10 +308,14 @@ def test_what_waits_is_answered_at_the_end_and_more_is_refused(run, images):
 # A new detector
 
 
+@pytest.fixture(scope="module")
+def other(root):
+    return judged_run.make(root, "other", "zero_shot", detectors=["mcm", "knn"], seed=1)
+
+
 @pytest.fixture
-def swapped(run, root, tmp_path):
+def swapped(run, other, tmp_path):
     """The detector folder of the run, and that of another one."""
-    other = judged_run.make(root, "other", "zero_shot", detectors=["mcm", "knn"], seed=1, overwrite=True)
     shutil.copytree(run / "detector", tmp_path / "live")
     return tmp_path / "live", other / "detector"
 
@@ -327,6 +331,7 @@ def test_a_new_detector_takes_over_without_a_request_dropped(swapped, images, tm
                 got = client.post("/predict", files=files)
                 assert got.status_code == 200, got.text
                 digests.append(got.json()["digest"])
+                time.sleep(0.05)
 
     def replace(new: Path) -> None:
         shutil.copytree(new, tmp_path / "new")
@@ -362,9 +367,10 @@ def test_a_folder_that_cannot_judge_ends_the_command_in_a_line(run, tmp_path):
         command.main(["--run", str(tmp_path / "none")])
     shutil.copytree(run / "detector", tmp_path / "damaged")
     (tmp_path / "damaged/state.safetensors").write_bytes(b"short")
-    server = Served(tmp_path / "damaged", ready=False)
-    assert server.process.wait(60) == 2
-    assert any(line.startswith("error: ") and "truncated" in line for line in server.told), server.told
+    with pytest.raises(UserError, match="truncated or was changed"):
+        command.main(["--run", str(tmp_path / "damaged")])
+    server = Served(run, "--encoder", tmp_path / "none", ready=False)  # seen once it listens
+    assert server.heard("error: ").startswith("error: The encoder of ") and server.process.wait(60) == 2
 
 
 @pytest.mark.parametrize(
@@ -393,6 +399,14 @@ def test_the_token_comes_from_the_option_or_the_environment(monkeypatch):
     monkeypatch.setenv(command.TOKEN, "")
     with pytest.raises(ConfigError, match=command.TOKEN):
         command.token_of(None)
+
+
+def test_a_watch_refuses_a_detector_whose_scores_it_cannot_rank(run, other, images, tmp_path):
+    shutil.copytree(run / "detector", live := tmp_path / "live")
+    with Served(live, "--watch", tmp_path / "stream.safetensors") as server:
+        shutil.copytree(other / "detector", live, dirs_exist_ok=True)
+        told = server.heard("is refused, and the one before goes on")
+        assert "scores otherwise than what" in told and server.files(images).status_code == 200
 
 
 def test_whoever_lets_others_in_without_a_token_is_warned(run):

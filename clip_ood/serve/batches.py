@@ -31,7 +31,7 @@ class Batches:
     """A thread that judges what waits: up to `size` images at a time, or those that came within `seconds` of the first.
 
     While a batch is judged, others gather, so that a busy server has full batches. A batch is judged by one judge, for which all of its
-    images were prepared. `see` is called in the thread with the lines of each batch, in the order of the images.
+    images were prepared. `see` is called in the thread with the lines of each batch, in the order of the images, before they are answered.
     """
 
     def __init__(self, size: int | None, seconds: float, see: Callable[[list[list[Line]]], None]) -> None:
@@ -95,9 +95,9 @@ class Batches:
                     each.lines.set_exception(error)
                 return
             found = [[failed(each.image.name, NO_MEMORY)] for each in batch]
-        for each, lines in zip(batch, found, strict=True):
-            each.lines.set_result(lines)
         try:
             self.see(found)
-        except Exception:  # the images are answered, and the next ones are to be judged
+        except Exception:  # the images are judged, and the next ones are to be
             logging.getLogger(__name__).exception("A batch was judged, and what came of it could not be noted")
+        for each, lines in zip(batch, found, strict=True):
+            each.lines.set_result(lines)

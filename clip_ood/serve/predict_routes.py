@@ -77,13 +77,20 @@ DESCRIBED: dict[int | str, dict[str, Any]] = {
 class Predicting:
     """Judges the images of requests: receives a body, decodes its images in a few threads, and has them judged in batches.
 
-    `current` returns the judge, or None while none is loaded. `waiting` counts images from the end of their body to their judgement.
+    `current` returns the judge, or None while none is loaded. `waiting` counts images from the end of their body to their judgement,
+    and `unreadable` is told how many of a request could not be decoded.
     """
 
     def __init__(
-        self, current: Callable[[], Judge | None], batches: Batches, limits: Limits, decoders: ThreadPoolExecutor
+        self,
+        current: Callable[[], Judge | None],
+        batches: Batches,
+        limits: Limits,
+        decoders: ThreadPoolExecutor,
+        unreadable: Callable[[int], None],
     ) -> None:
         self.current, self.batches, self.limits, self.decoders = current, batches, limits, decoders
+        self.unreadable = unreadable
         self.waiting, self.kept = Room(limits.waiting), Room(limits.kept)
 
     async def answer(self, request: Request) -> tuple[Judge, list[Line]]:
@@ -114,6 +121,7 @@ class Predicting:
             for given, each in zip(images, prepared, strict=True)
         ]
         ready = [place for place, each in enumerate(prepared) if isinstance(each, Prepared)]
+        self.unreadable(len(images) - len(ready))
         waiting = self.batches.put(judge, [prepared[place] for place in ready])
         for place, lines in zip(ready, waiting, strict=True):
             found[place] = await asyncio.wrap_future(lines)
