@@ -211,6 +211,18 @@ def test_slow_clients_are_refused_and_disturb_nobody(server, images):
             assert each.result().startswith(b"HTTP/1.1 408 ") and b"did not come within 1.5 s" in each.result()
 
 
+def test_who_does_not_read_his_answers_is_cut_off(server):
+    ask = f"GET /openapi.json HTTP/1.1\r\nHost: 127.0.0.1\r\nAuthorization: Bearer {TOKEN}\r\n\r\n".encode()
+    connection = server.bare(b"")
+    connection.settimeout(PATIENCE + 2)
+    with pytest.raises(OSError):  # nothing is read any more, and then the connection is closed
+        for _ in range(100_000):
+            connection.sendall(ask)
+    time.sleep(PATIENCE + 1)
+    with pytest.raises(ConnectionResetError):
+        answer(connection)
+
+
 def test_one_connection_too_many_is_refused(server, images):
     server.client.close()
     server.client = httpx.Client(base_url=server.client.base_url, headers=server.client.headers, trust_env=False)

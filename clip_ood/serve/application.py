@@ -37,6 +37,7 @@ def create_service(title: str, version: str, routers: Sequence[APIRouter]) -> Fa
     """
     app = FastAPI(title=title, version=version, docs_url=None, redoc_url=None)
     app.add_exception_handler(AnyHTTPException, _refused)
+    app.add_exception_handler(Exception, _failed)
     for router in routers:
         app.include_router(router)
     return app
@@ -45,6 +46,10 @@ def create_service(title: str, version: str, routers: Sequence[APIRouter]) -> Fa
 def _refused(request: Request, error: Exception) -> JSONResponse:
     assert isinstance(error, AnyHTTPException)
     return JSONResponse({"error": error.detail}, error.status_code, error.headers)
+
+
+def _failed(request: Request, error: Exception) -> JSONResponse:
+    return JSONResponse({"error": "this is a fault of the server's own, and stands in its log"}, 500)
 
 
 def _told(request: Request, error: Exception) -> JSONResponse:
