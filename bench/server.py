@@ -38,10 +38,10 @@ KIND = {"content-type": "image/jpeg"}
 
 
 class Sizes(NamedTuple):
-    images: int = 256
+    images: int = 128
     clients: int = 16
     runs: int = 3
-    seconds: float = 60.0  # under 70 % load
+    seconds: float = 40.0  # under 70 % load
     bank: int = 20_000
     small: bool = False  # an encoder of no cost
 

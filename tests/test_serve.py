@@ -214,13 +214,9 @@ def test_slow_clients_are_refused_and_disturb_nobody(server, images):
 def test_who_does_not_read_his_answers_is_cut_off(server):
     ask = f"GET /openapi.json HTTP/1.1\r\nHost: 127.0.0.1\r\nAuthorization: Bearer {TOKEN}\r\n\r\n".encode()
     connection = server.bare(b"")
-    connection.settimeout(PATIENCE + 2)
-    with pytest.raises(OSError):  # nothing is read any more, and then the connection is closed
+    with connection, pytest.raises((ConnectionResetError, BrokenPipeError)):
         for _ in range(100_000):
-            connection.sendall(ask)
-    time.sleep(PATIENCE + 1)
-    with pytest.raises(ConnectionResetError):
-        answer(connection)
+            connection.sendall(ask)  # it stops when the server reads no more, and fails when the connection is closed
 
 
 def test_one_connection_too_many_is_refused(server, images):
