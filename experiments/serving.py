@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from socket import socket
 
 import torch
 
@@ -75,55 +76,70 @@ def serve(asked: Asked) -> None:
     columns = saved.chosen(asked.detector)
     decisions_of(saved, columns, asked.accept, None, asked.per_class)
     saved.check_words(asked.words)
-    at = listen(asked.host, asked.port)
-    errors: list[BaseException] = []
-    with at, _watched(asked, saved, columns[0]) as watch:
-        figures = Figures(lambda: predicting.waiting.taken)
+    with listen(asked.host, asked.port) as at, _watched(asked, saved, columns[0]) as watch:
+        _tell_address(asked, at.getsockname()[1])
+        Serving(asked, watch).run(at)
+    tell("Stopped: what was asked is answered.")
+
+
+class Serving:
+    """A server of a run with all its parts."""
+
+    def __init__(self, asked: Asked, watch: Watched | None) -> None:
+        self.asked, self.watch = asked, watch
+        self.error: BaseException | None = None  # why nothing can be judged
+        self.detectors = Detectors(asked.run, self.load, self.taken, self.failed, tell)
+        self.batches, self.pool = Batches(asked.batch, asked.wait / 1000, self.see), decoders(asked.decoders)
+        self.figures = Figures(lambda: predicting.waiting.taken)
         if watch is not None:
-            figures.add_watch(watch.watch.martingale)
-
-        def make() -> Judge:
-            judge = asked.judge()
-            if watch is not None:
-                watch.watch.check_goes_on(judge.predictor.saved)
-            return judge
-
-        def see(found: list[list[Line]]) -> None:
-            figures.note_batch(found)
-            if watch is not None:
-                _watch(watch, found)
-
-        def failed(error: BaseException) -> None:
-            errors.append(error)
-            server.stop()
-
-        def taken(judge: Judge) -> None:
-            figures.note_judge(judge)
-            tell(f"Ready: {', '.join(judge.predictor.columns)} of {asked.run} judge images ({judge.digest[:12]})")
-
-        detectors = Detectors(asked.run, make, taken, failed, tell)
-        batches = Batches(asked.batch, asked.wait / 1000, see)
-        pool = decoders(asked.decoders)
-        predicting = Predicting(lambda: detectors.current, batches, asked.limits, pool, figures.unreadable.inc)
-        routes = [
-            predict_routes(predicting),
-            state_routes(lambda: detectors.current, figures, versions("fastapi", "uvicorn")),
-        ]
-        app = create_service("clip-ood serve", versions()["clip-ood"], routes)
+            self.figures.add_watch(watch.watch.martingale)
+        unreadable = self.figures.unreadable.inc
+        predicting = Predicting(self.current, self.batches, asked.limits, self.pool, unreadable)
+        states = state_routes(self.current, self.figures, versions("fastapi", "uvicorn"))
+        app = create_service("clip-ood serve", versions()["clip-ood"], [predict_routes(predicting), states])
         access = Access() if asked.host in LOOPBACK else None
         app.add_middleware(Callers, token=asked.token, access=access, connections=asked.limits.connections)
-        app.add_middleware(Counted, figures=figures, paths=frozenset((PREDICT, *STATES)), timed=PREDICT)
-        server = service(app, asked.limits)
-        _tell_address(asked, at.getsockname()[1])
-        batches.start()
-        detectors.start()
-        server.run(sockets=[at])
-        detectors.end()
-        batches.end()
-        pool.shutdown()
-        if errors:
-            raise errors[0]
-        tell("Stopped: what was asked is answered.")
+        app.add_middleware(Counted, figures=self.figures, paths=frozenset((PREDICT, *STATES)), timed=PREDICT)
+        self.server = service(app, asked.limits)
+
+    def run(self, at: socket) -> None:
+        """Serves until it is stopped. Raises: what loading the detector raises."""
+        self.batches.start()
+        self.detectors.start()
+        self.server.run(sockets=[at])
+        self.detectors.end()
+        self.batches.end()
+        self.pool.shutdown()
+        if self.error is not None:
+            raise self.error
+
+    def current(self) -> Judge | None:
+        """Returns the judge, None while none is loaded."""
+        return self.detectors.current
+
+    def load(self) -> Judge:
+        """Loads a judge. Raises: as `Asked.judge` does, and WatchError for one that cannot go on with the watched stream."""
+        judge = self.asked.judge()
+        if self.watch is not None:
+            self.watch.watch.check_goes_on(judge.predictor.saved)
+        return judge
+
+    def taken(self, judge: Judge) -> None:
+        """Notes that a judge was loaded."""
+        self.figures.note_judge(judge)
+        columns = ", ".join(judge.predictor.columns)
+        tell(f"Ready: images are judged by {columns} of {self.asked.run} ({judge.digest[:12]})")
+
+    def failed(self, error: BaseException) -> None:
+        """Ends the server, for which there is no judge."""
+        self.error = error
+        self.server.stop()
+
+    def see(self, found: list[list[Line]]) -> None:
+        """Counts and watches a batch."""
+        self.figures.note_batch(found)
+        if self.watch is not None:
+            _watch(self.watch, found)
 
 
 def _tell_address(asked: Asked, port: int) -> None:

@@ -9,7 +9,8 @@ from contextlib import asynccontextmanager
 from fastapi import Request
 from starlette.requests import ClientDisconnect
 
-from clip_ood.serve.limits import Limits, Refusal, Room, full
+from clip_ood.serve.limits import Limits, Room
+from clip_ood.serve.refusals import Refusal, full
 
 
 @asynccontextmanager

@@ -8,7 +8,7 @@ from urllib.parse import urlsplit
 from starlette.responses import JSONResponse
 
 from clip_ood.serve.access import Access, Call, Scope, headers_of
-from clip_ood.serve.limits import Refusal, full
+from clip_ood.serve.refusals import Refusal, full
 
 OPEN = ("/health", "/ready")  # for whoever looks whether the process lives; they tell nothing else
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from email.message import Message
 from email.parser import HeaderParser
 
-from clip_ood.serve.limits import Refusal
+from clip_ood.serve.refusals import Refusal
 
 TAKEN = "multipart/form-data, application/json, image/* and application/octet-stream are taken"
 

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from fastapi import HTTPException
-
 
 @dataclass(frozen=True)
 class Limits:
@@ -23,18 +21,6 @@ class Limits:
     waiting: int = 256
     kept: int = 256 * 2**20
     connections: int = 500
-
-
-class Refusal(HTTPException):
-    """A request is not carried out. Its answer is {"error": the reason}."""
-
-    def __init__(self, status: int, reason: str, **headers: str) -> None:
-        super().__init__(status, reason, {name.replace("_", "-"): value for name, value in headers.items()})
-
-
-def full(reason: str, seconds: int = 1) -> Refusal:
-    """Returns the refusal of a request that may be sent again after some seconds."""
-    return Refusal(503, f"{reason}: send it again in {seconds} s or more", retry_after=str(seconds))
 
 
 class Room:

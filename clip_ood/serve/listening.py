@@ -6,6 +6,7 @@ import errno
 import socket
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from math import ceil
 
 import uvicorn
 from fastapi import FastAPI
@@ -84,6 +85,7 @@ def service(app: Call, limits: Limits) -> Server:
         server_header=False,
         lifespan="off",
         ws="none",
+        timeout_keep_alive=ceil(limits.seconds),
         timeout_graceful_shutdown=GRACE,
     )
     return Server(config)

@@ -17,7 +17,8 @@ from clip_ood.serve.batches import Batches
 from clip_ood.serve.bodies import body_of
 from clip_ood.serve.given_images import Given, images_in
 from clip_ood.serve.judge import Judge, Line, Prepared, failed
-from clip_ood.serve.limits import Limits, Room, full
+from clip_ood.serve.limits import Limits, Room
+from clip_ood.serve.refusals import full
 
 PREDICT = "/predict"
 FORM = {

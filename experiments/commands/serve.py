@@ -15,6 +15,7 @@ from clip_ood.config.detecting import check_delta, check_kept
 from clip_ood.errors import ConfigError
 from clip_ood.process.called import called
 from clip_ood.process.streams import Parser
+from clip_ood.serve.limits import Limits
 
 NEEDED = ("fastapi", "uvicorn", "prometheus_client")
 TOKEN = "CLIP_OOD_TOKEN"
@@ -24,19 +25,18 @@ def main(argv: list[str] | None = None) -> None:
     given = vars(_parser().parse_args(argv))
     check(given)
     from clip_ood.experiments.serving import Asked, serve  # imports torch and FastAPI
-    from clip_ood.serve.limits import Limits
 
     limits = Limits(**{name: given.pop(f"max_{name}") for name in LIMITS}, seconds=given.pop("patience"))
     serve(Asked(**given | {"token": token_of(given["token"])}, limits=limits))
 
 
-LIMITS = {  # name: default, what it is
-    "bytes": (32 * 2**20, "bytes of a request"),
-    "images": (64, "images of a request"),
-    "pixels": (50_000_000, "pixels of an image"),
-    "waiting": (256, "images of all requests that wait; more are answered with 503"),
-    "kept": (256 * 2**20, "bytes of all requests that are received or decoded; more are answered with 503"),
-    "connections": (500, "open connections; more are answered with 503"),
+LIMITS = {
+    "bytes": "bytes of a request",
+    "images": "images of a request",
+    "pixels": "pixels of an image",
+    "waiting": "images of all requests that wait; more are answered with 503",
+    "kept": "bytes of all requests that are received or decoded; more are answered with 503",
+    "connections": "open connections; more are answered with 503",
 }
 
 
@@ -98,8 +98,15 @@ def _parser() -> Parser:
         help="how long the first image of a batch waits for others [5]",
     )
     add("--decoders", type=_whole(1, 256), default=2, metavar="N", help="threads that decode images [2]")
-    add("--patience", type=float, default=30.0, metavar="SECONDS", help="in which a request must have come [30]")
-    for name, (default, about) in LIMITS.items():
+    add(
+        "--patience",
+        type=float,
+        default=Limits.seconds,
+        metavar="SECONDS",
+        help="in which a request must have come [30]",
+    )
+    for name, about in LIMITS.items():
+        default = getattr(Limits, name)
         add(f"--max-{name}", type=_whole(1), default=default, metavar="N", help=f"{about} [{default:,}]")
     add("--device", default="auto", help="where images are encoded: cpu, cuda, cuda:1 [cuda if there is a GPU, or cpu]")
     add("--encoder", metavar="PLACE", help="the encoder's folder or checkpoint file, if it is not where the run had it")
