@@ -1,6 +1,7 @@
 # make demo   photographs to an OOD table, and a folder of new ones judged, set-up included (needs apt-get)
 # make demo-cifar   the same encoder on CIFAR10 and CIFAR100, anywhere (downloads 340 MB)
 # make test   what a change needs, in some four minutes; make test-all   every test
+# make soak SECONDS=3600   a server under good, hostile and slow requests
 #             (both set up what they need)
 # make faults   kills, full disks, signals, damaged files: everything that is tried, with counts
 # make demo-studies   the seven studies on the demo, tables and figures in runs/studies
@@ -11,7 +12,7 @@ TESTABLE := .venv/.testable
 
 STUDIES := main_table accuracy prompts shift confidence few_shot reproduce
 
-.PHONY: demo demo-cifar test test-all faults browser lint docs bench bench-statistics demo-studies
+.PHONY: demo demo-cifar test test-all faults soak browser lint docs bench bench-statistics demo-studies
 
 # $(call timed,what,command) runs a command, and says how long it took.
 timed = begun=$$(date +%s); $(2) || exit 1; echo "$(1): $$(($$(date +%s) - begun)) seconds"
@@ -34,6 +35,10 @@ test-all: $(TESTABLE) data/demo_encoder/.made browser
 # `make faults FAULTS="kills signals"` tries some kinds alone.
 faults: $(TESTABLE)
 	PYTHONPATH=.:tests $(PY) -m faults $(FAULTS)
+
+SECONDS ?= 60
+soak: $(TESTABLE)
+	PYTHONPATH=.:tests $(PY) -m soak $(SECONDS)
 
 # Opens reports in tests, which are skipped where it cannot be had.
 browser:

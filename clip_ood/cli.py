@@ -20,6 +20,7 @@ COMMANDS = {  # name -> its module, and what it does
     "recalibrate": ("recalibrate", "set a run's thresholds anew by images that a person confirmed, without fitting"),
     "watch": ("watch", "show on a page whether a stream of predictions has changed"),
     "review": ("review", "look at a run's images in a browser, most suspect first, and decide about them"),
+    "serve": ("serve", "judge images over HTTP"),
     "attack": ("attack", "move OOD images until the detectors take them for ID images"),
     "study": ("study", "make a table or a figure over many runs"),
     "catalog": ("catalog", "list the image sets, and fetch those that can be downloaded"),

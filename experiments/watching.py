@@ -10,12 +10,12 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from clip_ood.callbacks.prediction_writer import Line
 from clip_ood.detect.saved import SavedDetector
 from clip_ood.detect.watch_file import Watch, watching
 from clip_ood.terminal.shown import one_line, say
 
 if TYPE_CHECKING:
+    from clip_ood.callbacks.prediction_writer import Line
     from clip_ood.experiments.detect import Request
 
 IMAGES, SECONDS = 1000, 10.0  # after which what is printed is in the file, too
@@ -40,11 +40,12 @@ class Watched:
 
         def both(line: Line) -> None:
             take(line)
-            self._take(line)
+            self.take(line)
 
         return both
 
-    def _take(self, line: Line) -> None:
+    def take(self, line: Line) -> None:
+        """Watches a line, soon; `catch_up` watches those that it keeps. Raises: OSError if the file is due and cannot be written."""
         if "error" in line or line["detector"] != self.watch.header.column:
             return
         if line["copy_of"] is not None:
@@ -54,11 +55,12 @@ class Watched:
         self._paths.append(line["path"])
         full = len(self._held) >= IMAGES
         if full:
-            self._watch()
+            self.catch_up()
         if self.at_once and (full or time.monotonic() - self._saved > SECONDS):
             self.save()
 
-    def _watch(self) -> None:
+    def catch_up(self) -> None:
+        """Watches what is held."""
         martingale, before = self.watch.martingale, self.watch.martingale.seen
         known, scores, paths = martingale.alarm, self._held, self._paths
         self._held, self._paths = [], []
@@ -73,10 +75,10 @@ class Watched:
 
     def save(self) -> None:
         """Watches what is held, and writes the file if any image of this call is in the watch."""
-        self._watch()
+        self.catch_up()
+        self._saved = time.monotonic()
         if self.new:
             self.watch.save()
-        self._saved = time.monotonic()
 
     @property
     def alarmed(self) -> bool:

@@ -6,10 +6,8 @@ import torch
 from lightning.pytorch import LightningModule
 
 from clip_ood.detect.adaptive_predictor import AdaptivePredictor
-from clip_ood.detect.batches import BatchResult, NewImageBatch
+from clip_ood.detect.batches import NOT_FINITE, BatchResult, NewImageBatch
 from clip_ood.detect.predictor import Predictor
-
-NOT_FINITE = "the encoder gives NaN or Inf for it"
 
 
 class PredictionModule(LightningModule):

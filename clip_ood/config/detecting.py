@@ -287,7 +287,7 @@ def _check_adapt(arguments: argparse.Namespace) -> None:
         )
     if not arguments.paths:
         raise ConfigError("--adapt scores images in their order: name some")
-    _check_kept("--memory", memory)
+    check_kept("--memory", memory)
 
 
 def _check_watch(arguments: argparse.Namespace) -> None:
@@ -303,7 +303,7 @@ def _check_watch(arguments: argparse.Namespace) -> None:
         )
     if not arguments.paths:
         raise ConfigError("--watch watches the images that are judged: name some")
-    _check_kept("--watch", arguments.watch)
+    check_kept("--watch", arguments.watch)
 
 
 def check_delta(delta: float | None) -> None:
@@ -312,7 +312,7 @@ def check_delta(delta: float | None) -> None:
         raise ConfigError(f"--delta: {delta:g} must lie between 0 and 1, as 0.01")
 
 
-def _check_kept(option: str, path: Path) -> None:
+def check_kept(option: str, path: Path) -> None:
     """Raises ConfigError for a file that cannot be gone on from and written anew."""
     check_suffix(option, path, (".safetensors",))
     if not path.parent.is_dir():

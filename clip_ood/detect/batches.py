@@ -11,6 +11,8 @@ from clip_ood.data.inputs import Source
 from clip_ood.detect.adaptive_predictor import AdaptedBatch
 from clip_ood.detect.prediction import BatchPredictions
 
+NOT_FINITE = "the encoder gives NaN or Inf for it"  # why an image is not judged
+
 
 @dataclass
 class SourceBatch:

@@ -78,6 +78,16 @@ class Watch:
         self.martingale.take(*self._p_values.take(scores))
         self._scores.append(scores)
 
+    def check_goes_on(self, saved: SavedDetector) -> None:
+        """Raises WatchError for a detector folder whose scores cannot be ranked together with those of the stream."""
+        column = self.header.column
+        saved.check_column(column)
+        if _detector(saved, column, saved.calibration(column)) != self.header.detector:
+            raise WatchError(
+                f"{saved.folder} scores otherwise than what {self.path} watches: its encoder or the calibration images of {column} differ. "
+                f"Start again: {ANEW}"
+            )
+
     @property
     def scores(self) -> np.ndarray:
         """All scores of the stream, in its order."""

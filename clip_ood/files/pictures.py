@@ -85,9 +85,9 @@ def read_bytes(path: Path) -> bytes:
     return path.read_bytes()
 
 
-def decode(file: BinaryIO, page: int | None = None) -> Image.Image:
+def decode(file: BinaryIO, page: int | None = None, most_pixels: int | None = None) -> Image.Image:
     """Decodes the picture in an open file: the first of an animation or of a file of several pages, the main one of a HEIC file; or this
-    `page`, counted from 0.
+    `page`, counted from 0. A picture that has more than `most_pixels` by its header is not decoded.
 
     EXIF rotation is applied, transparency is laid on white, and 16-bit greys are scaled to 8 bits. Other content of a PNG, such
     as texts or a colour profile of any size, never makes a whole picture unreadable.
@@ -95,7 +95,7 @@ def decode(file: BinaryIO, page: int | None = None) -> Image.Image:
     Raises: UnreadableImage for what is not a whole image, OSError for a file that cannot be read.
     """
     try:
-        return _decoded(file, page)
+        return _decoded(file, page, most_pixels)
     except UnreadableImage as error:
         file.seek(0)
         start = file.read(len(PNG))
@@ -105,7 +105,7 @@ def decode(file: BinaryIO, page: int | None = None) -> Image.Image:
             raise
         file.seek(len(PNG))
         try:
-            return _decoded(io.BytesIO(PNG + b"".join(_chunks(file))))
+            return _decoded(io.BytesIO(PNG + b"".join(_chunks(file))), most_pixels=most_pixels)
         except UnreadableImage:
             raise error from None
 
@@ -163,10 +163,12 @@ def fit(image: Image.Image, resize: int | list[int], crop: list[int], interpolat
     return image.crop((left, top, left + crop[1], top + crop[0]))
 
 
-def _decoded(file: BinaryIO, page: int | None = None) -> Image.Image:
+def _decoded(file: BinaryIO, page: int | None = None, most_pixels: int | None = None) -> Image.Image:
     with _unreadable(file), Image.open(file, formats=_formats()) as image:
         if page is not None:
             image.seek(page)
+        if most_pixels is not None and image.width * image.height > most_pixels:
+            raise UnreadableImage(f"{image.width} × {image.height} pixels, and at most {most_pixels:,} are taken")
         return _picture(image)
 
 

@@ -86,14 +86,14 @@ class Guard:
         await answer(scope, receive, send_guarded)
 
     def _refusal(self, scope: Scope, given: dict[str, str]) -> PlainTextResponse | None:
-        hosts = _headers(scope, b"host")
+        hosts = headers_of(scope, b"host")
         if len(hosts) != 1 or not self.access.means_us(hosts[0]):
             return PlainTextResponse("This application answers only to the address that it was started with.", 421)
         if not any(self.access.knows(token) for token in given.values()):
             return PlainTextResponse("The token is missing or wrong: open the address that the terminal shows.", 403)
         if scope["method"] not in READS and not self.access.knows(given["header"]):
             return PlainTextResponse("A change needs the token in the header X-Token.", 403)
-        origins = _headers(scope, b"origin")
+        origins = headers_of(scope, b"origin")
         if any(urlsplit(each).netloc != hosts[0] for each in origins):
             return PlainTextResponse("A page of another site asks for this.", 403)
         return None
@@ -103,16 +103,17 @@ def _tokens(scope: Scope, cookie: str) -> dict[str, str]:
     """Returns the tokens in the address, the header and the cookie of a request, empty where there is none."""
     address = parse_qs(scope["query_string"].decode("latin-1")).get("token", [""])[0]
     held = ""
-    for header in _headers(scope, b"cookie"):
+    for header in headers_of(scope, b"cookie"):
         try:
             found = SimpleCookie(header).get(cookie)
         except CookieError:
             continue
         held = found.value if found is not None else held
-    return {"address": address, "header": next(iter(_headers(scope, b"x-token")), ""), "cookie": held}
+    return {"address": address, "header": next(iter(headers_of(scope, b"x-token")), ""), "cookie": held}
 
 
-def _headers(scope: Scope, name: bytes) -> list[str]:
+def headers_of(scope: Scope, name: bytes) -> list[str]:
+    """Returns the values of the headers of a request that have this name."""
     headers: Iterable[tuple[bytes, bytes]] = scope["headers"]
     return [value.decode("latin-1") for key, value in headers if key == name]
 

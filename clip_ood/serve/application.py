@@ -1,4 +1,4 @@
-"""Makes the application: its guard, its style and script, and the routes that it is given."""
+"""Makes the application of a browser or of programs: its guard, and the routes that it is given."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from pathlib import Path
 
 from fastapi import APIRouter, FastAPI, Request
 from fastapi.responses import JSONResponse, Response
+from starlette.exceptions import HTTPException as AnyHTTPException
 
 from clip_ood.errors import UserError
 from clip_ood.report.page import for_people, render
@@ -16,7 +17,7 @@ TEMPLATES = Path(__file__).parent / "templates"
 
 
 def create_app(access: Access, routers: Sequence[APIRouter]) -> FastAPI:
-    """Returns an application with these routes, for those whom `access` allows.
+    """Returns an application with these routes for a browser, for those whom `access` allows, with style and script.
 
     What a user can mend (`UserError`) is answered with status 409 and its message; no documentation of the routes is served.
     """
@@ -27,6 +28,28 @@ def create_app(access: Access, routers: Sequence[APIRouter]) -> FastAPI:
     for router in (_files(), *routers):
         app.include_router(router)
     return app
+
+
+def create_service(title: str, version: str, routers: Sequence[APIRouter]) -> FastAPI:
+    """Returns an application with these routes for programs, described at /openapi.json; errors are answered as {"error": …}.
+
+    There is no page /docs: FastAPI's loads its script from another host.
+    """
+    app = FastAPI(title=title, version=version, docs_url=None, redoc_url=None)
+    app.add_exception_handler(AnyHTTPException, _refused)
+    app.add_exception_handler(Exception, _failed)
+    for router in routers:
+        app.include_router(router)
+    return app
+
+
+def _refused(request: Request, error: Exception) -> JSONResponse:
+    assert isinstance(error, AnyHTTPException)
+    return JSONResponse({"error": error.detail}, error.status_code, error.headers)
+
+
+def _failed(request: Request, error: Exception) -> JSONResponse:
+    return JSONResponse({"error": "this is a fault of the server's own, and stands in its log"}, 500)
 
 
 def _told(request: Request, error: Exception) -> JSONResponse:

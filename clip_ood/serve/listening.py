@@ -4,14 +4,20 @@ from __future__ import annotations
 
 import errno
 import socket
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from math import ceil
 
 import uvicorn
 from fastapi import FastAPI
 
 from clip_ood.errors import UserError
-from clip_ood.serve.access import LOOPBACK, Access
+from clip_ood.process.asked_to_end import asked_to_end
+from clip_ood.serve.access import LOOPBACK, Access, Call
+from clip_ood.serve.limits import Limits
+from clip_ood.serve.timed_protocol import TimedProtocol
 
+GRACE = 60  # seconds in which what was asked before the end is answered
 PORT = 8710  # if it is taken and none was asked for, the system chooses another one
 ANY = ("0.0.0.0", "::")
 
@@ -52,3 +58,34 @@ def serve(app: FastAPI, at: socket.socket, host: str, access: Access, say: Calla
         )
     config = uvicorn.Config(app, log_level="warning", access_log=False, server_header=False, lifespan="off", ws="none")
     uvicorn.Server(config).run(sockets=[at])
+
+
+class Server(uvicorn.Server):
+    """A server whose end a signal asks for: what was asked is answered, and the command goes on. A second signal does not wait."""
+
+    @contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        with asked_to_end(self.stop):
+            yield
+
+    def stop(self) -> None:
+        """Has the server end."""
+        self.force_exit = self.should_exit
+        self.should_exit = True
+
+
+def service(app: Call, limits: Limits) -> Server:
+    """Returns a server of an application for programs; `run(sockets=[…])` serves until the server is stopped."""
+    protocol = type("Protocol", (TimedProtocol,), {"seconds": limits.seconds})
+    config = uvicorn.Config(
+        app,
+        http=protocol,
+        log_level="error",
+        access_log=False,
+        server_header=False,
+        lifespan="off",
+        ws="none",
+        timeout_keep_alive=ceil(limits.seconds),
+        timeout_graceful_shutdown=GRACE,
+    )
+    return Server(config)

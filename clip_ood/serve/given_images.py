@@ -1,0 +1,92 @@
+"""Finds the images in the body of a request: a form of files, JSON with base64, or the bytes of one file."""
+
+from __future__ import annotations
+
+import binascii
+import json
+from base64 import b64decode
+from dataclasses import dataclass
+from email.message import Message
+from email.parser import HeaderParser
+
+from clip_ood.serve.refusals import Refusal
+
+TAKEN = "multipart/form-data, application/json, image/* and application/octet-stream are taken"
+
+
+@dataclass(frozen=True)
+class Given:
+    """An image of a request: the name of its file, if it was told, and the file's content; or the `reason` why there is none."""
+
+    name: str | None
+    content: bytes
+    reason: str | None = None
+
+
+def images_in(body: bytes, content_type: str, most: int) -> list[Given]:
+    """Returns the images of a request in their order.
+
+    Raises: Refusal of another type (415), of what is not of its type (400), and of more than `most` images (413).
+    """
+    header = Message()
+    header["content-type"] = content_type
+    kind = header.get_content_type() if content_type else ""
+    if kind == "multipart/form-data":
+        return _files(body, header.get_boundary(), most)
+    if kind == "application/json":
+        return _decoded(body, most)
+    if kind == "application/octet-stream" or kind.startswith("image/"):
+        return [Given(None, body)]
+    called = f"the type {kind[:100]}" if kind else "no content type"
+    raise Refusal(415, f"the request has {called}: {TAKEN}")
+
+
+def _files(body: bytes, boundary: str | None, most: int) -> list[Given]:
+    if not boundary:
+        raise Refusal(400, "the content type of the form names no boundary")
+    body = b"\r\n" + body
+    delimiter = b"\r\n--" + boundary.encode("latin-1", "replace")
+    _check_count(body.count(delimiter) - 1, most)
+    sections = body.split(delimiter)[1:]
+    if not sections or not sections[-1].startswith(b"--"):
+        raise Refusal(400, "the form is cut off, or its parts do not stand between its boundaries")
+    return [_file(section) for section in sections[:-1]]
+
+
+def _file(section: bytes) -> Given:
+    head, gap, content = section.partition(b"\r\n\r\n")
+    headers = HeaderParser().parsestr(head.strip().decode("utf-8", "replace"))
+    name = headers.get_filename()
+    if not gap or name is None:
+        field = headers.get_param("name", header="content-disposition")
+        raise Refusal(400, f"the form's part {str(field)[:100]!r} is no file: send each image as a file")
+    return Given(name, content)
+
+
+def _decoded(body: bytes, most: int) -> list[Given]:
+    expected = 'expected {"images": ["…", …]} with the base64 of a file each'
+    try:
+        asked = json.loads(body)
+    except (ValueError, RecursionError) as error:
+        raise Refusal(400, f"the body is no JSON ({type(error).__name__}): {expected}") from None
+    if not isinstance(asked, dict) or set(asked) != {"images"}:
+        raise Refusal(400, f"the JSON is no object with the key images alone: {expected}")
+    texts = asked["images"]
+    if not isinstance(texts, list) or not all(isinstance(each, str) for each in texts):
+        raise Refusal(400, f"images is no list of texts: {expected}")
+    _check_count(len(texts), most)
+    return [_of_text(each) for each in texts]
+
+
+def _of_text(text: str) -> Given:
+    try:
+        return Given(None, b64decode(text, validate=True))
+    except (binascii.Error, ValueError) as error:
+        return Given(None, b"", f"it is not base64 ({error})")
+
+
+def _check_count(count: int, most: int) -> None:
+    if count < 1:
+        raise Refusal(400, "the request has no images")
+    if count > most:
+        raise Refusal(413, f"the request has {count:,} images, and at most {most:,} are taken: send several requests")
