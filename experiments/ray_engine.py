@@ -9,6 +9,7 @@ that it joins them, and judges what is left.
 from __future__ import annotations
 
 import json
+import logging
 import os
 import pickle
 import signal
@@ -23,10 +24,9 @@ from typing import TYPE_CHECKING, Any
 import pyarrow as pa
 import ray
 import torch
-from ray.data import DataContext, ReadTask
+from ray.data import ActorPoolStrategy, DataContext, ReadTask
 from ray.data.block import BlockMetadata
 from ray.data.datasource import Datasource
-from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from clip_ood.callbacks.prediction_writer import PredictionParts, lines
 from clip_ood.data.inputs import Source, sources
@@ -67,6 +67,8 @@ def connected() -> Iterator[None]:
         yield
         return
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # no host is told
+    os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")  # all else is raised, too
+    logging.getLogger("ray.data").setLevel(logging.ERROR)
     own = {} if os.environ.get("RAY_ADDRESS") else {"address": "local", "include_dashboard": False}
     is_main = threading.current_thread() is threading.main_thread()
     before = signal.getsignal(signal.SIGTERM)
@@ -81,21 +83,20 @@ def connected() -> Iterator[None]:
 
 def _judged(request: Request, columns: list[str], size: int, per_part: int, parts: PredictionParts) -> ray.data.Dataset:
     context = DataContext.get_current()
-    context.enable_progress_bars = sys.stderr.isatty()
+    context.enable_progress_bars, context.print_on_execution_start = sys.stderr.isatty(), False
     context.execution_options.preserve_order = True
     context.target_max_block_size = 1  # byte: each batch is a block, which one actor takes
     inputs = Batches(partial(sources, request.paths), size, per_part, parts.is_whole)
-    here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
-    listed = {"num_cpus": 0, "scheduling_strategy": here}
-    rows = ray.data.read_datasource(inputs, override_num_blocks=1, ray_remote_args=listed)
+    here = {"ray.io/node-id": ray.get_runtime_context().get_node_id()}  # where the parts lie
+    rows = ray.data.read_datasource(inputs, override_num_blocks=1, num_cpus=0, label_selector=here)
     judge = {"request": request, "columns": columns, "folder": os.getcwd()}
-    actors = {"concurrency": _actors(request), "num_cpus": 1}
-    if request.gpus:
-        with torch.inference_mode():
-            transform = SavedDetector(request.run, request.trust_classes).backbone(request.encoder).transform
+    least, most = _actors(request)
+    pool = ActorPoolStrategy(min_size=least, max_size=most)
+    needs = {"num_gpus": request.gpus} if request.gpus else {"num_cpus": 1}
+    if request.gpus:  # pictures are decoded on the CPUs of the cluster
+        transform = SavedDetector(request.run, request.trust_classes).backbone(request.encoder).transform
         rows = rows.map(partial(_read, Pictures(transform), os.getcwd()), num_cpus=1)
-        actors = {"concurrency": _actors(request), "num_gpus": request.gpus}
-    return rows.map(Judge, fn_constructor_kwargs=judge, **actors)
+    return rows.map(Judge, fn_constructor_kwargs=judge, compute=pool, **needs)
 
 
 def _actors(request: Request) -> tuple[int, int]:
