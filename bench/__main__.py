@@ -30,6 +30,7 @@ PARTS = (
     "fine_tune",
     "attack",
     "detect",
+    "engines",
     "rmd",
     "products",
     "knn",
