@@ -11,7 +11,6 @@ from __future__ import annotations
 import json
 import logging
 import os
-import pickle
 import signal
 import sys
 import threading
@@ -31,7 +30,8 @@ from ray.data.datasource import Datasource
 from clip_ood.callbacks.prediction_writer import PredictionParts, lines
 from clip_ood.data.inputs import Source, sources
 from clip_ood.datamodules.new_images import Pictures
-from clip_ood.detect.batches import NewImageBatch, SourceBatch
+from clip_ood.detect.batch_rows import batch_of, read_row_of, row_of
+from clip_ood.detect.batches import NewImageBatch
 from clip_ood.detect.part_batches import part_batches
 from clip_ood.detect.predictor import Predictor
 from clip_ood.detect.saved import SavedDetector
@@ -42,7 +42,7 @@ from clip_ood.process import stalls
 if TYPE_CHECKING:
     from clip_ood.experiments.detect import Request
 
-BATCH, PART, LAST, SOURCES, LINES = "batch", "part", "last", "sources", "lines"  # columns
+LINES = "lines"  # column of what was found
 
 
 def judge_by_ray(request: Request, columns: list[str], size: int, per_part: int, parts: PredictionParts) -> None:
@@ -130,7 +130,7 @@ class Batches(Datasource):
     def _blocks(self) -> Iterator[pa.Table]:
         os.chdir(self.folder)
         for batch in part_batches(self.inputs(), self.size, self.per_part, self.is_whole):
-            yield pa.table({BATCH: [pickle.dumps(batch)]})
+            yield pa.Table.from_pylist([row_of(batch)])
 
 
 class Judge:
@@ -151,19 +151,18 @@ class Judge:
 
     @torch.inference_mode()
     def __call__(self, row: dict[str, Any]) -> dict[str, Any]:
-        given: SourceBatch | NewImageBatch = pickle.loads(row[BATCH])
+        given = batch_of(row)
         batch = given if isinstance(given, NewImageBatch) else self.pictures[given]
         if batch.images is not None:
             batch.images = batch.images.to(self.device)
         found = lines(self.module, self.module.predict_step(batch, 0), batch)
         written = b"".join(json.dumps(line).encode() + b"\n" for line in found)
-        about = batch.batch
-        return {PART: about.part, LAST: about.last, SOURCES: pickle.dumps(about.sources), LINES: written}
+        return row_of(batch.batch) | {LINES: written}
 
 
 def _read(pictures: Pictures, folder: str, row: dict[str, Any]) -> dict[str, Any]:
     _enter(folder)
-    return {BATCH: pickle.dumps(pictures[pickle.loads(row[BATCH])])}
+    return read_row_of(pictures[batch_of(row)])
 
 
 def _enter(folder: str) -> None:
@@ -180,13 +179,14 @@ def _keep(rows: Iterable[dict[str, Any]], parts: PredictionParts) -> None:
     found: list[bytes] = []
     taken: list[Source] = []
     for row in rows:
-        taken += pickle.loads(row[SOURCES])
+        batch = batch_of(row)
+        taken += batch.sources
         new = row[LINES].splitlines(keepends=True)
         for line in new:
             parts.watch(json.loads(line))
         found += new
-        if row[LAST]:
-            parts.keep(int(row[PART]), taken, found)
+        if batch.last:
+            parts.keep(batch.part, taken, found)
             found, taken = [], []
 
 

@@ -19,6 +19,7 @@ from clip_ood import load
 from clip_ood.config.schema import ImageSet
 from clip_ood.data.listing import list_images
 from clip_ood.errors import ConfigError, UserError
+from clip_ood.experiments.commands import features
 
 pytestmark = pytest.mark.slow
 
@@ -209,6 +210,10 @@ def test_images_are_refused_and_wrong_arrays_named(given, tmp_path):
         detect.main(["--run", str(given), str(tmp_path / "a.png")])
     with pytest.raises(UserError, match="features were given"):
         detect.main(["--run", str(given), "--export", str(tmp_path / "a.onnx")])
+    with pytest.raises(UserError, match="was given its features"):
+        features.main(["export", "--run", str(given), "--out", str(tmp_path / "a.parquet")])
+    with pytest.raises(UserError, match="encoded already"):
+        evaluation.main(["--config", str(given.parents[1] / "plain.yaml"), "--plan"])
     predictor = load(given)
     for wrong, told in (
         (np.ones((2, 5), np.float32), r"array \(N, 12\) of floats, and was given \(2, 5\)"),
