@@ -31,6 +31,7 @@ PARTS = (
     "attack",
     "detect",
     "server",
+    "engines",
     "rmd",
     "products",
     "knn",

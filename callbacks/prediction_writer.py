@@ -47,11 +47,15 @@ class PredictionPrinter(Callback):
 
 
 class PredictionParts(PartWriter):
-    """Keeps the lines of a part in `folder`, whole or not at all; `key` identifies the settings. `watch` sees each line at once."""
+    """Keeps the lines of a part in `folder`, whole or not at all; `key` identifies the settings. `watch` sees each line at once.
+
+    `unfit` counts the parts that were there, and not of these inputs and settings.
+    """
 
     def __init__(self, folder: Path, key: str, watch: Callable[[Line], None] = lambda line: None) -> None:
         super().__init__()
         self.folder, self.key, self.watch = folder, key, watch
+        self.unfit = 0
         self._expected: dict[int, dict[str, str]] = {}
 
     def path(self, part: int) -> Path:
@@ -63,9 +67,14 @@ class PredictionParts(PartWriter):
         self._expected[part] = self._about(sources)
         try:
             with self.path(part).open("rb") as file:
-                return json.loads(file.readline()) == self._expected[part] | {"lines": _digest(file)}
-        except (FileNotFoundError, ValueError, RecursionError):
+                if json.loads(file.readline()) == self._expected[part] | {"lines": _digest(file)}:
+                    return True
+        except FileNotFoundError:
             return False
+        except (ValueError, RecursionError):
+            pass
+        self.unfit += 1
+        return False
 
     def read(self, count: int) -> Iterator[Line]:
         """Yields the lines of the first `count` parts, in order; `is_whole` was called for each of them in this process.

@@ -17,7 +17,7 @@ from clip_ood.detectors.build import Omitted, build_detectors
 from clip_ood.detectors.detector import Detector, score_together, take_in
 from clip_ood.detectors.exchange import ALONE, Exchange
 from clip_ood.detectors.names import read_specs
-from clip_ood.detectors.statistic import Statistic, share
+from clip_ood.detectors.statistic import Statistic, share, statistics_of
 from clip_ood.errors import UserError
 from clip_ood.joint import Joint
 from clip_ood.outputs import Outputs, Reference
@@ -126,7 +126,8 @@ class DetectorSuite:
         found = {} if outputs.logits is None or self.loses_head else {HEAD: scores.predictions}
         if (text := predict(outputs, self.reference.text_embeddings, by=TEXT)) is not None:
             found[TEXT] = text[0].cpu()
-        searched = any(each.portable and each.searches and each.layer is None for each in self.detectors.values())
+        keep = [each for each in self.detectors.values() if each.portable and each.searches and each.layer is None]
+        searched = any(isinstance(each, Bank) for detector in keep for each in statistics_of(detector).values())
         if scores.votes is not None and searched and self.reference.class_names is not None:
             found[KNN] = scores.votes
         return found

@@ -7,8 +7,7 @@ does not depend on the number of devices.
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from itertools import islice
+from collections.abc import Callable, Iterable, Iterator
 
 import torch
 from lightning.pytorch import LightningDataModule
@@ -16,14 +15,14 @@ from PIL import Image
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
+from clip_ood.config.shard import WHOLE, Shard
 from clip_ood.data.inputs import Source
 from clip_ood.datamodules.workers import loading
 from clip_ood.detect.batches import NewImageBatch, SourceBatch
+from clip_ood.detect.part_batches import IsWhole, part_batches
 from clip_ood.features.identity import SIZE, pairs
 from clip_ood.files.pictures import UnreadableImage
 from clip_ood.files.unreadable import NO_MEMORY, check_of_file, is_no_memory
-
-MANY = 16  # times a batch's images: this many sources end a batch, if few of them are images
 
 
 class Pictures(Dataset):
@@ -61,7 +60,7 @@ class NewImages(LightningDataModule):
     """Loads the parts of some inputs that are not whole yet, for `Trainer.predict`.
 
     `inputs` starts the sources again; a part has `per_part` batches of `batch_size` images; `is_whole(part, sources)` says
-    whether it is there. `parts` is their number, once all inputs were seen.
+    whether it is there. Of several shards, each has every n-th part. `parts` is the number of all, once all inputs were seen.
     """
 
     parts: int | None = None
@@ -69,22 +68,26 @@ class NewImages(LightningDataModule):
     def __init__(
         self,
         inputs: Callable[[], Iterable[Source]],
-        is_whole: Callable[[int, Sequence[Source]], bool],
+        is_whole: IsWhole,
         transform: Callable[[Image.Image], Tensor],
         batch_size: int,
         per_part: int,
         workers: int | None,
+        shard: Shard = WHOLE,
     ) -> None:
         super().__init__()
         self.inputs, self.is_whole, self.batch_size = inputs, is_whole, batch_size
-        self.transform, self.per_part, self.workers = transform, per_part, workers
+        self.transform, self.per_part, self.workers, self.shard = transform, per_part, workers, shard
 
     def predict_dataloader(self) -> DataLoader:
         dataset = Pictures(self.transform)
-        kind = _Batches if self.per_part > 1 else _Stream
-        sampler = kind(self, self.trainer.global_rank, self.trainer.world_size)
         size = self.batch_size * dataset.blank.nbytes
-        return DataLoader(dataset, sampler=sampler, batch_size=None, **loading(self.trainer, self.workers, size))
+        return DataLoader(dataset, sampler=self.batches(), batch_size=None, **loading(self.trainer, self.workers, size))
+
+    def batches(self) -> Iterable[SourceBatch]:
+        """Returns the batches of this device and shard whose parts are not whole."""
+        kind = _Batches if self.per_part > 1 else _Stream
+        return kind(self, self.trainer.global_rank, self.trainer.world_size)
 
     def transfer_batch_to_device(
         self, batch: NewImageBatch, device: torch.device, dataloader_idx: int
@@ -95,23 +98,18 @@ class NewImages(LightningDataModule):
 
 
 class _Batches:
-    """The batches of this device; their number is known only at the end."""
+    """The batches of this device and shard; their number is known only at the end."""
 
     def __init__(self, data: NewImages, rank: int, world: int) -> None:
         self.data, self.rank, self.world = data, rank, world
 
     def __iter__(self) -> Iterator[SourceBatch]:
-        batches = divided(self.data.inputs(), self.data.batch_size)
-        number = 0
-        while part := list(islice(batches, self.data.per_part)):
-            everything = [source for batch in part for source in batch]
-            mine = number % self.world == self.rank
-            whole = (mine or self.rank == 0) and self.data.is_whole(number, everything)  # the first is told of all
-            if mine and not whole:
-                for place, batch in enumerate(part):
-                    yield SourceBatch(tuple(batch), number, place == len(part) - 1)
-            number += 1
-        self.data.parts = number
+        data, (shard, of) = self.data, self.data.shard
+        rank, world = shard * self.world + self.rank, of * self.world
+        joins = rank == 0 and of == 1
+        data.parts = yield from part_batches(
+            data.inputs(), data.batch_size, data.per_part, data.is_whole, rank, world, joins
+        )
 
 
 class _Stream(_Batches):
@@ -119,17 +117,3 @@ class _Stream(_Batches):
 
     def __len__(self) -> int:
         return sys.maxsize
-
-
-def divided(inputs: Iterable[Source], size: int) -> Iterator[list[Source]]:
-    """Yields batches of `size` images; sources that are known to be no images are added without taking a place."""
-    batch: list[Source] = []
-    images = 0
-    for source in inputs:
-        batch.append(source)
-        images += source.reason is None
-        if images == size or len(batch) == MANY * size:
-            yield batch
-            batch, images = [], 0
-    if batch:
-        yield batch

@@ -14,6 +14,7 @@ from lightning.pytorch import Callback, Trainer
 from clip_ood.backbones.fingerprint import digest
 from clip_ood.callbacks.prediction_writer import Line, PredictionParts, PredictionPrinter
 from clip_ood.config.detecting import beside
+from clip_ood.config.shard import WHOLE, Shard
 from clip_ood.data.inputs import Source, is_stream, sources
 from clip_ood.datamodules.new_images import NewImages
 from clip_ood.detect.decisions import BatchDecision, cutoffs, decisions_of
@@ -42,7 +43,7 @@ from clip_ood.versions import versions
 
 hush()
 
-BATCHES = 64  # in a part; a killed run loses at most this many
+BATCHES = 16  # in a part: a killed run loses at most this many, and shards differ by no more
 MANY = 4  # paths; the next step's command does not repeat this many
 
 
@@ -70,6 +71,10 @@ class Request:
     delta: float | None = None
     encoder: str | None = None
     out: Path | None = None
+    shard: Shard | None = None
+    engine: str = "lightning"
+    actors: tuple[int, int] | None = None
+    gpus: float = 0.0
     format: str = "csv"
     copy_ood: Path | None = None
     link: bool = False
@@ -101,7 +106,7 @@ class Request:
 def conduct(request: Request) -> Counts | None:
     """Judges all images, prints or writes the predictions, and counts them on standard error.
 
-    It returns None except in the first process. Raises: ValueError for a run that cannot judge, before its encoder is loaded.
+    It returns None except in the first process, and for a shard. Raises: ValueError for a run that cannot judge, before its encoder is loaded.
     """
     stalls.wait_at_most(request.timeout)
     if request.adapt is not None:
@@ -113,9 +118,10 @@ def conduct(request: Request) -> Counts | None:
     if request.heat_maps is not None:
         saved.check_local(columns[0])
     trainer = judging_trainer(request)
-    if request.fdr is not None and trainer.is_global_zero:
+    if request.fdr is not None and trainer.is_global_zero and request.shard is None:
         _caution(decisions, request.paths)
-    with watched(request, saved, columns[0]) if trainer.is_global_zero else nullcontext() as watch:
+    joins = trainer.is_global_zero and request.shard is None
+    with watched(request, saved, columns[0]) if joins else nullcontext() as watch:
         with redirect_stdout(sys.stderr):  # downloads are announced on stderr, because predictions may go to a program
             backbone = saved.backbone(request.encoder, request.allow_download)
         rules = (request.accept, request.fdr, request.nearest, request.per_class, request.words)
@@ -166,9 +172,17 @@ def _write(
     rules = [predictor.accept, request.nearest, request.words, request.per_class]
     about = [saved.manifest["digest"], predictor.columns, *rules, size, versions()]
     parts = PredictionParts(folder, digest(about), request.tolerated().take)
-    count = judge(request, predictor, trainer, parts, parts.is_whole, BATCHES)
+    if request.engine == "ray":
+        from clip_ood.experiments.ray_engine import judge_by_ray  # imports ray
+
+        judge_by_ray(request, predictor.columns, size, BATCHES, parts)
+    count = judge(request, predictor, trainer, parts, parts.is_whole, BATCHES)  # what is not there yet
     trainer.strategy.barrier("judged")
-    if not trainer.is_global_zero:
+    if parts.unfit:
+        tell(f"{parts.unfit:,} parts in {folder} were of other inputs or settings, and were judged anew")
+    if request.shard is not None:
+        tell(f"Shard {request.shard} is judged: {folder} holds its share of the {count:,} parts of the inputs")
+    if not trainer.is_global_zero or request.shard is not None:
         return None
     exact = request.out.suffix.lower() == ".parquet" and any(not_utf8(line["path"]) for line in parts.read(count))
     to = (request.tolerated(), predictor.columns, request.asides(predictor), request.further, exact)
@@ -192,9 +206,8 @@ def judge(
 ) -> int:
     """Judges what is not there yet, and returns the number of parts."""
     size = request.batch_size or predictor.batch_size
-    data = NewImages(
-        lambda: sources(request.paths), is_whole, predictor.backbone.transform, size, batches, request.workers
-    )
+    again, shard = (lambda: sources(request.paths)), request.shard or WHOLE
+    data = NewImages(again, is_whole, predictor.backbone.transform, size, batches, request.workers, shard)
     predict(trainer, PredictionModule(predictor), data, writer)
     if data.parts is None:
         raise UserError("Not all inputs were judged: Lightning stopped before their end")
@@ -211,6 +224,8 @@ def judging_trainer(request: Request) -> Trainer:
     }
     ours["enable_progress_bar"] = request.out is not None and sys.stderr.isatty()
     trainer = new_trainer({"devices": 1} | ours, request.trainer, "--trainer.")
+    if trainer.world_size > 1 and request.engine == "ray":
+        raise ConfigError("--engine ray has its own workers (--actors, --gpus): leave --trainer.devices out")
     if trainer.world_size > 1 and (request.out is None or any(map(is_stream, request.paths))):
         raise ConfigError(
             f"{trainer.world_size} devices need inputs that each can read, and a file to write to: give --out FILE, and a list "

@@ -14,6 +14,7 @@ import torch
 
 from clip_ood.backbones.fingerprint import fingerprint
 from clip_ood.backbones.library import library
+from clip_ood.config.given import GIVEN
 from clip_ood.config.schema import Config
 from clip_ood.data.benchmark import Benchmark, Part
 from clip_ood.detect.save import described
@@ -47,6 +48,8 @@ def export_embeddings(run: Path, path: Path) -> int:
         raise UserError(
             f"{run} has tuned its encoder, and the store holds features of the encoder as it was: name another run"
         )
+    if config.backbone.library == GIVEN:
+        raise UserError(f"{run} was given its features, which lie in your files, and {run / SCORES} has the scores")
     benchmark = load_benchmark(as_kept(config, kept_in(run)))
     check_images(run, benchmark)
     with using_features(config):

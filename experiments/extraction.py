@@ -19,12 +19,14 @@ from clip_ood.backbones.create import create_backbone
 from clip_ood.backbones.fingerprint import fingerprint
 from clip_ood.callbacks.feature_writer import FeatureWriter
 from clip_ood.callbacks.time_left import TimeLeft
+from clip_ood.config.given import GIVEN
 from clip_ood.config.schema import BackboneConfig, Config
 from clip_ood.data.benchmark import Benchmark
 from clip_ood.data.image_list import ImageList
 from clip_ood.datamodules.extraction import ExtractionData
 from clip_ood.detectors.build import inside
 from clip_ood.errors import UserError
+from clip_ood.experiments.given_features import given_features
 from clip_ood.experiments.negatives import choose, pools, word_sets
 from clip_ood.experiments.patches import PATCHES, patched_images, token_arrays, training_rows
 from clip_ood.experiments.trainer import predict
@@ -75,9 +77,11 @@ def load_features(
     If the method tunes the encoder, the store only knows which images can be read (`Features.features` is None), and under
     `START` the features of the images from which its head starts.
     The predict loop always runs, so that all processes agree on what is missing; the encoder is loaded only if
-    something must be encoded. Unreadable images are listed in `folder`/unreadable.csv.
+    something must be encoded. Unreadable images are listed in `folder`/unreadable.csv. Features that are given are taken as they are.
     Raises: TooManyUnreadable when more images of a set cannot be read than data.max_unreadable allows.
     """
+    if config.backbone.library == GIVEN:
+        return given_features(config, benchmark), None
     store = _store(config, config.backbone)
     texts = store if config.backbone.text_spec is None else _texts_store(config)
     stored = stored_sets(config, store, benchmark.images)

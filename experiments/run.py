@@ -146,7 +146,7 @@ def _run(config: Config, folder: Path, checkpoint: Path | None, benchmark: Bench
     data.evaluate_every = every if validates else 1
     if config.evaluation.save_detector:
         images = bank_images(benchmark, features, evaluation.cross_fit)
-        trainer.callbacks.append(detector_writer(config, folder, evaluation, images, vocabulary))
+        trainer.callbacks.append(detector_writer(config, folder, evaluation, images, vocabulary, features))
     fit_and_test(trainer, module, data, head_of(folder) if trains else None, checkpoint)
     if quiet:
         return {}

@@ -9,6 +9,7 @@ from lightning.pytorch import LightningModule
 
 from clip_ood.calibration import summary
 from clip_ood.callbacks.ood_evaluation import OODEvaluation
+from clip_ood.config.given import GIVEN
 from clip_ood.config.schema import Config
 from clip_ood.datamodules.evaluation_data import EvaluationData
 from clip_ood.detect.save import obstacle
@@ -73,6 +74,7 @@ def calibration(config: Config, evaluation: OODEvaluation) -> dict[str, Any] | N
 def encoder_name(config: Config) -> str:
     """Returns the encoder's name in the table."""
     encoder = config.backbone
-    weights = encoder.pretrained or ("" if ":" in encoder.model else "random weights")
+    is_named = ":" in encoder.model or encoder.library == GIVEN
+    weights = encoder.pretrained or ("" if is_named else "random weights")
     name = encoder.label or " ".join(part for part in (encoder.model, weights) if part)
     return name if encoder.text is None else f"{name}, texts by {encoder.text.model}"

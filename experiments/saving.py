@@ -13,6 +13,7 @@ from clip_ood.backbones.fingerprint import fingerprint
 from clip_ood.backbones.spec import EncoderSpec
 from clip_ood.callbacks.detector_writer import DetectorWriter
 from clip_ood.callbacks.ood_evaluation import OODEvaluation
+from clip_ood.config.given import GIVEN
 from clip_ood.config.schema import Config
 from clip_ood.cross_fit import CrossFit
 from clip_ood.data.benchmark import Benchmark
@@ -33,6 +34,7 @@ def detector_writer(
     evaluation: OODEvaluation,
     images: BankImages | None,
     vocabulary: Vocabulary | None,
+    features: Mapping[str, Features],
 ) -> DetectorWriter:
     """Makes the callback that writes detector/ after the test, with the images of the bank and the words by which images are named."""
     spec = described(config.backbone)
@@ -40,6 +42,8 @@ def detector_writer(
     encoder = Encoder(spec, fingerprint(config.backbone, config.features_root / "hashes.json"), stored)
     about = {"run": folder.name, "method": config.method.name, "batch_size": config.data.batch_size}
     about["texts"] = _texts(config)
+    if config.backbone.library == GIVEN:
+        about["width"] = next(iter(features.values())).features.width
     accept, tuned = config.evaluation.accept, config.method.settings.tunes_encoder
     writer = DetectorWriter(
         folder / FOLDER, evaluation, encoder, spec, about, accept, tuned, config.evaluation.with_encoder

@@ -13,7 +13,7 @@ from PIL import Image
 from clip_ood.data import inputs
 from clip_ood.data.inputs import Source, sources
 from clip_ood.data.readers.on_disk import Place
-from clip_ood.datamodules.new_images import MANY, divided
+from clip_ood.detect.part_batches import MANY, divided
 
 
 def image(path: Path) -> Path:

@@ -24,6 +24,7 @@ LIBRARIES = {  # as configs name them -> module:class
     "timm": "clip_ood.backbones.timm_library:Timm",
     "transformers": "clip_ood.backbones.transformers_library:Transformers",
     "own": "clip_ood.backbones.own_library:Own",
+    "given": "clip_ood.backbones.given_library:Given",
 }
 
 

@@ -11,6 +11,7 @@ from pathlib import Path
 from clip_ood.backbones.names import check_model
 from clip_ood.config.class_lists import classes_of
 from clip_ood.config.data_schema import Data, ImageSet
+from clip_ood.config.given import check_given
 from clip_ood.config.misnamed import STREAM, advice
 from clip_ood.config.reader_names import class_path
 from clip_ood.config.schema import Config
@@ -48,6 +49,7 @@ def check_names(config: Config) -> None:
     specs = read_specs(config.detectors)
     for spec in named_sets(config.data).values():
         layouts(spec)
+    check_given(config, named_sets(config.data))
     if config.data.ood_val is None and (among := next((spec for spec in specs if spec.chosen_as), None)):
         raise ConfigError(
             f"detectors: {among.name} has several values to choose from, and there is nothing to choose by: name OOD images "
@@ -122,6 +124,11 @@ def missing_places(spec: ImageSet, root: Path) -> list[str]:
     if spec.parquet is not None:
         lacking = [path for path in shard_paths(root / spec.parquet) if not path.exists()]
         return [f"parquet file {lacking[0]}"] if lacking else []
+    if spec.dataset is not None:
+        folder = spec.dataset.data_dir
+        return [] if folder is None or (root / folder).is_dir() else [f"folder {root / folder}"]
+    if spec.features is not None:
+        return [] if (root / spec.features.file).is_file() else [f"file of features {root / spec.features.file}"]
     missing = []
     if spec.folder is not None and not is_folder(root / spec.folder):
         missing.append(f"folder {root / spec.folder}")
@@ -177,6 +184,13 @@ def _places(spec: ImageSet, root: Path) -> list[tuple[str, Hashable]]:
         options = json.dumps(spec.options, default=str, sort_keys=True)
         where = None if spec.path is None else _identity(root / spec.path)
         return [(f"{spec.reader}, {spec.path or options}", (class_path(spec.reader), where, options, *part))]
+    if spec.dataset is not None:
+        name = (root / spec.dataset.name).resolve() if (root / spec.dataset.name).is_dir() else spec.dataset.name
+        place = spec.dataset.model_copy(update={"name": str(name), "label": None})
+        return [(f"dataset {spec.dataset.name}", (place.model_dump_json(), *part))]
+    if spec.features is not None:
+        path = root / spec.features.file
+        return [(realpath(path), (_identity(path), spec.features.array, *part))]
     pattern = spec.shards or spec.parquet
     paths = shard_paths(root / pattern) if pattern is not None else [spec.list or spec.folder]
     return [(realpath(root / path), (_identity(root / path), *part)) for path in paths if path is not None]
@@ -228,7 +242,7 @@ def _advice(key: str, spec: ImageSet, root: Path) -> str:
         return no_file(root / spec.labels).replace(": it", " It", 1)
     if spec.index is not None and is_folder(root / spec.folder):
         return no_file(root / spec.index).replace(": it", " It", 1)
-    if spec.reader is not None:
+    if spec.reader is not None or spec.dataset is not None or spec.features is not None:
         return ""
     kind = next(kind for kind in ("folder", "list", "shards", "parquet") if getattr(spec, kind) is not None)
     place = getattr(spec, kind)

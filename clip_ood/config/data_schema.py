@@ -10,13 +10,25 @@ from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 
 from clip_ood.config.reader_names import READERS, class_path
 from clip_ood.config.section import Fraction, Place, Positive, Section, Untyped
+from clip_ood.config.source_schema import DatasetSource, FeatureFile
 from clip_ood.errors import UserError, nearest
 from clip_ood.naming import fault, twins
 from clip_ood.prompt_sets import with_sets
 
 TAKEN = ("bank", "id_test", "mean", "ood_val", "val")  # in results: the project's own sets, and the mean over OOD sets
 REJECTED = "rejected"  # the OOD set of the ID images that people rejected
-PLACES = ("catalog", "folder", "list", "shards", "parquet", "torchvision", "reader", "corruption")
+PLACES = (
+    "catalog",
+    "folder",
+    "list",
+    "shards",
+    "parquet",
+    "dataset",
+    "features",
+    "torchvision",
+    "reader",
+    "corruption",
+)
 
 
 def _names(value: Any) -> Any:
@@ -47,8 +59,8 @@ CorruptionName = Literal[
 
 
 class ImageSet(Section):
-    """One set of images, given by exactly one of `catalog`, `folder`, `list`, `shards`, `parquet`, `torchvision`, `reader` and `corruption`.
-    A bare path means `folder`, or `parquet` if it ends so."""
+    """One set of images, given by exactly one of `catalog`, `folder`, `list`, `shards`, `parquet`, `dataset`, `features`, `torchvision`,
+    `reader` and `corruption`. A bare path means `folder`, or `parquet` if it ends so."""
 
     bare = "folder"
 
@@ -84,6 +96,10 @@ class ImageSet(Section):
     """Goes with `parquet`: the column of images, or of paths that start from the file's folder (default: the only column of images)."""
     label: str | None = None
     """Goes with `parquet`: the column of labels, numbers or texts (default: the only one of class labels, or else label)."""
+    dataset: DatasetSource | None = None
+    """A data set of Hugging Face's hub, or one that `datasets` loads from files: {name: imagefolder, data_dir: photos, split: train}."""
+    features: FeatureFile | None = None
+    """Features of your own in the place of images: {file: train.npz}. All sets of a run have them, or none (backbone.library: given)."""
     torchvision: Literal["CIFAR10", "CIFAR100", "SVHN", "MNIST"] | None = None
     """A data set that torchvision downloads into data.root."""
     reader: str | None = None

@@ -4,22 +4,25 @@ from __future__ import annotations
 
 import argparse
 import os
+import re
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from importlib.util import find_spec
 from itertools import count
 from pathlib import Path
 from typing import Any
 
 from clip_ood.config.loading import override
 from clip_ood.config.misnamed import is_unread, of_path
+from clip_ood.config.shard import read_shard
 from clip_ood.config.trainer_keys import check_judging
 from clip_ood.config.yaml_text import as_yaml
 from clip_ood.detectors.names import STREAM_METHODS
 from clip_ood.errors import ConfigError
 from clip_ood.files.archive_names import ARCHIVES, archive_of
 from clip_ood.files.writing import check_writable, temporary_name
-from clip_ood.process.locks import alone
+from clip_ood.process.locks import alone, sharing
 from clip_ood.process.ranks import is_first
 from clip_ood.process.streams import is_closed
 from clip_ood.stream.names import read_methods
@@ -128,6 +131,34 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         metavar="FILE",
         help="write predictions to FILE.csv, .jsonl or .parquet; a killed call can be continued (default: print them)",
     )
+    add(
+        "--shard",
+        type=read_shard,
+        metavar="I/N",
+        help="judge shard I (0 to N - 1) of N of the images, for N processes that know nothing of each other; then the same command without "
+        "--shard writes the file of --out",
+    )
+    add(
+        "--engine",
+        choices=("lightning", "ray"),
+        default="lightning",
+        help="who judges: this process with Lightning's devices, or the workers of Ray Data (pip install 'clip-ood[ray]'), of the cluster "
+        "of RAY_ADDRESS or else of this machine (docs/ray.md)",
+    )
+    add(
+        "--actors",
+        type=read_actors,
+        metavar="N|MIN-MAX",
+        help="with --engine ray: how many workers have the predictor, as 4, or 1-16 that follow the load (default: 1 to as many as there are "
+        "CPUs, or GPUs, for)",
+    )
+    add(
+        "--gpus",
+        type=float,
+        default=0.0,
+        metavar="SHARE",
+        help="with --engine ray: GPUs of each worker, as 1 or 0.5 (default: none, but one CPU)",
+    )
     add("--format", choices=("csv", "jsonl"), default="csv", help="format of printed predictions (default: csv)")
     add("--overwrite", action="store_true", help="replace the file of --out or --export")
     add(
@@ -218,6 +249,8 @@ def check(arguments: argparse.Namespace) -> None:
     _check_fdr(arguments)
     _check_adapt(arguments)
     _check_watch(arguments)
+    _check_shard(arguments)
+    _check_ray(arguments)
     if arguments.odd and (arguments.fdr is not None or not arguments.paths):
         raise ConfigError(
             "--odd says how many of the named images a threshold flags: name images that are known to be odd, and leave --fdr out"
@@ -306,6 +339,42 @@ def _check_watch(arguments: argparse.Namespace) -> None:
     check_kept("--watch", arguments.watch)
 
 
+def _check_shard(arguments: argparse.Namespace) -> None:
+    if arguments.shard is None:
+        return
+    for option, given in (
+        ("--adapt scores a stream in one order", arguments.adapt),
+        ("--export judges nothing", arguments.export),
+        ("--with-encoder judges nothing", arguments.with_encoder),
+    ):
+        if given:
+            raise ConfigError(f"{option}, of which there are no shards: leave --shard out")
+    if arguments.out is None or STDIN in arguments.paths:
+        raise ConfigError(
+            "--shard judges a part of inputs that other processes read, too, for a file that all of them write: give --out FILE, the same "
+            "for all shards, and a list in a file instead of standard input"
+        )
+
+
+def _check_ray(arguments: argparse.Namespace) -> None:
+    if arguments.engine != "ray":
+        for option, given in (("--actors", arguments.actors), ("--gpus", arguments.gpus)):
+            if given:
+                raise ConfigError(f"{option} goes with --engine ray")
+        return
+    for option in ("adapt", "export", "with_encoder", "shard"):
+        if getattr(arguments, option):
+            raise ConfigError(f"--{option.replace('_', '-')} does not go with --engine ray: leave one of them out")
+    if arguments.out is None or STDIN in arguments.paths:
+        raise ConfigError(
+            "--engine ray judges on workers, and this process writes a file: give --out FILE, and a list in a file instead of standard input"
+        )
+    if not 0 <= arguments.gpus <= 64:
+        raise ConfigError(f"--gpus: {arguments.gpus:g} must be a number of GPUs, as 1 or 0.5")
+    if find_spec("ray") is None:
+        raise ConfigError("--engine ray needs the package ray: pip install 'clip-ood[ray]'")
+
+
 def check_delta(delta: float | None) -> None:
     """Raises ConfigError for a delta that is no probability of a false alarm."""
     if delta is not None and not 0 < delta < 1:
@@ -331,10 +400,19 @@ def check_kept(option: str, path: Path) -> None:
 
 @contextmanager
 def alone_at_file(arguments: argparse.Namespace) -> Iterator[None]:
-    """Keeps other calls from the file of --out or --export. Raises: InUse; ConfigError if another call has made it meanwhile."""
+    """Keeps other calls from the file of --out or --export; shards of one file let each other work.
+
+    Raises: InUse; ConfigError if another call has made it meanwhile.
+    """
     option, path = ("--out", arguments.out) if arguments.export is None else ("--export", arguments.export)
     if path is None or not is_first():
         yield
+        return
+    if (shard := arguments.shard) is not None:
+        own = path.with_name(f"{path.name}.shard-{shard.number}-of-{shard.of}")
+        with alone(own, "this shard is being judged: wait until that ends"), sharing(path):
+            check_new(option, path, arguments.overwrite)
+            yield
         return
     with alone(path, f"wait until it ends, or name another file, as {option} {_free(path)}"):
         check_new(option, path, arguments.overwrite)
@@ -392,6 +470,21 @@ def trainer_of(overrides: list[str]) -> dict[str, Any]:
     found = as_yaml(override({}, overrides).get("trainer", {}))
     check_judging(found)
     return found
+
+
+def read_actors(text: str) -> tuple[int, int]:
+    """Returns the least and the largest number of workers. Raises: ArgumentTypeError.
+
+    >>> read_actors("4"), read_actors("1-16")
+    ((4, 4), (1, 16))
+    """
+    found = re.fullmatch(r"(\d{1,6})(?:-(\d{1,6}))?", text, re.ASCII)
+    least, most = (int(found[1]), int(found[2] or found[1])) if found else (0, 0)
+    if not 1 <= least <= most:
+        raise argparse.ArgumentTypeError(
+            f"{text!r} must be a number of workers, as 4, or the least and the most, as 1-16"
+        )
+    return least, most
 
 
 def _positive(text: str) -> int:

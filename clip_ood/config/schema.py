@@ -46,11 +46,11 @@ class BackboneConfig(Section):
 
     library: Literal[tuple(LIBRARIES)] = "open_clip"
     """open_clip: image and text; timm: images only; transformers: image and text, or images only, as the model has them (pip install
-    'clip-ood[transformers]'); own: a module of your own, whose code is run."""
+    'clip-ood[transformers]'); own: a module of your own, whose code is run; given: none, because the features are given (data.….features)."""
     model: str
     """Architecture (ViT-bigG-14, convnext_base_w, …), hf-hub:ORG/REPO or local-dir:FOLDER; for timm, the model's name; for transformers,
     ORG/REPO on the Hugging Face hub or local-dir:FOLDER; for own, a function or class, my_package.my_module:make, that gives an
-    nn.Module with a transform."""
+    nn.Module with a transform; for given, any name of what the features are of."""
     pretrained: str | None = None
     """Weights. open_clip takes a pretrained tag (laion2b_s39b_b160k) or a checkpoint file; timm and
     transformers take a file, or `default` for the model's own weights; own takes a file, or null if the code brings weights. Files are read as their authors publish them, and only as data. null draws random weights by random_seed."""

@@ -16,7 +16,9 @@ from clip_ood.data.class_folders import by_number, from_folder, say_passed_over
 from clip_ood.data.class_order import check_no_splits, in_order
 from clip_ood.data.class_selection import named, selected
 from clip_ood.data.comparability import of_count
+from clip_ood.data.datasets_library import read_dataset
 from clip_ood.data.every_page import every_page
+from clip_ood.data.feature_files import read_features
 from clip_ood.data.image_list import ImageList, balanced
 from clip_ood.data.index_files import read_index
 from clip_ood.data.label_files import read_labels
@@ -56,6 +58,10 @@ def list_images(
     elif spec.parquet is not None:
         rows = read_parquet(name, shard_paths(where), spec.image, spec.label, labelled, spec.split)
         images = ImageList.of(name, where, rows)
+    elif spec.dataset is not None:
+        images = ImageList.of(name, where, read_dataset(name, spec.dataset, root, labelled, download))
+    elif spec.features is not None:
+        images = ImageList.of(name, where, read_features(name, spec.features, root))
     elif spec.list is not None:
         images = from_list(name, where, root / spec.images_root, partial, None if selects else spec.count)
     elif spec.labels is not None:
@@ -90,6 +96,8 @@ def list_images(
 
 
 def _place(spec: ImageSet, root: Path) -> Path:
+    if spec.features is not None:
+        return root / spec.features.file
     return root / (spec.folder or spec.list or spec.shards or spec.parquet or spec.path or "")
 
 

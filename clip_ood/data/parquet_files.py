@@ -46,7 +46,7 @@ def read_parquet(
     if any(each != known[0] for each in known):
         raise ConfigError(f"Image set {set_name}: the files of {paths[0]} name other classes: make a set of each")
     try:
-        return Packed(places, tuple(names), *_classes(labels, known[0] if known else None))
+        return Packed(places, tuple(names), *classes_of(labels, known[0] if known else None))
     except WrongTable as error:
         raise ConfigError(f"Image set {set_name}: {paths[0]}: {error}") from None
 
@@ -89,7 +89,7 @@ def _split_of(path: Path) -> str:
     return next((name for name in (path.stem, *reversed(path.parent.parts)) if name.lower() in SPLITS), "")
 
 
-def _classes(labels: list[Any], names: list[str] | None) -> tuple[tuple[int, ...] | None, tuple[str, ...] | None]:
+def classes_of(labels: list[Any], names: list[str] | None) -> tuple[tuple[int, ...] | None, tuple[str, ...] | None]:
     """Returns labels as numbers, and the names of those classes that have images."""
     given = {label for label in labels if label is not None and label != -1}
     if not given:

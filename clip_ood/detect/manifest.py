@@ -135,11 +135,12 @@ class Recalibrated(Record):
 
 
 class Manifest(Formatted):
-    """The keys of a manifest of this version."""
+    """The keys of a manifest of this version; width is that of features that were given, which no encoder tells."""
 
     batch_size: Annotated[int, Field(ge=1, lt=2**31)]
     encoder: Encoder
     texts: Texts | None = None
+    width: Annotated[int, Field(ge=1, lt=2**31)] | None = None
     class_names: list[Text] | None
     logit_scale: float | None
     logit_bias: float | None = None
@@ -160,6 +161,8 @@ class Manifest(Formatted):
             raise UserError(f"names the detector {twice[0]!r} twice")
         if any(not isinstance(each.spec.get("name"), str) for each in self.detectors):
             raise UserError("names no kind of a detector")
+        if (self.encoder.spec.library == "given") != (self.width is not None):
+            raise UserError("says the width of features that were given, or has an encoder, and not one of both")
         return self
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import reduce
 from io import IOBase
@@ -10,6 +10,7 @@ from itertools import islice, product
 from math import isnan
 from operator import or_
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -18,8 +19,11 @@ from torch import Tensor, nn
 from torch.nn.functional import normalize
 
 from clip_ood.backbones.backbone import Backbone
+from clip_ood.backbones.given_library import GivenFeatures
 from clip_ood.class_predictions import HEAD, KNN, predict, voted
+from clip_ood.detect.columns import judge_columns
 from clip_ood.detect.decisions import cutoffs, decisions_of
+from clip_ood.detect.given import judge_features
 from clip_ood.detect.heat_map import HeatMap, heat_map
 from clip_ood.detect.manifest import DetectorFolderError
 from clip_ood.detect.one_image import OneImage, picture_of
@@ -93,7 +97,10 @@ class Predictor(nn.Module):
     @torch.inference_mode()
     def _try(self, saved: SavedDetector) -> None:
         """Judges two made-up pictures. Raises: DetectorFolderError if the folder's content gives no scores for them."""
-        pixels = torch.stack([self.backbone.transform(Image.new("RGB", (8, 8)))] * 2)
+        if self.takes_features:
+            pixels = torch.ones(2, saved.manifest["width"])
+        else:
+            pixels = torch.stack([self.backbone.transform(Image.new("RGB", (8, 8)))] * 2)
         encoded = self._encoded(pixels.to(self.device))  # outside the try: the encoder's errors are not the folder's
         try:
             outputs = self.head(encoded).map(torch.nan_to_num)
@@ -105,6 +112,11 @@ class Predictor(nn.Module):
             ) from error
         if wrong := next((each.detector for each in predictions if isnan(each.score)), None):
             raise DetectorFolderError(f"{saved.folder}: what {wrong} learnt gives no score (NaN): do not use it")
+
+    @property
+    def takes_features(self) -> bool:
+        """Whether features are judged, which were given to the run, and no images."""
+        return isinstance(self.backbone, GivenFeatures)
 
     @property
     def column(self) -> str:
@@ -127,26 +139,41 @@ class Predictor(nn.Module):
         return self.decisions[0].expected
 
     @torch.inference_mode()
-    def forward(self, images: OneImage | Iterable[OneImage]) -> list[Prediction]:
+    def forward(
+        self, images: OneImage | Iterable[OneImage] | Mapping[str, Sequence]
+    ) -> list[Prediction] | dict[str, Any]:
         """Returns the predictions of each detector on images, in their order.
 
         Images are paths, PIL images, the bytes of files, open files, and tensors (3, H, W), uint8 or floats in [0, 1]. The first
-        four are prepared alike (see `clip_ood.files.pictures.decode`); tensors are taken as they are.
+        four are prepared alike (see `clip_ood.files.pictures.decode`); tensors are taken as they are. A run on features that were given
+        judges an array (N, D) of them. Columns, as `map` of datasets and `map_batches` of Ray give them, are judged by `judge_columns`.
 
         Raises: UnreadableImage or OSError for a path that is no image, TypeError and ValueError for anything else that is no
         image.
         """
+        if isinstance(images, Mapping):
+            return judge_columns(self, images)
         if isinstance(images, str | Path | Image.Image | bytes | IOBase):
             images = [images]
         if isinstance(images, Tensor) and images.ndim == 3:
             images = [images]
+        if self.takes_features:
+            return self.decided(judge_features(self, images))
         predictions = []
         for batch in _batches(images, self.batch_size):
-            pictures, contents = zip(*map(picture_of, batch), strict=True)
-            pixels = torch.stack([self.backbone.transform(each) for each in pictures])
             names = [str(each) if isinstance(each, str | Path) else None for each in batch]
-            judged = self.predict(self.outputs(pixels.to(self.device)), pairs(contents))
-            predictions += self.predictions(judged, names)
+            predictions += self.judge_pictures(*zip(*map(picture_of, batch), strict=True), names)
+        return self.decided(predictions)
+
+    def judge_pictures(
+        self, pictures: Sequence[Image.Image | Tensor], contents: Sequence[bytes], names: list[str | None]
+    ) -> list[Prediction]:
+        """Returns the predictions on a batch of pictures, whose files have these contents and names; with `fdr`, nothing is decided."""
+        pixels = torch.stack([self.backbone.transform(each) for each in pictures])
+        return self.predictions(self.predict(self.outputs(pixels.to(self.device)), pairs(contents)), names)
+
+    def decided(self, predictions: list[Prediction]) -> list[Prediction]:
+        """Returns predictions with what `fdr` decides over all of them together; without it, as they are."""
         if self.fdr is None:
             return predictions
         flagged = cutoffs(((each.detector, each.p_value) for each in predictions), self.fdr)

@@ -11,8 +11,10 @@ from clip_ood.config.detecting import add_options, alone_at_file, check, trainer
 from clip_ood.errors import ConfigError
 from clip_ood.process.called import called
 from clip_ood.process.launchers import settle
+from clip_ood.process.ranks import is_first
 from clip_ood.process.streams import Parser
 from clip_ood.runs.going_on import again, stoppable
+from clip_ood.terminal.shown import say
 
 if TYPE_CHECKING:
     from clip_ood.experiments.predictions import Counts
@@ -68,7 +70,14 @@ def answer(arguments: argparse.Namespace, trainer: dict[str, Any], argv: list[st
     kept = f"What was judged is kept. Go on with: {again('detect', argv)}"
     lost = "Printed predictions are not kept: with --out FILE, a stopped call goes on where it was"
     with stoppable(lambda: lost if arguments.out is None else kept):
-        return conduct(Request(**asked, trainer=trainer))
+        counts = conduct(Request(**asked, trainer=trainer))
+    if arguments.shard is not None and is_first():
+        given = ["--shard", str(arguments.shard), f"--shard={arguments.shard}"]
+        say(
+            f"Next: when all shards are judged, write {arguments.out} by {again('detect', argv, drop=given)}",
+            file=sys.stderr,
+        )
+    return counts
 
 
 def status(counts: Counts, strict: bool, fail_on_ood: bool, fail_on_alarm: bool) -> int:

@@ -5,7 +5,9 @@ from __future__ import annotations
 from contextlib import AbstractContextManager
 from pathlib import Path
 
+from clip_ood.config.given import GIVEN
 from clip_ood.config.schema import Config
+from clip_ood.errors import ConfigError
 from clip_ood.experiments.attack.pairs import check_pairs
 from clip_ood.experiments.attack.plan import Plan as AttackPlan
 from clip_ood.experiments.attack.plan import check_resumed as check_resumed_attack
@@ -28,6 +30,10 @@ def plan_experiment(config: Config, source: Path | None, resume: bool, overwrite
 
     `source` is the run whose heads it takes.
     """
+    if config.backbone.library == GIVEN:
+        raise ConfigError(
+            "--plan tells what is to be encoded, and features that are given are encoded already: leave it out"
+        )
     forecast, folder = Forecast(), config.runs_root / config.name
     with forecast.checking():
         folder = free_folder(config.runs_root, config.name, resume, overwrite)

@@ -1,0 +1,146 @@
+"""Reads files of features that are given, with their labels: .npy, .npz, .safetensors and .parquet."""
+
+from __future__ import annotations
+
+import zipfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from safetensors import SafetensorError, safe_open
+
+from clip_ood.config.source_schema import FeatureFile
+from clip_ood.data.parquet_files import classes_of
+from clip_ood.data.parquet_table import WrongTable
+from clip_ood.data.readers.vectors import DTYPE, Vectors
+from clip_ood.errors import ConfigError, nearest
+from clip_ood.files.regular_file import check_regular
+
+SUFFIXES = (".npy", ".npz", ".safetensors", ".parquet")
+FEATURES, LABELS = ("features", "embeddings", "embedding"), ("labels", "label")
+BLOCK = 1 << 16  # rows that are looked at together
+
+
+def read_features(set_name: str, source: FeatureFile, root: Path) -> Vectors:
+    """Reads features (N, D) and their labels; they are called "file/row".
+
+    Raises: ConfigError for a file of another kind, arrays of other shapes or types, NaN or infinite numbers, and labels of another
+    number.
+    """
+    path = root / source.file
+    where = f"Image set {set_name}: {path}"
+    try:
+        values, labels = _read(path, source, root)
+        _check(values)
+        labels, class_names = (None, None) if labels is None else _classes(labels, len(values))
+    except WrongTable as error:
+        raise ConfigError(f"{where}: {error}") from None
+    except (OSError, ValueError, KeyError, SafetensorError, pa.ArrowException, zipfile.BadZipFile) as error:
+        told = getattr(error, "strerror", None) or " ".join(str(error).split())[:300]
+        raise ConfigError(f"{where} cannot be read: {told}") from error
+    names = tuple(f"{path.name}/{row:06d}" for row in range(len(values)))
+    return Vectors(values, names, labels, class_names)
+
+
+def _read(path: Path, source: FeatureFile, root: Path) -> tuple[np.ndarray, Any]:
+    check_regular(path)
+    suffix = path.suffix.lower()
+    if suffix == ".npy":
+        if source.array is not None:
+            raise WrongTable(f"a .npy file holds one array, and array names {source.array!r}: leave it out")
+        values = np.load(path, mmap_mode="r", allow_pickle=False)
+        return values, None if source.labels is None else _labels_beside(root / source.labels)
+    if suffix == ".npz":
+        with np.load(path, allow_pickle=False) as file:
+            return _named(dict(file), source)
+    if suffix == ".safetensors":
+        with safe_open(path, "np") as file:
+            return _named({name: file.get_tensor(name) for name in file.keys()}, source)  # noqa: SIM118
+    if suffix == ".parquet":
+        return _columns(path, source)
+    raise WrongTable(f"features are read from {', '.join(SUFFIXES)}, and it is called {path.name}")
+
+
+def _labels_beside(path: Path) -> np.ndarray:
+    if path.suffix.lower() != ".npy":
+        raise WrongTable(f"the labels of a .npy file lie in another one, and labels names {path}: name a .npy file")
+    if not path.is_file():
+        raise WrongTable(f"there is no file of labels {path}")
+    return np.load(path, allow_pickle=False)
+
+
+def _named(arrays: Mapping[str, np.ndarray], source: FeatureFile) -> tuple[np.ndarray, Any]:
+    floats = [name for name, each in arrays.items() if each.ndim == 2 and each.dtype.kind == "f"]
+    shown = ", ".join(f"{name} {each.shape} {each.dtype}" for name, each in arrays.items())
+    values, labels = _choice(source, list(arrays), floats, shown)
+    return arrays[values], None if labels is None else arrays[labels]
+
+
+def _columns(path: Path, source: FeatureFile) -> tuple[np.ndarray, Any]:
+    schema = pq.read_schema(path)
+    shown = ", ".join(f"{field.name} ({field.type})" for field in schema)
+    lists = [field.name for field in schema if hasattr(field.type, "value_type")]
+    floats = [name for name in lists if pa.types.is_floating(schema.field(name).type.value_type)]
+    values, labels = _choice(source, schema.names, floats, shown)
+    if values not in floats:
+        raise WrongTable(f"its column {values} holds {schema.field(values).type}, and no lists of floats")
+    table = pq.read_table(path, columns=[values, *([] if labels is None else [labels])])
+    column = table.column(values)
+    lengths = set(pa.compute.list_value_length(column).to_pylist())
+    if len(lengths) > 1 or None in lengths:
+        told = ", ".join("none" if each is None else str(each) for each in sorted(lengths, key=lambda n: n or 0))
+        raise WrongTable(f"the rows of its column {values} have {told} numbers; expected the same number in each")
+    width = next(iter(lengths), 0)
+    flat = [chunk.flatten().to_numpy(zero_copy_only=False) for chunk in column.chunks]
+    array = np.concatenate(flat).reshape(-1, width) if flat and width else np.empty((0, 0), DTYPE)
+    return array, None if labels is None else table.column(labels).to_pylist()
+
+
+def _choice(source: FeatureFile, names: list[str], floats: list[str], shown: str) -> tuple[str, str | None]:
+    """Returns the name of the features, and that of the labels or None, out of what a file has. Raises: WrongTable."""
+    for key, asked in (("array", source.array), ("labels", source.labels)):
+        if asked is not None and asked not in names:
+            raise WrongTable(f"it has no {asked!r} ({key}).{nearest(asked, names)} It has {shown}")
+    labels = source.labels or next((name for name in LABELS if name in names), None)
+    if source.array is not None:
+        return source.array, labels
+    if usual := next((name for name in FEATURES if name in floats), None):
+        return usual, labels
+    if len(floats) == 1:
+        return floats[0], labels
+    found = f"several arrays of floats, {', '.join(floats)}" if floats else "no array (N, D) of floats"
+    raise WrongTable(f"it has {found}: name the one that is meant (array). It has {shown}")
+
+
+def _check(values: np.ndarray) -> None:
+    if values.ndim != 2 or values.dtype.kind != "f" or 0 in values.shape:
+        raise WrongTable(
+            f"its array is {values.shape} of {values.dtype}; expected (N, D) of floats, a row an image, with at least one of each"
+        )
+    for first in range(0, len(values), BLOCK):
+        with np.errstate(over="ignore"):
+            finite = np.isfinite(values[first : first + BLOCK].astype(DTYPE)).all(axis=1)
+        if not finite.all():
+            row = first + int(np.argmin(finite))
+            raise WrongTable(f"row {row} of its array has NaN or infinite numbers (as float32): take it out")
+
+
+def _classes(labels: Any, count: int) -> tuple[tuple[int, ...] | None, tuple[str, ...] | None]:
+    if isinstance(labels, np.ndarray):
+        if labels.ndim != 1 or labels.dtype.kind not in "iuU":
+            raise WrongTable(
+                f"its labels are {labels.shape} of {labels.dtype}; expected ({count},) of whole numbers or texts"
+            )
+        labels = labels.tolist()
+    if wrong := next((each for each in labels if not isinstance(each, int | str | None)), None):
+        raise WrongTable(f"it has the label {wrong!r}; labels are whole numbers from 0, -1 for none, or texts")
+    if len(labels) != count:
+        raise WrongTable(f"it has {len(labels):,} labels for {count:,} features; expected one a row")
+    if wrong := [each for each in labels if isinstance(each, int) and each < -1]:
+        raise WrongTable(f"it has the label {wrong[0]}; labels count from 0, and -1 is none")
+    return classes_of(
+        [None if each in (None, -1) else str(each) for each in labels], None
+    )  # no text encoder reads them

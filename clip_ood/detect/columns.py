@@ -1,0 +1,93 @@
+"""Judges batches of columns, as `datasets.Dataset.map(batched=True)` and `ray.data.Dataset.map_batches` give them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from clip_ood.detect.given import judge_features
+from clip_ood.detect.one_image import OneImage, picture_of
+from clip_ood.errors import UserError
+from clip_ood.files.pictures import UnreadableImage
+
+if TYPE_CHECKING:
+    from clip_ood.detect.prediction import Prediction
+    from clip_ood.detect.predictor import Predictor
+
+IMAGES = ("image", "bytes", "path")  # columns that hold images; the first that is there is judged
+FEATURES = ("features", "embeddings", "embedding")
+TEXTS, NUMBERS = ("predicted_class", "copy_of"), ("score", "p_value", "confidence")
+
+
+def judge_columns(predictor: Predictor, batch: Mapping[str, Sequence]) -> dict[str, Any]:
+    """Returns the columns of a batch but that of the images, and is_ood, score, p_value, predicted_class, confidence, copy_of, error.
+
+    Images are the column image (pictures as PIL images, arrays (H, W, 3) of uint8 or Hugging Face's {bytes, path}), bytes or path; for a
+    run on features that were given, features (B, D). `error` says why an image cannot be judged, and is empty for all others; then is_ood
+    is None, numbers are NaN and texts empty. A path beside another column of images names the image.
+    Raises: UserError for a predictor of several detectors, and for a batch without such a column.
+    """
+    if len(predictor.columns) > 1 or predictor.fdr is not None:
+        raise UserError(
+            "A batch has a row an image: load one detector, as load(RUN, detector='knn'), and without fdr, which decides over all images"
+        )
+    wanted = FEATURES if predictor.takes_features else IMAGES
+    name = next((each for each in wanted if each in batch), None)
+    if name is None:
+        raise UserError(
+            f"A batch has the columns {', '.join(batch)}, and none of {', '.join(wanted)}: rename the one that is meant"
+        )
+    judged, errors = _features(predictor, batch[name]) if predictor.takes_features else _images(predictor, batch[name])
+    left = {key: batch[key] for key in batch if key != name or key == "path"}
+    return left | _columns(judged, len(batch[name])) | {"error": errors}
+
+
+def _features(predictor: Predictor, given: Sequence) -> tuple[dict[int, Prediction], list[str]]:
+    stacked = given if isinstance(given, Tensor) else np.stack([np.asarray(each) for each in given])
+    return dict(enumerate(judge_features(predictor, stacked))), [""] * len(given)
+
+
+def _images(predictor: Predictor, given: Sequence) -> tuple[dict[int, Prediction], list[str]]:
+    """Returns the prediction on each image by its row, and why each other cannot be judged."""
+    judged, errors = {}, [""] * len(given)
+    for first in range(0, len(given), predictor.batch_size):
+        read = {}
+        for row in range(first, min(first + predictor.batch_size, len(given))):
+            try:
+                read[row] = picture_of(_image(given[row]))
+            except (UnreadableImage, OSError) as error:
+                errors[row] = str(error) or type(error).__name__
+        if read:
+            pictures, contents = zip(*read.values(), strict=True)
+            found = predictor.judge_pictures(pictures, contents, [None] * len(read))
+            judged |= dict(zip(read, found, strict=True))
+    return judged, errors
+
+
+def _image(cell: Any) -> OneImage:
+    if isinstance(cell, Mapping):
+        cell = cell.get("path") if cell.get("bytes") is None else cell["bytes"]
+    if cell is None:
+        raise UnreadableImage("the row holds no image")
+    if isinstance(cell, np.ndarray) and cell.dtype == np.uint8:
+        return Image.fromarray(cell)
+    return torch.as_tensor(cell) if isinstance(cell, np.ndarray) else cell
+
+
+def _columns(judged: Mapping[int, Prediction], count: int) -> dict[str, Any]:
+    rows = [judged.get(row) for row in range(count)]
+
+    def column(name: str, absent: Any) -> list[Any]:
+        values = [None if row is None else getattr(row, name) for row in rows]
+        return [absent if value is None else value for value in values]
+
+    return (
+        {"is_ood": column("is_ood", None)}
+        | {name: np.array(column(name, np.nan), np.float64) for name in NUMBERS}
+        | {name: column(name, "") for name in TEXTS}
+    )

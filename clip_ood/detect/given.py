@@ -1,0 +1,49 @@
+"""Judges features that are given, by a run that was fitted on such features."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from clip_ood.errors import UserError
+from clip_ood.features.identity import identity_of, pairs
+
+if TYPE_CHECKING:
+    from clip_ood.detect.prediction import Prediction
+    from clip_ood.detect.predictor import Predictor
+
+
+def judge_features(predictor: Predictor, features: Tensor | np.ndarray | Sequence) -> list[Prediction]:
+    """Returns the predictions on features (N, D), each detector's on a row before those on the next.
+
+    Raises: UserError for anything else than N rows of the width that the run was fitted on, of finite numbers.
+    """
+    values = _checked(features, predictor.saved.manifest.get("width"))
+    predictions = []
+    for batch in values.split(predictor.batch_size):
+        contents = pairs([identity_of(row.numpy().tobytes()) for row in batch])
+        judged = predictor.predict(predictor.outputs(batch.to(predictor.device)), contents)
+        predictions += predictor.predictions(judged, [None] * len(batch))
+    return predictions
+
+
+def _checked(features: Tensor | np.ndarray | Sequence, width: int | None) -> Tensor:
+    try:
+        values = torch.as_tensor(np.asarray(features) if not isinstance(features, Tensor) else features)
+    except (TypeError, ValueError) as error:
+        raise UserError(
+            f"This run judges features, an array (N, {width or 'D'}) of floats, and was given {error}"
+        ) from error
+    if values.ndim != 2 or not values.is_floating_point() or width not in (None, values.shape[1]):
+        raise UserError(
+            f"This run judges features, an array (N, {width or 'D'}) of floats, and was given {tuple(values.shape)} of "
+            f"{str(values.dtype).removeprefix('torch.')}"
+        )
+    values = values.detach().cpu().float()
+    if len(wrong := (~values.isfinite().all(dim=1)).nonzero()):
+        raise UserError(f"Row {int(wrong[0])} of the features has NaN or infinite numbers: take it out")
+    return values

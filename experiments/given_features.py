@@ -1,0 +1,45 @@
+"""Features that are given in the place of images, as the store would give them."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+
+from clip_ood.config.schema import Config
+from clip_ood.config.set_keys import option_of
+from clip_ood.data.benchmark import Benchmark
+from clip_ood.data.image_list import ImageList
+from clip_ood.data.readers.vectors import DTYPE
+from clip_ood.errors import ConfigError
+from clip_ood.features.rows import Rows
+from clip_ood.features.store import dtype_of
+from clip_ood.features.stored_set import Features
+
+
+def given_features(config: Config, benchmark: Benchmark) -> dict[str, Features]:
+    """Returns the given features by image set, in the dtype in which those of an encoder are stored; equal rows are copies.
+
+    Raises: ConfigError for sets of different widths.
+    """
+    values = {key: _values(each) for key, each in benchmark.images.items()}
+    first, expected = next((key, each.shape[1]) for key, each in values.items())
+    if other := next((key for key, each in values.items() if each.shape[1] != expected), None):
+        raise ConfigError(
+            f"{option_of(other)} has features of {values[other].shape[1]} numbers, and {option_of(first)} of {expected}: give those of one "
+            "encoder"
+        )
+    dtype = dtype_of(config.backbone.precision)
+    return {
+        key: Features(
+            Rows([torch.from_numpy(each).to(dtype)]),
+            None,
+            torch.ones(len(each), dtype=torch.bool),
+            benchmark.images[key].identities(),
+        )
+        for key, each in values.items()
+    }
+
+
+def _values(images: ImageList) -> np.ndarray:
+    """Returns features (N, D)."""
+    return np.stack([np.frombuffer(images.reader.open(row), DTYPE) for row in images.rows])

@@ -1,0 +1,200 @@
+"""Judges the parts of the inputs by Ray Data: actors that each have the predictor take batches, and this process keeps the parts.
+
+    folders, lists ─▶ one task of this machine lists the batches ─▶ (with GPUs: tasks that decode) ─▶ actors ─▶ parts, in order
+
+Ray gives the batches of an actor that is lost to another one. What is judged lies in the parts that a process alone would have made, so
+that it joins them, and judges what is left.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import signal
+import sys
+import threading
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from functools import partial
+from math import floor
+from typing import TYPE_CHECKING, Any
+
+import pyarrow as pa
+import ray
+import torch
+from ray.data import ActorPoolStrategy, DataContext, ReadTask
+from ray.data.block import BlockMetadata
+from ray.data.datasource import Datasource
+
+from clip_ood.callbacks.prediction_writer import PredictionParts, lines
+from clip_ood.data.inputs import Source, sources
+from clip_ood.datamodules.new_images import Pictures
+from clip_ood.detect.batch_rows import batch_of, read_row_of, row_of
+from clip_ood.detect.batches import NewImageBatch
+from clip_ood.detect.part_batches import part_batches
+from clip_ood.detect.predictor import Predictor
+from clip_ood.detect.saved import SavedDetector
+from clip_ood.errors import UserError
+from clip_ood.lightning_modules.prediction import PredictionModule
+from clip_ood.process import stalls
+
+if TYPE_CHECKING:
+    from clip_ood.experiments.detect import Request
+
+LINES = "lines"  # column of what was found
+
+
+def judge_by_ray(request: Request, columns: list[str], size: int, per_part: int, parts: PredictionParts) -> None:
+    """Judges those parts of the inputs that are not whole yet, and keeps each once it is whole.
+
+    `size`: images of a batch; `per_part`: batches of a part. Raises: UserError as judging in this process does.
+    """
+    with connected():
+        data = _judged(request, columns, size, per_part, parts)
+        try:
+            _keep(data.iter_rows(), parts)
+        except ray.exceptions.RayError as error:
+            if (ours := _cause(error)) is not None:
+                raise ours from None
+            raise
+
+
+@contextmanager
+def connected() -> Iterator[None]:
+    """Connects to the cluster of RAY_ADDRESS, or starts Ray on this machine alone; what is connected already stays so."""
+    if ray.is_initialized():
+        yield
+        return
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # no host is told
+    os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")  # all else is raised, too
+    logging.getLogger("ray.data").setLevel(logging.ERROR)
+    own = {} if os.environ.get("RAY_ADDRESS") else {"address": "local", "include_dashboard": False}
+    is_main = threading.current_thread() is threading.main_thread()
+    before = signal.getsignal(signal.SIGTERM)
+    ray.init(log_to_driver=False, logging_level="ERROR", **own)
+    if is_main:
+        signal.signal(signal.SIGTERM, before)  # this project's own end, which Ray replaces
+    try:
+        yield
+    finally:
+        ray.shutdown()
+
+
+def _judged(request: Request, columns: list[str], size: int, per_part: int, parts: PredictionParts) -> ray.data.Dataset:
+    context = DataContext.get_current()
+    context.enable_progress_bars, context.print_on_execution_start = sys.stderr.isatty(), False
+    context.execution_options.preserve_order = True
+    context.target_max_block_size = 1  # byte: each batch is a block, which one actor takes
+    inputs = Batches(partial(sources, request.paths), size, per_part, parts.is_whole)
+    here = {"ray.io/node-id": ray.get_runtime_context().get_node_id()}  # where the parts lie
+    rows = ray.data.read_datasource(inputs, override_num_blocks=1, num_cpus=0, label_selector=here)
+    judge = {"request": request, "columns": columns, "folder": os.getcwd()}
+    least, most = _actors(request)
+    pool = ActorPoolStrategy(min_size=least, max_size=most)
+    needs = {"num_gpus": request.gpus} if request.gpus else {"num_cpus": 1}
+    if request.gpus:  # pictures are decoded on the CPUs of the cluster
+        transform = SavedDetector(request.run, request.trust_classes).backbone(request.encoder).transform
+        rows = rows.map(partial(_read, Pictures(transform), os.getcwd()), num_cpus=1)
+    return rows.map(Judge, fn_constructor_kwargs=judge, compute=pool, **needs)
+
+
+def _actors(request: Request) -> tuple[int, int]:
+    """Returns the least and the largest number of actors: by default as many as the cluster has CPUs, or shares of a GPU, for."""
+    if request.actors is not None:
+        return request.actors
+    there = ray.cluster_resources()
+    most = floor(there.get("GPU", 0) / request.gpus) if request.gpus else int(there.get("CPU", 1))
+    if most < 1:
+        raise UserError(f"--gpus {request.gpus:g}: the Ray cluster has {there.get('GPU', 0):g} GPUs")
+    return 1, most
+
+
+class Batches(Datasource):
+    """The batches of those parts that are not whole, which one task lists as they are asked for."""
+
+    def __init__(
+        self, inputs: Callable[[], Iterable[Source]], size: int, per_part: int, is_whole: Callable[..., bool]
+    ) -> None:
+        super().__init__()
+        self.inputs, self.size, self.per_part, self.is_whole = inputs, size, per_part, is_whole
+        self.folder = os.getcwd()
+
+    def estimate_inmemory_data_size(self) -> int | None:
+        return None
+
+    def get_read_tasks(self, parallelism: int, *further: Any, **others: Any) -> list[ReadTask]:
+        about = BlockMetadata(num_rows=None, size_bytes=None, input_files=None, exec_stats=None)
+        return [ReadTask(self._blocks, about)]
+
+    def _blocks(self) -> Iterator[pa.Table]:
+        os.chdir(self.folder)
+        for batch in part_batches(self.inputs(), self.size, self.per_part, self.is_whole):
+            yield pa.Table.from_pylist([row_of(batch)])
+
+
+class Judge:
+    """An actor: the predictor of a run, which takes batches of sources, or of images that were read already.
+
+    It works in the `folder` of the process that asks, so that relative paths mean the same.
+    """
+
+    def __init__(self, request: Request, columns: list[str], folder: str) -> None:
+        _enter(folder)
+        stalls.wait_at_most(request.timeout)
+        saved = SavedDetector(request.run, request.trust_classes)
+        rules = (request.accept, request.fdr, request.nearest, request.per_class, request.words)
+        predictor = Predictor(saved, saved.backbone(request.encoder, request.allow_download), columns, *rules)
+        self.device = torch.device("cuda" if request.gpus and torch.cuda.is_available() else "cpu")
+        self.module = PredictionModule(predictor.to(self.device)).eval()
+        self.pictures = Pictures(predictor.backbone.transform)
+
+    @torch.inference_mode()
+    def __call__(self, row: dict[str, Any]) -> dict[str, Any]:
+        given = batch_of(row)
+        batch = given if isinstance(given, NewImageBatch) else self.pictures[given]
+        if batch.images is not None:
+            batch.images = batch.images.to(self.device)
+        found = lines(self.module, self.module.predict_step(batch, 0), batch)
+        written = b"".join(json.dumps(line).encode() + b"\n" for line in found)
+        return row_of(batch.batch) | {LINES: written}
+
+
+def _read(pictures: Pictures, folder: str, row: dict[str, Any]) -> dict[str, Any]:
+    _enter(folder)
+    return read_row_of(pictures[batch_of(row)])
+
+
+def _enter(folder: str) -> None:
+    try:
+        os.chdir(folder)
+    except OSError as error:
+        raise UserError(
+            f"A worker of Ray cannot enter {folder} ({error.strerror}): all machines of the cluster need the same folders"
+        ) from None
+
+
+def _keep(rows: Iterable[dict[str, Any]], parts: PredictionParts) -> None:
+    """Keeps each part once its last batch is there; batches come in order."""
+    found: list[bytes] = []
+    taken: list[Source] = []
+    for row in rows:
+        batch = batch_of(row)
+        taken += batch.sources
+        new = row[LINES].splitlines(keepends=True)
+        for line in new:
+            parts.watch(json.loads(line))
+        found += new
+        if batch.last:
+            parts.keep(batch.part, taken, found)
+            found, taken = [], []
+
+
+def _cause(error: BaseException | None) -> Exception | None:
+    """Returns the error of this project that an error of Ray's comes from."""
+    while error is not None:
+        cause = getattr(error, "cause", None) or error.__cause__
+        if isinstance(cause, UserError | OSError) and not isinstance(cause, ray.exceptions.RayError):
+            return cause
+        error = cause
+    return None

@@ -1,0 +1,232 @@
+"""Features of one's own: from arrays to the table and a detector folder that judges arrays, without an encoder."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import torch
+import yaml
+from safetensors.numpy import save_file
+
+import detect
+import eval as evaluation
+import train
+from clip_ood import load
+from clip_ood.config.schema import ImageSet
+from clip_ood.data.listing import list_images
+from clip_ood.errors import ConfigError, UserError
+from clip_ood.experiments.commands import features
+
+pytestmark = pytest.mark.slow
+
+WIDTH, EACH = 12, 40
+
+
+def drawn(seed: int, shift: float = 0.0, count: int = 3 * EACH) -> tuple[np.ndarray, np.ndarray]:
+    """Features of three classes around three axes, `shift` away from them."""
+    generator = np.random.default_rng(seed)
+    labels = np.arange(count) % 3
+    return (generator.normal(size=(count, WIDTH)) * 0.5 + 4 * np.eye(WIDTH)[labels] + shift).astype(np.float32), labels
+
+
+@pytest.fixture(scope="module")
+def arrays(tmp_path_factory):
+    root = tmp_path_factory.mktemp("arrays")
+    for name, seed in (("train", 0), ("test", 1)):
+        values, labels = drawn(seed)
+        np.savez(root / f"{name}.npz", features=values, labels=labels)
+    np.save(root / "far.npy", drawn(2, shift=3.0)[0])
+    save_file({"features": drawn(3, shift=0.8)[0]}, root / "near.safetensors")
+    return root
+
+
+def config(root, name, method=None, **keys):
+    content = {
+        "data": {
+            "root": str(root),
+            "id": {"train": {"features": "train.npz"}, "test": {"features": "test.npz"}},
+            "ood": {"far": {"features": "far.npy"}, "near": {"features": {"file": "near.safetensors"}}},
+            "splits": {"val": 0.3, "test": 0.0},
+        },
+        "backbone": {"library": "given", "model": "my encoder"},
+        "method": method or {"zero_shot": {}},
+        "evaluation": {"figures": False, "report": False},
+        "runs_root": f"{root}/runs",
+        "features_root": f"{root}/features",
+        "trainer": {"accelerator": "cpu", "devices": 1, "enable_progress_bar": False},
+    }
+    path = root / f"{name}.yaml"
+    path.write_text(yaml.safe_dump(content | keys))
+    return str(path)
+
+
+@pytest.fixture(scope="module")
+def given(arrays):
+    evaluation.main(["--config", config(arrays, "plain")])
+    return arrays / "runs" / "plain"
+
+
+def test_the_table_has_the_scores_that_plain_code_gives(given, arrays):
+    results = json.loads((given / "results.json").read_text())
+    assert results["encoder"] == "my encoder"
+    rows = pq.read_table(given / "scores.parquet").to_pylist()
+    bank = np.load(arrays / "train.npz")["features"]
+    bank = bank / np.linalg.norm(bank, axis=1, keepdims=True)
+    held_out = {row["path"] for row in rows if row["role"] == "val"}
+    kept = bank[[f"train.npz/{number:06d}" not in held_out for number in range(len(bank))]]
+    assert 0 < len(kept) < len(bank)
+    for row in rows:
+        if row["set"] == "far":
+            one = np.load(arrays / "far.npy")[int(row["path"].rpartition("/")[2])]
+            assert row["knn"] == pytest.approx(float((kept @ (one / np.linalg.norm(one))).max()), abs=1e-5)
+
+
+@pytest.mark.parametrize("detectors", [None, ["mahalanobis", "vim"]])
+def test_a_probe_learns_from_given_features_and_its_folder_judges_arrays(arrays, detectors):
+    name = "probe" if detectors is None else "two"
+    keys = {} if detectors is None else {"detectors": detectors}
+    train.main(["--config", config(arrays, name, {"linear_probe": {"epochs": 40, "batch_size": 16}}, **keys)])
+    predictor = load(arrays / "runs" / name)
+    test, labels = (np.load(arrays / "test.npz")[key] for key in ("features", "labels"))
+    accepted, far = predictor(test), predictor(torch.from_numpy(np.load(arrays / "far.npy")))
+    assert np.mean([each.is_ood for each in accepted]) < 0.2 < 0.9 < np.mean([each.is_ood for each in far])
+    right = [each.predicted_class == str(label) for each, label in zip(accepted, labels, strict=True)]
+    assert predictor.by == ("knn" if detectors is None else "head")  # a folder without a bank has no neighbours to ask
+    assert detectors is not None or np.mean(right) > 0.9
+    scored = pq.read_table(arrays / "runs" / name / "scores.parquet").to_pylist()
+    theirs = {row["path"]: row[predictor.column] for row in scored}
+    assert [each.score for each in far] == pytest.approx([theirs[f"far.npy/{row:06d}"] for row in range(120)], rel=1e-5)
+    copy = predictor(np.load(arrays / "train.npz")["features"][:60])
+    assert any(each.copy_of == "train.npz/000000" for each in copy) or copy[0].copy_of is None
+    assert sum(each.copy_of is not None for each in copy) > 20
+
+
+def test_a_report_and_cross_fitting_take_them(arrays):
+    keys = {"evaluation": {"cross_fit": 3, "report": True, "figures": False}}
+    evaluation.main(["--config", config(arrays, "crossed", **keys), "--data.splits={val: 0, test: 0}"])
+    assert (arrays / "runs/crossed/report.html").is_file() and (arrays / "runs/crossed/suspects.csv").is_file()
+
+
+def test_equal_rows_of_two_sets_are_told(arrays, capsys):
+    values = np.load(arrays / "far.npy")
+    values[:4] = np.load(arrays / "test.npz")["features"][:4]
+    np.save(arrays / "leaky.npy", values)
+    evaluation.main(["--config", config(arrays, "leaky"), "--data.ood={leaky: {features: leaky.npy}}"])
+    assert "4" in json.dumps(json.loads((arrays / "runs/leaky/results.json").read_text())["shared_images"])
+
+
+@pytest.mark.parametrize(
+    "wrong, told",
+    [
+        (np.zeros((3, 4, 5), np.float32), r"its array is \(3, 4, 5\) of float32; expected \(N, D\)"),
+        (np.zeros((3, 4), np.int64), "of int64; expected"),
+        (np.zeros((0, 4), np.float32), "at least one of each"),
+        (np.array([[1.0, 2.0], [3.0, np.nan]]), "row 1 of its array has NaN"),
+        (np.array([[1.0, 1e300]]), "row 0 of its array has NaN or infinite"),
+    ],
+)
+def test_wrong_arrays_are_refused(tmp_path, wrong, told):
+    np.save(tmp_path / "x.npy", wrong)
+    with pytest.raises(ConfigError, match=told):
+        listed(tmp_path, file="x.npy")
+
+
+def listed(root, **source):
+    return list_images("x", ImageSet(features=source), root, True, 0)
+
+
+def test_labels_are_numbers_or_texts_one_a_row(tmp_path):
+    values = np.ones((4, 3), np.float32)
+    np.savez(tmp_path / "a.npz", embeddings=values, label=np.array(["b", "a", "b", "a"]))
+    images = listed(tmp_path, file="a.npz")
+    assert images.class_names == ("a", "b") and images.labels == (1, 0, 1, 0)
+    np.savez(tmp_path / "b.npz", x=values, y=values, labels=np.arange(3))
+    with pytest.raises(ConfigError, match=r"several arrays of floats, x, y: name the one that is meant \(array\)"):
+        listed(tmp_path, file="b.npz")
+    with pytest.raises(ConfigError, match="3 labels for 4 features"):
+        listed(tmp_path, file="b.npz", array="x")
+    with pytest.raises(ConfigError, match=r"no 'z' \(array\)"):
+        listed(tmp_path, file="b.npz", array="z")
+    with pytest.raises(ConfigError, match=r"its labels are \(4, 3\) of float32"):
+        listed(tmp_path, file="b.npz", array="x", labels="y")
+    np.save(tmp_path / "c.npy", values)
+    np.save(tmp_path / "labels.npy", np.array([0, 1, -1, 1]))
+    assert listed(tmp_path, file="c.npy", labels="labels.npy").labels == (0, 1, -1, 1)
+    with pytest.raises(ConfigError, match="there is no file of labels"):
+        listed(tmp_path, file="c.npy", labels="other.npy")
+    np.save(tmp_path / "objects.npy", np.array([{}], object))
+    with pytest.raises(ConfigError, match=r"objects\.npy cannot be read"):  # nothing is unpickled
+        listed(tmp_path, file="objects.npy")
+
+
+def test_parquet_and_safetensors_give_the_same(tmp_path):
+    values, labels = drawn(5, count=6)
+    pq.write_table(pa.table({"features": list(values), "label": labels, "other": ["x"] * 6}), tmp_path / "a.parquet")
+    save_file({"features": values, "labels": labels}, tmp_path / "a.safetensors")
+    np.savez(tmp_path / "a.npz", features=values.astype(np.float64), labels=labels)
+    found = [listed(tmp_path, file=f"a.{kind}") for kind in ("parquet", "safetensors", "npz")]
+    assert len({(each.labels, each.reader.open(3), each.identities().tobytes()) for each in found}) == 1
+    pq.write_table(pa.table({"features": [[1.0, 2.0], [3.0]]}), tmp_path / "ragged.parquet")
+    with pytest.raises(ConfigError, match="have 1, 2 numbers; expected the same number"):
+        listed(tmp_path, file="ragged.parquet")
+    (tmp_path / "a.npz").write_bytes(b"PK\3\4 cut")
+    for name in ("a.npz",):
+        with pytest.raises(ConfigError, match="cannot be read"):
+            listed(tmp_path, file=name)
+    (tmp_path / "a.txt").write_text("1 2")
+    with pytest.raises(ConfigError, match=r"features are read from \.npy, \.npz"):
+        listed(tmp_path, file="a.txt")
+
+
+@pytest.mark.parametrize(
+    "change, told",
+    [
+        ({"data.ood": "{a: photos}"}, "nothing makes features of the images of data.ood.a"),
+        ({"backbone": "{library: timm, model: resnet18}"}, "data.id.train is given as features"),
+        ({"method": "{finetune: {}}"}, "tunes the encoder"),
+        ({"evaluation.leaks": "near"}, "decodes images"),
+        ({"backbone.image_size": "64"}, "backbone.image_size says how an encoder is made"),
+        ({"data.ood": "{a: {features: wide.npy}}"}, "has features of 5 numbers, and data.id.train of 12"),
+        ({"data.ood": "{a: {features: gone.npy}}"}, "there is no file of features"),
+        ({"data.ood": "{a: {features: far.npy}, b: {features: ./far.npy}}"}, "name the same images"),
+        ({"method": "{plp: {}}"}, "text encoder"),
+        ({"detectors": "[{name: knn, layer: 3}]"}, "features were given"),
+    ],
+)
+def test_what_does_not_go_with_given_features_is_refused(arrays, change, told):
+    np.save(arrays / "wide.npy", np.ones((9, 5), np.float32))
+    options = [f"--{key}={value}" for key, value in change.items()]
+    with pytest.raises(UserError, match=told):
+        train.main(["--config", config(arrays, "wrong", {"linear_probe": {"epochs": 1}}), *options])
+
+
+def test_images_are_refused_and_wrong_arrays_named(given, tmp_path):
+    (tmp_path / "a.png").write_bytes(b"x")
+    with pytest.raises(UserError, match="features were given"):
+        detect.main(["--run", str(given), str(tmp_path / "a.png")])
+    with pytest.raises(UserError, match="features were given"):
+        detect.main(["--run", str(given), "--export", str(tmp_path / "a.onnx")])
+    with pytest.raises(UserError, match="was given its features"):
+        features.main(["export", "--run", str(given), "--out", str(tmp_path / "a.parquet")])
+    with pytest.raises(UserError, match="encoded already"):
+        evaluation.main(["--config", str(given.parents[1] / "plain.yaml"), "--plan"])
+    predictor = load(given)
+    for wrong, told in (
+        (np.ones((2, 5), np.float32), r"array \(N, 12\) of floats, and was given \(2, 5\)"),
+        (np.ones((2, 12), int), "int64"),
+        (np.full((2, 12), np.nan), "Row 0 of the features has NaN"),
+        (["a.png"], "judges features"),
+    ):
+        with pytest.raises(UserError, match=told):
+            predictor(wrong)
+
+
+def test_columns_of_features_are_judged(given, arrays):
+    predictor = load(given)
+    values = np.load(arrays / "far.npy")[:5]
+    judged = predictor({"features": values, "id": np.arange(5)})
+    assert judged["is_ood"] == [each.is_ood for each in predictor(values)] and list(judged["id"]) == [0, 1, 2, 3, 4]

@@ -1,0 +1,239 @@
+"""Ray Data judges as one process does: the same lines in input order, also when workers are killed, and the predictor is its callable."""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+from judged_run import judged, read
+from test_given_features import config as config_of_arrays
+from test_given_features import drawn
+
+import detect
+import eval as evaluation
+from clip_ood import load
+from clip_ood.callbacks.prediction_writer import PredictionParts
+from clip_ood.errors import ConfigError, UserError
+from clip_ood.experiments import detect as conducting
+from clip_ood.files.unreadable import TooManyUnreadable
+from clip_ood.lightning_modules.prediction import PredictionModule
+
+ray = pytest.importorskip("ray", reason="needs Ray: pip install -e '.[test]'")
+pytestmark = pytest.mark.slow
+
+NUMBERS = ("score", "p_value", "confidence")
+
+
+@pytest.fixture(scope="module", autouse=True)
+def cluster():
+    """Ray on this machine, with two CPUs and a GPU that is only a number."""
+    os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
+    ray.init(address="local", num_cpus=2, num_gpus=1, include_dashboard=False, log_to_driver=False)
+    yield
+    ray.shutdown()
+
+
+@pytest.fixture(autouse=True)
+def small_parts(monkeypatch):
+    monkeypatch.setattr(conducting, "BATCHES", 2)
+
+
+@pytest.fixture
+def alone(monkeypatch):
+    """The batches that this process judges itself."""
+    real, found = PredictionModule.predict_step, []
+    monkeypatch.setattr(PredictionModule, "predict_step", lambda *a: found.append(a[1]) or real(*a))
+    return found
+
+
+@pytest.mark.parametrize("more", [["--actors", "2"], ["--actors", "1", "--gpus", "0.5"]])
+def test_workers_write_what_one_process_does(run, root, tmp_path, alone, more):
+    (tmp_path / "bad.png").write_bytes(b"no image")
+    images = [root / "data" / "id", tmp_path / "bad.png", root / "data" / "near"]
+    options = ["--detector", "all", "--nearest", "2"]
+    judged("--run", run, *images, "--out", tmp_path / "one.csv", *options)
+    alone.clear()
+    judged("--run", run, *images, "--out", tmp_path / "ray.csv", "--engine", "ray", *more, *options)
+    assert not alone
+    assert (tmp_path / "ray.csv").read_bytes() == (tmp_path / "one.csv").read_bytes()
+    failures = [tmp_path / f"{name}.csv.unreadable.csv" for name in ("one", "ray")]
+    assert failures[0].read_bytes() == failures[1].read_bytes()
+
+
+def workers() -> list[int]:
+    """The processes of actors below this one."""
+    found = []
+    for place in Path("/proc").glob("[0-9]*"):
+        try:
+            title = (place / "cmdline").read_bytes()
+        except OSError:
+            continue
+        if title.startswith(b"ray::MapWorker(Map(Judge))") and below(int(place.name)):
+            found.append(int(place.name))
+    return found
+
+
+def below(process: int) -> bool:
+    while process > 1:
+        if process == os.getpid():
+            return True
+        try:
+            process = int(Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[1])
+        except OSError:
+            return False
+    return False
+
+
+def test_a_killed_worker_costs_nothing_but_time(run, root, tmp_path, monkeypatch):
+    images = [str(path) for path in sorted((root / "data" / "id").rglob("*.png"))] * 60
+    (tmp_path / "list.txt").write_text("\n".join(images))
+    judged("--run", run, tmp_path / "list.txt", "--out", tmp_path / "one.csv")
+    real, kept, killed = PredictionParts.keep, [], []
+    monkeypatch.setattr(PredictionParts, "keep", lambda *a: kept.append(a[1]) or real(*a))
+
+    def kill() -> None:
+        while len(kept) < 5:
+            time.sleep(0.02)
+        killed.append((workers()[0], len(kept)))
+        os.kill(killed[0][0], signal.SIGKILL)
+
+    killer = threading.Thread(target=kill, daemon=True)
+    killer.start()
+    judged("--run", run, tmp_path / "list.txt", "--out", tmp_path / "ray.csv", "--engine", "ray", "--actors", "2")
+    killer.join(5)
+    assert killed and killed[0][1] < len(kept), "it was killed after the end"
+    assert kept == list(range(len(kept)))  # each part once
+    assert (tmp_path / "ray.csv").read_bytes() == (tmp_path / "one.csv").read_bytes()
+
+
+def test_a_stopped_call_goes_on_with_what_is_missing(run, root, tmp_path, monkeypatch):
+    judged("--run", run, root / "data" / "id", "--out", tmp_path / "one.csv")
+    real, kept = PredictionParts.keep, []
+
+    def stops(*given):
+        if len(kept) == 1:
+            raise KeyboardInterrupt
+        kept.append(given[1])
+        real(*given)
+
+    command = ["--run", str(run), str(root / "data" / "id"), "--out", str(tmp_path / "ray.csv"), "--engine", "ray"]
+    monkeypatch.setattr(PredictionParts, "keep", stops)
+    with pytest.raises((KeyboardInterrupt, SystemExit)):
+        detect.main(command)
+    monkeypatch.setattr(PredictionParts, "keep", lambda *a: kept.append(a[1]) or real(*a))
+    judged(*command)
+    assert kept == list(range(len(kept)))
+    assert (tmp_path / "ray.csv").read_bytes() == (tmp_path / "one.csv").read_bytes()
+
+
+def test_errors_of_workers_are_those_of_one_process(run, root, tmp_path):
+    for number in range(9):
+        (tmp_path / f"bad{number}.png").write_bytes(b"no image")
+    with pytest.raises(TooManyUnreadable):
+        detect.main(["--run", str(run), str(tmp_path), "--out", str(tmp_path.with_suffix(".csv")), "--engine", "ray"])
+
+
+@pytest.mark.parametrize(
+    "more, told",
+    [
+        ([], "give --out FILE"),
+        (["--out", "a.csv", "-"], "instead of standard input"),
+        (["--out", "a.csv", "--shard", "0/2"], "--shard does not go with --engine ray"),
+        (["--out", "a.csv", "--gpus", "-1"], "must be a number of GPUs"),
+        (["--out", "a.csv", "--gpus", "8"], "the Ray cluster has 1 GPUs"),
+        (["--out", "a.csv", "--trainer.devices=2", "--trainer.accelerator=cpu"], "leave --trainer.devices out"),
+    ],
+)
+def test_what_does_not_go_with_ray_is_refused(run, root, tmp_path, monkeypatch, more, told):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UserError, match=told):
+        detect.main(["--run", str(run), str(root / "data" / "near"), "--engine", "ray", *more])
+
+
+def test_options_of_ray_alone_are_refused_without_it(run, root):
+    for option in (["--actors", "2"], ["--gpus", "1"]):
+        with pytest.raises(ConfigError, match="goes with --engine ray"):
+            detect.main(["--run", str(run), str(root / "data" / "near"), *option])
+    with pytest.raises(SystemExit):
+        detect.main(["--run", str(run), "x", "--actors", "3-2"])
+
+
+def judge():
+    """The actor of Ray Data that docs/ray.md shows; a class in a function goes to workers that cannot import this file."""
+
+    class Judge:
+        def __init__(self, run: str) -> None:
+            self.predictor = load(run)
+
+        def __call__(self, batch):
+            return self.predictor(batch)
+
+    return Judge
+
+
+def check(rows, expected) -> None:
+    assert [row["is_ood"] for row in rows] == [each.is_ood for each in expected]
+    for name in NUMBERS:
+        assert [row[name] for row in rows] == pytest.approx([getattr(each, name) for each in expected], rel=1e-5)
+    assert [row["predicted_class"] for row in rows] == [each.predicted_class for each in expected]
+
+
+def test_the_predictor_is_the_callable_of_map_batches(run, root, tmp_path):
+    near = sorted(str(path) for path in (root / "data" / "near").iterdir())
+    (tmp_path / "bad.png").write_bytes(b"no image")
+    paths = [*near, str(tmp_path / "bad.png")]
+    data = ray.data.from_items([{"path": path, "id": number} for number, path in enumerate(paths)])
+    pool = ray.data.ActorPoolStrategy(size=1)
+    rows = data.map_batches(judge(), fn_constructor_args=(str(run),), compute=pool, batch_size=4).take_all()
+    rows.sort(key=lambda row: row["id"])
+    assert [row["path"] for row in rows] == paths
+    assert "cannot identify" in rows[-1]["error"] and rows[-1]["is_ood"] is None and np.isnan(rows[-1]["score"])
+    check(rows[:-1], load(run)(near))
+    assert {row["error"] for row in rows[:-1]} == {""}
+
+
+def test_the_predictor_is_the_callable_of_datasets_map(run, root):
+    datasets = pytest.importorskip("datasets", reason="needs datasets: pip install -e '.[test]'")
+    near = sorted(str(path) for path in (root / "data" / "near").iterdir())
+    predictor = load(run)
+    rows = datasets.Dataset.from_dict({"image": near, "id": list(range(len(near)))})
+    for decode in (True, False):
+        images = rows.cast_column("image", datasets.Image(decode=decode))
+        made = images.map(predictor, batched=True, batch_size=4, new_fingerprint=f"judged{decode}")
+        assert made["id"] == list(range(len(near)))
+        check(list(made.remove_columns("image")), predictor(near))
+
+
+def test_columns_that_are_no_images_are_refused(run):
+    with pytest.raises(UserError, match="columns picture, id, and none of image, bytes, path: rename"):
+        load(run)({"picture": [], "id": []})
+    with pytest.raises(UserError, match="load one detector"):
+        load(run, detector="all")({"path": []})
+
+
+def test_given_features_are_judged_by_map_batches(tmp_path):
+    for name, seed in (("train", 0), ("test", 1)):
+        values, labels = drawn(seed)
+        np.savez(tmp_path / f"{name}.npz", features=values, labels=labels)
+    np.save(tmp_path / "far.npy", drawn(2, shift=3.0)[0])
+    given = config_of_arrays(tmp_path, "plain", detectors=["knn"])
+    evaluation.main(["--config", given, "--data.ood={far: {features: far.npy}}"])
+    values = np.load(tmp_path / "far.npy")[:7]
+    data = ray.data.from_items([{"features": row, "id": number} for number, row in enumerate(values)])
+    pool, run = ray.data.ActorPoolStrategy(size=1), str(tmp_path / "runs" / "plain")
+    rows = data.map_batches(judge(), fn_constructor_args=(run,), compute=pool, batch_size=3).take_all()
+    expected = load(run)(values)
+    assert [row["score"] for row in sorted(rows, key=lambda row: row["id"])] == pytest.approx(
+        [each.score for each in expected]
+    )
+
+
+def test_relative_paths_mean_the_same_to_workers(run, root, tmp_path, monkeypatch):
+    monkeypatch.chdir(root / "data")
+    judged("--run", run, "near", "--out", tmp_path / "ray.csv", "--engine", "ray", "--actors", "1")
+    assert read(tmp_path / "ray.csv")[0]["path"] == "near/0.png"
