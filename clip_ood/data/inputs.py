@@ -1,4 +1,4 @@
-"""Reads the names of new images from files, folders, lists, archives and standard input, in a fixed order and without end.
+"""Reads the names of new images from files, folders, lists, archives, buckets and standard input, in a fixed order and without end.
 
 Nothing is listed before it is asked for, except the names in one folder, so that a million images elsewhere take no more memory
 than one.
@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import io
 import os
+import posixpath
 import re
 import sys
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from PIL import Image
@@ -19,7 +20,8 @@ from pyarrow import ArrowException
 
 from clip_ood.data.member import DamagedArchive
 from clip_ood.data.members import is_none, members_of
-from clip_ood.data.parquet_table import SUFFIX, ParquetTable, WrongTable
+from clip_ood.data.parquet_table import SUFFIX, ParquetTable
+from clip_ood.data.readers.objects import Object, image_at
 from clip_ood.data.readers.on_disk import Place
 from clip_ood.data.readers.parquet_rows import Row
 from clip_ood.data.readers.shards import is_image
@@ -29,6 +31,10 @@ from clip_ood.files.archive_names import archive_of
 from clip_ood.files.hidden import is_hidden
 from clip_ood.files.pictures import SUFFIXES, decode
 from clip_ood.files.regular_file import special
+from clip_ood.files.remote.address import Address, is_address, place_at
+from clip_ood.files.remote.ahead import ahead
+from clip_ood.files.remote.fetched import local
+from clip_ood.files.remote.listing import files_below, kind
 from clip_ood.files.text_files import NotText, names_in, not_utf8
 from clip_ood.files.unreadable import check_of_file
 from clip_ood.process.stalls import reading
@@ -50,7 +56,7 @@ class Source:
 
     path: str
     inside: str
-    place: Place | Row
+    place: Place | Row | Object
     reason: str | None = None
 
     def read(self) -> tuple[Image.Image, bytes]:
@@ -62,14 +68,45 @@ class Source:
         return decode(io.BytesIO(content)), identity_of(content)
 
 
+@dataclass(frozen=True)
+class _Outcome:
+    """What came of reading a place: its content, or an error."""
+
+    content: bytes | None
+    error: Exception | None = None
+
+    def read(self) -> bytes:
+        if self.error is not None:
+            raise self.error
+        return self.content
+
+
+def fetched_ahead(sources: Iterable[Source]) -> Iterable[Source]:
+    """Returns the same sources, of which objects are read by threads, several at the same time and before they are asked for."""
+    sources = list(sources)
+    return ahead(_fetched, sources) if any(isinstance(each.place, Object) for each in sources) else sources
+
+
+def _fetched(source: Source) -> Source:
+    if not isinstance(source.place, Object):
+        return source
+    try:
+        return replace(source, place=_Outcome(source.place.read()))
+    except Exception as error:  # is raised where the source is read
+        return replace(source, place=_Outcome(None, error))
+
+
 def sources(paths: Iterable[str]) -> Iterator[Source]:
     """Yields every image that some paths name, and everything that is no image with a reason.
 
     A path names a folder with everything below it except hidden files and thumbnails; a tar or zip file, or a folder in one; a
-    parquet file with a column of images; a text file with a path on each line, which may be standard input ("-") or a pipe of the shell; or otherwise an image file.
+    parquet file with a column of images; a text file with a path on each line, which may be standard input ("-") or a pipe of the shell; or
+    otherwise an image file. An address names the same in a bucket or behind a URL.
     """
     for path in paths:
-        if path == STDIN:
+        if is_address(path):
+            yield from _at(path)
+        elif path == STDIN:
             yield from _listed("standard input", sys.stdin.buffer)
         elif is_stream(path):
             with open(path, "rb") as file:
@@ -92,6 +129,37 @@ def sources(paths: Iterable[str]) -> Iterator[Source]:
             yield _file(path, os.path.basename(path))
 
 
+def _at(text: str) -> Iterator[Source]:
+    """Yields what an address names, as `sources` does of a path."""
+    place = place_at(text)
+    if isinstance(place, Path):  # file://…
+        yield from sources([str(place)])
+        return
+    name = place.name.lower()
+    if archive_of(place) is not None:
+        yield from _members(place)
+    elif name.endswith(SUFFIX):
+        yield from _rows(place)
+    elif name.endswith(LISTS):
+        with local(place).open("rb") as file:
+            yield from _listed(str(place), file)
+    elif posixpath.splitext(name)[1] not in SUFFIXES and kind(place) == "folder":
+        yield from _objects(place)
+    else:
+        yield _file(text, name)
+
+
+def _objects(folder: Address) -> Iterator[Source]:
+    """Yields the objects of a folder. Raises: UserError if not all can be listed, as none may be missing unnoticed."""
+    try:
+        for file in files_below(folder):
+            is_picture = posixpath.splitext(file.name)[1].lower() in SUFFIXES
+            reason = None if is_picture else "no image by its name"
+            yield Source(str(file.address), file.name, Object(*file[1:]), reason)
+    except OSError as error:
+        raise UserError(f"{folder} cannot be listed: {error.strerror}") from None
+
+
 def is_stream(path: str) -> bool:
     """Says whether paths are read as they come, and only once: from standard input, or from a pipe that the shell has opened."""
     return path == STDIN or (OPEN.fullmatch(path) is not None and special(path) is not None)
@@ -108,7 +176,13 @@ def _listed(called: str, file: io.BufferedReader) -> Iterator[Source]:
 
 
 def _file(path: str, inside: str, reason: str | None = None) -> Source:
-    return Source(path, inside, Place(path), reason)
+    if not is_address(path):
+        return Source(path, inside, Place(path), reason)
+    try:
+        place = place_at(path)
+    except UserError as error:
+        return Source(path.partition("://")[0] + "://…", inside, Place(os.devnull), str(error))
+    return Source(str(place), place.name, image_at(place), reason)
 
 
 def _below(folder: str, inside: str, above: frozenset[str]) -> Iterator[Source]:
@@ -143,18 +217,18 @@ def _is_folder(entry: os.DirEntry) -> bool:
         return False
 
 
-def _members(path: str) -> Iterator[Source]:
+def _members(path: str | Address) -> Iterator[Source]:
     """Yields the images of an archive, other members that may be meant for images, and the fault of an archive that is not whole."""
     archive, folder = archive_of(path)
     images = 0
     try:
-        for member in members_of(archive, folder):
+        for member in members_of(local(archive), folder):
             if member.is_folder or member.name.lower().endswith(BESIDE):
                 continue
             images += is_image(member)
             reason = member.fault if is_image(member) else "no image by its name"
             place = member.place or Place(str(archive))
-            yield Source(f"{path}/{member.name}", f"{os.path.basename(path)}/{member.name}", place, reason)
+            yield Source(f"{path}/{member.name}", f"{os.path.basename(str(path))}/{member.name}", place, reason)
     except DamagedArchive as error:
         reason = f"it {is_none(archive)}: {error}"
     except UserError as error:
@@ -165,17 +239,18 @@ def _members(path: str) -> Iterator[Source]:
     else:
         reason = None if images else "it holds no images" + f" in a folder {folder}" * bool(folder)
     if reason is not None:
-        yield _file(path, os.path.basename(path), reason)
+        yield _file(str(path), os.path.basename(str(path)), reason)
 
 
-def _rows(path: str) -> Iterator[Source]:
+def _rows(path: str | Address) -> Iterator[Source]:
     """Yields the images of a parquet file, and the fault of one that is not whole."""
+    name, file = os.path.basename(str(path)), path if isinstance(path, Address) else Path(path)
     try:
-        for row, place in enumerate(ParquetTable(Path(path)).places()):
-            yield Source(f"{path}/{row:06d}", f"{os.path.basename(path)}/{row:06d}", place)
-    except WrongTable as error:
-        yield _file(path, os.path.basename(path), str(error))
+        for row, place in enumerate(ParquetTable(local(file), beside=file.parent).places()):
+            yield Source(f"{path}/{row:06d}", f"{name}/{row:06d}", place)
+    except UserError as error:
+        yield _file(str(path), name, str(error))
     except (ArrowException, OSError, ValueError) as error:
         if isinstance(error, OSError):
             check_of_file(error)
-        yield _file(path, os.path.basename(path), f"it cannot be read: {getattr(error, 'strerror', None) or error}")
+        yield _file(str(path), name, f"it cannot be read: {getattr(error, 'strerror', None) or error}")

@@ -22,7 +22,7 @@ from clip_ood.class_predictions import HEAD, KNN, predict, voted
 from clip_ood.detect.decisions import cutoffs, decisions_of
 from clip_ood.detect.heat_map import HeatMap, heat_map
 from clip_ood.detect.manifest import DetectorFolderError
-from clip_ood.detect.one_image import OneImage, picture_of
+from clip_ood.detect.one_image import OneImage, name_of, picture_of, pictures_of
 from clip_ood.detect.prediction import BatchPredictions, NearWord, Neighbour, Prediction
 from clip_ood.detect.saved import SavedDetector
 from clip_ood.detectors.bank import Bank
@@ -130,8 +130,8 @@ class Predictor(nn.Module):
     def forward(self, images: OneImage | Iterable[OneImage]) -> list[Prediction]:
         """Returns the predictions of each detector on images, in their order.
 
-        Images are paths, PIL images, the bytes of files, open files, and tensors (3, H, W), uint8 or floats in [0, 1]. The first
-        four are prepared alike (see `clip_ood.files.pictures.decode`); tensors are taken as they are.
+        Images are paths or addresses (s3://…), PIL images, the bytes of files, open files, and tensors (3, H, W), uint8 or floats in
+        [0, 1]. The first four are prepared alike (see `clip_ood.files.pictures.decode`); tensors are taken as they are.
 
         Raises: UnreadableImage or OSError for a path that is no image, TypeError and ValueError for anything else that is no
         image.
@@ -142,9 +142,9 @@ class Predictor(nn.Module):
             images = [images]
         predictions = []
         for batch in _batches(images, self.batch_size):
-            pictures, contents = zip(*map(picture_of, batch), strict=True)
+            pictures, contents = zip(*pictures_of(batch), strict=True)
             pixels = torch.stack([self.backbone.transform(each) for each in pictures])
-            names = [str(each) if isinstance(each, str | Path) else None for each in batch]
+            names = [name_of(each) for each in batch]
             judged = self.predict(self.outputs(pixels.to(self.device)), pairs(contents))
             predictions += self.predictions(judged, names)
         if self.fdr is None:
