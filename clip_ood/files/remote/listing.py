@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable, Iterator, Mapping
+from datetime import datetime
 from functools import cache
 from typing import Any, NamedTuple
 
@@ -90,7 +91,8 @@ def version_of(about: Mapping[str, Any]) -> str:
     >>> version_of({"ETag": '"5d41"', "LastModified": "today"})
     '5d41'
     """
-    return next((str(about[key]).strip('"') for key in VERSIONS if about.get(key) is not None), "")
+    found = next((about[key] for key in VERSIONS if about.get(key) is not None), "")
+    return str(found.timestamp() if isinstance(found, datetime) else found).strip('"')
 
 
 def _in_pages(address: Address) -> Iterator[Listed]:

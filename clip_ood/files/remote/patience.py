@@ -80,8 +80,12 @@ def _status(error: BaseException) -> int | None:
         answer = getattr(each, "response", None)
         if isinstance(answer, dict):  # botocore
             return answer.get("ResponseMetadata", {}).get("HTTPStatusCode")
-        found = (getattr(each, "status", None), getattr(each, "status_code", None), getattr(each, "code", None))
-        found += (getattr(answer, "status_code", None),)
+        found = (
+            getattr(each, "status", None),
+            getattr(each, "status_code", None),
+            getattr(answer, "status_code", None),
+        )
+        found += (getattr(each, "code", None),) if _library(each) in ("gcsfs", "google") else ()
         if (status := next((one for one in found if isinstance(one, int) and 400 <= one < 600), None)) is not None:
             return status
     return None
