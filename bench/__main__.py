@@ -43,6 +43,7 @@ PARTS = (
     "statistics",
     "watching",
     "evaluation",
+    "buckets",
     "imagenet",
     "label_free",
     "wrong_labels",
