@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import re
+import shlex
+import zipfile
 from pathlib import Path
 
 import judged_run
@@ -110,3 +113,23 @@ def test_a_signature_is_written_nowhere(run, tmp_path):
             judged_run.judged("--run", run, f"{web.url}/{name}?X-Amz-Signature=WR0NG", "--out", tmp_path / "x.csv")
     written = [each.read_bytes() for each in tmp_path.rglob("*") if each.is_file()]
     assert written and not [each for each in written if b"S3CR3T" in each] and "WR0NG" not in str(error.value)
+
+
+def test_the_commands_of_the_page_are_run(run, tmp_path, s3, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "runs").mkdir()
+    (tmp_path / "runs" / "demo").symlink_to(run)
+    near = run.parents[1] / "data" / "near"
+    s3.put_folder(near, "new")
+    with zipfile.ZipFile(tmp_path / "new.zip", "w") as file:
+        for path in near.iterdir():
+            file.write(path, f"may/{path.name}")
+    s3.put("new.zip", (tmp_path / "new.zip").read_bytes())
+    s3.put("list.txt", "".join(f"s3://{BUCKET}/near/{path.name}\n" for path in near.iterdir()).encode())
+    page = (tiny_clip.PROJECT / "docs" / "buckets.md").read_text()
+    commands = re.findall(r"^python detect\.py (--run runs/demo s3://.*)$", page, re.MULTILINE)
+    assert len(commands) == 2
+    for command in commands:
+        judged_run.judged(*shlex.split(command))
+    assert len(judged_run.read(tmp_path / "predictions.csv")) == len(list(near.iterdir()))
+    assert len((tmp_path / "predictions.jsonl").read_text().splitlines()) == 2 * len(list(near.iterdir()))

@@ -305,6 +305,12 @@ def test_wrong_credentials_and_missing_places_are_told_before_any_work(s3, monke
     file_systems._made.cache_clear()
 
 
+@pytest.mark.parametrize("text", ["s3://", "https:///x", "memory:///a"])
+def test_an_address_without_a_place_is_told(text):
+    with pytest.raises(UserError, match="is an address without a place: name one, as "):
+        check_path(text)
+
+
 def test_a_package_that_is_lacking_is_named(monkeypatch):
     import fsspec
 

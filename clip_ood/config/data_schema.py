@@ -57,7 +57,8 @@ class ImageSet(Section):
     """A named set, which sets layout, count, group and source. `clip-ood catalog` lists them."""
     folder: Anywhere | None = None
     """Folder of images, with one sub-folder for each class or with all images in it (flat); or an archive of such a folder (.zip, .tar,
-    .tar.gz, .tar.bz2, .tar.xz), which is read as it is, or a folder in it: photos.zip/train. Relative to data.root."""
+    .tar.gz, .tar.bz2, .tar.xz), which is read as it is, or a folder in it: photos.zip/train. Relative to data.root, or an address, as are
+    all places of images: s3://bucket/photos, https://example.org/photos.zip (docs/buckets.md)."""
     labels: Anywhere | None = None
     """Goes with `folder`: the file or folder that says each image's class, relative to data.root. It is TinyImageNet's
     val_annotations.txt, Kaggle's LOC_val_solution.csv, or the unpacked folder ILSVRC2012_devkit_t12 (needs scipy)."""
@@ -235,7 +236,7 @@ class Data(Section):
     """The image sets, and how they are split and read."""
 
     root: Anywhere = Path("data")
-    """Folder that the relative paths of image sets start from."""
+    """Folder that the relative paths of image sets start from, or its address."""
     id: IDSet
     """The in-distribution images. A bare path means `images`."""
     csid: dict[str, Images] = {}

@@ -55,8 +55,8 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         "paths",
         nargs="*",
         metavar="PATH",
-        help="images, folders (with everything below), archives (.zip, .tar, .tar.gz), parquet files, text files of paths, or - for "
-        "paths on standard input",
+        help="images, folders (with everything below), archives (.zip, .tar, .tar.gz), parquet files, text files of paths, addresses of these "
+        "(s3://…, https://…), or - for paths on standard input",
     )
     add("--run", type=Path, required=True, metavar="DIR", help="a finished run, or a copy of its folder detector/")
     add(

@@ -72,11 +72,8 @@ class Address:
     @property
     def parents(self) -> list[Address]:
         """The folders that it lies in, the innermost first."""
-        path, found = self.path.rstrip("/"), []
-        while "/" in path:
-            path = dirname(path)
-            found.append(replace(self, path=path))
-        return found
+        parts = self.path.rstrip("/").split("/")
+        return [replace(self, path="/".join(parts[:count])) for count in range(len(parts) - 1, 0, -1)]
 
     def with_name(self, name: str) -> Address:
         return self.parent / name
@@ -125,8 +122,10 @@ def place_at(text: str | Path | Address) -> Path | Address:
         )
     if protocol == "file":
         return Path(unquote(f"/{rest}"))
-    if not path.strip("/"):
-        raise WrongAddress(f"{protocol}:// is no address of images: name a place, as {protocol}://{_example(protocol)}")
+    if not host:
+        raise WrongAddress(
+            f"{protocol}:// is an address without a place: name one, as {protocol}://{_example(protocol)}"
+        )
     return Address(protocol, path if protocol in WEB else path.rstrip("/"), query)
 
 

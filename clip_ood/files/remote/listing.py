@@ -43,13 +43,12 @@ def find(address: Address, tries: int = TRIES) -> Found | None:
 
     Raises: OSError for a server that refuses or does not answer.
     """
-    if address.protocol in WEB and address.path.endswith("/"):
-        return Found(True)
     try:
         about = asked(address, "info", tries=tries)
     except FileNotFoundError:
         return None
-    return Found(about["type"] == "directory", about.get("size"), version_of(about))
+    is_folder = address.path.endswith("/") if address.protocol in WEB else about["type"] == "directory"
+    return Found(is_folder, about.get("size"), version_of(about))
 
 
 @cache

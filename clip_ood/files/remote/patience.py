@@ -18,7 +18,7 @@ PAUSE = 0.5  # seconds before the second try; doubled each time, and drawn betwe
 SLOWEST = 1 << 15  # bytes a second: slower servers are given up, even if some byte comes now and then
 BUSY = (408, 425, 429)  # statuses of HTTP that ask for patience, beside those from 500 on
 LIBRARIES = ("aiohttp", "aiobotocore", "botocore", "fsspec", "asyncio", "gcsfs", "google", "azure", "adlfs")
-LIBRARIES += ("huggingface_hub", "requests", "httpx", "httpcore", "urllib3", "concurrent")
+LIBRARIES += ("huggingface_hub", "requests", "httpx", "httpcore", "urllib3", "concurrent")  # or begin so, as httpx2
 UNSIGNED = ("NoCredentialsError", "PartialCredentialsError", "ProfileNotFound", "DefaultCredentialsError")
 FINAL = (*UNSIGNED, "ClientConnectorCertificateError", "InvalidURL", "NonHttpUrlClientError", "ParamValidationError")
 CREDENTIALS = {  # where each kind of address takes its credentials from
@@ -50,7 +50,7 @@ def patiently(ask: Callable[[], Answer], address: Address, tries: int = TRIES) -
         try:
             return ask()
         except Exception as error:
-            if not (isinstance(error, OSError | TimeoutError) or _library(error) in LIBRARIES):
+            if not (isinstance(error, OSError | TimeoutError) or _library(error).startswith(LIBRARIES)):
                 raise
             if number == tries or not _may_pass(error):
                 raise _told(error, address, number) from None  # the cause may show a signature
