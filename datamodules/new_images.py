@@ -16,7 +16,8 @@ from PIL import Image
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from clip_ood.data.inputs import Source, fetched_ahead
+from clip_ood.data.fetched_ahead import fetched_ahead
+from clip_ood.data.inputs import Source
 from clip_ood.datamodules.workers import loading
 from clip_ood.detect.batches import NewImageBatch, SourceBatch
 from clip_ood.features.identity import SIZE, pairs

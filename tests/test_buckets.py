@@ -19,7 +19,8 @@ from clip_ood.config.detecting import check_path
 from clip_ood.config.loading import dump, load_config
 from clip_ood.config.schema import ImageSet
 from clip_ood.data import bucket_tree
-from clip_ood.data.inputs import fetched_ahead, sources
+from clip_ood.data.fetched_ahead import fetched_ahead
+from clip_ood.data.inputs import sources
 from clip_ood.data.listing import list_images
 from clip_ood.data.readers.objects import Object
 from clip_ood.data.readers.reader import NoImage

@@ -12,7 +12,7 @@ import posixpath
 import re
 import sys
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 from PIL import Image
@@ -32,7 +32,6 @@ from clip_ood.files.hidden import is_hidden
 from clip_ood.files.pictures import SUFFIXES, decode
 from clip_ood.files.regular_file import special
 from clip_ood.files.remote.address import Address, is_address, place_at
-from clip_ood.files.remote.ahead import ahead
 from clip_ood.files.remote.fetched import local
 from clip_ood.files.remote.listing import files_below, kind
 from clip_ood.files.text_files import NotText, names_in, not_utf8
@@ -66,34 +65,6 @@ class Source:
         """
         content = self.place.read()
         return decode(io.BytesIO(content)), identity_of(content)
-
-
-@dataclass(frozen=True)
-class _Outcome:
-    """What came of reading a place: its content, or an error."""
-
-    content: bytes | None
-    error: Exception | None = None
-
-    def read(self) -> bytes:
-        if self.error is not None:
-            raise self.error
-        return self.content
-
-
-def fetched_ahead(sources: Iterable[Source]) -> Iterable[Source]:
-    """Returns the same sources, of which objects are read by threads, several at the same time and before they are asked for."""
-    sources = list(sources)
-    return ahead(_fetched, sources) if any(isinstance(each.place, Object) for each in sources) else sources
-
-
-def _fetched(source: Source) -> Source:
-    if not isinstance(source.place, Object):
-        return source
-    try:
-        return replace(source, place=_Outcome(source.place.read()))
-    except Exception as error:  # is raised where the source is read
-        return replace(source, place=_Outcome(None, error))
 
 
 def sources(paths: Iterable[str]) -> Iterator[Source]:

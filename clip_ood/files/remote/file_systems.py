@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from functools import cache
+from threading import Lock
 from typing import TYPE_CHECKING, Any
 
 from clip_ood.errors import UserError
@@ -15,6 +16,8 @@ if TYPE_CHECKING:
 CONNECT = 10  # seconds that a server may take to accept a connection
 SILENCE = 60  # seconds without a byte
 AT_ONCE = 16  # requests that wait for answers at the same time
+
+_turns: dict[int, Lock] = {}  # by process, as one may be begun while another thread has the lock
 
 
 class LacksPackage(UserError):
@@ -28,7 +31,10 @@ def file_system(address: Address) -> tuple[AbstractFileSystem, str]:
     """
     kind = _class_of(address.protocol)
     told = tuple(sorted(kind._get_kwargs_from_urls(address.whole).items()))
-    return _made(os.getpid(), address.protocol, told), kind._strip_protocol(address.whole)
+    process = os.getpid()
+    with _turns.setdefault(process, Lock()):  # several threads begin at the same time
+        made = _made(process, address.protocol, told)
+    return made, kind._strip_protocol(address.whole)
 
 
 @cache
