@@ -45,6 +45,7 @@ PARTS = (
     "statistics",
     "watching",
     "evaluation",
+    "buckets",
     "imagenet",
     "label_free",
     "wrong_labels",

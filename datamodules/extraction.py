@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import replace
+from itertools import islice
 from uuid import uuid4
 
 import numpy as np
@@ -66,8 +67,8 @@ class Batches(Dataset):
         all_loaded: list[Loaded] = []
         read, tensors, errors, met = [], [], {}, set()
         prepare = self.transform if self.arrays[part.source] else _drop
-        for start in range(0, len(rows), HELD):
-            loaded = [self.images[part.source].load(row) for row in rows[start : start + HELD]]
+        loads = self.images[part.source].loads(rows)
+        while loaded := list(islice(loads, HELD)):
             there = self._stored(part.source, [each.identity for each in loaded])
             for each, is_there in zip(loaded, there, strict=True):
                 if not is_there and each.identity not in met:

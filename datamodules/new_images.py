@@ -16,6 +16,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from clip_ood.config.shard import WHOLE, Shard
+from clip_ood.data.fetched_ahead import fetched_ahead
 from clip_ood.data.inputs import Source
 from clip_ood.datamodules.workers import loading
 from clip_ood.detect.batches import NewImageBatch, SourceBatch
@@ -34,7 +35,9 @@ class Pictures(Dataset):
 
     def __getitem__(self, batch: SourceBatch) -> NewImageBatch:
         errors = {place: each.reason for place, each in enumerate(batch.sources) if each.reason is not None}
-        loaded = [self._load(each, place, errors) for place, each in enumerate(batch.sources) if place not in errors]
+        places = [place for place in range(len(batch.sources)) if place not in errors]
+        wanted = fetched_ahead(batch.sources[place] for place in places)
+        loaded = [self._load(each, place, errors) for place, each in zip(places, wanted, strict=True)]
         tensors, contents = zip(*loaded, strict=True) if loaded else ((), ())
         return NewImageBatch(torch.stack(tensors) if tensors else None, batch, errors, pairs(contents))
 

@@ -24,7 +24,7 @@ from clip_ood.process.called import called
 from clip_ood.review.decisions import counting
 from clip_ood.review.decisions_file import read_decisions
 from clip_ood.runs.going_on import next_step
-from clip_ood.terminal.shown import one_line, say
+from clip_ood.terminal.shown import one_line, say, without_secrets
 
 
 @dataclass(frozen=True)
@@ -61,7 +61,7 @@ def recalibrate(request: Request) -> None:
         "time": datetime.now(UTC).isoformat(timespec="seconds"),
         "images": len(found.images),
         "gathered": request.gathered,
-        "paths": [one_line(in_utf8(path)) for path in request.paths],
+        "paths": [one_line(without_secrets(in_utf8(path))) for path in request.paths],
         "left_out": found.left_out | ({"unreadable": len(unreadable)} if unreadable else {}),
     }
     save_recalibrated(request.out, saved, new, found.images, about)

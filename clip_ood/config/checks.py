@@ -21,9 +21,12 @@ from clip_ood.config.shard_names import shard_paths
 from clip_ood.config.trainer_keys import check_trainer
 from clip_ood.detectors.names import read_specs
 from clip_ood.errors import ConfigError, UserError
-from clip_ood.files.archive_names import is_folder
+from clip_ood.files.archive_names import exists, is_file, is_folder
 from clip_ood.files.hidden import is_hidden
 from clip_ood.files.regular_file import no_file, special
+from clip_ood.files.remote.address import Address, is_address, place_at
+from clip_ood.files.remote.ahead import ahead
+from clip_ood.files.remote.fetched import local
 from clip_ood.files.text_files import LONGEST_LIST, NotText, check_size, read_text
 from clip_ood.review.decisions import Decisions
 from clip_ood.review.decisions_file import FILE, read_decisions
@@ -112,33 +115,50 @@ def is_there(spec: ImageSet, root: Path) -> bool:
 
 
 def missing_places(spec: ImageSet, root: Path) -> list[str]:
-    """Returns in words the folders and files that an image set names and that are not under `root`."""
+    """Returns in words the folders and files that an image set names and that are not under `root`.
+
+    Raises: ConfigError for a server that refuses or does not answer.
+    """
+    try:
+        return _missing_places(spec, root)
+    except OSError as error:
+        if not is_address(str(error.filename)):
+            raise
+        raise ConfigError(f"{error.filename}: {error.strerror}") from None
+
+
+def _missing_places(spec: ImageSet, root: Path | Address) -> list[str]:
     if spec.torchvision is not None:
+        if isinstance(root, Address):
+            return [f"folder of this machine at {root}, where torchvision keeps its sets"]
         place = root / TORCHVISION[spec.torchvision].format(split=spec.split or "test")
         return [] if place.exists() else [f"file {place}" if place.suffix else f"folder {place}"]
     if spec.shards is not None:
         paths = shard_paths(root / spec.shards)
-        lacking = [path for path in paths if not path.is_file()]
+        ask = ahead if isinstance(paths[0], Address) else map
+        lacking = [path for path, there in zip(paths, ask(is_file, paths), strict=True) if not there]
         more = f" (nor {len(lacking) - 1:,} more of {len(paths):,})" if len(lacking) > 1 else ""
         return [f"shard {lacking[0]}{more}"] if lacking else []
     if spec.parquet is not None:
-        lacking = [path for path in shard_paths(root / spec.parquet) if not path.exists()]
+        lacking = [path for path in shard_paths(root / spec.parquet) if not exists(path)]
         return [f"parquet file {lacking[0]}"] if lacking else []
     if spec.dataset is not None:
+        if isinstance(root, Address):
+            return [f"folder of this machine at {root}, where `datasets` finds its files"]
         folder = spec.dataset.data_dir
         return [] if folder is None or (root / folder).is_dir() else [f"folder {root / folder}"]
     if spec.features is not None:
-        return [] if (root / spec.features.file).is_file() else [f"file of features {root / spec.features.file}"]
+        return [] if is_file(root / spec.features.file) else [f"file of features {root / spec.features.file}"]
     missing = []
     if spec.folder is not None and not is_folder(root / spec.folder):
         missing.append(f"folder {root / spec.folder}")
-    if spec.labels is not None and (special(root / spec.labels) or not (root / spec.labels).exists()):
+    if spec.labels is not None and not exists(root / spec.labels):
         missing.append(f"label file {root / spec.labels}")
-    if spec.index is not None and not (root / spec.index).is_file():
+    if spec.index is not None and not is_file(root / spec.index):
         missing.append(f"index {root / spec.index}")
-    if spec.path is not None and not (root / spec.path).exists():
+    if spec.path is not None and not exists(root / spec.path):
         missing.append(f"file or folder {root / spec.path}")
-    if spec.list is not None and not (root / spec.list).is_file():
+    if spec.list is not None and not is_file(root / spec.list):
         missing.append(f"image list {root / spec.list}")
     return missing
 
@@ -158,11 +178,11 @@ def check_places(config: Config) -> None:
                     "taken for the other. Name other images, or leave one of the keys out"
                 )
             if spec.folder is not None:
-                folders[_identity(shown)] = key, shown
+                folders[_identity(place_at(shown))] = key, shown
     for inner, shown in folders.values():
-        for above in Path(shown).parents:
-            outer, whole = folders.get(_identity(str(above)), (inner, ""))
-            if outer == inner or may_share(inner, outer) or is_hidden(str(Path(shown).relative_to(above))):
+        for above in place_at(shown).parents:
+            outer, whole = folders.get(_identity(above), (inner, ""))
+            if outer == inner or may_share(inner, outer) or is_hidden(shown.removeprefix(str(above))):
                 continue
             raise ConfigError(
                 f"{option_of(inner)} ({shown}) lies in {option_of(outer)} ({whole}): an image that is scored as one must not be taken for "
@@ -190,14 +210,22 @@ def _places(spec: ImageSet, root: Path) -> list[tuple[str, Hashable]]:
         return [(f"dataset {spec.dataset.name}", (place.model_dump_json(), *part))]
     if spec.features is not None:
         path = root / spec.features.file
-        return [(realpath(path), (_identity(path), spec.features.array, *part))]
+        return [(_shown(path), (_identity(path), spec.features.array, *part))]
     pattern = spec.shards or spec.parquet
     paths = shard_paths(root / pattern) if pattern is not None else [spec.list or spec.folder]
-    return [(realpath(root / path), (_identity(root / path), *part)) for path in paths if path is not None]
+    places = [root / path for path in paths if path is not None]
+    return [(_shown(each), (_identity(each), *part)) for each in places]
 
 
-def _identity(path: str | Path) -> Hashable:
-    """Identifies a file or folder, by whatever name and in whatever case; a missing one is identified by its path."""
+def _shown(place: Path | Address) -> str:
+    return str(place) if isinstance(place, Address) else realpath(place)
+
+
+def _identity(path: str | Path | Address) -> Hashable:
+    """Identifies a file or folder, by whatever name and in whatever case; a missing one is identified by its path, and one elsewhere by its
+    address."""
+    if isinstance(path, Address):
+        return str(path)
     try:
         found = stat(path)
     except OSError:
@@ -246,6 +274,8 @@ def _advice(key: str, spec: ImageSet, root: Path) -> str:
         return ""
     kind = next(kind for kind in ("folder", "list", "shards", "parquet") if getattr(spec, kind) is not None)
     place = getattr(spec, kind)
+    if isinstance(root / place, Address):
+        return ""
     told = advice(option, kind, place if STREAM.match(str(place)) else root / place)
     return told and f" {told}"
 
@@ -281,6 +311,8 @@ def check_texts(config: Config) -> None:
     if config.evaluation.bank_without is not None:
         lists["evaluation.bank_without"] = config.evaluation.bank_without
     for key, path in lists.items():
+        if isinstance(path, Address):
+            continue  # is fetched when the set is listed
         if not path.is_file():
             raise ConfigError(f"{key}: there is no file {path}{no_file(path)}")
         try:
@@ -290,7 +322,7 @@ def check_texts(config: Config) -> None:
     if config.data.decisions is not None:
         decisions_of(config.data)
     if isinstance(names, Path):
-        found["data.id.class_names"] = config.data.root / names
+        found["data.id.class_names"] = local(config.data.root / names)
     for key in ("vocabulary", "negative_words"):
         source = getattr(config.data, key)
         if source is not None and source != "imagenet":

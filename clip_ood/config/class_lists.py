@@ -9,6 +9,7 @@ from pathlib import Path
 
 from clip_ood.errors import ConfigError, nearest
 from clip_ood.files.regular_file import no_file
+from clip_ood.files.remote.fetched import local
 from clip_ood.files.text_files import read_lines
 from clip_ood.naming import twins
 
@@ -29,7 +30,7 @@ def classes_of(value: list[str] | Path, root: Path, key: str) -> tuple[str, ...]
         names, told = value, "the list"
     else:
         known = str(value) in shipped()
-        path = SHIPPED / f"{value}.txt" if known else root / value
+        path = SHIPPED / f"{value}.txt" if known else local(root / value)
         if not path.is_file():
             raise ConfigError(
                 f"{key}: there is no file {path}{no_file(path)}, and no published list of that name.{nearest(str(value), shipped())} "

@@ -9,9 +9,10 @@ from typing import Annotated, Any, Literal
 from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 
 from clip_ood.config.reader_names import READERS, class_path
-from clip_ood.config.section import Fraction, Place, Positive, Section, Untyped
+from clip_ood.config.section import Anywhere, Fraction, Place, Positive, Section, Untyped
 from clip_ood.config.source_schema import DatasetSource, FeatureFile
 from clip_ood.errors import UserError, nearest
+from clip_ood.files.remote.address import place_at
 from clip_ood.naming import fault, twins
 from clip_ood.prompt_sets import with_sets
 
@@ -66,13 +67,14 @@ class ImageSet(Section):
 
     catalog: str | None = None
     """A named set, which sets layout, count, group and source. `clip-ood catalog` lists them."""
-    folder: Place | None = None
+    folder: Anywhere | None = None
     """Folder of images, with one sub-folder for each class or with all images in it (flat); or an archive of such a folder (.zip, .tar,
-    .tar.gz, .tar.bz2, .tar.xz), which is read as it is, or a folder in it: photos.zip/train. Relative to data.root."""
-    labels: Place | None = None
+    .tar.gz, .tar.bz2, .tar.xz), which is read as it is, or a folder in it: photos.zip/train. Relative to data.root, or an address, as are
+    all places of images: s3://bucket/photos, https://example.org/photos.zip (docs/buckets.md)."""
+    labels: Anywhere | None = None
     """Goes with `folder`: the file or folder that says each image's class, relative to data.root. It is TinyImageNet's
     val_annotations.txt, Kaggle's LOC_val_solution.csv, or the unpacked folder ILSVRC2012_devkit_t12 (needs scipy)."""
-    index: Place | None = None
+    index: Anywhere | None = None
     """Goes with `folder`: the publisher's file of the images that belong to a split, and of their classes, relative to data.root; other
     images of the folder are not in the set. It is CUB's train_test_split.txt or WaterBirds' metadata.csv (with `split`), or a list of
     one split, as those of Food-101, Oxford-IIIT Pet and FGVC-Aircraft: lines "class/image" or "image class"."""
@@ -81,15 +83,15 @@ class ImageSet(Section):
     A folder of images holds no other folders of images."""
     numbered: bool = False
     """Goes with `folder`: sub-folders are named by label number (ImageNet-V2: 0 … 999), not by class."""
-    list: Place | None = None
+    list: Anywhere | None = None
     """OpenOOD-style text file with a line "relative/path label" for each image (labels count from 0; -1 is no label), or with paths
     alone. Relative to data.root."""
-    images_root: Place = Path()
+    images_root: Anywhere = Path()
     """Goes with `list`: the folder, or archive, that its paths start from. Relative to data.root."""
-    shards: Place | None = None
+    shards: Anywhere | None = None
     """Archives in webdataset's layout, mostly uncompressed tar files: x.cls beside x.jpg holds its label number. A sample's name ends at
     its first dot, and it has one image. {000..009} counts through the files. Relative to data.root."""
-    parquet: Place | None = None
+    parquet: Anywhere | None = None
     """A parquet file with a column of images (bytes, or {bytes, path} as Hugging Face's datasets write them) or of paths, or a folder of
     such files. {00000..00009} counts through files. Relative to data.root."""
     image: str | None = None
@@ -105,7 +107,7 @@ class ImageSet(Section):
     reader: str | None = None
     """npz, a file that numpy.savez wrote with `images` (N, H, W, 3) and, if they have classes, `labels` (N,); or the class path of a
     reader of your own (my_module.MyReader), a subclass of clip_ood.data.readers.Reader: docs/extending.md."""
-    path: Place | None = None
+    path: Anywhere | None = None
     """Goes with `reader`: the file or folder that it reads, which is its first argument. Relative to data.root."""
     options: Untyped = {}
     """With `reader`: what else it is made with, by the names of its arguments; of npz, `classes`, their names in label order."""
@@ -143,7 +145,7 @@ class ImageSet(Section):
     @model_validator(mode="before")
     @classmethod
     def _bare_parquet(cls, given: Any) -> Any:
-        is_bare = isinstance(given, str | Path) and str(given).lower().endswith(".parquet")
+        is_bare = isinstance(given, str | Path) and place_at(given).name.lower().endswith(".parquet")
         return {"parquet": given} if is_bare else given
 
     @model_validator(mode="after")
@@ -249,8 +251,8 @@ class Splits(Section):
 class Data(Section):
     """The image sets, and how they are split and read."""
 
-    root: Place = Path("data")
-    """Folder that the relative paths of image sets start from."""
+    root: Anywhere = Path("data")
+    """Folder that the relative paths of image sets start from, or its address."""
     id: IDSet
     """The in-distribution images. A bare path means `images`."""
     csid: dict[str, Images] = {}

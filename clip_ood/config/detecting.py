@@ -20,7 +20,8 @@ from clip_ood.config.trainer_keys import check_judging
 from clip_ood.config.yaml_text import as_yaml
 from clip_ood.detectors.names import STREAM_METHODS
 from clip_ood.errors import ConfigError
-from clip_ood.files.archive_names import ARCHIVES, archive_of
+from clip_ood.files.archive_names import ARCHIVES, archive_of, exists
+from clip_ood.files.remote.address import Address, place_at
 from clip_ood.files.writing import check_writable, temporary_name
 from clip_ood.process.locks import alone, sharing
 from clip_ood.process.ranks import is_first
@@ -57,8 +58,8 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         "paths",
         nargs="*",
         metavar="PATH",
-        help="images, folders (with everything below), archives (.zip, .tar, .tar.gz), parquet files, text files of paths, or - for "
-        "paths on standard input",
+        help="images, folders (with everything below), archives (.zip, .tar, .tar.gz), parquet files, text files of paths, addresses of these "
+        "(s3://…, https://…), or - for paths on standard input",
     )
     add("--run", type=Path, required=True, metavar="DIR", help="a finished run, or a copy of its folder detector/")
     add(
@@ -231,8 +232,8 @@ def check(arguments: argparse.Namespace) -> None:
             "Judge what? Name images, folders, lists of paths, archives, or - for paths on standard input"
         )
     for path in arguments.paths:
-        if path != STDIN and not os.path.lexists(path) and archive_of(path) is None:
-            raise ConfigError(f"There is no file or folder {path}{of_path(path)}")
+        if path != STDIN:
+            check_path(path)
         if is_unread(path) and os.path.isfile(path):
             raise ConfigError(
                 f"{path} is an archive of a kind that is not read: unpack it, and name the folder, or pack it as "
@@ -289,6 +290,21 @@ def check(arguments: argparse.Namespace) -> None:
                 raise ConfigError(
                     f"{option}: {place} lies in {folder}, and would be judged the next time: take another place"
                 )
+
+
+def check_path(path: str) -> None:
+    """Raises UserError for a path or address of new images at which nothing is, or whose server refuses or does not answer."""
+    place = place_at(path)
+    if isinstance(place, Address):
+        archive = archive_of(place)
+        try:
+            is_there = exists(place if archive is None else archive[0])
+        except OSError as error:
+            raise ConfigError(f"{place}: {error.strerror}") from None
+        if not is_there:
+            raise ConfigError(f"Nothing is at {place}")
+    elif not os.path.lexists(place) and archive_of(place) is None:
+        raise ConfigError(f"There is no file or folder {path}{of_path(path)}")
 
 
 def _check_fdr(arguments: argparse.Namespace) -> None:

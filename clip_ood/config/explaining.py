@@ -12,8 +12,17 @@ from pydantic_core import PydanticUndefined
 
 from clip_ood.config.values import below, kinds_of, locate, takes
 from clip_ood.errors import nearest, shortened
+from clip_ood.files.remote.address import Address
+from clip_ood.terminal.shown import without_secrets
 
-WORDS = {bool: "true or false", int: "a whole number", float: "a number", str: "text", Path: "a path"}
+WORDS = {
+    bool: "true or false",
+    int: "a whole number",
+    float: "a number",
+    str: "text",
+    Path: "a path",
+    Address: "an address",
+}
 
 
 def explain(error: ValidationError, section: type[BaseModel]) -> str:
@@ -93,7 +102,7 @@ def _explain(problem: dict[str, Any], kind: Any, section: type[BaseModel]) -> st
     if problem["input"] is None:
         return f"{where} has no value.{_default(problem['loc'], section)}"
     if problem["type"] in ("model_type", "dict_type"):
-        expected = f"{where} takes keys, as --{where}='{{KEY: VALUE}}', or a YAML file; got {shortened(repr(problem['input']), 200)}."
+        expected = f"{where} takes keys, as --{where}='{{KEY: VALUE}}', or a YAML file; got {shortened(without_secrets(repr(problem['input'])), 200)}."
         known = ", ".join(_keys_at(problem["loc"], section)) if problem["type"] == "model_type" else ""
         return f"{expected} Known here: {known}." if known else expected
     if problem["type"] == "literal_error":
@@ -125,7 +134,7 @@ def _message(problem: dict[str, Any]) -> str:
 
 
 def _got(given: Any) -> str:
-    return "" if isinstance(given, dict | BaseModel) else f" (got {shortened(repr(given), 200)})"
+    return "" if isinstance(given, dict | BaseModel) else f" (got {shortened(without_secrets(repr(given)), 200)})"
 
 
 def _default(location: tuple, section: type[BaseModel]) -> str:

@@ -8,10 +8,12 @@ from pathlib import Path
 
 from clip_ood.files.archive_names import ARCHIVES, archive_of
 from clip_ood.files.regular_file import special
+from clip_ood.files.remote.address import EXTRAS as PROTOCOLS
 
 UNREAD = (".tar.zst", ".tzst", ".tar.lz4", ".7z", ".rar", ".gz", ".bz2", ".xz", ".zst")
 LISTS = (".txt", ".lst", ".list", ".csv")
-STREAM = re.compile(r"pipe:|[a-z][a-z0-9]+:/")  # pipe:curl …, https://…, s3://…; a drive of Windows has one letter
+STREAM = re.compile(r"pipe:|[a-z][a-z0-9]+:/")  # pipe:curl …, ftp://…; a drive of Windows has one letter
+ELSEWHERE = f"Images are read from this machine and from addresses of {', '.join(f'{each}://' for each in PROTOCOLS)}: download others first"
 PATTERN = re.compile(r"[*?]|\{.*\}")
 RANGES = "Tar files are named one by one or as a range of numbers, name-{000..009}.tar, which tells when one is missing"
 
@@ -19,7 +21,7 @@ RANGES = "Tar files are named one by one or as a range of numbers, name-{000..00
 def advice(option: str, kind: str, place: Path) -> str:
     """Says how to name the set under `option` if its `kind` (folder, list or shards) is not at `place`; "" without an idea."""
     if STREAM.match(str(place)):
-        return "Images are read from files of this machine: download them first."
+        return f"{ELSEWHERE}."
     if (other := special(place)) is not None:
         return f"This is {other}: images are read more than once, so save what it gives in a file, and name that."
     if place.is_dir():
@@ -62,7 +64,7 @@ def is_unread(name: str) -> bool:
 def of_path(path: str) -> str:
     """Says what is wrong with a path on the command line of detect.py that is not there; it is empty without an idea."""
     if STREAM.match(path):
-        return ". Images are read from files of this machine: download them first"
+        return f". {ELSEWHERE}"
     if PATTERN.search(path):
         return ". Patterns such as * and {000..009} are filled in by the shell: leave out the quotes (and {…} wants bash or zsh)"
     return ""

@@ -12,6 +12,8 @@ from pydantic import (
     BeforeValidator,
     ConfigDict,
     Field,
+    PlainSerializer,
+    PlainValidator,
     ValidationInfo,
     field_validator,
     model_validator,
@@ -20,6 +22,7 @@ from pydantic import (
 from clip_ood.config.values import settled
 from clip_ood.config.yaml_text import as_yaml
 from clip_ood.errors import UserError
+from clip_ood.files.remote.address import Address, is_address, place_at
 from clip_ood.files.text_files import OTHER_BYTES, not_utf8
 from clip_ood.naming import text_fault
 
@@ -42,6 +45,20 @@ Place = Annotated[
     Path,
     BeforeValidator(_named),
     AfterValidator(lambda path: Path(expanduser(path))),  # the shell leaves --key=~/… as it is
+]
+
+
+def _anywhere(place: Any) -> Path | Address:
+    if not isinstance(place, str | Path | Address):
+        raise UserError(f"takes a path or an address, not {place!r}")
+    if isinstance(place, str) and (reason := text_fault(place)) and is_address(place):
+        raise UserError(reason)
+    found = place_at(_named(place))
+    return Path(expanduser(found)) if isinstance(found, Path) else found
+
+
+Anywhere = Annotated[  # a file or folder of this machine, in a bucket or behind a URL
+    Path | Address, PlainValidator(_anywhere), PlainSerializer(str, when_used="json")
 ]
 
 

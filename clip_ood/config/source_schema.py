@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import ClassVar
 
-from clip_ood.config.section import Place, Section
+from clip_ood.config.section import Anywhere, Place, Section
 
 
 class DatasetSource(Section):
@@ -36,7 +36,7 @@ class FeatureFile(Section):
 
     bare: ClassVar[str | None] = "file"
 
-    file: Place
+    file: Anywhere
     """An array (N, D) of floats: .npy, .npz, .safetensors or .parquet (a column of lists). Relative to data.root."""
     array: str | None = None
     """Name of the array in a .npz or .safetensors file, or of the column in a parquet file (default: features, or the only one of

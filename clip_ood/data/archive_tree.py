@@ -16,6 +16,8 @@ from clip_ood.data.readers.packed import Packed
 from clip_ood.data.readers.reader import Reader
 from clip_ood.data.readers.shards import LABEL, is_image
 from clip_ood.errors import ConfigError
+from clip_ood.files.remote.address import Address
+from clip_ood.files.remote.fetched import local
 
 
 class Tree(NamedTuple):
@@ -26,8 +28,8 @@ class Tree(NamedTuple):
     reader: Callable[..., Reader]
 
 
-def in_archive(set_name: str, archive: Path, inside: str) -> Tree:
-    """Lists the files in an archive, or in the folder `inside` of it.
+def in_archive(set_name: str, archive: Path | Address, inside: str) -> Tree:
+    """Lists the files in an archive, or in the folder `inside` of it; one at an address is fetched.
 
     Raises: ConfigError for an archive that is not whole or unpacks to too much, a folder that it does not hold, an image that cannot be
     read in place, two files of one name, and label numbers beside images, which are those of a shard.
@@ -36,7 +38,7 @@ def in_archive(set_name: str, archive: Path, inside: str) -> Tree:
     places: dict[str, Place | None] = {}
     folders: set[str] = set()
     try:
-        for member in members_of(archive, inside):
+        for member in members_of(local(archive), inside):
             name = normpath(member.name)
             if member.fault is None and (member.is_folder or "/" in name):
                 folders.add(name.split("/", 1)[0])

@@ -9,6 +9,7 @@ from functools import partial
 from pathlib import Path
 
 from clip_ood.data.archive_tree import Tree, in_archive
+from clip_ood.data.bucket_tree import in_bucket
 from clip_ood.data.class_order import in_order, is_number
 from clip_ood.data.image_list import ImageList
 from clip_ood.data.readers.files import Files
@@ -16,21 +17,22 @@ from clip_ood.errors import ConfigError
 from clip_ood.files.archive_names import archive_of
 from clip_ood.files.hidden import is_hidden
 from clip_ood.files.pictures import SUFFIXES
+from clip_ood.files.remote.address import Address
 from clip_ood.files.text_files import not_utf8
 from clip_ood.process.ranks import say_once
 from clip_ood.process.stalls import reading
 
 
-def from_folder(name: str, folder: Path, labelled: bool) -> ImageList:
+def from_folder(name: str, folder: Path | Address, labelled: bool) -> ImageList:
     """Returns the images of a folder and below it; with `labelled`, its sub-folders, if it has some, are their classes.
 
-    An archive, or a folder in one (photos.zip/train), is taken as the folder that it would be unpacked to.
+    An archive, or a folder in one (photos.zip/train), is taken as the folder that it would be unpacked to, and so is what lies at an
+    address.
 
     Raises: ConfigError for images beside class folders, an empty class folder, one whose name is not UTF-8, a folder that cannot be
     read, a link that leads back, and an archive that is not whole or holds an image that cannot be read in place.
     """
-    archive = archive_of(folder)
-    found = _on_disk(name, folder) if archive is None else in_archive(name, *archive)
+    found = tree_of(name, folder)
     names = tuple(file for file in found.files if Path(file).suffix.lower() in SUFFIXES)
     if len(names) < len(found.files):
         say_passed_over(name, sorted(set(found.files).difference(names)))
@@ -50,6 +52,13 @@ def from_folder(name: str, folder: Path, labelled: bool) -> ImageList:
     number = {label: index for index, label in enumerate(classes)}
     readable = tuple(label.replace("_", " ") for label in classes)
     return ImageList.of(name, folder, found.reader(names, tuple(number[top] for top in first), readable))
+
+
+def tree_of(name: str, folder: Path | Address) -> Tree:
+    """Lists a folder, an archive, or what lies at an address. Raises: ConfigError as `from_folder` does."""
+    if (archive := archive_of(folder)) is not None:
+        return in_archive(name, *archive)
+    return in_bucket(name, folder) if isinstance(folder, Address) else _on_disk(name, folder)
 
 
 def _on_disk(name: str, folder: Path) -> Tree:

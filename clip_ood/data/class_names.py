@@ -13,6 +13,7 @@ from clip_ood.data.class_order import is_number
 from clip_ood.data.image_list import ImageList
 from clip_ood.errors import ConfigError
 from clip_ood.files.regular_file import no_file
+from clip_ood.files.remote.fetched import local
 from clip_ood.files.text_files import read_lines
 from clip_ood.naming import fault, matches, one_text, twins
 from clip_ood.process.ranks import say_once
@@ -74,7 +75,7 @@ def find_classes(data: Data, train: ImageList, reads_text: bool) -> Classes | No
                 f"{other[0]!r}. Leave class_names out to take the folders' names"
             )
     elif isinstance(given, Path):
-        classes = _from_file(data.root / given, train)
+        classes = _from_file(local(data.root / given), train)
     else:
         classes = _from_names(given, train)
     if classes is not None:

@@ -18,13 +18,15 @@ from clip_ood.data.parquet_table import WrongTable
 from clip_ood.data.readers.vectors import DTYPE, Vectors
 from clip_ood.errors import ConfigError, nearest
 from clip_ood.files.regular_file import check_regular
+from clip_ood.files.remote.address import Address
+from clip_ood.files.remote.fetched import local
 
 SUFFIXES = (".npy", ".npz", ".safetensors", ".parquet")
 FEATURES, LABELS = ("features", "embeddings", "embedding"), ("labels", "label")
 BLOCK = 1 << 16  # rows that are looked at together
 
 
-def read_features(set_name: str, source: FeatureFile, root: Path) -> Vectors:
+def read_features(set_name: str, source: FeatureFile, root: Path | Address) -> Vectors:
     """Reads features (N, D) and their labels; they are called "file/row".
 
     Raises: ConfigError for a file of another kind, arrays of other shapes or types, NaN or infinite numbers, and labels of another
@@ -33,7 +35,7 @@ def read_features(set_name: str, source: FeatureFile, root: Path) -> Vectors:
     path = root / source.file
     where = f"Image set {set_name}: {path}"
     try:
-        values, labels = _read(path, source, root)
+        values, labels = _read(local(path), source, root)
         _check(values)
         labels, class_names = (None, None) if labels is None else _classes(labels, len(values))
     except WrongTable as error:
@@ -45,14 +47,14 @@ def read_features(set_name: str, source: FeatureFile, root: Path) -> Vectors:
     return Vectors(values, names, labels, class_names)
 
 
-def _read(path: Path, source: FeatureFile, root: Path) -> tuple[np.ndarray, Any]:
+def _read(path: Path, source: FeatureFile, root: Path | Address) -> tuple[np.ndarray, Any]:
     check_regular(path)
     suffix = path.suffix.lower()
     if suffix == ".npy":
         if source.array is not None:
             raise WrongTable(f"a .npy file holds one array, and array names {source.array!r}: leave it out")
         values = np.load(path, mmap_mode="r", allow_pickle=False)
-        return values, None if source.labels is None else _labels_beside(root / source.labels)
+        return values, None if source.labels is None else _labels_beside(local(root / source.labels))
     if suffix == ".npz":
         with np.load(path, allow_pickle=False) as file:
             return _named(dict(file), source)

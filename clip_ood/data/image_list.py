@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import io
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -17,6 +17,8 @@ from clip_ood.data.readers.reader import NoImage, Reader, Stamps
 from clip_ood.errors import ConfigError, UserError
 from clip_ood.features.identity import SIZE, identity_of, pairs
 from clip_ood.files.pictures import UnreadableImage, decode
+from clip_ood.files.remote.address import Address
+from clip_ood.files.remote.ahead import ahead
 
 
 @dataclass(frozen=True)
@@ -42,7 +44,7 @@ class ImageList:
     """
 
     name: str
-    root: Path
+    root: Path | Address
     reader: Reader
     rows: Sequence[int]
     labels: tuple[int, ...] | None = None
@@ -80,6 +82,10 @@ class ImageList:
         return (
             Loaded(identity, None, None, picture) if stamp is None else Loaded(identity, content, stamp.value, picture)
         )
+
+    def loads(self, indices: Iterable[int]) -> Iterator[Loaded]:
+        """Loads images in this order, and from servers the next ones meanwhile. Raises: as `load` does."""
+        return ahead(self.load, indices) if self.reader.waits else map(self.load, indices)
 
     def _absent(self, index: int, reason: str) -> Loaded:
         """Returns what stands for an image that its source does not hold."""

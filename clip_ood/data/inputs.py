@@ -1,4 +1,4 @@
-"""Reads the names of new images from files, folders, lists, archives and standard input, in a fixed order and without end.
+"""Reads the names of new images from files, folders, lists, archives, buckets and standard input, in a fixed order and without end.
 
 Nothing is listed before it is asked for, except the names in one folder, so that a million images elsewhere take no more memory
 than one.
@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import io
 import os
+import posixpath
 import re
 import sys
 from collections.abc import Iterable, Iterator
@@ -19,7 +20,8 @@ from pyarrow import ArrowException
 
 from clip_ood.data.member import DamagedArchive
 from clip_ood.data.members import is_none, members_of
-from clip_ood.data.parquet_table import SUFFIX, ParquetTable, WrongTable
+from clip_ood.data.parquet_table import SUFFIX, ParquetTable
+from clip_ood.data.readers.objects import Object, image_at
 from clip_ood.data.readers.on_disk import Place
 from clip_ood.data.readers.parquet_rows import Row
 from clip_ood.data.readers.shards import is_image
@@ -29,6 +31,9 @@ from clip_ood.files.archive_names import OTHERS, archive_of
 from clip_ood.files.hidden import is_hidden
 from clip_ood.files.pictures import SUFFIXES, decode
 from clip_ood.files.regular_file import special
+from clip_ood.files.remote.address import Address, is_address, place_at
+from clip_ood.files.remote.fetched import local
+from clip_ood.files.remote.listing import files_below, kind
 from clip_ood.files.text_files import NotText, names_in, not_utf8
 from clip_ood.files.unreadable import check_of_file
 from clip_ood.process.stalls import reading
@@ -51,7 +56,7 @@ class Source:
 
     path: str
     inside: str
-    place: Place | Row
+    place: Place | Row | Object
     reason: str | None = None
 
     def read(self) -> tuple[Image.Image, bytes]:
@@ -67,10 +72,13 @@ def sources(paths: Iterable[str]) -> Iterator[Source]:
     """Yields every image that some paths name, and everything that is no image with a reason.
 
     A path names a folder with everything below it except hidden files and thumbnails; a tar or zip file, or a folder in one; a
-    parquet file with a column of images; a text file with a path on each line, which may be standard input ("-") or a pipe of the shell; or otherwise an image file.
+    parquet file with a column of images; a text file with a path on each line, which may be standard input ("-") or a pipe of the shell; or
+    otherwise an image file. An address names the same in a bucket or behind a URL.
     """
     for path in paths:
-        if path == STDIN:
+        if is_address(path):
+            yield from _at(path)
+        elif path == STDIN:
             yield from _listed("standard input", sys.stdin.buffer)
         elif is_stream(path):
             with open(path, "rb") as file:
@@ -94,6 +102,37 @@ def sources(paths: Iterable[str]) -> Iterator[Source]:
             yield _file(path, os.path.basename(path), UNREAD if is_packed else None)
 
 
+def _at(text: str) -> Iterator[Source]:
+    """Yields what an address names, as `sources` does of a path."""
+    place = place_at(text)
+    if isinstance(place, Path):  # file://…
+        yield from sources([str(place)])
+        return
+    name = place.name.lower()
+    if archive_of(place) is not None:
+        yield from _members(place)
+    elif name.endswith(SUFFIX):
+        yield from _rows(place)
+    elif name.endswith(LISTS):
+        with local(place).open("rb") as file:
+            yield from _listed(str(place), file)
+    elif posixpath.splitext(name)[1] not in SUFFIXES and kind(place) == "folder":
+        yield from _objects(place)
+    else:
+        yield _file(text, name)
+
+
+def _objects(folder: Address) -> Iterator[Source]:
+    """Yields the objects of a folder. Raises: UserError if not all can be listed, as none may be missing unnoticed."""
+    try:
+        for file in files_below(folder):
+            is_picture = posixpath.splitext(file.name)[1].lower() in SUFFIXES
+            reason = None if is_picture else "no image by its name"
+            yield Source(str(file.address), file.name, Object(*file[1:]), reason)
+    except OSError as error:
+        raise UserError(f"{folder} cannot be listed: {error.strerror}") from None
+
+
 def is_stream(path: str) -> bool:
     """Says whether paths are read as they come, and only once: from standard input, or from a pipe that the shell has opened."""
     return path == STDIN or (OPEN.fullmatch(path) is not None and special(path) is not None)
@@ -110,7 +149,13 @@ def _listed(called: str, file: io.BufferedReader) -> Iterator[Source]:
 
 
 def _file(path: str, inside: str, reason: str | None = None) -> Source:
-    return Source(path, inside, Place(path), reason)
+    if not is_address(path):
+        return Source(path, inside, Place(path), reason)
+    try:
+        place = place_at(path)
+    except UserError as error:
+        return Source(path.partition("://")[0] + "://…", inside, Place(os.devnull), str(error))
+    return Source(str(place), place.name, image_at(place), reason)
 
 
 def _below(folder: str, inside: str, above: frozenset[str]) -> Iterator[Source]:
@@ -145,18 +190,18 @@ def _is_folder(entry: os.DirEntry) -> bool:
         return False
 
 
-def _members(path: str) -> Iterator[Source]:
+def _members(path: str | Address) -> Iterator[Source]:
     """Yields the images of an archive, other members that may be meant for images, and the fault of an archive that is not whole."""
     archive, folder = archive_of(path)
     images = 0
     try:
-        for member in members_of(archive, folder):
+        for member in members_of(local(archive), folder):
             if member.is_folder or member.name.lower().endswith(BESIDE):
                 continue
             images += is_image(member)
             reason = member.fault if is_image(member) else "no image by its name"
             place = member.place or Place(str(archive))
-            yield Source(f"{path}/{member.name}", f"{os.path.basename(path)}/{member.name}", place, reason)
+            yield Source(f"{path}/{member.name}", f"{os.path.basename(str(path))}/{member.name}", place, reason)
     except DamagedArchive as error:
         reason = f"it {is_none(archive)}: {error}"
     except UserError as error:
@@ -167,21 +212,21 @@ def _members(path: str) -> Iterator[Source]:
     else:
         reason = None if images else "it holds no images" + f" in a folder {folder}" * bool(folder)
     if reason is not None:
-        yield _file(path, os.path.basename(path), reason)
+        yield _file(str(path), os.path.basename(str(path)), reason)
 
 
-def _rows(path: str) -> Iterator[Source]:
+def _rows(path: str | Address) -> Iterator[Source]:
     """Yields the images of a parquet file, and the fault of one that is not whole or has none."""
-    row = -1
+    name, file, row = os.path.basename(str(path)), path if isinstance(path, Address) else Path(path), -1
     try:
-        for row, place in enumerate(ParquetTable(Path(path)).places()):
-            called = place.path if isinstance(place, Place) else f"{path}/{row:06d}"
-            yield Source(called, f"{os.path.basename(path)}/{row:06d}", place)
+        for row, place in enumerate(ParquetTable(local(file), beside=file.parent).places()):
+            called = f"{path}/{row:06d}" if isinstance(place, Row) else place.path
+            yield Source(called, f"{name}/{row:06d}", place)
         if row < 0:
-            yield _file(path, os.path.basename(path), "it has no rows")
-    except WrongTable as error:
-        yield _file(path, os.path.basename(path), str(error))
+            yield _file(str(path), name, "it has no rows")
+    except UserError as error:
+        yield _file(str(path), name, str(error))
     except (ArrowException, OSError, ValueError) as error:
         if isinstance(error, OSError):
             check_of_file(error)
-        yield _file(path, os.path.basename(path), f"it cannot be read: {getattr(error, 'strerror', None) or error}")
+        yield _file(str(path), name, f"it cannot be read: {getattr(error, 'strerror', None) or error}")

@@ -28,10 +28,18 @@ from clip_ood.data.readers.own import own_reader
 from clip_ood.data.readers.shards import read_shards
 from clip_ood.errors import ConfigError
 from clip_ood.files.pictures import SUFFIXES
+from clip_ood.files.remote.address import Address, is_address
+from clip_ood.files.remote.fetched import local
 
 
 def list_images(
-    name: str, spec: ImageSet, root: Path, labelled: bool, seed: int, partial: bool = False, download: bool = True
+    name: str,
+    spec: ImageSet,
+    root: Path | Address,
+    labelled: bool,
+    seed: int,
+    partial: bool = False,
+    download: bool = True,
 ) -> ImageList:
     """Lists the images of a set; with `labelled`, class folders and list labels become labels.
 
@@ -39,6 +47,17 @@ def list_images(
     Raises: ConfigError for an empty set, another number than the set must have, an empty class folder, images beside
     class folders, a folder that cannot be read, wrong lines of a list, and listed classes that are not there.
     """
+    try:
+        return _listed(name, spec, root, labelled, seed, partial, download)
+    except OSError as error:
+        if not is_address(str(error.filename)):
+            raise
+        raise ConfigError(f"Image set {name}: {error.filename}: {error.strerror}") from None
+
+
+def _listed(
+    name: str, spec: ImageSet, root: Path | Address, labelled: bool, seed: int, partial: bool, download: bool
+) -> ImageList:
     where = _place(spec, root)
     selects = spec.keep_classes is not None or spec.drop_classes is not None
     labelled = labelled or selects or spec.label_names is not None
@@ -48,10 +67,14 @@ def list_images(
             if len(images):
                 images.content(0)  # a wrong result of a reader is reported before any encoding
     elif spec.torchvision is not None:
+        if isinstance(root, Address):
+            raise ConfigError(
+                f"Image set {name}: torchvision keeps its sets in a folder of this machine, and data.root is {root}"
+            )
         arrays = torchvision_sets.load(name, spec.torchvision, spec.split or "test", root, download)
         images = ImageList.of(name, root, arrays)
     elif spec.shards is not None:
-        shards = read_shards(name, shard_paths(where))
+        shards = read_shards(name, [local(path) for path in shard_paths(where)])
         if shards.passed_over:
             say_passed_over(name, list(shards.passed_over))
         images = ImageList.of(name, where.parent, shards)
@@ -63,11 +86,11 @@ def list_images(
     elif spec.features is not None:
         images = ImageList.of(name, where, read_features(name, spec.features, root))
     elif spec.list is not None:
-        images = from_list(name, where, root / spec.images_root, partial, None if selects else spec.count)
+        images = from_list(name, local(where), root / spec.images_root, partial, None if selects else spec.count)
     elif spec.labels is not None:
-        images = _from_labels(name, where, root / spec.labels, partial)
+        images = _from_labels(name, where, local(root / spec.labels), partial)
     elif spec.index is not None:
-        images = _from_index(name, where, root / spec.index, spec.split, partial)
+        images = _from_index(name, where, local(root / spec.index), spec.split, partial)
     elif spec.nested:
         images = _nested(from_folder(name, where, labelled=False))
     else:
@@ -77,7 +100,7 @@ def list_images(
         if spec.numbered and images.class_names is not None:
             images = by_number(images)
     if not len(images):
-        hint = tars_in(where) if spec.folder is not None else ""
+        hint = tars_in(where) if spec.folder is not None and isinstance(where, Path) else ""
         raise ConfigError(
             f"Image set {name}: {where} holds no images (looked for {', '.join(sorted(SUFFIXES))}).{hint}"
         )
@@ -95,7 +118,7 @@ def list_images(
     return images
 
 
-def _place(spec: ImageSet, root: Path) -> Path:
+def _place(spec: ImageSet, root: Path | Address) -> Path | Address:
     if spec.features is not None:
         return root / spec.features.file
     return root / (spec.folder or spec.list or spec.shards or spec.parquet or spec.path or "")

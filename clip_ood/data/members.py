@@ -11,6 +11,7 @@ from clip_ood.data.unpacked import unpacked
 from clip_ood.data.zip_members import zip_members
 from clip_ood.files.archive_names import PACKED, ZIP
 from clip_ood.files.hidden import is_hidden
+from clip_ood.files.remote.address import Address
 
 
 def members_of(archive: Path, inside: str = "") -> Iterator[Member]:
@@ -31,7 +32,7 @@ def members_of(archive: Path, inside: str = "") -> Iterator[Member]:
         yield member._replace(name=name.removeprefix(above))
 
 
-def is_none(archive: Path) -> str:
+def is_none(archive: Path | Address) -> str:
     """Returns what is to be said of a damaged archive of this name, before the reason."""
     name = archive.name.lower()
     if name.endswith(ZIP):

@@ -9,18 +9,23 @@ from typing import Any
 
 import pyarrow as pa
 
+from clip_ood.data.bucket_tree import in_bucket
 from clip_ood.data.class_order import in_order
 from clip_ood.data.parquet_table import SUFFIX, ParquetTable, WrongTable
+from clip_ood.data.readers.objects import looked_up
 from clip_ood.data.readers.packed import Packed
 from clip_ood.errors import ConfigError
 from clip_ood.files.hidden import is_hidden
+from clip_ood.files.remote.address import Address
+from clip_ood.files.remote.fetched import local
+from clip_ood.files.remote.listing import kind
 
 SPLITS = ("train", "test", "validation", "valid", "val", "dev")
 PART = re.compile(r"(.*)-(\d+)-of-(\d+)")  # train-00000-of-00002
 
 
 def read_parquet(
-    set_name: str, paths: list[Path], image: str | None, label: str | None, labelled: bool, split: str | None
+    set_name: str, paths: list[Path | Address], image: str | None, label: str | None, labelled: bool, split: str | None
 ) -> Packed:
     """Lists the images of parquet files, or of those in folders, called "file/row"; no image is read.
 
@@ -31,8 +36,8 @@ def read_parquet(
     for path, called in [file for named in paths for file in _files(set_name, named, split)]:
         where = f"Image set {set_name}: {path}"
         try:
-            file = ParquetTable(path, image)
-            found = list(file.places())
+            file = ParquetTable(local(path), image, path.parent)
+            found = looked_up(list(file.places()))
             told = file.labels(label) if labelled or label is not None else None
         except WrongTable as error:
             raise ConfigError(f"{where}: {error}") from None
@@ -51,14 +56,19 @@ def read_parquet(
         raise ConfigError(f"Image set {set_name}: {paths[0]}: {error}") from None
 
 
-def _files(set_name: str, path: Path, split: str | None) -> list[tuple[Path, str]]:
+def _files(set_name: str, path: Path | Address, split: str | None) -> list[tuple[Path | Address, str]]:
     """Returns the parquet files that a path names, and how each is called: itself, or those of one split in a folder."""
-    if not path.is_dir():
+    is_elsewhere = isinstance(path, Address)
+    if not (kind(path) == "folder" if is_elsewhere else path.is_dir()):
         return [(path, path.name)]
-    found = sorted(each for each in path.rglob(f"*{SUFFIX}") if not is_hidden(str(each.relative_to(path))))
+    if is_elsewhere:
+        found = [Path(name) for name in in_bucket(set_name, path).files if name.endswith(SUFFIX)]
+    else:
+        found = sorted(each.relative_to(path) for each in path.rglob(f"*{SUFFIX}"))
     splits: dict[str, list[Path]] = defaultdict(list)
     for each in found:
-        splits[_split_of(each.relative_to(path))].append(each)
+        if not is_hidden(str(each)):
+            splits[_split_of(each)].append(each)
     if split is not None:
         if split not in splits:
             raise ConfigError(
@@ -75,7 +85,7 @@ def _files(set_name: str, path: Path, split: str | None) -> list[tuple[Path, str
             raise ConfigError(
                 f"Image set {set_name}: {path} holds {len(each)} of {max(counts)} files, as {each[0].name}: get the others"
             )
-    return [(each, each.relative_to(path).as_posix()) for each in next(iter(splits.values()), [])]
+    return [(path / each, each.as_posix()) for each in next(iter(splits.values()), [])]
 
 
 def _split_of(path: Path) -> str:

@@ -9,11 +9,13 @@ from typing import Any
 
 import pyarrow as pa
 
+from clip_ood.data.readers.objects import Object, image_at
 from clip_ood.data.readers.on_disk import Place
 from clip_ood.data.readers.parquet_rows import Row, batches, content_of, opened
 from clip_ood.errors import UserError, nearest
 from clip_ood.files.file_types import WrongType, check_type
 from clip_ood.files.regular_file import special
+from clip_ood.files.remote.address import Address, place_at
 
 SUFFIX = ".parquet"
 PATHS = frozenset(
@@ -28,11 +30,11 @@ class WrongTable(UserError):
 class ParquetTable:
     """A parquet file with the column of its images: the one that is named, or else the only one of images, or of paths by its name (`PATHS`).
 
-    Raises: WrongTable, OSError.
+    Paths in it start from the folder `beside` (default: the file's own). Raises: WrongTable, OSError.
     """
 
-    def __init__(self, path: Path, image: str | None = None) -> None:
-        self.path = path
+    def __init__(self, path: Path, image: str | None = None, beside: Path | Address | None = None) -> None:
+        self.path, self.beside = path, path.parent if beside is None else beside
         if (kind := special(path)) is not None:
             raise WrongTable(f"it is {kind}, and no file")
         try:
@@ -47,8 +49,8 @@ class ParquetTable:
         paths = [name for name in self.schema.names if name.lower() in PATHS and self._is_text(name)]
         self.image = self._column(image, "image", fitting or paths)
 
-    def places(self) -> Iterator[Row | Place]:
-        """Yields the place of each image; of a path, the file that it leads to from the folder of the parquet file."""
+    def places(self) -> Iterator[Row | Place | Object]:
+        """Yields the place of each image; of a path, the file that it leads to, which may be an address."""
         are_paths = self._is_text(self.image)
         for group in range(self.file.metadata.num_row_groups):
             if not are_paths and self._all_there(group):
@@ -61,7 +63,7 @@ class ParquetTable:
                     path = cell if are_paths else cell.get("path") if isinstance(cell, dict) else None
                     is_elsewhere = path is not None and (are_paths or content_of(cell) is None)
                     yield (
-                        Place(str(self.path.parent / path))
+                        image_at(self.beside / place_at(path))
                         if is_elsewhere
                         else Row(str(self.path), group, row, self.image)
                     )

@@ -8,27 +8,29 @@ from pathlib import Path
 from posixpath import normpath
 from unicodedata import normalize
 
-from clip_ood.data.archive_tree import in_archive
+from clip_ood.data.class_folders import tree_of
 from clip_ood.data.comparability import of_count, of_list
 from clip_ood.data.image_list import ImageList
 from clip_ood.data.readers.files import Files
 from clip_ood.errors import ConfigError, shortened
 from clip_ood.files.archive_names import archive_of
 from clip_ood.files.pictures import SUFFIXES
+from clip_ood.files.remote.address import Address
 from clip_ood.files.text_files import not_utf8, read_names
 from clip_ood.process.ranks import say_once
 
 
-def from_list(name: str, path: Path, root: Path, partial: bool, count: int | None) -> ImageList:
-    """Returns the images that a text file lists by their paths below `root`, a folder or an archive, with label numbers if it has them.
+def from_list(name: str, path: Path, root: Path | Address, partial: bool, count: int | None) -> ImageList:
+    """Returns the images that a text file lists by their paths below `root`, a folder, an archive or an address, with label numbers if it
+    has them.
 
     Raises: ConfigError for a line of another form, a path that stands there twice, and, unless `partial`, for images that are not there
     and for another number of lines than `count`.
     """
     lines: dict[str, int] = {}
     names, labels, missing = [], [], []
-    paths_alone, archive = None, archive_of(root)
-    packed = None if archive is None else in_archive(name, *archive)
+    paths_alone = None
+    packed = tree_of(name, root) if isinstance(root, Address) or archive_of(root) is not None else None
     members = None if packed is None else frozenset(packed.files)
     for number, line in enumerate(read_names(path), start=1):
         if not line.strip():

@@ -1,23 +1,19 @@
 """Unpacks compressed tar files into the user's cache, since nothing in them can be found without reading all that comes before.
 
     ~/.cache/clip-ood/unpacked/<key>.tar    the tar file; its key is made of path, size, times and inode of the compressed file
-                               <key>.used   was written when it was last used: nothing about the tar file itself may change
 
 An archive is unpacked once and used by every later run. Beyond `LIMIT` bytes in all, those go that were not used for longest and that
-no process uses.
+no process uses (`clip_ood.files.kept`).
 """
 
 from __future__ import annotations
 
-import atexit
 import bz2
 import gzip
 import lzma
 import os
-import sys
 import zlib
 from collections.abc import Iterator
-from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import BinaryIO
 
@@ -29,18 +25,15 @@ from clip_ood.data.readers.on_disk import Place
 from clip_ood.errors import UserError
 from clip_ood.files.cache import cache
 from clip_ood.files.file_types import START, WrongType, check_start
+from clip_ood.files.kept import keeping, make_room, tell
 from clip_ood.files.writing import naming, remove_abandoned, temporary_name
-from clip_ood.process.locks import InUse, alone, in_turn, sharing
 from clip_ood.process.ranks import is_first
 from clip_ood.process.stalls import reading
-from clip_ood.terminal.shown import say
 
 LIMIT = 200 * 2**30  # bytes of all unpacked archives together
 BLOCK = 1 << 20
 OPENERS = {b"\x1f\x8b": gzip.open, b"BZh": bz2.open, b"\xfd7zXZ": lzma.open}
 DAMAGED = (EOFError, zlib.error, lzma.LZMAError)
-
-_used: dict[Path, ExitStack] = {}  # archives that this process shares with others until it ends
 
 
 def unpacked(archive: Path) -> Path:
@@ -60,18 +53,16 @@ def unpacked(archive: Path) -> Path:
                 f"{archive} would be unpacked to {target.parent}, which cannot be made ({error.strerror}): unpack it yourself, and "
                 "name the folder, or set XDG_CACHE_HOME"
             ) from error
-        with in_turn(target.parent, _say):
+        with keeping(target.parent, target):
             if not target.is_file():
                 _unpack(archive, file, target)
-            _used_at(target).write_bytes(b"")
-            _share(target)
     return target
 
 
 def _unpack(archive: Path, file: BinaryIO, target: Path) -> None:
     remove_abandoned(target.parent)
     if is_first():
-        _say(f"Unpacking {archive} to {target}, once: its images cannot be found otherwise")
+        tell(f"Unpacking {archive} to {target}, once: its images cannot be found otherwise")
     temporary = target.with_name(temporary_name(target))
     allowed, written = Allowance(archive, target.parent), 0
     try:
@@ -87,7 +78,7 @@ def _unpack(archive: Path, file: BinaryIO, target: Path) -> None:
                 copy.write(block)
             copy.flush()
             os.fsync(copy.fileno())
-        _make_room(target.parent, written)
+        make_room(target.parent, "*.tar", written, LIMIT)
         state = os.fstat(file.fileno())
         os.utime(temporary, ns=(state.st_atime_ns, state.st_mtime_ns))
         temporary.replace(target)
@@ -119,40 +110,3 @@ def _blocks(archive: Path, file: BinaryIO) -> Iterator[bytes]:
         if error.errno is not None:  # of the disk, not of what the file holds
             raise
         raise DamagedArchive(str(error)) from None
-
-
-def _make_room(folder: Path, size: int) -> None:
-    """Removes archives, those used longest ago first, until there is room for `size` bytes; those in use stay."""
-    found = sorted((_last_used(path), path.stat().st_size, path) for path in folder.glob("*.tar"))
-    total = size + sum(each for _, each, _ in found)
-    for _, each, path in found:
-        if total <= LIMIT:
-            return
-        if path in _used:  # by this process, whose own lock is no hindrance
-            continue
-        with suppress(InUse), alone(path, ""):
-            path.unlink()
-            _used_at(path).unlink(missing_ok=True)
-            total -= each
-
-
-def _used_at(target: Path) -> Path:
-    return target.with_suffix(".used")
-
-
-def _last_used(target: Path) -> int:
-    try:
-        return _used_at(target).stat().st_mtime_ns
-    except FileNotFoundError:  # its process was killed before it was used
-        return 0
-
-
-def _share(target: Path) -> None:
-    if target not in _used:
-        _used[target] = ExitStack()
-        _used[target].enter_context(sharing(target))
-        atexit.register(_used[target].close)
-
-
-def _say(text: str) -> None:
-    say(text, file=sys.stderr, flush=True)  # standard output may be for predictions

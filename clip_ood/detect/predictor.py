@@ -26,7 +26,7 @@ from clip_ood.detect.decisions import cutoffs, decisions_of
 from clip_ood.detect.given import judge_features
 from clip_ood.detect.heat_map import HeatMap, heat_map
 from clip_ood.detect.manifest import DetectorFolderError
-from clip_ood.detect.one_image import OneImage, picture_of
+from clip_ood.detect.one_image import OneImage, name_of, picture_of, pictures_of
 from clip_ood.detect.prediction import BatchPredictions, NearWord, Neighbour, Prediction
 from clip_ood.detect.saved import SavedDetector
 from clip_ood.detectors.bank import Bank
@@ -144,9 +144,10 @@ class Predictor(nn.Module):
     ) -> list[Prediction] | dict[str, Any]:
         """Returns the predictions of each detector on images, in their order.
 
-        Images are paths, PIL images, the bytes of files, open files, and tensors (3, H, W), uint8 or floats in [0, 1]. The first
-        four are prepared alike (see `clip_ood.files.pictures.decode`); tensors are taken as they are. A run on features that were given
-        judges an array (N, D) of them. Columns, as `map` of datasets and `map_batches` of Ray give them, are judged by `judge_columns`.
+        Images are paths or addresses (s3://…), PIL images, the bytes of files, open files, and tensors (3, H, W), uint8 or floats in
+        [0, 1]. The first four are prepared alike (see `clip_ood.files.pictures.decode`); tensors are taken as they are. A run on features
+        that were given judges an array (N, D) of them. Columns, as `map` of datasets and `map_batches` of Ray give them, are judged by
+        `judge_columns`.
 
         Raises: UnreadableImage or OSError for a path that is no image, TypeError and ValueError for anything else that is no
         image.
@@ -161,8 +162,9 @@ class Predictor(nn.Module):
             return self.decided(judge_features(self, images))
         predictions = []
         for batch in _batches(images, self.batch_size):
-            names = [str(each) if isinstance(each, str | Path) else None for each in batch]
-            predictions += self.judge_pictures(*zip(*map(picture_of, batch), strict=True), names)
+            predictions += self.judge_pictures(
+                *zip(*pictures_of(batch), strict=True), [name_of(each) for each in batch]
+            )
         return self.decided(predictions)
 
     def judge_pictures(

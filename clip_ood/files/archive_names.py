@@ -4,6 +4,10 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from clip_ood.files.regular_file import special
+from clip_ood.files.remote.address import Address
+from clip_ood.files.remote.listing import kind
+
 ZIP = ".zip"
 PACKED = (".tar.gz", ".tgz", ".tar.bz2", ".tbz2", ".tar.xz", ".txz")  # tar files that are compressed as a whole
 ARCHIVES = (ZIP, ".tar", *PACKED)
@@ -21,11 +25,18 @@ OTHERS = (
 )  # packed in ways that are not read
 
 
-def archive_of(path: str | Path) -> tuple[Path, str] | None:
+def archive_of(path: str | Path | Address) -> tuple[Path | Address, str] | None:
     """Returns the archive that a path names or goes on inside of, and the folder in it ("" for all of it); None without one.
 
+    Of an address, the name alone tells.
+
     >>> archive_of("photos/cats")
+    >>> archive_of(Address("s3", "photos/cats.zip/white"))
+    (Address(protocol='s3', path='photos/cats.zip'), 'white')
     """
+    if isinstance(path, Address):
+        found = next((part for part in (path, *path.parents[:-1]) if part.name.lower().endswith(ARCHIVES)), None)
+        return None if found is None else (found, path.path[len(found.path) :].strip("/"))
     path = Path(path)
     for part in (path, *path.parents):
         if part.name.lower().endswith(ARCHIVES) and not part.is_dir() and part.exists():
@@ -33,6 +44,19 @@ def archive_of(path: str | Path) -> tuple[Path, str] | None:
     return None
 
 
-def is_folder(path: Path) -> bool:
-    """Says whether a path names a folder, or an archive that stands for one."""
+def is_folder(path: Path | Address) -> bool:
+    """Says whether a path or address names a folder, or an archive that stands for one. Raises: OSError, of an address."""
+    if isinstance(path, Address):
+        archive = archive_of(path)
+        return kind(path) == "folder" if archive is None else kind(archive[0]) == "file"
     return path.is_dir() or archive_of(path) is not None
+
+
+def is_file(path: Path | Address) -> bool:
+    """Says whether a file is at a path or address. Raises: OSError, of an address."""
+    return kind(path) == "file" if isinstance(path, Address) else path.is_file()
+
+
+def exists(path: Path | Address) -> bool:
+    """Says whether a file or folder is at a path or address, but no pipe or device. Raises: OSError, of an address."""
+    return kind(path) is not None if isinstance(path, Address) else path.exists() and special(path) is None

@@ -8,12 +8,29 @@ from typing import Any, TextIO
 from unicodedata import category
 
 OTHER = re.compile(r"[^ -~]")  # than printable ASCII
+PASSWORD = re.compile(r"(?<=://)[^\s/@'\"]*:[^\s/@'\"]*@")
+SIGNED = re.compile(
+    r"(https?://[^\s?'\"<>]*)\?[^\s'\"<>]*?(?:sig|token|secret|credential|key)[^\s'\"<>]*", re.IGNORECASE
+)
 LAID_OUT = "\n\t"  # are kept in a text of several lines
 TURNED = frozenset("\u061c\u200e\u200f\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069")  # marks of direction
 
 
+def without_secrets(text: str) -> str:
+    """Returns a text in which addresses have no passwords and no signatures.
+
+    >>> without_secrets("https://example.org/a.zip?X-Amz-Signature=1f is not there")
+    'https://example.org/a.zip?… is not there'
+    >>> without_secrets("s3://me:1f@photos/cats, https://example.org/a.zip?download=1")
+    's3://…@photos/cats, https://example.org/a.zip?download=1'
+    """
+    if "://" not in text:
+        return text
+    return SIGNED.sub(r"\1?…", PASSWORD.sub("…@", text))
+
+
 def shown(text: str, keep: str = LAID_OUT) -> str:
-    """Returns the text with its lines and tabs (`keep`), and with escapes for what may not be shown.
+    """Returns the text with its lines and tabs (`keep`), without secrets, and with escapes for what may not be shown.
 
     These are other control characters (C0, DEL, C1), marks of direction, ends of lines, and bytes that are not UTF-8 (as Python
     keeps them).
@@ -22,6 +39,7 @@ def shown(text: str, keep: str = LAID_OUT) -> str:
     a\\x1b[2Jb\\x9bc \\u202egpj.exe
     two
     """
+    text = without_secrets(text)
     if text.isprintable():  # most texts are, and this takes no time
         return text
     return OTHER.sub(lambda found: found[0] if found[0] in keep else _told(found[0]), text)

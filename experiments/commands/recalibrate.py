@@ -12,9 +12,9 @@ import sys
 from pathlib import Path
 
 from clip_ood.command_line import before_and_after_dashes
+from clip_ood.config.detecting import check_path
 from clip_ood.config.misnamed import of_path
 from clip_ood.errors import ConfigError
-from clip_ood.files.archive_names import archive_of
 from clip_ood.files.writing import check_writable
 from clip_ood.process.called import called
 from clip_ood.process.launchers import settle
@@ -93,8 +93,7 @@ def check(given: argparse.Namespace) -> None:
             "flagged or not (all), or those of a random sample that a person has looked at (sample)"
         )
     for path in given.paths:
-        if not os.path.lexists(path) and archive_of(path) is None:
-            raise ConfigError(f"There is no file or folder {path}{of_path(path)}")
+        check_path(path)
     if given.decisions is not None:
         if not given.decisions.is_file():
             raise ConfigError(f"--decisions: there is no file {given.decisions}{of_path(str(given.decisions))}")

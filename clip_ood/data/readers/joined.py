@@ -21,7 +21,7 @@ class Joined(Reader):
         names = [name for each in lists for name in each.names]
         if len(set(names)) < len(names):
             names = [f"{each.name}/{name}" for each in lists for name in each.names]
-        self.names = tuple(names)
+        self.names, self.waits = tuple(names), any(each.reader.waits for each in lists)
 
     def open(self, index: int) -> bytes | np.ndarray:
         reader, row = self.places[index]

@@ -12,6 +12,7 @@ from clip_ood.data.readers.reader import Reader, Stamp
 from clip_ood.dotted_paths import module_of
 from clip_ood.errors import ConfigError, nearest
 from clip_ood.features.identity import SIZE
+from clip_ood.files.remote.fetched import local
 
 
 def own_reader(set_name: str, spec: ImageSet, root: Path) -> Reader:
@@ -44,7 +45,7 @@ def _find(where: str, path: str) -> type[Reader]:
 
 
 def _make(where: str, cls: type[Reader], spec: ImageSet, root: Path) -> Reader:
-    arguments = () if spec.path is None else (root / spec.path,)
+    arguments = () if spec.path is None else (local(root / spec.path),)
     try:
         inspect.signature(cls).bind(*arguments, **spec.options)
     except TypeError as error:

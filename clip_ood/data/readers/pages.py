@@ -17,7 +17,7 @@ class Pages(Reader):
     """The pages of another reader's files: `pages` has the row and the page of each, which is None for a file of one page."""
 
     def __init__(self, files: Reader, pages: Sequence[tuple[int, int | None]], names: Sequence[str]) -> None:
-        self.files, self.pages, self.names = files, pages, names
+        self.files, self.pages, self.names, self.waits = files, pages, names, files.waits
 
     def open(self, index: int) -> bytes | np.ndarray:
         row, page = self.pages[index]

@@ -16,8 +16,10 @@ from typing import Any, NamedTuple
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from clip_ood.data.readers.objects import Object
 from clip_ood.data.readers.on_disk import LARGEST, Place, hides_changes, stamp_of
 from clip_ood.data.readers.reader import NoImage, Stamp
+from clip_ood.files.remote.address import is_address, place_at
 from clip_ood.process.stalls import reading
 
 AT_ONCE = 64 << 20  # bytes of images that are in memory, about
@@ -67,8 +69,10 @@ class Row(NamedTuple):
         return stamp_of(self.path, state, self.group, self.row, self.column)
 
 
-def place_of(*fields: str | int | None) -> Place | Row:
+def place_of(*fields: str | int | None) -> Place | Row | Object:
     """Returns the place that these are the fields of, as they come out of a file."""
+    if is_address(fields[0]):
+        return Object(place_at(fields[0]), *fields[1:])
     return Row(*fields) if isinstance(fields[-1], str) and len(fields) == len(Row._fields) else Place(*fields)
 
 

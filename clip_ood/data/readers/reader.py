@@ -37,12 +37,14 @@ class Reader(ABC):
     """The N images of one source, in a fixed order. It is sent to other processes, which read as well, so it holds no open file.
 
     Attributes: names: all distinct, with "/" between folders; labels: one class index for each image (-1: no class), None if the
-    source has no classes; class_names: in label order, None if labels are only numbers.
+    source has no classes; class_names: in label order, None if labels are only numbers; waits: whether reading mostly waits for a server,
+    so that several images are read at the same time.
     """
 
     names: Sequence[str]
     labels: Sequence[int] | None = None
     class_names: Sequence[str] | None = None
+    waits: bool = False
 
     @abstractmethod
     def open(self, index: int) -> bytes | np.ndarray:

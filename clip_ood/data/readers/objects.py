@@ -1,0 +1,124 @@
+"""Reads images that are objects of their own in buckets, or files behind URLs, straight into memory."""
+
+from __future__ import annotations
+
+import hashlib
+from base64 import b64encode
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from errno import EFBIG, EIO, EISDIR, ENOENT
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from clip_ood.data.readers.on_disk import LARGEST, Place
+from clip_ood.data.readers.reader import NoImage, Reader, Stamp
+from clip_ood.features.identity import identity_of
+from clip_ood.files.remote.address import Address
+from clip_ood.files.remote.ahead import ahead
+from clip_ood.files.remote.listing import Listed, find
+from clip_ood.files.remote.patience import asked
+
+if TYPE_CHECKING:
+    from clip_ood.data.readers.parquet_rows import Row
+
+
+@dataclass(frozen=True)
+class Object:
+    """The place of an image: an address, and size in bytes and version of what was listed there (None and "": not known)."""
+
+    address: Address
+    size: int | None = None
+    version: str = ""
+
+    is_file = False  # of this machine
+
+    @property
+    def path(self) -> str:
+        """The address as it is shown."""
+        return str(self.address)
+
+    def __iter__(self) -> Iterator[str | int | None]:
+        """Yields what may be written down of the place; `place_of` takes it."""
+        return iter((self.path, self.size, self.version))
+
+    def read(self) -> bytes:
+        """Returns the bytes of the object that was listed.
+
+        Raises: NoImage if it is gone, has changed since, or is larger than any image; OSError for a server that refuses or does not answer.
+        """
+        listed = self._now() if self.size is None else self
+        if (listed.size or 0) > LARGEST:
+            raise NoImage(EFBIG, f"over {LARGEST:,} bytes, more than any picture that is read", self.path)
+        try:
+            content = asked(self.address, "cat_file", size=listed.size or 0)
+        except FileNotFoundError:
+            raise NoImage(ENOENT, "it is gone since it was listed", self.path) from None
+        if listed.differs(content):
+            raise NoImage(EIO, "it has changed since it was listed", self.path)
+        return content
+
+    def load(self) -> tuple[bytes, Stamp]:
+        """Returns the bytes and the stamp of the object that was listed. Raises: as `read` does."""
+        return self.read(), self.stamp()
+
+    def stamp(self) -> Stamp:
+        """Returns the stamp of the object as it was listed; without a version, its content may change unnoticed."""
+        return Stamp(identity_of(self.path, str(self.size), self.version), not self.version)
+
+    def _now(self) -> Object:
+        """Returns the object as it is now, of which only the address is known."""
+        if (found := find(self.address)) is None:
+            raise NoImage(ENOENT, "nothing is there", self.path)
+        if found.is_folder:
+            raise NoImage(EISDIR, "it is a folder, and no file", self.path)
+        return replace(self, size=found.size, version=self.version or found.version)
+
+    def differs(self, content: bytes) -> bool:
+        """Says whether this is something else than was listed. Where the version is no MD5 of the content, the server is asked again."""
+        if self.size is not None and len(content) != self.size:
+            return True
+        digest = hashlib.md5(content, usedforsecurity=False)
+        if not self.version or self.version in (digest.hexdigest(), b64encode(digest.digest()).decode()):
+            return False
+        now = find(self.address)
+        return now is None or now.version != self.version
+
+
+def image_at(place: Path | Address) -> Place | Object:
+    """Returns the place of the image that is a file at a path, or an object at an address."""
+    return Object(place) if isinstance(place, Address) else Place(str(place))
+
+
+def looked_up(places: Sequence[Place | Row | Object]) -> Sequence[Place | Row | Object]:
+    """Returns places, those of objects with size and version; what is not there is found when it is read. Raises: as `find` does."""
+
+    def with_details(place: Place | Row | Object) -> Place | Row | Object:
+        if not isinstance(place, Object) or place.size is not None or (found := find(place.address)) is None:
+            return place
+        return replace(place, size=found.size, version=found.version)
+
+    return list(ahead(with_details, places)) if any(isinstance(each, Object) for each in places) else places
+
+
+class Objects(Reader):
+    """Reads objects that were listed."""
+
+    waits = True
+
+    def __init__(
+        self,
+        listed: Sequence[Listed],
+        labels: Sequence[int] | None = None,
+        class_names: Sequence[str] | None = None,
+    ) -> None:
+        self.names, self.labels, self.class_names = tuple(each.name for each in listed), labels, class_names
+        self.places = [Object(*each[1:]) for each in listed]
+
+    def open(self, index: int) -> bytes:
+        return self.places[index].read()
+
+    def load(self, index: int) -> tuple[bytes, Stamp]:
+        return self.places[index].load()
+
+    def stamp(self, index: int) -> Stamp:
+        return self.places[index].stamp()

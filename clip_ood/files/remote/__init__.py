@@ -1,0 +1,1 @@
+"""Files and folders that lie in buckets or behind URLs, read through fsspec."""

@@ -1,0 +1,135 @@
+"""Addresses of files in buckets and behind URLs: s3://photos/cats, https://example.org/cats.zip."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from posixpath import basename, dirname, splitext
+from urllib.parse import unquote
+
+from clip_ood.errors import UserError
+
+EXTRAS = {  # how an address begins -> the extra of this project that reads it, if it needs one
+    "s3": "s3",
+    "gs": "gcs",
+    "az": "azure",
+    "abfs": "azure",
+    "https": None,
+    "http": None,
+    "hf": None,
+    "memory": None,
+}
+WEB = ("https", "http")
+BEGINNING = re.compile(rf"({'|'.join([*EXTRAS, 'file'])})://", re.IGNORECASE)
+
+
+class WrongAddress(UserError):
+    """A text begins as an address does, and cannot be one."""
+
+
+@dataclass(frozen=True)
+class Address:
+    """The address of a file or folder. As text, it is without the query, which may be a signature (`?X-Amz-Signature=…`).
+
+    `path` is all behind `protocol`://. Addresses are joined and taken apart as paths are: `address / "cats"`, `name`, `parent`. Joined to
+    the right of a path, an address stays as it is, as an absolute path does.
+    """
+
+    protocol: str
+    path: str
+    query: str = field(default="", repr=False)
+
+    def __str__(self) -> str:
+        return f"{self.protocol}://{self.path}"
+
+    @property
+    def whole(self) -> str:
+        """The address with its query: what is opened, and what is never shown or written down."""
+        return f"{self}?{self.query}" if self.query else str(self)
+
+    @property
+    def name(self) -> str:
+        """The last part of the path.
+
+        >>> Address("https", "example.org/my%20cats.zip", "X-Amz-Signature=1f").name
+        'my cats.zip'
+        """
+        return self._shown(basename(self.path.rstrip("/")))
+
+    @property
+    def stem(self) -> str:
+        return splitext(self.name)[0]
+
+    @property
+    def suffix(self) -> str:
+        return splitext(self.name)[1]
+
+    @property
+    def parent(self) -> Address:
+        return replace(self, path=dirname(self.path.rstrip("/")) or self.path)
+
+    @property
+    def parents(self) -> list[Address]:
+        """The folders that it lies in, the innermost first."""
+        parts = self.path.rstrip("/").split("/")
+        return [replace(self, path="/".join(parts[:count])) for count in range(len(parts) - 1, 0, -1)]
+
+    def with_name(self, name: str) -> Address:
+        return self.parent / name
+
+    def resolve(self) -> Address:
+        return self
+
+    def __truediv__(self, inside: str | Path | Address) -> Address | Path:
+        if isinstance(inside, Address) or Path(inside).is_absolute():
+            return inside if isinstance(inside, Address) else Path(inside)
+        inside = str(inside)
+        return self if inside in ("", ".") else replace(self, path=f"{self.path.rstrip('/')}/{inside}")
+
+    def __rtruediv__(self, folder: Path) -> Address:
+        return self
+
+    def _shown(self, part: str) -> str:
+        return unquote(part) if self.protocol in WEB else part
+
+
+def is_address(text: str | Path | Address) -> bool:
+    """Says whether a text, or what was made of it, is an address.
+
+    >>> [is_address(text) for text in ("s3://photos/a.jpg", "photos/a.jpg", "ftp://example.org/a.jpg")]
+    [True, False, False]
+    """
+    return isinstance(text, Address) or (isinstance(text, str) and BEGINNING.match(text) is not None)
+
+
+def place_at(text: str | Path | Address) -> Path | Address:
+    """Returns the address that a text is, or else the path of a file or folder of this machine, as also of file://….
+
+    Raises: WrongAddress for an address without a path, and for one with a user and a password.
+    """
+    if not is_address(text) or isinstance(text, Address):
+        return text if isinstance(text, Address) else Path(text)
+    protocol, _, path = str(text).partition("://")
+    protocol, query = protocol.lower(), ""
+    if protocol in WEB:
+        path, _, query = path.partition("#")[0].partition("?")
+    host, slash, rest = path.partition("/")
+    if "@" in host and (protocol != "abfs" or ":" in host.partition("@")[0]):
+        raise WrongAddress(
+            f"{protocol}://…@{host.rpartition('@')[2]}{slash}{rest}: no password stands in an address, which is shown and written down: "
+            "leave out what stands before @, and set credentials in the environment (docs/buckets.md)"
+        )
+    if protocol == "file":
+        return Path(unquote(f"/{rest}"))
+    if not host:
+        raise WrongAddress(
+            f"{protocol}:// is an address without a place: name one, as {protocol}://{_example(protocol)}"
+        )
+    return Address(protocol, path if protocol in WEB else path.rstrip("/"), query)
+
+
+def _example(protocol: str) -> str:
+    if protocol in WEB:
+        return "example.org/photos.zip"
+    return "datasets/user/photos" if protocol == "hf" else "bucket/photos"

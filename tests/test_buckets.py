@@ -1,0 +1,348 @@
+"""Images in buckets and behind URLs: what lies there is what a folder of it would be, and what is wrong there is told."""
+
+from __future__ import annotations
+
+import time
+import zipfile
+from multiprocessing import get_context
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import replica
+from storage_servers import BUCKET, s3_server, web_server
+
+from clip_ood.config.checks import check_folders
+from clip_ood.config.detecting import check_path
+from clip_ood.config.loading import dump, load_config
+from clip_ood.config.schema import ImageSet
+from clip_ood.data import bucket_tree
+from clip_ood.data.fetched_ahead import fetched_ahead
+from clip_ood.data.inputs import sources
+from clip_ood.data.listing import list_images
+from clip_ood.data.readers.objects import Object
+from clip_ood.data.readers.reader import NoImage
+from clip_ood.errors import ConfigError, UserError
+from clip_ood.files.remote import fetched, listing, patience
+from clip_ood.files.remote.address import Address, place_at
+
+pytest.importorskip("s3fs", reason="needs s3fs: pip install -e '.[test]'")
+pytest.importorskip("moto.server", reason="needs moto: pip install -e '.[test]'")
+pytestmark = pytest.mark.extras
+
+FILES = {f"{label}/{k}.png": k for k, label in enumerate(["cat", "cat", "dog", "dog", "big fox"])}
+
+
+@pytest.fixture(scope="module")
+def animals(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("animals")
+    for name, number in FILES.items():
+        replica.put(folder / name, number)
+    (folder / "cat" / "notes.txt").write_text("of cats")
+    replica.put(folder / "cat" / ".thumbnails" / "0.png", 0)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def s3(animals):
+    with s3_server() as server:
+        server.put_folder(animals, "animals")
+        yield server
+
+
+@pytest.fixture
+def web(tmp_path):
+    folder = tmp_path / "web"
+    folder.mkdir()
+    with web_server(folder) as server:
+        server.folder = folder
+        yield server
+
+
+@pytest.fixture(autouse=True)
+def here(tmp_path, monkeypatch, s3):
+    """A cache of the test's own, credentials that the server knows, short pauses, and nothing listed yet."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    for name, value in {"ACCESS_KEY_ID": "test", "SECRET_ACCESS_KEY": "test", "ENDPOINT_URL": s3.url}.items():
+        monkeypatch.setenv(f"AWS_{name}", value)
+    monkeypatch.setattr(patience, "PAUSE", 0.001)
+    for each in (bucket_tree._listed, listing.kind, fetched._fetched):
+        each.cache_clear()
+
+
+def listed(root, labelled: bool = True, **spec):
+    return list_images("x", ImageSet(**spec), root, labelled, 0)
+
+
+def contents(images) -> list[bytes]:
+    return [images.content(row) for row in range(len(images))]
+
+
+def test_a_prefix_is_the_folder_of_it(animals, capsys):
+    there, here = listed(Path("data"), folder=f"s3://{BUCKET}/animals"), listed(animals, folder=".")
+    assert (there.names, there.labels, there.class_names) == (here.names, here.labels, here.class_names)
+    assert contents(there) == contents(here)
+    assert "1 file is passed over" in capsys.readouterr().out
+    below = listed(place_at(f"s3://{BUCKET}/animals"), folder="cat")
+    assert below.names == ("0.png", "1.png") and below.content(1) == here.content(here.names.index("cat/1.png"))
+    assert listed(place_at("s3://nowhere"), folder=animals).names == here.names  # an absolute path stays one
+
+
+@pytest.mark.parametrize("kind", ["zip", "tar", "tar.gz"])
+def test_archives_lists_and_parquet_are_fetched_once(kind, animals, s3, tmp_path, capsys):
+    from test_archives import packed
+
+    s3.put(f"sets/animals.{kind}", packed(animals, tmp_path / f"animals.{kind}").read_bytes())
+    here = listed(animals, folder=".")
+    there = listed(Path("data"), folder=f"s3://{BUCKET}/sets/animals.{kind}")
+    assert (there.names, there.labels, contents(there)) == (here.names, here.labels, contents(here))
+    assert f"Fetching s3://{BUCKET}/sets/animals.{kind}" in capsys.readouterr().err
+    fetched._fetched.cache_clear()
+    again = listed(Path("data"), folder=f"s3://{BUCKET}/sets/animals.{kind}/cat")
+    assert again.names == ("0.png", "1.png") and "Fetching" not in capsys.readouterr().err
+    np.testing.assert_array_equal(again.stamps().values, there.stamps().values[[1, 2]])
+
+
+def test_a_list_names_images_at_an_address(animals, s3):
+    s3.put("sets/list.txt", b"dog/2.png 1\ncat/0.png 0\n")
+    images = listed(place_at(f"s3://{BUCKET}"), list="sets/list.txt", images_root="animals")
+    assert images.names == ("dog/2.png", "cat/0.png") and images.labels == (1, 0)
+    assert images.reader.open(0) == replica.picture(2)
+    s3.put("sets/list2.txt", b"dog/9.png 1\n")
+    with pytest.raises(ConfigError, match=r"lists dog/9\.png, which is not under s3://photos/animals"):
+        listed(place_at(f"s3://{BUCKET}"), list="sets/list2.txt", images_root="animals")
+
+
+def test_parquet_files_at_an_address_hold_images_or_name_them(s3, tmp_path):
+    cells = [replica.picture(0), replica.picture(1)]
+    pq.write_table(pa.table({"image": cells, "label": ["a", "b"]}), tmp_path / "x.parquet")
+    s3.put("tables/train-00000-of-00001.parquet", (tmp_path / "x.parquet").read_bytes())
+    images = listed(Path("data"), parquet=f"s3://{BUCKET}/tables")
+    assert images.names == ("train-00000-of-00001.parquet/000000", "train-00000-of-00001.parquet/000001")
+    assert [images.reader.open(row) for row in (0, 1)] == cells
+    paths = ["../animals/dog/2.png", f"s3://{BUCKET}/animals/dog/3.png", f"s3://{BUCKET}/gone.png"]
+    pq.write_table(pa.table({"file": ["dog/2.png", *paths[1:]]}), tmp_path / "x.parquet")
+    s3.put("animals.parquet", (tmp_path / "x.parquet").read_bytes())
+    images = listed(place_at(f"s3://{BUCKET}/animals"), parquet=f"s3://{BUCKET}/animals.parquet", image="file")
+    with pytest.raises(NoImage, match="nothing is there"):
+        images.reader.open(2)
+    assert images.reader.open(1) == replica.picture(3)
+
+
+def test_shards_are_fetched_as_they_are_called(s3, tmp_path):
+    replica.shards(tmp_path / "in", [0, 1, 0, 1, 0, 1])
+    s3.put_folder(tmp_path / "in", "shards")
+    spec = "photos-{000..001}.tar"
+    there, here = listed(place_at(f"s3://{BUCKET}/shards"), shards=spec), listed(tmp_path / "in", shards=spec)
+    assert (there.names, there.labels, contents(there)) == (here.names, here.labels, contents(here))
+
+
+def test_a_folder_of_the_web_is_its_page_of_links(animals, web):
+    for name, number in FILES.items():
+        replica.put(web.folder / "some animals" / name, number)
+    here = listed(animals, folder=".")
+    there = listed(Path("data"), folder=f"{web.url}/some%20animals/")
+    assert (there.names, there.labels, there.class_names) == (here.names, here.labels, here.class_names)
+    assert contents(there) == contents(here) and not there.stamps().vague.any()
+    found = list(sources([f"{web.url}/some%20animals/big%20fox/4.png"]))
+    assert [each.inside for each in found] == ["4.png"] and found[0].place.read() == replica.picture(4)
+
+
+@pytest.mark.parametrize("protocol", ["memory", "file"])
+def test_other_file_systems_are_read(protocol, animals, tmp_path):
+    import fsspec
+
+    root = f"memory://{tmp_path.name}" if protocol == "memory" else f"file://{tmp_path}/x"
+    for name, number in FILES.items():
+        with fsspec.open(f"{root}/{name}", "wb", auto_mkdir=True) as file:
+            file.write(replica.picture(number))
+    there, here = listed(Path("data"), folder=root), listed(animals, folder=".")
+    assert (there.names, there.labels, contents(there)) == (here.names, here.labels, contents(here))
+
+
+def test_new_images_are_those_of_a_folder(animals, s3):
+    def told(found):
+        return [(each.inside, each.reason, each.reason is None and each.place.read()) for each in found]
+
+    there = list(sources([f"s3://{BUCKET}/animals", f"s3://{BUCKET}/animals/dog/2.png"]))
+    here = list(sources([str(animals), str(animals / "dog" / "2.png")]))
+    assert told(there) == told(here) == told(fetched_ahead(there))
+    assert there[0].path == f"s3://{BUCKET}/animals/big fox/4.png"
+    s3.put("new.txt", f"s3://{BUCKET}/animals/dog/3.png\n{animals}/cat/0.png\ns3://me:secret@{BUCKET}/x.png\n".encode())
+    one, other, refused = sources([f"s3://{BUCKET}/new.txt"])
+    assert (one.place.read(), other.place.read()) == (replica.picture(3), replica.picture(0))
+    assert "no password stands in an address" in refused.reason and "secret" not in str(refused)
+
+
+def read_in_a_worker(place):
+    return place.read()
+
+
+def test_workers_make_file_systems_of_their_own(s3):
+    place = Object(Address("s3", f"{BUCKET}/animals/cat/0.png"))
+    assert place.read() == replica.picture(0)  # this process has one already
+    for method in ("fork", "spawn"):
+        with get_context(method).Pool(1) as pool:
+            assert pool.apply_async(read_in_a_worker, [place]).get(60) == replica.picture(0)
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        (lambda s3: s3.remove("moving/a.png"), "it is gone since it was listed"),
+        (lambda s3: s3.put("moving/a.png", replica.picture(1)), "it has changed since it was listed"),
+        (lambda s3: s3.put("moving/a.png", replica.picture(0)[:-1] + b"?"), "it has changed since it was listed"),
+    ],
+)
+def test_an_object_that_is_not_what_was_listed_is_unreadable(change, reason, s3):
+    s3.put("moving/a.png", replica.picture(0))
+    images, (new,) = listed(Path("data"), folder=f"s3://{BUCKET}/moving"), sources([f"s3://{BUCKET}/moving"])
+    change(s3)
+    with pytest.raises(NoImage, match=reason):
+        new.place.read()
+    with pytest.raises(ValueError, match=reason):
+        images.load(0).picture()
+
+
+def test_an_object_in_parts_whose_version_is_no_checksum_is_read(s3):
+    content = replica.picture(0)
+    key = {"Bucket": BUCKET, "Key": "parts/a.png"}
+    upload = s3.client.create_multipart_upload(**key)["UploadId"]
+    part = s3.client.upload_part(**key, UploadId=upload, PartNumber=1, Body=content)
+    parts = {"Parts": [{"ETag": part["ETag"], "PartNumber": 1}]}
+    s3.client.complete_multipart_upload(**key, UploadId=upload, MultipartUpload=parts)
+    (found,) = sources([f"s3://{BUCKET}/parts"])
+    assert found.place.version.endswith("-1") and found.place.read() == content
+
+
+def test_a_server_that_is_busy_is_asked_again(web):
+    replica.put(web.folder / "a.png")
+    (found,) = sources([f"{web.url}/a.png"])
+    web.fails["/a.png"] = [503, 429, 500, 429]
+    assert found.place.read() == replica.picture(0) and not web.fails["/a.png"]
+    web.fails["/a.png"] = [503] * 99
+    with pytest.raises(OSError, match="the server answers 503, after 6 tries"):
+        found.place.read()
+    web.fails["/a.png"] = [403] * 2
+    with pytest.raises(PermissionError, match=r"refuses it \(403\)"):
+        found.place.read()
+
+
+def test_half_an_answer_is_not_taken_for_the_image(web):
+    replica.put(web.folder / "a.png")
+    web.short.add("/a.png")
+    (found,) = sources([f"{web.url}/a.png"])
+    with pytest.raises(OSError, match="does not answer"):
+        found.place.read()
+    assert web.asked["/a.png"] == patience.TRIES
+
+
+def test_a_silent_server_is_given_up(web, monkeypatch):
+    from clip_ood.files.remote import file_systems
+
+    file_systems._made.cache_clear()
+    monkeypatch.setattr(file_systems, "SILENCE", 0.3)
+    monkeypatch.setattr(patience, "TRIES", 2)
+    web.silent.add("/a.png")
+    start = time.monotonic()
+    with pytest.raises(ConfigError, match="does not answer"):
+        check_path(f"{web.url}/a.png")
+    assert time.monotonic() - start < 20
+    file_systems._made.cache_clear()
+
+
+def test_signatures_and_passwords_are_nowhere_shown(web, tmp_path):
+    replica.put(web.folder / "a.png")
+    zipfile.ZipFile(web.folder / "in.zip", "w").writestr("b.png", replica.picture(1))
+    web.signed = {"/a.png": "Signature=S3CR3T", "/in.zip": "Signature=S3CR3T"}
+    whole = [f"{web.url}/{name}?Signature=S3CR3T" for name in ("a.png", "in.zip")]
+    found = list(sources(whole))
+    assert [each.place.read() for each in found] == [replica.picture(0), replica.picture(1)]
+    assert "S3CR3T" not in repr(found) and "S3CR3T" not in str([[*each.place] for each in found])
+    for text in ("a.png?Signature=WR0NG", "in.zip?Signature=WR0NG", "gone.png?Signature=WR0NG"):
+        (wrong,) = sources([f"{web.url}/{text}"])
+        with pytest.raises(OSError) as error:
+            raise OSError(wrong.reason) if wrong.reason else wrong.place.read()
+        assert "WR0NG" not in f"{wrong} {error.value}"
+    text = "data: {id: 's3://b/in.zip', ood: {a: 'https://h/x?Sig=S3CR3T'}}\nbackbone: {model: ViT-B-32}\nmethod: {zero_shot: {}}\n"
+    (tmp_path / "run.yaml").write_text(text)
+    config = load_config(str(tmp_path / "run.yaml"), [])
+    assert config.data.ood["a"].folder.whole == "https://h/x?Sig=S3CR3T"
+    assert "S3CR3T" not in dump(config) and "folder: https://h/x\n" in dump(config)
+    with pytest.raises(ConfigError, match="no password stands in an address") as error:
+        load_config(str(tmp_path / "run.yaml"), ["--data.id=s3://me:S3CR3T@bucket/x"])
+    assert "S3CR3T" not in str(error.value)
+
+
+def test_wrong_credentials_and_missing_places_are_told_before_any_work(s3, monkeypatch, tmp_path):
+    import requests
+
+    with pytest.raises(ConfigError, match=r"Nothing is at s3://photos/gone"):
+        check_path(f"s3://{BUCKET}/gone")
+    with pytest.raises(ConfigError, match=r"Nothing is at s3://no-such-bucket/x"):
+        check_path("s3://no-such-bucket/x")
+    text = f"data: {{id: 's3://{BUCKET}/animals', ood: {{a: 's3://{BUCKET}/gone'}}}}\nbackbone: {{model: ViT-B-32}}\nmethod: {{zero_shot: {{}}}}\n"
+    (tmp_path / "run.yaml").write_text(text)
+    with pytest.raises(ConfigError, match=rf"there is no folder s3://{BUCKET}/gone"):
+        check_folders(load_config(str(tmp_path / "run.yaml"), []))
+    with pytest.raises(ConfigError, match=r"data\.ood\.a \(s3://photos/animals/cat\) lies in data\.id"):
+        check_folders(load_config(str(tmp_path / "run.yaml"), [f"--data.ood.a=s3://{BUCKET}/animals/cat"]))
+    listing.kind.cache_clear()
+    requests.post(f"{s3.url}/moto-api/reset-auth", data="0")  # credentials are looked at from now on
+    try:
+        with pytest.raises(ConfigError, match="AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY"):
+            check_path(f"s3://{BUCKET}/animals")
+    finally:
+        requests.post(f"{s3.url}/moto-api/reset-auth", data="inf")
+    monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:9")
+    listing.kind.cache_clear()
+    from clip_ood.files.remote import file_systems
+
+    file_systems._made.cache_clear()
+    with pytest.raises(ConfigError, match=r"the server does not answer \(.*, after 3 tries\)"):
+        check_path(f"s3://{BUCKET}/animals")
+    file_systems._made.cache_clear()
+
+
+@pytest.mark.parametrize("text", ["s3://", "https:///x", "memory:///a"])
+def test_an_address_without_a_place_is_told(text):
+    with pytest.raises(UserError, match="is an address without a place: name one, as "):
+        check_path(text)
+
+
+def test_a_package_that_is_lacking_is_named(monkeypatch):
+    import fsspec
+
+    def lacking(protocol):
+        raise ImportError("no gcsfs")
+
+    monkeypatch.setattr(fsspec, "get_filesystem_class", lacking)
+    with pytest.raises(UserError, match=r"gs:// cannot be read: pip install 'clip-ood\[gcs\]'"):
+        check_path("gs://bucket/a.png")
+
+
+def test_the_cache_keeps_no_more_than_it_may(s3, tmp_path, monkeypatch):
+    for name in ("one", "two"):
+        s3.put(f"big/{name}.txt", name.encode() * 1000)
+    monkeypatch.setattr(fetched, "LIMIT", 100)
+    with pytest.raises(UserError, match=r"more than the 100 bytes that the cache keeps"):
+        fetched.local(place_at(f"s3://{BUCKET}/big/one.txt"))
+    monkeypatch.setattr(fetched, "LIMIT", 4000)
+    one = fetched.local(place_at(f"s3://{BUCKET}/big/one.txt"))
+    other = one.parent.with_name("other.file")
+    other.mkdir()
+    (other / "x").write_bytes(bytes(1000))
+    two = fetched.local(place_at(f"s3://{BUCKET}/big/two.txt"))
+    assert not other.exists() and one.read_bytes() == b"one" * 1000 and two.read_bytes() == b"two" * 1000
+    s3.put("big/two.txt", b"2" * 3000)
+    fetched._fetched.cache_clear()
+    assert fetched.local(place_at(f"s3://{BUCKET}/big/two.txt")).read_bytes() == b"2" * 3000
+
+
+def test_a_large_file_is_fetched_in_blocks(s3, monkeypatch):
+    content = np.random.default_rng(0).bytes(100_001)
+    s3.put("big/x.bin", content)
+    monkeypatch.setattr(fetched, "BLOCK", 1 << 13)
+    assert fetched.local(place_at(f"s3://{BUCKET}/big/x.bin")).read_bytes() == content
