@@ -31,7 +31,7 @@ PROJECT = Path(__file__).parents[1]
 
 class Sizes(NamedTuple):
     batch: int = 8
-    parts: int = 12
+    parts: int = 8
     files: int = 64  # the list names each of them several times
     pairs: int = 3
 

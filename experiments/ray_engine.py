@@ -68,6 +68,7 @@ def connected() -> Iterator[None]:
         return
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # no host is told
     os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")  # all else is raised, too
+    os.environ.setdefault("RAY_worker_niceness", "0")  # as this call's own; Ray's default is 15
     logging.getLogger("ray.data").setLevel(logging.ERROR)
     own = {} if os.environ.get("RAY_ADDRESS") else {"address": "local", "include_dashboard": False}
     is_main = threading.current_thread() is threading.main_thread()

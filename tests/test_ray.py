@@ -32,7 +32,7 @@ NUMBERS = ("score", "p_value", "confidence")
 @pytest.fixture(scope="module", autouse=True)
 def cluster():
     """Ray on this machine, with two CPUs and a GPU that is only a number."""
-    os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
+    os.environ |= {"RAY_USAGE_STATS_ENABLED": "0", "RAY_worker_niceness": "0"}
     ray.init(address="local", num_cpus=2, num_gpus=1, include_dashboard=False, log_to_driver=False)
     yield
     ray.shutdown()
