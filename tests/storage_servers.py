@@ -116,3 +116,7 @@ def web_server(folder: Path):
         server.released.set()
         server.shutdown()
         server.server_close()
+
+
+def read_in_a_worker(place):
+    return place.read()

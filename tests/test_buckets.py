@@ -12,7 +12,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import replica
-from storage_servers import BUCKET, s3_server, web_server
+from storage_servers import BUCKET, read_in_a_worker, s3_server, web_server
 
 from clip_ood.config.checks import check_folders
 from clip_ood.config.detecting import check_path
@@ -176,16 +176,12 @@ def test_new_images_are_those_of_a_folder(animals, s3):
     assert "no password stands in an address" in refused.reason and "secret" not in str(refused)
 
 
-def read_in_a_worker(place):
-    return place.read()
-
-
 def test_workers_make_file_systems_of_their_own(s3):
     place = Object(Address("s3", f"{BUCKET}/animals/cat/0.png"))
     assert place.read() == replica.picture(0)  # this process has one already
     for method in ("fork", "spawn"):
         with get_context(method).Pool(1) as pool:
-            assert pool.apply_async(read_in_a_worker, [place]).get(60) == replica.picture(0)
+            assert pool.apply_async(read_in_a_worker, [place]).get(120) == replica.picture(0)
 
 
 @pytest.mark.parametrize(
@@ -346,3 +342,11 @@ def test_a_large_file_is_fetched_in_blocks(s3, monkeypatch):
     s3.put("big/x.bin", content)
     monkeypatch.setattr(fetched, "BLOCK", 1 << 13)
     assert fetched.local(place_at(f"s3://{BUCKET}/big/x.bin")).read_bytes() == content
+
+
+def test_a_pause_is_no_shorter_than_the_server_says():
+    error = OSError("busy")
+    assert max(patience._pause(error, 3) for _ in range(99)) <= 4 * patience.PAUSE
+    assert min(patience._pause(error, 3) for _ in range(99)) >= 2 * patience.PAUSE
+    error.headers = {"Retry-After": "7"}
+    assert patience._pause(error, 1) >= 7
