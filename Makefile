@@ -1,8 +1,8 @@
 # make demo   photographs to an OOD table, and a folder of new ones judged, set-up included (needs apt-get)
 # make demo-cifar   the same encoder on CIFAR10 and CIFAR100, anywhere (downloads 340 MB)
 # make test   what a change needs, in some four minutes; make test-all   every test
-# make soak SECONDS=3600   a server under good, hostile and slow requests
 #             (both set up what they need)
+# make soak SECONDS=3600   a server under good, hostile and slow requests
 # make faults   kills, full disks, signals, damaged files: everything that is tried, with counts
 # make demo-studies   the seven studies on the demo, tables and figures in runs/studies
 PYTHON ?= python3

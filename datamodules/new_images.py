@@ -21,9 +21,8 @@ from clip_ood.data.inputs import Source
 from clip_ood.datamodules.workers import loading
 from clip_ood.detect.batches import NewImageBatch, SourceBatch
 from clip_ood.detect.part_batches import IsWhole, part_batches
+from clip_ood.detect.prepared import prepare
 from clip_ood.features.identity import SIZE, pairs
-from clip_ood.files.pictures import UnreadableImage
-from clip_ood.files.unreadable import NO_MEMORY, check_of_file, is_no_memory
 
 
 class Pictures(Dataset):
@@ -42,20 +41,10 @@ class Pictures(Dataset):
         return NewImageBatch(torch.stack(tensors) if tensors else None, batch, errors, pairs(contents))
 
     def _load(self, source: Source, place: int, errors: dict[int, str]) -> tuple[Tensor, bytes]:
-        try:
-            picture, content = source.read()
-            return self.transform(picture), content
-        except UnreadableImage as error:
-            errors[place] = str(error)
-        except OSError as error:
-            check_of_file(error)
-            errors[place] = error.strerror or str(error)
-        except ValueError as error:  # from the transform
-            errors[place] = f"{type(error).__name__}: {error}"
-        except (MemoryError, RuntimeError) as error:
-            if not is_no_memory(error):
-                raise
-            errors[place] = NO_MEMORY
+        found = prepare(source.read, self.transform)
+        if not isinstance(found, str):
+            return found
+        errors[place] = found
         return self.blank, bytes(SIZE)
 
 

@@ -175,7 +175,7 @@ def _write(
     if request.engine == "ray":
         from clip_ood.experiments.ray_engine import judge_by_ray  # imports ray
 
-        judge_by_ray(request, predictor.columns, size, BATCHES, parts)
+        judge_by_ray(request, predictor.columns, predictor.backbone.transform, size, BATCHES, parts)
     count = judge(request, predictor, trainer, parts, parts.is_whole, BATCHES)  # what is not there yet
     trainer.strategy.barrier("judged")
     if parts.unfit:
@@ -226,6 +226,10 @@ def judging_trainer(request: Request) -> Trainer:
     trainer = new_trainer({"devices": 1} | ours, request.trainer, "--trainer.")
     if trainer.world_size > 1 and request.engine == "ray":
         raise ConfigError("--engine ray has its own workers (--actors, --gpus): leave --trainer.devices out")
+    if any(map(is_stream, request.paths)) and (request.engine == "ray" or request.shard is not None):
+        raise ConfigError(
+            "Several processes read the inputs, and each can read a pipe only for itself: give a list in a file"
+        )
     if trainer.world_size > 1 and (request.out is None or any(map(is_stream, request.paths))):
         raise ConfigError(
             f"{trainer.world_size} devices need inputs that each can read, and a file to write to: give --out FILE, and a list "

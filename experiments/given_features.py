@@ -9,7 +9,7 @@ from clip_ood.config.schema import Config
 from clip_ood.config.set_keys import option_of
 from clip_ood.data.benchmark import Benchmark
 from clip_ood.data.image_list import ImageList
-from clip_ood.data.readers.vectors import DTYPE
+from clip_ood.data.readers.vectors import DTYPE, Vectors
 from clip_ood.errors import ConfigError
 from clip_ood.features.rows import Rows
 from clip_ood.features.store import dtype_of
@@ -42,4 +42,6 @@ def given_features(config: Config, benchmark: Benchmark) -> dict[str, Features]:
 
 def _values(images: ImageList) -> np.ndarray:
     """Returns features (N, D)."""
+    if isinstance(images.reader, Vectors):
+        return images.reader.take(images.rows)
     return np.stack([np.frombuffer(images.reader.open(row), DTYPE) for row in images.rows])

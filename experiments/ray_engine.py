@@ -14,18 +14,20 @@ import os
 import signal
 import sys
 import threading
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from functools import partial
+from functools import cached_property, partial
 from math import floor
 from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 import ray
 import torch
+from PIL import Image
 from ray.data import ActorPoolStrategy, DataContext, ReadTask
 from ray.data.block import BlockMetadata
 from ray.data.datasource import Datasource
+from torch import Tensor
 
 from clip_ood.callbacks.prediction_writer import PredictionParts, lines
 from clip_ood.data.inputs import Source, sources
@@ -45,13 +47,20 @@ if TYPE_CHECKING:
 LINES = "lines"  # column of what was found
 
 
-def judge_by_ray(request: Request, columns: list[str], size: int, per_part: int, parts: PredictionParts) -> None:
+def judge_by_ray(
+    request: Request,
+    columns: list[str],
+    transform: Callable[[Image.Image], Tensor],
+    size: int,
+    per_part: int,
+    parts: PredictionParts,
+) -> None:
     """Judges those parts of the inputs that are not whole yet, and keeps each once it is whole.
 
-    `size`: images of a batch; `per_part`: batches of a part. Raises: UserError as judging in this process does.
+    `transform` makes pixels of a picture; `size`: images of a batch; `per_part`: batches of a part. Raises: UserError as judging in this process does.
     """
     with connected():
-        data = _judged(request, columns, size, per_part, parts)
+        data = _judged(request, columns, transform, size, per_part, parts)
         try:
             _keep(data.iter_rows(), parts)
         except ray.exceptions.RayError as error:
@@ -82,7 +91,14 @@ def connected() -> Iterator[None]:
         ray.shutdown()
 
 
-def _judged(request: Request, columns: list[str], size: int, per_part: int, parts: PredictionParts) -> ray.data.Dataset:
+def _judged(
+    request: Request,
+    columns: list[str],
+    transform: Callable[[Image.Image], Tensor],
+    size: int,
+    per_part: int,
+    parts: PredictionParts,
+) -> ray.data.Dataset:
     context = DataContext.get_current()
     context.enable_progress_bars, context.print_on_execution_start = sys.stderr.isatty(), False
     context.execution_options.preserve_order = True
@@ -91,24 +107,28 @@ def _judged(request: Request, columns: list[str], size: int, per_part: int, part
     here = {"ray.io/node-id": ray.get_runtime_context().get_node_id()}  # where the parts lie
     rows = ray.data.read_datasource(inputs, override_num_blocks=1, num_cpus=0, label_selector=here)
     judge = {"request": request, "columns": columns, "folder": os.getcwd()}
-    least, most = _actors(request)
+    least, most = actors(request, ray.cluster_resources())
     pool = ActorPoolStrategy(min_size=least, max_size=most)
     needs = {"num_gpus": request.gpus} if request.gpus else {"num_cpus": 1}
     if request.gpus:  # pictures are decoded on the CPUs of the cluster
-        transform = SavedDetector(request.run, request.trust_classes).backbone(request.encoder).transform
         rows = rows.map(partial(_read, Pictures(transform), os.getcwd()), num_cpus=1)
     return rows.map(Judge, fn_constructor_kwargs=judge, compute=pool, **needs)
 
 
-def _actors(request: Request) -> tuple[int, int]:
-    """Returns the least and the largest number of actors: by default as many as the cluster has CPUs, or shares of a GPU, for."""
-    if request.actors is not None:
-        return request.actors
-    there = ray.cluster_resources()
-    most = floor(there.get("GPU", 0) / request.gpus) if request.gpus else int(there.get("CPU", 1))
-    if most < 1:
-        raise UserError(f"--gpus {request.gpus:g}: the Ray cluster has {there.get('GPU', 0):g} GPUs")
-    return 1, most
+def actors(request: Request, there: Mapping[str, float]) -> tuple[int, int]:
+    """Returns the least and the largest number of actors: by default from 1 to as many as the cluster has CPUs, or shares of a GPU, for.
+
+    `there`: the cluster's number of each. Raises: UserError for more than there is room for, which Ray would wait for without end.
+    """
+    kind, share = ("GPU", request.gpus) if request.gpus else ("CPU", 1)
+    found = there.get(kind, 0)
+    least, most = request.actors or (1, floor(found / share))
+    if least * share > found:
+        workers = "1 worker takes" if least == 1 else f"{least} workers take"
+        raise UserError(
+            f"--engine ray: {workers} {least * share:g} {kind}s, and the Ray cluster has {found:g}: ask for fewer (--actors, --gpus)"
+        )
+    return least, most
 
 
 class Batches(Datasource):
@@ -141,14 +161,24 @@ class Judge:
     """
 
     def __init__(self, request: Request, columns: list[str], folder: str) -> None:
-        _enter(folder)
+        self.request, self.columns, self.folder = request, columns, folder
+        self.device = torch.device("cuda" if request.gpus and torch.cuda.is_available() else "cpu")
+
+    @cached_property
+    def module(self) -> PredictionModule:
+        """What judges. It is loaded for the first batch, since Ray tells an error of a batch, and only the text of one of an actor's start."""
+        request = self.request
+        _enter(self.folder)
         stalls.wait_at_most(request.timeout)
         saved = SavedDetector(request.run, request.trust_classes)
         rules = (request.accept, request.fdr, request.nearest, request.per_class, request.words)
-        predictor = Predictor(saved, saved.backbone(request.encoder, request.allow_download), columns, *rules)
-        self.device = torch.device("cuda" if request.gpus and torch.cuda.is_available() else "cpu")
-        self.module = PredictionModule(predictor.to(self.device)).eval()
-        self.pictures = Pictures(predictor.backbone.transform)
+        predictor = Predictor(saved, saved.backbone(request.encoder, request.allow_download), self.columns, *rules)
+        return PredictionModule(predictor.to(self.device)).eval()
+
+    @cached_property
+    def pictures(self) -> Pictures:
+        """What reads images."""
+        return Pictures(self.module.predictor.backbone.transform)
 
     @torch.inference_mode()
     def __call__(self, row: dict[str, Any]) -> dict[str, Any]:

@@ -385,8 +385,10 @@ def _check_ray(arguments: argparse.Namespace) -> None:
         raise ConfigError(
             "--engine ray judges on workers, and this process writes a file: give --out FILE, and a list in a file instead of standard input"
         )
-    if not 0 <= arguments.gpus <= 64:
-        raise ConfigError(f"--gpus: {arguments.gpus:g} must be a number of GPUs, as 1 or 0.5")
+    if arguments.workers is not None:
+        raise ConfigError("--engine ray reads images in its own workers (--actors): leave --workers out")
+    if not 0 <= arguments.gpus <= 64 or (arguments.gpus > 1 and arguments.gpus % 1):
+        raise ConfigError(f"--gpus: {arguments.gpus:g} must be a number of GPUs, as 1 or 2, or a share of one, as 0.5")
     if find_spec("ray") is None:
         raise ConfigError("--engine ray needs the package ray: pip install 'clip-ood[ray]'")
 

@@ -33,7 +33,9 @@ def read_dataset(set_name: str, source: DatasetSource, root: Path, labelled: boo
     where = f"Image set {set_name}: dataset {source.name}"
     if find_spec("datasets") is None:
         raise ConfigError(f"{where} is read with the package datasets: pip install 'clip-ood[datasets]'")
-    rows = _loaded(where, source, root, download)
+    rows = _loaded(where, source, root, download).with_format(None)
+    if rows._indices is not None:  # rows in another order than in the table
+        rows = rows.flatten_indices()
     try:
         image = _image_column(rows, source.image)
         labels = _labels(rows, source.label) if labelled or source.label is not None else (None, None)
@@ -132,9 +134,6 @@ def _undecoded(rows: Dataset, column: str) -> Dataset:
     """Returns rows whose images are the content of files, which this project decodes as it does all others."""
     import datasets
 
-    rows = rows.with_format(None)
-    if rows._indices is not None:
-        rows = rows.flatten_indices()
     if isinstance(rows.features[column], datasets.Image):
         rows = rows.cast_column(column, datasets.Image(decode=False))
     return rows

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+import torch
 from safetensors import SafetensorError, safe_open
+from torch import Tensor
 
 from clip_ood.config.source_schema import FeatureFile
 from clip_ood.data.parquet_files import classes_of
@@ -21,6 +23,7 @@ from clip_ood.files.regular_file import check_regular
 from clip_ood.files.remote.address import Address
 from clip_ood.files.remote.fetched import local
 
+DTYPES = {"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16"}  # as safetensors calls them
 SUFFIXES = (".npy", ".npz", ".safetensors", ".parquet")
 FEATURES, LABELS = ("features", "embeddings", "embedding"), ("labels", "label")
 BLOCK = 1 << 16  # rows that are looked at together
@@ -40,7 +43,7 @@ def read_features(set_name: str, source: FeatureFile, root: Path | Address) -> V
         labels, class_names = (None, None) if labels is None else _classes(labels, len(values))
     except WrongTable as error:
         raise ConfigError(f"{where}: {error}") from None
-    except (OSError, ValueError, KeyError, SafetensorError, pa.ArrowException, zipfile.BadZipFile) as error:
+    except (OSError, EOFError, ValueError, KeyError, SafetensorError, pa.ArrowException, zipfile.BadZipFile) as error:
         told = getattr(error, "strerror", None) or " ".join(str(error).split())[:300]
         raise ConfigError(f"{where} cannot be read: {told}") from error
     names = tuple(f"{path.name}/{row:06d}" for row in range(len(values)))
@@ -54,13 +57,21 @@ def _read(path: Path, source: FeatureFile, root: Path | Address) -> tuple[np.nda
         if source.array is not None:
             raise WrongTable(f"a .npy file holds one array, and array names {source.array!r}: leave it out")
         values = np.load(path, mmap_mode="r", allow_pickle=False)
+        if not isinstance(values, np.ndarray):
+            raise WrongTable("it is called .npy, and is a .npz file of several arrays: call it so")
         return values, None if source.labels is None else _labels_beside(local(root / source.labels))
     if suffix == ".npz":
-        with np.load(path, allow_pickle=False) as file:
-            return _named(dict(file), source)
+        with zipfile.ZipFile(path), np.load(path, allow_pickle=False) as file:
+            return _named({name: _header(file, name) for name in file.files}, file.__getitem__, source)
     if suffix == ".safetensors":
-        with safe_open(path, "np") as file:
-            return _named({name: file.get_tensor(name) for name in file.keys()}, source)  # noqa: SIM118
+        with safe_open(path, "pt") as file:
+            names = file.keys()
+            heads = {
+                name: (tuple(part.get_shape()), DTYPES.get(part.get_dtype(), part.get_dtype()))
+                for name in names
+                if (part := file.get_slice(name))
+            }
+            return _named(heads, lambda name: _of_tensor(file.get_tensor(name)), source)
     if suffix == ".parquet":
         return _columns(path, source)
     raise WrongTable(f"features are read from {', '.join(SUFFIXES)}, and it is called {path.name}")
@@ -74,11 +85,26 @@ def _labels_beside(path: Path) -> np.ndarray:
     return np.load(path, allow_pickle=False)
 
 
-def _named(arrays: Mapping[str, np.ndarray], source: FeatureFile) -> tuple[np.ndarray, Any]:
-    floats = [name for name, each in arrays.items() if each.ndim == 2 and each.dtype.kind == "f"]
-    shown = ", ".join(f"{name} {each.shape} {each.dtype}" for name, each in arrays.items())
-    values, labels = _choice(source, list(arrays), floats, shown)
-    return arrays[values], None if labels is None else arrays[labels]
+def _named(
+    heads: Mapping[str, tuple[tuple[int, ...], str]], read: Callable[[str], np.ndarray], source: FeatureFile
+) -> tuple[np.ndarray, Any]:
+    """Reads features and labels out of arrays, of which shape and type are known; no other array is read."""
+    floats = [name for name, (shape, kind) in heads.items() if len(shape) == 2 and "float" in kind]
+    shown = ", ".join(f"{name} {shape} {kind}" for name, (shape, kind) in heads.items())
+    values, labels = _choice(source, list(heads), floats, shown)
+    return read(values), None if labels is None else read(labels)
+
+
+def _header(file: np.lib.npyio.NpzFile, name: str) -> tuple[tuple[int, ...], str]:
+    with file.zip.open(f"{name}.npy") as array:
+        version = np.lib.format.read_magic(array)
+        read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
+        shape, _, kind = read(array)
+    return shape, str(kind)
+
+
+def _of_tensor(tensor: Tensor) -> np.ndarray:
+    return (tensor.float() if tensor.dtype == torch.bfloat16 else tensor).numpy()
 
 
 def _columns(path: Path, source: FeatureFile) -> tuple[np.ndarray, Any]:
@@ -91,7 +117,7 @@ def _columns(path: Path, source: FeatureFile) -> tuple[np.ndarray, Any]:
         raise WrongTable(f"its column {values} holds {schema.field(values).type}, and no lists of floats")
     table = pq.read_table(path, columns=[values, *([] if labels is None else [labels])])
     column = table.column(values)
-    lengths = set(pa.compute.list_value_length(column).to_pylist())
+    lengths = set(pa.compute.unique(pa.compute.list_value_length(column)).to_pylist())
     if len(lengths) > 1 or None in lengths:
         told = ", ".join("none" if each is None else str(each) for each in sorted(lengths, key=lambda n: n or 0))
         raise WrongTable(f"the rows of its column {values} have {told} numbers; expected the same number in each")

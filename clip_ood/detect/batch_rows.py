@@ -9,16 +9,22 @@ import numpy as np
 import torch
 
 from clip_ood.data.inputs import Source
-from clip_ood.data.readers.parquet_rows import place_of
+from clip_ood.data.readers.objects import Object
+from clip_ood.data.readers.on_disk import Place
+from clip_ood.data.readers.parquet_rows import Row, place_of
 from clip_ood.detect.batches import NewImageBatch, SourceBatch
 
 BATCH, IMAGES, SHAPE, ERRORS, CONTENTS = "batch", "images", "shape", "errors", "contents"
 
 
 def row_of(batch: SourceBatch) -> dict[str, Any]:
-    """Returns the row of a batch that nobody has read."""
-    described = [[each.path, each.inside, list(each.place), each.reason] for each in batch.sources]
+    """Returns the row of a batch that nobody has read. Addresses have their signatures, as it is nowhere written down."""
+    described = [[each.path, each.inside, _cells(each.place), each.reason] for each in batch.sources]
     return {BATCH: json.dumps([described, batch.part, batch.last])}
+
+
+def _cells(place: Place | Row | Object) -> list[Any]:
+    return [place.address.whole, *list(place)[1:]] if isinstance(place, Object) else list(place)
 
 
 def read_row_of(batch: NewImageBatch) -> dict[str, Any]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -10,8 +11,10 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from clip_ood.detect.batches import NOT_FINITE
 from clip_ood.detect.given import judge_features
-from clip_ood.detect.one_image import OneImage, picture_of
+from clip_ood.detect.one_image import picture_of
+from clip_ood.detect.prepared import judge_prepared, prepare
 from clip_ood.errors import UserError
 from clip_ood.files.pictures import UnreadableImage
 
@@ -48,35 +51,54 @@ def judge_columns(predictor: Predictor, batch: Mapping[str, Sequence]) -> dict[s
 
 
 def _features(predictor: Predictor, given: Sequence) -> tuple[dict[int, Prediction], list[str]]:
-    stacked = given if isinstance(given, Tensor) else np.stack([np.asarray(each) for each in given])
-    return dict(enumerate(judge_features(predictor, stacked))), [""] * len(given)
+    if not len(given):
+        return {}, []
+    return dict(enumerate(judge_features(predictor, given))), [""] * len(given)
 
 
 def _images(predictor: Predictor, given: Sequence) -> tuple[dict[int, Prediction], list[str]]:
     """Returns the prediction on each image by its row, and why each other cannot be judged."""
     judged, errors = {}, [""] * len(given)
     for first in range(0, len(given), predictor.batch_size):
-        read = {}
+        ready = {}
         for row in range(first, min(first + predictor.batch_size, len(given))):
-            try:
-                read[row] = picture_of(_image(given[row]))
-            except (UnreadableImage, OSError) as error:
-                errors[row] = str(error) or type(error).__name__
-        if read:
-            pictures, contents = zip(*read.values(), strict=True)
-            found = predictor.judge_pictures(pictures, contents, [None] * len(read))
-            judged |= dict(zip(read, found, strict=True))
+            found = prepare(partial(_read, given[row]), predictor.backbone.transform)
+            if isinstance(found, str):
+                errors[row] = found
+            else:
+                ready[row] = found
+        if not ready:
+            continue
+        pixels, contents = zip(*ready.values(), strict=True)
+        for row, found in zip(ready, judge_prepared(predictor, pixels, contents, [None] * len(ready)), strict=True):
+            if found is None:
+                errors[row] = NOT_FINITE
+            else:
+                (judged[row],) = found
     return judged, errors
 
 
-def _image(cell: Any) -> OneImage:
+def _read(cell: Any) -> tuple[Image.Image, bytes]:
     if isinstance(cell, Mapping):
         cell = cell.get("path") if cell.get("bytes") is None else cell["bytes"]
     if cell is None:
         raise UnreadableImage("the row holds no image")
-    if isinstance(cell, np.ndarray) and cell.dtype == np.uint8:
-        return Image.fromarray(cell)
-    return torch.as_tensor(cell) if isinstance(cell, np.ndarray) else cell
+    if isinstance(cell, np.ndarray):
+        cell = _of_array(cell)
+    return picture_of(cell)
+
+
+def _of_array(array: np.ndarray) -> Image.Image | Tensor:
+    if array.dtype != np.uint8:
+        return torch.as_tensor(array)
+    if array.ndim == 3 and array.shape[2] == 1:
+        array = array[:, :, 0]
+    try:
+        return Image.fromarray(array)
+    except TypeError:
+        raise UnreadableImage(
+            f"an array {array.shape} of uint8 is no picture: expected (H, W), (H, W, 3) or (H, W, 4)"
+        ) from None
 
 
 def _columns(judged: Mapping[int, Prediction], count: int) -> dict[str, Any]:

@@ -33,7 +33,8 @@ def judge_features(predictor: Predictor, features: Tensor | np.ndarray | Sequenc
 
 def _checked(features: Tensor | np.ndarray | Sequence, width: int | None) -> Tensor:
     try:
-        values = torch.as_tensor(np.asarray(features) if not isinstance(features, Tensor) else features)
+        rows = [np.asarray(each) for each in features] if isinstance(features, list | tuple) else features
+        values = torch.as_tensor(rows if isinstance(rows, Tensor) else np.asarray(rows))
     except (TypeError, ValueError) as error:
         raise UserError(
             f"This run judges features, an array (N, {width or 'D'}) of floats, and was given {error}"

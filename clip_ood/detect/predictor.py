@@ -162,17 +162,11 @@ class Predictor(nn.Module):
             return self.decided(judge_features(self, images))
         predictions = []
         for batch in _batches(images, self.batch_size):
-            predictions += self.judge_pictures(
-                *zip(*pictures_of(batch), strict=True), [name_of(each) for each in batch]
-            )
+            pictures, contents = zip(*pictures_of(batch), strict=True)
+            pixels = torch.stack([self.backbone.transform(each) for each in pictures])
+            judged = self.predict(self.outputs(pixels.to(self.device)), pairs(contents))
+            predictions += self.predictions(judged, [name_of(each) for each in batch])
         return self.decided(predictions)
-
-    def judge_pictures(
-        self, pictures: Sequence[Image.Image | Tensor], contents: Sequence[bytes], names: list[str | None]
-    ) -> list[Prediction]:
-        """Returns the predictions on a batch of pictures, whose files have these contents and names; with `fdr`, nothing is decided."""
-        pixels = torch.stack([self.backbone.transform(each) for each in pictures])
-        return self.predictions(self.predict(self.outputs(pixels.to(self.device)), pairs(contents)), names)
 
     def decided(self, predictions: list[Prediction]) -> list[Prediction]:
         """Returns predictions with what `fdr` decides over all of them together; without it, as they are."""

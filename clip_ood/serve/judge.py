@@ -8,15 +8,15 @@ from dataclasses import asdict, dataclass
 from datetime import datetime, timezone
 from typing import Any
 
-import torch
+from PIL import Image
 from torch import Tensor
 
 from clip_ood.detect.batches import NOT_FINITE
 from clip_ood.detect.prediction_files import COLUMNS, FURTHER
 from clip_ood.detect.predictor import Predictor
-from clip_ood.features.identity import identity_of, pairs
-from clip_ood.files.pictures import UnreadableImage, decode
-from clip_ood.files.unreadable import NO_MEMORY, is_no_memory
+from clip_ood.detect.prepared import judge_prepared, prepare
+from clip_ood.features.identity import identity_of
+from clip_ood.files.pictures import decode
 
 Line = dict[str, Any]  # of an image and a detector: what detect.py writes of it; or its path and an error
 
@@ -41,37 +41,23 @@ class Judge:
 
     def prepare(self, name: str | None, content: bytes, most_pixels: int) -> Prepared | str:
         """Decodes a file and fits it to the encoder, or returns the reason why it cannot be judged."""
-        try:
-            picture = decode(io.BytesIO(content), most_pixels=most_pixels)
-            return Prepared(name, self.predictor.backbone.transform(picture), identity_of(content))
-        except UnreadableImage as error:
-            return str(error)
-        except (ValueError, OSError) as error:  # from the transform, or a decoder's
-            return f"{type(error).__name__}: {error}"
-        except (MemoryError, RuntimeError) as error:
-            if not is_no_memory(error):
-                raise
-            return NO_MEMORY
 
-    @torch.inference_mode()
+        def read() -> tuple[Image.Image, bytes]:
+            return decode(io.BytesIO(content), most_pixels=most_pixels), identity_of(content)
+
+        found = prepare(read, self.predictor.backbone.transform)
+        return found if isinstance(found, str) else Prepared(name, *found)
+
     def judge(self, images: Sequence[Prepared]) -> list[list[Line]]:
         """Returns for each image its lines, one for each detector, or one with an error."""
-        pixels = torch.stack([each.pixels for each in images]).to(self.predictor.device)
-        outputs = self.predictor.outputs(pixels)
-        finite = outputs.features.isfinite().all(dim=1)
-        rows = finite.nonzero().flatten().tolist()
-        found = [[failed(each.name, NOT_FINITE)] for each in images]
-        if not rows:
-            return found
-        if len(rows) < len(images):
-            outputs = outputs.map(lambda value: value[finite])
-        kept = [images[row] for row in rows]
-        judged = self.predictor.predict(outputs, pairs(each.content for each in kept))
-        lines = [self._line(each) for each in self.predictor.predictions(judged, [each.name for each in kept])]
-        several = len(self.predictor.columns)
-        for place, row in enumerate(rows):
-            found[row] = lines[place * several : (place + 1) * several]
-        return found
+        names = [each.name for each in images]
+        found = judge_prepared(
+            self.predictor, [each.pixels for each in images], [each.content for each in images], names
+        )
+        return [
+            [failed(name, NOT_FINITE)] if predictions is None else [self._line(each) for each in predictions]
+            for name, predictions in zip(names, found, strict=True)
+        ]
 
     def _line(self, prediction: Any) -> Line:
         told = asdict(prediction)

@@ -25,3 +25,9 @@ class Vectors(Reader):
 
     def open(self, index: int) -> bytes:
         return self.values[index].astype(DTYPE).tobytes()
+
+    def take(self, rows: Sequence[int]) -> np.ndarray:
+        """Returns some rows (n, D) as float32; all of them in their order are no copy, if they are float32."""
+        if rows == range(len(self.values)):
+            return np.asarray(self.values, DTYPE)
+        return self.values[np.asarray(rows)].astype(DTYPE)
