@@ -7,10 +7,12 @@ import pytest
 import torch
 
 from clip_ood.data.inputs import Source
+from clip_ood.data.readers.objects import Object
 from clip_ood.data.readers.on_disk import Place
 from clip_ood.data.readers.parquet_rows import Row
 from clip_ood.detect.batch_rows import batch_of, read_row_of, row_of
 from clip_ood.detect.batches import NewImageBatch, SourceBatch
+from clip_ood.files.remote.address import Address
 
 SOURCES = SourceBatch(
     (
@@ -36,3 +38,9 @@ def test_images_are_as_before(images):
     again = batch_of(read_row_of(batch))
     assert again.batch == SOURCES and again.errors == batch.errors and (again.contents == contents).all()
     assert again.images is images is None or torch.equal(again.images, images)
+
+
+def test_an_address_keeps_its_signature_on_its_way():
+    place = Object(Address("https", "example.org/a.jpg", "X-Amz-Signature=1f"), 5, "v")
+    batch = SourceBatch((Source("https://example.org/a.jpg", "a.jpg", place),), 0, True)
+    assert batch_of(row_of(batch)) == batch

@@ -11,6 +11,7 @@ import pytest
 import torch
 import yaml
 from safetensors.numpy import save_file
+from safetensors.torch import save_file as torch_save
 
 import detect
 import eval as evaluation
@@ -116,7 +117,8 @@ def test_equal_rows_of_two_sets_are_told(arrays, capsys):
     values[:4] = np.load(arrays / "test.npz")["features"][:4]
     np.save(arrays / "leaky.npy", values)
     evaluation.main(["--config", config(arrays, "leaky"), "--data.ood={leaky: {features: leaky.npy}}"])
-    assert "4" in json.dumps(json.loads((arrays / "runs/leaky/results.json").read_text())["shared_images"])
+    (told,) = json.loads((arrays / "runs/leaky/results.json").read_text())["shared_images"]
+    assert 4 in told.values(), told
 
 
 @pytest.mark.parametrize(
@@ -230,3 +232,26 @@ def test_columns_of_features_are_judged(given, arrays):
     values = np.load(arrays / "far.npy")[:5]
     judged = predictor({"features": values, "id": np.arange(5)})
     assert judged["is_ood"] == [each.is_ood for each in predictor(values)] and list(judged["id"]) == [0, 1, 2, 3, 4]
+
+
+def test_only_the_chosen_arrays_of_a_file_are_read(tmp_path):
+    values, _ = drawn(0)
+    np.savez(tmp_path / "a.npz", features=values, objects=np.array([{}], dtype=object))
+    given = listed(tmp_path, file="a.npz")
+    torch_save({"features": torch.from_numpy(values).bfloat16(), "step": torch.tensor(3)}, tmp_path / "a.safetensors")
+    rounded = listed(tmp_path, file="a.safetensors")
+    assert (given.reader.values == values).all()
+    assert (rounded.reader.values == torch.from_numpy(values).bfloat16().float().numpy()).all()
+    assert (given.reader.take(given.rows) == values).all() and (given.reader.take([5, 2]) == values[[5, 2]]).all()
+    assert np.frombuffer(given.reader.open(5), np.float32) == pytest.approx(values[5], abs=0)
+
+
+@pytest.mark.parametrize("name", ["empty.npy", "empty.npz", "array.npz", "several.npy", "empty.safetensors"])
+def test_a_file_that_is_not_what_its_name_says_is_told(name, tmp_path):
+    with (tmp_path / name).open("wb") as file:
+        if name.startswith("array"):
+            np.save(file, drawn(0)[0])
+        elif name.startswith("several"):
+            np.savez(file, features=drawn(0)[0])
+    with pytest.raises(ConfigError, match=rf"{name}"):
+        listed(tmp_path, file=name)

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import threading
 import time
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -24,6 +26,7 @@ from clip_ood.files.unreadable import TooManyUnreadable
 from clip_ood.lightning_modules.prediction import PredictionModule
 
 ray = pytest.importorskip("ray", reason="needs Ray: pip install -e '.[test]'")
+ray_engine = pytest.importorskip("clip_ood.experiments.ray_engine")
 pytestmark = pytest.mark.slow
 
 NUMBERS = ("score", "p_value", "confidence")
@@ -138,6 +141,34 @@ def test_errors_of_workers_are_those_of_one_process(run, root, tmp_path):
         detect.main(["--run", str(run), str(tmp_path), "--out", str(tmp_path.with_suffix(".csv")), "--engine", "ray"])
 
 
+def test_an_error_of_a_worker_is_told_as_that_of_this_process(run, root, tmp_path, monkeypatch):
+    copy = Path(shutil.copytree(run, tmp_path / "run"))
+    real = ray_engine.connected
+
+    @contextmanager
+    def emptied():
+        shutil.rmtree(copy / "detector")
+        with real():
+            yield
+
+    monkeypatch.setattr(ray_engine, "connected", emptied)
+    command = ["--run", str(copy), str(root / "data" / "near"), "--out", str(tmp_path / "a.csv")]
+    with pytest.raises(UserError, match="detector") as told:
+        detect.main([*command, "--engine", "ray", "--actors", "1"])
+    assert "ray" not in type(told.value).__module__
+
+
+def test_a_pipe_is_not_for_several_processes(run, tmp_path):
+    os.mkfifo(tmp_path / "pipe")
+    reading = os.open(tmp_path / "pipe", os.O_RDWR)
+    try:
+        for more in (["--engine", "ray"], ["--shard", "0/2"]):
+            with pytest.raises(UserError, match="give a list in a file"):
+                detect.main(["--run", str(run), f"/dev/fd/{reading}", "--out", str(tmp_path / "a.csv"), *more])
+    finally:
+        os.close(reading)
+
+
 @pytest.mark.parametrize(
     "more, told",
     [
@@ -145,7 +176,10 @@ def test_errors_of_workers_are_those_of_one_process(run, root, tmp_path):
         (["--out", "a.csv", "-"], "instead of standard input"),
         (["--out", "a.csv", "--shard", "0/2"], "--shard does not go with --engine ray"),
         (["--out", "a.csv", "--gpus", "-1"], "must be a number of GPUs"),
-        (["--out", "a.csv", "--gpus", "8"], "the Ray cluster has 1 GPUs"),
+        (["--out", "a.csv", "--gpus", "8"], "1 worker takes 8 GPUs, and the Ray cluster has 1"),
+        (["--out", "a.csv", "--actors", "3"], "3 workers take 3 CPUs, and the Ray cluster has 2"),
+        (["--out", "a.csv", "--gpus", "1.5"], "must be a number of GPUs, as 1 or 2"),
+        (["--out", "a.csv", "--workers", "2"], "leave --workers out"),
         (["--out", "a.csv", "--trainer.devices=2", "--trainer.accelerator=cpu"], "leave --trainer.devices out"),
     ],
 )
@@ -207,13 +241,6 @@ def test_the_predictor_is_the_callable_of_datasets_map(run, root):
         made = images.map(predictor, batched=True, batch_size=4, new_fingerprint=f"judged{decode}")
         assert made["id"] == list(range(len(near)))
         check(list(made.remove_columns("image")), predictor(near))
-
-
-def test_columns_that_are_no_images_are_refused(run):
-    with pytest.raises(UserError, match="columns picture, id, and none of image, bytes, path: rename"):
-        load(run)({"picture": [], "id": []})
-    with pytest.raises(UserError, match="load one detector"):
-        load(run, detector="all")({"path": []})
 
 
 def test_given_features_are_judged_by_map_batches(tmp_path):

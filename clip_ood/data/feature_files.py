@@ -56,7 +56,7 @@ def _read(path: Path, source: FeatureFile, root: Path | Address) -> tuple[np.nda
     if suffix == ".npy":
         if source.array is not None:
             raise WrongTable(f"a .npy file holds one array, and array names {source.array!r}: leave it out")
-        values = np.load(path, mmap_mode="r", allow_pickle=False)
+        values = np.load(path, mmap_mode="c", allow_pickle=False)  # torch takes no array that it may not change
         if not isinstance(values, np.ndarray):
             raise WrongTable("it is called .npy, and is a .npz file of several arrays: call it so")
         return values, None if source.labels is None else _labels_beside(local(root / source.labels))

@@ -1,0 +1,61 @@
+"""Batches of columns: each row is judged, or its error says why not, whatever the other rows are."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from clip_ood import load
+from clip_ood.detect.batches import NOT_FINITE
+from clip_ood.errors import UserError
+
+pytestmark = pytest.mark.slow
+
+
+def pixels(seed: int, *shape: int) -> np.ndarray:
+    return np.random.default_rng(seed).integers(0, 256, shape, dtype=np.uint8)
+
+
+def test_columns_that_are_no_images_are_refused(run):
+    with pytest.raises(UserError, match="columns picture, id, and none of image, bytes, path: rename"):
+        load(run)({"picture": [], "id": []})
+    with pytest.raises(UserError, match="load one detector"):
+        load(run, detector="all")({"path": []})
+
+
+def test_an_odd_row_leaves_the_others_as_they_are(run):
+    grey = pixels(0, 40, 40)
+    odd = [
+        pixels(1, 2, 40, 40, 3),
+        pixels(2, 4, 5, 7),
+        None,
+        "s3://key:secret@bucket/a.jpg",
+        2 * torch.ones(3, 8, 8).numpy(),
+    ]
+    found = load(run)({"image": [grey[:, :, None], *odd, Image.fromarray(grey)], "id": list(range(7))})
+    assert found["id"] == list(range(7))
+    assert [bool(error) for error in found["error"]] == [False, *5 * [True], False]
+    assert found["score"][0] == pytest.approx(found["score"][6], rel=1e-6) and np.isnan(found["score"][1:6]).all()
+    assert found["is_ood"][1:6] == 5 * [None] and found["predicted_class"][1:6] == 5 * [""]
+
+
+def test_an_image_that_the_encoder_has_no_numbers_for_is_no_id_image(run, monkeypatch):
+    predictor, images = load(run), [Image.fromarray(pixels(seed, 40, 40, 3)) for seed in range(3)]
+    expected, real = predictor({"image": images}), predictor.backbone.encode_image
+
+    def overflowing(batch):
+        features = real(batch)
+        return features.index_fill(0, torch.tensor([1]), torch.inf)
+
+    monkeypatch.setattr(predictor.backbone, "encode_image", overflowing)
+    found = predictor({"image": images})
+    assert found["error"] == ["", NOT_FINITE, ""] and found["is_ood"][1] is None
+    assert np.isnan(found["p_value"][1])
+    assert found["score"][[0, 2]] == pytest.approx(expected["score"][[0, 2]], rel=1e-6)
+
+
+def test_a_batch_of_no_rows_has_the_columns(run):
+    found = load(run)({"image": [], "id": []})
+    assert {name: len(values) for name, values in found.items()} == dict.fromkeys(found, 0) and "score" in found
