@@ -33,7 +33,7 @@ from clip_ood.callbacks.prediction_writer import PredictionParts, lines
 from clip_ood.data.inputs import Source, sources
 from clip_ood.datamodules.new_images import Pictures
 from clip_ood.detect.batch_rows import batch_of, read_row_of, row_of
-from clip_ood.detect.batches import NewImageBatch
+from clip_ood.detect.batches import NewImageBatch, SourceBatch
 from clip_ood.detect.part_batches import part_batches
 from clip_ood.detect.predictor import Predictor
 from clip_ood.detect.saved import SavedDetector
@@ -44,7 +44,7 @@ from clip_ood.process import stalls
 if TYPE_CHECKING:
     from clip_ood.experiments.detect import Request
 
-LINES = "lines"  # column of what was found
+LINES, WRONG = "lines", "wrong"  # columns of what was found, and of what a user can mend
 
 
 def judge_by_ray(
@@ -61,12 +61,7 @@ def judge_by_ray(
     """
     with connected():
         data = _judged(request, columns, transform, size, per_part, parts)
-        try:
-            _keep(data.iter_rows(), parts)
-        except ray.exceptions.RayError as error:
-            if (ours := _cause(error)) is not None:
-                raise ours from None
-            raise
+        _keep(data.iter_rows(), parts)
 
 
 @contextmanager
@@ -166,7 +161,7 @@ class Judge:
 
     @cached_property
     def module(self) -> PredictionModule:
-        """What judges. It is loaded for the first batch, since Ray tells an error of a batch, and only the text of one of an actor's start."""
+        """What judges. It is loaded for the first batch, whose row tells what a user can mend: of an error, Ray keeps only the text."""
         request = self.request
         _enter(self.folder)
         stalls.wait_at_most(request.timeout)
@@ -180,15 +175,21 @@ class Judge:
         """What reads images."""
         return Pictures(self.module.predictor.backbone.transform)
 
-    @torch.inference_mode()
     def __call__(self, row: dict[str, Any]) -> dict[str, Any]:
         given = batch_of(row)
+        batch = given if isinstance(given, SourceBatch) else given.batch
+        try:
+            return row_of(batch) | {LINES: self._judged(given), WRONG: ""}
+        except UserError as error:
+            return row_of(batch) | {LINES: b"", WRONG: str(error)}
+
+    @torch.inference_mode()
+    def _judged(self, given: SourceBatch | NewImageBatch) -> bytes:
         batch = given if isinstance(given, NewImageBatch) else self.pictures[given]
         if batch.images is not None:
             batch.images = batch.images.to(self.device)
         found = lines(self.module, self.module.predict_step(batch, 0), batch)
-        written = b"".join(json.dumps(line).encode() + b"\n" for line in found)
-        return row_of(batch.batch) | {LINES: written}
+        return b"".join(json.dumps(line).encode() + b"\n" for line in found)
 
 
 def _read(pictures: Pictures, folder: str, row: dict[str, Any]) -> dict[str, Any]:
@@ -210,6 +211,8 @@ def _keep(rows: Iterable[dict[str, Any]], parts: PredictionParts) -> None:
     found: list[bytes] = []
     taken: list[Source] = []
     for row in rows:
+        if row[WRONG]:
+            raise UserError(row[WRONG])
         batch = batch_of(row)
         taken += batch.sources
         new = row[LINES].splitlines(keepends=True)
@@ -219,13 +222,3 @@ def _keep(rows: Iterable[dict[str, Any]], parts: PredictionParts) -> None:
         if batch.last:
             parts.keep(batch.part, taken, found)
             found, taken = [], []
-
-
-def _cause(error: BaseException | None) -> Exception | None:
-    """Returns the error of this project that an error of Ray's comes from."""
-    while error is not None:
-        cause = getattr(error, "cause", None) or error.__cause__
-        if isinstance(cause, UserError | OSError) and not isinstance(cause, ray.exceptions.RayError):
-            return cause
-        error = cause
-    return None
