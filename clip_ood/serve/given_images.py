@@ -12,6 +12,7 @@ from email.parser import HeaderParser
 from clip_ood.serve.refusals import Refusal
 
 TAKEN = "multipart/form-data, application/json, image/* and application/octet-stream are taken"
+HEAD = 8192  # bytes of a content type, or of the head of a form's part; reading one takes time with the square of its length
 
 
 @dataclass(frozen=True)
@@ -28,6 +29,8 @@ def images_in(body: bytes, content_type: str, most: int) -> list[Given]:
 
     Raises: Refusal of another type (415), of what is not of its type (400), and of more than `most` images (413).
     """
+    if len(content_type) > HEAD:
+        raise Refusal(400, f"the content type has {len(content_type):,} characters, and at most {HEAD:,} are taken")
     header = Message()
     header["content-type"] = content_type
     kind = header.get_content_type() if content_type else ""
@@ -55,9 +58,11 @@ def _files(body: bytes, boundary: str | None, most: int) -> list[Given]:
 
 def _file(section: bytes) -> Given:
     head, gap, content = section.partition(b"\r\n\r\n")
+    if not gap or len(head) > HEAD:
+        raise Refusal(400, f"a part of the form has no head that ends within {HEAD:,} bytes: send each image as a file")
     headers = HeaderParser().parsestr(head.strip().decode("utf-8", "replace"))
     name = headers.get_filename()
-    if not gap or name is None:
+    if name is None:
         field = headers.get_param("name", header="content-disposition")
         raise Refusal(400, f"the form's part {str(field)[:100]!r} is no file: send each image as a file")
     return Given(name, content)
