@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 import time
 
 import pytest
@@ -46,3 +47,56 @@ def test_a_head_may_have_the_length_that_is_said():
 def test_a_content_type_is_not_read_if_it_is_long():
     got = refusal(b"x", "multipart/form-data" + ";" * HEAD)
     assert got.status_code == 400 and "content type has 8,211 characters" in got.detail
+
+
+@pytest.mark.parametrize(
+    "odd", ["*=undefined''x", "*=a\0b''x", f"*{'9' * 5000}=x", "*=x; {}*0=y"], ids=["codec", "NUL", "number", "order"]
+)
+def test_a_parameter_in_no_encoding_is_refused(odd):
+    got = refusal(form(named("filename" + odd.replace("{}", "filename"))), FORM)
+    assert got.status_code == 400 and "name of a file" in got.detail
+    got = refusal(form(b"x"), "multipart/form-data; boundary" + odd.replace("{}", "boundary"))
+    assert got.status_code == 400 and "boundary" in got.detail
+
+
+def test_a_name_may_be_encoded():
+    assert images_in(form(named("filename*=UTF-8''caf%C3%A9.png")), FORM, 12)[0].name == "café.png"
+
+
+def test_headers_of_all_kinds_are_read_or_refused():
+    """Heads and content types from the pieces of which parameters are made."""
+    draw = random.Random(0)
+    pieces = [
+        "filename",
+        "name",
+        "boundary",
+        "*",
+        "0",
+        "1",
+        "=",
+        ";",
+        "'",
+        "''",
+        '"',
+        "\\",
+        "%",
+        "%ff",
+        "utf-7",
+        "a",
+        "\0",
+        "\r\n",
+        " ",
+        "é",
+        "(",
+    ]
+    for _ in range(3000):
+        text = "".join(draw.choices(pieces, k=draw.randrange(1, 14)))
+        for body, kind in (
+            (form(named("filename" + text)), FORM),
+            (form(b"Content-Disposition: " + text.encode() + b"\r\n\r\nx"), FORM),
+            (form(b"x"), "multipart/form-data; boundary" + text.replace("\r\n", "")),
+        ):
+            try:
+                assert images_in(body, kind, 12)
+            except Refusal as refused:
+                assert refused.status_code == 400 and refused.detail.encode()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import binascii
 import json
 from base64 import b64decode
+from collections.abc import Callable
 from dataclasses import dataclass
 from email.message import Message
 from email.parser import HeaderParser
@@ -35,7 +36,7 @@ def images_in(body: bytes, content_type: str, most: int) -> list[Given]:
     header["content-type"] = content_type
     kind = header.get_content_type() if content_type else ""
     if kind == "multipart/form-data":
-        return _files(body, header.get_boundary(), most)
+        return _files(body, _read(header.get_boundary, "the content type's boundary"), most)
     if kind == "application/json":
         return _decoded(body, most)
     if kind == "application/octet-stream" or kind.startswith("image/"):
@@ -61,11 +62,19 @@ def _file(section: bytes) -> Given:
     if not gap or len(head) > HEAD:
         raise Refusal(400, f"a part of the form has no head that ends within {HEAD:,} bytes: send each image as a file")
     headers = HeaderParser().parsestr(head.strip().decode("utf-8", "replace"))
-    name = headers.get_filename()
+    name = _read(headers.get_filename, "the name of a file in the form")
     if name is None:
         field = headers.get_param("name", header="content-disposition")
         raise Refusal(400, f"the form's part {str(field)[:100]!r} is no file: send each image as a file")
     return Given(name, content)
+
+
+def _read(parameter: Callable[[], str | None], what: str) -> str | None:
+    """Returns a parameter of a header, which may be encoded as RFC 2231 has it. Raises: Refusal of one that is not (400)."""
+    try:
+        return parameter()
+    except (ValueError, TypeError):  # an encoding that cannot be used; parts with numbers and without
+        raise Refusal(400, f"{what} is not encoded as RFC 2231 has it") from None
 
 
 def _decoded(body: bytes, most: int) -> list[Given]:
