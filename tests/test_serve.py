@@ -147,7 +147,7 @@ def test_an_image_that_cannot_be_read_leaves_the_others(server, images, tmp_path
         ({"data": {"a": "b"}}, 415, "x-www-form-urlencoded"),
         ({"content": b"x", "headers": {"content-type": "text/html"}}, 415, "the type text/html"),
         ({"content": b"{", "headers": {"content-type": "application/json"}}, 400, "no JSON"),
-        ({"content": b"[" * 100_000, "headers": {"content-type": "application/json"}}, 400, "no JSON"),
+        ({"content": b"[" * 100_000, "headers": {"content-type": "application/json"}}, 413, "100,000 lists"),
         ({"json": ["a"]}, 400, "no object with the key images"),
         ({"json": {"images": [], "url": "http://x"}}, 400, "no object with the key images alone"),
         ({"json": {"images": [3]}}, 400, "no list of texts"),

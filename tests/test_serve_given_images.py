@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import random
 import time
+import tracemalloc
 
 import pytest
 
@@ -100,3 +102,35 @@ def test_headers_of_all_kinds_are_read_or_refused():
                 assert images_in(body, kind, 12)
             except Refusal as refused:
                 assert refused.status_code == 400 and refused.detail.encode()
+
+
+def body(size: int, begin: str, repeated: str, end: str) -> bytes:
+    return (begin + repeated * ((size - len(begin + end)) // len(repeated)) + end).encode()
+
+
+@pytest.mark.parametrize(
+    ("pieces", "status"),
+    [
+        (('{"images": [', "[],", "[]]}"), 413),
+        (('{"images": [', "{},", "{}]}"), 413),
+        (('{"images": [', "1,", "1]}"), 413),
+        (('{"images": [', '"",', '""]}'), 413),
+        (("{", '"a":1,', '"images":[]}'), 413),
+        (('{"images": ["\U0001f600', "a", '"]}'), 400),
+    ],
+    ids=["lists", "objects", "numbers", "texts", "keys", "other characters"],
+)
+def test_json_takes_no_many_times_its_size_in_memory(pieces, status):
+    content = body(1_000_000, *pieces)
+    tracemalloc.start()
+    try:
+        assert refusal(content, "application/json").status_code == status
+        assert tracemalloc.get_traced_memory()[1] < 3 * len(content)
+    finally:
+        tracemalloc.stop()
+
+
+def test_a_small_mistake_in_json_gets_its_own_reason():
+    assert "no list of texts" in refusal(b'{"images": [[], [], {}]}', "application/json").detail
+    assert "13 images, and at most 12" in refusal(json.dumps({"images": [""] * 13}).encode(), "application/json").detail
+    assert "no JSON" in refusal(b"[" * 5000, "application/json", most=5000).detail

@@ -14,6 +14,7 @@ from clip_ood.serve.refusals import Refusal
 
 TAKEN = "multipart/form-data, application/json, image/* and application/octet-stream are taken"
 HEAD = 8192  # bytes of a content type, or of the head of a form's part; reading one takes time with the square of its length
+SPARE = 100  # lists, objects and values of a JSON body that are read beside its images, so that a small mistake gets its own reason
 
 
 @dataclass(frozen=True)
@@ -79,10 +80,15 @@ def _read(parameter: Callable[[], str | None], what: str) -> str | None:
 
 def _decoded(body: bytes, most: int) -> list[Given]:
     expected = 'expected {"images": ["…", …]} with the base64 of a file each'
+    values = sum(body.count(each) for each in (b"[", b"{", b","))  # of which base64 has none
+    if values > most + SPARE:  # each takes many times its size in memory
+        raise Refusal(
+            413, f"the JSON has {values:,} lists, objects and commas, too many for {most:,} images: {expected}"
+        )
     try:
-        asked = json.loads(body)
+        asked = json.loads(body.decode("ascii"))  # other characters take several bytes each in memory
     except (ValueError, RecursionError) as error:
-        raise Refusal(400, f"the body is no JSON ({type(error).__name__}): {expected}") from None
+        raise Refusal(400, f"the body is no JSON in ASCII ({type(error).__name__}): {expected}") from None
     if not isinstance(asked, dict) or set(asked) != {"images"}:
         raise Refusal(400, f"the JSON is no object with the key images alone: {expected}")
     texts = asked["images"]
