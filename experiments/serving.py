@@ -154,10 +154,11 @@ def _tell_address(asked: Asked, port: int) -> None:
 
 
 def _watch(watch: Watched, found: list[list[Line]]) -> None:
+    for line in (line for lines in found for line in lines):
+        watch.take(line | {"path": line["path"] or NAMELESS})
+    watch.catch_up()
     try:
-        for line in (line for lines in found for line in lines):
-            watch.take(line | {"path": line["path"] or NAMELESS})
-        watch.catch_up()
+        watch.save_if_due()
     except OSError as error:
         tell(f"--watch {watch.shown}: the file cannot be written, and is tried again ({error.strerror or error})")
 

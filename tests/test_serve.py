@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import shutil
 import signal
@@ -12,6 +13,7 @@ import zlib
 from base64 import b64encode
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from unittest.mock import Mock
 
 import httpx
 import judged_run
@@ -20,8 +22,12 @@ from judged_run import judged, read
 from safetensors.torch import load_file
 from served import Served, answer
 
+from clip_ood.detect.saved import SavedDetector
+from clip_ood.detect.watch_file import watching
 from clip_ood.errors import ConfigError, UserError
+from clip_ood.experiments import watching as stream
 from clip_ood.experiments.commands import serve as command
+from clip_ood.experiments.serving import Asked, Serving
 
 pytestmark = pytest.mark.slow
 
@@ -294,6 +300,22 @@ def test_a_watched_stream_is_kept_and_gone_on_from(run, images, tmp_path):
             assert server.end() == 0
         assert len(load_file(file)["scores"]) == {5: 5, 12: 8}[end]
     assert "8 images of the stream, 3 of them new" in "".join(server.told)
+
+
+def test_no_image_is_left_out_of_a_watched_stream_while_the_disk_is_full(run, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(stream, "SECONDS", 0.0)
+    file, scores = tmp_path / "stream.safetensors", [0.1 * number for number in range(12)]
+    known = {"path": None, "detector": "mcm", "copy_of": None, "is_ood": False, "p_value": 0.5}
+    lines = [[known | {"score": score}] for score in scores]
+    with watching(file, SavedDetector(run), "mcm") as watch:
+        serving = Serving(Asked(run), stream.Watched(watch, file, at_once=True))
+        with monkeypatch.context() as full:
+            full.setattr(watch, "save", Mock(side_effect=OSError(errno.ENOSPC, "No space left on device")))
+            serving.see(lines[:7])
+        assert "is tried again (No space left on device)" in capsys.readouterr().err
+        serving.see(lines[7:])
+        serving.pool.shutdown()
+    assert load_file(file)["scores"].tolist() == scores
 
 
 # Back-pressure and the end
