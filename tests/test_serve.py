@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import json
+import os
 import shutil
 import signal
 import struct
@@ -25,6 +26,7 @@ from served import Served, answer
 from clip_ood.detect.saved import SavedDetector
 from clip_ood.detect.watch_file import watching
 from clip_ood.errors import ConfigError, UserError
+from clip_ood.experiments import serving
 from clip_ood.experiments import watching as stream
 from clip_ood.experiments.commands import serve as command
 from clip_ood.experiments.serving import Asked, Serving
@@ -308,13 +310,13 @@ def test_no_image_is_left_out_of_a_watched_stream_while_the_disk_is_full(run, tm
     known = {"path": None, "detector": "mcm", "copy_of": None, "is_ood": False, "p_value": 0.5}
     lines = [[known | {"score": score}] for score in scores]
     with watching(file, SavedDetector(run), "mcm") as watch:
-        serving = Serving(Asked(run), stream.Watched(watch, file, at_once=True))
+        server = Serving(Asked(run), stream.Watched(watch, file, at_once=True))
         with monkeypatch.context() as full:
             full.setattr(watch, "save", Mock(side_effect=OSError(errno.ENOSPC, "No space left on device")))
-            serving.see(lines[:7])
+            server.see(lines[:7])
         assert "is tried again (No space left on device)" in capsys.readouterr().err
-        serving.see(lines[7:])
-        serving.pool.shutdown()
+        server.see(lines[7:])
+        server.pool.shutdown()
     assert load_file(file)["scores"].tolist() == scores
 
 
@@ -335,6 +337,41 @@ def test_what_waits_is_answered_at_the_end_and_more_is_refused(run, images):
         assert waits.result().status_code == 200 and waits.result().json()["predictions"][0]["detector"] == "mcm"
         assert server.process.wait(30) == 0
         assert "Stopped: what was asked is answered." in server.told[-1]
+
+
+def test_a_second_signal_leaves_what_waits(run, images, monkeypatch, capsys):
+    """In this process: two requests of one image each wait a minute for others."""
+    at = serving.listen("127.0.0.1", None)
+    monkeypatch.setattr(serving, "listen", lambda host, port: at)
+    address = f"http://127.0.0.1:{at.getsockname()[1]}"
+
+    def ask() -> httpx.Response:
+        headers = {"content-type": "image/png"}
+        return httpx.post(f"{address}/predict", content=images[0].read_bytes(), headers=headers, trust_env=False)
+
+    def end() -> list[httpx.Response]:
+        with ThreadPoolExecutor(2) as pool:
+            try:
+                while httpx.get(f"{address}/ready", trust_env=False).status_code != 200:
+                    time.sleep(0.05)
+                waits = [pool.submit(ask) for _ in range(2)]
+                while "clip_ood_waiting_images 2.0" not in httpx.get(f"{address}/metrics", trust_env=False).text:
+                    time.sleep(0.05)
+            finally:
+                for _ in range(2):
+                    os.kill(os.getpid(), signal.SIGTERM)
+                    time.sleep(0.3)
+            return [each.result() for each in waits]
+
+    with ThreadPoolExecutor(1) as pool:
+        ending = pool.submit(end)
+        begun = time.monotonic()
+        serving.serve(Asked(run, batch=50, wait=60_000, device="cpu"))
+        assert time.monotonic() - begun < 50
+        for got in ending.result():
+            assert got.status_code == 503 and "the server ends" in reasons(got) and got.headers["retry-after"] == "5"
+    told = capsys.readouterr().err
+    assert "Stopped: 2 requests were not judged" in told and "Traceback" not in told
 
 
 # A new detector
