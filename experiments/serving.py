@@ -68,7 +68,7 @@ class Asked:
 
 
 def serve(asked: Asked) -> None:
-    """Serves until a signal ends it, and answers what was asked before.
+    """Serves until a signal ends it, and answers what was asked before; a second signal does not wait for that.
 
     Raises: UserError for a run that cannot judge, an address that cannot be had, and a watch that cannot go on.
     """
@@ -78,8 +78,11 @@ def serve(asked: Asked) -> None:
     saved.check_words(asked.words)
     with listen(asked.host, asked.port) as at, _watched(asked, saved, columns[0]) as watch:
         _tell_address(asked, at.getsockname()[1])
-        Serving(asked, watch).run(at)
-    tell("Stopped: what was asked is answered.")
+        left = Serving(asked, watch).run(at)
+    if left:
+        tell(f"Stopped: {left:,} requests were not judged, and answered with 503.")
+    else:
+        tell("Stopped: what was asked is answered.")
 
 
 class Serving:
@@ -90,28 +93,29 @@ class Serving:
         self.error: BaseException | None = None  # why nothing can be judged
         self.detectors = Detectors(asked.run, self.load, self.taken, self.failed, tell)
         self.batches, self.pool = Batches(asked.batch, asked.wait / 1000, self.see), decoders(asked.decoders)
-        self.figures = Figures(lambda: predicting.waiting.taken)
+        self.figures = Figures(lambda: self.predicting.waiting.taken)
         if watch is not None:
             self.figures.add_watch(watch.watch.martingale)
         unreadable = self.figures.unreadable.inc
-        predicting = Predicting(self.current, self.batches, asked.limits, self.pool, unreadable)
+        self.predicting = Predicting(self.current, self.batches, asked.limits, self.pool, unreadable)
         states = state_routes(self.current, self.figures, versions("fastapi", "uvicorn"))
-        app = create_service("clip-ood serve", versions()["clip-ood"], [predict_routes(predicting), states])
+        app = create_service("clip-ood serve", versions()["clip-ood"], [predict_routes(self.predicting), states])
         access = Access() if asked.host in LOOPBACK else None
         app.add_middleware(Callers, token=asked.token, access=access, connections=asked.limits.connections)
         app.add_middleware(Counted, figures=self.figures, paths=frozenset((PREDICT, *STATES)), timed=PREDICT)
         self.server = service(app, asked.limits)
 
-    def run(self, at: socket) -> None:
-        """Serves until it is stopped. Raises: what loading the detector raises."""
+    def run(self, at: socket) -> int:
+        """Serves until it is stopped, and returns how many requests were not judged. Raises: what loading the detector raises."""
         self.batches.start()
         self.detectors.start()
         self.server.run(sockets=[at])
         self.detectors.end()
         self.batches.end()
-        self.pool.shutdown()
+        self.pool.shutdown(cancel_futures=True)
         if self.error is not None:
             raise self.error
+        return self.predicting.left
 
     def current(self) -> Judge | None:
         """Returns the judge, None while none is loaded."""
@@ -154,10 +158,11 @@ def _tell_address(asked: Asked, port: int) -> None:
 
 
 def _watch(watch: Watched, found: list[list[Line]]) -> None:
+    for line in (line for lines in found for line in lines):
+        watch.take(line | {"path": line["path"] or NAMELESS})
+    watch.catch_up()
     try:
-        for line in (line for lines in found for line in lines):
-            watch.take(line | {"path": line["path"] or NAMELESS})
-        watch.catch_up()
+        watch.save_if_due()
     except OSError as error:
         tell(f"--watch {watch.shown}: the file cannot be written, and is tried again ({error.strerror or error})")
 

@@ -33,7 +33,7 @@ class Watched:
         self.new = self.copies = 0
         self._held: list[float] = []
         self._paths: list[str] = []
-        self._saved = time.monotonic()
+        self._saved, self._due = time.monotonic(), False
 
     def after(self, take: Callable[[Line], None]) -> Callable[[Line], None]:
         """Returns what takes a line by `take` first, and then watches it."""
@@ -41,11 +41,12 @@ class Watched:
         def both(line: Line) -> None:
             take(line)
             self.take(line)
+            self.save_if_due()
 
         return both
 
     def take(self, line: Line) -> None:
-        """Watches a line, soon; `catch_up` watches those that it keeps. Raises: OSError if the file is due and cannot be written."""
+        """Watches a line, soon; `catch_up` watches those that it keeps."""
         if "error" in line or line["detector"] != self.watch.header.column:
             return
         if line["copy_of"] is not None:
@@ -53,10 +54,13 @@ class Watched:
             return
         self._held.append(line["score"])
         self._paths.append(line["path"])
-        full = len(self._held) >= IMAGES
-        if full:
+        if len(self._held) >= IMAGES:
             self.catch_up()
-        if self.at_once and (full or time.monotonic() - self._saved > SECONDS):
+            self._due = True
+
+    def save_if_due(self) -> None:
+        """Writes the file if predictions are printed and its time has come. Raises: OSError if it cannot be written."""
+        if self.at_once and (self._due or time.monotonic() - self._saved > SECONDS):
             self.save()
 
     def catch_up(self) -> None:
@@ -76,7 +80,7 @@ class Watched:
     def save(self) -> None:
         """Watches what is held, and writes the file if any image of this call is in the watch."""
         self.catch_up()
-        self._saved = time.monotonic()
+        self._saved, self._due = time.monotonic(), False
         if self.new:
             self.watch.save()
 

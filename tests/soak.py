@@ -127,6 +127,10 @@ ASKED: dict[str, dict[str, Asking]] = {
         "no body": typed(b"", "image/png"),
         "broken JSON": typed(b'{"images": [', "application/json"),
         "nested JSON": typed(b"[" * 1_000_000, "application/json"),
+        "JSON of lists": typed(b'{"images": [' + b"[]," * 2_000_000 + b"[]]}", "application/json"),
+        "a form's long head": typed(
+            b"--a\r\nb: " + b";" * 5_000_000 + b"\r\n\r\n\r\n--a--", "multipart/form-data; boundary=a"
+        ),
         "broken base64": typed(b'{"images": ["http://127.0.0.1", "%%%"]}', "application/json"),
         "a form cut off": typed(b"--a\r\n\r\nx", "multipart/form-data; boundary=a"),
         "another type": typed(b"x", "text/plain"),

@@ -326,7 +326,7 @@ def test_names_of_the_loopback_are_taken_whatever_the_port(asking, host):
 
 def test_a_page_of_another_site_changes_nothing(root, asking):
     body = {"rows": [0], "decision": "keep"}
-    for origin in ("http://evil.example", "null", "http://127.0.0.1:81"):
+    for origin in ("http://evil.example", "null", "http://127.0.0.1:81", "http://["):
         assert asking.post("/api/decisions", body, origin=origin).status_code == 403
     assert asking.post("/api/decisions", body, origin="http://127.0.0.1").status_code == 200
     assert len(lines(root)) == 1

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import os
 import shutil
 import signal
 import struct
@@ -12,6 +14,7 @@ import zlib
 from base64 import b64encode
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from unittest.mock import Mock
 
 import httpx
 import judged_run
@@ -20,8 +23,13 @@ from judged_run import judged, read
 from safetensors.torch import load_file
 from served import Served, answer
 
+from clip_ood.detect.saved import SavedDetector
+from clip_ood.detect.watch_file import watching
 from clip_ood.errors import ConfigError, UserError
+from clip_ood.experiments import serving
+from clip_ood.experiments import watching as stream
 from clip_ood.experiments.commands import serve as command
+from clip_ood.experiments.serving import Asked, Serving
 
 pytestmark = pytest.mark.slow
 
@@ -147,7 +155,7 @@ def test_an_image_that_cannot_be_read_leaves_the_others(server, images, tmp_path
         ({"data": {"a": "b"}}, 415, "x-www-form-urlencoded"),
         ({"content": b"x", "headers": {"content-type": "text/html"}}, 415, "the type text/html"),
         ({"content": b"{", "headers": {"content-type": "application/json"}}, 400, "no JSON"),
-        ({"content": b"[" * 100_000, "headers": {"content-type": "application/json"}}, 400, "no JSON"),
+        ({"content": b"[" * 100_000, "headers": {"content-type": "application/json"}}, 413, "100,000 lists"),
         ({"json": ["a"]}, 400, "no object with the key images"),
         ({"json": {"images": [], "url": "http://x"}}, 400, "no object with the key images alone"),
         ({"json": {"images": [3]}}, 400, "no list of texts"),
@@ -158,6 +166,7 @@ def test_an_image_that_cannot_be_read_leaves_the_others(server, images, tmp_path
         ({"content": b"--a\r\n", "headers": {"content-type": "multipart/form-data; boundary=a"}}, 400, "no images"),
         ({"content": b"--a\r\n\r\n--a\r\n\r\n", "headers": {"content-type": "multipart/form-data; boundary=a"}}, 400, "cut off"),
         ({"content": b"x", "headers": {"content-type": "multipart/form-data"}}, 400, "no boundary"),
+        ({"content": b"x", "headers": {"content-type": "multipart/form-data; boundary*=undefined''x"}}, 400, "boundary is not"),
         ({"content": b"x" * 200_001, "headers": {"content-type": "image/png"}}, 413, "200,001 bytes, and at most 200,000"),
         ({"content": iter([b"x" * 150_000] * 2), "headers": {"content-type": "image/png"}}, 413, "more bytes"),
     ],
@@ -242,6 +251,7 @@ def test_one_connection_too_many_is_refused(server, images):
         ("/ready", {"authorization": ""}, 200),
         ("/version", {"host": "another.example"}, 421),
         ("/version", {"origin": "http://another.example"}, 403),
+        ("/version", {"origin": "http://["}, 403),
         ("/docs", {}, 404),
         ("/predict", {}, 405),
     ],
@@ -294,6 +304,22 @@ def test_a_watched_stream_is_kept_and_gone_on_from(run, images, tmp_path):
     assert "8 images of the stream, 3 of them new" in "".join(server.told)
 
 
+def test_no_image_is_left_out_of_a_watched_stream_while_the_disk_is_full(run, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(stream, "SECONDS", 0.0)
+    file, scores = tmp_path / "stream.safetensors", [0.1 * number for number in range(12)]
+    known = {"path": None, "detector": "mcm", "copy_of": None, "is_ood": False, "p_value": 0.5}
+    lines = [[known | {"score": score}] for score in scores]
+    with watching(file, SavedDetector(run), "mcm") as watch:
+        server = Serving(Asked(run), stream.Watched(watch, file, at_once=True))
+        with monkeypatch.context() as full:
+            full.setattr(watch, "save", Mock(side_effect=OSError(errno.ENOSPC, "No space left on device")))
+            server.see(lines[:7])
+        assert "is tried again (No space left on device)" in capsys.readouterr().err
+        server.see(lines[7:])
+        server.pool.shutdown()
+    assert load_file(file)["scores"].tolist() == scores
+
+
 # Back-pressure and the end
 
 
@@ -311,6 +337,41 @@ def test_what_waits_is_answered_at_the_end_and_more_is_refused(run, images):
         assert waits.result().status_code == 200 and waits.result().json()["predictions"][0]["detector"] == "mcm"
         assert server.process.wait(30) == 0
         assert "Stopped: what was asked is answered." in server.told[-1]
+
+
+def test_a_second_signal_leaves_what_waits(run, images, monkeypatch, capsys):
+    """In this process: two requests of one image each wait a minute for others."""
+    at = serving.listen("127.0.0.1", None)
+    monkeypatch.setattr(serving, "listen", lambda host, port: at)
+    address = f"http://127.0.0.1:{at.getsockname()[1]}"
+
+    def ask() -> httpx.Response:
+        headers = {"content-type": "image/png"}
+        return httpx.post(f"{address}/predict", content=images[0].read_bytes(), headers=headers, trust_env=False)
+
+    def end() -> list[httpx.Response]:
+        with ThreadPoolExecutor(2) as pool:
+            try:
+                while httpx.get(f"{address}/ready", trust_env=False).status_code != 200:
+                    time.sleep(0.05)
+                waits = [pool.submit(ask) for _ in range(2)]
+                while "clip_ood_waiting_images 2.0" not in httpx.get(f"{address}/metrics", trust_env=False).text:
+                    time.sleep(0.05)
+            finally:
+                for _ in range(2):
+                    os.kill(os.getpid(), signal.SIGTERM)
+                    time.sleep(0.3)
+            return [each.result() for each in waits]
+
+    with ThreadPoolExecutor(1) as pool:
+        ending = pool.submit(end)
+        begun = time.monotonic()
+        serving.serve(Asked(run, batch=50, wait=60_000, device="cpu"))
+        assert time.monotonic() - begun < 50
+        for got in ending.result():
+            assert got.status_code == 503 and "the server ends" in reasons(got) and got.headers["retry-after"] == "5"
+    told = capsys.readouterr().err
+    assert "Stopped: 2 requests were not judged" in told and "Traceback" not in told
 
 
 # A new detector

@@ -108,3 +108,14 @@ def test_what_waits_at_the_end_is_judged():
     threading.Timer(0.2, old.go.set).start()
     batches.end()
     assert all(each.done() for each in waiting) and sum(map(len, seen)) == 3
+
+
+def test_images_for_which_nobody_waits_any_more_are_not_judged(started):
+    batches, judge = started(), Judge("a")
+    held(batches, judge)
+    waiting = batches.put(judge, prepared(*"abcdefgh"))
+    for each in waiting[1:6]:
+        assert each.cancel()
+    judge.go.set()
+    assert [each.result(10)[0]["path"] for each in waiting[:1] + waiting[6:]] == ["a", "g", "h"]
+    assert judge.batches == [["first"], ["a"], ["g", "h"]]

@@ -37,6 +37,8 @@ from clip_ood.files.written_names import (
     text_cell,
     text_of,
 )
+from clip_ood.process.locks import alone
+from clip_ood.process.stopping import Ending
 from clip_ood.runs.files import read_scores
 from clip_ood.runs.going_on import as_typed
 from clip_ood.runs.results_files import write_json
@@ -265,6 +267,16 @@ def test_a_command_to_go_on_with_is_typed_as_it_was():
     assert one_line(line) == line and "\n" not in line
     done = subprocess.run(["bash", "-c", line], capture_output=True, check=True)
     assert done.stdout == b"".join(map(os.fsencode, ODD.values()))
+
+
+@pytest.mark.parametrize("given", [["--token", "1f2e"], ["--token=1f2e"]])
+def test_the_token_of_a_server_is_neither_written_nor_shown(given, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(sys, "orig_argv", ["python", "-m", "clip_ood", "serve", *given, "--port", "8710"])
+    with alone(tmp_path / "place", "wait"):
+        note = (tmp_path / ".place.lock.json").read_text()
+    Ending(why="Stopped.").tell()
+    for text in (note, capsys.readouterr().err):
+        assert "1f2e" not in text and "--token" in text and "--port 8710" in text
 
 
 # Columns

@@ -24,7 +24,7 @@ from uuid import uuid4
 
 from clip_ood.errors import UserError
 from clip_ood.naming import short
-from clip_ood.terminal.shown import one_line, without_secrets
+from clip_ood.terminal.shown import one_line, without_secrets, without_token
 
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")  # on a system without locks, filelock goes by the existence of the file
@@ -146,7 +146,7 @@ def _about_this_process() -> dict[str, str | int]:
         "process": os.getpid(),
         "host": socket.gethostname(),
         "since": time.strftime("%Y-%m-%d %H:%M:%S"),
-        "command": without_secrets(shlex.join(sys.orig_argv))[:LONGEST],
+        "command": without_secrets(shlex.join(without_token(sys.orig_argv)))[:LONGEST],
     }
 
 

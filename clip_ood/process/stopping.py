@@ -16,7 +16,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 
 from clip_ood.process.ranks import is_first
-from clip_ood.terminal.shown import say
+from clip_ood.terminal.shown import say, without_token
 
 FAILED = 2  # the exit status of an error that a message explains
 TERMINATED = 128 + signal.SIGTERM
@@ -67,7 +67,9 @@ class Ending:
 
 def _start_again() -> str:
     """Returns how to continue a command that keeps only what is whole."""
-    return f"Nothing is left half-written. Start again with: {shlex.join(['python', *sys.orig_argv[1:]])}"
+    return (
+        f"Nothing is left half-written. Start again with: {shlex.join(['python', *without_token(sys.orig_argv[1:])])}"
+    )
 
 
 ending = Ending()

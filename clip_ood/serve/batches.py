@@ -20,7 +20,7 @@ END = None  # in the queue, behind the last image
 
 @dataclass(frozen=True)
 class Waiting:
-    """An image that waits, and the judge that it was prepared for. `lines` are there once it is judged."""
+    """An image that waits, and the judge that it was prepared for. `lines` are there once it is judged; if they are cancelled, it is not."""
 
     judge: Judge
     image: Prepared
@@ -87,6 +87,9 @@ class Batches:
         return batch, ended
 
     def _judge(self, batch: list[Waiting]) -> None:
+        batch = [each for each in batch if each.lines.set_running_or_notify_cancel()]
+        if not batch:
+            return
         try:
             found = batch[0].judge.judge([each.image for each in batch])
         except Exception as error:

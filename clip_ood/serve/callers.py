@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import hmac
-from urllib.parse import urlsplit
 
 from starlette.responses import JSONResponse
 
-from clip_ood.serve.access import Access, Call, Scope, headers_of
+from clip_ood.serve.access import Access, Call, Scope, headers_of, site_of
 from clip_ood.serve.refusals import Refusal, full
 
 OPEN = ("/health", "/ready")  # for whoever looks whether the process lives; they tell nothing else
@@ -39,7 +38,7 @@ class Callers:
         hosts = headers_of(scope, b"host")
         if self.access is not None and (len(hosts) != 1 or not self.access.means_us(hosts[0])):
             return Refusal(421, "this server answers only to the address that it was started with")
-        if any([urlsplit(each).netloc] != hosts for each in headers_of(scope, b"origin")):
+        if any([site_of(each)] != hosts for each in headers_of(scope, b"origin")):
             return Refusal(403, "a page of another site asks for this")
         if self.token is None or scope["path"] in OPEN or self._has_token(scope):
             return None

@@ -5,6 +5,7 @@ from __future__ import annotations
 import binascii
 import json
 from base64 import b64decode
+from collections.abc import Callable
 from dataclasses import dataclass
 from email.message import Message
 from email.parser import HeaderParser
@@ -12,6 +13,8 @@ from email.parser import HeaderParser
 from clip_ood.serve.refusals import Refusal
 
 TAKEN = "multipart/form-data, application/json, image/* and application/octet-stream are taken"
+HEAD = 8192  # bytes of a content type, or of the head of a form's part; reading one takes time with the square of its length
+SPARE = 100  # lists, objects and values of a JSON body that are read beside its images, so that a small mistake gets its own reason
 
 
 @dataclass(frozen=True)
@@ -28,11 +31,13 @@ def images_in(body: bytes, content_type: str, most: int) -> list[Given]:
 
     Raises: Refusal of another type (415), of what is not of its type (400), and of more than `most` images (413).
     """
+    if len(content_type) > HEAD:
+        raise Refusal(400, f"the content type has {len(content_type):,} characters, and at most {HEAD:,} are taken")
     header = Message()
     header["content-type"] = content_type
     kind = header.get_content_type() if content_type else ""
     if kind == "multipart/form-data":
-        return _files(body, header.get_boundary(), most)
+        return _files(body, _read(header.get_boundary, "the content type's boundary"), most)
     if kind == "application/json":
         return _decoded(body, most)
     if kind == "application/octet-stream" or kind.startswith("image/"):
@@ -55,20 +60,35 @@ def _files(body: bytes, boundary: str | None, most: int) -> list[Given]:
 
 def _file(section: bytes) -> Given:
     head, gap, content = section.partition(b"\r\n\r\n")
+    if not gap or len(head) > HEAD:
+        raise Refusal(400, f"a part of the form has no head that ends within {HEAD:,} bytes: send each image as a file")
     headers = HeaderParser().parsestr(head.strip().decode("utf-8", "replace"))
-    name = headers.get_filename()
-    if not gap or name is None:
+    name = _read(headers.get_filename, "the name of a file in the form")
+    if name is None:
         field = headers.get_param("name", header="content-disposition")
         raise Refusal(400, f"the form's part {str(field)[:100]!r} is no file: send each image as a file")
     return Given(name, content)
 
 
+def _read(parameter: Callable[[], str | None], what: str) -> str | None:
+    """Returns a parameter of a header, which may be encoded as RFC 2231 has it. Raises: Refusal of one that is not (400)."""
+    try:
+        return parameter()
+    except (ValueError, TypeError):  # an encoding that cannot be used; parts with numbers and without
+        raise Refusal(400, f"{what} is not encoded as RFC 2231 has it") from None
+
+
 def _decoded(body: bytes, most: int) -> list[Given]:
     expected = 'expected {"images": ["…", …]} with the base64 of a file each'
+    values = sum(body.count(each) for each in (b"[", b"{", b","))  # of which base64 has none
+    if values > most + SPARE:  # each takes many times its size in memory
+        raise Refusal(
+            413, f"the JSON has {values:,} lists, objects and commas, too many for {most:,} images: {expected}"
+        )
     try:
-        asked = json.loads(body)
+        asked = json.loads(body.decode("ascii"))  # other characters take several bytes each in memory
     except (ValueError, RecursionError) as error:
-        raise Refusal(400, f"the body is no JSON ({type(error).__name__}): {expected}") from None
+        raise Refusal(400, f"the body is no JSON in ASCII ({type(error).__name__}): {expected}") from None
     if not isinstance(asked, dict) or set(asked) != {"images"}:
         raise Refusal(400, f"the JSON is no object with the key images alone: {expected}")
     texts = asked["images"]

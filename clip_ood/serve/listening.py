@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import errno
 import socket
 from collections.abc import Callable, Iterator
@@ -61,15 +62,26 @@ def serve(app: FastAPI, at: socket.socket, host: str, access: Access, say: Calla
 
 
 class Server(uvicorn.Server):
-    """A server whose end a signal asks for: what was asked is answered, and the command goes on. A second signal does not wait."""
+    """A server whose end a signal asks for: what was asked is answered, and the command goes on.
+
+    After `GRACE` seconds, or a second signal, the requests that are not answered yet are cancelled.
+    """
 
     @contextmanager
     def capture_signals(self) -> Iterator[None]:
         with asked_to_end(self.stop):
             yield
 
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        """Closes the server; from Python 3.12 on, uvicorn itself would wait for open connections even after a second signal."""
+        closing = asyncio.create_task(super().shutdown(sockets))
+        while not (closing.done() or self.force_exit):
+            await asyncio.wait([closing], timeout=0.1)
+        if closing.done():
+            closing.result()
+
     def stop(self) -> None:
-        """Has the server end."""
+        """Has the server end; the second time, at once."""
         self.force_exit = self.should_exit
         self.should_exit = True
 

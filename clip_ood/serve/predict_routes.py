@@ -67,7 +67,7 @@ REFUSED = {
     408: "The request did not come in time",
     413: "Too many bytes or images",
     415: "A content type that is not taken",
-    503: "Too much waits, or the detector is not loaded yet: send it again after the seconds in Retry-After",
+    503: "Too much waits, the detector is not loaded yet, or the server ends: send it again after the seconds in Retry-After",
 }
 DESCRIBED: dict[int | str, dict[str, Any]] = {
     200: {"description": "A line for each image and detector", "content": {"application/json": {"schema": ANSWER}}},
@@ -79,7 +79,7 @@ class Predicting:
     """Judges the images of requests: receives a body, decodes its images in a few threads, and has them judged in batches.
 
     `current` returns the judge, or None while none is loaded. `waiting` counts images from the end of their body to their judgement,
-    and `unreadable` is told how many of a request could not be decoded.
+    and `unreadable` is told how many of a request could not be decoded. `left` counts requests that the end of the server came before.
     """
 
     def __init__(
@@ -93,9 +93,17 @@ class Predicting:
         self.current, self.batches, self.limits, self.decoders = current, batches, limits, decoders
         self.unreadable = unreadable
         self.waiting, self.kept = Room(limits.waiting), Room(limits.kept)
+        self.left = 0
 
     async def answer(self, request: Request) -> tuple[Judge, list[Line]]:
-        """Returns the lines of a request's images, and whose they are. Raises: Refusal."""
+        """Returns the lines of a request's images, and whose they are. Raises: Refusal, also if the server ends before."""
+        try:
+            return await self._answer(request)
+        except asyncio.CancelledError:  # the server waits for nothing any more
+            self.left += 1
+            raise full("the server ends", 5) from None
+
+    async def _answer(self, request: Request) -> tuple[Judge, list[Line]]:
         if self.waiting.taken >= self.limits.waiting:
             raise self._full()
         judge = self.current()
@@ -124,8 +132,12 @@ class Predicting:
         ready = [place for place, each in enumerate(prepared) if isinstance(each, Prepared)]
         self.unreadable(len(images) - len(ready))
         waiting = self.batches.put(judge, [prepared[place] for place in ready])
-        for place, lines in zip(ready, waiting, strict=True):
-            found[place] = await asyncio.wrap_future(lines)
+        try:
+            for place, lines in zip(ready, waiting, strict=True):
+                found[place] = await asyncio.wrap_future(lines)
+        finally:
+            for lines in waiting:  # nobody waits any more for those that are not judged yet
+                lines.cancel()
         return [line for lines in found for line in lines]
 
     def _prepare(self, judge: Judge, given: Given) -> Prepared | str:

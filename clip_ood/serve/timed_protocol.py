@@ -12,7 +12,7 @@ HEAD, REST = "head", "rest"
 
 class TimedProtocol(H11Protocol):
     """Ends a connection whose request has no whole head after `seconds`, that goes on sending a body after its answer, or that does not
-    read its answer. The application limits the time of a body that it reads.
+    take what is left of its answer in that time, be it closed or not. The application limits the time of a body that it reads.
 
     What comes after a refusal is read and dropped for as long, because a connection that is closed while the client still sends loses
     the answer. `scope["state"]["connections"]` holds all open connections.
@@ -25,6 +25,9 @@ class TimedProtocol(H11Protocol):
 
     def connection_made(self, transport: asyncio.Transport) -> None:
         super().connection_made(transport)
+        transport.set_write_buffer_limits(
+            high=0
+        )  # `pause_writing` comes with the first byte that the client does not take
         self.app_state["connections"] = self.connections
         self._look()
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import sys
+from collections.abc import Iterable
 from typing import Any, TextIO
 from unicodedata import category
 
@@ -27,6 +28,19 @@ def without_secrets(text: str) -> str:
     if "://" not in text:
         return text
     return SIGNED.sub(r"\1?…", PASSWORD.sub("…@", text))
+
+
+def without_token(command: Iterable[str]) -> list[str]:
+    """Returns the words of a command line in which a dot-dot-dot stands for the value of `--token`.
+
+    >>> without_token(["serve", "--token", "1f", "--token=1f"])
+    ['serve', '--token', '…', '--token=…']
+    """
+    found, last = [], ""
+    for word in command:
+        found.append("…" if last == "--token" else "--token=…" if word.startswith("--token=") else word)
+        last = word
+    return found
 
 
 def shown(text: str, keep: str = LAID_OUT) -> str:
