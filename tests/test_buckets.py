@@ -27,6 +27,7 @@ from clip_ood.data.readers.reader import NoImage
 from clip_ood.errors import ConfigError, UserError
 from clip_ood.files.remote import fetched, listing, patience
 from clip_ood.files.remote.address import Address, place_at
+from clip_ood.terminal.shown import without_secrets
 
 pytest.importorskip("s3fs", reason="needs s3fs: pip install -e '.[test]'")
 pytest.importorskip("moto.server", reason="needs moto: pip install -e '.[test]'")
@@ -300,6 +301,28 @@ def test_wrong_credentials_and_missing_places_are_told_before_any_work(s3, monke
     with pytest.raises(ConfigError, match=r"the server does not answer \(.*, after 3 tries\)"):
         check_path(f"s3://{BUCKET}/animals")
     file_systems._made.cache_clear()
+
+
+@pytest.mark.parametrize("text", ["s3://AKIA:S3/CR3T+/x@photos/a", "s3://AKIA:12/34@photos", "gs://m3@photos/a@b.png"])
+def test_a_password_is_refused_whatever_it_holds(text):
+    with pytest.raises(UserError, match=r"//…@photos.*: no password stands in an address") as error:
+        place_at(text)
+    secret = text.partition("://")[2].partition("@")[0]
+    assert secret not in str(error.value) and (":" not in secret or secret not in without_secrets(f"{text} is gone"))
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "http://example.org:9000/a:b@c.jpg",
+        "s3://photos/a:b@c.jpg",
+        "s3://arn:aws:s3:eu-west-1:123:accesspoint/photos/a@b.jpg",
+        "abfs://photos@account.dfs.core.windows.net/a:b@c.jpg",
+        "hf://datasets/user/photos@main/a.jpg",
+    ],
+)
+def test_an_at_sign_alone_is_no_password(text):
+    assert str(place_at(text)) == without_secrets(text) == text
 
 
 @pytest.mark.parametrize("text", ["s3://", "https:///x", "memory:///a"])

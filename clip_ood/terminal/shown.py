@@ -8,7 +8,9 @@ from typing import Any, TextIO
 from unicodedata import category
 
 OTHER = re.compile(r"[^ -~]")  # than printable ASCII
-PASSWORD = re.compile(r"(?<=://)[^\s/@'\"]*:[^\s/@'\"]*@")
+PASSWORD = re.compile(  # of which secrets of AWS may hold a slash; behind http:// that would be host:port/…@…
+    r"(?<=://)(?:[^\s/@'\"]*:[^\s/@'\"]*|(?<!http://)(?<!https://)(?!arn:)[^\s/@'\"]*:[^\s@'\"]*)@", re.IGNORECASE
+)
 SIGNED = re.compile(
     r"(https?://[^\s?'\"<>]*)\?[^\s'\"<>]*?(?:sig|token|secret|credential|key)[^\s'\"<>]*", re.IGNORECASE
 )

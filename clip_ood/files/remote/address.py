@@ -22,6 +22,7 @@ EXTRAS = {  # how an address begins -> the extra of this project that reads it, 
 }
 WEB = ("https", "http")
 BEGINNING = re.compile(rf"({'|'.join([*EXTRAS, 'file'])})://", re.IGNORECASE)
+PASSWORD = re.compile(r"(?!arn:)[^/@]*:[^@]*@")  # before a bucket; secrets of AWS may hold a slash
 
 
 class WrongAddress(UserError):
@@ -114,10 +115,12 @@ def place_at(text: str | Path | Address) -> Path | Address:
     protocol, query = protocol.lower(), ""
     if protocol in WEB:
         path, _, query = path.partition("#")[0].partition("?")
-    host, slash, rest = path.partition("/")
-    if "@" in host and (protocol != "abfs" or ":" in host.partition("@")[0]):
+    host, _, rest = path.partition("/")
+    is_signed_in = "@" in host and protocol != "abfs"  # abfs has container@account
+    if is_signed_in or (protocol not in WEB and PASSWORD.match(path)):
+        behind = f"{host.rpartition('@')[2]}/{rest}" if is_signed_in else path.rpartition("@")[2]
         raise WrongAddress(
-            f"{protocol}://…@{host.rpartition('@')[2]}{slash}{rest}: no password stands in an address, which is shown and written down: "
+            f"{protocol}://…@{behind}: no password stands in an address, which is shown and written down: "
             "leave out what stands before @, and set credentials in the environment (docs/buckets.md)"
         )
     if protocol == "file":
