@@ -177,6 +177,20 @@ def test_new_images_are_those_of_a_folder(animals, s3):
     assert "no password stands in an address" in refused.reason and "secret" not in str(refused)
 
 
+def test_a_folder_without_a_name_is_read_and_is_no_class(s3):
+    for number, key in enumerate(("slashes//a.png", "slashes/cat//a.png", "slashes/cat/a.png")):
+        s3.put(key, replica.picture(number))
+    found = {each.path.removeprefix(f"s3://{BUCKET}/"): each for each in sources([f"s3://{BUCKET}/slashes"])}
+    assert [each.place.read() for each in found.values()] == [replica.picture(number) for number in range(3)]
+    assert [*found] == ["slashes//a.png", "slashes/cat//a.png", "slashes/cat/a.png"]
+    assert found["slashes//a.png"].inside == "a.png"
+    with pytest.raises(ConfigError, match=r"slashes//a\.png lies in a folder without a name \(//\)"):
+        listed(Path("data"), folder=f"s3://{BUCKET}/slashes")
+    assert listed(Path("data"), folder=f"s3://{BUCKET}/slashes/cat", labelled=False).reader.open(1) == replica.picture(
+        2
+    )
+
+
 def test_workers_make_file_systems_of_their_own(s3):
     place = Object(Address("s3", f"{BUCKET}/animals/cat/0.png"))
     assert place.read() == replica.picture(0)  # this process has one already

@@ -128,7 +128,7 @@ def _objects(folder: Address) -> Iterator[Source]:
         for file in files_below(folder):
             is_picture = posixpath.splitext(file.name)[1].lower() in SUFFIXES
             reason = None if is_picture else "no image by its name"
-            yield Source(str(file.address), file.name, Object(*file[1:]), reason)
+            yield Source(str(file.address), file.name.lstrip("/"), Object(*file[1:]), reason)
     except OSError as error:
         raise UserError(f"{folder} cannot be listed: {error.strerror}") from None
 
