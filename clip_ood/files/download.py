@@ -170,7 +170,7 @@ def _span(answer: HTTPResponse, have: int) -> tuple[int, int | None]:
     span = re.fullmatch(r"bytes (\d{1,18})-\d+/(\d{1,18})", answer.headers.get("Content-Range", ""))
     if span is None or int(span[1]) != have:
         raise DownloadError(
-            f"{answer.url}: asked for the bytes from {have} on, the server sends "
+            f"{answer.url.partition('?')[0]}: asked for the bytes from {have} on, the server sends "
             f"{answer.headers.get('Content-Range') or 'some it does not name'}"
         )
     return have, int(span[2])
