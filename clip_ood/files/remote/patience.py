@@ -40,8 +40,13 @@ def asked(address: Address, method: str, size: int = 0, tries: int = TRIES, **op
     """
     fs, path = file_system(address)
     if fs.async_impl:
-        options["timeout"] = SILENCE + size / SLOWEST
+        options["timeout"] = longest_wait(size)
     return patiently(lambda: getattr(fs, method)(path, **options), address, tries)
+
+
+def longest_wait(size: int) -> float:
+    """Returns in how many seconds an answer of some `size` bytes must have come."""
+    return SILENCE + size / SLOWEST
 
 
 def patiently(ask: Callable[[], Answer], address: Address, tries: int = TRIES) -> Answer:
