@@ -22,6 +22,7 @@ from clip_ood.data import bucket_tree
 from clip_ood.data.fetched_ahead import fetched_ahead
 from clip_ood.data.inputs import sources
 from clip_ood.data.listing import list_images
+from clip_ood.data.readers import objects
 from clip_ood.data.readers.objects import Object
 from clip_ood.data.readers.reader import NoImage
 from clip_ood.errors import ConfigError, UserError
@@ -186,9 +187,10 @@ def test_a_folder_without_a_name_is_read_and_is_no_class(s3):
     assert found["slashes//a.png"].inside == "a.png"
     with pytest.raises(ConfigError, match=r"slashes//a\.png lies in a folder without a name \(//\)"):
         listed(Path("data"), folder=f"s3://{BUCKET}/slashes")
-    assert listed(Path("data"), folder=f"s3://{BUCKET}/slashes/cat", labelled=False).reader.open(1) == replica.picture(
-        2
-    )
+    s3.remove("slashes//a.png")
+    bucket_tree._listed.cache_clear()
+    images = listed(Path("data"), folder=f"s3://{BUCKET}/slashes")
+    assert images.names == ("cat//a.png", "cat/a.png") and images.content(0) != images.content(1)
 
 
 def test_workers_make_file_systems_of_their_own(s3):
@@ -248,6 +250,40 @@ def test_half_an_answer_is_not_taken_for_the_image(web):
     with pytest.raises(OSError, match="does not answer"):
         found.place.read()
     assert web.asked["/a.png"] == patience.TRIES
+
+
+@pytest.mark.parametrize("size", [None, 100])
+def test_no_more_than_an_image_is_read_where_the_server_says_no_size(size, web, monkeypatch):
+    monkeypatch.setattr(objects, "LARGEST", 1 << 18)
+    web.endless.add("/a.png")
+    with pytest.raises(NoImage, match="over 262,144 bytes"):
+        Object(place_at(f"{web.url}/a.png"), size).read()
+
+
+def test_escaped_characters_of_the_web_are_those_of_names(web):
+    zipfile.ZipFile(web.folder / "in.zip", "w").writestr("my cats/b.png", replica.picture(1))
+    (web.folder / "x").mkdir()
+    (web.folder / "x" / "list.txt").write_text(f"{web.url}/in.zip/my%20cats\n")
+    (found,) = sources([f"{web.url}/in.zip/my%20cats"])
+    assert found.place.read() == replica.picture(1)
+    for name in ("x%2Flist.txt", "x%2F..%2Fx%2Flist.txt"):
+        assert fetched.local(place_at(f"{web.url}/{name}")).read_bytes() == (web.folder / "x/list.txt").read_bytes()
+    folder = Path("fetched")
+    for name, called in {"%2E%2E": "file", "..": "file", "a%2Fb%00.zip": "a_b_.zip"}.items():
+        entry = fetched._entry(folder, place_at(f"https://example.org/{name}"))
+        assert entry.name == called and entry.parent.parent == folder
+
+
+def test_a_wrong_address_in_a_parquet_file_is_told_of_its_row(animals, tmp_path):
+    paths = [str(animals / "cat/0.png"), "https://me:S3CR3T@example.org/a.jpg", str(animals / "dog/2.png")]
+    pq.write_table(pa.table({"file": paths}), tmp_path / "x.parquet")
+    one, wrong, other = sources([str(tmp_path / "x.parquet")])
+    assert (one.place.read(), other.place.read()) == (replica.picture(0), replica.picture(2))
+    assert wrong.path == f"{tmp_path}/x.parquet/000001" and "no password stands" in wrong.reason
+    assert "S3CR3T" not in repr(wrong)
+    with pytest.raises(ConfigError, match=r"x\.parquet, row 1: https://…@example\.org/a\.jpg: no password") as error:
+        listed(tmp_path, parquet="x.parquet")
+    assert "S3CR3T" not in str(error.value)
 
 
 def test_a_silent_server_is_given_up(web, monkeypatch):

@@ -56,7 +56,7 @@ class Address:
         >>> Address("https", "example.org/my%20cats.zip", "X-Amz-Signature=1f").name
         'my cats.zip'
         """
-        return self._shown(basename(self.path.rstrip("/")))
+        return self.unquoted(basename(self.path.rstrip("/")))
 
     @property
     def stem(self) -> str:
@@ -91,7 +91,8 @@ class Address:
     def __rtruediv__(self, folder: Path) -> Address:
         return self
 
-    def _shown(self, part: str) -> str:
+    def unquoted(self, part: str) -> str:
+        """Returns a part of the path as it is called: on the web, spaces and other characters are written as %20 and the like."""
         return unquote(part) if self.protocol in WEB else part
 
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import re
 import shutil
 from errno import EIO, EISDIR, ENOENT
 from functools import cache as once
@@ -85,7 +86,8 @@ def _entry(folder: Path, address: Address, *version: str) -> Path:
     key = hashlib.blake2b(
         "\0".join([str(address), *version]).encode("utf-8", "surrogateescape"), digest_size=16
     ).hexdigest()
-    return folder / f"{key}.file" / short(address.name)
+    name = short(re.sub(r"[/\0]", "_", address.name))  # %2F and %00 in an address of the web
+    return folder / f"{key}.file" / (name if name.strip(".") else "file")
 
 
 def _fetch(address: Address, found: Found, target: Path) -> None:
@@ -112,7 +114,8 @@ def _download(address: Address, target: Path) -> None:
     try:
         download(address.whole, target)
     except DownloadError as error:
-        raise DownloadError(str(error).replace(address.whole, str(address))) from None
+        told = str(error).replace(address.whole, str(address))
+        raise DownloadError(told.replace(address.query, "…") if address.query else told) from None
 
 
 def _in_blocks(address: Address, found: Found, target: Path) -> None:
