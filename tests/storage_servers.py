@@ -10,6 +10,8 @@ from functools import partial
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
+from clip_ood.files.remote.fetched import local
+
 BUCKET = "photos"
 
 
@@ -53,13 +55,14 @@ class Web(ThreadingHTTPServer):
     """Serves a folder, with pages of links. `fails` has, by path, how often and with which status it fails first; `asked` counts GETs.
 
     `short` are paths of which only a half is sent, `silent` those that are never answered, `signed` those that want this query; `endless` those that
-    say no size and never end.
+    say no size and never end, `trickling` those that send a byte now and then.
     """
 
     def __init__(self, folder: Path) -> None:
         super().__init__(("127.0.0.1", 0), partial(_Handler, directory=str(folder)))
         self.fails: dict[str, list[int]] = {}
         self.short, self.silent, self.endless, self.signed = set(), set(), set(), {}
+        self.trickling = set()
         self.asked, self.released = Counter(), threading.Event()
         self.url = f"http://127.0.0.1:{self.server_port}"
 
@@ -82,6 +85,12 @@ class _Handler(SimpleHTTPRequestHandler):
             with suppress(OSError):
                 while not self.server.released.is_set():
                     self.wfile.write(bytes(1 << 16))
+            self.close_connection = True
+        elif path in self.server.trickling:
+            self.do_HEAD()
+            with suppress(OSError):
+                while not self.server.released.wait(0.02):
+                    self.wfile.write(b"P")
             self.close_connection = True
         elif path in self.server.short:
             content = Path(self.translate_path(path)).read_bytes()
@@ -126,6 +135,10 @@ def web_server(folder: Path):
         server.released.set()
         server.shutdown()
         server.server_close()
+
+
+def fetched_in_a_worker(address):
+    return local(address).read_bytes()
 
 
 def read_in_a_worker(place):

@@ -12,7 +12,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import replica
-from storage_servers import BUCKET, read_in_a_worker, s3_server, web_server
+from storage_servers import BUCKET, fetched_in_a_worker, read_in_a_worker, s3_server, web_server
 
 from clip_ood.config.checks import check_folders
 from clip_ood.config.detecting import check_path
@@ -26,6 +26,7 @@ from clip_ood.data.readers import objects
 from clip_ood.data.readers.objects import Object
 from clip_ood.data.readers.reader import NoImage
 from clip_ood.errors import ConfigError, UserError
+from clip_ood.files import pace
 from clip_ood.files.remote import fetched, listing, patience
 from clip_ood.files.remote.address import Address, place_at
 from clip_ood.terminal.shown import without_secrets
@@ -408,6 +409,32 @@ def test_the_cache_keeps_no_more_than_it_may(s3, tmp_path, monkeypatch):
     s3.put("big/two.txt", b"2" * 3000)
     fetched._fetched.cache_clear()
     assert fetched.local(place_at(f"s3://{BUCKET}/big/two.txt")).read_bytes() == b"2" * 3000
+
+
+def test_a_server_that_trickles_is_given_up(web, monkeypatch):
+    monkeypatch.setattr(pace, "SPAN", 0.5)
+    (web.folder / "in.zip").write_bytes(bytes(10_000))
+    web.trickling.add("/in.zip")
+    with pytest.raises(
+        UserError, match=r"/in\.zip: the server sends less than 32,768 bytes a second\. 0 bytes are kept"
+    ):
+        fetched.local(place_at(f"{web.url}/in.zip?Signature=S3CR3T"))
+    assert web.asked["/in.zip"] == 1
+
+
+def test_one_file_is_fetched_while_another_one_is(web, monkeypatch):
+    download = fetched.download
+
+    def meanwhile(*args, **options):
+        with get_context("spawn").Pool(1) as pool:  # its download is the real one
+            other = pool.apply_async(fetched_in_a_worker, [place_at(f"{web.url}/b.txt")]).get(120)
+        assert other == b"of b"
+        download(*args, **options)
+
+    for name in "ab":
+        (web.folder / f"{name}.txt").write_text(f"of {name}")
+    monkeypatch.setattr(fetched, "download", meanwhile)
+    assert fetched.local(place_at(f"{web.url}/a.txt")).read_bytes() == b"of a"
 
 
 def test_a_large_file_is_fetched_in_blocks(s3, monkeypatch):
