@@ -6,6 +6,7 @@ import time
 import zipfile
 from multiprocessing import get_context
 from pathlib import Path
+from threading import Event
 
 import numpy as np
 import pyarrow as pa
@@ -299,6 +300,19 @@ def test_a_silent_server_is_given_up(web, monkeypatch):
         check_path(f"{web.url}/a.png")
     assert time.monotonic() - start < 20
     file_systems._made.cache_clear()
+
+
+def test_a_silent_library_without_limits_of_its_own_is_given_up(monkeypatch):
+    from fsspec.implementations.memory import MemoryFileSystem
+
+    released = Event()
+    monkeypatch.setattr(MemoryFileSystem, "info", lambda *_, **__: released.wait(60))
+    monkeypatch.setattr(patience, "SILENCE", 0.1)
+    start = time.monotonic()
+    with pytest.raises(OSError, match=r"does not answer \(it takes too long, after 2 tries\)"):
+        listing.find(place_at("memory://photos"), tries=2)
+    assert time.monotonic() - start < 30
+    released.set()
 
 
 def test_signatures_and_passwords_are_nowhere_shown(web, tmp_path):

@@ -20,6 +20,7 @@ VERSIONS = (  # what tells two contents of one address apart, the best first, as
     *("mtime", "created"),
 )
 DEEPEST = 200  # folders in folders
+LONGEST = 1 << 22  # bytes that the list of a folder is given time for
 
 
 class Listed(NamedTuple):
@@ -119,7 +120,7 @@ def _in_pages(address: Address) -> Iterator[Listed]:
 def _in_folders(address: Address, inside: str, depth: int) -> Iterator[Listed]:
     """Yields what other file systems list, folder by folder."""
     path, entries = file_system(address)[1].rstrip("/"), []
-    for about in asked(address, "ls", detail=True):
+    for about in asked(address, "ls", size=LONGEST, detail=True):
         link = about["name"].rstrip("/").rpartition("/")[2]
         if not link.strip(".") or about["name"].rstrip("/") == path:  # a folder may list itself
             continue
