@@ -65,7 +65,7 @@ def download(
 
     while True:
         try:
-            _go_on(url, part, path.name, checksum is not None, begin, progress, Pace(slowest))
+            _go_on(url, part, path.name, checksum is not None, begin, progress, slowest)
             break
         except TooSlow as error:
             raise DownloadError(
@@ -108,7 +108,7 @@ def _go_on(
     checked: bool,
     begin: Callable[[int | None], None],
     progress: Callable[[int, int | None], None],
-    pace: Pace,
+    slowest: int,
 ) -> None:
     """Makes one connection: it appends the missing bytes to `part`, or writes it anew if the server sends the whole file."""
     known = _remembered(part)
@@ -133,6 +133,7 @@ def _go_on(
         if start and (total, version) != (known["total"], known["version"]):
             _forget(part)
             raise _Again("the file has changed at the server")
+        pace = Pace(slowest)  # from when the server begins to answer
         first = _block(answer, pace)
         if not start:
             _check_answer(url, answer, first, total, name, checked)
