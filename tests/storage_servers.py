@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import threading
 from collections import Counter
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from email.utils import formatdate
 from functools import partial
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+
+from clip_ood.files.remote.fetched import local
 
 BUCKET = "photos"
 
@@ -52,20 +54,25 @@ def s3_server():
 class Web(ThreadingHTTPServer):
     """Serves a folder, with pages of links. `fails` has, by path, how often and with which status it fails first; `asked` counts GETs.
 
-    `short` are paths of which only a half is sent, `silent` those that are never answered, `signed` those that want this query.
+    `short` are paths of which only a half is sent, `silent` those that are never answered, `signed` those that want this query; `endless` those that
+    say no size and never end, `trickling` those that send a byte now and then.
     """
 
     def __init__(self, folder: Path) -> None:
         super().__init__(("127.0.0.1", 0), partial(_Handler, directory=str(folder)))
         self.fails: dict[str, list[int]] = {}
-        self.short, self.silent, self.signed = set(), set(), {}
+        self.short, self.silent, self.endless, self.signed = set(), set(), set(), {}
+        self.trickling = set()
         self.asked, self.released = Counter(), threading.Event()
         self.url = f"http://127.0.0.1:{self.server_port}"
 
 
 class _Handler(SimpleHTTPRequestHandler):
     def do_HEAD(self):
-        if not self._fails():
+        if self.path in self.server.endless:
+            self.send_response(200)
+            self.end_headers()
+        elif not self._fails():
             super().do_HEAD()
 
     def do_GET(self):
@@ -73,7 +80,19 @@ class _Handler(SimpleHTTPRequestHandler):
         self.server.asked[path] += 1
         if self._fails():
             return
-        if path in self.server.short:
+        if path in self.server.endless:
+            self.do_HEAD()
+            with suppress(OSError):
+                while not self.server.released.is_set():
+                    self.wfile.write(bytes(1 << 16))
+            self.close_connection = True
+        elif path in self.server.trickling:
+            self.do_HEAD()
+            with suppress(OSError):
+                while not self.server.released.wait(0.02):
+                    self.wfile.write(b"P")
+            self.close_connection = True
+        elif path in self.server.short:
             content = Path(self.translate_path(path)).read_bytes()
             self.send_response(200)
             self.send_header("Content-Length", str(len(content)))
@@ -116,6 +135,10 @@ def web_server(folder: Path):
         server.released.set()
         server.shutdown()
         server.server_close()
+
+
+def fetched_in_a_worker(address):
+    return local(address).read_bytes()
 
 
 def read_in_a_worker(place):

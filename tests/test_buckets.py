@@ -6,13 +6,14 @@ import time
 import zipfile
 from multiprocessing import get_context
 from pathlib import Path
+from threading import Event
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import replica
-from storage_servers import BUCKET, read_in_a_worker, s3_server, web_server
+from storage_servers import BUCKET, fetched_in_a_worker, read_in_a_worker, s3_server, web_server
 
 from clip_ood.config.checks import check_folders
 from clip_ood.config.detecting import check_path
@@ -22,11 +23,14 @@ from clip_ood.data import bucket_tree
 from clip_ood.data.fetched_ahead import fetched_ahead
 from clip_ood.data.inputs import sources
 from clip_ood.data.listing import list_images
+from clip_ood.data.readers import objects
 from clip_ood.data.readers.objects import Object
 from clip_ood.data.readers.reader import NoImage
 from clip_ood.errors import ConfigError, UserError
+from clip_ood.files import pace
 from clip_ood.files.remote import fetched, listing, patience
 from clip_ood.files.remote.address import Address, place_at
+from clip_ood.terminal.shown import without_secrets
 
 pytest.importorskip("s3fs", reason="needs s3fs: pip install -e '.[test]'")
 pytest.importorskip("moto.server", reason="needs moto: pip install -e '.[test]'")
@@ -176,6 +180,21 @@ def test_new_images_are_those_of_a_folder(animals, s3):
     assert "no password stands in an address" in refused.reason and "secret" not in str(refused)
 
 
+def test_a_folder_without_a_name_is_read_and_is_no_class(s3):
+    for number, key in enumerate(("slashes//a.png", "slashes/cat//a.png", "slashes/cat/a.png")):
+        s3.put(key, replica.picture(number))
+    found = {each.path.removeprefix(f"s3://{BUCKET}/"): each for each in sources([f"s3://{BUCKET}/slashes"])}
+    assert [each.place.read() for each in found.values()] == [replica.picture(number) for number in range(3)]
+    assert [*found] == ["slashes//a.png", "slashes/cat//a.png", "slashes/cat/a.png"]
+    assert found["slashes//a.png"].inside == "a.png"
+    with pytest.raises(ConfigError, match=r"slashes//a\.png lies in a folder without a name \(//\)"):
+        listed(Path("data"), folder=f"s3://{BUCKET}/slashes")
+    s3.remove("slashes//a.png")
+    bucket_tree._listed.cache_clear()
+    images = listed(Path("data"), folder=f"s3://{BUCKET}/slashes")
+    assert images.names == ("cat//a.png", "cat/a.png") and images.content(0) != images.content(1)
+
+
 def test_workers_make_file_systems_of_their_own(s3):
     place = Object(Address("s3", f"{BUCKET}/animals/cat/0.png"))
     assert place.read() == replica.picture(0)  # this process has one already
@@ -235,6 +254,40 @@ def test_half_an_answer_is_not_taken_for_the_image(web):
     assert web.asked["/a.png"] == patience.TRIES
 
 
+@pytest.mark.parametrize("size", [None, 100])
+def test_no_more_than_an_image_is_read_where_the_server_says_no_size(size, web, monkeypatch):
+    monkeypatch.setattr(objects, "LARGEST", 1 << 18)
+    web.endless.add("/a.png")
+    with pytest.raises(NoImage, match="over 262,144 bytes"):
+        Object(place_at(f"{web.url}/a.png"), size).read()
+
+
+def test_escaped_characters_of_the_web_are_those_of_names(web):
+    zipfile.ZipFile(web.folder / "in.zip", "w").writestr("my cats/b.png", replica.picture(1))
+    (web.folder / "x").mkdir()
+    (web.folder / "x" / "list.txt").write_text(f"{web.url}/in.zip/my%20cats\n")
+    (found,) = sources([f"{web.url}/in.zip/my%20cats"])
+    assert found.place.read() == replica.picture(1)
+    for name in ("x%2Flist.txt", "x%2F..%2Fx%2Flist.txt"):
+        assert fetched.local(place_at(f"{web.url}/{name}")).read_bytes() == (web.folder / "x/list.txt").read_bytes()
+    folder = Path("fetched")
+    for name, called in {"%2E%2E": "file", "..": "file", "a%2Fb%00.zip": "a_b_.zip"}.items():
+        entry = fetched._entry(folder, place_at(f"https://example.org/{name}"))
+        assert entry.name == called and entry.parent.parent == folder
+
+
+def test_a_wrong_address_in_a_parquet_file_is_told_of_its_row(animals, tmp_path):
+    paths = [str(animals / "cat/0.png"), "https://me:S3CR3T@example.org/a.jpg", str(animals / "dog/2.png")]
+    pq.write_table(pa.table({"file": paths}), tmp_path / "x.parquet")
+    one, wrong, other = sources([str(tmp_path / "x.parquet")])
+    assert (one.place.read(), other.place.read()) == (replica.picture(0), replica.picture(2))
+    assert wrong.path == f"{tmp_path}/x.parquet/000001" and "no password stands" in wrong.reason
+    assert "S3CR3T" not in repr(wrong)
+    with pytest.raises(ConfigError, match=r"x\.parquet, row 1: https://…@example\.org/a\.jpg: no password") as error:
+        listed(tmp_path, parquet="x.parquet")
+    assert "S3CR3T" not in str(error.value)
+
+
 def test_a_silent_server_is_given_up(web, monkeypatch):
     from clip_ood.files.remote import file_systems
 
@@ -247,6 +300,19 @@ def test_a_silent_server_is_given_up(web, monkeypatch):
         check_path(f"{web.url}/a.png")
     assert time.monotonic() - start < 20
     file_systems._made.cache_clear()
+
+
+def test_a_silent_library_without_limits_of_its_own_is_given_up(monkeypatch):
+    from fsspec.implementations.memory import MemoryFileSystem
+
+    released = Event()
+    monkeypatch.setattr(MemoryFileSystem, "info", lambda *_, **__: released.wait(60))
+    monkeypatch.setattr(patience, "SILENCE", 0.1)
+    start = time.monotonic()
+    with pytest.raises(OSError, match=r"does not answer \(it takes too long, after 2 tries\)"):
+        listing.find(place_at("memory://photos"), tries=2)
+    assert time.monotonic() - start < 30
+    released.set()
 
 
 def test_signatures_and_passwords_are_nowhere_shown(web, tmp_path):
@@ -302,6 +368,28 @@ def test_wrong_credentials_and_missing_places_are_told_before_any_work(s3, monke
     file_systems._made.cache_clear()
 
 
+@pytest.mark.parametrize("text", ["s3://AKIA:S3/CR3T+/x@photos/a", "s3://AKIA:12/34@photos", "gs://m3@photos/a@b.png"])
+def test_a_password_is_refused_whatever_it_holds(text):
+    with pytest.raises(UserError, match=r"//…@photos.*: no password stands in an address") as error:
+        place_at(text)
+    secret = text.partition("://")[2].partition("@")[0]
+    assert secret not in str(error.value) and (":" not in secret or secret not in without_secrets(f"{text} is gone"))
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "http://example.org:9000/a:b@c.jpg",
+        "s3://photos/a:b@c.jpg",
+        "s3://arn:aws:s3:eu-west-1:123:accesspoint/photos/a@b.jpg",
+        "abfs://photos@account.dfs.core.windows.net/a:b@c.jpg",
+        "hf://datasets/user/photos@main/a.jpg",
+    ],
+)
+def test_an_at_sign_alone_is_no_password(text):
+    assert str(place_at(text)) == without_secrets(text) == text
+
+
 @pytest.mark.parametrize("text", ["s3://", "https:///x", "memory:///a"])
 def test_an_address_without_a_place_is_told(text):
     with pytest.raises(UserError, match="is an address without a place: name one, as "):
@@ -335,6 +423,32 @@ def test_the_cache_keeps_no_more_than_it_may(s3, tmp_path, monkeypatch):
     s3.put("big/two.txt", b"2" * 3000)
     fetched._fetched.cache_clear()
     assert fetched.local(place_at(f"s3://{BUCKET}/big/two.txt")).read_bytes() == b"2" * 3000
+
+
+def test_a_server_that_trickles_is_given_up(web, monkeypatch):
+    monkeypatch.setattr(pace, "SPAN", 0.5)
+    (web.folder / "in.zip").write_bytes(bytes(10_000))
+    web.trickling.add("/in.zip")
+    with pytest.raises(
+        UserError, match=r"/in\.zip: the server sends less than 32,768 bytes a second\. 0 bytes are kept"
+    ):
+        fetched.local(place_at(f"{web.url}/in.zip?Signature=S3CR3T"))
+    assert web.asked["/in.zip"] == 1
+
+
+def test_one_file_is_fetched_while_another_one_is(web, monkeypatch):
+    download = fetched.download
+
+    def meanwhile(*args, **options):
+        with get_context("spawn").Pool(1) as pool:  # its download is the real one
+            other = pool.apply_async(fetched_in_a_worker, [place_at(f"{web.url}/b.txt")]).get(120)
+        assert other == b"of b"
+        download(*args, **options)
+
+    for name in "ab":
+        (web.folder / f"{name}.txt").write_text(f"of {name}")
+    monkeypatch.setattr(fetched, "download", meanwhile)
+    assert fetched.local(place_at(f"{web.url}/a.txt")).read_bytes() == b"of a"
 
 
 def test_a_large_file_is_fetched_in_blocks(s3, monkeypatch):

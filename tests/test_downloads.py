@@ -229,6 +229,20 @@ def test_a_redirect_never_leaves_https(start, goes_to, allowed):
         redirected()
 
 
+def test_the_query_of_a_redirect_which_may_be_a_signature_is_not_told(server, tmp_path):
+    server.goes_to = "ftp://example.org/set.bin?hdnts=S3CR3T"
+    with pytest.raises(DownloadError, match=r"sends on to ftp://example\.org/set\.bin, ") as error:
+        download(server.url, tmp_path / "set.bin", None, pause=0)
+    assert "S3CR3T" not in str(error.value)
+
+    class Answer:
+        status, url, headers = 206, f"{server.url}?hdnts=S3CR3T", {}
+
+    with pytest.raises(DownloadError, match=r"/set\.bin: asked for the bytes from 5 on") as error:
+        downloads._span(Answer, 5)
+    assert "S3CR3T" not in str(error.value)
+
+
 def test_a_redirect_to_no_web_address_is_an_error_of_one_line(server, tmp_path):
     server.goes_to = "ftp://example.org/set.bin"
     with pytest.raises(DownloadError, match=r"the server sends on to ftp://example\.org/set\.bin, .*nothing was taken"):

@@ -17,12 +17,16 @@ from clip_ood.files.remote.listing import Listed, files_below, with_details
 def in_bucket(set_name: str, address: Address) -> Tree:
     """Lists the files at an address; the server is asked once in a process.
 
-    Raises: ConfigError for a server that refuses or does not answer.
+    Raises: ConfigError for a server that refuses or does not answer, and for a file in a folder without a name.
     """
     try:
         listed = _listed(address)
     except OSError as error:
         raise ConfigError(f"Image set {set_name}: {address} cannot be listed: {error.strerror or error}") from None
+    if nameless := next((file.address for name, file in listed.items() if name.startswith("/")), None):
+        raise ConfigError(
+            f"Image set {set_name}: {nameless} lies in a folder without a name (//) in {address}, which can be no class: rename the object"
+        )
     folders = sorted({name.split("/", 1)[0] for name in listed if "/" in name})
 
     def reader(names: Sequence[str], *classes: Sequence | None) -> Objects:

@@ -31,7 +31,7 @@ from clip_ood.files.archive_names import OTHERS, archive_of
 from clip_ood.files.hidden import is_hidden
 from clip_ood.files.pictures import SUFFIXES, decode
 from clip_ood.files.regular_file import special
-from clip_ood.files.remote.address import Address, is_address, place_at
+from clip_ood.files.remote.address import Address, WrongAddress, is_address, place_at
 from clip_ood.files.remote.fetched import local
 from clip_ood.files.remote.listing import files_below, kind
 from clip_ood.files.text_files import NotText, names_in, not_utf8
@@ -128,7 +128,7 @@ def _objects(folder: Address) -> Iterator[Source]:
         for file in files_below(folder):
             is_picture = posixpath.splitext(file.name)[1].lower() in SUFFIXES
             reason = None if is_picture else "no image by its name"
-            yield Source(str(file.address), file.name, Object(*file[1:]), reason)
+            yield Source(str(file.address), file.name.lstrip("/"), Object(*file[1:]), reason)
     except OSError as error:
         raise UserError(f"{folder} cannot be listed: {error.strerror}") from None
 
@@ -220,8 +220,12 @@ def _rows(path: str | Address) -> Iterator[Source]:
     name, file, row = os.path.basename(str(path)), path if isinstance(path, Address) else Path(path), -1
     try:
         for row, place in enumerate(ParquetTable(local(file), beside=file.parent).places()):
-            called = f"{path}/{row:06d}" if isinstance(place, Row) else place.path
-            yield Source(called, f"{name}/{row:06d}", place)
+            called, reason = f"{path}/{row:06d}", None
+            if isinstance(place, WrongAddress):
+                place, reason = Place(os.devnull), str(place)
+            elif not isinstance(place, Row):
+                called = place.path
+            yield Source(called, f"{name}/{row:06d}", place, reason)
         if row < 0:
             yield _file(str(path), name, "it has no rows")
     except UserError as error:

@@ -16,7 +16,7 @@ from clip_ood.data.readers.objects import looked_up
 from clip_ood.data.readers.packed import Packed
 from clip_ood.errors import ConfigError
 from clip_ood.files.hidden import is_hidden
-from clip_ood.files.remote.address import Address
+from clip_ood.files.remote.address import Address, WrongAddress
 from clip_ood.files.remote.fetched import local
 from clip_ood.files.remote.listing import kind
 
@@ -29,7 +29,7 @@ def read_parquet(
 ) -> Packed:
     """Lists the images of parquet files, or of those in folders, called "file/row"; no image is read.
 
-    Raises: ConfigError for a file that is not whole or has other columns, several splits in a folder, and a split of which files are
+    Raises: ConfigError for a file that is not whole, has other columns or names a wrong address, several splits in a folder, and a split of which files are
     missing.
     """
     names, places, labels, known = [], [], [], []
@@ -37,7 +37,10 @@ def read_parquet(
         where = f"Image set {set_name}: {path}"
         try:
             file = ParquetTable(local(path), image, path.parent)
-            found = looked_up(list(file.places()))
+            found = list(file.places())
+            if wrong := next(((row, each) for row, each in enumerate(found) if isinstance(each, WrongAddress)), None):
+                raise ConfigError("{}, row {}: {}".format(where, *wrong))
+            found = looked_up(found)
             told = file.labels(label) if labelled or label is not None else None
         except WrongTable as error:
             raise ConfigError(f"{where}: {error}") from None

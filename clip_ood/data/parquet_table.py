@@ -15,7 +15,7 @@ from clip_ood.data.readers.parquet_rows import Row, batches, content_of, opened
 from clip_ood.errors import UserError, nearest
 from clip_ood.files.file_types import WrongType, check_type
 from clip_ood.files.regular_file import special
-from clip_ood.files.remote.address import Address, place_at
+from clip_ood.files.remote.address import Address, WrongAddress, place_at
 
 SUFFIX = ".parquet"
 PATHS = frozenset(
@@ -49,8 +49,8 @@ class ParquetTable:
         paths = [name for name in self.schema.names if name.lower() in PATHS and self._is_text(name)]
         self.image = self._column(image, "image", fitting or paths)
 
-    def places(self) -> Iterator[Row | Place | Object]:
-        """Yields the place of each image; of a path, the file that it leads to, which may be an address."""
+    def places(self) -> Iterator[Row | Place | Object | WrongAddress]:
+        """Yields the place of each image; of a path, the file that it leads to, which may be an address, or what is wrong with that."""
         are_paths = self._is_text(self.image)
         for group in range(self.file.metadata.num_row_groups):
             if not are_paths and self._all_there(group):
@@ -62,12 +62,14 @@ class ParquetTable:
                 for cell in cells.to_pylist():
                     path = cell if are_paths else cell.get("path") if isinstance(cell, dict) else None
                     is_elsewhere = path is not None and (are_paths or content_of(cell) is None)
-                    yield (
-                        image_at(self.beside / place_at(path))
-                        if is_elsewhere
-                        else Row(str(self.path), group, row, self.image)
-                    )
+                    yield self._at(path) if is_elsewhere else Row(str(self.path), group, row, self.image)
                     row += 1
+
+    def _at(self, path: str) -> Place | Object | WrongAddress:
+        try:
+            return image_at(self.beside / place_at(path))
+        except WrongAddress as error:
+            return error
 
     def labels(self, column: str | None) -> tuple[list[Any], list[str] | None] | None:
         """Returns the label of each row (None: no label), and the classes' names in label order if Hugging Face's metadata tell them.

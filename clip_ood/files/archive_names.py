@@ -33,10 +33,12 @@ def archive_of(path: str | Path | Address) -> tuple[Path | Address, str] | None:
     >>> archive_of("photos/cats")
     >>> archive_of(Address("s3", "photos/cats.zip/white"))
     (Address(protocol='s3', path='photos/cats.zip'), 'white')
+    >>> archive_of(Address("https", "example.org/cats.zip/all%20white"))[1]
+    'all white'
     """
     if isinstance(path, Address):
         found = next((part for part in (path, *path.parents[:-1]) if part.name.lower().endswith(ARCHIVES)), None)
-        return None if found is None else (found, path.path[len(found.path) :].strip("/"))
+        return None if found is None else (found, path.unquoted(path.path[len(found.path) :]).strip("/"))
     path = Path(path)
     for part in (path, *path.parents):
         if part.name.lower().endswith(ARCHIVES) and not part.is_dir() and part.exists():

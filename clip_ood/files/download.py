@@ -19,6 +19,7 @@ from clip_ood.errors import UserError
 from clip_ood.files.checksum import Checksum
 from clip_ood.files.file_types import START, WrongType, check_start, check_type
 from clip_ood.files.https import UnsafeRedirect, opened
+from clip_ood.files.pace import Pace, TooSlow
 from clip_ood.files.records import Count, Damaged, Record, Text, read_record
 
 TRIES = 5  # tries in a row that bring nothing new
@@ -41,12 +42,14 @@ def download(
     announce: Callable[[int | None], None] = lambda total: None,
     progress: Callable[[int, int | None], None] = lambda done, total: None,
     pause: float = 1.0,
+    slowest: int = 0,
 ) -> None:
     """Downloads `url` to `path`; the bytes are kept in `path`.part, from which a later call continues.
 
     `announce` is told the size in bytes (None if the server does not say) before anything is written, and `progress` how
     much is there. Between tries, it waits `pause` seconds, doubled each time.
-    Raises: DownloadError for a file that the server does not have or does not send whole, that is empty, of another type or has
+    Raises: DownloadError for a file that the server does not have, does not send whole, or sends with less than `slowest` bytes a second
+    over a minute, that is empty, of another type or has
     another checksum, for an answer in its place (a login page), for a redirect away from HTTPS, and for a disk without room.
     """
     part = path.with_name(path.name + ".part")
@@ -62,8 +65,13 @@ def download(
 
     while True:
         try:
-            _go_on(url, part, path.name, checksum is not None, begin, progress)
+            _go_on(url, part, path.name, checksum is not None, begin, progress, slowest)
             break
+        except TooSlow as error:
+            raise DownloadError(
+                f"{url}: the server sends less than {slowest:,} bytes a second. {_size(part):,} bytes are kept in {part}: run again to go on "
+                "from there"
+            ) from error
         except UnsafeRedirect as error:
             raise DownloadError(f"{url}: {error}: nothing was taken from there") from error
         except (OSError, HTTPException) as error:
@@ -100,6 +108,7 @@ def _go_on(
     checked: bool,
     begin: Callable[[int | None], None],
     progress: Callable[[int, int | None], None],
+    slowest: int,
 ) -> None:
     """Makes one connection: it appends the missing bytes to `part`, or writes it anew if the server sends the whole file."""
     known = _remembered(part)
@@ -124,7 +133,8 @@ def _go_on(
         if start and (total, version) != (known["total"], known["version"]):
             _forget(part)
             raise _Again("the file has changed at the server")
-        first = answer.read(BLOCK)
+        pace = Pace(slowest)  # from when the server begins to answer
+        first = _block(answer, pace)
         if not start:
             _check_answer(url, answer, first, total, name, checked)
         begin(total)
@@ -135,12 +145,21 @@ def _go_on(
             while first:
                 file.write(first)
                 progress(file.tell(), total)
-                first = answer.read(BLOCK)
+                first = _block(answer, pace)
     if total is not None and _size(part) < total:
         raise _Again(f"the connection broke off at {_size(part):,} of {total:,} bytes")
     if total is not None and _size(part) > total:
         _forget(part)
         raise _Again(f"the server sent more than the {total:,} bytes it had announced")
+
+
+def _block(answer: HTTPResponse, pace: Pace) -> bytes:
+    """Returns the next bytes of an answer, which are fewer than a block only at its end. Raises: TooSlow."""
+    content = bytearray()
+    while len(content) < BLOCK and (more := answer.read1(BLOCK - len(content))):
+        content += more
+        pace.add(len(more))
+    return bytes(content)
 
 
 def _check_answer(url: str, answer: HTTPResponse, first: bytes, total: int | None, name: str, checked: bool) -> None:
@@ -170,7 +189,7 @@ def _span(answer: HTTPResponse, have: int) -> tuple[int, int | None]:
     span = re.fullmatch(r"bytes (\d{1,18})-\d+/(\d{1,18})", answer.headers.get("Content-Range", ""))
     if span is None or int(span[1]) != have:
         raise DownloadError(
-            f"{answer.url}: asked for the bytes from {have} on, the server sends "
+            f"{answer.url.partition('?')[0]}: asked for the bytes from {have} on, the server sends "
             f"{answer.headers.get('Content-Range') or 'some it does not name'}"
         )
     return have, int(span[2])

@@ -23,7 +23,7 @@ class _Redirects(urllib.request.HTTPRedirectHandler):
     ) -> urllib.request.Request | None:
         allowed = ("https",) if urlsplit(request.full_url).scheme == "https" else ("https", "http")
         if urlsplit(url).scheme not in allowed:
-            raise UnsafeRedirect(f"the server sends on to {url}, which is no https address")
+            raise UnsafeRedirect(f"the server sends on to {url.partition('?')[0]}, which is no https address")
         return super().redirect_request(request, answer, code, reason, headers, url)
 
 

@@ -20,9 +20,12 @@ _used: dict[Path, ExitStack] = {}  # entries that this process shares with other
 
 
 @contextmanager
-def keeping(folder: Path, target: Path) -> Iterator[None]:
-    """Lets one process alone look for the entry `target` of a folder, and make it; then it is marked as used, until this process ends."""
-    with in_turn(folder, tell):
+def keeping(lock: Path, target: Path) -> Iterator[None]:
+    """Lets one process alone look for the entry `target` of a folder, and make it; then it is marked as used, until this process ends.
+
+    `lock` is what it has alone: the folder, or only the entry, so that others may make other entries meanwhile.
+    """
+    with in_turn(lock, tell):
         yield
         _used_at(target).write_bytes(b"")
         if target not in _used:
@@ -32,7 +35,10 @@ def keeping(folder: Path, target: Path) -> Iterator[None]:
 
 
 def make_room(folder: Path, pattern: str, size: int, limit: int) -> None:
-    """Removes entries of this pattern, those used longest ago first, until `size` more bytes are within the limit; those in use stay."""
+    """Removes entries of this pattern, those used longest ago first, until `size` more bytes are within the limit; those in use stay.
+
+    The folder is the caller's alone.
+    """
     found = sorted((_last_used(path), _size(path), path) for path in folder.glob(pattern))
     total = size + sum(each for _, each, _ in found)
     for _, each, path in found:
@@ -52,7 +58,11 @@ def tell(text: str) -> None:
 
 
 def _size(entry: Path) -> int:
-    return sum(each.stat().st_size for each in ([entry] if entry.is_file() else entry.iterdir()))
+    total = 0
+    with suppress(FileNotFoundError):  # another process is at work there
+        for each in [entry] if entry.is_file() else entry.iterdir():
+            total += each.stat().st_size
+    return total
 
 
 def _used_at(target: Path) -> Path:

@@ -9,25 +9,27 @@ from typing import Any, TextIO
 from unicodedata import category
 
 OTHER = re.compile(r"[^ -~]")  # than printable ASCII
-PASSWORD = re.compile(r"(?<=://)[^\s/@'\"]*:[^\s/@'\"]*@")
-SIGNED = re.compile(
-    r"(https?://[^\s?'\"<>]*)\?[^\s'\"<>]*?(?:sig|token|secret|credential|key)[^\s'\"<>]*", re.IGNORECASE
+PASSWORD = re.compile(  # of which secrets of AWS may hold a slash; behind http:// that would be host:port/…@…
+    r"(?<=://)(?:[^\s/@'\"]*:[^\s/@'\"]*|(?<!http://)(?<!https://)(?!arn:)[^\s/@'\"]*:[^\s@'\"]*)@", re.IGNORECASE
+)
+QUERY = re.compile(  # all of it, as signatures have many names
+    r"(https?://[^\s?'\"<>]*)\?[^\s'\"<>]*[^\s'\"<>.,:;)\]]", re.IGNORECASE
 )
 LAID_OUT = "\n\t"  # are kept in a text of several lines
 TURNED = frozenset("\u061c\u200e\u200f\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069")  # marks of direction
 
 
 def without_secrets(text: str) -> str:
-    """Returns a text in which addresses have no passwords and no signatures.
+    """Returns a text in which addresses have no passwords, and those of the web no queries, which may be signatures.
 
-    >>> without_secrets("https://example.org/a.zip?X-Amz-Signature=1f is not there")
-    'https://example.org/a.zip?… is not there'
-    >>> without_secrets("s3://me:1f@photos/cats, https://example.org/a.zip?download=1")
-    's3://…@photos/cats, https://example.org/a.zip?download=1'
+    >>> without_secrets("https://example.org/a.zip?X-Amz-Signature=1f: it is not there")
+    'https://example.org/a.zip?…: it is not there'
+    >>> without_secrets("s3://me:1f@photos/cats, https://example.org/a.zip?hdnts=exp=1~hmac=1f, is that it?")
+    's3://…@photos/cats, https://example.org/a.zip?…, is that it?'
     """
     if "://" not in text:
         return text
-    return SIGNED.sub(r"\1?…", PASSWORD.sub("…@", text))
+    return QUERY.sub(r"\1?…", PASSWORD.sub("…@", text))
 
 
 def without_token(command: Iterable[str]) -> list[str]:

@@ -15,8 +15,8 @@ from clip_ood.data.readers.reader import NoImage, Reader, Stamp
 from clip_ood.features.identity import identity_of
 from clip_ood.files.remote.address import Address
 from clip_ood.files.remote.ahead import ahead
+from clip_ood.files.remote.content import content_at
 from clip_ood.files.remote.listing import Listed, find
-from clip_ood.files.remote.patience import asked
 
 if TYPE_CHECKING:
     from clip_ood.data.readers.parquet_rows import Row
@@ -47,12 +47,12 @@ class Object:
         Raises: NoImage if it is gone, has changed since, or is larger than any image; OSError for a server that refuses or does not answer.
         """
         listed = self._now() if self.size is None else self
-        if (listed.size or 0) > LARGEST:
-            raise NoImage(EFBIG, f"over {LARGEST:,} bytes, more than any picture that is read", self.path)
         try:
-            content = asked(self.address, "cat_file", size=listed.size or 0)
+            content = b"" if (listed.size or 0) > LARGEST else content_at(self.address, listed.size or 0, LARGEST)
         except FileNotFoundError:
             raise NoImage(ENOENT, "it is gone since it was listed", self.path) from None
+        if max(listed.size or 0, len(content)) > LARGEST:
+            raise NoImage(EFBIG, f"over {LARGEST:,} bytes, more than any picture that is read", self.path)
         if listed.differs(content):
             raise NoImage(EIO, "it has changed since it was listed", self.path)
         return content

@@ -22,6 +22,7 @@ EXTRAS = {  # how an address begins -> the extra of this project that reads it, 
 }
 WEB = ("https", "http")
 BEGINNING = re.compile(rf"({'|'.join([*EXTRAS, 'file'])})://", re.IGNORECASE)
+PASSWORD = re.compile(r"(?!arn:)[^/@]*:[^@]*@")  # before a bucket; secrets of AWS may hold a slash
 
 
 class WrongAddress(UserError):
@@ -55,7 +56,7 @@ class Address:
         >>> Address("https", "example.org/my%20cats.zip", "X-Amz-Signature=1f").name
         'my cats.zip'
         """
-        return self._shown(basename(self.path.rstrip("/")))
+        return self.unquoted(basename(self.path.rstrip("/")))
 
     @property
     def stem(self) -> str:
@@ -90,7 +91,8 @@ class Address:
     def __rtruediv__(self, folder: Path) -> Address:
         return self
 
-    def _shown(self, part: str) -> str:
+    def unquoted(self, part: str) -> str:
+        """Returns a part of the path as it is called: on the web, spaces and other characters are written as %20 and the like."""
         return unquote(part) if self.protocol in WEB else part
 
 
@@ -114,10 +116,12 @@ def place_at(text: str | Path | Address) -> Path | Address:
     protocol, query = protocol.lower(), ""
     if protocol in WEB:
         path, _, query = path.partition("#")[0].partition("?")
-    host, slash, rest = path.partition("/")
-    if "@" in host and (protocol != "abfs" or ":" in host.partition("@")[0]):
+    host, _, rest = path.partition("/")
+    is_signed_in = "@" in host and protocol != "abfs"  # abfs has container@account
+    if is_signed_in or (protocol not in WEB and PASSWORD.match(path)):
+        behind = f"{host.rpartition('@')[2]}/{rest}" if is_signed_in else path.rpartition("@")[2]
         raise WrongAddress(
-            f"{protocol}://…@{host.rpartition('@')[2]}{slash}{rest}: no password stands in an address, which is shown and written down: "
+            f"{protocol}://…@{behind}: no password stands in an address, which is shown and written down: "
             "leave out what stands before @, and set credentials in the environment (docs/buckets.md)"
         )
     if protocol == "file":

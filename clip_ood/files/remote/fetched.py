@@ -3,13 +3,14 @@
     ~/.cache/clip-ood/fetched/<key>.file/<name>    its key is made of address, size and version, or of its content if it has no version
 
 A file is fetched once and used by every later run, until it changes at its address. Beyond `LIMIT` bytes in all, those go that were not
-used for longest and that no process uses (`clip_ood.files.kept`).
+used for longest and that no process uses (`clip_ood.files.kept`). Who fetches a file has it alone; others fetch other files meanwhile.
 """
 
 from __future__ import annotations
 
 import hashlib
 import os
+import re
 import shutil
 from errno import EIO, EISDIR, ENOENT
 from functools import cache as once
@@ -25,7 +26,7 @@ from clip_ood.files.kept import keeping, make_room, tell
 from clip_ood.files.remote.address import WEB, Address
 from clip_ood.files.remote.ahead import ahead
 from clip_ood.files.remote.listing import Found, find
-from clip_ood.files.remote.patience import asked
+from clip_ood.files.remote.patience import SLOWEST, asked
 from clip_ood.files.writing import naming, remove_abandoned, temporary_name
 from clip_ood.naming import short
 from clip_ood.process.locks import in_turn
@@ -58,26 +59,26 @@ def _fetched(address: Address) -> Path:
         raise UserError(
             f"{address} would be fetched to {folder}, which cannot be made ({error.strerror}): set XDG_CACHE_HOME"
         ) from error
-    with in_turn(folder, tell):
-        if not found.version:
-            return _without_version(address, found, folder)
-        target = _entry(folder, address, str(found.size), found.version)
-        with keeping(folder, target.parent):
-            if not target.is_file():
-                _fetch(address, found, target)
+    if not found.version:
+        return _without_version(address, found, folder)
+    target = _entry(folder, address, str(found.size), found.version)
+    with keeping(target.parent, target.parent):
+        if not target.is_file():
+            _fetch(address, found, target)
     return target
 
 
 def _without_version(address: Address, found: Found, folder: Path) -> Path:
     """Fetches what may have changed since it was fetched before, once in a process; where it has not, the former copy is taken."""
     came = _entry(folder, address)
-    _fetch(address, found, came)
-    target = _entry(folder, address, hexdigest(came, "sha256"))
-    with keeping(folder, target.parent):
-        if not target.is_file():
-            target.parent.mkdir(exist_ok=True)
-            came.replace(target)
-    shutil.rmtree(came.parent)
+    with in_turn(came.parent, tell):
+        _fetch(address, found, came)
+        target = _entry(folder, address, hexdigest(came, "sha256"))
+        with keeping(target.parent, target.parent):
+            if not target.is_file():
+                target.parent.mkdir(exist_ok=True)
+                came.replace(target)
+        shutil.rmtree(came.parent)
     return target
 
 
@@ -85,12 +86,13 @@ def _entry(folder: Path, address: Address, *version: str) -> Path:
     key = hashlib.blake2b(
         "\0".join([str(address), *version]).encode("utf-8", "surrogateescape"), digest_size=16
     ).hexdigest()
-    return folder / f"{key}.file" / short(address.name)
+    name = short(re.sub(r"[/\0]", "_", address.name))  # %2F and %00 in an address of the web
+    return folder / f"{key}.file" / (name if name.strip(".") else "file")
 
 
 def _fetch(address: Address, found: Found, target: Path) -> None:
     folder = target.parent.parent
-    remove_abandoned(folder, "*.file/*.tmp")
+    remove_abandoned(target.parent)
     if (found.size or 0) > LIMIT:
         raise UserError(
             f"{address} has {decimal(found.size)}, more than the {decimal(LIMIT)} that the cache keeps: download it yourself, and name the file"
@@ -102,7 +104,8 @@ def _fetch(address: Address, found: Found, target: Path) -> None:
     if is_first():
         size = "" if found.size is None else f" ({decimal(found.size)})"
         tell(f"Fetching {address}{size} to {target}, once")
-    make_room(folder, "*.file", found.size or 0, LIMIT)
+    with in_turn(folder, tell):
+        make_room(folder, "*.file", found.size or 0, LIMIT)
     target.parent.mkdir(exist_ok=True)
     with naming(target):
         _download(address, target) if address.protocol in WEB else _in_blocks(address, found, target)
@@ -110,9 +113,10 @@ def _fetch(address: Address, found: Found, target: Path) -> None:
 
 def _download(address: Address, target: Path) -> None:
     try:
-        download(address.whole, target)
+        download(address.whole, target, slowest=SLOWEST)
     except DownloadError as error:
-        raise DownloadError(str(error).replace(address.whole, str(address))) from None
+        told = str(error).replace(address.whole, str(address))
+        raise DownloadError(told.replace(address.query, "…") if address.query else told) from None
 
 
 def _in_blocks(address: Address, found: Found, target: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import replace
 from datetime import datetime
 from functools import cache
 from typing import Any, NamedTuple
@@ -19,10 +20,14 @@ VERSIONS = (  # what tells two contents of one address apart, the best first, as
     *("mtime", "created"),
 )
 DEEPEST = 200  # folders in folders
+LONGEST = 1 << 22  # bytes that the list of a folder is given time for
 
 
 class Listed(NamedTuple):
-    """A file at an address: its name below the one that was listed, its size in bytes, and its version (None and "": not known)."""
+    """A file at an address: its name below the one that was listed, its size in bytes, and its version (None and "": not known).
+
+    The key in//a.jpg has the name /a.jpg below in: it lies in a folder without a name.
+    """
 
     name: str
     address: Address
@@ -106,7 +111,7 @@ def _in_pages(address: Address) -> Iterator[Listed]:
         for about in page.get("Contents", ()):
             name = about["Key"].removeprefix(prefix)
             if name and not name.endswith("/") and not is_hidden(name):
-                yield Listed(name, address / name, about["Size"], version_of(about))
+                yield Listed(name, replace(address, path=f"{address.path}/{name}"), about["Size"], version_of(about))
         if not page.get("IsTruncated"):
             return
         more = {"ContinuationToken": page["NextContinuationToken"]}
@@ -115,7 +120,7 @@ def _in_pages(address: Address) -> Iterator[Listed]:
 def _in_folders(address: Address, inside: str, depth: int) -> Iterator[Listed]:
     """Yields what other file systems list, folder by folder."""
     path, entries = file_system(address)[1].rstrip("/"), []
-    for about in asked(address, "ls", detail=True):
+    for about in asked(address, "ls", size=LONGEST, detail=True):
         link = about["name"].rstrip("/").rpartition("/")[2]
         if not link.strip(".") or about["name"].rstrip("/") == path:  # a folder may list itself
             continue

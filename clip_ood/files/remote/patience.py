@@ -5,7 +5,9 @@ from __future__ import annotations
 import random
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import Future
 from errno import EACCES, EIO, ENOENT
+from threading import Thread
 from typing import Any, TypeVar
 
 from clip_ood.files.remote.address import WEB, Address
@@ -39,9 +41,15 @@ def asked(address: Address, method: str, size: int = 0, tries: int = TRIES, **op
     `strerror`) that shows no credentials.
     """
     fs, path = file_system(address)
+    limit = longest_wait(size)
     if fs.async_impl:
-        options["timeout"] = SILENCE + size / SLOWEST
-    return patiently(lambda: getattr(fs, method)(path, **options), address, tries)
+        return patiently(lambda: getattr(fs, method)(path, **options, timeout=limit), address, tries)
+    return patiently(lambda: _within(limit, lambda: getattr(fs, method)(path, **options)), address, tries)
+
+
+def longest_wait(size: int) -> float:
+    """Returns in how many seconds an answer of some `size` bytes must have come."""
+    return SILENCE + size / SLOWEST
 
 
 def patiently(ask: Callable[[], Answer], address: Address, tries: int = TRIES) -> Answer:
@@ -55,6 +63,23 @@ def patiently(ask: Callable[[], Answer], address: Address, tries: int = TRIES) -
             if number == tries or not _may_pass(error):
                 raise _told(error, address, number) from None  # the cause may show a signature
             time.sleep(_pause(error, number))
+
+
+def _within(seconds: float, ask: Callable[[], Answer]) -> Answer:
+    """Returns what `ask` does, which knows no limit itself: where it takes longer, it is left to a thread that ends with the process.
+
+    Raises: TimeoutError, and as `ask` does.
+    """
+    answer: Future[Answer] = Future()
+
+    def work() -> None:
+        try:
+            answer.set_result(ask())
+        except BaseException as error:
+            answer.set_exception(error)
+
+    Thread(target=work, daemon=True).start()
+    return answer.result(seconds)
 
 
 def _pause(error: BaseException, number: int) -> float:

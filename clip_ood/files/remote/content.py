@@ -1,0 +1,37 @@
+"""Reads an object whole into memory, but no more than so many bytes of it."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from clip_ood.files.remote.address import WEB, Address
+from clip_ood.files.remote.file_systems import file_system
+from clip_ood.files.remote.patience import asked, longest_wait, patiently
+
+if TYPE_CHECKING:
+    from fsspec.implementations.http import HTTPFileSystem
+
+
+def content_at(address: Address, size: int, most: int) -> bytes:
+    """Returns the bytes at an address, which were listed as `size` (0: not known); if there are more than `most`, only some of them.
+
+    Servers of the web may say no size, or a wrong one: after `most` bytes, no more are taken. Raises: as `asked` does.
+    """
+    if address.protocol not in WEB:
+        return asked(address, "cat_file", size=size)
+    from fsspec.asyn import sync
+
+    fs, path = file_system(address)
+    return patiently(lambda: sync(fs.loop, _beginning, fs, path, most, timeout=longest_wait(size)), address)
+
+
+async def _beginning(fs: HTTPFileSystem, url: str, most: int) -> bytes:
+    """Returns the bytes at a URL, and stops once these are more than `most`."""
+    session, content = await fs.set_session(), bytearray()
+    async with session.get(fs.encode_url(url), **fs.kwargs) as answer:
+        answer.raise_for_status()
+        async for piece in answer.content.iter_any():
+            content += piece
+            if len(content) > most:
+                break
+    return bytes(content)
