@@ -26,7 +26,7 @@ from bench.lines import Failed, Lines
 from bench.machine import describe
 from bench.training import Ended, Training, furthest
 from clip_ood.command_line import guarded
-from clip_ood.config.detecting import check_new
+from clip_ood.config.new_files import check_new
 from clip_ood.errors import UserError
 from clip_ood.files.writing import check_writable, write_text
 

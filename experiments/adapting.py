@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from lightning.pytorch import Trainer
 
 from clip_ood.callbacks.prediction_writer import Line, PredictionPrinter
-from clip_ood.config.detecting import beside
+from clip_ood.config.new_files import beside
 from clip_ood.data.inputs import is_stream, sources
 from clip_ood.detect.adaptive_predictor import AdaptivePredictor
 from clip_ood.detect.memory_file import header_of, read_memory, write_memory

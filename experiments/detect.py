@@ -13,7 +13,7 @@ from lightning.pytorch import Callback, Trainer
 
 from clip_ood.backbones.fingerprint import digest
 from clip_ood.callbacks.prediction_writer import Line, PredictionParts, PredictionPrinter
-from clip_ood.config.detecting import beside
+from clip_ood.config.new_files import beside
 from clip_ood.config.shard import WHOLE, Shard
 from clip_ood.data.inputs import Source, is_stream, sources
 from clip_ood.datamodules.new_images import NewImages

@@ -14,7 +14,7 @@ from stat import S_ISREG
 from typing import TextIO
 
 from clip_ood.callbacks.prediction_writer import Line
-from clip_ood.config.detecting import beside
+from clip_ood.config.new_files import beside
 from clip_ood.detect.prediction_files import CSVFile, JSONLines, Parquet, PredictionFile
 from clip_ood.experiments.heat_maps import HeatMaps
 from clip_ood.experiments.set_aside import Aside

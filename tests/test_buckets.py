@@ -16,7 +16,7 @@ import replica
 from storage_servers import BUCKET, fetched_in_a_worker, read_in_a_worker, s3_server, web_server
 
 from clip_ood.config.checks import check_folders
-from clip_ood.config.detecting import check_path
+from clip_ood.config.detect_checks import check_path
 from clip_ood.config.loading import dump, load_config
 from clip_ood.config.schema import ImageSet
 from clip_ood.data import bucket_tree

@@ -11,7 +11,7 @@ from judged_run import judged
 
 import detect
 from clip_ood.callbacks.prediction_writer import PredictionParts
-from clip_ood.config.detecting import alone_at_file
+from clip_ood.config.new_files import alone_at_file
 from clip_ood.config.shard import Shard
 from clip_ood.data.inputs import sources
 from clip_ood.datamodules.new_images import NewImages

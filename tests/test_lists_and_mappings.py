@@ -10,7 +10,7 @@ from config_values import BASE, at, given, written
 
 import train
 from clip_ood.config.data_schema import Data
-from clip_ood.config.detecting import trainer_of
+from clip_ood.config.detect_options import trainer_of
 from clip_ood.config.loading import dump, read, validate
 from clip_ood.config.yaml_text import as_yaml, parse
 from clip_ood.errors import ConfigError

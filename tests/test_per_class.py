@@ -14,7 +14,8 @@ from safetensors.torch import load_file, save_file
 
 from clip_ood import load
 from clip_ood.calibration import Calibration, Choice
-from clip_ood.config.detecting import add_options, check
+from clip_ood.config.detect_checks import check
+from clip_ood.config.detect_options import add_options
 from clip_ood.detect.decisions import ClassDecision, Decision
 from clip_ood.detect.save import hashes, seal
 from clip_ood.detect.saved import SavedDetector

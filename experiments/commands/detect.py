@@ -7,7 +7,9 @@ import sys
 from typing import TYPE_CHECKING, Any
 
 from clip_ood.command_line import before_and_after_dashes
-from clip_ood.config.detecting import add_options, alone_at_file, check, trainer_of
+from clip_ood.config.detect_checks import check
+from clip_ood.config.detect_options import add_options, trainer_of
+from clip_ood.config.new_files import alone_at_file
 from clip_ood.errors import ConfigError
 from clip_ood.process.called import called
 from clip_ood.process.launchers import settle

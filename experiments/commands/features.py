@@ -15,7 +15,7 @@ import argparse
 import sys
 from pathlib import Path
 
-from clip_ood.config.detecting import check_new, check_suffix
+from clip_ood.config.new_files import check_new, check_suffix
 from clip_ood.errors import ConfigError, UserError
 from clip_ood.features.upkeep import FILES, check, choose, encoders, remove, remove_files, show
 from clip_ood.files.writing import check_writable

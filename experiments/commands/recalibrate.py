@@ -12,7 +12,7 @@ import sys
 from pathlib import Path
 
 from clip_ood.command_line import before_and_after_dashes
-from clip_ood.config.detecting import check_path
+from clip_ood.config.detect_checks import check_path
 from clip_ood.config.misnamed import of_path
 from clip_ood.errors import ConfigError
 from clip_ood.files.writing import check_writable

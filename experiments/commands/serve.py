@@ -11,7 +11,8 @@ from collections.abc import Callable
 from importlib.util import find_spec
 from pathlib import Path
 
-from clip_ood.config.detecting import check_delta, check_kept
+from clip_ood.config.detect_checks import check_delta
+from clip_ood.config.new_files import check_kept
 from clip_ood.errors import ConfigError
 from clip_ood.process.called import called
 from clip_ood.process.streams import Parser

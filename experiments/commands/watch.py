@@ -8,8 +8,9 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from clip_ood.config.detecting import check_delta, check_new, check_suffix
+from clip_ood.config.detect_checks import check_delta
 from clip_ood.config.misnamed import of_path
+from clip_ood.config.new_files import check_new, check_suffix
 from clip_ood.errors import ConfigError
 from clip_ood.files.writing import check_writable
 from clip_ood.process.called import called
