@@ -10,6 +10,7 @@ from functools import partial
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
+from clip_ood.files.remote import file_systems
 from clip_ood.files.remote.fetched import local
 
 BUCKET = "photos"
@@ -45,6 +46,7 @@ def s3_server():
 
     server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
     server.start()
+    file_systems._made.cache_clear()  # which knows the server of an earlier test file of this process
     try:
         yield S3("http://{}:{}".format(*server.get_host_and_port()))
     finally:
