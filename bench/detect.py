@@ -59,6 +59,15 @@ def save(folder: Path, backbone: Backbone, spec: ImageSpec, width: int, sizes: S
     save_detector(folder, encoder, Reference(), built, [], val, about, 0.95, (backbone, spec))
 
 
+def draw(folder: Path, images: int) -> None:
+    """Makes a folder of smooth JPEGs."""
+    folder.mkdir()
+    generator = torch.Generator().manual_seed(0)
+    for index in range(images):
+        pixels = torch.randint(256, (12, 12, 3), generator=generator, dtype=torch.uint8).numpy()
+        Image.fromarray(pixels).resize((400, 300)).save(folder / f"{index:03d}.jpg")
+
+
 def judged(run: Path, images: Path, out: Path) -> None:
     out.unlink(missing_ok=True)
     with contextlib.redirect_stderr(io.StringIO()):
@@ -70,11 +79,7 @@ def main(sizes: Sizes) -> None:
     backbone = create_backbone(SPEC)
     with tempfile.TemporaryDirectory() as place:
         run, folder, out = Path(place, "run"), Path(place, "images"), Path(place, "out.csv")
-        folder.mkdir()
-        generator = torch.Generator().manual_seed(0)
-        for index in range(sizes.images):
-            pixels = torch.randint(256, (12, 12, 3), generator=generator, dtype=torch.uint8).numpy()
-            Image.fromarray(pixels).resize((400, 300)).save(folder / f"{index:03d}.jpg")
+        draw(folder, sizes.images)
         save(run, backbone, ImageSpec(SPEC.library, SPEC.model), 1280, sizes)
         images = list_images("images", ImageSet(folder=folder), Path(), labelled=False, seed=0)
         loading = [seconds(judged, run, folder / "000.jpg", out) for _ in range(3)]

@@ -26,7 +26,7 @@ import torch
 from PIL import Image
 
 from bench import chosen
-from bench.detect import SMALL, judged, save
+from bench.detect import SMALL, draw, judged, save
 from bench.detect import Sizes as DetectorSizes
 from bench.extraction import seconds
 from clip_ood.backbones.create import create_backbone
@@ -127,11 +127,7 @@ def main(sizes: Sizes) -> None:
     width = backbone.encode_image(torch.stack([backbone.transform(Image.new("RGB", (64, 64)))])).shape[1]
     with tempfile.TemporaryDirectory() as place:
         run, folder, out = Path(place, "run"), Path(place, "images"), Path(place, "out.csv")
-        folder.mkdir()
-        generator = torch.Generator().manual_seed(0)
-        for index in range(sizes.images):
-            pixels = torch.randint(256, (12, 12, 3), generator=generator, dtype=torch.uint8).numpy()
-            Image.fromarray(pixels).resize((400, 300)).save(folder / f"{index:03d}.jpg")
+        draw(folder, sizes.images)
         save(run, backbone, spec, width, DetectorSizes(batch=32, bank=sizes.bank))
         images = [each.read_bytes() for each in sorted(folder.iterdir())]
         loading = [seconds(judged, run, folder / "000.jpg", out) for _ in range(sizes.runs)]

@@ -10,7 +10,8 @@ from functools import partial
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
-from clip_ood.files.remote import file_systems
+from clip_ood.data import bucket_tree
+from clip_ood.files.remote import fetched, file_systems, listing, patience
 from clip_ood.files.remote.fetched import local
 
 BUCKET = "photos"
@@ -51,6 +52,16 @@ def s3_server():
         yield S3("http://{}:{}".format(*server.get_host_and_port()))
     finally:
         server.stop()
+
+
+def asked_of(server: S3, cache: Path, monkeypatch) -> None:
+    """Has s3:// mean a server of ours, with credentials that it knows, an empty `cache`, short pauses, and nothing listed yet."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(cache))
+    for name, value in {"ACCESS_KEY_ID": "test", "SECRET_ACCESS_KEY": "test", "ENDPOINT_URL": server.url}.items():
+        monkeypatch.setenv(f"AWS_{name}", value)
+    monkeypatch.setattr(patience, "PAUSE", 0.001)
+    for each in (bucket_tree._listed, listing.kind, fetched._fetched):
+        each.cache_clear()
 
 
 class Web(ThreadingHTTPServer):

@@ -11,13 +11,13 @@ from pathlib import Path
 import judged_run
 import pytest
 import tiny_clip
-from storage_servers import BUCKET, s3_server, web_server
+from storage_servers import BUCKET, asked_of, s3_server, web_server
 
 import eval as evaluation
 from clip_ood import load
 from clip_ood.data import bucket_tree, inputs
 from clip_ood.errors import UserError
-from clip_ood.files.remote import listing, patience
+from clip_ood.files.remote import listing
 from clip_ood.files.remote.address import Address
 
 pytest.importorskip("s3fs", reason="needs s3fs: pip install -e '.[test]'")
@@ -36,12 +36,7 @@ def s3(run):
 
 @pytest.fixture(autouse=True)
 def here(tmp_path, monkeypatch, s3):
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    for name, value in {"ACCESS_KEY_ID": "test", "SECRET_ACCESS_KEY": "test", "ENDPOINT_URL": s3.url}.items():
-        monkeypatch.setenv(f"AWS_{name}", value)
-    monkeypatch.setattr(patience, "PAUSE", 0.001)
-    for each in (bucket_tree._listed, listing.kind):
-        each.cache_clear()
+    asked_of(s3, tmp_path / "cache", monkeypatch)
 
 
 @pytest.mark.parametrize("workers", [0, 2])

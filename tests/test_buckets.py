@@ -13,7 +13,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import replica
-from storage_servers import BUCKET, fetched_in_a_worker, read_in_a_worker, s3_server, web_server
+from storage_servers import BUCKET, asked_of, fetched_in_a_worker, read_in_a_worker, s3_server, web_server
 
 from clip_ood.config.checks import check_folders
 from clip_ood.config.detect_checks import check_path
@@ -67,13 +67,7 @@ def web(tmp_path):
 
 @pytest.fixture(autouse=True)
 def here(tmp_path, monkeypatch, s3):
-    """A cache of the test's own, credentials that the server knows, short pauses, and nothing listed yet."""
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    for name, value in {"ACCESS_KEY_ID": "test", "SECRET_ACCESS_KEY": "test", "ENDPOINT_URL": s3.url}.items():
-        monkeypatch.setenv(f"AWS_{name}", value)
-    monkeypatch.setattr(patience, "PAUSE", 0.001)
-    for each in (bucket_tree._listed, listing.kind, fetched._fetched):
-        each.cache_clear()
+    asked_of(s3, tmp_path / "cache", monkeypatch)
 
 
 def listed(root, labelled: bool = True, **spec):

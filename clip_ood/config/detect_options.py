@@ -8,6 +8,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+from clip_ood.config.encoder_options import add_encoder_options
 from clip_ood.config.loading import override
 from clip_ood.config.shard import read_shard
 from clip_ood.config.trainer_keys import check_judging
@@ -153,17 +154,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         help="stop as soon as a larger share of the images cannot be read (default: 0.01; 5 may be in any case, and standard input "
         "is judged to its end)",
     )
-    add(
-        "--trust-classes",
-        action="store_true",
-        help="import detector classes and encoders that are not part of this project, and run their code",
-    )
-    add(
-        "--allow-download",
-        action="store_true",
-        help="fetch the encoder's weights from where the run had them, if the local cache lacks them (default: contact no host)",
-    )
-    add("--encoder", metavar="PLACE", help="the encoder's folder or checkpoint file, if it is not where the run had it")
+    add_encoder_options(parser)
     add("--with-encoder", action="store_true", help="put the encoder's weights into the detector's folder")
     add(
         "--export",

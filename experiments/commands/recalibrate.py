@@ -13,6 +13,7 @@ from pathlib import Path
 
 from clip_ood.command_line import before_and_after_dashes
 from clip_ood.config.detect_checks import check_path
+from clip_ood.config.encoder_options import add_encoder_options
 from clip_ood.config.misnamed import of_path
 from clip_ood.errors import ConfigError
 from clip_ood.files.writing import check_writable
@@ -75,13 +76,7 @@ def _add_options(parser: argparse.ArgumentParser) -> None:
         metavar="FILE",
         help="says of each PATH whether it is ID (keep, relabel) or not (reject); without it, all are ID",
     )
-    add("--encoder", metavar="PLACE", help="the encoder's folder or checkpoint file, if it is not where the run had it")
-    add("--allow-download", action="store_true", help="fetch the encoder's weights if the local cache lacks them")
-    add(
-        "--trust-classes",
-        action="store_true",
-        help="import detector classes and encoders of somebody's own, and run their code",
-    )
+    add_encoder_options(parser)
     add("--workers", type=int, metavar="N", help="processes that decode images (default: as for detect)")
 
 

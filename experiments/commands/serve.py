@@ -12,6 +12,7 @@ from importlib.util import find_spec
 from pathlib import Path
 
 from clip_ood.config.detect_checks import check_delta
+from clip_ood.config.encoder_options import add_encoder_options
 from clip_ood.config.new_files import check_kept
 from clip_ood.errors import ConfigError
 from clip_ood.process.called import called
@@ -110,17 +111,7 @@ def _parser() -> Parser:
         default = getattr(Limits, name)
         add(f"--max-{name}", type=_whole(1), default=default, metavar="N", help=f"{about} [{default:,}]")
     add("--device", default="auto", help="where images are encoded: cpu, cuda, cuda:1 [cuda if there is a GPU, or cpu]")
-    add("--encoder", metavar="PLACE", help="the encoder's folder or checkpoint file, if it is not where the run had it")
-    add(
-        "--trust-classes",
-        action="store_true",
-        help="import detector classes and encoders that are not part of this project, and run their code",
-    )
-    add(
-        "--allow-download",
-        action="store_true",
-        help="fetch the encoder's weights from where the run had them, if the local cache lacks them",
-    )
+    add_encoder_options(parser)
     return parser
 
 
