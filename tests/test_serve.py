@@ -228,6 +228,19 @@ def test_who_does_not_read_his_answers_is_cut_off(server):
             connection.sendall(ask)  # it stops when the server reads no more, and fails when the connection is closed
 
 
+def test_an_answered_client_may_be_silent_for_longer_than_a_head_may_take(server):
+    ask = b"GET /health HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n"
+    connection = server.bare(ask)
+    assert connection.recv(65536).startswith(b"HTTP/1.1 200 ")
+    time.sleep(PATIENCE + 1)
+    connection.sendall(ask)
+    assert connection.recv(65536).startswith(b"HTTP/1.1 200 ")
+    connection.sendall(ask[:20])
+    begun = time.monotonic()
+    assert answer(connection).startswith(b"HTTP/1.1 408 ")
+    assert PATIENCE - 0.1 < time.monotonic() - begun < PATIENCE + 5
+
+
 def test_one_connection_too_many_is_refused(server, images):
     server.client.close()
     server.client = httpx.Client(base_url=server.client.base_url, headers=server.client.headers, trust_env=False)

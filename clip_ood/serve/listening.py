@@ -7,7 +7,6 @@ import errno
 import socket
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from math import ceil
 
 import uvicorn
 from fastapi import FastAPI
@@ -18,6 +17,7 @@ from clip_ood.serve.access import LOOPBACK, Access, Call
 from clip_ood.serve.limits import Limits
 from clip_ood.serve.timed_protocol import TimedProtocol
 
+SILENT = 75  # seconds that an answered client may keep its connection for; clients and balancers drop theirs before (they wait 60 s at most)
 GRACE = 60  # seconds in which what was asked before the end is answered
 PORT = 8710  # if it is taken and none was asked for, the system chooses another one
 ANY = ("0.0.0.0", "::")
@@ -97,7 +97,7 @@ def service(app: Call, limits: Limits) -> Server:
         server_header=False,
         lifespan="off",
         ws="none",
-        timeout_keep_alive=ceil(limits.seconds),
+        timeout_keep_alive=SILENT,
         timeout_graceful_shutdown=GRACE,
     )
     return Server(config)

@@ -12,7 +12,8 @@ HEAD, REST = "head", "rest"
 
 class TimedProtocol(H11Protocol):
     """Ends a connection whose request has no whole head after `seconds`, that goes on sending a body after its answer, or that does not
-    take what is left of its answer in that time, be it closed or not. The application limits the time of a body that it reads.
+    take what is left of its answer in that time, be it closed or not. The application limits the time of a body that it reads, and uvicorn
+    that in which an answered client may be silent.
 
     What comes after a refusal is read and dropped for as long, because a connection that is closed while the client still sends loses
     the answer. `scope["state"]["connections"]` holds all open connections.
@@ -20,6 +21,7 @@ class TimedProtocol(H11Protocol):
 
     seconds = 30.0
     _awaited: str | None = None
+    _answered = False
     _timer: asyncio.TimerHandle | None = None
     _unread: asyncio.TimerHandle | None = None
 
@@ -37,6 +39,7 @@ class TimedProtocol(H11Protocol):
 
     def on_response_complete(self) -> None:
         super().on_response_complete()
+        self._answered = True
         self._look()
 
     def connection_lost(self, exc: Exception | None) -> None:
@@ -58,7 +61,7 @@ class TimedProtocol(H11Protocol):
         """Begins to wait for what the client is to send next, if that is not what is awaited already."""
         awaited = None
         if self.conn.their_state is h11.IDLE:
-            awaited = HEAD
+            awaited = HEAD if self.conn.trailing_data[0] or not self._answered else None
         elif self.conn.their_state is h11.SEND_BODY and self.conn.our_state is h11.DONE:
             awaited = REST
         if awaited == self._awaited:
