@@ -1,8 +1,8 @@
 """Images in an S3 bucket of this machine over the same files on its disk, and memory over the number of objects: python -m bench.buckets
 
-The server is moto's, which answers as S3 does and is written in Python; server and client share the cores of this machine. Reading is
-reading, decoding and the encoder's transform; extraction is all of it, with the image tower of the demo. Of the memory, the server is one of
-this module, which lists as many objects as are asked for, a thousand a page as S3 does.
+The server is rclone's; server and client share the cores of this machine. Reading is reading, decoding and the encoder's transform with one
+thread of torch, as in the workers of a DataLoader; extraction is all of it, with the image tower of the demo. Of the memory, the server is
+one of this module, which lists as many objects as are asked for, a thousand a page as S3 does.
 """
 
 from __future__ import annotations
@@ -32,9 +32,9 @@ from bench.extraction import SPEC, ours, seconds
 from clip_ood.backbones.backbone import Backbone
 from clip_ood.backbones.create import create_backbone
 from clip_ood.config.schema import ImageSet
-from clip_ood.data import bucket_tree
 from clip_ood.data.image_list import ImageList
 from clip_ood.data.listing import list_images
+from clip_ood.threads import one_thread
 
 PAGE = 1000  # objects
 
@@ -63,33 +63,27 @@ print(count, int(peak) / 2**10)
 
 
 def read(images: ImageList, backbone: Backbone) -> None:
-    for loaded in images.loads(range(len(images))):
-        backbone.transform(loaded.picture())
+    with one_thread():
+        for loaded in images.loads(range(len(images))):
+            backbone.transform(loaded.picture())
 
 
 @contextmanager
-def moto(folder: Path) -> Iterator[None]:
-    """Runs moto's server in a process of its own, with the files of a folder in the bucket photos."""
-    import boto3
-
+def serving(folder: Path) -> Iterator[None]:
+    """Runs rclone's server of S3 in a process of its own, whose buckets are the folders in `folder`."""
     with socket.create_server(("127.0.0.1", 0)) as free:
-        port = free.getsockname()[1]
-    code = f"from moto.server import main; main(['-H', '127.0.0.1', '-p', '{port}'])"
-    server = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        where = f"127.0.0.1:{free.getsockname()[1]}"
+    program = Path(sys.executable).with_name("rclone")
+    options = ["--addr", where, "--auth-key", "test,test", "--config", os.devnull]
+    server = subprocess.Popen([program, "serve", "s3", *options, folder], stderr=subprocess.DEVNULL)
     try:
-        while True:
+        while server.poll() is None:
             try:
-                socket.create_connection(("127.0.0.1", port)).close()
+                socket.create_connection(where.split(":")).close()
                 break
             except ConnectionRefusedError:
-                if server.poll() is not None:
-                    raise RuntimeError("moto's server has ended: pip install -e '.[test]'") from None
                 time.sleep(0.1)
-        at(f"http://127.0.0.1:{port}")
-        client = boto3.client("s3", endpoint_url=os.environ["AWS_ENDPOINT_URL"], region_name="us-east-1")
-        client.create_bucket(Bucket="photos")
-        for path in folder.iterdir():
-            client.put_object(Bucket="photos", Key=f"images/{path.name}", Body=path.read_bytes())
+        at(f"http://{where}")
         yield
     finally:
         server.terminate()
@@ -160,15 +154,14 @@ def main(sizes: Sizes) -> None:
     logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
     backbone = create_backbone(SPEC)
     with tempfile.TemporaryDirectory() as place:
-        folder = Path(place, "images")
-        folder.mkdir()
+        folder = Path(place, "photos", "images")
+        folder.mkdir(parents=True)
         generator = torch.Generator().manual_seed(0)
         for index in range(sizes.images):
             pixels = torch.randint(256, (50, 67, 3), generator=generator, dtype=torch.uint8).numpy()
             Image.fromarray(pixels).resize((500, 375)).save(folder / f"{index:04d}.jpg")
         size = sum(path.stat().st_size for path in folder.iterdir()) / sizes.images / 1000
-        with moto(folder):
-            bucket_tree._listed.cache_clear()
+        with serving(Path(place)):
             there = list_images("there", ImageSet(folder="s3://photos/images"), Path(), labelled=False, seed=0)
             here = list_images("here", ImageSet(folder=folder), Path(), labelled=False, seed=0)
             works: dict[str, tuple[int, Callable[[ImageList], None]]] = {

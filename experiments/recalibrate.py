@@ -6,7 +6,7 @@ import sys
 from collections.abc import Iterable
 from contextlib import redirect_stdout
 from dataclasses import dataclass
-from datetime import UTC, datetime
+from datetime import datetime, timezone
 from pathlib import Path
 
 from clip_ood.calibration import Calibration
@@ -58,7 +58,7 @@ def recalibrate(request: Request) -> None:
     check_not_truncated(images, old, saved.accept)
     new = calibrations_of(found.images, saved.columns, saved.reference.class_names)
     about = {
-        "time": datetime.now(UTC).isoformat(timespec="seconds"),
+        "time": datetime.now(timezone.utc).isoformat(timespec="seconds"),
         "images": len(found.images),
         "gathered": request.gathered,
         "paths": [one_line(without_secrets(in_utf8(path))) for path in request.paths],

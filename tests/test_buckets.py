@@ -30,6 +30,8 @@ from clip_ood.errors import ConfigError, UserError
 from clip_ood.files import pace
 from clip_ood.files.remote import fetched, listing, patience
 from clip_ood.files.remote.address import Address, place_at
+from clip_ood.files.remote.content import content_at
+from clip_ood.files.remote.file_systems import file_system
 from clip_ood.terminal.shown import without_secrets
 
 pytest.importorskip("s3fs", reason="needs s3fs: pip install -e '.[test]'")
@@ -452,9 +454,33 @@ def test_a_large_file_is_fetched_in_blocks(s3, monkeypatch):
     assert fetched.local(place_at(f"s3://{BUCKET}/big/x.bin")).read_bytes() == content
 
 
+def test_an_object_is_read_by_one_request_and_not_far_beyond_its_size(s3, monkeypatch):
+    s3.put("one/a.bin", b"abc")
+    s3.put("one/empty.bin", b"")
+    place, empty = (Object(place_at(f"s3://{BUCKET}/one/{name}.bin"), size) for name, size in [("a", 3), ("empty", 0)])
+    system, asked = file_system(place.address)[0], []
+    call = system._call_s3
+
+    async def counted(method, *arguments, **options):
+        asked.append(method)
+        return await call(method, *arguments, **options)
+
+    monkeypatch.setattr(system, "_call_s3", counted)
+    assert (place.read(), empty.read()) == (b"abc", b"")
+    assert asked == ["get_object"]
+    s3.put("one/a.bin", b"abcdefg")
+    assert content_at(place.address, 3, 100) == b"abcd"
+    with pytest.raises(NoImage, match="has changed"):
+        place.read()
+
+
 def test_a_pause_is_no_shorter_than_the_server_says():
     error = OSError("busy")
     assert max(patience._pause(error, 3) for _ in range(99)) <= 4 * patience.PAUSE
     assert min(patience._pause(error, 3) for _ in range(99)) >= 2 * patience.PAUSE
     error.headers = {"Retry-After": "7"}
     assert patience._pause(error, 1) >= 7
+    busy = pytest.importorskip("botocore.exceptions").ClientError(
+        {"ResponseMetadata": {"HTTPStatusCode": 503, "HTTPHeaders": {"retry-after": "8"}}}, "GetObject"
+    )
+    assert patience._pause(busy, 1) >= 8

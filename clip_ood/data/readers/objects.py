@@ -48,7 +48,7 @@ class Object:
         """
         listed = self._now() if self.size is None else self
         try:
-            content = b"" if (listed.size or 0) > LARGEST else content_at(self.address, listed.size or 0, LARGEST)
+            content = b"" if (listed.size or 0) > LARGEST else content_at(self.address, listed.size, LARGEST)
         except FileNotFoundError:
             raise NoImage(ENOENT, "it is gone since it was listed", self.path) from None
         if max(listed.size or 0, len(content)) > LARGEST:

@@ -12,17 +12,21 @@ if TYPE_CHECKING:
     from fsspec.implementations.http import HTTPFileSystem
 
 
-def content_at(address: Address, size: int, most: int) -> bytes:
-    """Returns the bytes at an address, which were listed as `size` (0: not known); if there are more than `most`, only some of them.
+def content_at(address: Address, size: int | None, most: int) -> bytes:
+    """Returns the bytes at an address, which were listed as `size` (None: not known); if there are more, only some of them.
 
-    Servers of the web may say no size, or a wrong one: after `most` bytes, no more are taken. Raises: as `asked` does.
+    Of an object in a bucket, one byte more than its size is asked for, in one request: whoever compares sees that it has grown. Servers of
+    the web may say no size, or a wrong one: after `most` bytes, no more are taken. Raises: as `asked` does.
     """
+    if size == 0 and address.protocol not in WEB:
+        return b""
     if address.protocol not in WEB:
-        return asked(address, "cat_file", size=size)
+        end = most if size is None else size
+        return asked(address, "cat_file", size=end, start=0, end=end + 1)
     from fsspec.asyn import sync
 
     fs, path = file_system(address)
-    return patiently(lambda: sync(fs.loop, _beginning, fs, path, most, timeout=longest_wait(size)), address)
+    return patiently(lambda: sync(fs.loop, _beginning, fs, path, most, timeout=longest_wait(size or 0)), address)
 
 
 async def _beginning(fs: HTTPFileSystem, url: str, most: int) -> bytes:

@@ -84,7 +84,7 @@ def _within(seconds: float, ask: Callable[[], Answer]) -> Answer:
 
 def _pause(error: BaseException, number: int) -> float:
     """Returns how long to wait after so many tries; no less than the server says, as far as that is a minute."""
-    wanted = next((each.headers.get("Retry-After") for each in _causes(error) if getattr(each, "headers", None)), None)
+    wanted = next((told for each in _causes(error) if (told := _retry_after(each)) is not None), None)
     least = min(float(wanted), 60) if wanted is not None and wanted.isdigit() else 0
     return max(least, PAUSE * 2 ** (number - 1) * random.uniform(0.5, 1))
 
@@ -93,6 +93,14 @@ def _causes(error: BaseException) -> Iterator[BaseException]:
     while error is not None:
         yield error
         error = error.__cause__
+
+
+def _retry_after(error: BaseException) -> str | None:
+    """Returns the header of the answer that an error tells of."""
+    answer = getattr(error, "response", None)
+    if isinstance(answer, dict):  # botocore, with names in small letters
+        return answer.get("ResponseMetadata", {}).get("HTTPHeaders", {}).get("retry-after")
+    return (getattr(error, "headers", None) or {}).get("Retry-After")
 
 
 def _library(error: BaseException) -> str:
