@@ -170,17 +170,17 @@ def draw(grown: dict[str, list[tuple[int, float, float]]], path: Path) -> None:
     """Draws seconds and GiB over the size, an image of N, D and C, on logarithmic axes."""
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(9, 2.8), layout="constrained")
+    figure = Figure(figsize=(9, 3), layout="constrained")
     names = {"N": "images in the bank", "D": "width of features", "C": "classes"}
     for axes, (letter, points) in zip(figure.subplots(1, 3, sharey=True), grown.items(), strict=True):
         sizes, seconds, peaks = zip(*points, strict=True)
         axes.loglog(sizes, seconds, "o-", label="seconds")
-        axes.loglog(sizes, peaks, "s--", label="peak memory, GiB")
+        axes.loglog(sizes, peaks, "s--", label="peak memory of the process, GiB")
         axes.loglog(sizes, [seconds[0] * size / sizes[0] for size in sizes], ":", color="grey", label="linear")
         axes.set(xlabel=f"{letter}: {names[letter]}", xticks=sizes, xticklabels=[f"{size:,}" for size in sizes])
         axes.minorticks_off()
         axes.grid(alpha=0.3)
-    figure.axes[0].legend(fontsize="small")
+    figure.legend(*figure.axes[0].get_legend_handles_labels(), loc="outside upper center", ncols=3, fontsize="small")
     figure.savefig(path, dpi=120)
 
 

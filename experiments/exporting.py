@@ -66,5 +66,5 @@ def export_run(
     say(
         f"{', '.join(map(str, done.files))}: pixels to scores of {', '.join(done.detectors)}; the same as the run's on trial images"
     )
-    run_by = "onnxruntime, as the README shows" if path.suffix.lower() == ".onnx" else "torch.export.load"
+    run_by = "onnxruntime, as docs/new_images.md shows" if path.suffix.lower() == ".onnx" else "torch.export.load"
     say(f"Next: run {path} on images by {run_by}")
