@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -10,7 +11,7 @@ from os import PathLike
 LIMIT = 1800.0  # seconds, as torch waits for another process
 
 _limit = LIMIT
-_reading: tuple[float, str | PathLike[str]] | None = None
+_readings: dict[int, tuple[float, str | PathLike[str]]] = {}  # when it began, by thread
 
 
 def wait_at_most(seconds: float) -> None:
@@ -29,21 +30,23 @@ def reading(path: str | PathLike[str]) -> Iterator[None]:
     """Wraps the reading of a file or folder: if it takes longer than the limit, the watch ends the command
     (`clip_ood.process.watch`).
     """
-    global _reading
-    before, _reading = _reading, (time.monotonic(), path)
+    thread = threading.get_ident()
+    before, _readings[thread] = _readings.get(thread), (time.monotonic(), path)
     try:
         yield
     finally:
-        _reading = before
+        if before is None:
+            del _readings[thread]
+        else:
+            _readings[thread] = before
 
 
 def overdue() -> str | None:
     """Returns a message that names what is being read for longer than the limit, or None."""
-    if (now := _reading) is None or time.monotonic() - now[0] < _limit:
+    oldest = min(list(_readings.values()), key=lambda each: each[0], default=None)
+    if oldest is None or time.monotonic() - oldest[0] < _limit:
         return None
-    return (
-        f"{now[1]} cannot be read: nothing has come for {_limit:g} s, so the disk or network behind it hangs. {LONGER}"
-    )
+    return f"{oldest[1]} cannot be read: nothing has come for {_limit:g} s, so the disk or network behind it hangs. {LONGER}"
 
 
 LONGER = "A longer wait is set by --timeout=SECONDS."
