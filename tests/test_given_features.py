@@ -234,6 +234,27 @@ def test_columns_of_features_are_judged(given, arrays):
     assert judged["is_ood"] == [each.is_ood for each in predictor(values)] and list(judged["id"]) == [0, 1, 2, 3, 4]
 
 
+def test_a_row_of_features_that_cannot_be_judged_leaves_the_others_as_they_are(given, arrays):
+    predictor = load(given)
+    values = np.load(arrays / "far.npy")[:3]
+    expected = [each.score for each in predictor(values)]
+    odd = [None, float("nan"), np.full(12, np.nan), [*[1.0] * 11, None], np.ones(5), np.ones(12, int), "a.png"]
+    column = np.empty(10, object)  # an array of arrays, as Arrow gives a column of lists
+    column[:] = [values[0], *odd, values[1].tolist(), torch.from_numpy(values[2])]
+    judged = predictor({"features": column})
+    assert [bool(error) for error in judged["error"]] == [False, *7 * [True], False, False]
+    assert judged["score"][[0, 8, 9]] == pytest.approx(expected) and np.isnan(judged["score"][1:8]).all()
+    assert judged["is_ood"][1:8] == 7 * [None]
+    assert (
+        judged["error"][3] == "it has NaN or infinite numbers"
+        and "(5,) of float64 is no list of 12" in judged["error"][5]
+    )
+    rows = np.empty(3, object)
+    rows[:] = list(values)
+    assert [each.score for each in predictor(rows)] == pytest.approx(expected)
+    assert predictor({"features": []})["error"] == []
+
+
 def test_only_the_chosen_arrays_of_a_file_are_read(tmp_path):
     values, _ = drawn(0)
     np.savez(tmp_path / "a.npz", features=values, objects=np.array([{}], dtype=object))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -31,7 +31,20 @@ def judge_features(predictor: Predictor, features: Tensor | np.ndarray | Sequenc
     return predictions
 
 
+def row_of(cell: Any, width: int) -> Tensor | str:
+    """Returns a row of features (D,), or the reason why it cannot be judged."""
+    try:
+        row = cell.detach().cpu() if isinstance(cell, Tensor) else torch.tensor(np.asarray(cell))
+    except (TypeError, ValueError):  # None, texts, lists of lists
+        return f"a {type(cell).__name__} is no list of {width} floats"
+    if row.shape != (width,) or not row.is_floating_point():
+        return f"{tuple(row.shape)} of {str(row.dtype).removeprefix('torch.')} is no list of {width} floats"
+    return row.float() if row.float().isfinite().all() else "it has NaN or infinite numbers"
+
+
 def _checked(features: Tensor | np.ndarray | Sequence, width: int | None) -> Tensor:
+    if isinstance(features, np.ndarray) and features.dtype == object:  # an array of arrays, as Arrow gives lists
+        features = list(features)
     try:
         rows = [np.asarray(each) for each in features] if isinstance(features, list | tuple) else features
         values = torch.as_tensor(rows if isinstance(rows, Tensor) else np.asarray(rows))
