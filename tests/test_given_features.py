@@ -165,6 +165,21 @@ def test_labels_are_numbers_or_texts_one_a_row(tmp_path):
         listed(tmp_path, file="objects.npy")
 
 
+@pytest.mark.parametrize(
+    "labels, told",
+    [
+        ([0.0, float("nan"), 1.0], r"the label 0\.0, a float; labels are whole numbers"),
+        ([b"", b"a", None], "the label b'', a bytes"),
+        ([[], [1], [2]], r"the label \[\], a list"),
+        ([False, True, None], "the label False, a bool"),
+    ],
+)
+def test_labels_of_other_kinds_are_refused(tmp_path, labels, told):
+    pq.write_table(pa.table({"features": list(np.eye(3)), "label": labels}), tmp_path / "a.parquet")
+    with pytest.raises(ConfigError, match=told):
+        listed(tmp_path, file="a.parquet")
+
+
 def test_parquet_and_safetensors_give_the_same(tmp_path):
     values, labels = drawn(5, count=6)
     pq.write_table(pa.table({"features": list(values), "label": labels, "other": ["x"] * 6}), tmp_path / "a.parquet")
@@ -204,6 +219,20 @@ def test_what_does_not_go_with_given_features_is_refused(arrays, change, told):
     options = [f"--{key}={value}" for key, value in change.items()]
     with pytest.raises(UserError, match=told):
         train.main(["--config", config(arrays, "wrong", {"linear_probe": {"epochs": 1}}), *options])
+
+
+@pytest.mark.parametrize("factor, told", [(1e5, "numbers beyond 65,504"), (1e-12, "no number that is not 0")])
+def test_features_that_float16_does_not_hold_are_refused(arrays, factor, told):
+    values = np.load(arrays / "far.npy")
+    values[4] *= factor
+    np.save(arrays / "scaled.npy", values)
+    options = ["--data.ood={far: {features: scaled.npy}}", "--detectors=[knn]"]
+    half = "--backbone={library: given, model: mine, precision: fp16}"
+    with pytest.raises(
+        ConfigError, match=rf"data\.ood\.far: row 4 .* {told} as float16.* set backbone\.precision=fp32"
+    ):
+        evaluation.main(["--config", config(arrays, "scaled"), *options, half])
+    evaluation.main(["--config", config(arrays, "scaled"), *options])
 
 
 def test_images_are_refused_and_wrong_arrays_named(given, tmp_path):

@@ -163,8 +163,11 @@ def _classes(labels: Any, count: int) -> tuple[tuple[int, ...] | None, tuple[str
                 f"its labels are {labels.shape} of {labels.dtype}; expected ({count},) of whole numbers or texts"
             )
         labels = labels.tolist()
-    if wrong := next((each for each in labels if not isinstance(each, int | str | None)), None):
-        raise WrongTable(f"it has the label {wrong!r}; labels are whole numbers from 0, -1 for none, or texts")
+    if wrong := [each for each in labels if not isinstance(each, int | str | None) or isinstance(each, bool)]:
+        kind = type(wrong[0]).__name__
+        raise WrongTable(
+            f"it has the label {wrong[0]!r}, a {kind}; labels are whole numbers from 0, -1 for none, or texts"
+        )
     if len(labels) != count:
         raise WrongTable(f"it has {len(labels):,} labels for {count:,} features; expected one a row")
     if wrong := [each for each in labels if isinstance(each, int) and each < -1]:
