@@ -21,6 +21,7 @@ from clip_ood.config.schema import ImageSet
 from clip_ood.data.listing import list_images
 from clip_ood.errors import ConfigError, UserError
 from clip_ood.experiments.commands import features
+from clip_ood.experiments.serving import Asked, Serving
 
 pytestmark = pytest.mark.slow
 
@@ -233,6 +234,10 @@ def test_features_that_float16_does_not_hold_are_refused(arrays, factor, told):
     ):
         evaluation.main(["--config", config(arrays, "scaled"), *options, half])
     evaluation.main(["--config", config(arrays, "scaled"), *options])
+    if factor > 1:
+        evaluation.main(["--config", config(arrays, "half"), "--data.ood={far: {features: far.npy}}", options[1], half])
+        with pytest.raises(UserError, match=r"Row 4 .* infinite numbers \(as float16\)"):
+            load(arrays / "runs" / "half")(values)
 
 
 def test_images_are_refused_and_wrong_arrays_named(given, tmp_path):
@@ -245,6 +250,8 @@ def test_images_are_refused_and_wrong_arrays_named(given, tmp_path):
         features.main(["export", "--run", str(given), "--out", str(tmp_path / "a.parquet")])
     with pytest.raises(UserError, match="encoded already"):
         evaluation.main(["--config", str(given.parents[1] / "plain.yaml"), "--plan"])
+    with pytest.raises(UserError, match="features were given"):
+        Serving(Asked(given), None).load()
     predictor = load(given)
     for wrong, told in (
         (np.ones((2, 5), np.float32), r"array \(N, 12\) of floats, and was given \(2, 5\)"),
@@ -275,7 +282,7 @@ def test_a_row_of_features_that_cannot_be_judged_leaves_the_others_as_they_are(g
     assert judged["score"][[0, 8, 9]] == pytest.approx(expected) and np.isnan(judged["score"][1:8]).all()
     assert judged["is_ood"][1:8] == 7 * [None]
     assert (
-        judged["error"][3] == "it has NaN or infinite numbers"
+        judged["error"][3] == "it has NaN or infinite numbers (as float32)"
         and "(5,) of float64 is no list of 12" in judged["error"][5]
     )
     rows = np.empty(3, object)

@@ -56,7 +56,8 @@ def judge_columns(predictor: Predictor, batch: Mapping[str, Sequence]) -> dict[s
 
 def _features(predictor: Predictor, given: Sequence) -> tuple[dict[int, Prediction], list[str]]:
     """Returns the prediction on each row of features by its number, and why each other cannot be judged."""
-    rows = {row: row_of(cell, predictor.saved.manifest["width"]) for row, cell in enumerate(given)}
+    expected = (predictor.saved.manifest["width"], predictor.encoder.features)
+    rows = {row: row_of(cell, *expected) for row, cell in enumerate(given)}
     good = {row: values for row, values in rows.items() if not isinstance(values, str)}
     predictions = judge_features(predictor, torch.stack(list(good.values()))) if good else []
     errors = [values if isinstance(values, str) else "" for values in rows.values()]
