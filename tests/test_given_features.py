@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import zipfile
 
 import numpy as np
 import pyarrow as pa
@@ -188,11 +189,16 @@ def test_parquet_and_safetensors_give_the_same(tmp_path):
     np.savez(tmp_path / "a.npz", features=values.astype(np.float64), labels=labels)
     found = [listed(tmp_path, file=f"a.{kind}") for kind in ("parquet", "safetensors", "npz")]
     assert len({(each.labels, each.reader.open(3), each.identities().tobytes()) for each in found}) == 1
+    np.savez(tmp_path / "b.npz", features=values.astype(">f8"), labels=labels.astype(">i8"))
+    assert (listed(tmp_path, file="b.npz").reader.take(range(6)) == values).all()
     pq.write_table(pa.table({"features": [[1.0, 2.0], [3.0]]}), tmp_path / "ragged.parquet")
     with pytest.raises(ConfigError, match="have 1, 2 numbers; expected the same number"):
         listed(tmp_path, file="ragged.parquet")
     (tmp_path / "a.npz").write_bytes(b"PK\3\4 cut")
-    for name in ("a.npz",):
+    with zipfile.ZipFile(tmp_path / "huge.npz", "w") as file, file.open("features.npy", "w") as array:
+        head = {"descr": "<f4", "fortran_order": False, "shape": (10**11, 512)}
+        np.lib.format.write_array_header_1_0(array, head)
+    for name in ("a.npz", "huge.npz"):
         with pytest.raises(ConfigError, match="cannot be read"):
             listed(tmp_path, file=name)
     (tmp_path / "a.txt").write_text("1 2")
