@@ -23,6 +23,8 @@ def pixels(seed: int, *shape: int) -> np.ndarray:
 def test_columns_that_are_no_images_are_refused(run):
     with pytest.raises(UserError, match="columns picture, id, and none of image, bytes, path: rename"):
         load(run)({"picture": [], "id": []})
+    with pytest.raises(UserError, match="A batch has score, error among its columns"):
+        load(run)({"path": [], "error": [], "score": []})
     with pytest.raises(UserError, match="load one detector"):
         load(run, detector="all")({"path": []})
 

@@ -29,6 +29,7 @@ IMAGES = ("image", "bytes", "path")  # columns that hold images; the first that 
 EXPECTED = "a picture, an array (H, W, 3) of uint8, {bytes, path}, bytes or a path"
 FEATURES = ("features", "embeddings", "embedding")
 TEXTS, NUMBERS = ("predicted_class", "copy_of"), ("score", "p_value", "confidence")
+ADDED = ("is_ood", *NUMBERS, *TEXTS, "error")
 
 
 def judge_columns(predictor: Predictor, batch: Mapping[str, Sequence]) -> dict[str, Any]:
@@ -37,7 +38,7 @@ def judge_columns(predictor: Predictor, batch: Mapping[str, Sequence]) -> dict[s
     Images are the column image (pictures as PIL images, arrays (H, W, 3) of uint8 or Hugging Face's {bytes, path}), bytes or path; for a
     run on features that were given, features (B, D). `error` says why an image cannot be judged, and is empty for all others; then is_ood
     is None, numbers are NaN and texts empty. A path beside another column of images names the image.
-    Raises: UserError for a predictor of several detectors, and for a batch without such a column.
+    Raises: UserError for a predictor of several detectors, and for a batch without such a column, or with one that is to be added.
     """
     if len(predictor.columns) > 1 or predictor.fdr is not None:
         raise UserError(
@@ -48,6 +49,10 @@ def judge_columns(predictor: Predictor, batch: Mapping[str, Sequence]) -> dict[s
     if name is None:
         raise UserError(
             f"A batch has the columns {', '.join(batch)}, and none of {', '.join(wanted)}: rename the one that is meant"
+        )
+    if taken := [each for each in ADDED if each in batch]:
+        raise UserError(
+            f"A batch has {', '.join(taken)} among its columns, and predictions add columns of these names: rename yours, or leave them out"
         )
     judged, errors = _features(predictor, batch[name]) if predictor.takes_features else _images(predictor, batch[name])
     left = {key: batch[key] for key in batch if key != name or key == "path"}
