@@ -191,6 +191,24 @@ def test_what_does_not_go_with_ray_is_refused(run, root, tmp_path, monkeypatch, 
         detect.main(["--run", str(run), str(root / "data" / "near"), "--engine", "ray", *more])
 
 
+def test_a_signed_address_is_not_written_down_by_a_cluster(monkeypatch):
+    monkeypatch.setenv("RAY_ADDRESS", "auto")
+    monkeypatch.setattr("clip_ood.config.detect_checks.check_path", lambda path: None)
+    command = [
+        "--run",
+        "run",
+        "near/",
+        "https://example.org/a.jpg?X-Amz-Signature=1f",
+        "--out",
+        "a.csv",
+        "--engine",
+        "ray",
+    ]
+    with pytest.raises(ConfigError, match=r"example\.org/a\.jpg is signed .*: put such addresses into a list") as told:
+        detect.main(command)
+    assert "1f" not in str(told.value)
+
+
 def test_options_of_ray_alone_are_refused_without_it(run, root):
     for option in (["--actors", "2"], ["--gpus", "1"]):
         with pytest.raises(ConfigError, match="goes with --engine ray"):
