@@ -4,10 +4,17 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, wait
 from contextlib import contextmanager
 from os import PathLike
+from typing import TypeVar
 
+from clip_ood.errors import UserError
+
+Answer = TypeVar("Answer")
+
+TICK = 0.5  # seconds between two looks
 LIMIT = 1800.0  # seconds, as torch waits for another process
 
 _limit = LIMIT
@@ -47,6 +54,29 @@ def overdue() -> str | None:
     if oldest is None or time.monotonic() - oldest[0] < _limit:
         return None
     return f"{oldest[1]} cannot be read: nothing has come for {_limit:g} s, so the disk or network behind it hangs. {LONGER}"
+
+
+def begun(work: Callable[[], Answer]) -> Future[Answer]:
+    """Begins work in a thread that ends with the process at the latest, so that nobody need wait for it."""
+    answer: Future[Answer] = Future()
+
+    def do() -> None:
+        try:
+            answer.set_result(work())
+        except BaseException as error:
+            answer.set_exception(error)
+
+    threading.Thread(target=do, daemon=True).start()
+    return answer
+
+
+def attended(work: Callable[[], Answer]) -> Answer:
+    """Returns what `work` does in a thread, for a process without a watch. Raises: UserError for a read that takes longer than the limit."""
+    answer = begun(work)
+    while not wait([answer], TICK).done:
+        if late := overdue():
+            raise UserError(late)
+    return answer.result()
 
 
 LONGER = "A longer wait is set by --timeout=SECONDS."
