@@ -19,11 +19,12 @@ from clip_ood.callbacks.part_writer import PartWriter
 from clip_ood.data.inputs import Source
 from clip_ood.detect.batches import BatchResult, NewImageBatch
 from clip_ood.errors import UserError
+from clip_ood.files.unreadable import Passing
 from clip_ood.files.writing import written_whole
 
 CHANGED = "The inputs changed while they were judged: run it again, and only what changed is judged anew"
-# the fields of a Prediction, or path, error and whether it `is_image` by its name; and `source`: inside, and its place, and `content`, the
-# identity of what the file holds in hex digits
+# the fields of a Prediction, or path, error, whether it `is_image` by its name and whether the error `passes`, as those of servers; and
+# `source`: inside, and its place, and `content`, the identity of what the file holds in hex digits
 Line = dict[str, Any]
 
 
@@ -49,7 +50,8 @@ class PredictionPrinter(Callback):
 class PredictionParts(PartWriter):
     """Keeps the lines of a part in `folder`, whole or not at all; `key` identifies the settings. `watch` sees each line at once.
 
-    `unfit` counts the parts that were there, and not of these inputs and settings.
+    `unfit` counts the parts that were there, and not of these inputs and settings. A part with errors that pass is whole only for the call
+    that has written it.
     """
 
     def __init__(self, folder: Path, key: str, watch: Callable[[Line], None] = lambda line: None) -> None:
@@ -57,6 +59,7 @@ class PredictionParts(PartWriter):
         self.folder, self.key, self.watch = folder, key, watch
         self.unfit = 0
         self._expected: dict[int, dict[str, str]] = {}
+        self._kept: set[int] = set()
 
     def path(self, part: int) -> Path:
         """Returns the file of a part."""
@@ -67,8 +70,10 @@ class PredictionParts(PartWriter):
         self._expected[part] = self._about(sources)
         try:
             with self.path(part).open("rb") as file:
-                if json.loads(file.readline()) == self._expected[part] | {"lines": _digest(file)}:
-                    return True
+                head = json.loads(file.readline())
+                expected = self._expected[part] | {"lines": _digest(file)}
+                if head in [expected | {"passes": passes} for passes in (False, True)]:
+                    return part in self._kept or not head["passes"]
         except FileNotFoundError:
             return False
         except (ValueError, RecursionError):
@@ -112,9 +117,11 @@ class PredictionParts(PartWriter):
 
     def keep(self, part: int, sources: Sequence[Source], found: list[bytes]) -> None:
         """Writes the lines of a part of these sources."""
-        about = self._about(sources) | {"lines": _digest(found)}
+        passes = any(json.loads(line).get("passes", False) for line in found)
+        about = self._about(sources) | {"lines": _digest(found), "passes": passes}
         with written_whole(self.path(part)) as file:
             file.writelines([json.dumps(about).encode() + b"\n", *found])
+        self._kept.add(part)
 
     def _about(self, sources: Sequence[Source]) -> dict[str, str]:
         described = [[each.path, *each.place, *_size_and_time(each.place.path)] for each in sources]
@@ -137,15 +144,17 @@ def _size_and_time(path: str) -> tuple[int, int] | tuple[()]:
     return stat.st_size, stat.st_mtime_ns
 
 
+def _failed(source: Source, why: str) -> Line:
+    passes = isinstance(why, Passing)
+    return {"path": source.path, "error": why, "is_image": source.reason is None, "passes": passes}
+
+
 def lines(module: LightningModule, finding: BatchResult, batch: NewImageBatch) -> list[Line]:
     """Returns a line for each judged source of the batch and each detector, in order, and one for a source that was not judged."""
     sources = batch.batch.sources
     read = [place for place, each in enumerate(sources) if each.reason is None]
     contents = {place: each.astype("<u8").tobytes().hex() for place, each in zip(read, batch.contents, strict=True)}
-    found: dict[int, list[Line]] = {
-        place: [{"path": sources[place].path, "error": why, "is_image": sources[place].reason is None}]
-        for place, why in finding.errors.items()
-    }
+    found: dict[int, list[Line]] = {place: [_failed(sources[place], why)] for place, why in finding.errors.items()}
     if finding.judged is not None:
         names = [sources[place].path for place in finding.places]
         predictions = iter(module.predictor.predictions(finding.judged, names))

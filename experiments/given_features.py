@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from clip_ood.config.schema import Config
 from clip_ood.config.set_keys import option_of
@@ -19,7 +20,7 @@ from clip_ood.features.stored_set import Features
 def given_features(config: Config, benchmark: Benchmark) -> dict[str, Features]:
     """Returns the given features by image set, in the dtype in which those of an encoder are stored; equal rows are copies.
 
-    Raises: ConfigError for sets of different widths.
+    Raises: ConfigError for sets of different widths, and for features that float16 does not hold where they are kept in it.
     """
     values = {key: _values(each) for key, each in benchmark.images.items()}
     first, expected = next((key, each.shape[1]) for key, each in values.items())
@@ -31,13 +32,26 @@ def given_features(config: Config, benchmark: Benchmark) -> dict[str, Features]:
     dtype = dtype_of(config.backbone.precision)
     return {
         key: Features(
-            Rows([torch.from_numpy(each).to(dtype)]),
+            Rows([_kept(option_of(key), torch.from_numpy(each), dtype)]),
             None,
             torch.ones(len(each), dtype=torch.bool),
             benchmark.images[key].identities(),
         )
         for key, each in values.items()
     }
+
+
+def _kept(option: str, values: Tensor, dtype: torch.dtype) -> Tensor:
+    """Returns finite float32 features (N, D) in the dtype in which they are kept."""
+    kept = values.to(dtype)
+    large, vanished = ~kept.isfinite().all(dim=1), values.any(dim=1) & ~kept.any(dim=1)
+    if len(wrong := (large | vanished).nonzero()):
+        row = int(wrong[0])
+        what = "numbers beyond 65,504" if large[row] else "no number that is not 0"
+        raise ConfigError(
+            f"{option}: row {row} of the features has {what} as float16, in which backbone.precision keeps them: set backbone.precision=fp32"
+        )
+    return kept
 
 
 def _values(images: ImageList) -> np.ndarray:

@@ -45,6 +45,7 @@ if TYPE_CHECKING:
     from clip_ood.experiments.detect import Request
 
 LINES, WRONG = "lines", "wrong"  # columns of what was found, and of what a user can mend
+NOTHING = SourceBatch((), 0, False)
 
 
 def judge_by_ray(
@@ -98,7 +99,7 @@ def _judged(
     context.enable_progress_bars, context.print_on_execution_start = sys.stderr.isatty(), False
     context.execution_options.preserve_order = True
     context.target_max_block_size = 1  # byte: each batch is a block, which one actor takes
-    inputs = Batches(partial(sources, request.paths), size, per_part, parts.is_whole)
+    inputs = Batches(partial(sources, request.paths), size, per_part, parts.is_whole, request.timeout)
     here = {"ray.io/node-id": ray.get_runtime_context().get_node_id()}  # where the parts lie
     rows = ray.data.read_datasource(inputs, override_num_blocks=1, num_cpus=0, label_selector=here)
     judge = {"request": request, "columns": columns, "folder": os.getcwd()}
@@ -106,7 +107,7 @@ def _judged(
     pool = ActorPoolStrategy(min_size=least, max_size=most)
     needs = {"num_gpus": request.gpus} if request.gpus else {"num_cpus": 1}
     if request.gpus:  # pictures are decoded on the CPUs of the cluster
-        rows = rows.map(partial(_read, Pictures(transform), os.getcwd()), num_cpus=1)
+        rows = rows.map(partial(_read, Pictures(transform), os.getcwd(), request.timeout), num_cpus=1)
     return rows.map(Judge, fn_constructor_kwargs=judge, compute=pool, **needs)
 
 
@@ -130,11 +131,16 @@ class Batches(Datasource):
     """The batches of those parts that are not whole, which one task lists as they are asked for."""
 
     def __init__(
-        self, inputs: Callable[[], Iterable[Source]], size: int, per_part: int, is_whole: Callable[..., bool]
+        self,
+        inputs: Callable[[], Iterable[Source]],
+        size: int,
+        per_part: int,
+        is_whole: Callable[..., bool],
+        timeout: float,
     ) -> None:
         super().__init__()
         self.inputs, self.size, self.per_part, self.is_whole = inputs, size, per_part, is_whole
-        self.folder = os.getcwd()
+        self.folder, self.timeout = os.getcwd(), timeout
 
     def estimate_inmemory_data_size(self) -> int | None:
         return None
@@ -145,8 +151,13 @@ class Batches(Datasource):
 
     def _blocks(self) -> Iterator[pa.Table]:
         os.chdir(self.folder)
-        for batch in part_batches(self.inputs(), self.size, self.per_part, self.is_whole):
-            yield pa.Table.from_pylist([row_of(batch)])
+        stalls.wait_at_most(self.timeout)
+        batches = part_batches(self.inputs(), self.size, self.per_part, self.is_whole)
+        try:
+            while (batch := stalls.attended(lambda: next(batches, None))) is not None:
+                yield pa.Table.from_pylist([row_of(batch) | {WRONG: ""}])
+        except UserError as error:
+            yield pa.Table.from_pylist([row_of(NOTHING) | {WRONG: str(error)}])
 
 
 class Judge:
@@ -178,6 +189,8 @@ class Judge:
     def __call__(self, row: dict[str, Any]) -> dict[str, Any]:
         given = batch_of(row)
         batch = given if isinstance(given, SourceBatch) else given.batch
+        if row[WRONG]:
+            return row_of(batch) | {LINES: b"", WRONG: row[WRONG]}
         try:
             return row_of(batch) | {LINES: self._judged(given), WRONG: ""}
         except UserError as error:
@@ -185,16 +198,23 @@ class Judge:
 
     @torch.inference_mode()
     def _judged(self, given: SourceBatch | NewImageBatch) -> bytes:
-        batch = given if isinstance(given, NewImageBatch) else self.pictures[given]
+        pictures = self.pictures
+        batch = given if isinstance(given, NewImageBatch) else stalls.attended(lambda: pictures[given])
         if batch.images is not None:
             batch.images = batch.images.to(self.device)
         found = lines(self.module, self.module.predict_step(batch, 0), batch)
         return b"".join(json.dumps(line).encode() + b"\n" for line in found)
 
 
-def _read(pictures: Pictures, folder: str, row: dict[str, Any]) -> dict[str, Any]:
-    _enter(folder)
-    return read_row_of(pictures[batch_of(row)])
+def _read(pictures: Pictures, folder: str, timeout: float, row: dict[str, Any]) -> dict[str, Any]:
+    if row[WRONG]:
+        return row
+    stalls.wait_at_most(timeout)
+    try:
+        _enter(folder)
+        return read_row_of(stalls.attended(lambda: pictures[batch_of(row)])) | {WRONG: ""}
+    except UserError as error:
+        return row | {WRONG: str(error)}
 
 
 def _enter(folder: str) -> None:

@@ -11,10 +11,12 @@ from socket import socket
 
 import torch
 
+from clip_ood.backbones.given_library import NO_ENCODER
 from clip_ood.detect.decisions import decisions_of
 from clip_ood.detect.predictor import load
 from clip_ood.detect.saved import SavedDetector
 from clip_ood.detect.watch_file import watching
+from clip_ood.errors import UserError
 from clip_ood.experiments.watching import Watched
 from clip_ood.serve.access import LOOPBACK, Access
 from clip_ood.serve.application import create_service
@@ -122,8 +124,14 @@ class Serving:
         return self.detectors.current
 
     def load(self) -> Judge:
-        """Loads a judge. Raises: as `Asked.judge` does, and WatchError for one that cannot go on with the watched stream."""
+        """Loads a judge.
+
+        Raises: as `Asked.judge` does, UserError for one of features that were given, and WatchError for one that cannot go on with the
+        watched stream.
+        """
         judge = self.asked.judge()
+        if judge.predictor.takes_features:
+            raise UserError(NO_ENCODER)
         if self.watch is not None:
             self.watch.watch.check_goes_on(judge.predictor.saved)
         return judge

@@ -13,6 +13,7 @@ from clip_ood.data.readers.parquet_rows import Row
 from clip_ood.detect.batch_rows import batch_of, read_row_of, row_of
 from clip_ood.detect.batches import NewImageBatch, SourceBatch
 from clip_ood.files.remote.address import Address
+from clip_ood.files.unreadable import NO_MEMORY, Passing
 
 SOURCES = SourceBatch(
     (
@@ -34,8 +35,9 @@ def test_sources_are_as_before():
 @pytest.mark.parametrize("images", [torch.rand(3, 3, 4, 5), None])
 def test_images_are_as_before(images):
     contents = np.arange(6, dtype=np.uint64).reshape(3, 2) if images is not None else np.empty((0, 2), np.uint64)
-    batch = NewImageBatch(images, SOURCES, {1: "damaged", 3: "no image by its name"}, contents)
+    batch = NewImageBatch(images, SOURCES, {1: "damaged", 2: NO_MEMORY, 3: "no image by its name"}, contents)
     again = batch_of(read_row_of(batch))
+    assert {place: type(why) for place, why in again.errors.items()} == {1: str, 2: Passing, 3: str}
     assert again.batch == SOURCES and again.errors == batch.errors and (again.contents == contents).all()
     assert again.images is images is None or torch.equal(again.images, images)
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from io import BytesIO
+
 import numpy as np
 import pytest
 import torch
@@ -21,6 +23,8 @@ def pixels(seed: int, *shape: int) -> np.ndarray:
 def test_columns_that_are_no_images_are_refused(run):
     with pytest.raises(UserError, match="columns picture, id, and none of image, bytes, path: rename"):
         load(run)({"picture": [], "id": []})
+    with pytest.raises(UserError, match="A batch has score, error among its columns"):
+        load(run)({"path": [], "error": [], "score": []})
     with pytest.raises(UserError, match="load one detector"):
         load(run, detector="all")({"path": []})
 
@@ -33,12 +37,26 @@ def test_an_odd_row_leaves_the_others_as_they_are(run):
         None,
         "s3://key:secret@bucket/a.jpg",
         2 * torch.ones(3, 8, 8).numpy(),
+        grey.tolist(),
+        np.array([*grey, None], object),
+        np.zeros((3, 8, 8), np.longdouble),
+        float("nan"),
+        7,
     ]
-    found = load(run)({"image": [grey[:, :, None], *odd, Image.fromarray(grey)], "id": list(range(7))})
-    assert found["id"] == list(range(7))
-    assert [bool(error) for error in found["error"]] == [False, *5 * [True], False]
-    assert found["score"][0] == pytest.approx(found["score"][6], rel=1e-6) and np.isnan(found["score"][1:6]).all()
-    assert found["is_ood"][1:6] == 5 * [None] and found["predicted_class"][1:6] == 5 * [""]
+    whole = [Image.fromarray(grey), BytesIO(portable(grey))]
+    found = load(run)({"image": [grey[:, :, None], *odd, *whole], "id": list(range(13))})
+    assert found["id"] == list(range(13))
+    assert [bool(error) for error in found["error"]] == [False, *10 * [True], False, False]
+    assert found["score"][0] == pytest.approx(found["score"][11], rel=1e-6) and np.isnan(found["score"][1:11]).all()
+    assert found["is_ood"][1:11] == 10 * [None] and found["copy_of"][1:11] == 10 * [""]
+    assert found["error"][6].startswith("a list is no image: expected a picture")
+    assert found["error"][9] == "the row holds no image"
+
+
+def portable(grey: np.ndarray) -> bytes:
+    with BytesIO() as file:
+        Image.fromarray(grey).save(file, "png")
+        return file.getvalue()
 
 
 def test_an_image_that_the_encoder_has_no_numbers_for_is_no_id_image(run, monkeypatch):

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 import shutil
 import sys
+from pathlib import Path
 
 import forked
 import pytest
@@ -13,7 +15,11 @@ from tiny_clip import PROJECT
 import detect
 from clip_ood.callbacks.prediction_writer import PredictionParts
 from clip_ood.data import inputs
+from clip_ood.data.readers.reader import NoImage
+from clip_ood.detect.prepared import prepare
 from clip_ood.experiments import detect as conducting
+from clip_ood.files.pictures import UnreadableImage
+from clip_ood.files.unreadable import Passing, TooManyUnreadable
 from clip_ood.lightning_modules.prediction import PredictionModule
 
 pytestmark = pytest.mark.slow
@@ -62,6 +68,49 @@ def test_a_part_whose_files_changed_is_judged_anew(tmp_path):
     assert not parts.is_whole(0, sources)
     with pytest.raises(ValueError, match="inputs changed while they were judged"):
         list(parts.read(1))
+
+
+@pytest.mark.parametrize(
+    "error, passes",
+    [
+        (OSError(errno.EIO, "the server answers 503"), True),
+        (PermissionError(errno.EACCES, "the server refuses it"), True),
+        (MemoryError(), True),
+        (NoImage(errno.EIO, "it has changed since it was listed"), False),
+        (FileNotFoundError(errno.ENOENT, "No such file or directory"), False),
+        (UnreadableImage("cannot identify image file"), False),
+    ],
+)
+def test_an_error_of_a_server_or_the_machine_passes(error, passes):
+    def read():
+        raise error
+
+    assert isinstance(prepare(read, lambda picture: picture), Passing) == passes
+
+
+def test_a_part_with_errors_that_pass_is_judged_anew_by_the_next_call(root, run, tmp_path, monkeypatch):
+    monkeypatch.setattr(conducting, "BATCHES", 1)
+    folder, out, real = root / "data" / "id", tmp_path / "out.csv", inputs.Source.read
+
+    def busy(source):
+        if Path(source.path).stem in ("1", "3", "5"):
+            raise OSError(errno.EIO, "the server answers 503")
+        return real(source)
+
+    monkeypatch.setattr(inputs.Source, "read", busy)
+    with pytest.raises(TooManyUnreadable):
+        detect.main(["--run", str(run), str(folder), "--out", str(out)])
+    assert (tmp_path / "out.csv.parts" / "part-000000.jsonl").is_file()
+    monkeypatch.setattr(inputs.Source, "read", real)
+    judged("--run", run, folder, "--out", out)
+    assert len(read(out)) == 46 and not (tmp_path / "out.csv.unreadable.csv").exists()
+
+
+def test_a_part_with_errors_that_pass_is_whole_for_the_call_that_has_written_it(tmp_path):
+    key = (tmp_path / "parts", "key")
+    first, second = PredictionParts(*key), PredictionParts(*key)
+    first.keep(0, [], [b'{"path": "a.png", "error": "busy", "is_image": true, "passes": true}\n'])
+    assert first.is_whole(0, []) and not second.is_whole(0, []) and second.unfit == 0
 
 
 def test_a_process_inside_another_launcher_writes_too(root, run, tmp_path, monkeypatch):

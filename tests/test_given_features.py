@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import zipfile
 
 import numpy as np
 import pyarrow as pa
@@ -21,6 +22,7 @@ from clip_ood.config.schema import ImageSet
 from clip_ood.data.listing import list_images
 from clip_ood.errors import ConfigError, UserError
 from clip_ood.experiments.commands import features
+from clip_ood.experiments.serving import Asked, Serving
 
 pytestmark = pytest.mark.slow
 
@@ -165,6 +167,21 @@ def test_labels_are_numbers_or_texts_one_a_row(tmp_path):
         listed(tmp_path, file="objects.npy")
 
 
+@pytest.mark.parametrize(
+    "labels, told",
+    [
+        ([0.0, float("nan"), 1.0], r"the label 0\.0, a float; labels are whole numbers"),
+        ([b"", b"a", None], "the label b'', a bytes"),
+        ([[], [1], [2]], r"the label \[\], a list"),
+        ([False, True, None], "the label False, a bool"),
+    ],
+)
+def test_labels_of_other_kinds_are_refused(tmp_path, labels, told):
+    pq.write_table(pa.table({"features": list(np.eye(3)), "label": labels}), tmp_path / "a.parquet")
+    with pytest.raises(ConfigError, match=told):
+        listed(tmp_path, file="a.parquet")
+
+
 def test_parquet_and_safetensors_give_the_same(tmp_path):
     values, labels = drawn(5, count=6)
     pq.write_table(pa.table({"features": list(values), "label": labels, "other": ["x"] * 6}), tmp_path / "a.parquet")
@@ -172,11 +189,16 @@ def test_parquet_and_safetensors_give_the_same(tmp_path):
     np.savez(tmp_path / "a.npz", features=values.astype(np.float64), labels=labels)
     found = [listed(tmp_path, file=f"a.{kind}") for kind in ("parquet", "safetensors", "npz")]
     assert len({(each.labels, each.reader.open(3), each.identities().tobytes()) for each in found}) == 1
+    np.savez(tmp_path / "b.npz", features=values.astype(">f8"), labels=labels.astype(">i8"))
+    assert (listed(tmp_path, file="b.npz").reader.take(range(6)) == values).all()
     pq.write_table(pa.table({"features": [[1.0, 2.0], [3.0]]}), tmp_path / "ragged.parquet")
     with pytest.raises(ConfigError, match="have 1, 2 numbers; expected the same number"):
         listed(tmp_path, file="ragged.parquet")
     (tmp_path / "a.npz").write_bytes(b"PK\3\4 cut")
-    for name in ("a.npz",):
+    with zipfile.ZipFile(tmp_path / "huge.npz", "w") as file, file.open("features.npy", "w") as array:
+        head = {"descr": "<f4", "fortran_order": False, "shape": (10**11, 512)}
+        np.lib.format.write_array_header_1_0(array, head)
+    for name in ("a.npz", "huge.npz"):
         with pytest.raises(ConfigError, match="cannot be read"):
             listed(tmp_path, file=name)
     (tmp_path / "a.txt").write_text("1 2")
@@ -206,6 +228,24 @@ def test_what_does_not_go_with_given_features_is_refused(arrays, change, told):
         train.main(["--config", config(arrays, "wrong", {"linear_probe": {"epochs": 1}}), *options])
 
 
+@pytest.mark.parametrize("factor, told", [(1e5, "numbers beyond 65,504"), (1e-12, "no number that is not 0")])
+def test_features_that_float16_does_not_hold_are_refused(arrays, factor, told):
+    values = np.load(arrays / "far.npy")
+    values[4] *= factor
+    np.save(arrays / "scaled.npy", values)
+    options = ["--data.ood={far: {features: scaled.npy}}", "--detectors=[knn]"]
+    half = "--backbone={library: given, model: mine, precision: fp16}"
+    with pytest.raises(
+        ConfigError, match=rf"data\.ood\.far: row 4 .* {told} as float16.* set backbone\.precision=fp32"
+    ):
+        evaluation.main(["--config", config(arrays, "scaled"), *options, half])
+    evaluation.main(["--config", config(arrays, "scaled"), *options])
+    if factor > 1:
+        evaluation.main(["--config", config(arrays, "half"), "--data.ood={far: {features: far.npy}}", options[1], half])
+        with pytest.raises(UserError, match=r"Row 4 .* infinite numbers \(as float16\)"):
+            load(arrays / "runs" / "half")(values)
+
+
 def test_images_are_refused_and_wrong_arrays_named(given, tmp_path):
     (tmp_path / "a.png").write_bytes(b"x")
     with pytest.raises(UserError, match="features were given"):
@@ -216,6 +256,8 @@ def test_images_are_refused_and_wrong_arrays_named(given, tmp_path):
         features.main(["export", "--run", str(given), "--out", str(tmp_path / "a.parquet")])
     with pytest.raises(UserError, match="encoded already"):
         evaluation.main(["--config", str(given.parents[1] / "plain.yaml"), "--plan"])
+    with pytest.raises(UserError, match="features were given"):
+        Serving(Asked(given), None).load()
     predictor = load(given)
     for wrong, told in (
         (np.ones((2, 5), np.float32), r"array \(N, 12\) of floats, and was given \(2, 5\)"),
@@ -232,6 +274,27 @@ def test_columns_of_features_are_judged(given, arrays):
     values = np.load(arrays / "far.npy")[:5]
     judged = predictor({"features": values, "id": np.arange(5)})
     assert judged["is_ood"] == [each.is_ood for each in predictor(values)] and list(judged["id"]) == [0, 1, 2, 3, 4]
+
+
+def test_a_row_of_features_that_cannot_be_judged_leaves_the_others_as_they_are(given, arrays):
+    predictor = load(given)
+    values = np.load(arrays / "far.npy")[:3]
+    expected = [each.score for each in predictor(values)]
+    odd = [None, float("nan"), np.full(12, np.nan), [*[1.0] * 11, None], np.ones(5), np.ones(12, int), "a.png"]
+    column = np.empty(10, object)  # an array of arrays, as Arrow gives a column of lists
+    column[:] = [values[0], *odd, values[1].tolist(), torch.from_numpy(values[2])]
+    judged = predictor({"features": column})
+    assert [bool(error) for error in judged["error"]] == [False, *7 * [True], False, False]
+    assert judged["score"][[0, 8, 9]] == pytest.approx(expected) and np.isnan(judged["score"][1:8]).all()
+    assert judged["is_ood"][1:8] == 7 * [None]
+    assert (
+        judged["error"][3] == "it has NaN or infinite numbers (as float32)"
+        and "(5,) of float64 is no list of 12" in judged["error"][5]
+    )
+    rows = np.empty(3, object)
+    rows[:] = list(values)
+    assert [each.score for each in predictor(rows)] == pytest.approx(expected)
+    assert predictor({"features": []})["error"] == []
 
 
 def test_only_the_chosen_arrays_of_a_file_are_read(tmp_path):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import signal
 import threading
@@ -11,6 +12,8 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from judged_run import judged, read
 from test_given_features import config as config_of_arrays
@@ -20,10 +23,14 @@ import detect
 import eval as evaluation
 from clip_ood import load
 from clip_ood.callbacks.prediction_writer import PredictionParts
+from clip_ood.data.inputs import Source, sources
+from clip_ood.detect.batch_rows import row_of
+from clip_ood.detect.batches import SourceBatch
 from clip_ood.errors import ConfigError, UserError
 from clip_ood.experiments import detect as conducting
 from clip_ood.files.unreadable import TooManyUnreadable
 from clip_ood.lightning_modules.prediction import PredictionModule
+from clip_ood.process import stalls
 
 ray = pytest.importorskip("ray", reason="needs Ray: pip install -e '.[test]'")
 ray_engine = pytest.importorskip("clip_ood.experiments.ray_engine")
@@ -189,6 +196,49 @@ def test_what_does_not_go_with_ray_is_refused(run, root, tmp_path, monkeypatch, 
         detect.main(["--run", str(run), str(root / "data" / "near"), "--engine", "ray", *more])
 
 
+def test_a_signed_address_is_not_written_down_by_a_cluster(monkeypatch):
+    monkeypatch.setenv("RAY_ADDRESS", "auto")
+    monkeypatch.setattr("clip_ood.config.detect_checks.check_path", lambda path: None)
+    command = [
+        "--run",
+        "run",
+        "near/",
+        "https://example.org/a.jpg?X-Amz-Signature=1f",
+        "--out",
+        "a.csv",
+        "--engine",
+        "ray",
+    ]
+    with pytest.raises(ConfigError, match=r"example\.org/a\.jpg is signed .*: put such addresses into a list") as told:
+        detect.main(command)
+    assert "1f" not in str(told.value)
+
+
+def test_a_read_that_stalls_in_a_worker_is_told(run, root, monkeypatch):
+    """In an actor, a task that decodes and the one that lists, which the watch over the command does not see."""
+    monkeypatch.setattr(stalls, "_limit", stalls.LIMIT)
+    path = str(root / "data" / "near" / "0.png")
+    row = row_of(SourceBatch(tuple(sources([path])), 0, True)) | {ray_engine.WRONG: ""}
+    request = conducting.Request(run, [], timeout=0.2)
+    actor = ray_engine.Judge(request, ["knn"], os.getcwd())
+    assert not actor(row)["wrong"]
+
+    def hang(*given):
+        with stalls.reading(path):
+            time.sleep(2)
+
+    monkeypatch.setattr(Source, "read", hang)
+    late = rf"{path} cannot be read: nothing has come for 0\.2 s"
+    for found in (
+        actor(row),
+        ray_engine._read(actor.pictures, os.getcwd(), 0.2, row),
+        next(ray_engine.Batches(lambda: iter(hang, 0), 8, 1, lambda *part: False, 0.2)._blocks()).to_pylist()[0],
+    ):
+        assert re.match(late, found["wrong"])
+        with pytest.raises(UserError, match=late):
+            ray_engine._keep([actor(found)], None)
+
+
 def test_options_of_ray_alone_are_refused_without_it(run, root):
     for option in (["--actors", "2"], ["--gpus", "1"]):
         with pytest.raises(ConfigError, match="goes with --engine ray"):
@@ -251,13 +301,13 @@ def test_given_features_are_judged_by_map_batches(tmp_path):
     given = config_of_arrays(tmp_path, "plain", detectors=["knn"])
     evaluation.main(["--config", given, "--data.ood={far: {features: far.npy}}"])
     values = np.load(tmp_path / "far.npy")[:7]
-    data = ray.data.from_items([{"features": row, "id": number} for number, row in enumerate(values)])
+    pq.write_table(pa.table({"features": [*values, None], "id": range(8)}), tmp_path / "new.parquet")
+    data = ray.data.read_parquet(str(tmp_path / "new.parquet"))
     pool, run = ray.data.ActorPoolStrategy(size=1), str(tmp_path / "runs" / "plain")
     rows = data.map_batches(judge(), fn_constructor_args=(run,), compute=pool, batch_size=3).take_all()
-    expected = load(run)(values)
-    assert [row["score"] for row in sorted(rows, key=lambda row: row["id"])] == pytest.approx(
-        [each.score for each in expected]
-    )
+    rows.sort(key=lambda row: row["id"])
+    check(rows[:-1], load(run)(values))
+    assert [bool(row["error"]) for row in rows] == [*7 * [False], True]
 
 
 def test_relative_paths_mean_the_same_to_workers(run, root, tmp_path, monkeypatch):

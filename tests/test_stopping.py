@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from pathlib import Path
 
@@ -83,6 +84,20 @@ def test_a_read_that_stalls_ends_the_command_and_names_the_file(files, capfd, mo
             time.sleep(8)
     told = capfd.readouterr().err
     assert stopped.value.code == 2 and "photos/a.jpg cannot be read: nothing has come for 0.2 s" in told
+
+
+def test_of_the_reads_of_several_threads_the_oldest_that_goes_on_is_named(monkeypatch):
+    monkeypatch.setattr(stalls, "_limit", 0.1)
+    reads = [stalls.reading("a.jpg"), stalls.reading("b.jpg")]
+    with ThreadPoolExecutor(1) as one, ThreadPoolExecutor(1) as other:
+        for thread, read in zip((one, other), reads, strict=True):
+            thread.submit(read.__enter__).result()
+        time.sleep(0.2)
+        assert stalls.overdue().startswith("a.jpg cannot be read")
+        one.submit(reads[0].__exit__, None, None, None).result()
+        assert stalls.overdue().startswith("b.jpg cannot be read")
+        other.submit(reads[1].__exit__, None, None, None).result()
+    assert stalls.overdue() is None
 
 
 def test_a_command_that_is_done_does_not_wait_for_the_watch(monkeypatch):

@@ -202,8 +202,22 @@ def _check_ray(arguments: argparse.Namespace) -> None:
         raise ConfigError("--engine ray reads images in its own workers (--actors): leave --workers out")
     if not 0 <= arguments.gpus <= 64 or (arguments.gpus > 1 and arguments.gpus % 1):
         raise ConfigError(f"--gpus: {arguments.gpus:g} must be a number of GPUs, as 1 or 2, or a share of one, as 0.5")
+    if (
+        os.environ.get("RAY_ADDRESS")
+        and (signed := next(filter(None, map(_signed, arguments.paths)), None)) is not None
+    ):
+        raise ConfigError(
+            f"--engine ray: the cluster of RAY_ADDRESS writes down this command, and {signed} is signed on it: put such addresses into a list, "
+            "and name that"
+        )
     if find_spec("ray") is None:
         raise ConfigError("--engine ray needs the package ray: pip install 'clip-ood[ray]'")
+
+
+def _signed(path: str) -> Address | None:
+    """Returns the address that a path is, if it has a query, as signed ones do."""
+    place = place_at(path)
+    return place if isinstance(place, Address) and place.query else None
 
 
 def check_delta(delta: float | None) -> None:

@@ -27,6 +27,7 @@ DTYPES = {"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat1
 SUFFIXES = (".npy", ".npz", ".safetensors", ".parquet")
 FEATURES, LABELS = ("features", "embeddings", "embedding"), ("labels", "label")
 BLOCK = 1 << 16  # rows that are looked at together
+FAULTS = (OSError, EOFError, ValueError, KeyError, MemoryError, SafetensorError, pa.ArrowException, zipfile.BadZipFile)
 
 
 def read_features(set_name: str, source: FeatureFile, root: Path | Address) -> Vectors:
@@ -43,8 +44,8 @@ def read_features(set_name: str, source: FeatureFile, root: Path | Address) -> V
         labels, class_names = (None, None) if labels is None else _classes(labels, len(values))
     except WrongTable as error:
         raise ConfigError(f"{where}: {error}") from None
-    except (OSError, EOFError, ValueError, KeyError, SafetensorError, pa.ArrowException, zipfile.BadZipFile) as error:
-        told = getattr(error, "strerror", None) or " ".join(str(error).split())[:300]
+    except FAULTS as error:
+        told = getattr(error, "strerror", None) or " ".join(str(error).split())[:300] or type(error).__name__
         raise ConfigError(f"{where} cannot be read: {told}") from error
     names = tuple(f"{path.name}/{row:06d}" for row in range(len(values)))
     return Vectors(values, names, labels, class_names)
@@ -100,7 +101,7 @@ def _header(file: np.lib.npyio.NpzFile, name: str) -> tuple[tuple[int, ...], str
         version = np.lib.format.read_magic(array)
         read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
         shape, _, kind = read(array)
-    return shape, str(kind)
+    return shape, kind.name  # whatever the order of bytes
 
 
 def _of_tensor(tensor: Tensor) -> np.ndarray:
@@ -163,8 +164,11 @@ def _classes(labels: Any, count: int) -> tuple[tuple[int, ...] | None, tuple[str
                 f"its labels are {labels.shape} of {labels.dtype}; expected ({count},) of whole numbers or texts"
             )
         labels = labels.tolist()
-    if wrong := next((each for each in labels if not isinstance(each, int | str | None)), None):
-        raise WrongTable(f"it has the label {wrong!r}; labels are whole numbers from 0, -1 for none, or texts")
+    if wrong := [each for each in labels if not isinstance(each, int | str | None) or isinstance(each, bool)]:
+        kind = type(wrong[0]).__name__
+        raise WrongTable(
+            f"it has the label {wrong[0]!r}, a {kind}; labels are whole numbers from 0, -1 for none, or texts"
+        )
     if len(labels) != count:
         raise WrongTable(f"it has {len(labels):,} labels for {count:,} features; expected one a row")
     if wrong := [each for each in labels if isinstance(each, int) and each < -1]:

@@ -13,6 +13,7 @@ from clip_ood.data.readers.objects import Object
 from clip_ood.data.readers.on_disk import Place
 from clip_ood.data.readers.parquet_rows import Row, place_of
 from clip_ood.detect.batches import NewImageBatch, SourceBatch
+from clip_ood.files.unreadable import Passing
 
 BATCH, IMAGES, SHAPE, ERRORS, CONTENTS = "batch", "images", "shape", "errors", "contents"
 
@@ -33,7 +34,7 @@ def read_row_of(batch: NewImageBatch) -> dict[str, Any]:
     return row_of(batch.batch) | {
         IMAGES: images.astype(np.float32, copy=False).tobytes(),
         SHAPE: json.dumps(images.shape),
-        ERRORS: json.dumps(list(batch.errors.items())),
+        ERRORS: json.dumps([[place, why, isinstance(why, Passing)] for place, why in batch.errors.items()]),
         CONTENTS: batch.contents.astype("<u8").tobytes(),
     }
 
@@ -48,4 +49,5 @@ def batch_of(row: dict[str, Any]) -> SourceBatch | NewImageBatch:
     pixels = np.frombuffer(row[IMAGES], np.float32).reshape(json.loads(row[SHAPE]))
     contents = np.frombuffer(row[CONTENTS], "<u8").astype(np.uint64).reshape(-1, 2)
     images = torch.from_numpy(pixels.copy()) if len(pixels) else None
-    return NewImageBatch(images, batch, dict(json.loads(row[ERRORS])), contents)
+    errors = {place: Passing(why) if passes else why for place, why, passes in json.loads(row[ERRORS])}
+    return NewImageBatch(images, batch, errors, contents)

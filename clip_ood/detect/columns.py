@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from functools import partial
+from io import IOBase
+from math import isnan
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -12,7 +15,7 @@ from PIL import Image
 from torch import Tensor
 
 from clip_ood.detect.batches import NOT_FINITE
-from clip_ood.detect.given import judge_features
+from clip_ood.detect.given import judge_features, row_of
 from clip_ood.detect.one_image import picture_of
 from clip_ood.detect.prepared import judge_prepared, prepare
 from clip_ood.errors import UserError
@@ -23,8 +26,10 @@ if TYPE_CHECKING:
     from clip_ood.detect.predictor import Predictor
 
 IMAGES = ("image", "bytes", "path")  # columns that hold images; the first that is there is judged
+EXPECTED = "a picture, an array (H, W, 3) of uint8, {bytes, path}, bytes or a path"
 FEATURES = ("features", "embeddings", "embedding")
 TEXTS, NUMBERS = ("predicted_class", "copy_of"), ("score", "p_value", "confidence")
+ADDED = ("is_ood", *NUMBERS, *TEXTS, "error")
 
 
 def judge_columns(predictor: Predictor, batch: Mapping[str, Sequence]) -> dict[str, Any]:
@@ -33,7 +38,7 @@ def judge_columns(predictor: Predictor, batch: Mapping[str, Sequence]) -> dict[s
     Images are the column image (pictures as PIL images, arrays (H, W, 3) of uint8 or Hugging Face's {bytes, path}), bytes or path; for a
     run on features that were given, features (B, D). `error` says why an image cannot be judged, and is empty for all others; then is_ood
     is None, numbers are NaN and texts empty. A path beside another column of images names the image.
-    Raises: UserError for a predictor of several detectors, and for a batch without such a column.
+    Raises: UserError for a predictor of several detectors, and for a batch without such a column, or with one that is to be added.
     """
     if len(predictor.columns) > 1 or predictor.fdr is not None:
         raise UserError(
@@ -45,15 +50,23 @@ def judge_columns(predictor: Predictor, batch: Mapping[str, Sequence]) -> dict[s
         raise UserError(
             f"A batch has the columns {', '.join(batch)}, and none of {', '.join(wanted)}: rename the one that is meant"
         )
+    if taken := [each for each in ADDED if each in batch]:
+        raise UserError(
+            f"A batch has {', '.join(taken)} among its columns, and predictions add columns of these names: rename yours, or leave them out"
+        )
     judged, errors = _features(predictor, batch[name]) if predictor.takes_features else _images(predictor, batch[name])
     left = {key: batch[key] for key in batch if key != name or key == "path"}
     return left | _columns(judged, len(batch[name])) | {"error": errors}
 
 
 def _features(predictor: Predictor, given: Sequence) -> tuple[dict[int, Prediction], list[str]]:
-    if not len(given):
-        return {}, []
-    return dict(enumerate(judge_features(predictor, given))), [""] * len(given)
+    """Returns the prediction on each row of features by its number, and why each other cannot be judged."""
+    expected = (predictor.saved.manifest["width"], predictor.encoder.features)
+    rows = {row: row_of(cell, *expected) for row, cell in enumerate(given)}
+    good = {row: values for row, values in rows.items() if not isinstance(values, str)}
+    predictions = judge_features(predictor, torch.stack(list(good.values()))) if good else []
+    errors = [values if isinstance(values, str) else "" for values in rows.values()]
+    return dict(zip(good, predictions, strict=True)), errors
 
 
 def _images(predictor: Predictor, given: Sequence) -> tuple[dict[int, Prediction], list[str]]:
@@ -81,23 +94,25 @@ def _images(predictor: Predictor, given: Sequence) -> tuple[dict[int, Prediction
 def _read(cell: Any) -> tuple[Image.Image, bytes]:
     if isinstance(cell, Mapping):
         cell = cell.get("path") if cell.get("bytes") is None else cell["bytes"]
-    if cell is None:
+    if cell is None or (isinstance(cell, float) and isnan(cell)):  # pandas has NaN for None
         raise UnreadableImage("the row holds no image")
     if isinstance(cell, np.ndarray):
         cell = _of_array(cell)
+    if not isinstance(cell, str | Path | bytes | IOBase | Image.Image | Tensor):
+        raise UnreadableImage(f"a {type(cell).__name__} is no image: expected {EXPECTED}")
     return picture_of(cell)
 
 
 def _of_array(array: np.ndarray) -> Image.Image | Tensor:
-    if array.dtype != np.uint8:
-        return torch.as_tensor(array)
-    if array.ndim == 3 and array.shape[2] == 1:
-        array = array[:, :, 0]
     try:
+        if array.dtype != np.uint8:
+            return torch.as_tensor(array)
+        if array.ndim == 3 and array.shape[2] == 1:
+            array = array[:, :, 0]
         return Image.fromarray(array)
-    except TypeError:
+    except (TypeError, ValueError):
         raise UnreadableImage(
-            f"an array {array.shape} of uint8 is no picture: expected (H, W), (H, W, 3) or (H, W, 4)"
+            f"an array {array.shape} of {array.dtype} is no picture: expected (H, W), (H, W, 3) or (H, W, 4) of uint8"
         ) from None
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -22,7 +22,7 @@ def judge_features(predictor: Predictor, features: Tensor | np.ndarray | Sequenc
 
     Raises: UserError for anything else than N rows of the width that the run was fitted on, of finite numbers.
     """
-    values = _checked(features, predictor.saved.manifest.get("width"))
+    values = _checked(features, predictor.saved.manifest.get("width"), predictor.encoder.features)
     predictions = []
     for batch in values.split(predictor.batch_size):
         contents = pairs([identity_of(row.numpy().tobytes()) for row in batch])
@@ -31,7 +31,25 @@ def judge_features(predictor: Predictor, features: Tensor | np.ndarray | Sequenc
     return predictions
 
 
-def _checked(features: Tensor | np.ndarray | Sequence, width: int | None) -> Tensor:
+def row_of(cell: Any, width: int, kept_as: str) -> Tensor | str:
+    """Returns a row of features (D,), or the reason why it cannot be judged; `kept_as`: the dtype to which the run rounds."""
+    try:
+        row = cell.detach().cpu() if isinstance(cell, Tensor) else torch.tensor(np.asarray(cell))
+    except (TypeError, ValueError):  # None, texts, lists of lists
+        return f"a {type(cell).__name__} is no list of {width} floats"
+    if row.shape != (width,) or not row.is_floating_point():
+        return f"{tuple(row.shape)} of {str(row.dtype).removeprefix('torch.')} is no list of {width} floats"
+    return row.float() if _finite(row[None], kept_as).all() else f"it has NaN or infinite numbers (as {kept_as})"
+
+
+def _finite(values: Tensor, kept_as: str) -> Tensor:
+    """Returns which rows (N,) of features have finite numbers after rounding."""
+    return values.float().to(getattr(torch, kept_as)).isfinite().all(dim=1)
+
+
+def _checked(features: Tensor | np.ndarray | Sequence, width: int | None, kept_as: str) -> Tensor:
+    if isinstance(features, np.ndarray) and features.dtype == object:  # an array of arrays, as Arrow gives lists
+        features = list(features)
     try:
         rows = [np.asarray(each) for each in features] if isinstance(features, list | tuple) else features
         values = torch.as_tensor(rows if isinstance(rows, Tensor) else np.asarray(rows))
@@ -45,6 +63,6 @@ def _checked(features: Tensor | np.ndarray | Sequence, width: int | None) -> Ten
             f"{str(values.dtype).removeprefix('torch.')}"
         )
     values = values.detach().cpu().float()
-    if len(wrong := (~values.isfinite().all(dim=1)).nonzero()):
-        raise UserError(f"Row {int(wrong[0])} of the features has NaN or infinite numbers: take it out")
+    if len(wrong := (~_finite(values, kept_as)).nonzero()):
+        raise UserError(f"Row {int(wrong[0])} of the features has NaN or infinite numbers (as {kept_as}): take it out")
     return values

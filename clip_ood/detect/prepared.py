@@ -9,9 +9,10 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from clip_ood.data.readers.reader import NoImage
 from clip_ood.features.identity import pairs
 from clip_ood.files.pictures import UnreadableImage
-from clip_ood.files.unreadable import NO_MEMORY, check_of_file, is_no_memory
+from clip_ood.files.unreadable import NO_MEMORY, OF_THE_FILE, Passing, check_of_file, is_no_memory
 
 if TYPE_CHECKING:
     from clip_ood.detect.prediction import Prediction
@@ -21,7 +22,8 @@ if TYPE_CHECKING:
 def prepare(
     read: Callable[[], tuple[Image.Image, bytes]], transform: Callable[[Image.Image], Tensor]
 ) -> tuple[Tensor, bytes] | str:
-    """Reads a picture and fits it to an encoder: pixels (3, H, W) and the identity of its file, or the reason why it cannot be judged.
+    """Reads a picture and fits it to an encoder: pixels (3, H, W) and the identity of its file, or the reason why it cannot be judged, which
+    is `Passing` where it is one of a server or the machine.
 
     Raises: OSError of the machine rather than of the file, as for too many open files; what is a fault of ours.
     """
@@ -32,7 +34,8 @@ def prepare(
         return str(error)
     except OSError as error:
         check_of_file(error)
-        return error.strerror or str(error)
+        told = error.strerror or str(error)
+        return told if isinstance(error, NoImage) or error.errno in OF_THE_FILE else Passing(told)
     except ValueError as error:  # from the transform
         return f"{type(error).__name__}: {error}"
     except (MemoryError, RuntimeError) as error:

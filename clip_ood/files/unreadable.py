@@ -16,7 +16,12 @@ SHARE = 0.01
 SHOWN = 10  # reasons that are shown in the terminal
 
 
-NO_MEMORY = "there was not enough memory for it"  # why an image could not be read, this time
+class Passing(str):
+    """The reason why an image could not be read this time; it says nothing of the image, so that a later call tries again."""
+
+
+NO_MEMORY = Passing("there was not enough memory for it")
+OF_THE_FILE = (errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.EINVAL, errno.EFBIG, errno.ENAMETOOLONG, errno.ELOOP)
 OPEN_FILES = (errno.EMFILE, errno.ENFILE)
 
 

@@ -5,13 +5,12 @@ from __future__ import annotations
 import random
 import time
 from collections.abc import Callable, Iterator
-from concurrent.futures import Future
 from errno import EACCES, EIO, ENOENT
-from threading import Thread
 from typing import Any, TypeVar
 
 from clip_ood.files.remote.address import WEB, Address
 from clip_ood.files.remote.file_systems import SILENCE, file_system
+from clip_ood.process.stalls import begun
 
 Answer = TypeVar("Answer")
 
@@ -70,16 +69,7 @@ def _within(seconds: float, ask: Callable[[], Answer]) -> Answer:
 
     Raises: TimeoutError, and as `ask` does.
     """
-    answer: Future[Answer] = Future()
-
-    def work() -> None:
-        try:
-            answer.set_result(ask())
-        except BaseException as error:
-            answer.set_exception(error)
-
-    Thread(target=work, daemon=True).start()
-    return answer.result(seconds)
+    return begun(ask).result(seconds)
 
 
 def _pause(error: BaseException, number: int) -> float:
