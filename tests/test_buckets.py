@@ -20,11 +20,12 @@ from clip_ood.config.detect_checks import check_path
 from clip_ood.config.loading import dump, load_config
 from clip_ood.config.schema import ImageSet
 from clip_ood.data import bucket_tree
-from clip_ood.data.fetched_ahead import fetched_ahead
+from clip_ood.data.fetched_ahead import fetched_ahead, with_versions
 from clip_ood.data.inputs import sources
 from clip_ood.data.listing import list_images
 from clip_ood.data.readers import objects
 from clip_ood.data.readers.objects import Object
+from clip_ood.data.readers.parquet_rows import place_of
 from clip_ood.data.readers.reader import NoImage
 from clip_ood.errors import ConfigError, UserError
 from clip_ood.files import pace
@@ -256,6 +257,68 @@ def test_no_more_than_an_image_is_read_where_the_server_says_no_size(size, web, 
     web.endless.add("/a.png")
     with pytest.raises(NoImage, match="over 262,144 bytes"):
         Object(place_at(f"{web.url}/a.png"), size).read()
+
+
+def test_a_page_with_links_that_are_not_its_own_files_is_told(animals, web):
+    (web.folder / "odd").mkdir()
+    page = web.folder / "odd" / "index.html"
+    replica.put(web.folder / "odd" / "a & b.png", 1)
+    page.write_text('<a href="./a%20&amp;%20b.png">a</a> <a href="?C=N;O=D">sorted</a>')
+    (found,) = sources([f"{web.url}/odd/"])
+    assert found.inside == "a & b.png" and found.place.read() == replica.picture(1)
+    for link in ("2023/a.png", "x%2Fa.png"):
+        page.write_text(f'<a href="{link}">a</a>')
+        with pytest.raises(UserError, match=r"cannot be listed: its page links to .* does not lie directly in it"):
+            list(sources([f"{web.url}/odd/"]))
+
+
+def test_names_with_blanks_and_letters_beyond_ascii_are_fetched(web):
+    zipfile.ZipFile(web.folder / "häuser 1.zip", "w").writestr("b.png", replica.picture(1))
+    for written in ("häuser 1.zip", "h%C3%A4user%201.zip"):
+        (found,) = sources([f"{web.url}/{written}"])
+        assert found.place.read() == replica.picture(1)
+
+
+def test_addresses_with_different_queries_are_different_images():
+    one, other = (Object(place_at(f"https://example.org/image?id={number}"), 9) for number in (1, 2))
+    assert one.stamp() != other.stamp()
+    signed = [Object(place_at(f"https://example.org/image?X-Amz-Signature={number}"), 9) for number in (1, 2)]
+    assert signed[0].stamp() == signed[1].stamp()
+    with pytest.raises(NoImage, match="had a query"):
+        place_of(*one).read()
+
+
+def test_an_archive_elsewhere_with_a_member_that_is_no_file_has_a_place(s3, tmp_path):
+    with zipfile.ZipFile(tmp_path / "a.zip", "w") as archive:
+        archive.writestr("../b.png", replica.picture(1))
+    s3.put("odd/a.zip", (tmp_path / "a.zip").read_bytes())
+    (found,) = sources([f"s3://{BUCKET}/odd/a.zip"])
+    assert found.reason and place_of(*found.place) == found.place
+
+
+def test_objects_that_a_list_names_have_the_version_of_now(s3):
+    s3.put("now/a.png", b"one")
+    asked = sources([f"s3://{BUCKET}/now/a.png", f"s3://{BUCKET}/now/none.png"])
+    found, none = with_versions(list(asked))
+    assert found.place.size == 3 and found.place.version and none.place.size is None
+    s3.put("now/a.png", b"two")
+    (changed,) = with_versions(list(sources([f"s3://{BUCKET}/now/a.png"])))
+    assert changed.place.version != found.place.version
+    with pytest.raises(NoImage, match="has changed"):
+        found.place.read()
+
+
+def test_a_file_address_names_no_other_machine(tmp_path):
+    assert place_at("file://localhost/x/a%20b.png") == place_at("file:///x/a%20b.png") == Path("/x/a b.png")
+    with pytest.raises(UserError, match="write file:///photos/new"):
+        place_at("file://photos/new")
+
+
+def test_sets_of_torchvision_are_not_looked_for_at_an_address():
+    given = ["--data.root=s3://photos", "--data.id={images: {torchvision: CIFAR10, split: train}}"]
+    check_folders(load_config("own_images.yaml", given))
+    with pytest.raises(ConfigError, match="of this machine"):
+        listed(place_at("s3://photos"), torchvision="CIFAR10", split="train")
 
 
 def test_escaped_characters_of_the_web_are_those_of_names(web):

@@ -198,14 +198,15 @@ def _places(spec: ImageSet, root: Path) -> list[tuple[str, Hashable]]:
     keys = SELECTION if spec.index is None and spec.parquet is None else ("index", "split", "image", *SELECTION)
     part = [f"{key}={value}" for key in keys if (value := getattr(spec, key)) is not None]
     if spec.torchvision is not None:
-        place = f"{spec.torchvision}, {spec.split or 'test'}, in {realpath(root)}"
+        place = f"{spec.torchvision}, {spec.split or 'test'}, in {_shown(root)}"
         return [(place, (place, *part))]
     if spec.reader is not None:
         options = json.dumps(spec.options, default=str, sort_keys=True)
         where = None if spec.path is None else _identity(root / spec.path)
         return [(f"{spec.reader}, {spec.path or options}", (class_path(spec.reader), where, options, *part))]
     if spec.dataset is not None:
-        name = (root / spec.dataset.name).resolve() if (root / spec.dataset.name).is_dir() else spec.dataset.name
+        folder = None if isinstance(root, Address) else root / spec.dataset.name
+        name = folder.resolve() if folder is not None and folder.is_dir() else spec.dataset.name
         place = spec.dataset.model_copy(update={"name": str(name), "label": None})
         return [(f"dataset {spec.dataset.name}", (place.model_dump_json(), *part))]
     if spec.features is not None:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 
 from clip_ood.data.inputs import Source
-from clip_ood.data.readers.objects import Object
+from clip_ood.data.readers.objects import LEFT_OUT, Object
+from clip_ood.errors import UserError
 from clip_ood.files.remote.ahead import ahead
+from clip_ood.files.remote.listing import find
 
 
 @dataclass(frozen=True)
@@ -27,6 +29,25 @@ def fetched_ahead(sources: Iterable[Source]) -> Iterable[Source]:
     """Returns the same sources, of which objects are read by threads, several at the same time and before they are asked for."""
     sources = list(sources)
     return ahead(_fetched, sources) if any(isinstance(each.place, Object) for each in sources) else sources
+
+
+def with_versions(sources: Sequence[Source]) -> Sequence[Source]:
+    """Returns the same sources; objects that were not listed have the size and version of now, unless their server does not tell."""
+    unknown = any(isinstance(each.place, Object) and each.place.size is None for each in sources)
+    return list(ahead(_with_version, sources)) if unknown else sources
+
+
+def _with_version(source: Source) -> Source:
+    place = source.place
+    if not isinstance(place, Object) or place.size is not None or place.address.query == LEFT_OUT:
+        return source
+    try:
+        found = find(place.address, tries=3)
+    except (OSError, UserError):  # is raised where the source is read
+        return source
+    if found is None or found.is_folder:
+        return source
+    return replace(source, place=replace(place, size=found.size, version=place.version or found.version))
 
 
 def _fetched(source: Source) -> Source:

@@ -200,7 +200,7 @@ def _members(path: str | Address) -> Iterator[Source]:
                 continue
             images += is_image(member)
             reason = member.fault if is_image(member) else "no image by its name"
-            place = member.place or Place(str(archive))
+            place = member.place or Place(os.devnull if isinstance(archive, Address) else str(archive))
             yield Source(f"{path}/{member.name}", f"{os.path.basename(str(path))}/{member.name}", place, reason)
     except DamagedArchive as error:
         reason = f"it {is_none(archive)}: {error}"

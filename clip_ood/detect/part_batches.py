@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from itertools import islice
 
+from clip_ood.data.fetched_ahead import with_versions
 from clip_ood.data.inputs import Source
 from clip_ood.detect.batches import SourceBatch
 
@@ -24,12 +25,14 @@ def part_batches(
     """Yields the batches of those parts that are not whole yet, and returns the number of all parts.
 
     A part has `per_part` batches of `size` images; parts are dealt in turn, and these are those of `rank` among `world`. Who joins the
-    parts asks for all of them whether they are whole.
+    parts asks for all of them whether they are whole. Objects get the versions of now, by which a part of former ones is known.
     """
     batches, number = divided(inputs, size), 0
     while part := list(islice(batches, per_part)):
-        everything = [source for batch in part for source in batch]
         mine = number % world == rank
+        if mine or joins:
+            part = [with_versions(batch) for batch in part]
+        everything = [source for batch in part for source in batch]
         whole = (mine or joins) and is_whole(number, everything)
         if mine and not whole:
             for place, batch in enumerate(part):

@@ -6,11 +6,12 @@ import urllib.error
 import urllib.request
 from http.client import HTTPMessage, HTTPResponse
 from typing import IO
-from urllib.parse import urlsplit
+from urllib.parse import quote, urlsplit
 
 from clip_ood.errors import UserError
 
 TIMEOUT = 60  # seconds without a byte
+AS_IT_IS = "%:/?#[]@!$&'()*+,;=~"  # what a whole address may hold; blanks and letters beyond ASCII are written as %20 and the like
 
 
 class UnsafeRedirect(UserError):
@@ -32,5 +33,6 @@ def opened(url: str, headers: dict[str, str]) -> HTTPResponse:
 
     Raises: UnsafeRedirect, urllib.error.HTTPError, OSError.
     """
+    url = quote(url, safe=AS_IT_IS)
     opener = urllib.request.build_opener(_Redirects)
     return opener.open(urllib.request.Request(url, headers=headers), timeout=TIMEOUT)

@@ -6,7 +6,7 @@ import hashlib
 from base64 import b64encode
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from errno import EFBIG, EIO, EISDIR, ENOENT
+from errno import EFBIG, EINVAL, EIO, EISDIR, ENOENT
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -20,6 +20,9 @@ from clip_ood.files.remote.listing import Listed, find
 
 if TYPE_CHECKING:
     from clip_ood.data.readers.parquet_rows import Row
+
+
+LEFT_OUT = "…"  # in the place of a query
 
 
 @dataclass(frozen=True)
@@ -38,14 +41,16 @@ class Object:
         return str(self.address)
 
     def __iter__(self) -> Iterator[str | int | None]:
-        """Yields what may be written down of the place; `place_of` takes it."""
-        return iter((self.path, self.size, self.version))
+        """Yields what may be written down of the place; `place_of` takes it. That there was a query is told, and not which one."""
+        return iter((f"{self.path}?{LEFT_OUT}" if self.address.query else self.path, self.size, self.version))
 
     def read(self) -> bytes:
         """Returns the bytes of the object that was listed.
 
         Raises: NoImage if it is gone, has changed since, or is larger than any image; OSError for a server that refuses or does not answer.
         """
+        if self.address.query == LEFT_OUT:
+            raise NoImage(EINVAL, "its address had a query (?…), which is not written down", self.path)
         listed = self._now() if self.size is None else self
         try:
             content = b"" if (listed.size or 0) > LARGEST else content_at(self.address, listed.size, LARGEST)
@@ -63,7 +68,7 @@ class Object:
 
     def stamp(self) -> Stamp:
         """Returns the stamp of the object as it was listed; without a version, its content may change unnoticed."""
-        return Stamp(identity_of(self.path, str(self.size), self.version), not self.version)
+        return Stamp(identity_of(self.address.lasting, str(self.size), self.version), not self.version)
 
     def _now(self) -> Object:
         """Returns the object as it is now, of which only the address is known."""

@@ -144,7 +144,7 @@ def read_whole(path: str | Path, offset: int = 0, size: int | None = None) -> tu
 
 def _read(path: Path, offset: int, size: int | None) -> tuple[bytes, os.stat_result]:
     if (check_regular(path) if size is None else size) > LARGEST:
-        raise OSError(EFBIG, f"over {LARGEST:,} bytes, more than any picture that is read", str(path))
+        raise NoImage(EFBIG, f"over {LARGEST:,} bytes, more than any picture that is read", str(path))
     for _ in range(TRIES):
         with path.open("rb") as file:
             before = os.fstat(file.fileno())

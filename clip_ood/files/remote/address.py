@@ -6,7 +6,7 @@ import re
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from posixpath import basename, dirname, splitext
-from urllib.parse import unquote
+from urllib.parse import parse_qsl, unquote
 
 from clip_ood.errors import UserError
 
@@ -48,6 +48,16 @@ class Address:
     def whole(self) -> str:
         """The address with its query: what is opened, and what is never shown or written down."""
         return f"{self}?{self.query}" if self.query else str(self)
+
+    @property
+    def lasting(self) -> str:
+        """The address with its query, but for a signature, which is another one each time.
+
+        >>> Address("https", "example.org/image", "id=1").lasting, Address("https", "example.org/image", "X-Amz-Signature=1f").lasting
+        ('https://example.org/image?id=1', 'https://example.org/image')
+        """
+        keys = [key.lower() for key, _ in parse_qsl(self.query, keep_blank_values=True)]
+        return str(self) if any(key == "sig" or key.endswith("signature") for key in keys) else self.whole
 
     @property
     def name(self) -> str:
@@ -125,6 +135,10 @@ def place_at(text: str | Path | Address) -> Path | Address:
             "leave out what stands before @, and set credentials in the environment (docs/buckets.md)"
         )
     if protocol == "file":
+        if host.lower() not in ("", "localhost"):
+            raise WrongAddress(
+                f"file://{path} names another machine, {host}: write file:///{path} for a file of this one"
+            )
         return Path(unquote(f"/{rest}"))
     if not host:
         raise WrongAddress(

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import html
 import os
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import replace
 from datetime import datetime
+from errno import EIO
 from functools import cache
 from typing import Any, NamedTuple
 
@@ -102,7 +104,7 @@ def version_of(about: Mapping[str, Any]) -> str:
 def _in_pages(address: Address) -> Iterator[Listed]:
     """Yields what S3 lists, a page after the other, which is in the order of keys."""
     fs, _ = file_system(address)
-    bucket, _, inside = address.path.partition("/")
+    bucket, inside, _ = fs.split_path(address.path)
     prefix = f"{inside}/" * bool(inside)
     more: dict[str, str] = {}
     while True:
@@ -117,16 +119,28 @@ def _in_pages(address: Address) -> Iterator[Listed]:
         more = {"ContinuationToken": page["NextContinuationToken"]}
 
 
+def _link(address: Address, whole: str) -> str:
+    """Returns an entry of a folder as its address goes on from the folder's. Pages of the web have it as text of HTML."""
+    if address.protocol not in WEB:
+        return whole.rpartition("/")[2]
+    behind = whole.partition("://")[2].removeprefix(f"{address.path.rstrip('/')}/")
+    return html.unescape(behind).removeprefix("./")
+
+
 def _in_folders(address: Address, inside: str, depth: int) -> Iterator[Listed]:
     """Yields what other file systems list, folder by folder."""
     path, entries = file_system(address)[1].rstrip("/"), []
     for about in asked(address, "ls", size=LONGEST, detail=True):
-        link = about["name"].rstrip("/").rpartition("/")[2]
+        link = _link(address, about["name"].rstrip("/"))
         if not link.strip(".") or about["name"].rstrip("/") == path:  # a folder may list itself
             continue
         if address.protocol in WEB and "?" in link:  # by which a page of links is sorted otherwise
             continue
-        if not is_hidden(name := (address / link).name):
+        name = (address / link).name
+        if "/" in link or "/" in name:
+            told = f"its page links to {link}, which does not lie directly in it: name a folder whose page lists its own files"
+            raise OSError(EIO, told, str(address))
+        if not is_hidden(name):
             is_folder = about["type"] == "directory"
             entries.append((name + "/" * is_folder, link, about.get("size"), version_of(about)))
     for name, link, size, version in sorted(entries, key=lambda entry: entry[0]):
