@@ -176,7 +176,7 @@ def test_loss_and_gradient_are_those_of_a_naive_loop(clip):
         naive = naive - torch.log(cosines[label].exp() / sum(each.exp() for each in cosines)) / len(rows)
     naive.backward()
     assert loss.item() == pytest.approx(naive.item(), rel=1e-5) and logits.shape == (5, 3)
-    torch.testing.assert_close(coop.prompts.context.grad, context.grad, rtol=1e-4, atol=1e-6)
+    torch.testing.assert_close(coop.prompts.context.grad, context.grad, rtol=1e-4, atol=5e-6)
 
 
 def test_a_class_without_images_is_told_or_refused(clip, capsys):
