@@ -272,7 +272,8 @@ def test_one_connection_too_many_is_refused(server, images):
         ("/version", {"host": "another.example"}, 421),
         ("/version", {"origin": "http://another.example"}, 403),
         ("/version", {"origin": "http://["}, 403),
-        ("/docs", {}, 404),
+        ("/docs", {"authorization": ""}, 401),
+        ("/redoc", {}, 404),
         ("/predict", {}, 405),
     ],
 )
@@ -288,6 +289,10 @@ def test_the_detector_is_named_and_the_routes_are_described(server, run):
     assert told["detectors"] == ["mcm", "knn"] and told["digest"] and told["versions"]["torch"]
     described = server.client.get("/openapi.json").json()
     assert set(described["paths"]) == {"/predict", "/health", "/ready", "/version", "/metrics"}
+    page = server.client.get("/docs")
+    assert page.headers["content-type"].startswith("text/html") and "<script" not in page.text
+    assert all(f" {path}</code>" in page.text for path in described["paths"])
+    assert "Judges images: files of a form" in page.text and "<code>multipart/form-data</code>" in page.text
     assert set(described["paths"]["/predict"]["post"]["requestBody"]["content"]) == {
         "multipart/form-data", "application/json", "application/octet-stream", "image/*",
     }  # fmt: skip

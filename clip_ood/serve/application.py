@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from fastapi import APIRouter, FastAPI, Request
-from fastapi.responses import JSONResponse, Response
+from fastapi.responses import HTMLResponse, JSONResponse, Response
 from starlette.exceptions import HTTPException as AnyHTTPException
 
 from clip_ood.errors import UserError
@@ -33,13 +33,18 @@ def create_app(access: Access, routers: Sequence[APIRouter]) -> FastAPI:
 def create_service(title: str, version: str, routers: Sequence[APIRouter]) -> FastAPI:
     """Returns an application with these routes for programs, described at /openapi.json; errors are answered as {"error": …}.
 
-    There is no page /docs: FastAPI's loads its script from another host.
+    The page /docs shows the same to people. It is our own, because FastAPI's loads its script from another host.
     """
     app = FastAPI(title=title, version=version, docs_url=None, redoc_url=None)
     app.add_exception_handler(AnyHTTPException, _refused)
     app.add_exception_handler(Exception, _failed)
     for router in routers:
         app.include_router(router)
+
+    @app.get("/docs", include_in_schema=False)
+    async def described() -> HTMLResponse:
+        return HTMLResponse(render("routes.html.j2", TEMPLATES, about=app.openapi()))
+
     return app
 
 

@@ -11,7 +11,7 @@ from fastapi.responses import JSONResponse, Response
 from clip_ood.serve.figures import TYPE, Figures
 from clip_ood.serve.judge import Judge
 
-STATES = ("/health", "/ready", "/version", "/metrics", "/openapi.json")
+STATES = ("/health", "/ready", "/version", "/metrics", "/openapi.json", "/docs")
 
 
 def state_routes(current: Callable[[], Judge | None], figures: Figures, versions: dict[str, str]) -> APIRouter:
