@@ -22,6 +22,6 @@ WORKDIR /home/server
 
 EXPOSE 8710
 HEALTHCHECK --interval=10s --timeout=5s --start-period=120s \
-  CMD ["python", "-c", "import urllib.request; urllib.request.urlopen('http://127.0.0.1:8710/ready', timeout=4)"]
+  CMD ["python", "-c", "from urllib.request import ProxyHandler, build_opener; build_opener(ProxyHandler({})).open('http://127.0.0.1:8710/ready', timeout=4)"]
 ENTRYPOINT ["clip-ood", "serve", "--host", "0.0.0.0", "--port", "8710"]
 CMD ["--run", "/detector"]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from socket import socket
@@ -191,5 +191,6 @@ def _watched(asked: Asked, saved: SavedDetector, column: str) -> Iterator[Watche
 
 
 def tell(line: str) -> None:
-    """Prints a line on standard error at once."""
-    say(one_line(line), file=sys.stderr, flush=True)
+    """Prints a line on standard error at once; a server goes on where nobody takes it, or the disk of its log is full."""
+    with suppress(OSError, ValueError):
+        say(one_line(line), file=sys.stderr, flush=True)

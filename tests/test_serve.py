@@ -13,6 +13,7 @@ import time
 import zlib
 from base64 import b64encode
 from concurrent.futures import ThreadPoolExecutor
+from io import BytesIO
 from pathlib import Path
 from unittest.mock import Mock
 
@@ -20,6 +21,7 @@ import httpx
 import judged_run
 import pytest
 from judged_run import judged, read
+from PIL import Image
 from safetensors.torch import load_file
 from served import Served, answer
 
@@ -160,6 +162,7 @@ def test_an_image_that_cannot_be_read_leaves_the_others(server, images, tmp_path
         ({"json": {"images": [], "url": "http://x"}}, 400, "no object with the key images alone"),
         ({"json": {"images": [3]}}, 400, "no list of texts"),
         ({"json": {"images": []}}, 400, "no images"),
+        ({"content": b'{"images": ["eA=="], "images": []}', "headers": {"content-type": "application/json"}}, 400, "no JSON"),
         ({"json": {"images": ["eA=="] * 13}}, 413, "13 images, and at most 12"),
         ({"files": [("images", (f"{n}.png", b"x")) for n in range(13)]}, 413, "13 images, and at most 12"),
         ({"files": {"field": (None, b"x")}}, 400, "part 'field' is no file"),
@@ -248,11 +251,36 @@ def test_an_answered_client_may_be_silent_for_longer_than_a_head_may_take(server
     assert PATIENCE - 0.1 < time.monotonic() - begun < PATIENCE + 5
 
 
+def test_a_refused_client_that_falls_silent_after_its_body_is_cut_off(server):
+    connection = server.bare(b"POST /predict HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Length: 1\r\n\r\n")
+    got = b""
+    while not got.endswith(b"}"):
+        got += connection.recv(65536)
+    assert got.startswith(b"HTTP/1.1 401 ")
+    connection.sendall(b"x")
+    assert answer(connection) == b""  # before its time is over, which is 30 s
+
+
+def test_pictures_that_take_more_than_their_pixels_say_are_not_decoded(server, images):
+    small = BytesIO()
+    Image.new("RGB", (16, 16)).save(small, "JPEG", progressive=True)
+    scan = small.getvalue().index(b"\xff\xda")
+    scans = small.getvalue()[:scan] + 501 * small.getvalue()[scan:-2] + b"\xff\xd9"
+    tags = {256: 16, 257: 16, 258: 8, 259: 8, 262: 1, 277: 1, 322: 16384, 323: 16384, 324: 200, 325: 4}
+    entries = b"".join(struct.pack("<HHII", tag, 4, 1, value) for tag, value in tags.items())
+    tiled = b"II*\0" + struct.pack("<IH", 8, len(tags)) + entries + bytes(100)
+    files = [("x", (name, content)) for name, content in (("scans", scans), ("tiles", tiled))]
+    told = [line["error"] for line in server.post(files=files).json()["predictions"]]
+    assert "scans, and at most 500" in told[0] and "at most 250,000 are taken" in told[1]
+
+
 def test_one_connection_too_many_is_refused(server, images):
     server.client.close()
     server.client = httpx.Client(base_url=server.client.base_url, headers=server.client.headers, trust_env=False)
     open_ones = [server.bare(b"") for _ in range(MOST["connections"])]
+    assert server.client.get("/ready").status_code == 200
     got = server.files(images[:1])
+    assert got.headers["connection"] == "close"
     assert got.status_code == 503 and "60 connections" in reasons(got) and got.headers["retry-after"] == "5"
     for each in open_ones:
         each.close()

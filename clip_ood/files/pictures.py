@@ -56,6 +56,8 @@ TURNS = {  # EXIF orientation -> what puts the picture upright
 
 
 LONGEST = 200  # times the shorter side; resized to an encoder's input, a thinner picture would take gigabytes
+MOST_SCANS = 500  # of a JPEG, each of which is a pass over all its pixels
+TILE_WIDTH, TILE_LENGTH = 322, 323  # tags of a TIFF, whose tiles may be larger than its picture
 
 
 PNG = b"\x89PNG\r\n\x1a\n"
@@ -167,9 +169,23 @@ def _decoded(file: BinaryIO, page: int | None = None, most_pixels: int | None = 
     with _unreadable(file), Image.open(file, formats=_formats()) as image:
         if page is not None:
             image.seek(page)
-        if most_pixels is not None and image.width * image.height > most_pixels:
-            raise UnreadableImage(f"{image.width} × {image.height} pixels, and at most {most_pixels:,} are taken")
+        if most_pixels is not None:
+            _check_effort(image, file, most_pixels)
         return _picture(image)
+
+
+def _check_effort(image: Image.Image, file: BinaryIO, most_pixels: int) -> None:
+    """Raises UnreadableImage for a picture that would take too much memory or time, as its file says."""
+    tags = getattr(image, "tag_v2", {})
+    if max(image.width * image.height, tags.get(TILE_WIDTH, 0) * tags.get(TILE_LENGTH, 0)) > most_pixels:
+        raise UnreadableImage(f"{image.width} × {image.height} pixels, and at most {most_pixels:,} are taken")
+    if image.format in ("JPEG", "MPO"):
+        place = file.tell()
+        file.seek(0)
+        scans = file.read().count(b"\xff\xda")
+        file.seek(place)
+        if scans > MOST_SCANS:
+            raise UnreadableImage(f"a JPEG of {scans:,} scans, and at most {MOST_SCANS} are taken")
 
 
 @contextmanager

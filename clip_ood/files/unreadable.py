@@ -33,6 +33,8 @@ def check_of_file(error: OSError) -> None:
 
 def is_no_memory(error: Exception) -> bool:
     """Says whether there was not enough memory to read something: NumPy and Pillow raise MemoryError, torch says it in words."""
+    if type(error).__name__ == "OutOfMemoryError":  # torch's, of a GPU
+        return True
     return isinstance(error, MemoryError) or (isinstance(error, RuntimeError) and "allocate memory" in str(error))
 
 

@@ -33,8 +33,10 @@ class Callers:
         await answer(scope, receive, send)
 
     def _refusal(self, scope: Scope) -> Refusal | None:
-        if len(scope.get("state", {}).get("connections", ())) > self.connections:
-            return full(f"more than {self.connections:,} connections are open", 5)
+        if scope["path"] not in OPEN and len(scope.get("state", {}).get("connections", ())) > self.connections:
+            refusal = full(f"more than {self.connections:,} connections are open", 5)
+            refusal.headers["connection"] = "close"
+            return refusal
         hosts = headers_of(scope, b"host")
         if self.access is not None and (len(hosts) != 1 or not self.access.means_us(hosts[0])):
             return Refusal(421, "this server answers only to the address that it was started with")

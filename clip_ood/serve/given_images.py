@@ -78,6 +78,12 @@ def _read(parameter: Callable[[], str | None], what: str) -> str | None:
         raise Refusal(400, f"{what} is not encoded as RFC 2231 has it") from None
 
 
+def _once(pairs: list[tuple[str, object]]) -> dict[str, object]:
+    if len(found := dict(pairs)) < len(pairs):
+        raise ValueError("a key stands twice")
+    return found
+
+
 def _decoded(body: bytes, most: int) -> list[Given]:
     expected = 'expected {"images": ["…", …]} with the base64 of a file each'
     values = sum(body.count(each) for each in (b"[", b"{", b","))  # of which base64 has none
@@ -86,7 +92,9 @@ def _decoded(body: bytes, most: int) -> list[Given]:
             413, f"the JSON has {values:,} lists, objects and commas, too many for {most:,} images: {expected}"
         )
     try:
-        asked = json.loads(body.decode("ascii"))  # other characters take several bytes each in memory
+        asked = json.loads(
+            body.decode("ascii"), object_pairs_hook=_once
+        )  # other characters take several bytes each in memory
     except (ValueError, RecursionError) as error:
         raise Refusal(400, f"the body is no JSON in ASCII ({type(error).__name__}): {expected}") from None
     if not isinstance(asked, dict) or set(asked) != {"images"}:

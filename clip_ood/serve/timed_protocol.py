@@ -61,7 +61,10 @@ class TimedProtocol(H11Protocol):
         """Begins to wait for what the client is to send next, if that is not what is awaited already."""
         awaited = None
         if self.conn.their_state is h11.IDLE:
-            awaited = HEAD if self.conn.trailing_data[0] or not self._answered else None
+            is_timed = (
+                self._answered and self.timeout_keep_alive_task is not None
+            )  # not after the rest of a refused body
+            awaited = None if is_timed and not self.conn.trailing_data[0] else HEAD
         elif self.conn.their_state is h11.SEND_BODY and self.conn.our_state is h11.DONE:
             awaited = REST
         if awaited == self._awaited:
