@@ -17,6 +17,9 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from clip_ood.backbones.fingerprint import digest
 from clip_ood.callbacks.part_writer import PartWriter
 from clip_ood.data.inputs import Source
+from clip_ood.data.readers.objects import Object
+from clip_ood.data.readers.on_disk import Place
+from clip_ood.data.readers.parquet_rows import Row
 from clip_ood.detect.batches import BatchResult, NewImageBatch
 from clip_ood.errors import UserError
 from clip_ood.files.unreadable import Passing
@@ -124,8 +127,13 @@ class PredictionParts(PartWriter):
         self._kept.add(part)
 
     def _about(self, sources: Sequence[Source]) -> dict[str, str]:
-        described = [[each.path, *each.place, *_size_and_time(each.place.path)] for each in sources]
+        described = [[each.path, *_identity(each.place), *_size_and_time(each.place.path)] for each in sources]
         return {"key": self.key, "sources": digest(described)}
+
+
+def _identity(place: Place | Row | Object) -> Iterable[str | int | None]:
+    """Returns what tells a place from others, which is digested and not written down."""
+    return [place.identity, *list(place)[1:]] if isinstance(place, Object) else place
 
 
 def _digest(lines: Iterable[bytes]) -> str:

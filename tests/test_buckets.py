@@ -282,8 +282,12 @@ def test_names_with_blanks_and_letters_beyond_ascii_are_fetched(web):
 def test_addresses_with_different_queries_are_different_images():
     one, other = (Object(place_at(f"https://example.org/image?id={number}"), 9) for number in (1, 2))
     assert one.stamp() != other.stamp()
-    signed = [Object(place_at(f"https://example.org/image?X-Amz-Signature={number}"), 9) for number in (1, 2)]
-    assert signed[0].stamp() == signed[1].stamp()
+    signed = [Object(place_at(f"https://example.org/image?id={number}&Signature=1f"), 9) for number in (1, 2)]
+    assert signed[0].stamp() != signed[1].stamp()
+    again = [Object(place_at(f"https://example.org/image?X-Amz-Signature={number}"), 9, "v1") for number in (1, 2)]
+    assert again[0].stamp() == again[1].stamp()
+    kept = [fetched._entry(Path("kept"), place_at(f"https://example.org/get?id={k}"), "9", "v1") for k in (1, 2)]
+    assert kept[0] != kept[1]
     with pytest.raises(NoImage, match="had a query"):
         place_of(*one).read()
 

@@ -70,6 +70,14 @@ def test_a_part_whose_files_changed_is_judged_anew(tmp_path):
         list(parts.read(1))
 
 
+def test_a_part_of_an_address_with_another_query_is_judged_anew(tmp_path):
+    one, other = ([inputs._file(f"https://example.org/image?id={number}", "image")] for number in (1, 2))
+    parts = PredictionParts(tmp_path / "parts", "key")
+    parts.keep(0, one, [])
+    assert parts.is_whole(0, one) and not parts.is_whole(0, other)
+    assert "id=1" not in parts.path(0).read_text()
+
+
 @pytest.mark.parametrize(
     "error, passes",
     [

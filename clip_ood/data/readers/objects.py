@@ -40,6 +40,11 @@ class Object:
         """The address as it is shown."""
         return str(self.address)
 
+    @property
+    def identity(self) -> str:
+        """The address that tells this image from others, never written down: without a version, only the whole query does."""
+        return self.address.lasting if self.version else self.address.whole
+
     def __iter__(self) -> Iterator[str | int | None]:
         """Yields what may be written down of the place; `place_of` takes it. That there was a query is told, and not which one."""
         return iter((f"{self.path}?{LEFT_OUT}" if self.address.query else self.path, self.size, self.version))
@@ -68,7 +73,7 @@ class Object:
 
     def stamp(self) -> Stamp:
         """Returns the stamp of the object as it was listed; without a version, its content may change unnoticed."""
-        return Stamp(identity_of(self.address.lasting, str(self.size), self.version), not self.version)
+        return Stamp(identity_of(self.identity, str(self.size), self.version), not self.version)
 
     def _now(self) -> Object:
         """Returns the object as it is now, of which only the address is known."""

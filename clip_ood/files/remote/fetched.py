@@ -84,7 +84,7 @@ def _without_version(address: Address, found: Found, folder: Path) -> Path:
 
 def _entry(folder: Path, address: Address, *version: str) -> Path:
     key = hashlib.blake2b(
-        "\0".join([str(address), *version]).encode("utf-8", "surrogateescape"), digest_size=16
+        "\0".join([address.lasting, *version]).encode("utf-8", "surrogateescape"), digest_size=16
     ).hexdigest()
     name = short(re.sub(r"[/\0]", "_", address.name))  # %2F and %00 in an address of the web
     return folder / f"{key}.file" / (name if name.strip(".") else "file")
