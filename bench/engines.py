@@ -15,12 +15,9 @@ from pathlib import Path
 from statistics import median
 from typing import NamedTuple
 
-import torch
-from PIL import Image
-
 from bench import chosen
 from bench.detect import Sizes as Detector
-from bench.detect import save
+from bench.detect import draw, save
 from bench.extraction import SPEC
 from clip_ood.backbones.create import create_backbone
 from clip_ood.backbones.spec import ImageSpec
@@ -43,11 +40,7 @@ ENGINES = {"shards": [["--shard", "0/2"], ["--shard", "1/2"]], "ray": [["--engin
 def main(sizes: Sizes) -> None:
     with tempfile.TemporaryDirectory() as place:
         run, folder, listed = Path(place, "run"), Path(place, "images"), Path(place, "list.txt")
-        folder.mkdir()
-        generator = torch.Generator().manual_seed(0)
-        for index in range(sizes.files):
-            pixels = torch.randint(256, (12, 12, 3), generator=generator, dtype=torch.uint8).numpy()
-            Image.fromarray(pixels).resize((400, 300)).save(folder / f"{index:03d}.jpg")
+        draw(folder, sizes.files)
         images = sizes.parts * BATCHES * sizes.batch
         listed.write_text("".join(f"{folder}/{number % sizes.files:03d}.jpg\n" for number in range(images)))
         about = Detector(batch=sizes.batch, bank=1_000, val=100)

@@ -86,6 +86,15 @@ def test_a_read_that_stalls_ends_the_command_and_names_the_file(files, capfd, mo
     assert stopped.value.code == 2 and "photos/a.jpg cannot be read: nothing has come for 0.2 s" in told
 
 
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="there is no fork here")
+def test_a_forked_process_has_none_of_the_reads_of_its_parent(monkeypatch):
+    monkeypatch.setattr(stalls, "_limit", 0.0)
+    with stalls.reading("a.jpg"):
+        if not (child := os.fork()):
+            os._exit(int(stalls.overdue() is not None))
+        assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0 and stalls.overdue() is not None
+
+
 def test_of_the_reads_of_several_threads_the_oldest_that_goes_on_is_named(monkeypatch):
     monkeypatch.setattr(stalls, "_limit", 0.1)
     reads = [stalls.reading("a.jpg"), stalls.reading("b.jpg")]

@@ -9,7 +9,6 @@ from clip_ood.data.inputs import Source
 from clip_ood.data.readers.objects import LEFT_OUT, Object
 from clip_ood.errors import UserError
 from clip_ood.files.remote.ahead import ahead
-from clip_ood.files.remote.listing import find
 
 
 @dataclass(frozen=True)
@@ -39,15 +38,12 @@ def with_versions(sources: Sequence[Source]) -> Sequence[Source]:
 
 def _with_version(source: Source) -> Source:
     place = source.place
-    if not isinstance(place, Object) or place.size is not None or place.address.query == LEFT_OUT:
+    if not isinstance(place, Object) or place.address.query == LEFT_OUT:
         return source
     try:
-        found = find(place.address, tries=3)
+        return replace(source, place=place.detailed(tries=3))
     except (OSError, UserError):  # is raised where the source is read
         return source
-    if found is None or found.is_folder:
-        return source
-    return replace(source, place=replace(place, size=found.size, version=place.version or found.version))
 
 
 def _fetched(source: Source) -> Source:

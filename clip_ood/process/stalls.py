@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -19,6 +20,10 @@ LIMIT = 1800.0  # seconds, as torch waits for another process
 
 _limit = LIMIT
 _readings: dict[int, tuple[float, str | PathLike[str]]] = {}  # when it began, by thread
+
+
+if hasattr(os, "register_at_fork"):  # a process has none of the threads of the one that it was forked from
+    os.register_at_fork(after_in_child=_readings.clear)
 
 
 def wait_at_most(seconds: float) -> None:
@@ -43,7 +48,7 @@ def reading(path: str | PathLike[str]) -> Iterator[None]:
         yield
     finally:
         if before is None:
-            del _readings[thread]
+            _readings.pop(thread, None)
         else:
             _readings[thread] = before
 

@@ -92,9 +92,8 @@ def _decoded(body: bytes, most: int) -> list[Given]:
             413, f"the JSON has {values:,} lists, objects and commas, too many for {most:,} images: {expected}"
         )
     try:
-        asked = json.loads(
-            body.decode("ascii"), object_pairs_hook=_once
-        )  # other characters take several bytes each in memory
+        text = body.decode("ascii")  # other characters take several bytes each in memory
+        asked = json.loads(text, object_pairs_hook=_once)
     except (ValueError, RecursionError) as error:
         raise Refusal(400, f"the body is no JSON in ASCII ({type(error).__name__}): {expected}") from None
     if not isinstance(asked, dict) or set(asked) != {"images"}:

@@ -61,9 +61,8 @@ class TimedProtocol(H11Protocol):
         """Begins to wait for what the client is to send next, if that is not what is awaited already."""
         awaited = None
         if self.conn.their_state is h11.IDLE:
-            is_timed = (
-                self._answered and self.timeout_keep_alive_task is not None
-            )  # not after the rest of a refused body
+            # uvicorn times an answered client, but not after the rest of a refused body
+            is_timed = self._answered and self.timeout_keep_alive_task is not None
             awaited = None if is_timed and not self.conn.trailing_data[0] else HEAD
         elif self.conn.their_state is h11.SEND_BODY and self.conn.our_state is h11.DONE:
             awaited = REST

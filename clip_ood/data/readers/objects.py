@@ -17,6 +17,7 @@ from clip_ood.files.remote.address import Address
 from clip_ood.files.remote.ahead import ahead
 from clip_ood.files.remote.content import content_at
 from clip_ood.files.remote.listing import Listed, find
+from clip_ood.files.remote.patience import TRIES
 
 if TYPE_CHECKING:
     from clip_ood.data.readers.parquet_rows import Row
@@ -83,6 +84,12 @@ class Object:
             raise NoImage(EISDIR, "it is a folder, and no file", self.path)
         return replace(self, size=found.size, version=self.version or found.version)
 
+    def detailed(self, tries: int = TRIES) -> Object:
+        """Returns the object with the size and version of now, or as it is if no file is there. Raises: as `find` does."""
+        if self.size is not None or (found := find(self.address, tries)) is None or found.is_folder:
+            return self
+        return replace(self, size=found.size, version=self.version or found.version)
+
     def differs(self, content: bytes) -> bool:
         """Says whether this is something else than was listed. Where the version is no MD5 of the content, the server is asked again."""
         if self.size is not None and len(content) != self.size:
@@ -103,9 +110,7 @@ def looked_up(places: Sequence[Place | Row | Object]) -> Sequence[Place | Row | 
     """Returns places, those of objects with size and version; what is not there is found when it is read. Raises: as `find` does."""
 
     def with_details(place: Place | Row | Object) -> Place | Row | Object:
-        if not isinstance(place, Object) or place.size is not None or (found := find(place.address)) is None:
-            return place
-        return replace(place, size=found.size, version=found.version)
+        return place.detailed() if isinstance(place, Object) else place
 
     return list(ahead(with_details, places)) if any(isinstance(each, Object) for each in places) else places
 
