@@ -1,14 +1,17 @@
-"""Connections of clients that do not read what they asked for."""
+"""Connections, with applications that are played: of clients that do not read, go on sending, or fall silent."""
 
 from __future__ import annotations
 
 import asyncio
 import socket
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 
 import pytest
 
+from clip_ood.serve import listening
 from clip_ood.serve.limits import Limits
-from clip_ood.serve.listening import service
+from clip_ood.serve.listening import Server, service
 
 ANSWER = b"x" * 60_000  # more than the small buffers of the system take, and less than asyncio's own high-water mark
 SECONDS = 0.5
@@ -19,11 +22,23 @@ async def answer(scope, receive, send) -> None:
     await send({"type": "http.response.body", "body": ANSWER})
 
 
-def connected(port: int) -> socket.socket:
-    connection = socket.socket()
-    connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 2304)
-    connection.connect(("127.0.0.1", port))
-    return connection
+async def refuse(scope, receive, send) -> None:
+    await send({"type": "http.response.start", "status": 413, "headers": [(b"content-length", b"8")]})
+    await send({"type": "http.response.body", "body": b"too long"})
+
+
+@asynccontextmanager
+async def served(app, buffer: int | None = None) -> AsyncIterator[tuple[Server, int]]:
+    """A server, and its port."""
+    server = service(app, Limits(seconds=SECONDS))
+    at = socket.create_server(("127.0.0.1", 0))
+    if buffer is not None:
+        at.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, buffer)
+    serving = asyncio.create_task(server._serve([at]))
+    await until(lambda: server.started)
+    yield server, at.getsockname()[1]
+    server.stop()
+    await asyncio.wait_for(serving, 10)
 
 
 async def until(true) -> None:
@@ -31,23 +46,94 @@ async def until(true) -> None:
         await asyncio.sleep(0.01)
 
 
+def connected(port: int) -> socket.socket:
+    connection = socket.socket()
+    connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 2304)
+    connection.connect(("127.0.0.1", port))
+    return connection
+
+
 @pytest.mark.parametrize("header", ["", "Connection: close\r\n"])
 def test_a_connection_ends_whose_client_does_not_take_its_answer(header):
     """Kept alive, or closed behind an answer that is not sent yet."""
 
     async def ask() -> None:
-        server = service(answer, Limits(seconds=SECONDS))
-        at = socket.create_server(("127.0.0.1", 0))
-        at.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4608)
-        serving = asyncio.create_task(server._serve([at]))
-        await until(lambda: server.started)
-        with connected(at.getsockname()[1]) as connection:
-            connection.sendall(f"GET / HTTP/1.1\r\nHost: 127.0.0.1\r\n{header}\r\n".encode())
-            await asyncio.wait_for(until(lambda: server.server_state.total_requests), 10)  # the answer is given
-            (open_one,) = server.server_state.connections
-            assert open_one.transport.get_write_buffer_size()
-            await asyncio.wait_for(until(lambda: not server.server_state.connections), 20 * SECONDS)
-        server.stop()
-        await serving
+        async with served(answer, buffer=4608) as (server, port):
+            with connected(port) as connection:
+                connection.sendall(f"GET / HTTP/1.1\r\nHost: 127.0.0.1\r\n{header}\r\n".encode())
+                await asyncio.wait_for(until(lambda: server.server_state.total_requests), 10)  # the answer is given
+                (open_one,) = server.server_state.connections
+                assert open_one.transport.get_write_buffer_size()
+                await asyncio.wait_for(until(lambda: not server.server_state.connections), 20 * SECONDS)
+
+    asyncio.run(ask())
+
+
+@pytest.mark.parametrize("ending", [False, True])
+@pytest.mark.parametrize(
+    ("line", "headers"),
+    [
+        ("POST / HTTP/1.0", "Content-Length: 300000"),
+        ("POST / HTTP/1.1", "Content-Length: 300000\r\nConnection: close"),
+        ("POST / HTTP/1.1", "Content-Length: 300000"),
+        ("POST / HTTP/1.1", "Transfer-Encoding: chunked"),
+        ("no HTTP", ""),
+    ],
+)
+def test_a_refused_client_that_goes_on_sending_reads_its_answer(line, headers, ending, caplog):
+    """Whatever ends the connection, also where the server itself ends and the body is broken."""
+
+    async def ask() -> bytes:
+        async with served(refuse) as (server, port):
+            reader, writer = await asyncio.open_connection("127.0.0.1", port)
+            writer.write(f"{line}\r\nHost: 127.0.0.1\r\n{headers}\r\n\r\n".encode())
+            await asyncio.sleep(0.1)  # it is answered by now
+            if ending:
+                server.stop()
+            for _ in range(300):
+                writer.write(b"x" * 1000)
+                await writer.drain()
+            await asyncio.sleep(0.05)
+            got = await reader.read(65536)
+            writer.close()
+            if not ending:
+                await asyncio.wait_for(until(lambda: not server.server_state.connections), 10)
+        return got
+
+    got = asyncio.run(ask())
+    assert got.startswith(b"HTTP/1.1 4") and got.endswith((b"too long", b"Invalid HTTP request received."))
+    assert not [each for each in caplog.records if each.exc_info]
+
+
+def test_a_client_that_never_stops_sending_is_cut_off():
+    async def ask() -> None:
+        async with served(refuse) as (_, port):
+            _, writer = await asyncio.open_connection("127.0.0.1", port)
+            writer.write(b"POST / HTTP/1.0\r\nContent-Length: 1000000000\r\n\r\n")
+            begun = asyncio.get_running_loop().time()
+            with pytest.raises(ConnectionError):
+                while asyncio.get_running_loop().time() - begun < 20 * SECONDS:
+                    writer.write(b"x")
+                    await writer.drain()
+                    await asyncio.sleep(0.01)
+            assert asyncio.get_running_loop().time() - begun > SECONDS / 2
+
+    asyncio.run(ask())
+
+
+def test_a_client_whose_refused_body_was_dropped_may_be_silent_as_any_answered_one(monkeypatch):
+    monkeypatch.setattr(listening, "SILENT", 3 * SECONDS)
+    request = b"POST / HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Length: 1\r\n\r\n"
+
+    async def ask() -> None:
+        async with served(refuse) as (_, port):
+            reader, writer = await asyncio.open_connection("127.0.0.1", port)
+            for silent in (2 * SECONDS, 0.0):
+                writer.write(request)
+                assert (await reader.readuntil(b"too long")).startswith(b"HTTP/1.1 413")
+                writer.write(b"x")
+                await asyncio.sleep(silent)
+            assert await asyncio.wait_for(reader.read(), 20 * SECONDS) == b""
+            writer.close()
 
     asyncio.run(ask())

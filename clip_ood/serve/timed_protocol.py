@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable
+from typing import Any
 
 import h11
 from uvicorn.protocols.http.h11_impl import H11Protocol
@@ -26,7 +28,7 @@ class TimedProtocol(H11Protocol):
     _unread: asyncio.TimerHandle | None = None
 
     def connection_made(self, transport: asyncio.Transport) -> None:
-        super().connection_made(transport)
+        super().connection_made(_Ended(transport, self._linger))
         transport.set_write_buffer_limits(
             high=0
         )  # `pause_writing` comes with the first byte that the client does not take
@@ -34,6 +36,8 @@ class TimedProtocol(H11Protocol):
         self._look()
 
     def data_received(self, data: bytes) -> None:
+        if self.transport.is_closing():
+            return
         super().data_received(data)
         self._look()
 
@@ -41,6 +45,13 @@ class TimedProtocol(H11Protocol):
         super().on_response_complete()
         self._answered = True
         self._look()
+
+    def send_400_response(self, msg: str) -> None:
+        """Answers what is no HTTP; a body of which that is seen behind the answer has had one."""
+        if self.conn.our_state in (h11.IDLE, h11.SEND_RESPONSE):
+            super().send_400_response(msg)
+        else:
+            self.transport.close()
 
     def connection_lost(self, exc: Exception | None) -> None:
         super().connection_lost(exc)
@@ -59,26 +70,43 @@ class TimedProtocol(H11Protocol):
 
     def _look(self) -> None:
         """Begins to wait for what the client is to send next, if that is not what is awaited already."""
-        awaited = None
-        if self.conn.their_state is h11.IDLE:
-            # uvicorn times an answered client, but not after the rest of a refused body
-            is_timed = self._answered and self.timeout_keep_alive_task is not None
-            awaited = None if is_timed and not self.conn.trailing_data[0] else HEAD
-        elif self.conn.their_state is h11.SEND_BODY and self.conn.our_state is h11.DONE:
-            awaited = REST
-        if awaited == self._awaited:
-            return
-        self._awaited = awaited
-        if self._timer is not None:
-            self._timer.cancel()
-        self._timer = None if awaited is None else self.loop.call_later(self.seconds, self._end)
-
-    def _end(self) -> None:
         if self.transport.is_closing():
             return
+        awaited = None
+        if self.conn.their_state is h11.IDLE:
+            if not self._answered or self.conn.trailing_data[0]:
+                awaited = HEAD
+            elif self.timeout_keep_alive_task is None:  # uvicorn does not begin it after the rest of a refused body
+                self.timeout_keep_alive_task = self.loop.call_later(
+                    self.timeout_keep_alive, self.timeout_keep_alive_handler
+                )
+        elif self.conn.their_state is h11.SEND_BODY and self.conn.our_state is h11.DONE:
+            awaited = REST
+        if awaited != self._awaited:
+            self._awaited = awaited
+            self._wait(None if awaited is None else self._end)
+
+    def _wait(self, end: Callable[[], None] | None) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+        self._timer = None if end is None else self.loop.call_later(self.seconds, end)
+
+    def _end(self) -> None:
         if self._awaited == HEAD and self.conn.our_state is h11.IDLE and self.conn.trailing_data[0]:
             self._refuse(f"The head of the request did not come within {self.seconds:g} s.".encode())
-        self.transport.close()
+        if self._awaited == REST:
+            self.transport.abort()
+        else:
+            self.transport.close()
+
+    def _linger(self, transport: asyncio.Transport) -> None:
+        """Closes a connection; one whose client still sends, after it has seen the end of its answer, or `seconds` later."""
+        if self.conn.their_state in (h11.SEND_BODY, h11.ERROR) or self.conn.trailing_data[0]:
+            transport.write_eof()
+            transport.resume_reading()
+            self._wait(transport.abort)
+        else:
+            transport.close()
 
     def _refuse(self, reason: bytes) -> None:
         headers = [(b"content-type", b"text/plain; charset=utf-8"), (b"connection", b"close")]
@@ -88,3 +116,21 @@ class TimedProtocol(H11Protocol):
             h11.EndOfMessage(),
         ):
             self.transport.write(self.conn.send(event))
+
+
+class _Ended:
+    """A transport that is closed as `end` does, once."""
+
+    def __init__(self, transport: asyncio.Transport, end: Callable[[asyncio.Transport], None]) -> None:
+        self._transport, self._end, self._is_ended = transport, end, False
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._transport, name)
+
+    def is_closing(self) -> bool:
+        return self._is_ended or self._transport.is_closing()
+
+    def close(self) -> None:
+        if not self.is_closing():
+            self._is_ended = True
+            self._end(self._transport)
