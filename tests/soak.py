@@ -1,7 +1,8 @@
 """Asks a server for a long time: good, hostile and slow requests at once. python -m soak [SECONDS]
 
 Prints what was asked and how it was answered. The exit status is 1 if the server has ended, if a request had neither predictions nor a reason
-for its refusal, or if the server's memory has grown by more than 64 MiB since a warm-up of a sixth of the time.
+for its refusal, if a good one was not judged, but for 1 % of them that may be told to come again, or if the server's memory has grown by more
+than 64 MiB, or its open files by more than there are clients, since a warm-up of a sixth of the time.
 """
 
 from __future__ import annotations
@@ -23,10 +24,10 @@ import httpx
 import judged_run
 import tiny_clip
 from PIL import Image
-from served import Served, answer
-from test_serve import png
+from served import Served, answer, png
 
 MOST_GROWTH = 64  # MiB
+MOST_FULL = 0.01  # share of the good requests that may get 503
 TOKEN = "soak"
 PATIENCE = 3.0
 OPTIONS = (
@@ -38,7 +39,9 @@ OPTIONS = (
     "--max-pixels=4000000",
 )
 HEAD = f"POST /predict HTTP/1.1\r\nHost: 127.0.0.1\r\nAuthorization: Bearer {TOKEN}\r\nContent-Type: image/png\r\n"
+TOO_LONG = b"x" * 9_000_000
 GOOD, HOSTILE, SLOW = 6, 3, 20  # threads
+REFUSED = (400, 401, 408, 413, 415, 503)
 Asking = Callable[[httpx.Client, random.Random], "httpx.Response | bytes | None"]
 
 
@@ -116,13 +119,20 @@ def dripped(begin: str) -> Asking:
     return ask
 
 
+def silent(client: httpx.Client, draw: random.Random) -> httpx.Response:
+    """Asks again by the connection of a refused body, after about as long as a head may take."""
+    typed(TOO_LONG, "image/png")(client, draw)
+    time.sleep(PATIENCE * draw.uniform(0.95, 1.05))
+    return raw(client, draw)
+
+
 ASKED: dict[str, dict[str, Asking]] = {
     "good": {"form": form, "base64": texts, "bytes": raw},
     "hostile": {
         "100,000 x 100,000 pixels": typed(png(100_000, 100_000), "image/png"),
         "mutated files": lambda client, draw: form(client, draw, mutated, 20),
         "100 images": lambda client, draw: client.post("/predict", files=[("x", ("x", b"x"))] * 100),
-        "9 MB": typed(b"x" * 9_000_000, "image/png"),
+        "9 MB": typed(TOO_LONG, "image/png"),
         "a gigabyte, announced": told(f"{HEAD}Content-Length: 1000000000\r\n\r\n".encode()),
         "no body": typed(b"", "image/png"),
         "broken JSON": typed(b'{"images": [', "application/json"),
@@ -138,7 +148,11 @@ ASKED: dict[str, dict[str, Asking]] = {
         "another token": lambda client, draw: client.post("/predict", headers={"authorization": "Bearer no"}),
         "gone": gone,
     },
-    "slow": {"head": dripped(HEAD), "body": dripped(f"{HEAD}Content-Length: 1000\r\n\r\n")},
+    "slow": {
+        "head": dripped(HEAD),
+        "body": dripped(f"{HEAD}Content-Length: 1000\r\n\r\n"),
+        "silent after a refusal": silent,
+    },
 }
 
 
@@ -177,17 +191,23 @@ class Soak:
         status = got.status_code if isinstance(got, httpx.Response) else int(got.split()[1]) if got else 0
         text = got.text if isinstance(got, httpx.Response) else got.partition(b"\r\n\r\n")[2].decode()
         self.found[kind, name, status] += 1
-        good = status == 200 and '"predictions"' in text
-        if not good and not (status in (400, 401, 408, 413, 415, 503) and text and kind != "good") and status != 503:
+        judged = status == 200 and '"predictions"' in text and (kind != "good" or '"error"' not in text)
+        if not judged and not (status in ((503,) if kind == "good" else REFUSED) and text):
             self.wrong.append(f"{name}: {status} {text[:200]}")
 
-    def quiet(self) -> float:
-        """The server's memory in MiB while nobody asks."""
+    def quiet(self) -> tuple[float, float]:
+        """The server's memory in MiB and its open files while nobody asks."""
         self.asking.clear()
         while self.busy:
             time.sleep(0.05)
         time.sleep(0.5)
-        return self.server.figures()["process_resident_memory_bytes"] / 2**20
+        figures = self.server.figures()
+        return figures["process_resident_memory_bytes"] / 2**20, figures["process_open_fds"]
+
+    def full(self) -> float:
+        """The share of good requests that were told to come again."""
+        statuses = [(status, count) for (kind, _, status), count in self.found.items() if kind == "good"]
+        return sum(count for status, count in statuses if status == 503) / max(1, sum(count for _, count in statuses))
 
 
 def main(seconds: float) -> int:
@@ -199,14 +219,14 @@ def main(seconds: float) -> int:
             threads = [threading.Thread(target=soak.ask, args=(kind, seed)) for seed, kind in enumerate(kinds)]
             for each in threads:
                 each.start()
-            memory = []
+            states = []
             for share in (1 / 6, 1 / 3, 1 / 3, 1 / 6):
                 soak.asking.set()
                 server_ended = server.process.poll()
                 time.sleep(seconds * share)
                 if server_ended is not None or server.process.poll() is not None:
                     break
-                memory.append(soak.quiet())
+                states.append(soak.quiet())
             soak.over.set()
             for each in threads:
                 each.join()
@@ -215,12 +235,14 @@ def main(seconds: float) -> int:
                 soak.wrong.append(f"the server said: {''.join(server.told[-20:])}")
     for (kind, name, answered), count in sorted(soak.found.items(), key=str):
         print(f"{kind:8} {name:25} {answered}: {count:,}")
-    growth = memory[-1] - memory[0] if len(memory) == 4 else float("inf")
+    memory, files = zip(*states, strict=True) if len(states) == 4 else ([0.0, float("inf")],) * 2
+    growth, opened, full = memory[-1] - memory[0], files[-1] - files[0], soak.full()
     print(f"{soak.found.total():,} requests in {seconds:g} s; memory {', '.join(f'{each:.0f}' for each in memory)} MiB")
+    print(f"open files {opened:+.0f}  <= {len(kinds)}; good requests told to come again {full:.2%}  <= {MOST_FULL:.0%}")
     print(f"growth {growth:+.1f} MiB  <= {MOST_GROWTH}; exit status {status}; {len(soak.wrong)} without a reason")
     for each in soak.wrong[:10]:
         print(f"NOT ANSWERED: {each}")
-    return int(bool(soak.wrong) or status != 0 or growth > MOST_GROWTH)
+    return int(bool(soak.wrong) or status != 0 or growth > MOST_GROWTH or opened > len(kinds) or full > MOST_FULL)
 
 
 if __name__ == "__main__":
