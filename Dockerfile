@@ -6,7 +6,7 @@ ARG TORCH_INDEX=""
 
 WORKDIR /src
 COPY requirements.lock ./
-RUN pip install --no-cache-dir ${TORCH_INDEX:+--index-url "$TORCH_INDEX"} -c requirements.lock torch torchvision
+RUN pip install --no-cache-dir ${TORCH_INDEX:+--extra-index-url "$TORCH_INDEX"} -c requirements.lock torch torchvision
 COPY pyproject.toml README.md LICENSE ./
 COPY callbacks ./callbacks
 COPY clip_ood ./clip_ood

@@ -92,9 +92,10 @@ class Serving:
 
     def __init__(self, asked: Asked, watch: Watched | None) -> None:
         self.asked, self.watch = asked, watch
-        self.error: BaseException | None = None  # why nothing can be judged
+        self.error: BaseException | None = None  # why nothing can be judged any more
         self.detectors = Detectors(asked.run, self.load, self.taken, self.failed, tell)
-        self.batches, self.pool = Batches(asked.batch, asked.wait / 1000, self.see), decoders(asked.decoders)
+        self.batches = Batches(asked.batch, asked.wait / 1000, self.see, self.failed)
+        self.pool = decoders(asked.decoders)
         self.figures = Figures(lambda: self.predicting.waiting.taken)
         if watch is not None:
             self.figures.add_watch(watch.watch.martingale)
@@ -114,7 +115,7 @@ class Serving:
         self.server.run(sockets=[at])
         self.detectors.end()
         self.batches.end()
-        self.pool.shutdown(cancel_futures=True)
+        self.pool.shutdown(wait=False, cancel_futures=True)  # nobody waits for what is still decoded
         if self.error is not None:
             raise self.error
         return self.predicting.left
@@ -133,7 +134,7 @@ class Serving:
         if judge.predictor.takes_features:
             raise UserError(NO_ENCODER)
         if self.watch is not None:
-            self.watch.watch.check_goes_on(judge.predictor.saved)
+            self.watch.watch.check_goes_on(judge.predictor.saved, judge.predictor.columns)
         return judge
 
     def taken(self, judge: Judge) -> None:
@@ -143,7 +144,7 @@ class Serving:
         tell(f"Ready: images are judged by {columns} of {self.asked.run} ({judge.digest[:12]})")
 
     def failed(self, error: BaseException) -> None:
-        """Ends the server, for which there is no judge."""
+        """Ends the server, in which nothing can be judged."""
         self.error = error
         self.server.stop()
 

@@ -6,16 +6,24 @@ import queue
 import re
 import signal
 import socket
+import struct
 import subprocess
 import sys
 import threading
 import time
+import zlib
 from pathlib import Path
 from typing import Any
 
 import forked
 import httpx
 from prometheus_client.parser import text_string_to_metric_families
+
+TOKEN = "a secret"
+PATIENCE = 1.5
+MOST = {"bytes": 200_000, "images": 12, "pixels": 250_000, "connections": 60}
+OPTIONS = ("--token", TOKEN, f"--patience={PATIENCE}", *(f"--max-{name}={most}" for name, most in MOST.items()))
+HEAD = f"POST /predict HTTP/1.1\r\nHost: 127.0.0.1\r\nAuthorization: Bearer {TOKEN}\r\nContent-Type: image/png\r\n"
 
 
 class Served:
@@ -95,3 +103,17 @@ def answer(connection: socket.socket) -> bytes:
         while chunk := connection.recv(65536):
             found += chunk
     return found
+
+
+def reason(response: httpx.Response) -> str:
+    return response.json()["error"]
+
+
+def png(width: int, height: int) -> bytes:
+    """A PNG file that says that it has so many pixels, and holds none."""
+
+    def chunk(kind: bytes, content: bytes) -> bytes:
+        return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
+
+    head = chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0))
+    return b"\x89PNG\r\n\x1a\n" + head + chunk(b"IDAT", zlib.compress(b"\0" * 1000)) + chunk(b"IEND", b"")

@@ -285,6 +285,12 @@ def test_the_address_with_the_token_opens_the_page_and_sets_a_strict_cookie(aski
     cookie = answer.headers["set-cookie"]
     assert "HttpOnly" in cookie and "SameSite=Strict" in cookie
     assert asking.client.get("/api/items").status_code == 200  # by the cookie
+    beside = f'odd name="{{"a": 1}}; x=[é; {cookie.partition(";")[0]}; y=1'.encode(
+        "latin-1"
+    )  # of other applications on this machine
+    asking.client.cookies.clear()
+    assert asking.client.get("/api/items", headers={"cookie": beside}).status_code == 200
+    asking.client.cookies.set(*cookie.partition(";")[0].split("=", 1))
     assert asking.client.post("/api/draw", json={"n": 1}).status_code == 403  # which is not enough for a change
     for path in ("/", "/image/0/small", "/review.js"):
         headers = asking.client.get(path).headers
@@ -339,6 +345,7 @@ def test_on_all_addresses_a_number_is_taken_and_a_foreign_name_is_not():
         and access.means_us(socket.gethostname())
         and not access.means_us("evil.example")
     )
+    assert Access(("Workstation.Local",)).means_us("workstation.local:1")  # as browsers write it
     assert not access_at("127.0.0.1", 1).means_us("192.168.0.7:1")
     assert Access().token != Access().token and Access().token not in repr(Access())
 

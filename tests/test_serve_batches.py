@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from clip_ood.files.unreadable import NO_MEMORY
-from clip_ood.serve.batches import Batches
+from clip_ood.serve.batches import LOST, Batches
 from clip_ood.serve.judge import Prepared
 
 
@@ -38,8 +38,8 @@ def prepared(*names: str) -> list[Prepared]:
 def started():
     made = []
 
-    def start(size=None, seconds=0.0, see=lambda found: None) -> Batches:
-        made.append(Batches(size, seconds, see))
+    def start(size=None, seconds=0.0, see=lambda found: None, broken=lambda error: None) -> Batches:
+        made.append(Batches(size, seconds, see, broken))
         made[-1].start()
         return made[-1]
 
@@ -91,6 +91,30 @@ def test_an_error_is_that_of_its_images_alone(started):
     assert short.result(10) == [{"path": "b", "error": NO_MEMORY}] and good.result(10)[0]["by"] == "c"
 
 
+@pytest.mark.skipif(not LOST, reason="this torch has no error of its own for a device that is lost")
+def test_a_device_that_is_lost_is_told(started):
+    told = []
+    batches = started(broken=told.append)
+    (failed,) = batches.put(Judge("a", LookupError("a fault")), prepared("a"))
+    with pytest.raises(LookupError):
+        failed.result(10)
+    assert not told
+    (failed,) = batches.put(Judge("a", LOST("CUDA error: an illegal memory access")), prepared("a"))
+    with pytest.raises(LOST):
+        failed.result(10)
+    batches.end()
+    assert [type(each) for each in told] == [LOST]
+
+
+def test_the_end_of_the_thread_is_told(started, monkeypatch):
+    told = []
+    monkeypatch.setattr(Batches, "_judge", lambda *_: 1 / 0)
+    batches = started(broken=told.append)
+    batches.put(Judge("a"), prepared("a"))
+    batches.end()
+    assert [type(each) for each in told] == [ZeroDivisionError]
+
+
 def test_images_are_answered_although_nobody_can_note_them(started, caplog):
     def see(found):
         raise OSError("no space")
@@ -101,7 +125,7 @@ def test_images_are_answered_although_nobody_can_note_them(started, caplog):
 
 def test_what_waits_at_the_end_is_judged():
     seen = []
-    batches, old, new = Batches(None, 0.0, seen.append), Judge("old"), Judge("new")
+    batches, old, new = Batches(None, 0.0, seen.append, seen.append), Judge("old"), Judge("new")
     batches.start()
     held(batches, old)
     waiting = batches.put(old, prepared("a")) + batches.put(new, prepared("b"))

@@ -46,6 +46,12 @@ def test_a_head_may_have_the_length_that_is_said():
     assert f"{HEAD:,} bytes" in refusal(form(named(f"filename={name}b")), FORM).detail
 
 
+def test_a_part_that_is_encoded_is_refused():
+    part = b"Content-Transfer-Encoding: %s\r\n" + named("filename=a.png")
+    assert "encoded as base64" in refusal(form(part % b"BASE64"), FORM).detail
+    assert images_in(form(part % b"binary"), FORM, 12)[0].content == b"x"
+
+
 def test_a_content_type_is_not_read_if_it_is_long():
     got = refusal(b"x", "multipart/form-data" + ";" * HEAD)
     assert got.status_code == 400 and "content type has 8,211 characters" in got.detail

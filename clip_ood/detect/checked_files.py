@@ -51,12 +51,15 @@ class CheckedFiles:
         return {key: value.double() if prefix + key in doubles else value for key, value in found.items()}
 
     def stored(self, name: str, prefix: str, but: tuple[str, ...] = ()) -> dict[str, Tensor]:
-        """Maps the tensors of a file whose names begin with `prefix` and with none of `but`, by the rest of their names."""
+        """Reads the tensors of a file whose names begin with `prefix` and with none of `but`, by the rest of their names.
+
+        They are copied, not mapped: whatever is written over the file later, what was checked is what is used.
+        """
         self.check(name)
         try:
             with safe_open(self.folder / name, "pt") as file:
                 names = [key for key in file.keys() if key.startswith(prefix) and not key.startswith(but)]  # noqa: SIM118
-                return {key.removeprefix(prefix): file.get_tensor(key) for key in names}
+                return {key.removeprefix(prefix): file.get_tensor(key).clone() for key in names}
         except SafetensorError as error:
             raise DetectorFolderError(f"{self.folder / name} is damaged ({error}); copy the folder again") from error
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from hashlib import sha256
@@ -78,10 +78,15 @@ class Watch:
         self.martingale.take(*self._p_values.take(scores))
         self._scores.append(scores)
 
-    def check_goes_on(self, saved: SavedDetector) -> None:
-        """Raises WatchError for a detector folder whose scores cannot be ranked together with those of the stream."""
+    def check_goes_on(self, saved: SavedDetector, columns: Collection[str]) -> None:
+        """Raises WatchError for a detector folder of which `columns` judge, and whose scores cannot be ranked together with the stream's."""
         column = self.header.column
         saved.check_column(column)
+        if column not in columns:
+            raise WatchError(
+                f"{self.path} watches the scores of {column}, and by {saved.folder} {', '.join(columns)} would judge. Start again: name {column} "
+                f"as --detector, or {ANEW}"
+            )
         if _detector(saved, column, saved.calibration(column)) != self.header.detector:
             raise WatchError(
                 f"{saved.folder} scores otherwise than what {self.path} watches: its encoder or the calibration images of {column} differ. "

@@ -6,7 +6,6 @@ import hmac
 import secrets
 from collections.abc import Awaitable, Callable, Iterable, MutableMapping
 from dataclasses import dataclass, field
-from http.cookies import CookieError, SimpleCookie
 from ipaddress import ip_address
 from typing import Any
 from urllib.parse import parse_qs, urlsplit
@@ -46,7 +45,8 @@ class Access:
             name = urlsplit(f"//{host}").hostname or ""
         except ValueError:
             return False
-        return name in (*LOOPBACK, *self.hosts) or (self.by_number and _is_number(name))
+        known = {each.lower() for each in (*LOOPBACK, *self.hosts)}  # as urlsplit gives the name
+        return name in known or (self.by_number and _is_number(name))
 
     def knows(self, token: str) -> bool:
         """Says in constant time whether this is the token."""
@@ -102,13 +102,8 @@ class Guard:
 def _tokens(scope: Scope, cookie: str) -> dict[str, str]:
     """Returns the tokens in the address, the header and the cookie of a request, empty where there is none."""
     address = parse_qs(scope["query_string"].decode("latin-1")).get("token", [""])[0]
-    held = ""
-    for header in headers_of(scope, b"cookie"):
-        try:
-            found = SimpleCookie(header).get(cookie)
-        except CookieError:
-            continue
-        held = found.value if found is not None else held
+    cookies = (each.strip().partition("=") for header in headers_of(scope, b"cookie") for each in header.split(";"))
+    held = dict((name, value) for name, _, value in cookies).get(cookie, "")
     return {"address": address, "header": next(iter(headers_of(scope, b"x-token")), ""), "cookie": held}
 
 

@@ -15,6 +15,7 @@ import torch
 from clip_ood.files.unreadable import NO_MEMORY, is_no_memory
 from clip_ood.serve.judge import Judge, Line, Prepared, failed
 
+LOST = getattr(torch, "AcceleratorError", ())  # older versions of torch have none
 END = None  # in the queue, behind the last image
 
 
@@ -31,11 +32,18 @@ class Batches:
     """A thread that judges what waits: up to `size` images at a time, or those that came within `seconds` of the first.
 
     While a batch is judged, others gather, so that a busy server has full batches. A batch is judged by one judge, for which all of its
-    images were prepared. `see` is called in the thread with the lines of each batch, in the order of the images, before they are answered.
+    images were prepared. `see` is called in the thread with the lines of each batch, in the order of the images, before they are answered,
+    and `broken` with the error after which nothing can be judged any more: of the thread itself, or of a device that is lost.
     """
 
-    def __init__(self, size: int | None, seconds: float, see: Callable[[list[list[Line]]], None]) -> None:
-        self.size, self.seconds, self.see = size, seconds, see
+    def __init__(
+        self,
+        size: int | None,
+        seconds: float,
+        see: Callable[[list[list[Line]]], None],
+        broken: Callable[[BaseException], None],
+    ) -> None:
+        self.size, self.seconds, self.see, self.broken = size, seconds, see, broken
         self._queue: SimpleQueue[Waiting | None] = SimpleQueue()
         self._next: Waiting | None = None  # the first of the next batch, which another judge takes
         self._threads = torch.get_num_threads()
@@ -60,10 +68,13 @@ class Batches:
     def _run(self) -> None:
         torch.set_num_threads(self._threads)  # each thread has its own number of them
         ended = False
-        while not ended or self._next is not None:
-            batch, ended = self._gather(ended)
-            if batch:
-                self._judge(batch)
+        try:
+            while not ended or self._next is not None:
+                batch, ended = self._gather(ended)
+                if batch:
+                    self._judge(batch)
+        except BaseException as error:
+            self.broken(error)
 
     def _gather(self, ended: bool) -> tuple[list[Waiting], bool]:
         """Returns the next batch, and whether the end has come."""
@@ -96,6 +107,8 @@ class Batches:
             if not is_no_memory(error):
                 for each in batch:
                     each.lines.set_exception(error)
+                if isinstance(error, LOST):  # every call of the process fails behind it
+                    self.broken(error)
                 return
             found = [[failed(each.image.name, NO_MEMORY)] for each in batch]
         try:

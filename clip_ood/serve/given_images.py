@@ -13,6 +13,7 @@ from email.parser import HeaderParser
 from clip_ood.serve.refusals import Refusal
 
 TAKEN = "multipart/form-data, application/json, image/* and application/octet-stream are taken"
+PLAIN = ("7bit", "8bit", "binary")  # HTTP knows no other encoding of a form's parts
 HEAD = 8192  # bytes of a content type, or of the head of a form's part; reading one takes time with the square of its length
 SPARE = 100  # lists, objects and values of a JSON body that are read beside its images, so that a small mistake gets its own reason
 
@@ -63,6 +64,9 @@ def _file(section: bytes) -> Given:
     if not gap or len(head) > HEAD:
         raise Refusal(400, f"a part of the form has no head that ends within {HEAD:,} bytes: send each image as a file")
     headers = HeaderParser().parsestr(head.strip().decode("utf-8", "replace"))
+    encoding = headers.get("content-transfer-encoding", "binary").strip().lower()
+    if encoding not in PLAIN:
+        raise Refusal(400, f"a part of the form is encoded as {encoding[:100]}: send the bytes of its file as they are")
     name = _read(headers.get_filename, "the name of a file in the form")
     if name is None:
         field = headers.get_param("name", header="content-disposition")

@@ -7,6 +7,7 @@ from typing import Any
 
 from fastapi import APIRouter
 from fastapi.responses import JSONResponse, Response
+from fastapi.routing import APIRoute
 
 from clip_ood.serve.figures import TYPE, Figures
 from clip_ood.serve.judge import Judge
@@ -43,4 +44,6 @@ def state_routes(current: Callable[[], Judge | None], figures: Figures, versions
         """Returns figures in the text format of Prometheus."""
         return Response(figures.text(), media_type=TYPE)
 
+    for route in [each for each in router.routes if isinstance(each, APIRoute)]:
+        router.add_api_route(route.path, route.endpoint, methods=["HEAD"], include_in_schema=False)
     return router
