@@ -28,6 +28,7 @@ from clip_ood.data.readers.objects import Object
 from clip_ood.data.readers.parquet_rows import place_of
 from clip_ood.data.readers.reader import NoImage
 from clip_ood.errors import ConfigError, UserError
+from clip_ood.files import download as downloads
 from clip_ood.files import pace
 from clip_ood.files.remote import fetched, listing, patience
 from clip_ood.files.remote.address import Address, place_at
@@ -500,7 +501,7 @@ def test_a_server_that_trickles_is_given_up(web, monkeypatch):
 
 
 def test_one_file_is_fetched_while_another_one_is(web, monkeypatch):
-    download = fetched.download
+    download = downloads.download
 
     def meanwhile(*args, **options):
         with get_context("spawn").Pool(1) as pool:  # its download is the real one
@@ -510,7 +511,7 @@ def test_one_file_is_fetched_while_another_one_is(web, monkeypatch):
 
     for name in "ab":
         (web.folder / f"{name}.txt").write_text(f"of {name}")
-    monkeypatch.setattr(fetched, "download", meanwhile)
+    monkeypatch.setattr(downloads, "download", meanwhile)
     assert fetched.local(place_at(f"{web.url}/a.txt")).read_bytes() == b"of a"
 
 

@@ -21,7 +21,6 @@ from rich.filesize import decimal
 from clip_ood.errors import UserError
 from clip_ood.files.cache import cache
 from clip_ood.files.checksum import hexdigest
-from clip_ood.files.download import DownloadError, download
 from clip_ood.files.kept import keeping, make_room, tell
 from clip_ood.files.remote.address import WEB, Address
 from clip_ood.files.remote.ahead import ahead
@@ -112,6 +111,8 @@ def _fetch(address: Address, found: Found, target: Path) -> None:
 
 
 def _download(address: Address, target: Path) -> None:
+    from clip_ood.files.download import DownloadError, download  # with http and ssl
+
     try:
         download(address.whole, target, slowest=SLOWEST)
     except DownloadError as error:
