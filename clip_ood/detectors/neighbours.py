@@ -44,17 +44,18 @@ def nearest(
         return products_with(queries.to(device, torch.float32), chunks, scales, positions), positions
     products = torch.empty(len(queries), k, device=device)
     positions = torch.empty(len(queries), k, dtype=torch.int64, device=device)
-    low = low_precision(device.type) if k and size > MANY * taken(k) else None
+    low = low_precision(device.type) if k and size > MANY * taken(k) and len(queries) >= FEW else None
+    limits = None if low is None else _limits(chunks, scales, low)
 
     def search(block: slice) -> None:
         rows = queries[block].to(device, torch.float32)
         if low is None or len(rows) < FEW:
-            products[block], positions[block], _ = _sweep(rows, chunks, scales, k, torch.float32)
+            products[block], positions[block] = _sweep(rows, chunks, scales, k, torch.float32)
             return
-        products[block], positions[block], unsure = _reranked(rows, chunks, scales, k, low)
+        products[block], positions[block], unsure = _reranked(rows, chunks, scales, k, low, limits)
         if len(unsure):
             again = block.start + unsure
-            products[again], positions[again], _ = _sweep(rows[unsure], chunks, scales, k, torch.float32)
+            products[again], positions[again] = _sweep(rows[unsure], chunks, scales, k, torch.float32)
 
     blocks = _blocks(len(queries) if k else 0, device.type)
     if device.type == "cpu":
@@ -96,15 +97,21 @@ def low_precision(device: str) -> torch.dtype | None:
 
 
 def _reranked(
-    queries: Tensor, chunks: Sequence[Tensor], scales: Sequence[Tensor] | None, k: int, dtype: torch.dtype
+    queries: Tensor,
+    chunks: Sequence[Tensor],
+    scales: Sequence[Tensor] | None,
+    k: int,
+    dtype: torch.dtype,
+    limits: tuple[Tensor, Tensor],
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Returns products (n, k) in float32, positions (n, k), and the queries (m,) that may have missed a neighbour.
 
     If a row was not taken, its product in low precision is at most the last one taken, a. Its product in float32 is then
-    at most a + ‖q − q~‖ max ‖b‖ + ‖q~‖ max ‖b − b~‖ (Cauchy-Schwarz, ~ rounded), + |a| u for the rounded result, and
-    the rounding of sums.
+    at most a + ‖q − q~‖ max ‖b‖ + ‖q~‖ max ‖b − b~‖ (Cauchy-Schwarz, ~ rounded; `limits` are the two maxima), + |a| u for
+    the rounded result, and the rounding of sums.
     """
-    rough, positions, (longest, rounding) = _sweep(queries, chunks, scales, taken(k), dtype)
+    longest, rounding = limits
+    rough, positions = _sweep(queries, chunks, scales, taken(k), dtype)
     exact = products_with(queries, chunks, scales, positions)
     products, order = exact.topk(k, dim=1)
     rounded = queries.to(dtype).float()
@@ -125,15 +132,13 @@ def _summing(queries: Tensor) -> float:
 
 def _sweep(
     queries: Tensor, chunks: Sequence[Tensor], scales: Sequence[Tensor] | None, k: int, dtype: torch.dtype
-) -> tuple[Tensor, Tensor, tuple[Tensor, Tensor]]:
-    """Returns the best k of all tiles in `dtype`, and the largest ‖b‖ and rounding ‖b − b~‖ of a row in low precision."""
+) -> tuple[Tensor, Tensor]:
+    """Returns the best k of all tiles in `dtype`, and their positions."""
     rounded = queries.to(dtype)
     best = rounded.new_empty(len(queries), 0)
     where = torch.empty(len(queries), 0, dtype=torch.int64, device=queries.device)
-    longest, rounding = queries.new_zeros(2)
     for offset, tile in _tiles(chunks, scales):
-        low = tile.to(dtype)
-        products = rounded @ low.T  # (n, D) @ (D, m) -> (n, m)
+        products = rounded @ tile.to(dtype).T  # (n, D) @ (D, m) -> (n, m)
         if best.shape[1] == k and products.device.type == "cpu":
             _insert(best, where, products, offset)
         else:
@@ -141,10 +146,16 @@ def _sweep(
             both = torch.cat([best, found], dim=1)
             best, order = both.topk(min(k, both.shape[1]), dim=1)
             where = torch.cat([where, column + offset], dim=1).gather(1, order)
-        if dtype != torch.float32:
-            longest = torch.maximum(longest, tile.norm(dim=1).amax())
-            rounding = torch.maximum(rounding, (tile - low).norm(dim=1).amax())
-    return best, where, (longest, rounding)
+    return best, where
+
+
+def _limits(chunks: Sequence[Tensor], scales: Sequence[Tensor] | None, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    """Returns the largest length ‖b‖ and rounding ‖b − b~‖ of a bank row in `dtype`."""
+    longest, rounding = torch.zeros(2, device=chunks[0].device)
+    for _, tile in _tiles(chunks, scales):
+        longest = torch.maximum(longest, tile.norm(dim=1).amax())
+        rounding = torch.maximum(rounding, (tile - tile.to(dtype)).norm(dim=1).amax())
+    return longest, rounding
 
 
 def _insert(best: Tensor, where: Tensor, products: Tensor, offset: int) -> None:
