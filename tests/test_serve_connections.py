@@ -28,9 +28,9 @@ async def refuse(scope, receive, send) -> None:
 
 
 @asynccontextmanager
-async def served(app, buffer: int | None = None) -> AsyncIterator[tuple[Server, int]]:
+async def served(app, buffer: int | None = None, seconds: float = SECONDS) -> AsyncIterator[tuple[Server, int]]:
     """A server, and its port."""
-    server = service(app, Limits(seconds=SECONDS))
+    server = service(app, Limits(seconds=seconds))
     at = socket.create_server(("127.0.0.1", 0))
     if buffer is not None:
         at.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, buffer)
@@ -117,6 +117,19 @@ def test_a_client_that_never_stops_sending_is_cut_off():
                     await writer.drain()
                     await asyncio.sleep(0.01)
             assert asyncio.get_running_loop().time() - begun > SECONDS / 2
+
+    asyncio.run(ask())
+
+
+def test_the_end_waits_for_no_head_that_has_begun():
+    async def ask() -> None:
+        async with served(refuse, seconds=60) as (server, port):
+            _, writer = await asyncio.open_connection("127.0.0.1", port)
+            writer.write(b"POST / HTTP/1.1\r\n")
+            await asyncio.sleep(0.1)
+            server.stop()
+            await asyncio.wait_for(until(lambda: not server.server_state.connections), 10)
+            writer.close()
 
     asyncio.run(ask())
 

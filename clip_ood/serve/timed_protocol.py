@@ -100,8 +100,8 @@ class TimedProtocol(H11Protocol):
             self.transport.close()
 
     def _linger(self, transport: asyncio.Transport) -> None:
-        """Closes a connection; one whose client still sends, after it has seen the end of its answer, or `seconds` later."""
-        if self.conn.their_state in (h11.SEND_BODY, h11.ERROR) or self.conn.trailing_data[0]:
+        """Closes a connection; one whose client was answered while it still sent, once it has seen the end, or `seconds` later."""
+        if self.conn.their_state in (h11.SEND_BODY, h11.ERROR) or self.conn.our_state is h11.MUST_CLOSE:
             transport.write_eof()
             transport.resume_reading()
             self._wait(transport.abort)
