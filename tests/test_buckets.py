@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import socket
 import time
 import zipfile
 from multiprocessing import get_context
@@ -277,6 +278,22 @@ def test_names_with_blanks_and_letters_beyond_ascii_are_fetched(web):
     for written in ("häuser 1.zip", "h%C3%A4user%201.zip"):
         (found,) = sources([f"{web.url}/{written}"])
         assert found.place.read() == replica.picture(1)
+
+
+def test_a_host_beyond_ascii_and_a_lone_percent_sign_are_asked_for_alike(web, monkeypatch):
+    look_up, port = socket.getaddrinfo, web.server_port
+
+    def own(host, *args, **options):
+        return look_up("127.0.0.1" if "xn--d-uga0v4h.example" in str(host) else host, *args, **options)
+
+    monkeypatch.setattr(socket, "getaddrinfo", own)
+    zipfile.ZipFile(web.folder / "100% cats.zip", "w").writestr("b.png", replica.picture(1))
+    (found,) = sources([f"http://łódź.example:{port}/100% cats.zip"])
+    assert found.place.read() == replica.picture(1)
+    assert web.asked == {"/100%25%20cats.zip": 1}
+    for address in (f"{web.url}/a\udce9.zip", "s3://photos/a\udce9.zip"):
+        with pytest.raises(UserError, match="the address is not UTF-8"):
+            list(sources([address]))
 
 
 def test_addresses_with_different_queries_are_different_images():

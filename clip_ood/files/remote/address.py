@@ -9,6 +9,7 @@ from posixpath import basename, dirname, splitext
 from urllib.parse import parse_qsl, unquote
 
 from clip_ood.errors import UserError
+from clip_ood.files.text_files import not_utf8
 
 EXTRAS = {  # how an address begins -> the extra of this project that reads it, if it needs one
     "s3": "s3",
@@ -118,7 +119,7 @@ def is_address(text: str | Path | Address) -> bool:
 def place_at(text: str | Path | Address) -> Path | Address:
     """Returns the address that a text is, or else the path of a file or folder of this machine, as also of file://….
 
-    Raises: WrongAddress for an address without a path, and for one with a user and a password.
+    Raises: WrongAddress for an address without a path, for one that is not UTF-8, and for one with a user and a password.
     """
     if not is_address(text) or isinstance(text, Address):
         return text if isinstance(text, Address) else Path(text)
@@ -140,6 +141,10 @@ def place_at(text: str | Path | Address) -> Path | Address:
                 f"file://{path} names another machine, {host}: write file:///{path} for a file of this one"
             )
         return Path(unquote(f"/{rest}"))
+    if not_utf8(path):
+        raise WrongAddress(
+            f"{protocol}://{path}: the address is not UTF-8, as all are: write it, or the list that names it, as UTF-8"
+        )
     if not host:
         raise WrongAddress(
             f"{protocol}:// is an address without a place: name one, as {protocol}://{_example(protocol)}"
