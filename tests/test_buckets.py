@@ -267,10 +267,31 @@ def test_a_page_with_links_that_are_not_its_own_files_is_told(animals, web):
     page.write_text('<a href="./a%20&amp;%20b.png">a</a> <a href="?C=N;O=D">sorted</a>')
     (found,) = sources([f"{web.url}/odd/"])
     assert found.inside == "a & b.png" and found.place.read() == replica.picture(1)
-    for link in ("2023/a.png", "x%2Fa.png"):
+    for link in ("2023/a.png", "x%2Fa.png", "../a.png", "https://example.org/a.png?v=1"):
         page.write_text(f'<a href="{link}">a</a>')
         with pytest.raises(UserError, match=r"cannot be listed: its page links to .* does not lie directly in it"):
             list(sources([f"{web.url}/odd/"]))
+
+
+def test_links_with_queries_and_quotes_are_files_of_the_folder(web):
+    names = ["a.png", "b's.png", "c.png"]
+    for number, name in enumerate(names):
+        replica.put(web.folder / "linked" / name, number)
+    page, sorts = (
+        web.folder / "linked" / "index.html",
+        '<a href="?C=N"><a href="./?C=M"><a href="all.php?x=1"><a href="/">',
+    )
+    page.write_text(f"""{sorts}<a class=x HREF='a.png?id=1&amp;v=2&region=eu'><!-- <a href="no.png"> --><a href="b's.png">
+        <a href="{web.url}/linked/c.png"><a href="c.png?download=1"><a href="/linked/b%27s.png">""")
+    found = list(sources([f"{web.url}/linked/"]))
+    assert [each.inside for each in found] == names
+    assert [each.place.read() for each in found] == [replica.picture(number) for number in range(3)]
+    assert [each.place.address.query for each in found] == ["id=1&v=2&region=eu", "", ""]
+    page.write_bytes(b'<a href="%E8.png"><a href="%E9.png">')
+    assert [each.inside for each in sources([f"{web.url}/linked/"])] == ["\udce8.png", "\udce9.png"]
+    page.write_text('<a href="a.png?v=1"><a href="a.png?v=2">')
+    with pytest.raises(UserError, match=r"its page links to a\.png with 2 queries"):
+        list(sources([f"{web.url}/linked/"]))
 
 
 def test_names_with_blanks_and_letters_beyond_ascii_are_fetched(web):

@@ -104,7 +104,7 @@ class Address:
 
     def unquoted(self, part: str) -> str:
         """Returns a part of the path as it is called: on the web, spaces and other characters are written as %20 and the like."""
-        return unquote(part) if self.protocol in WEB else part
+        return unquote(part, errors="surrogateescape") if self.protocol in WEB else part
 
 
 def is_address(text: str | Path | Address) -> bool:
@@ -140,7 +140,7 @@ def place_at(text: str | Path | Address) -> Path | Address:
             raise WrongAddress(
                 f"file://{path} names another machine, {host}: write file:///{path} for a file of this one"
             )
-        return Path(unquote(f"/{rest}"))
+        return Path(unquote(f"/{rest}", errors="surrogateescape"))
     if not_utf8(path):
         raise WrongAddress(
             f"{protocol}://{path}: the address is not UTF-8, as all are: write it, or the list that names it, as UTF-8"
