@@ -232,14 +232,14 @@ def test_an_object_in_parts_whose_version_is_no_checksum_is_read(s3):
 
 def test_a_server_that_is_busy_is_asked_again(web):
     replica.put(web.folder / "a.png")
-    (found,) = sources([f"{web.url}/a.png"])
+    (found,) = sources([f"{web.url}/a.png?v=2"])
     web.fails["/a.png"] = [503, 429, 500, 429]
     assert found.place.read() == replica.picture(0) and not web.fails["/a.png"]
     web.fails["/a.png"] = [503] * 99
     with pytest.raises(OSError, match="the server answers 503, after 6 tries"):
         found.place.read()
     web.fails["/a.png"] = [403] * 2
-    with pytest.raises(PermissionError, match=r"refuses it \(403\)"):
+    with pytest.raises(PermissionError, match=r"refuses it \(403\): look at the address, or get a signed one"):
         found.place.read()
 
 

@@ -24,6 +24,10 @@ EXTRAS = {  # how an address begins -> the extra of this project that reads it, 
 WEB = ("https", "http")
 BEGINNING = re.compile(rf"({'|'.join([*EXTRAS, 'file'])})://", re.IGNORECASE)
 PASSWORD = re.compile(r"(?!arn:)[^/@]*:[^@]*@")  # before a bucket; secrets of AWS may hold a slash
+SIGNATURE = re.compile(r"sig|.*signature", re.IGNORECASE)  # a key of a query
+CREDENTIAL = re.compile(
+    rf"{SIGNATURE.pattern}|auth|hmac|jwt|hdn[a-z]{{2}}|.*(token|secret|password|credential|api[-_]?key)", re.IGNORECASE
+)
 
 
 class WrongAddress(UserError):
@@ -51,14 +55,26 @@ class Address:
         return f"{self}?{self.query}" if self.query else str(self)
 
     @property
+    def is_signed(self) -> bool:
+        """Whether the query holds credentials: a signature, a token or the like.
+
+        >>> [Address("https", "h/a.jpg", query).is_signed for query in ("v=2", "id=1&X-Amz-Signature=1f", "sig=1f", "access_token=1f")]
+        [False, True, True, True]
+        """
+        return self._asks_with(CREDENTIAL)
+
+    @property
     def lasting(self) -> str:
         """The address with its query, but for a signature, which is another one each time.
 
         >>> Address("https", "example.org/image", "id=1").lasting, Address("https", "example.org/image", "X-Amz-Signature=1f").lasting
         ('https://example.org/image?id=1', 'https://example.org/image')
         """
-        keys = [key.lower() for key, _ in parse_qsl(self.query, keep_blank_values=True)]
-        return str(self) if any(key == "sig" or key.endswith("signature") for key in keys) else self.whole
+        return str(self) if self._asks_with(SIGNATURE) else self.whole
+
+    def _asks_with(self, key: re.Pattern) -> bool:
+        """Says whether the query has such a key."""
+        return any(key.fullmatch(each) for each, _ in parse_qsl(self.query, keep_blank_values=True))
 
     @property
     def name(self) -> str:

@@ -159,7 +159,7 @@ def _in_bucket(address: Address) -> bool:
 
 
 def _way_out(address: Address) -> str:
-    if address.query:
+    if address.is_signed:
         return SIGNED
     if address.protocol in CREDENTIALS:
         return f"set {CREDENTIALS[address.protocol]}"
