@@ -135,6 +135,7 @@ def test_addresses_with_different_queries_are_different_images():
 
 def test_a_file_address_names_no_other_machine(tmp_path):
     assert place_at("file://localhost/x/a%20b.png") == place_at("file:///x/a%20b.png") == Path("/x/a b.png")
+    assert place_at("file:///x/%E9.png") == Path("/x/\udce9.png")  # bytes that are not UTF-8, as Python keeps them
     with pytest.raises(UserError, match="write file:///photos/new"):
         place_at("file://photos/new")
 
