@@ -109,7 +109,7 @@ def _mlflow(folder: Path, name: str) -> Logger:
         store = SERVER or _mlflow_store(place, uuid4().hex)
         client = MlflowClient(store)
         known = client.get_experiment_by_name(PROJECT)
-        pictures = (place / "mlartifacts").as_uri() if store.startswith("sqlite:") else None
+        pictures = (place / "mlartifacts").as_uri() if store.startswith("sqlite") else None
         number = client.create_experiment(PROJECT, pictures) if known is None else known.experiment_id
         write_text(kept, client.create_run(number, run_name=name).info.run_id)
     known_by = read_text(kept)
@@ -118,11 +118,12 @@ def _mlflow(folder: Path, name: str) -> Logger:
 
 def _mlflow_store(place: Path, run: str) -> str:
     """The address of the store in a folder, another one for each run: MLflow keeps what it has opened at an address until its process
-    ends, also where --overwrite has put a new file there. SQLite takes no notice of `run`."""
+    ends, also where --overwrite has put a new file there. SQLite takes no notice of `run`. Without the driver's name, MLflow takes this for a
+    path, and makes folders for it where the command runs."""
     from sqlalchemy import URL
 
     file = f"file:{quote(str(place / 'mlflow.db'))}"
-    return URL.create("sqlite", database=file, query={"uri": "true", "run": run}).render_as_string()
+    return URL.create("sqlite+pysqlite", database=file, query={"uri": "true", "run": run}).render_as_string()
 
 
 def _kept_id(path: Path) -> str:

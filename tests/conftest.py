@@ -10,6 +10,8 @@ import threading
 
 import huggingface_hub.constants
 import pytest
+import replica
+import storage_servers
 import strangers
 import tiny_clip
 from bad_server import CONTENT, Server
@@ -117,3 +119,38 @@ def watch(tmp_path, monkeypatch, hub):
     monkeypatch.setattr(sys, "stdin", io.StringIO("y\n" * 100))
     monkeypatch.chdir(tmp_path)
     return strangers.Watch(monkeypatch, tmp_path)
+
+
+@pytest.fixture(scope="module")
+def animals(tmp_path_factory):
+    """A folder of images in folders of classes, with what is passed over."""
+    folder = tmp_path_factory.mktemp("animals")
+    for name, number in storage_servers.ANIMALS.items():
+        replica.put(folder / name, number)
+    (folder / "cat" / "notes.txt").write_text("of cats")
+    replica.put(folder / "cat" / ".thumbnails" / "0.png", 0)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def s3(animals):
+    """An S3 server with the animals in its bucket."""
+    with storage_servers.s3_server() as server:
+        server.put_folder(animals, "animals")
+        yield server
+
+
+@pytest.fixture
+def here(tmp_path, monkeypatch, s3):
+    """s3:// means the server of this machine."""
+    storage_servers.asked_of(s3, tmp_path / "cache", monkeypatch)
+
+
+@pytest.fixture
+def web(tmp_path):
+    """A server of the web with faults to be set, and its folder."""
+    folder = tmp_path / "web"
+    folder.mkdir()
+    with storage_servers.web_server(folder) as server:
+        server.folder = folder
+        yield server

@@ -15,6 +15,7 @@ from clip_ood.files.remote import fetched, file_systems, listing, patience
 from clip_ood.files.remote.fetched import local
 
 BUCKET = "photos"
+ANIMALS = {f"{label}/{k}.png": k for k, label in enumerate(["cat", "cat", "dog", "dog", "big fox"])}  # images by name
 
 
 class S3:

@@ -11,7 +11,7 @@ from pathlib import Path
 import judged_run
 import pytest
 import tiny_clip
-from storage_servers import BUCKET, asked_of, s3_server, web_server
+from storage_servers import BUCKET, s3_server, web_server
 
 import eval as evaluation
 from clip_ood import load
@@ -22,7 +22,7 @@ from clip_ood.files.remote.address import Address
 
 pytest.importorskip("s3fs", reason="needs s3fs: pip install -e '.[test]'")
 pytest.importorskip("moto.server", reason="needs moto: pip install -e '.[test]'")
-pytestmark = [pytest.mark.extras, pytest.mark.slow]
+pytestmark = [pytest.mark.extras, pytest.mark.slow, pytest.mark.usefixtures("here")]
 
 
 @pytest.fixture(scope="module")
@@ -32,11 +32,6 @@ def s3(run):
             server.put_folder(run.parents[1] / "data" / name, name)
         server.put("odd/not.png", b"no picture")
         yield server
-
-
-@pytest.fixture(autouse=True)
-def here(tmp_path, monkeypatch, s3):
-    asked_of(s3, tmp_path / "cache", monkeypatch)
 
 
 @pytest.mark.parametrize("workers", [0, 2])

@@ -1,77 +1,38 @@
-"""Images in buckets and behind URLs: what lies there is what a folder of it would be, and what is wrong there is told."""
+"""Images in buckets and behind URLs: what lies there is what a folder of it would be."""
 
 from __future__ import annotations
 
-import time
 import zipfile
 from multiprocessing import get_context
 from pathlib import Path
-from threading import Event
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import replica
-from storage_servers import BUCKET, asked_of, fetched_in_a_worker, read_in_a_worker, s3_server, web_server
+from storage_servers import ANIMALS, BUCKET, fetched_in_a_worker, read_in_a_worker
 
 from clip_ood.config.checks import check_folders
-from clip_ood.config.detect_checks import check_path
-from clip_ood.config.loading import dump, load_config
+from clip_ood.config.loading import load_config
 from clip_ood.config.schema import ImageSet
 from clip_ood.data import bucket_tree
 from clip_ood.data.fetched_ahead import fetched_ahead, with_versions
 from clip_ood.data.inputs import sources
 from clip_ood.data.listing import list_images
-from clip_ood.data.readers import objects
 from clip_ood.data.readers.objects import Object
 from clip_ood.data.readers.parquet_rows import place_of
 from clip_ood.data.readers.reader import NoImage
 from clip_ood.errors import ConfigError, UserError
 from clip_ood.files import download as downloads
-from clip_ood.files import pace
-from clip_ood.files.remote import fetched, listing, patience
+from clip_ood.files.remote import fetched
 from clip_ood.files.remote.address import Address, place_at
 from clip_ood.files.remote.content import content_at
 from clip_ood.files.remote.file_systems import file_system
-from clip_ood.terminal.shown import without_secrets
 
 pytest.importorskip("s3fs", reason="needs s3fs: pip install -e '.[test]'")
 pytest.importorskip("moto.server", reason="needs moto: pip install -e '.[test]'")
-pytestmark = pytest.mark.extras
-
-FILES = {f"{label}/{k}.png": k for k, label in enumerate(["cat", "cat", "dog", "dog", "big fox"])}
-
-
-@pytest.fixture(scope="module")
-def animals(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("animals")
-    for name, number in FILES.items():
-        replica.put(folder / name, number)
-    (folder / "cat" / "notes.txt").write_text("of cats")
-    replica.put(folder / "cat" / ".thumbnails" / "0.png", 0)
-    return folder
-
-
-@pytest.fixture(scope="module")
-def s3(animals):
-    with s3_server() as server:
-        server.put_folder(animals, "animals")
-        yield server
-
-
-@pytest.fixture
-def web(tmp_path):
-    folder = tmp_path / "web"
-    folder.mkdir()
-    with web_server(folder) as server:
-        server.folder = folder
-        yield server
-
-
-@pytest.fixture(autouse=True)
-def here(tmp_path, monkeypatch, s3):
-    asked_of(s3, tmp_path / "cache", monkeypatch)
+pytestmark = [pytest.mark.extras, pytest.mark.usefixtures("here")]
 
 
 def listed(root, labelled: bool = True, **spec):
@@ -141,23 +102,12 @@ def test_shards_are_fetched_as_they_are_called(s3, tmp_path):
     assert (there.names, there.labels, contents(there)) == (here.names, here.labels, contents(here))
 
 
-def test_a_folder_of_the_web_is_its_page_of_links(animals, web):
-    for name, number in FILES.items():
-        replica.put(web.folder / "some animals" / name, number)
-    here = listed(animals, folder=".")
-    there = listed(Path("data"), folder=f"{web.url}/some%20animals/")
-    assert (there.names, there.labels, there.class_names) == (here.names, here.labels, here.class_names)
-    assert contents(there) == contents(here) and not there.stamps().vague.any()
-    found = list(sources([f"{web.url}/some%20animals/big%20fox/4.png"]))
-    assert [each.inside for each in found] == ["4.png"] and found[0].place.read() == replica.picture(4)
-
-
 @pytest.mark.parametrize("protocol", ["memory", "file"])
 def test_other_file_systems_are_read(protocol, animals, tmp_path):
     import fsspec
 
     root = f"memory://{tmp_path.name}" if protocol == "memory" else f"file://{tmp_path}/x"
-    for name, number in FILES.items():
+    for name, number in ANIMALS.items():
         with fsspec.open(f"{root}/{name}", "wb", auto_mkdir=True) as file:
             file.write(replica.picture(number))
     there, here = listed(Path("data"), folder=root), listed(animals, folder=".")
@@ -201,24 +151,6 @@ def test_workers_make_file_systems_of_their_own(s3):
             assert pool.apply_async(read_in_a_worker, [place]).get(120) == replica.picture(0)
 
 
-@pytest.mark.parametrize(
-    ("change", "reason"),
-    [
-        (lambda s3: s3.remove("moving/a.png"), "it is gone since it was listed"),
-        (lambda s3: s3.put("moving/a.png", replica.picture(1)), "it has changed since it was listed"),
-        (lambda s3: s3.put("moving/a.png", replica.picture(0)[:-1] + b"?"), "it has changed since it was listed"),
-    ],
-)
-def test_an_object_that_is_not_what_was_listed_is_unreadable(change, reason, s3):
-    s3.put("moving/a.png", replica.picture(0))
-    images, (new,) = listed(Path("data"), folder=f"s3://{BUCKET}/moving"), sources([f"s3://{BUCKET}/moving"])
-    change(s3)
-    with pytest.raises(NoImage, match=reason):
-        new.place.read()
-    with pytest.raises(ValueError, match=reason):
-        images.load(0).picture()
-
-
 def test_an_object_in_parts_whose_version_is_no_checksum_is_read(s3):
     content = replica.picture(0)
     key = {"Bucket": BUCKET, "Key": "parts/a.png"}
@@ -228,69 +160,6 @@ def test_an_object_in_parts_whose_version_is_no_checksum_is_read(s3):
     s3.client.complete_multipart_upload(**key, UploadId=upload, MultipartUpload=parts)
     (found,) = sources([f"s3://{BUCKET}/parts"])
     assert found.place.version.endswith("-1") and found.place.read() == content
-
-
-def test_a_server_that_is_busy_is_asked_again(web):
-    replica.put(web.folder / "a.png")
-    (found,) = sources([f"{web.url}/a.png"])
-    web.fails["/a.png"] = [503, 429, 500, 429]
-    assert found.place.read() == replica.picture(0) and not web.fails["/a.png"]
-    web.fails["/a.png"] = [503] * 99
-    with pytest.raises(OSError, match="the server answers 503, after 6 tries"):
-        found.place.read()
-    web.fails["/a.png"] = [403] * 2
-    with pytest.raises(PermissionError, match=r"refuses it \(403\)"):
-        found.place.read()
-
-
-def test_half_an_answer_is_not_taken_for_the_image(web):
-    replica.put(web.folder / "a.png")
-    web.short.add("/a.png")
-    (found,) = sources([f"{web.url}/a.png"])
-    with pytest.raises(OSError, match="does not answer"):
-        found.place.read()
-    assert web.asked["/a.png"] == patience.TRIES
-
-
-@pytest.mark.parametrize("size", [None, 100])
-def test_no_more_than_an_image_is_read_where_the_server_says_no_size(size, web, monkeypatch):
-    monkeypatch.setattr(objects, "LARGEST", 1 << 18)
-    web.endless.add("/a.png")
-    with pytest.raises(NoImage, match="over 262,144 bytes"):
-        Object(place_at(f"{web.url}/a.png"), size).read()
-
-
-def test_a_page_with_links_that_are_not_its_own_files_is_told(animals, web):
-    (web.folder / "odd").mkdir()
-    page = web.folder / "odd" / "index.html"
-    replica.put(web.folder / "odd" / "a & b.png", 1)
-    page.write_text('<a href="./a%20&amp;%20b.png">a</a> <a href="?C=N;O=D">sorted</a>')
-    (found,) = sources([f"{web.url}/odd/"])
-    assert found.inside == "a & b.png" and found.place.read() == replica.picture(1)
-    for link in ("2023/a.png", "x%2Fa.png"):
-        page.write_text(f'<a href="{link}">a</a>')
-        with pytest.raises(UserError, match=r"cannot be listed: its page links to .* does not lie directly in it"):
-            list(sources([f"{web.url}/odd/"]))
-
-
-def test_names_with_blanks_and_letters_beyond_ascii_are_fetched(web):
-    zipfile.ZipFile(web.folder / "häuser 1.zip", "w").writestr("b.png", replica.picture(1))
-    for written in ("häuser 1.zip", "h%C3%A4user%201.zip"):
-        (found,) = sources([f"{web.url}/{written}"])
-        assert found.place.read() == replica.picture(1)
-
-
-def test_addresses_with_different_queries_are_different_images():
-    one, other = (Object(place_at(f"https://example.org/image?id={number}"), 9) for number in (1, 2))
-    assert one.stamp() != other.stamp()
-    signed = [Object(place_at(f"https://example.org/image?id={number}&Signature=1f"), 9) for number in (1, 2)]
-    assert signed[0].stamp() != signed[1].stamp()
-    again = [Object(place_at(f"https://example.org/image?X-Amz-Signature={number}"), 9, "v1") for number in (1, 2)]
-    assert again[0].stamp() == again[1].stamp()
-    kept = [fetched._entry(Path("kept"), place_at(f"https://example.org/get?id={k}"), "9", "v1") for k in (1, 2)]
-    assert kept[0] != kept[1]
-    with pytest.raises(NoImage, match="had a query"):
-        place_of(*one).read()
 
 
 def test_an_archive_elsewhere_with_a_member_that_is_no_file_has_a_place(s3, tmp_path):
@@ -313,162 +182,11 @@ def test_objects_that_a_list_names_have_the_version_of_now(s3):
         found.place.read()
 
 
-def test_a_file_address_names_no_other_machine(tmp_path):
-    assert place_at("file://localhost/x/a%20b.png") == place_at("file:///x/a%20b.png") == Path("/x/a b.png")
-    with pytest.raises(UserError, match="write file:///photos/new"):
-        place_at("file://photos/new")
-
-
 def test_sets_of_torchvision_are_not_looked_for_at_an_address():
     given = ["--data.root=s3://photos", "--data.id={images: {torchvision: CIFAR10, split: train}}"]
     check_folders(load_config("own_images.yaml", given))
     with pytest.raises(ConfigError, match="of this machine"):
         listed(place_at("s3://photos"), torchvision="CIFAR10", split="train")
-
-
-def test_escaped_characters_of_the_web_are_those_of_names(web):
-    zipfile.ZipFile(web.folder / "in.zip", "w").writestr("my cats/b.png", replica.picture(1))
-    (web.folder / "x").mkdir()
-    (web.folder / "x" / "list.txt").write_text(f"{web.url}/in.zip/my%20cats\n")
-    (found,) = sources([f"{web.url}/in.zip/my%20cats"])
-    assert found.place.read() == replica.picture(1)
-    for name in ("x%2Flist.txt", "x%2F..%2Fx%2Flist.txt"):
-        assert fetched.local(place_at(f"{web.url}/{name}")).read_bytes() == (web.folder / "x/list.txt").read_bytes()
-    folder = Path("fetched")
-    for name, called in {"%2E%2E": "file", "..": "file", "a%2Fb%00.zip": "a_b_.zip"}.items():
-        entry = fetched._entry(folder, place_at(f"https://example.org/{name}"))
-        assert entry.name == called and entry.parent.parent == folder
-
-
-def test_a_wrong_address_in_a_parquet_file_is_told_of_its_row(animals, tmp_path):
-    paths = [str(animals / "cat/0.png"), "https://me:S3CR3T@example.org/a.jpg", str(animals / "dog/2.png")]
-    pq.write_table(pa.table({"file": paths}), tmp_path / "x.parquet")
-    one, wrong, other = sources([str(tmp_path / "x.parquet")])
-    assert (one.place.read(), other.place.read()) == (replica.picture(0), replica.picture(2))
-    assert wrong.path == f"{tmp_path}/x.parquet/000001" and "no password stands" in wrong.reason
-    assert "S3CR3T" not in repr(wrong)
-    with pytest.raises(ConfigError, match=r"x\.parquet, row 1: https://…@example\.org/a\.jpg: no password") as error:
-        listed(tmp_path, parquet="x.parquet")
-    assert "S3CR3T" not in str(error.value)
-
-
-def test_a_silent_server_is_given_up(web, monkeypatch):
-    from clip_ood.files.remote import file_systems
-
-    file_systems._made.cache_clear()
-    monkeypatch.setattr(file_systems, "SILENCE", 0.3)
-    monkeypatch.setattr(patience, "TRIES", 2)
-    web.silent.add("/a.png")
-    start = time.monotonic()
-    with pytest.raises(ConfigError, match="does not answer"):
-        check_path(f"{web.url}/a.png")
-    assert time.monotonic() - start < 20
-    file_systems._made.cache_clear()
-
-
-def test_a_silent_library_without_limits_of_its_own_is_given_up(monkeypatch):
-    from fsspec.implementations.memory import MemoryFileSystem
-
-    released = Event()
-    monkeypatch.setattr(MemoryFileSystem, "info", lambda *_, **__: released.wait(60))
-    monkeypatch.setattr(patience, "SILENCE", 0.1)
-    start = time.monotonic()
-    with pytest.raises(OSError, match=r"does not answer \(it takes too long, after 2 tries\)"):
-        listing.find(place_at("memory://photos"), tries=2)
-    assert time.monotonic() - start < 30
-    released.set()
-
-
-def test_signatures_and_passwords_are_nowhere_shown(web, tmp_path):
-    replica.put(web.folder / "a.png")
-    zipfile.ZipFile(web.folder / "in.zip", "w").writestr("b.png", replica.picture(1))
-    web.signed = {"/a.png": "Signature=S3CR3T", "/in.zip": "Signature=S3CR3T"}
-    whole = [f"{web.url}/{name}?Signature=S3CR3T" for name in ("a.png", "in.zip")]
-    found = list(sources(whole))
-    assert [each.place.read() for each in found] == [replica.picture(0), replica.picture(1)]
-    assert "S3CR3T" not in repr(found) and "S3CR3T" not in str([[*each.place] for each in found])
-    for text in ("a.png?Signature=WR0NG", "in.zip?Signature=WR0NG", "gone.png?Signature=WR0NG"):
-        (wrong,) = sources([f"{web.url}/{text}"])
-        with pytest.raises(OSError) as error:
-            raise OSError(wrong.reason) if wrong.reason else wrong.place.read()
-        assert "WR0NG" not in f"{wrong} {error.value}"
-    text = "data: {id: 's3://b/in.zip', ood: {a: 'https://h/x?Sig=S3CR3T'}}\nbackbone: {model: ViT-B-32}\nmethod: {zero_shot: {}}\n"
-    (tmp_path / "run.yaml").write_text(text)
-    config = load_config(str(tmp_path / "run.yaml"), [])
-    assert config.data.ood["a"].folder.whole == "https://h/x?Sig=S3CR3T"
-    assert "S3CR3T" not in dump(config) and "folder: https://h/x\n" in dump(config)
-    with pytest.raises(ConfigError, match="no password stands in an address") as error:
-        load_config(str(tmp_path / "run.yaml"), ["--data.id=s3://me:S3CR3T@bucket/x"])
-    assert "S3CR3T" not in str(error.value)
-
-
-def test_wrong_credentials_and_missing_places_are_told_before_any_work(s3, monkeypatch, tmp_path):
-    import requests
-
-    with pytest.raises(ConfigError, match=r"Nothing is at s3://photos/gone"):
-        check_path(f"s3://{BUCKET}/gone")
-    with pytest.raises(ConfigError, match=r"Nothing is at s3://no-such-bucket/x"):
-        check_path("s3://no-such-bucket/x")
-    text = f"data: {{id: 's3://{BUCKET}/animals', ood: {{a: 's3://{BUCKET}/gone'}}}}\nbackbone: {{model: ViT-B-32}}\nmethod: {{zero_shot: {{}}}}\n"
-    (tmp_path / "run.yaml").write_text(text)
-    with pytest.raises(ConfigError, match=rf"there is no folder s3://{BUCKET}/gone"):
-        check_folders(load_config(str(tmp_path / "run.yaml"), []))
-    with pytest.raises(ConfigError, match=r"data\.ood\.a \(s3://photos/animals/cat\) lies in data\.id"):
-        check_folders(load_config(str(tmp_path / "run.yaml"), [f"--data.ood.a=s3://{BUCKET}/animals/cat"]))
-    listing.kind.cache_clear()
-    requests.post(f"{s3.url}/moto-api/reset-auth", data="0")  # credentials are looked at from now on
-    try:
-        with pytest.raises(ConfigError, match="AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY"):
-            check_path(f"s3://{BUCKET}/animals")
-    finally:
-        requests.post(f"{s3.url}/moto-api/reset-auth", data="inf")
-    monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:9")
-    listing.kind.cache_clear()
-    from clip_ood.files.remote import file_systems
-
-    file_systems._made.cache_clear()
-    with pytest.raises(ConfigError, match=r"the server does not answer \(.*, after 3 tries\)"):
-        check_path(f"s3://{BUCKET}/animals")
-    file_systems._made.cache_clear()
-
-
-@pytest.mark.parametrize("text", ["s3://AKIA:S3/CR3T+/x@photos/a", "s3://AKIA:12/34@photos", "gs://m3@photos/a@b.png"])
-def test_a_password_is_refused_whatever_it_holds(text):
-    with pytest.raises(UserError, match=r"//…@photos.*: no password stands in an address") as error:
-        place_at(text)
-    secret = text.partition("://")[2].partition("@")[0]
-    assert secret not in str(error.value) and (":" not in secret or secret not in without_secrets(f"{text} is gone"))
-
-
-@pytest.mark.parametrize(
-    "text",
-    [
-        "http://example.org:9000/a:b@c.jpg",
-        "s3://photos/a:b@c.jpg",
-        "s3://arn:aws:s3:eu-west-1:123:accesspoint/photos/a@b.jpg",
-        "abfs://photos@account.dfs.core.windows.net/a:b@c.jpg",
-        "hf://datasets/user/photos@main/a.jpg",
-    ],
-)
-def test_an_at_sign_alone_is_no_password(text):
-    assert str(place_at(text)) == without_secrets(text) == text
-
-
-@pytest.mark.parametrize("text", ["s3://", "https:///x", "memory:///a"])
-def test_an_address_without_a_place_is_told(text):
-    with pytest.raises(UserError, match="is an address without a place: name one, as "):
-        check_path(text)
-
-
-def test_a_package_that_is_lacking_is_named(monkeypatch):
-    import fsspec
-
-    def lacking(protocol):
-        raise ImportError("no gcsfs")
-
-    monkeypatch.setattr(fsspec, "get_filesystem_class", lacking)
-    with pytest.raises(UserError, match=r"gs:// cannot be read: pip install 'clip-ood\[gcs\]'"):
-        check_path("gs://bucket/a.png")
 
 
 def test_the_cache_keeps_no_more_than_it_may(s3, tmp_path, monkeypatch):
@@ -487,17 +205,6 @@ def test_the_cache_keeps_no_more_than_it_may(s3, tmp_path, monkeypatch):
     s3.put("big/two.txt", b"2" * 3000)
     fetched._fetched.cache_clear()
     assert fetched.local(place_at(f"s3://{BUCKET}/big/two.txt")).read_bytes() == b"2" * 3000
-
-
-def test_a_server_that_trickles_is_given_up(web, monkeypatch):
-    monkeypatch.setattr(pace, "SPAN", 0.5)
-    (web.folder / "in.zip").write_bytes(bytes(10_000))
-    web.trickling.add("/in.zip")
-    with pytest.raises(
-        UserError, match=r"/in\.zip: the server sends less than 32,768 bytes a second\. 0 bytes are kept"
-    ):
-        fetched.local(place_at(f"{web.url}/in.zip?Signature=S3CR3T"))
-    assert web.asked["/in.zip"] == 1
 
 
 def test_one_file_is_fetched_while_another_one_is(web, monkeypatch):
@@ -540,15 +247,3 @@ def test_an_object_is_read_by_one_request_and_not_far_beyond_its_size(s3, monkey
     assert content_at(place.address, 3, 100) == b"abcd"
     with pytest.raises(NoImage, match="has changed"):
         place.read()
-
-
-def test_a_pause_is_no_shorter_than_the_server_says():
-    error = OSError("busy")
-    assert max(patience._pause(error, 3) for _ in range(99)) <= 4 * patience.PAUSE
-    assert min(patience._pause(error, 3) for _ in range(99)) >= 2 * patience.PAUSE
-    error.headers = {"Retry-After": "7"}
-    assert patience._pause(error, 1) >= 7
-    busy = pytest.importorskip("botocore.exceptions").ClientError(
-        {"ResponseMetadata": {"HTTPStatusCode": 503, "HTTPHeaders": {"retry-after": "8"}}}, "GetObject"
-    )
-    assert patience._pause(busy, 1) >= 8

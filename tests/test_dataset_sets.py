@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import io
 from multiprocessing import get_context
+from types import SimpleNamespace
 
 import judged_run
 import numpy as np
@@ -18,6 +19,8 @@ from clip_ood.config.schema import ImageSet
 from clip_ood.data import datasets_library
 from clip_ood.data.listing import list_images
 from clip_ood.errors import ConfigError
+from clip_ood.experiments.forecast.images import find_set, sets_of
+from clip_ood.files.remote.address import place_at
 
 datasets = pytest.importorskip("datasets", reason="needs datasets: pip install -e '.[test]'")
 pytestmark = pytest.mark.slow
@@ -141,6 +144,35 @@ def test_labels_may_be_numbers_and_texts_and_nothing_else(tmp_path):
     with pytest.raises(ConfigError, match=r"no column 'knid' \(label\).*kind"):
         listed(place, name="odd", label="knid")
     assert listed(place, name="odd").labels is not None  # the column called label
+
+
+def test_a_root_at_an_address_is_refused_only_where_a_folder_of_it_is_needed(tmp_path):
+    def checked(dataset: str) -> None:
+        check_folders(
+            load_config("own_images.yaml", ["--data.root=s3://photos", f"--data.id={{images: {{dataset: {dataset}}}}}"])
+        )
+
+    checked("uoft-cs/cifar10")
+    checked(f"{{name: imagefolder, data_dir: {tmp_path}}}")
+    for key in ("data_dir: photos", "data_files: a.parquet"):
+        with pytest.raises(ConfigError, match="no folder of this machine at s3://photos"):
+            checked(f"{{name: parquet, {key}}}")
+    rows().save_to_disk(str(tmp_path / "one"))
+    check_eight(listed(place_at("s3://photos"), name=str(tmp_path / "one")), "all")
+    with pytest.raises(ConfigError, match="dataset nobody/nothing cannot be had"):
+        listed(place_at("s3://photos"), name="nobody/nothing")
+
+
+def test_a_plan_says_that_a_data_set_of_the_hub_is_downloaded(tmp_path, monkeypatch):
+    splits = {"train": SimpleNamespace(num_examples=50), "test": SimpleNamespace(num_examples=10)}
+    info = SimpleNamespace(download_size=2e6, splits=splits)
+    builder = SimpleNamespace(cache_dir=str(tmp_path / "none"), info=info)
+    monkeypatch.setattr(datasets, "load_dataset_builder", lambda *_, **__: builder)
+    config = load_config("own_images.yaml", ["--data.id={images: {dataset: {name: org/name, split: test}}}"])
+    found = find_set(config, "id", *sets_of(config)["id"])
+    assert (found.state, found.count, found.problem) == ("is downloaded", 10, "")
+    told = f"dataset org/name would be downloaded from the Hugging Face hub into {tmp_path}/none, 2 MB"
+    assert found.download.endswith(told)
 
 
 def test_splits_are_named(tmp_path):

@@ -92,7 +92,8 @@ HELD = {"tensorboard": of_tensorboard, "csv": of_csv, "wandb": of_wandb, "mlflow
 
 
 @pytest.mark.parametrize("logger", ALL)
-def test_curves_figures_and_settings_lie_in_the_run(root, logger):
+def test_curves_figures_and_settings_lie_in_the_run(root, logger, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
     run = trained(root, f"held_{logger}", logger)
     points, figures, texts = HELD[logger](run)
     assert points.keys() >= CURVES and figures == FIGURES and "config" in texts
@@ -103,6 +104,7 @@ def test_curves_figures_and_settings_lie_in_the_run(root, logger):
     assert tiny_clip.results(run)["rows"]
     if logger != "tensorboard":
         assert not list(run.glob("events.out*"))
+    assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize("logger", ALL)

@@ -199,19 +199,12 @@ def test_what_does_not_go_with_ray_is_refused(run, root, tmp_path, monkeypatch, 
 def test_a_signed_address_is_not_written_down_by_a_cluster(monkeypatch):
     monkeypatch.setenv("RAY_ADDRESS", "auto")
     monkeypatch.setattr("clip_ood.config.detect_checks.check_path", lambda path: None)
-    command = [
-        "--run",
-        "run",
-        "near/",
-        "https://example.org/a.jpg?X-Amz-Signature=1f",
-        "--out",
-        "a.csv",
-        "--engine",
-        "ray",
-    ]
-    with pytest.raises(ConfigError, match=r"example\.org/a\.jpg is signed .*: put such addresses into a list") as told:
-        detect.main(command)
-    assert "1f" not in str(told.value)
+    signed = r"example\.org/a\.jpg is signed .*: put such addresses into a list"
+    for query, told in {"X-Amz-Signature=1f": signed, "id=1&token=1f": signed, "v=1f": "run"}.items():
+        command = ["--run", "run", "near/", f"https://example.org/a.jpg?{query}", "--out", "a.csv", "--engine", "ray"]
+        with pytest.raises(UserError, match=told) as error:
+            detect.main(command)
+        assert "1f" not in str(error.value) and ("signed" in str(error.value)) == (told == signed)
 
 
 def test_a_read_that_stalls_in_a_worker_is_told(run, root, monkeypatch):

@@ -143,10 +143,10 @@ def _missing_places(spec: ImageSet, root: Path | Address) -> list[str]:
         lacking = [path for path in shard_paths(root / spec.parquet) if not exists(path)]
         return [f"parquet file {lacking[0]}"] if lacking else []
     if spec.dataset is not None:
-        if isinstance(root, Address):
+        folder, files = (value and root / value for value in (spec.dataset.data_dir, spec.dataset.data_files))
+        if isinstance(folder, Address) or isinstance(files, Address):
             return [f"folder of this machine at {root}, where `datasets` finds its files"]
-        folder = spec.dataset.data_dir
-        return [] if folder is None or (root / folder).is_dir() else [f"folder {root / folder}"]
+        return [] if folder is None or folder.is_dir() else [f"folder {folder}"]
     if spec.features is not None:
         return [] if is_file(root / spec.features.file) else [f"file of features {root / spec.features.file}"]
     missing = []
@@ -205,8 +205,8 @@ def _places(spec: ImageSet, root: Path) -> list[tuple[str, Hashable]]:
         where = None if spec.path is None else _identity(root / spec.path)
         return [(f"{spec.reader}, {spec.path or options}", (class_path(spec.reader), where, options, *part))]
     if spec.dataset is not None:
-        folder = None if isinstance(root, Address) else root / spec.dataset.name
-        name = folder.resolve() if folder is not None and folder.is_dir() else spec.dataset.name
+        folder = root / spec.dataset.name
+        name = folder.resolve() if isinstance(folder, Path) and folder.is_dir() else spec.dataset.name
         place = spec.dataset.model_copy(update={"name": str(name), "label": None})
         return [(f"dataset {spec.dataset.name}", (place.model_dump_json(), *part))]
     if spec.features is not None:

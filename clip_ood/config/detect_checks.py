@@ -215,9 +215,9 @@ def _check_ray(arguments: argparse.Namespace) -> None:
 
 
 def _signed(path: str) -> Address | None:
-    """Returns the address that a path is, if it has a query, as signed ones do."""
+    """Returns the address that a path is, if it is a signed one."""
     place = place_at(path)
-    return place if isinstance(place, Address) and place.query else None
+    return place if isinstance(place, Address) and place.is_signed else None
 
 
 def check_delta(delta: float | None) -> None:

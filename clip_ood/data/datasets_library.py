@@ -13,6 +13,7 @@ from clip_ood.data.parquet_files import classes_of
 from clip_ood.data.parquet_table import WrongTable
 from clip_ood.data.readers.dataset_rows import DatasetRows
 from clip_ood.errors import ConfigError, UserError, nearest
+from clip_ood.files.remote.address import Address
 from clip_ood.process.ranks import say_once
 
 if TYPE_CHECKING:
@@ -24,7 +25,17 @@ SAVED = (
 LONGEST = 400  # characters of an error that are shown
 
 
-def read_dataset(set_name: str, source: DatasetSource, root: Path, labelled: bool, download: bool) -> DatasetRows:
+class NotDownloaded(ConfigError):
+    """A data set of the hub, with this number of `images` (None: not known), is not on this machine, and may not be downloaded now."""
+
+    def __init__(self, told: str, images: int | None) -> None:
+        super().__init__(told)
+        self.images = images
+
+
+def read_dataset(
+    set_name: str, source: DatasetSource, root: Path | Address, labelled: bool, download: bool
+) -> DatasetRows:
     """Lists the images of a data set, called "split/row"; no image is read.
 
     Data sets of the hub are downloaded into the cache of `datasets` if they are not there and `download` allows it.
@@ -47,16 +58,17 @@ def read_dataset(set_name: str, source: DatasetSource, root: Path, labelled: boo
     return DatasetRows(rows, image, names, _files(rows, image), *labels)
 
 
-def _loaded(where: str, source: DatasetSource, root: Path, download: bool) -> Dataset:
+def _loaded(where: str, source: DatasetSource, root: Path | Address, download: bool) -> Dataset:
     """Returns one split. Raises: ConfigError."""
     import datasets
 
     folder = root / source.name
+    is_below = isinstance(folder, Path) and folder.is_dir()
     try:
-        if any((folder / name).is_file() for name in (SAVED, "dataset_dict.json")):
+        if is_below and any((folder / name).is_file() for name in (SAVED, "dataset_dict.json")):
             found = datasets.load_from_disk(str(folder))
         else:
-            found = _prepared(where, source, root, download)
+            found = _prepared(where, source, str(folder) if is_below else source.name, root, download)
     except UserError:
         raise
     except Exception as error:  # of any of the many formats and of the hub
@@ -72,10 +84,9 @@ def _loaded(where: str, source: DatasetSource, root: Path, download: bool) -> Da
     return found[source.split]
 
 
-def _prepared(where: str, source: DatasetSource, root: Path, download: bool) -> Any:
+def _prepared(where: str, source: DatasetSource, place: str, root: Path | Address, download: bool) -> Any:
     import datasets
 
-    place = str(root / source.name) if (root / source.name).is_dir() else source.name
     below = {
         key: str(root / value) for key in ("data_dir", "data_files") if (value := getattr(source, key)) is not None
     }
@@ -84,11 +95,13 @@ def _prepared(where: str, source: DatasetSource, root: Path, download: bool) -> 
     builder = datasets.load_dataset_builder(place, **given)
     is_local = bool(below) or place != source.name
     if not Path(builder.cache_dir).is_dir() and not is_local:
-        if not download:
-            raise ConfigError(f"{where} is not on this machine: the run would download it into {builder.cache_dir}")
-        size = builder.info.download_size
+        size, splits = builder.info.download_size, builder.info.splits or {}
         about = "of a size that the hub does not tell" if size is None else f"{size / 1e6:,.0f} MB"
-        say_once(f"{where} is downloaded from the Hugging Face hub into {builder.cache_dir}, {about}")
+        come = f"downloaded from the Hugging Face hub into {builder.cache_dir}, {about}"
+        if not download:
+            split = splits.get(source.split) if len(splits) > 1 else next(iter(splits.values()), None)
+            raise NotDownloaded(f"{where} would be {come}", split and split.num_examples)
+        say_once(f"{where} is {come}")
     builder.download_and_prepare(download_config=how)
     known = list(builder.info.splits or {})
     if source.split is None or (source.split.isidentifier() and source.split not in known):

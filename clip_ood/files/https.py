@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import re
 import urllib.error
 import urllib.request
 from http.client import HTTPMessage, HTTPResponse
 from typing import IO
-from urllib.parse import quote, urlsplit
+from urllib.parse import quote, unquote, urlsplit, urlunsplit
 
 from clip_ood.errors import UserError
 
 TIMEOUT = 60  # seconds without a byte
 AS_IT_IS = "%:/?#[]@!$&'()*+,;=~"  # what a whole address may hold; blanks and letters beyond ASCII are written as %20 and the like
+LONE = re.compile("%(?![0-9A-Fa-f]{2})")  # a percent sign that begins no such escape
 
 
 class UnsafeRedirect(UserError):
@@ -25,7 +27,7 @@ class _Redirects(urllib.request.HTTPRedirectHandler):
         allowed = ("https",) if urlsplit(request.full_url).scheme == "https" else ("https", "http")
         if urlsplit(url).scheme not in allowed:
             raise UnsafeRedirect(f"the server sends on to {url.partition('?')[0]}, which is no https address")
-        return super().redirect_request(request, answer, code, reason, headers, url)
+        return super().redirect_request(request, answer, code, reason, headers, in_ascii(url))
 
 
 def opened(url: str, headers: dict[str, str]) -> HTTPResponse:
@@ -33,6 +35,18 @@ def opened(url: str, headers: dict[str, str]) -> HTTPResponse:
 
     Raises: UnsafeRedirect, urllib.error.HTTPError, OSError.
     """
-    url = quote(url, safe=AS_IT_IS)
     opener = urllib.request.build_opener(_Redirects)
-    return opener.open(urllib.request.Request(url, headers=headers), timeout=TIMEOUT)
+    return opener.open(urllib.request.Request(in_ascii(url), headers=headers), timeout=TIMEOUT)
+
+
+def in_ascii(url: str) -> str:
+    """Returns an address as its server is asked for it: the name of the host by IDNA, all else by percent signs.
+
+    >>> in_ascii("https://łódź.example:8080/100% häuser.zip")
+    'https://xn--d-uga0v4h.example:8080/100%25%20h%C3%A4user.zip'
+    """
+    parts = urlsplit(quote(LONE.sub("%25", url), safe=AS_IT_IS))
+    host, *port = unquote(parts.netloc).split(":")
+    if host.isascii():
+        return urlunsplit(parts)
+    return urlunsplit(parts._replace(netloc=":".join([host.encode("idna").decode(), *port])))

@@ -8,6 +8,7 @@ from clip_ood.config.checks import check_there, image_sets, is_there, named_sets
 from clip_ood.config.schema import Config, ImageSet
 from clip_ood.config.sets import Entry, catalogue
 from clip_ood.data.benchmark import list_set
+from clip_ood.data.datasets_library import NotDownloaded
 from clip_ood.data.image_list import ImageList
 from clip_ood.errors import ConfigError, UserError
 
@@ -63,6 +64,8 @@ def find_set(config: Config, key: str, named: ImageSet, spec: ImageSet) -> Found
     try:
         check_there(key, named, root)
         images = list_set(config.data, key, spec, config.seed, download=False)
+    except NotDownloaded as error:
+        return FoundSet(key, None, 0, published or error.images, download=str(error))
     except UserError as error:
         return FoundSet(key, None, _count(config, key, spec), published, str(error))
     known = published is not None and not config.data.allow_partial  # of which some a class may be taken

@@ -9,6 +9,7 @@ from posixpath import basename, dirname, splitext
 from urllib.parse import parse_qsl, unquote
 
 from clip_ood.errors import UserError
+from clip_ood.files.text_files import not_utf8
 
 EXTRAS = {  # how an address begins -> the extra of this project that reads it, if it needs one
     "s3": "s3",
@@ -23,6 +24,10 @@ EXTRAS = {  # how an address begins -> the extra of this project that reads it, 
 WEB = ("https", "http")
 BEGINNING = re.compile(rf"({'|'.join([*EXTRAS, 'file'])})://", re.IGNORECASE)
 PASSWORD = re.compile(r"(?!arn:)[^/@]*:[^@]*@")  # before a bucket; secrets of AWS may hold a slash
+SIGNATURE = re.compile(r"sig|.*signature", re.IGNORECASE)  # a key of a query
+CREDENTIAL = re.compile(
+    rf"{SIGNATURE.pattern}|auth|hmac|jwt|hdn[a-z]{{2}}|.*(token|secret|password|credential|api[-_]?key)", re.IGNORECASE
+)
 
 
 class WrongAddress(UserError):
@@ -50,14 +55,26 @@ class Address:
         return f"{self}?{self.query}" if self.query else str(self)
 
     @property
+    def is_signed(self) -> bool:
+        """Whether the query holds credentials: a signature, a token or the like.
+
+        >>> [Address("https", "h/a.jpg", query).is_signed for query in ("v=2", "id=1&X-Amz-Signature=1f", "sig=1f", "access_token=1f")]
+        [False, True, True, True]
+        """
+        return self._asks_with(CREDENTIAL)
+
+    @property
     def lasting(self) -> str:
         """The address with its query, but for a signature, which is another one each time.
 
         >>> Address("https", "example.org/image", "id=1").lasting, Address("https", "example.org/image", "X-Amz-Signature=1f").lasting
         ('https://example.org/image?id=1', 'https://example.org/image')
         """
-        keys = [key.lower() for key, _ in parse_qsl(self.query, keep_blank_values=True)]
-        return str(self) if any(key == "sig" or key.endswith("signature") for key in keys) else self.whole
+        return str(self) if self._asks_with(SIGNATURE) else self.whole
+
+    def _asks_with(self, key: re.Pattern) -> bool:
+        """Says whether the query has such a key."""
+        return any(key.fullmatch(each) for each, _ in parse_qsl(self.query, keep_blank_values=True))
 
     @property
     def name(self) -> str:
@@ -103,7 +120,7 @@ class Address:
 
     def unquoted(self, part: str) -> str:
         """Returns a part of the path as it is called: on the web, spaces and other characters are written as %20 and the like."""
-        return unquote(part) if self.protocol in WEB else part
+        return unquote(part, errors="surrogateescape") if self.protocol in WEB else part
 
 
 def is_address(text: str | Path | Address) -> bool:
@@ -118,7 +135,7 @@ def is_address(text: str | Path | Address) -> bool:
 def place_at(text: str | Path | Address) -> Path | Address:
     """Returns the address that a text is, or else the path of a file or folder of this machine, as also of file://….
 
-    Raises: WrongAddress for an address without a path, and for one with a user and a password.
+    Raises: WrongAddress for an address without a path, for one that is not UTF-8, and for one with a user and a password.
     """
     if not is_address(text) or isinstance(text, Address):
         return text if isinstance(text, Address) else Path(text)
@@ -139,7 +156,11 @@ def place_at(text: str | Path | Address) -> Path | Address:
             raise WrongAddress(
                 f"file://{path} names another machine, {host}: write file:///{path} for a file of this one"
             )
-        return Path(unquote(f"/{rest}"))
+        return Path(unquote(f"/{rest}", errors="surrogateescape"))
+    if not_utf8(path):
+        raise WrongAddress(
+            f"{protocol}://{path}: the address is not UTF-8, as all are: write it, or the list that names it, as UTF-8"
+        )
     if not host:
         raise WrongAddress(
             f"{protocol}:// is an address without a place: name one, as {protocol}://{_example(protocol)}"

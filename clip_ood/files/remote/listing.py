@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import html
+import itertools
 import os
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import replace
 from datetime import datetime
-from errno import EIO
 from functools import cache
 from typing import Any, NamedTuple
 
@@ -15,14 +14,13 @@ from clip_ood.files.hidden import is_hidden
 from clip_ood.files.remote.address import WEB, Address
 from clip_ood.files.remote.ahead import ahead
 from clip_ood.files.remote.file_systems import file_system
-from clip_ood.files.remote.patience import TRIES, asked, patiently
+from clip_ood.files.remote.patience import LIST, TRIES, asked, patiently
 
 VERSIONS = (  # what tells two contents of one address apart, the best first, as file systems call it
     *("md5Hash", "ETag", "etag", "generation", "blob_id", "LastModified", "last_modified", "Last-Modified", "updated"),
     *("mtime", "created"),
 )
 DEEPEST = 200  # folders in folders
-LONGEST = 1 << 22  # bytes that the list of a folder is given time for
 
 
 class Listed(NamedTuple):
@@ -119,32 +117,30 @@ def _in_pages(address: Address) -> Iterator[Listed]:
         more = {"ContinuationToken": page["NextContinuationToken"]}
 
 
-def _link(address: Address, whole: str) -> str:
-    """Returns an entry of a folder as its address goes on from the folder's. Pages of the web have it as text of HTML."""
-    if address.protocol not in WEB:
-        return whole.rpartition("/")[2]
-    behind = whole.partition("://")[2].removeprefix(f"{address.path.rstrip('/')}/")
-    return html.unescape(behind).removeprefix("./")
-
-
 def _in_folders(address: Address, inside: str, depth: int) -> Iterator[Listed]:
     """Yields what other file systems list, folder by folder."""
-    path, entries = file_system(address)[1].rstrip("/"), []
-    for about in asked(address, "ls", size=LONGEST, detail=True):
-        link = _link(address, about["name"].rstrip("/"))
-        if not link.strip(".") or about["name"].rstrip("/") == path:  # a folder may list itself
+    entries = (_linked if address.protocol in WEB else _entries)(address)
+    for file in sorted(entries, key=lambda entry: entry.name):
+        if is_hidden(file.name) or not file.name.strip("./"):
             continue
-        if address.protocol in WEB and "?" in link:  # by which a page of links is sorted otherwise
-            continue
-        name = (address / link).name
-        if "/" in link or "/" in name:
-            told = f"its page links to {link}, which does not lie directly in it: name a folder whose page lists its own files"
-            raise OSError(EIO, told, str(address))
-        if not is_hidden(name):
-            is_folder = about["type"] == "directory"
-            entries.append((name + "/" * is_folder, link, about.get("size"), version_of(about)))
-    for name, link, size, version in sorted(entries, key=lambda entry: entry[0]):
-        if not name.endswith("/"):
-            yield Listed(inside + name, address / link, size, version)
+        if not file.name.endswith("/"):
+            yield file._replace(name=inside + file.name)
         elif depth < DEEPEST:
-            yield from _in_folders(address / f"{link}/", inside + name, depth + 1)
+            yield from _in_folders(file.address, inside + file.name, depth + 1)
+
+
+def _linked(address: Address) -> Iterator[Listed]:
+    """Yields the files and folders of a page of the web."""
+    from clip_ood.files.remote.links import linked
+
+    return itertools.starmap(Listed, linked(address).items())
+
+
+def _entries(address: Address) -> Iterator[Listed]:
+    """Yields the files and folders that lie directly in a folder; the names of folders end in /."""
+    path = file_system(address)[1].rstrip("/")
+    for about in asked(address, "ls", size=LIST, detail=True):
+        whole = about["name"].rstrip("/")
+        if whole != path:  # a folder may list itself
+            name = whole.rpartition("/")[2] + "/" * (about["type"] == "directory")
+            yield Listed(name, address / name, about.get("size"), version_of(about))

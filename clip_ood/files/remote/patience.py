@@ -17,6 +17,7 @@ Answer = TypeVar("Answer")
 TRIES = 6
 PAUSE = 0.5  # seconds before the second try; doubled each time, and drawn between half of it and all of it
 SLOWEST = 1 << 15  # bytes a second: slower servers are given up, even if some byte comes now and then
+LIST = 1 << 22  # bytes that the list of a folder is given time for
 BUSY = (408, 425, 429)  # statuses of HTTP that ask for patience, beside those from 500 on
 LIBRARIES = ("aiohttp", "aiobotocore", "botocore", "fsspec", "asyncio", "gcsfs", "google", "azure", "adlfs")
 LIBRARIES += ("huggingface_hub", "requests", "httpx", "httpcore", "urllib3", "concurrent")  # or begin so, as httpx2
@@ -158,7 +159,7 @@ def _in_bucket(address: Address) -> bool:
 
 
 def _way_out(address: Address) -> str:
-    if address.query:
+    if address.is_signed:
         return SIGNED
     if address.protocol in CREDENTIALS:
         return f"set {CREDENTIALS[address.protocol]}"
