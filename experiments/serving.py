@@ -115,7 +115,7 @@ class Serving:
         self.server.run(sockets=[at])
         self.detectors.end()
         self.batches.end()
-        self.pool.shutdown(wait=False, cancel_futures=True)  # nobody waits for what is still decoded
+        self.pool.shutdown(wait=False, cancel_futures=True)
         if self.error is not None:
             raise self.error
         return self.predicting.left
@@ -146,7 +146,8 @@ class Serving:
     def failed(self, error: BaseException) -> None:
         """Ends the server, in which nothing can be judged."""
         self.error = error
-        self.server.stop()
+        for _ in range(2):  # at once, since nothing that waits is judged any more
+            self.server.stop()
 
     def see(self, found: list[list[Line]]) -> None:
         """Counts and watches a batch."""

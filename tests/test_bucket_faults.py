@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from base64 import b64decode
 from pathlib import Path
 from threading import Event
 
@@ -170,3 +171,40 @@ def test_a_package_that_is_lacking_is_named(monkeypatch):
     monkeypatch.setattr(fsspec, "get_filesystem_class", lacking)
     with pytest.raises(UserError, match=r"gs:// cannot be read: pip install 'clip-ood\[gcs\]'"):
         check_path("gs://bucket/a.png")
+
+
+@pytest.mark.parametrize(
+    "error", [ValueError("no AccountKey=S3CR3T"), KeyError("refresh_token"), FileNotFoundError("/none")]
+)
+def test_credentials_that_a_library_looks_for_at_once_are_asked_for(error, monkeypatch):
+    """As adlfs does without any, and gcsfs with a file of them that is not there or another one."""
+    import fsspec
+
+    from clip_ood.files.remote import file_systems
+
+    class Strict(fsspec.AbstractFileSystem):
+        def __init__(self, **options):
+            raise error
+
+    monkeypatch.setattr(fsspec, "get_filesystem_class", lambda protocol: Strict)
+    file_systems._made.cache_clear()
+    with pytest.raises(
+        UserError, match=r"az:// cannot be read without credentials.*AZURE_STORAGE_ACCOUNT_NAME"
+    ) as found:
+        check_path("az://container/a.png")
+    assert "S3CR3T" not in str(found.value)
+
+
+def test_a_key_that_is_none_is_told_at_once():
+    asked = []
+
+    def ask():
+        asked.append(1)
+        try:
+            b64decode("x", validate=True)
+        except ValueError as error:
+            raise OSError("no signature") from error
+
+    with pytest.raises(PermissionError, match="no credentials were found that can be used: set AZURE"):
+        patience.patiently(ask, place_at("az://container/a.png"))
+    assert len(asked) == 1

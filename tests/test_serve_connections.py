@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import socket
+import struct
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from unittest.mock import Mock
 
 import pytest
 
@@ -117,6 +119,95 @@ def test_a_client_that_never_stops_sending_is_cut_off():
                     await writer.drain()
                     await asyncio.sleep(0.01)
             assert asyncio.get_running_loop().time() - begun > SECONDS / 2
+
+    asyncio.run(ask())
+
+
+async def _reset(port: int, content: bytes) -> None:
+    """Sends something, and resets the connection."""
+    connection = socket.create_connection(("127.0.0.1", port))
+    connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+    connection.sendall(content)
+    await asyncio.sleep(0.1)
+    connection.close()
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"HEAD / HTTP/1.1\r\nHost: a\r\nConnection: close\r\nContent-Length: 5\r\n\r\n",
+        b"HEAD / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\nzz\r\n",
+        b"POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 5\r\n\r\n",
+    ],
+)
+def test_a_client_that_goes_while_it_is_refused_leaves_no_error(content, caplog):
+    async def slow(scope, receive, send) -> None:
+        await asyncio.sleep(0.2)
+        await refuse(scope, receive, send)
+
+    async def ask() -> None:
+        async with served(slow) as (server, port):
+            await _reset(port, content)
+            await asyncio.wait_for(until(lambda: not server.server_state.connections), 10)
+
+    asyncio.run(ask())
+    assert not [each for each in caplog.records if each.exc_info]
+
+
+def test_a_socket_that_is_gone_ends_its_connection_alone(monkeypatch, caplog):
+    """The client resets it just as the server ends."""
+
+    async def ask() -> None:
+        async with served(refuse) as (server, port):
+            _, writer = await asyncio.open_connection("127.0.0.1", port)
+            writer.write(b"POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 5\r\n\r\n")
+            await asyncio.sleep(0.1)
+            (open_one,) = server.server_state.connections
+            monkeypatch.setattr(open_one.transport._transport, "write_eof", Mock(side_effect=OSError(107, "gone")))
+            server.stop()
+            await asyncio.wait_for(until(lambda: not server.server_state.connections), 10)
+            writer.close()
+
+    asyncio.run(ask())
+    assert not [each for each in caplog.records if each.exc_info]
+
+
+@pytest.mark.parametrize("rest", [(b"8\r\n12345678\r\n", b"zz\r\n"), (b"0\r\n\r\n", b"\r\n")])
+def test_an_application_is_told_that_its_client_is_refused_meanwhile(rest, caplog):
+    """A body that breaks off, or something behind a request that is answered still."""
+    told = []
+
+    async def reading(scope, receive, send) -> None:
+        while (message := await receive())["type"] != "http.disconnect":
+            pass
+        told.append(message)
+        await refuse(scope, receive, send)
+
+    async def ask() -> bytes:
+        async with served(reading, seconds=60) as (_, port):
+            reader, writer = await asyncio.open_connection("127.0.0.1", port)
+            writer.write(b"POST / HTTP/1.1\r\nHost: a\r\nConnection: close\r\nTransfer-Encoding: chunked\r\n\r\n")
+            for each in rest:
+                await asyncio.sleep(0.1)
+                writer.write(each)
+            await asyncio.wait_for(until(lambda: told), 10)
+            got = await reader.read(65536)
+            writer.close()
+        return got
+
+    assert asyncio.run(ask()).startswith(b"HTTP/1.1 400 ")
+    assert not [each for each in caplog.records if each.exc_info]
+
+
+def test_the_end_waits_two_seconds_for_a_refused_client():
+    async def ask() -> None:
+        async with served(refuse, seconds=60) as (server, port):
+            for version in range(2):  # one that lingers already, and one that is kept open
+                _, writer = await asyncio.open_connection("127.0.0.1", port)
+                writer.write(b"POST / HTTP/1.%d\r\nHost: a\r\nContent-Length: 5\r\n\r\n" % version)
+            await asyncio.sleep(0.1)
+            server.stop()
+            await asyncio.wait_for(until(lambda: not server.server_state.connections), 10)
 
     asyncio.run(ask())
 

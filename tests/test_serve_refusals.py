@@ -180,7 +180,7 @@ def test_who_may_ask_for_what(server, path, headers, status):
     assert server.client.get(path, headers=headers).status_code == status
 
 
-@pytest.mark.parametrize("path", ["/health", "/ready", "/version", "/metrics"])
+@pytest.mark.parametrize("path", ["/health", "/ready", "/version", "/metrics", "/docs"])
 def test_the_state_may_be_asked_for_by_its_head_alone(server, path):
     got = server.client.head(path)
     assert got.status_code == 200 and int(got.headers["content-length"]) > 0 and not got.content

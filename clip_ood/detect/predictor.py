@@ -82,7 +82,7 @@ class Predictor(nn.Module):
             self.bank = next(iter(banks), None) or saved.bank()
             self.bank.expect(nearest)
         if self.by == KNN:
-            bank_labels = saved.bank_labels()
+            bank_labels = saved.bank_labels(self.bank)
         if nearest and (self.images is None or not 0 < nearest < len(self.bank)):
             raise UserError(_no_neighbours(saved, nearest, self.bank))
         if nearest:

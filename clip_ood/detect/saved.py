@@ -140,7 +140,7 @@ class SavedDetector:
         told = self.manifest.get("predictor")
         return None if told is None else ClassPredictor(**told)
 
-    def bank_labels(self) -> Tensor:
+    def bank_labels(self, bank: Bank) -> Tensor:
         """The classes of the bank's images by their index, if k-NN predicts classes."""
         found = self.files.tensors(STATE, "bank_labels").get("")
         with self.files.fitting(STATE):
@@ -150,7 +150,7 @@ class SavedDetector:
             check_shapes({"bank_labels": found}, {"bank_labels": "n"}, {})
             if len(found) and not -1 <= found.min() <= found.max() < len(self.manifest["class_names"] or ()):
                 raise Unfit("bank_labels names classes that there are not")
-            if any(not 0 <= each.min() <= each.max() < len(found) for each in self.bank().indices if len(each)):
+            if any(not 0 <= each.min() <= each.max() < len(found) for each in bank.indices if len(each)):
                 raise Unfit("bank_labels lacks images of the bank")
         return found
 

@@ -41,7 +41,7 @@ def create_service(title: str, version: str, routers: Sequence[APIRouter]) -> Fa
     for router in routers:
         app.include_router(router)
 
-    @app.get("/docs", include_in_schema=False)
+    @app.api_route("/docs", methods=["GET", "HEAD"], include_in_schema=False)
     async def described() -> HTMLResponse:
         return HTMLResponse(render("routes.html.j2", TEMPLATES, about=app.openapi()))
 

@@ -64,7 +64,7 @@ def _file(section: bytes) -> Given:
     if not gap or len(head) > HEAD:
         raise Refusal(400, f"a part of the form has no head that ends within {HEAD:,} bytes: send each image as a file")
     headers = HeaderParser().parsestr(head.strip().decode("utf-8", "replace"))
-    encoding = headers.get("content-transfer-encoding", "binary").strip().lower()
+    encoding = headers.get("content-transfer-encoding", "").strip().lower() or "binary"
     if encoding not in PLAIN:
         raise Refusal(400, f"a part of the form is encoded as {encoding[:100]}: send the bytes of its file as they are")
     name = _read(headers.get_filename, "the name of a file in the form")

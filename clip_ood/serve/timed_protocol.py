@@ -10,6 +10,7 @@ import h11
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
 HEAD, REST = "head", "rest"
+AT_END = 2.0  # seconds
 
 
 class TimedProtocol(H11Protocol):
@@ -17,13 +18,13 @@ class TimedProtocol(H11Protocol):
     take what is left of its answer in that time, be it closed or not. The application limits the time of a body that it reads, and uvicorn
     that in which an answered client may be silent.
 
-    What comes after a refusal is read and dropped for as long, because a connection that is closed while the client still sends loses
-    the answer. `scope["state"]["connections"]` holds all open connections.
+    What comes after a refusal is read and dropped for as long, or for `AT_END` once the server ends, because a connection that is closed
+    while the client still sends loses the answer. `scope["state"]["connections"]` holds all open connections.
     """
 
     seconds = 30.0
     _awaited: str | None = None
-    _answered = False
+    _answered = _lingers = _ends = False
     _timer: asyncio.TimerHandle | None = None
     _unread: asyncio.TimerHandle | None = None
 
@@ -47,17 +48,25 @@ class TimedProtocol(H11Protocol):
         self._look()
 
     def send_400_response(self, msg: str) -> None:
-        """Answers what is no HTTP; a body of which that is seen behind the answer has had one."""
-        if self.conn.our_state in (h11.IDLE, h11.SEND_RESPONSE):
+        """Answers what is no HTTP; a body of which that is seen behind the answer has had one, and for HEAD h11 takes no words."""
+        state = self.conn.our_state
+        if state is h11.IDLE or (state is h11.SEND_RESPONSE and self.scope["method"] != "HEAD"):
             super().send_400_response(msg)
         else:
             self.transport.close()
 
     def connection_lost(self, exc: Exception | None) -> None:
         super().connection_lost(exc)
+        self._unset_keepalive_if_required()  # uvicorn leaves it after an error
         for timer in (self._timer, self._unread):
             if timer is not None:
                 timer.cancel()
+
+    def shutdown(self) -> None:
+        self._ends = True
+        super().shutdown()
+        if self._lingers:
+            self._wait(self.transport.abort, min(self.seconds, AT_END))
 
     def pause_writing(self) -> None:
         super().pause_writing()
@@ -82,14 +91,15 @@ class TimedProtocol(H11Protocol):
                 )
         elif self.conn.their_state is h11.SEND_BODY and self.conn.our_state is h11.DONE:
             awaited = REST
+            self._unset_keepalive_if_required()
         if awaited != self._awaited:
             self._awaited = awaited
-            self._wait(None if awaited is None else self._end)
+            self._wait(None if awaited is None else self._end, self.seconds)
 
-    def _wait(self, end: Callable[[], None] | None) -> None:
+    def _wait(self, end: Callable[[], None] | None, seconds: float) -> None:
         if self._timer is not None:
             self._timer.cancel()
-        self._timer = None if end is None else self.loop.call_later(self.seconds, end)
+        self._timer = None if end is None else self.loop.call_later(seconds, end)
 
     def _end(self) -> None:
         if self._awaited == HEAD and self.conn.our_state is h11.IDLE and self.conn.trailing_data[0]:
@@ -101,12 +111,22 @@ class TimedProtocol(H11Protocol):
 
     def _linger(self, transport: asyncio.Transport) -> None:
         """Closes a connection; one whose client was answered while it still sent, once it has seen the end, or `seconds` later."""
-        if self.conn.their_state in (h11.SEND_BODY, h11.ERROR) or self.conn.our_state is h11.MUST_CLOSE:
-            transport.write_eof()
-            transport.resume_reading()
-            self._wait(transport.abort)
-        else:
+        if (
+            self.cycle is not None and not self.cycle.response_complete
+        ):  # nobody reads what the application would answer
+            self.cycle.disconnected = True
+            self.cycle.message_event.set()
+        if self.conn.their_state not in (h11.SEND_BODY, h11.ERROR) and self.conn.our_state is not h11.MUST_CLOSE:
             transport.close()
+            return
+        try:
+            transport.write_eof()
+        except OSError:  # the client has gone
+            transport.abort()
+            return
+        self._lingers = True
+        transport.resume_reading()
+        self._wait(transport.abort, min(self.seconds, AT_END) if self._ends else self.seconds)
 
     def _refuse(self, reason: bytes) -> None:
         headers = [(b"content-type", b"text/plain; charset=utf-8"), (b"connection", b"close")]

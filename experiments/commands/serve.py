@@ -17,6 +17,7 @@ from clip_ood.config.new_files import check_kept
 from clip_ood.errors import ConfigError
 from clip_ood.process.called import called
 from clip_ood.process.streams import Parser
+from clip_ood.process.watch import leave
 from clip_ood.serve.limits import Limits
 
 NEEDED = ("fastapi", "uvicorn", "prometheus_client")
@@ -30,6 +31,7 @@ def main(argv: list[str] | None = None) -> None:
 
     limits = Limits(**{name: given.pop(f"max_{name}") for name in LIMITS}, seconds=given.pop("patience"))
     serve(Asked(**given | {"token": token_of(given["token"])}, limits=limits))
+    leave(0)  # Python itself would wait for pictures that are still decoded
 
 
 LIMITS = {

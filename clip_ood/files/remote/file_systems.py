@@ -16,6 +16,14 @@ if TYPE_CHECKING:
 CONNECT = 10  # seconds that a server may take to accept a connection
 SILENCE = 60  # seconds without a byte
 AT_ONCE = 16  # requests that wait for answers at the same time
+CREDENTIALS = {  # where each kind of address takes its credentials from
+    "s3": "AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY and AWS_SESSION_TOKEN, or AWS_PROFILE (FSSPEC_S3_ANON=true for a public bucket; "
+    "AWS_ENDPOINT_URL for a server other than Amazon's)",
+    "gs": "GOOGLE_APPLICATION_CREDENTIALS, or gcloud auth application-default login (FSSPEC_GS_TOKEN=anon for a public bucket)",
+    "az": "AZURE_STORAGE_ACCOUNT_NAME and AZURE_STORAGE_ACCOUNT_KEY or AZURE_STORAGE_SAS_TOKEN",
+    "abfs": "AZURE_STORAGE_ACCOUNT_NAME and AZURE_STORAGE_ACCOUNT_KEY or AZURE_STORAGE_SAS_TOKEN",
+    "hf": "HF_TOKEN, or hf auth login",
+}
 
 _turns: dict[int, Lock] = {}  # by process, as one may be begun while another thread has the lock
 
@@ -27,7 +35,8 @@ class LacksPackage(UserError):
 def file_system(address: Address) -> tuple[AbstractFileSystem, str]:
     """Returns the file system of an address, and the path of the address in it.
 
-    fsspec's own settings (FSSPEC_S3_ENDPOINT_URL=…, or JSON files in ~/.config/fsspec) are followed. Raises: LacksPackage.
+    fsspec's own settings (FSSPEC_S3_ENDPOINT_URL=…, or JSON files in ~/.config/fsspec) are followed. Raises: LacksPackage, and UserError
+    where credentials are missing or cannot be used.
     """
     kind = _class_of(address.protocol)
     told = tuple(sorted(kind._get_kwargs_from_urls(address.whole).items()))
@@ -41,7 +50,18 @@ def file_system(address: Address) -> tuple[AbstractFileSystem, str]:
 def _made(process: int, protocol: str, told: tuple[tuple[str, Any], ...]) -> AbstractFileSystem:
     """Makes a file system for this `process`; those that it has inherited from another one are not used."""
     options = {"skip_instance_cache": True, "use_listings_cache": False}
-    made = _class_of(protocol)(**options, **dict(told), **_limits(protocol))
+    try:
+        made = _class_of(protocol)(**options, **dict(told), **_limits(protocol))
+    except (
+        ValueError,
+        LookupError,
+        OSError,
+    ):  # adlfs and gcsfs, which look for credentials at once; their words may hold them
+        if protocol not in CREDENTIALS:
+            raise
+        raise UserError(
+            f"{protocol}:// cannot be read without credentials that can be used: set {CREDENTIALS[protocol]}"
+        ) from None
     if protocol == "s3":
         made.retries = 1  # `patiently` tries again, alike for all
     return made

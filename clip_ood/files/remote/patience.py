@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import binascii
 import random
 import time
 from collections.abc import Callable, Iterator
@@ -9,7 +10,7 @@ from errno import EACCES, EIO, ENOENT
 from typing import Any, TypeVar
 
 from clip_ood.files.remote.address import WEB, Address
-from clip_ood.files.remote.file_systems import SILENCE, file_system
+from clip_ood.files.remote.file_systems import CREDENTIALS, SILENCE, file_system
 from clip_ood.process.stalls import begun
 
 Answer = TypeVar("Answer")
@@ -23,14 +24,6 @@ LIBRARIES = ("aiohttp", "aiobotocore", "botocore", "fsspec", "asyncio", "gcsfs",
 LIBRARIES += ("huggingface_hub", "requests", "httpx", "httpcore", "urllib3", "concurrent")  # or begin so, as httpx2
 UNSIGNED = ("NoCredentialsError", "PartialCredentialsError", "ProfileNotFound", "DefaultCredentialsError")
 FINAL = (*UNSIGNED, "ClientConnectorCertificateError", "InvalidURL", "NonHttpUrlClientError", "ParamValidationError")
-CREDENTIALS = {  # where each kind of address takes its credentials from
-    "s3": "AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY and AWS_SESSION_TOKEN, or AWS_PROFILE (FSSPEC_S3_ANON=true for a public bucket; "
-    "AWS_ENDPOINT_URL for a server other than Amazon's)",
-    "gs": "GOOGLE_APPLICATION_CREDENTIALS, or gcloud auth application-default login (FSSPEC_GS_TOKEN=anon for a public bucket)",
-    "az": "AZURE_STORAGE_ACCOUNT_NAME and AZURE_STORAGE_ACCOUNT_KEY or AZURE_STORAGE_SAS_TOKEN",
-    "abfs": "AZURE_STORAGE_ACCOUNT_NAME and AZURE_STORAGE_ACCOUNT_KEY or AZURE_STORAGE_SAS_TOKEN",
-    "hf": "HF_TOKEN, or hf auth login",
-}
 SIGNED = "a signed address holds for some time only: sign it anew, and name it with its query (?…), which is not written down"
 
 
@@ -122,7 +115,7 @@ def _may_pass(error: BaseException) -> bool:
         return status in BUSY or status >= 500
     *_, first = _causes(error)
     refused = isinstance(first, FileNotFoundError | PermissionError | NotADirectoryError | IsADirectoryError)
-    return not refused and type(first).__name__ not in FINAL
+    return not refused and type(first).__name__ not in FINAL and not isinstance(first, binascii.Error)  # a key
 
 
 def _told(error: BaseException, address: Address, tries: int) -> OSError:
@@ -130,8 +123,8 @@ def _told(error: BaseException, address: Address, tries: int) -> OSError:
     status, place = _status(error), str(address)
     *_, first = _causes(error)
     name = type(first).__name__
-    if name in UNSIGNED:
-        return PermissionError(EACCES, f"no credentials were found: {_way_out(address)}", place)
+    if name in UNSIGNED or isinstance(first, binascii.Error):
+        return PermissionError(EACCES, f"no credentials were found that can be used: {_way_out(address)}", place)
     if status in (401, 403) or isinstance(first, PermissionError) or isinstance(error, PermissionError):
         return PermissionError(EACCES, f"the server refuses it{_code(status)}: {_way_out(address)}", place)
     if status == 400:
