@@ -163,8 +163,15 @@ def test_labels_are_numbers_or_texts_one_a_row(tmp_path):
     with pytest.raises(ConfigError, match="there is no file of labels"):
         listed(tmp_path, file="c.npy", labels="other.npy")
     np.save(tmp_path / "objects.npy", np.array([{}], object))
-    with pytest.raises(ConfigError, match=r"objects\.npy cannot be read"):  # nothing is unpickled
+    with pytest.raises(ConfigError, match=r"objects\.npy: its array holds Python objects, which are not unpickled"):
         listed(tmp_path, file="objects.npy")
+    with pytest.raises(
+        ConfigError, match=r"c\.npy: its file of labels .*objects\.npy cannot be read: .* Python objects"
+    ):
+        listed(tmp_path, file="c.npy", labels="objects.npy")
+    np.savez(tmp_path / "d.npz", features=values, label=np.array(["a", None, "b", "b"], object))
+    with pytest.raises(ConfigError, match="its array label holds Python objects"):
+        listed(tmp_path, file="d.npz")
 
 
 @pytest.mark.parametrize(
@@ -297,9 +304,31 @@ def test_a_row_of_features_that_cannot_be_judged_leaves_the_others_as_they_are(g
     assert predictor({"features": []})["error"] == []
 
 
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float8_e4m3fn, torch.float8_e5m2])
+def test_short_floats_of_safetensors_are_those_numbers(dtype, tmp_path):
+    values = torch.tensor([[0.5, -2.0, 1.5]]).to(dtype)
+    torch_save({"features": values, "scale": values.float()}, tmp_path / "a.safetensors")
+    assert listed(tmp_path, file="a.safetensors").reader.take([0]).tolist() == [[0.5, -2.0, 1.5]]
+
+
+def test_columns_that_are_no_lists_or_that_share_a_name_are_told(tmp_path):
+    column = pa.array(np.eye(3).tolist(), pa.list_(pa.float64(), 3))
+    tensors = pa.ExtensionArray.from_storage(pa.fixed_shape_tensor(pa.float64(), [3]), column)
+    pq.write_table(pa.table({"features": tensors}), tmp_path / "tensors.parquet")
+    pq.write_table(pa.Table.from_arrays([column, column], ["features", "features"]), tmp_path / "twice.parquet")
+    for name, told in (
+        ("tensors", "fixed_shape_tensor.*no lists of floats"),
+        ("twice", "several columns features: ren"),
+    ):
+        with pytest.raises(ConfigError, match=told):
+            listed(tmp_path, file=f"{name}.parquet", array="features")
+
+
 def test_only_the_chosen_arrays_of_a_file_are_read(tmp_path):
     values, _ = drawn(0)
     np.savez(tmp_path / "a.npz", features=values, objects=np.array([{}], dtype=object))
+    with zipfile.ZipFile(tmp_path / "a.npz", "a") as file:
+        file.writestr("notes/read me.txt", "no array")
     given = listed(tmp_path, file="a.npz")
     torch_save({"features": torch.from_numpy(values).bfloat16(), "step": torch.tensor(3)}, tmp_path / "a.safetensors")
     rounded = listed(tmp_path, file="a.safetensors")
