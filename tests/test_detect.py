@@ -96,6 +96,8 @@ def test_statuses_say_what_was_found(root, run, tmp_path):
     [
         ([], "Judge what"),
         (["nowhere/"], "no file or folder nowhere/"),
+        (["{near}", ""], "A path is empty"),
+        (["{there}"], "is a table, and paths are read from text files"),
         (["{near}", "--accept", "1.5"], "--accept: 1.5 must lie between 0 and 1"),
         (["{near}", "--accept", "0.99"], "takes 99 ID images"),
         (["{near}", "--detector", "knm"], "no detector 'knm'"),

@@ -18,6 +18,7 @@ from clip_ood.process.streams import is_closed
 from clip_ood.stream.names import read_methods
 
 FILES = (".csv", ".jsonl", ".parquet")
+TABLES = (".csv", ".tsv", ".jsonl", ".json")
 GRAPHS = (".onnx", ".pt2")
 STDIN = "-"
 UNADAPTED = (  # options of detectors, which --adapt does not ask
@@ -47,6 +48,10 @@ def check(arguments: argparse.Namespace) -> None:
     for path in arguments.paths:
         if path != STDIN:
             check_path(path)
+        if path.lower().endswith(TABLES) and os.path.isfile(path):
+            raise ConfigError(
+                f"{path} is a table, and paths are read from text files: write them to one, a path a line, as list.txt"
+            )
         if is_unread(path) and os.path.isfile(path):
             raise ConfigError(
                 f"{path} is an archive of a kind that is not read: unpack it, and name the folder, or pack it as "
@@ -107,6 +112,8 @@ def check(arguments: argparse.Namespace) -> None:
 
 def check_path(path: str) -> None:
     """Raises UserError for a path or address of new images at which nothing is, or whose server refuses or does not answer."""
+    if not path:
+        raise ConfigError("A path is empty, which names nothing: name an image or a folder, the current one as .")
     place = place_at(path)
     if isinstance(place, Address):
         archive = archive_of(place)

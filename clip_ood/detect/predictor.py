@@ -8,6 +8,7 @@ from functools import reduce
 from io import IOBase
 from itertools import islice, product
 from math import isnan
+from numbers import Integral
 from operator import or_
 from pathlib import Path
 from typing import Any
@@ -318,6 +319,9 @@ def load(
     class; words: how many of the nearest words of the run's vocabulary each prediction names.
     Raises: DetectorFolderError for a folder that cannot be used, ValueError as `Predictor` does.
     """
+    for name, count in {"nearest": nearest, "words": words}.items():
+        if not isinstance(count, Integral) or count < 0:
+            raise UserError(f"{name} = {count!r}, expected a whole number, 0 or more")
     saved = SavedDetector(Path(place), trust_classes)
     decisions_of(saved, saved.chosen(detector), accept, fdr, per_class)  # raises before the encoder is loaded
     saved.check_words(words)
