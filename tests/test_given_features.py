@@ -281,6 +281,10 @@ def test_columns_of_features_are_judged(given, arrays):
     values = np.load(arrays / "far.npy")[:5]
     judged = predictor({"features": values, "id": np.arange(5)})
     assert judged["is_ood"] == [each.is_ood for each in predictor(values)] and list(judged["id"]) == [0, 1, 2, 3, 4]
+    for row in (values[0], values[0].tolist(), torch.from_numpy(values[0])):
+        with pytest.raises(UserError, match="column features holds one row"):
+            predictor({"features": row})
+    assert all(predictor({"features": [float("nan")] * 2})["error"])  # as pandas has rows without features
 
 
 def test_a_row_of_features_that_cannot_be_judged_leaves_the_others_as_they_are(given, arrays):

@@ -155,6 +155,10 @@ class Predictor(nn.Module):
         """
         if isinstance(images, Mapping):
             return judge_columns(self, images)
+        if hasattr(images, "columns"):  # of pandas or Arrow, which would be taken for a list of names
+            raise UserError(
+                f"A batch is a mapping of columns, and no {type(images).__name__}: leave batch_format out, or give {{name: list}}"
+            )
         if isinstance(images, str | Path | Image.Image | bytes | IOBase):
             images = [images]
         if isinstance(images, Tensor) and images.ndim == 3:
