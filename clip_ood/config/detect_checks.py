@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import os
 import sys
+from collections.abc import Iterable
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -36,6 +37,17 @@ UNADAPTED = (  # options of detectors, which --adapt does not ask
         "--watch",
     ),
     *("--export", "--with-encoder"),
+)
+
+OF_IMAGES = (
+    "--per-class",
+    "--nearest",
+    "--words",
+    "--out",
+    "--copy-ood",
+    "--heat-maps",
+    "--fail-on-ood",
+    "--strict",
 )
 
 
@@ -80,6 +92,8 @@ def check(arguments: argparse.Namespace) -> None:
         raise ConfigError(f"--timeout: {arguments.timeout:g} must be a number of seconds above 0, as 1800")
     if not 0 <= arguments.max_unreadable <= 1:
         raise ConfigError(f"--max-unreadable: {arguments.max_unreadable:g} must lie between 0 and 1, as 0.01")
+    if not arguments.paths and (given := _given(arguments, OF_IMAGES)):
+        raise ConfigError(f"{given[0]} is about images that are judged, and without paths none is: leave it out")
     _check_out(arguments)
     for place in (arguments.out, arguments.export):
         if place is not None:
@@ -127,6 +141,10 @@ def check_path(path: str) -> None:
         raise ConfigError(f"There is no file or folder {path}{of_path(path)}")
 
 
+def _given(arguments: argparse.Namespace, options: Iterable[str]) -> list[str]:
+    return [option for option in options if getattr(arguments, option.strip("-").replace("-", "_"))]
+
+
 def _check_fdr(arguments: argparse.Namespace) -> None:
     if arguments.fdr is None:
         return
@@ -149,8 +167,7 @@ def _check_adapt(arguments: argparse.Namespace) -> None:
     if name is None:
         return
     read_methods([name], "--adapt")
-    given = [option for option in UNADAPTED if getattr(arguments, option.strip("-").replace("-", "_"))]
-    if given:
+    if given := _given(arguments, UNADAPTED):
         raise ConfigError(
             f"--adapt gives scores that depend on the images before, for which no threshold is calibrated: leave {given[0]} out"
         )
