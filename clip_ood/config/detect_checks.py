@@ -60,15 +60,6 @@ def check(arguments: argparse.Namespace) -> None:
     for path in arguments.paths:
         if path != STDIN:
             check_path(path)
-        if path.lower().endswith(TABLES) and os.path.isfile(path):
-            raise ConfigError(
-                f"{path} is a table, and paths are read from text files: write them to one, a path a line, as list.txt"
-            )
-        if is_unread(path) and os.path.isfile(path):
-            raise ConfigError(
-                f"{path} is an archive of a kind that is not read: unpack it, and name the folder, or pack it as "
-                f"{' or '.join(ARCHIVES[:2])}"
-            )
     if STDIN in arguments.paths and sys.stdin is None:
         raise ConfigError("Standard input is closed, so no paths can be read from it (-)")
     if arguments.paths and arguments.out is None and is_closed(sys.stdout):
@@ -125,7 +116,7 @@ def check(arguments: argparse.Namespace) -> None:
 
 
 def check_path(path: str) -> None:
-    """Raises UserError for a path or address of new images at which nothing is, or whose server refuses or does not answer."""
+    """Raises UserError for a path or address of new images at which nothing that is read is, or whose server refuses or does not answer."""
     if not path:
         raise ConfigError("A path is empty, which names nothing: name an image or a folder, the current one as .")
     place = place_at(path)
@@ -139,6 +130,15 @@ def check_path(path: str) -> None:
             raise ConfigError(f"Nothing is at {place}")
     elif not os.path.lexists(place) and archive_of(place) is None:
         raise ConfigError(f"There is no file or folder {path}{of_path(path)}")
+    if path.lower().endswith(TABLES) and os.path.isfile(path):
+        raise ConfigError(
+            f"{path} is a table, and paths are read from text files: write them to one, a path a line, as list.txt"
+        )
+    if is_unread(path) and os.path.isfile(path):
+        raise ConfigError(
+            f"{path} is an archive of a kind that is not read: unpack it, and name the folder, or pack it as "
+            f"{' or '.join(ARCHIVES[:2])}"
+        )
 
 
 def _given(arguments: argparse.Namespace, options: Iterable[str]) -> list[str]:
