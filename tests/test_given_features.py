@@ -89,10 +89,12 @@ def test_the_table_has_the_scores_that_plain_code_gives(given, arrays):
 
 
 @pytest.mark.parametrize("detectors", [None, ["mahalanobis", "vim"]])
-def test_a_probe_learns_from_given_features_and_its_folder_judges_arrays(arrays, detectors):
+def test_a_probe_learns_from_given_features_and_its_folder_judges_arrays(arrays, detectors, capsys):
     name = "probe" if detectors is None else "two"
     keys = {} if detectors is None else {"detectors": detectors}
     train.main(["--config", config(arrays, name, {"linear_probe": {"epochs": 40, "batch_size": 16}}, **keys)])
+    next_step = capsys.readouterr().out.splitlines()[-1]
+    assert next_step.endswith(f"in Python: clip_ood.load('{arrays / 'runs' / name}')(array)")
     predictor = load(arrays / "runs" / name)
     test, labels = (np.load(arrays / "test.npz")[key] for key in ("features", "labels"))
     accepted, far = predictor(test), predictor(torch.from_numpy(np.load(arrays / "far.npy")))
@@ -131,6 +133,8 @@ def test_equal_rows_of_two_sets_are_told(arrays, capsys):
         (np.zeros((0, 4), np.float32), "at least one of each"),
         (np.array([[1.0, 2.0], [3.0, np.nan]]), "row 1 of its array has NaN"),
         (np.array([[1.0, 1e300]]), "row 0 of its array has NaN or infinite"),
+        (np.array([[1.0, 2.0], [0.0, -1e-20]]), "the largest number of row 1 of its array is 1e-20, too near to 0"),
+        (np.array([[0.0, 0.0], [3.0, -1e20]]), r"row 1 of its array is 1e\+20, too near .* multiply all features"),
     ],
 )
 def test_wrong_arrays_are_refused(tmp_path, wrong, told):

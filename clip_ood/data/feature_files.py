@@ -36,6 +36,7 @@ OBJECTS, NOT_UNPICKLED = (
     "object",
     "Python objects, which are not unpickled: save numbers or texts, as np.array(values.tolist())",
 )
+SMALLEST = 1e-12  # the least that the largest number of a row may be, unless it is 0: cosines take no shorter vector
 BLOCK = 1 << 16  # rows that are looked at together
 FAULTS = (OSError, EOFError, ValueError, KeyError, MemoryError, SafetensorError, pa.ArrowException, zipfile.BadZipFile)
 
@@ -183,10 +184,18 @@ def _check(values: np.ndarray) -> None:
         )
     for first in range(0, len(values), BLOCK):
         with np.errstate(over="ignore"):
-            finite = np.isfinite(values[first : first + BLOCK].astype(DTYPE)).all(axis=1)
+            rows = values[first : first + BLOCK].astype(DTYPE)
+        finite = np.isfinite(rows).all(axis=1)
         if not finite.all():
             row = first + int(np.argmin(finite))
             raise WrongTable(f"row {row} of its array has NaN or infinite numbers (as float32): take it out")
+        largest = np.maximum(rows.max(axis=1), -rows.min(axis=1))
+        if (wrong := (largest > 1 / SMALLEST) | ((largest > 0) & (largest < SMALLEST))).any():
+            row = int(np.argmax(wrong))
+            raise WrongTable(
+                f"the largest number of row {first + row} of its array is {largest[row]:.3g}, too near to 0 or to infinity for cosines in "
+                f"float32: multiply all features by one number, so that each row's lies between {SMALLEST:g} and {1 / SMALLEST:g}"
+            )
 
 
 def _classes(labels: Any, count: int) -> tuple[tuple[int, ...] | None, tuple[str, ...] | None]:
