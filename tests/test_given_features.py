@@ -280,6 +280,15 @@ def test_images_are_refused_and_wrong_arrays_named(given, tmp_path):
             predictor(wrong)
 
 
+def test_arrays_and_frames_of_any_form_are_the_same_features(given, arrays):
+    pd = pytest.importorskip("pandas")
+    predictor, values = load(given), np.load(arrays / "far.npy")[:5]
+    expected = [each.score for each in predictor(values)]
+    assert [each.score for each in predictor(pd.DataFrame(values))] == expected
+    for same in (values.astype(">f8"), values.astype(np.longdouble), values[::-1].copy()[::-1]):
+        assert [each.score for each in predictor(same)] == expected
+
+
 def test_columns_of_features_are_judged(given, arrays):
     predictor = load(given)
     values = np.load(arrays / "far.npy")[:5]

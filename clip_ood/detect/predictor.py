@@ -155,7 +155,7 @@ class Predictor(nn.Module):
         """
         if isinstance(images, Mapping):
             return judge_columns(self, images)
-        if hasattr(images, "columns"):  # of pandas or Arrow, which would be taken for a list of names
+        if hasattr(images, "columns") and not self.takes_features:  # a frame would be taken for a list of its names
             raise UserError(
                 f"A batch is a mapping of columns, and no {type(images).__name__}: leave batch_format out, or give {{name: list}}"
             )
