@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from clip_ood.config.given import GIVEN
 from clip_ood.config.loading import dump
 from clip_ood.config.resuming import MACHINE, differences
 from clip_ood.config.schema import Config
@@ -55,7 +56,8 @@ def conduct(config: Config, folder: Path, source: Path | None = None) -> None:
                 say(caution)
         if (folder / REPORT).is_file():
             say(f"Report: {folder / REPORT}")
-        say(after_run(folder, config.seeds, _judges(config, results), bool(results["rows"])))
+        is_given = config.backbone.library == GIVEN
+        say(after_run(folder, config.seeds, _judges(config, results), bool(results["rows"]), is_given))
 
 
 def _judges(config: Config, results: dict[str, Any]) -> bool:

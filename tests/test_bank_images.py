@@ -52,6 +52,9 @@ def test_neighbours_and_copies_stand_in_the_files(root, run, tmp_path, capsys):
 def test_too_many_neighbours_and_a_folder_that_names_no_images(root, run, tmp_path):
     with pytest.raises(UserError, match="nearest = 46, expected 1 to 45"):
         load(run, nearest=46)
+    for wrong in (-1, 1.5, "3"):
+        with pytest.raises(UserError, match=r"nearest = .*expected a whole number, 0 or more"):
+            load(run, nearest=wrong)
     nameless = tmp_path / "detector"
     shutil.copytree(run / "detector", nameless)
     with (nameless / FILE).open("ab") as file:

@@ -130,6 +130,7 @@ def test_a_list_without_any_label_is_unlabelled(tmp_path):
         ("3", "line 2: expected"),
         ("images/9.png 0", "lists images/9.png, which is not under .*images_root"),
         ("images/1.png 0", "lists images/1.png more than once"),
+        ("./images//1.png 1", r"line 2: lists \./images//1.png more than once \(first in line 1\)"),
     ],
 )
 def test_wrong_lines_of_a_list_are_named(line, message, tmp_path):
@@ -356,6 +357,16 @@ def test_what_cannot_be_evaluated_is_named(counts, data, message, tmp_path):
     fill(tmp_path, id__a=3, id__b=3, **counts)
     with pytest.raises(ConfigError, match=message):
         benchmark(tmp_path, data)
+
+
+def test_a_label_far_beyond_the_others_is_named_without_counting_to_it(tmp_path):
+    fill(tmp_path, id__a=2)
+    for name in ("train", "test"):
+        (tmp_path / f"{name}.txt").write_text(f"id/a/0.png 0\nid/a/1.png {2**32 - 1}\n")
+    with pytest.raises(
+        ConfigError, match=rf"no image has label 1, and labels count 0 … {2**32 - 1}: number the classes"
+    ):
+        benchmark(tmp_path, {"id": {"train": {"list": "train.txt"}, "test": {"list": "test.txt"}}})
 
 
 def test_a_label_beyond_the_class_names_is_named(tmp_path):

@@ -5,6 +5,7 @@ from __future__ import annotations
 from io import BytesIO
 
 import numpy as np
+import pyarrow as pa
 import pytest
 import torch
 from PIL import Image
@@ -29,6 +30,27 @@ def test_columns_that_are_no_images_are_refused(run):
         load(run, detector="all")({"path": []})
 
 
+@pytest.mark.parametrize(
+    "batch",
+    [{"path": "a.png"}, {"bytes": b"x"}, {"image": {"bytes": b"x", "path": None}}, {"image": pixels(3, 30, 40, 3)}],
+)
+def test_one_row_is_no_batch(run, batch):
+    with pytest.raises(UserError, match="holds one row, and a batch of rows is judged: call map with batched=True"):
+        load(run)(batch)
+
+
+def test_columns_of_pandas_are_taken_by_their_place(run, root):
+    pd = pytest.importorskip("pandas")
+    paths = [str(root / "data" / "near" / f"{number}.png") for number in range(3)]
+    frame = pd.DataFrame({"path": paths}, index=[2, 0, 1])
+    predictor = load(run)
+    expected = [each.score for each in predictor(paths)]
+    assert predictor({"path": frame["path"]})["score"].tolist() == pytest.approx(expected)
+    for frames in (frame, pa.table({"path": paths})):
+        with pytest.raises(UserError, match=r"A batch is a mapping of columns, and no (DataFrame|Table)"):
+            predictor(frames)
+
+
 def test_an_odd_row_leaves_the_others_as_they_are(run):
     grey = pixels(0, 40, 40)
     odd = [
@@ -42,13 +64,14 @@ def test_an_odd_row_leaves_the_others_as_they_are(run):
         np.zeros((3, 8, 8), np.longdouble),
         float("nan"),
         7,
+        pixels(4, 100),
     ]
     whole = [Image.fromarray(grey), BytesIO(portable(grey))]
-    found = load(run)({"image": [grey[:, :, None], *odd, *whole], "id": list(range(13))})
-    assert found["id"] == list(range(13))
-    assert [bool(error) for error in found["error"]] == [False, *10 * [True], False, False]
-    assert found["score"][0] == pytest.approx(found["score"][11], rel=1e-6) and np.isnan(found["score"][1:11]).all()
-    assert found["is_ood"][1:11] == 10 * [None] and found["copy_of"][1:11] == 10 * [""]
+    found = load(run)({"image": [grey[:, :, None], *odd, *whole], "id": list(range(14))})
+    assert found["id"] == list(range(14))
+    assert [bool(error) for error in found["error"]] == [False, *11 * [True], False, False]
+    assert found["score"][0] == pytest.approx(found["score"][12], rel=1e-6) and np.isnan(found["score"][1:12]).all()
+    assert found["is_ood"][1:12] == 11 * [None] and found["copy_of"][1:12] == 11 * [""]
     assert found["error"][6].startswith("a list is no image: expected a picture")
     assert found["error"][9] == "the row holds no image"
 

@@ -96,6 +96,8 @@ def test_statuses_say_what_was_found(root, run, tmp_path):
     [
         ([], "Judge what"),
         (["nowhere/"], "no file or folder nowhere/"),
+        (["{near}", ""], "A path is empty"),
+        (["{there}"], "is a table, and paths are read from text files"),
         (["{near}", "--accept", "1.5"], "--accept: 1.5 must lie between 0 and 1"),
         (["{near}", "--accept", "0.99"], "takes 99 ID images"),
         (["{near}", "--detector", "knm"], "no detector 'knm'"),
@@ -105,6 +107,8 @@ def test_statuses_say_what_was_found(root, run, tmp_path):
         (["{near}", "--link"], "--link goes with --copy-ood"),
         (["{near}", "--move-ood", "{near}/odd"], "would be judged the next time"),
         (["{near}", "--export", "m.onnx"], "judges nothing"),
+        (["--export", "m.onnx", "--nearest", "3"], "--nearest is about images that are judged, and without paths none"),
+        (["--with-encoder", "--per-class"], "--per-class is about images that are judged"),
         (["--export", "m.h5"], "must end with .onnx or .pt2"),
         (["{near}", "--trainer.device=2"], "no key 'device'.* Did you mean devices"),
         (["{near}", "--color"], "no option --color"),

@@ -143,6 +143,13 @@ def test_processes_with_shares_of_the_images_score_as_one(name, shares):
         torch.testing.assert_close(scores, expected[10 * rank : 10 * rank + 7 + rank])
 
 
+@pytest.mark.parametrize("name", LEARNING)
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.int16, torch.int32])
+def test_labels_of_any_whole_number_type_are_the_same_classes(name, dtype):
+    expected = fitted(make(name)).score(TEST)
+    torch.testing.assert_close(fitted(make(name), replace(TRAIN, labels=TRAIN.labels.to(dtype))).score(TEST), expected)
+
+
 @pytest.mark.parametrize("name", DETECTORS)
 def test_half_precision_inputs_give_float32_scores(name):
     def half(outputs: Outputs) -> Outputs:
@@ -226,6 +233,16 @@ def test_score_before_fit_is_an_error(name):
         (lambda: MSP().score(replace(TEST, logits=None)), r"msp: needs logits"),
         (lambda: RMD().update(replace(TRAIN, labels=None)), r"rmd: needs labels"),
         (lambda: RMD().update(replace(TRAIN, labels=TRAIN.labels[1:])), r"rmd: labels has 119 rows, expected 120"),
+        (lambda: MSP().score(part(TEST, 0)), r"msp: logits is \(5,\) of float32, expected \(N, D\) of floats"),
+        (lambda: KNN().update(Outputs(TRAIN.features[:, :, None])), r"knn: features is \(120, 12, 1\) of float32, exp"),
+        (
+            lambda: RMD().update(replace(TRAIN, features=TRAIN.features.long())),
+            r"rmd: features is .* of int64, expected",
+        ),
+        (
+            lambda: RMD().update(replace(TRAIN, labels=TRAIN.labels[:, None])),
+            r"labels is \(120, 1\) .* \(N,\), a class",
+        ),
         (lambda: MaxLogit().score(Outputs(logits=torch.tensor([[float("nan")]]))), r"max_logit: logits .* not finite"),
     ],
 )

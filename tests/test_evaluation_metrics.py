@@ -143,6 +143,9 @@ def test_the_accuracies_are_those_of_torchmetrics(root, monkeypatch):
 def test_several_detectors_are_the_columns_of_one_metric():
     generator = torch.Generator().manual_seed(0)
     scores, is_id = torch.randn(60, 2, generator=generator), torch.arange(60) % 3 > 0
+    for wrong in ("knn", ["a", "a"]):
+        with pytest.raises(ValueError, match="expected a list of names, each once"):
+            OODMetrics(wrong)
     metric = OODMetrics(["a", "b"])
     for rows in torch.arange(60).split(7):
         metric.update(scores[rows], is_id[rows])

@@ -104,6 +104,12 @@ def test_what_cannot_be_is_told_first(whole, tmp_path, run, out, told):
         export(whole.with_name(run), tmp_path / out)
 
 
+def test_a_run_that_was_cut_off_is_told(whole, tmp_path):
+    shutil.copy(whole / "config.yaml", tmp_path)
+    with pytest.raises(ConfigError, match=r"--run: .* is no finished run: it lacks results\.json"):
+        export(tmp_path, tmp_path / "a.parquet")
+
+
 def test_removed_features_are_told(root, whole, tmp_path):
     shutil.move(root / "features", root / "gone")
     with pytest.raises(UserError, match=r"the features of \d+ of \d+ images are missing"):

@@ -89,10 +89,12 @@ def test_the_table_has_the_scores_that_plain_code_gives(given, arrays):
 
 
 @pytest.mark.parametrize("detectors", [None, ["mahalanobis", "vim"]])
-def test_a_probe_learns_from_given_features_and_its_folder_judges_arrays(arrays, detectors):
+def test_a_probe_learns_from_given_features_and_its_folder_judges_arrays(arrays, detectors, capsys):
     name = "probe" if detectors is None else "two"
     keys = {} if detectors is None else {"detectors": detectors}
     train.main(["--config", config(arrays, name, {"linear_probe": {"epochs": 40, "batch_size": 16}}, **keys)])
+    next_step = capsys.readouterr().out.splitlines()[-1]
+    assert next_step.endswith(f"in Python: clip_ood.load('{arrays / 'runs' / name}')(array)")
     predictor = load(arrays / "runs" / name)
     test, labels = (np.load(arrays / "test.npz")[key] for key in ("features", "labels"))
     accepted, far = predictor(test), predictor(torch.from_numpy(np.load(arrays / "far.npy")))
@@ -131,6 +133,8 @@ def test_equal_rows_of_two_sets_are_told(arrays, capsys):
         (np.zeros((0, 4), np.float32), "at least one of each"),
         (np.array([[1.0, 2.0], [3.0, np.nan]]), "row 1 of its array has NaN"),
         (np.array([[1.0, 1e300]]), "row 0 of its array has NaN or infinite"),
+        (np.array([[1.0, 2.0], [0.0, -1e-20]]), "the largest number of row 1 of its array is 1e-20, too near to 0"),
+        (np.array([[0.0, 0.0], [3.0, -1e20]]), r"row 1 of its array is 1e\+20, too near .* multiply all features"),
     ],
 )
 def test_wrong_arrays_are_refused(tmp_path, wrong, told):
@@ -163,8 +167,15 @@ def test_labels_are_numbers_or_texts_one_a_row(tmp_path):
     with pytest.raises(ConfigError, match="there is no file of labels"):
         listed(tmp_path, file="c.npy", labels="other.npy")
     np.save(tmp_path / "objects.npy", np.array([{}], object))
-    with pytest.raises(ConfigError, match=r"objects\.npy cannot be read"):  # nothing is unpickled
+    with pytest.raises(ConfigError, match=r"objects\.npy: its array holds Python objects, which are not unpickled"):
         listed(tmp_path, file="objects.npy")
+    with pytest.raises(
+        ConfigError, match=r"c\.npy: its file of labels .*objects\.npy cannot be read: .* Python objects"
+    ):
+        listed(tmp_path, file="c.npy", labels="objects.npy")
+    np.savez(tmp_path / "d.npz", features=values, label=np.array(["a", None, "b", "b"], object))
+    with pytest.raises(ConfigError, match="its array label holds Python objects"):
+        listed(tmp_path, file="d.npz")
 
 
 @pytest.mark.parametrize(
@@ -269,11 +280,24 @@ def test_images_are_refused_and_wrong_arrays_named(given, tmp_path):
             predictor(wrong)
 
 
+def test_arrays_and_frames_of_any_form_are_the_same_features(given, arrays):
+    pd = pytest.importorskip("pandas")
+    predictor, values = load(given), np.load(arrays / "far.npy")[:5]
+    expected = [each.score for each in predictor(values)]
+    assert [each.score for each in predictor(pd.DataFrame(values))] == expected
+    for same in (values.astype(">f8"), values.astype(np.longdouble), values[::-1].copy()[::-1]):
+        assert [each.score for each in predictor(same)] == expected
+
+
 def test_columns_of_features_are_judged(given, arrays):
     predictor = load(given)
     values = np.load(arrays / "far.npy")[:5]
     judged = predictor({"features": values, "id": np.arange(5)})
     assert judged["is_ood"] == [each.is_ood for each in predictor(values)] and list(judged["id"]) == [0, 1, 2, 3, 4]
+    for row in (values[0], values[0].tolist(), torch.from_numpy(values[0])):
+        with pytest.raises(UserError, match="column features holds one row"):
+            predictor({"features": row})
+    assert all(predictor({"features": [float("nan")] * 2})["error"])  # as pandas has rows without features
 
 
 def test_a_row_of_features_that_cannot_be_judged_leaves_the_others_as_they_are(given, arrays):
@@ -297,9 +321,31 @@ def test_a_row_of_features_that_cannot_be_judged_leaves_the_others_as_they_are(g
     assert predictor({"features": []})["error"] == []
 
 
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float8_e4m3fn, torch.float8_e5m2])
+def test_short_floats_of_safetensors_are_those_numbers(dtype, tmp_path):
+    values = torch.tensor([[0.5, -2.0, 1.5]]).to(dtype)
+    torch_save({"features": values, "scale": values.float()}, tmp_path / "a.safetensors")
+    assert listed(tmp_path, file="a.safetensors").reader.take([0]).tolist() == [[0.5, -2.0, 1.5]]
+
+
+def test_columns_that_are_no_lists_or_that_share_a_name_are_told(tmp_path):
+    column = pa.array(np.eye(3).tolist(), pa.list_(pa.float64(), 3))
+    tensors = pa.ExtensionArray.from_storage(pa.fixed_shape_tensor(pa.float64(), [3]), column)
+    pq.write_table(pa.table({"features": tensors}), tmp_path / "tensors.parquet")
+    pq.write_table(pa.Table.from_arrays([column, column], ["features", "features"]), tmp_path / "twice.parquet")
+    for name, told in (
+        ("tensors", "fixed_shape_tensor.*no lists of floats"),
+        ("twice", "several columns features: ren"),
+    ):
+        with pytest.raises(ConfigError, match=told):
+            listed(tmp_path, file=f"{name}.parquet", array="features")
+
+
 def test_only_the_chosen_arrays_of_a_file_are_read(tmp_path):
     values, _ = drawn(0)
     np.savez(tmp_path / "a.npz", features=values, objects=np.array([{}], dtype=object))
+    with zipfile.ZipFile(tmp_path / "a.npz", "a") as file:
+        file.writestr("notes/read me.txt", "no array")
     given = listed(tmp_path, file="a.npz")
     torch_save({"features": torch.from_numpy(values).bfloat16(), "step": torch.tensor(3)}, tmp_path / "a.safetensors")
     rounded = listed(tmp_path, file="a.safetensors")

@@ -363,6 +363,22 @@ def test_the_only_column_that_is_called_paths_holds_the_images(column, tmp_path)
     assert listed(tmp_path, parquet="x.parquet").reader.open(0) == replica.picture(1)
 
 
+def test_two_columns_of_one_name_are_told(tmp_path):
+    images = pa.array(pictures(2))
+    pq.write_table(pa.Table.from_arrays([images, images], ["image", "image"]), tmp_path / "x.parquet")
+    with pytest.raises(ConfigError, match="it has several columns image: rename all but one"):
+        listed(tmp_path, parquet="x.parquet")
+
+
+@pytest.mark.parametrize(("names", "labels"), [(5, [0, 1]), ([1, 2], [0, 1]), (ANIMALS, ["cat", "dog"])])
+def test_names_that_are_not_of_these_labels_are_passed_over(names, labels, tmp_path):
+    told = {"info": {"features": {"label": {"names": names, "_type": "ClassLabel"}}}}
+    metadata = {b"huggingface": json.dumps(told).encode()}
+    written(tmp_path / "x.parquet", image=pictures(2), label=labels, metadata=metadata)
+    images = listed(tmp_path, parquet="x.parquet")
+    assert images.labels == (0, 1) and images.class_names == (None if labels == [0, 1] else ("cat", "dog"))
+
+
 def test_a_file_without_rows_is_told(tmp_path):
     (found,) = sources([str(written(tmp_path / "x.parquet", image=pa.array([], pa.binary())))])
     assert found.reason == "it has no rows"

@@ -180,6 +180,8 @@ def test_an_own_reader_gives_names_labels_and_images():
         ("test_readers.Mine", {"names": ["a", 3]}, "names holds 3; expected a text"),
         ("test_readers.Mine", {"names": ["a", "a"]}, "names holds 'a' twice; expected distinct ones"),
         ("test_readers.Mine", {"names": [], "labels": [], "class_names": []}, "holds no images"),
+        ("test_readers.Mine", {"names": [], "labels": [], "class_names": None}, "holds no images"),
+        ("test_readers.Mine", {"labels": np.array([[0], [1]])}, r"labels holds array\(\[0\]\); expected class indices"),
         ("test_readers.Mine", {"labels": [0]}, "has 1 labels for 2 names; expected one an image"),
         ("test_readers.Mine", {"labels": [0, 2]}, r"labels holds 2; expected class indices 0 … 1, of 2 class names"),
         ("test_readers.Mine", {"labels": [0, -2]}, r"labels holds -2; expected class indices 0 … 1"),

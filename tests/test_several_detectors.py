@@ -99,7 +99,7 @@ def test_a_run_goes_on_only_with_the_same_detectors(root, run, tmp_path, monkeyp
 
 
 def test_a_name_that_is_none_of_several_is_named(run, root):
-    for asked in ("knn,mpp", "knn,", "all,knn"):
+    for asked in ("knn,mpp", "knn,", "all,knn", ""):
         with pytest.raises(ValueError, match=r"has no detector '(mpp||all)'"):
             detect.main(["--run", str(run), str(root / "data" / "near"), "--detector", asked])
 

@@ -259,6 +259,16 @@ def test_the_store_is_listed_and_what_files_hold_can_be_forgotten(lab, capsys):
     assert not lab.asked
 
 
+@pytest.mark.parametrize("what", [[""], ["--unused-for=-1"], ["--unused-for=nan"]])
+def test_what_names_no_encoder_and_no_days_removes_nothing(lab, what):
+    lab.load()
+    with pytest.raises(
+        SystemExit, match=r"error: (An empty text begins the number of 0 encoders|--unused-for: (-1|nan) must be)"
+    ):
+        store_command.main(["remove", "--root", str(lab.root / "features"), *what])
+    assert segments(lab.root / "features")
+
+
 def test_a_million_files_take_few_bytes(tmp_path):
     """What is kept of a file beside its name: 16 bytes of a stamp, 16 of an identity."""
     draw_images(tmp_path / "id", 50)

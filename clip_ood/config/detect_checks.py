@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import os
 import sys
+from collections.abc import Iterable
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -18,6 +19,7 @@ from clip_ood.process.streams import is_closed
 from clip_ood.stream.names import read_methods
 
 FILES = (".csv", ".jsonl", ".parquet")
+TABLES = (".csv", ".tsv", ".jsonl", ".json")
 GRAPHS = (".onnx", ".pt2")
 STDIN = "-"
 UNADAPTED = (  # options of detectors, which --adapt does not ask
@@ -37,6 +39,17 @@ UNADAPTED = (  # options of detectors, which --adapt does not ask
     *("--export", "--with-encoder"),
 )
 
+OF_IMAGES = (
+    "--per-class",
+    "--nearest",
+    "--words",
+    "--out",
+    "--copy-ood",
+    "--heat-maps",
+    "--fail-on-ood",
+    "--strict",
+)
+
 
 def check(arguments: argparse.Namespace) -> None:
     """Raises ConfigError for paths that are not there and options that do not go together."""
@@ -47,11 +60,6 @@ def check(arguments: argparse.Namespace) -> None:
     for path in arguments.paths:
         if path != STDIN:
             check_path(path)
-        if is_unread(path) and os.path.isfile(path):
-            raise ConfigError(
-                f"{path} is an archive of a kind that is not read: unpack it, and name the folder, or pack it as "
-                f"{' or '.join(ARCHIVES[:2])}"
-            )
     if STDIN in arguments.paths and sys.stdin is None:
         raise ConfigError("Standard input is closed, so no paths can be read from it (-)")
     if arguments.paths and arguments.out is None and is_closed(sys.stdout):
@@ -75,6 +83,8 @@ def check(arguments: argparse.Namespace) -> None:
         raise ConfigError(f"--timeout: {arguments.timeout:g} must be a number of seconds above 0, as 1800")
     if not 0 <= arguments.max_unreadable <= 1:
         raise ConfigError(f"--max-unreadable: {arguments.max_unreadable:g} must lie between 0 and 1, as 0.01")
+    if not arguments.paths and (given := _given(arguments, OF_IMAGES)):
+        raise ConfigError(f"{given[0]} is about images that are judged, and without paths none is: leave it out")
     _check_out(arguments)
     for place in (arguments.out, arguments.export):
         if place is not None:
@@ -106,7 +116,9 @@ def check(arguments: argparse.Namespace) -> None:
 
 
 def check_path(path: str) -> None:
-    """Raises UserError for a path or address of new images at which nothing is, or whose server refuses or does not answer."""
+    """Raises UserError for a path or address of new images at which nothing that is read is, or whose server refuses or does not answer."""
+    if not path:
+        raise ConfigError("A path is empty, which names nothing: name an image or a folder, the current one as .")
     place = place_at(path)
     if isinstance(place, Address):
         archive = archive_of(place)
@@ -118,6 +130,19 @@ def check_path(path: str) -> None:
             raise ConfigError(f"Nothing is at {place}")
     elif not os.path.lexists(place) and archive_of(place) is None:
         raise ConfigError(f"There is no file or folder {path}{of_path(path)}")
+    if path.lower().endswith(TABLES) and os.path.isfile(path):
+        raise ConfigError(
+            f"{path} is a table, and paths are read from text files: write them to one, a path a line, as list.txt"
+        )
+    if is_unread(path) and os.path.isfile(path):
+        raise ConfigError(
+            f"{path} is an archive of a kind that is not read: unpack it, and name the folder, or pack it as "
+            f"{' or '.join(ARCHIVES[:2])}"
+        )
+
+
+def _given(arguments: argparse.Namespace, options: Iterable[str]) -> list[str]:
+    return [option for option in options if getattr(arguments, option.strip("-").replace("-", "_"))]
 
 
 def _check_fdr(arguments: argparse.Namespace) -> None:
@@ -142,8 +167,7 @@ def _check_adapt(arguments: argparse.Namespace) -> None:
     if name is None:
         return
     read_methods([name], "--adapt")
-    given = [option for option in UNADAPTED if getattr(arguments, option.strip("-").replace("-", "_"))]
-    if given:
+    if given := _given(arguments, UNADAPTED):
         raise ConfigError(
             f"--adapt gives scores that depend on the images before, for which no threshold is calibrated: leave {given[0]} out"
         )

@@ -5,12 +5,11 @@ from __future__ import annotations
 import zipfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
-import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
@@ -23,9 +22,21 @@ from clip_ood.files.regular_file import check_regular
 from clip_ood.files.remote.address import Address
 from clip_ood.files.remote.fetched import local
 
-DTYPES = {"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16"}  # as safetensors calls them
+DTYPES = {  # as safetensors calls them
+    "F64": "float64",
+    "F32": "float32",
+    "F16": "float16",
+    "BF16": "bfloat16",
+    "F8_E4M3": "float8_e4m3",
+    "F8_E5M2": "float8_e5m2",
+}
 SUFFIXES = (".npy", ".npz", ".safetensors", ".parquet")
 FEATURES, LABELS = ("features", "embeddings", "embedding"), ("labels", "label")
+OBJECTS, NOT_UNPICKLED = (
+    "object",
+    "Python objects, which are not unpickled: save numbers or texts, as np.array(values.tolist())",
+)
+SMALLEST = 1e-12  # the least that the largest number of a row may be, unless it is 0: cosines take no shorter vector
 BLOCK = 1 << 16  # rows that are looked at together
 FAULTS = (OSError, EOFError, ValueError, KeyError, MemoryError, SafetensorError, pa.ArrowException, zipfile.BadZipFile)
 
@@ -57,13 +68,15 @@ def _read(path: Path, source: FeatureFile, root: Path | Address) -> tuple[np.nda
     if suffix == ".npy":
         if source.array is not None:
             raise WrongTable(f"a .npy file holds one array, and array names {source.array!r}: leave it out")
-        values = np.load(path, mmap_mode="c", allow_pickle=False)  # torch takes no array that it may not change
-        if not isinstance(values, np.ndarray):
-            raise WrongTable("it is called .npy, and is a .npz file of several arrays: call it so")
-        return values, None if source.labels is None else _labels_beside(local(root / source.labels))
+        return _array(path), None if source.labels is None else _labels_beside(local(root / source.labels))
     if suffix == ".npz":
-        with zipfile.ZipFile(path), np.load(path, allow_pickle=False) as file:
-            return _named({name: _header(file, name) for name in file.files}, file.__getitem__, source)
+        with zipfile.ZipFile(path) as members, np.load(path, allow_pickle=False) as file:
+            heads = {}
+            for name in file.files:
+                if f"{name}.npy" in members.namelist():  # notes may lie beside arrays
+                    with members.open(f"{name}.npy") as array:
+                        heads[name] = _header(array)
+            return _named(heads, file.__getitem__, source)
     if suffix == ".safetensors":
         with safe_open(path, "pt") as file:
             names = file.keys()
@@ -83,7 +96,20 @@ def _labels_beside(path: Path) -> np.ndarray:
         raise WrongTable(f"the labels of a .npy file lie in another one, and labels names {path}: name a .npy file")
     if not path.is_file():
         raise WrongTable(f"there is no file of labels {path}")
-    return np.load(path, allow_pickle=False)
+    try:
+        return _array(path)
+    except (EOFError, ValueError, OSError) as error:
+        raise WrongTable(f"its file of labels {path} cannot be read: {error}") from error
+
+
+def _array(path: Path) -> np.ndarray:
+    """Returns the array of a .npy file, of which no row is read yet."""
+    if zipfile.is_zipfile(path):
+        raise WrongTable("it is called .npy, and is a .npz file of several arrays: call it so")
+    with path.open("rb") as file:
+        if _header(file)[1] == OBJECTS:
+            raise WrongTable(f"its array holds {NOT_UNPICKLED}")
+    return np.load(path, mmap_mode="c", allow_pickle=False)  # torch takes no array that it may not change
 
 
 def _named(
@@ -93,27 +119,34 @@ def _named(
     floats = [name for name, (shape, kind) in heads.items() if len(shape) == 2 and "float" in kind]
     shown = ", ".join(f"{name} {shape} {kind}" for name, (shape, kind) in heads.items())
     values, labels = _choice(source, list(heads), floats, shown)
+    for name in (values, labels):
+        if name is not None and heads[name][1] == OBJECTS:
+            raise WrongTable(f"its array {name} holds {NOT_UNPICKLED}")
     return read(values), None if labels is None else read(labels)
 
 
-def _header(file: np.lib.npyio.NpzFile, name: str) -> tuple[tuple[int, ...], str]:
-    with file.zip.open(f"{name}.npy") as array:
-        version = np.lib.format.read_magic(array)
-        read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
-        shape, _, kind = read(array)
+def _header(array: IO[bytes]) -> tuple[tuple[int, ...], str]:
+    version = np.lib.format.read_magic(array)
+    read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
+    shape, _, kind = read(array)
     return shape, kind.name  # whatever the order of bytes
 
 
 def _of_tensor(tensor: Tensor) -> np.ndarray:
-    return (tensor.float() if tensor.dtype == torch.bfloat16 else tensor).numpy()
+    is_short = tensor.is_floating_point() and tensor.itemsize < 4  # some of which numpy does not have
+    return (tensor.float() if is_short else tensor).numpy()
 
 
 def _columns(path: Path, source: FeatureFile) -> tuple[np.ndarray, Any]:
     schema = pq.read_schema(path)
     shown = ", ".join(f"{field.name} ({field.type})" for field in schema)
-    lists = [field.name for field in schema if hasattr(field.type, "value_type")]
-    floats = [name for name in lists if pa.types.is_floating(schema.field(name).type.value_type)]
+    lists = (pa.ListType, pa.LargeListType, pa.FixedSizeListType)
+    floats = [
+        field.name for field in schema if isinstance(field.type, lists) and pa.types.is_floating(field.type.value_type)
+    ]
     values, labels = _choice(source, schema.names, floats, shown)
+    if twice := [name for name in (values, labels) if schema.names.count(name) > 1]:
+        raise WrongTable(f"it has several columns {twice[0]}: rename all but one")
     if values not in floats:
         raise WrongTable(f"its column {values} holds {schema.field(values).type}, and no lists of floats")
     table = pq.read_table(path, columns=[values, *([] if labels is None else [labels])])
@@ -151,10 +184,18 @@ def _check(values: np.ndarray) -> None:
         )
     for first in range(0, len(values), BLOCK):
         with np.errstate(over="ignore"):
-            finite = np.isfinite(values[first : first + BLOCK].astype(DTYPE)).all(axis=1)
+            rows = values[first : first + BLOCK].astype(DTYPE)
+        finite = np.isfinite(rows).all(axis=1)
         if not finite.all():
             row = first + int(np.argmin(finite))
             raise WrongTable(f"row {row} of its array has NaN or infinite numbers (as float32): take it out")
+        largest = np.maximum(rows.max(axis=1), -rows.min(axis=1))
+        if (wrong := (largest > 1 / SMALLEST) | ((largest > 0) & (largest < SMALLEST))).any():
+            row = int(np.argmax(wrong))
+            raise WrongTable(
+                f"the largest number of row {first + row} of its array is {largest[row]:.3g}, too near to 0 or to infinity for cosines in "
+                f"float32: multiply all features by one number, so that each row's lies between {SMALLEST:g} and {1 / SMALLEST:g}"
+            )
 
 
 def _classes(labels: Any, count: int) -> tuple[tuple[int, ...] | None, tuple[str, ...] | None]:

@@ -44,9 +44,10 @@ def _check_counting(train: ImageList, count: int | None) -> None:
         raise ConfigError(
             f"Image set {train.name}: its labels count from 1 to {len(there)}, and labels count from 0: subtract 1 from each"
         )
-    if lacking := sorted(set(range(max(there, default=-1))) - there):
+    lacking = next((label for label, each in enumerate(sorted(there)) if each != label), None)
+    if lacking is not None:
         raise ConfigError(
-            f"Image set {train.name}: no image has label {lacking[0]}, and labels count 0 … {max(there)}: number the classes without "
+            f"Image set {train.name}: no image has label {lacking}, and labels count 0 … {max(there)}: number the classes without "
             "gaps, or run on those that are there with --data.allow_partial=true"
         )
 

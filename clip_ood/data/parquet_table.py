@@ -44,6 +44,8 @@ class ParquetTable:
                 raise
             raise WrongTable(_no_parquet(path, error)) from None
         self.schema = self.file.schema_arrow
+        if twice := next((name for name in self.schema.names if self.schema.names.count(name) > 1), None):
+            raise WrongTable(f"it has several columns {twice}: rename all but one")
         self.features = _features(self.schema)
         fitting = [name for name in self.schema.names if self._holds_images(name)]
         paths = [name for name in self.schema.names if name.lower() in PATHS and self._is_text(name)]
@@ -86,6 +88,8 @@ class ParquetTable:
         if not (pa.types.is_integer(kind) or self._is_text(column)):
             raise WrongTable(f"its column {column} holds {kind}; labels are whole numbers or texts")
         names = self.features.get(column, {}).get("names")
+        tells_names = isinstance(names, list) and all(isinstance(name, str) for name in names)
+        names = names if tells_names and pa.types.is_integer(kind) else None  # texts are names already
         return self.file.read([column], use_threads=False).column(0).to_pylist(), names
 
     def _column(self, column: str | None, key: str, fitting: list[str]) -> str:

@@ -45,13 +45,14 @@ def from_list(name: str, path: Path, root: Path | Address, partial: bool, count:
                 f'Image set {name}: {path}, line {number}: expected "relative/path label", got {shortened(repr(line), 200)}'
             )
         found[0] = found[0].strip()
-        if found[0] in lines:
+        same = normpath(normalize("NFC", found[0]))  # ./a.jpg is a.jpg
+        if same in lines:
             raise ConfigError(
-                f"Image set {name}: {path}, line {number}: lists {found[0]} more than once (first in line {lines[found[0]]})"
+                f"Image set {name}: {path}, line {number}: lists {found[0]} more than once (first in line {lines[same]})"
             )
-        lines[found[0]] = number
+        lines[same] = number
         if (image := _as_it_is_written(root, members, found[0])) is None:
-            missing.append(found[0])
+            missing.append((found[0], number))
             continue
         names.append(image)
         labels.append(max(int(found[1]), -1))
@@ -65,10 +66,11 @@ def from_list(name: str, path: Path, root: Path | Address, partial: bool, count:
         if partial:
             say_once(f"Image set {name}: {path}: {told} (data.allow_partial)")
         else:
-            way_out = "; write / between folders, not \\" if "\\" in missing[0] else " (key images_root)"
-            encoding = ". The name is not UTF-8: save the list as UTF-8" if not_utf8(missing[0]) else ""
+            image, number = missing[0]
+            way_out = "; write / between folders, not \\" if "\\" in image else " (key images_root)"
+            encoding = ". The name is not UTF-8: save the list as UTF-8" if not_utf8(image) else ""
             raise ConfigError(
-                f"Image set {name}: {path}, line {lines[missing[0]]}: lists {missing[0]}, which is not under {root}{way_out}{encoding}; "
+                f"Image set {name}: {path}, line {number}: lists {image}, which is not under {root}{way_out}{encoding}; "
                 f"{told}"
             )
     given = tuple(labels) if any(label >= 0 for label in labels) else None

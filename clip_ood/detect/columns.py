@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from functools import partial
 from io import IOBase
 from math import isnan
+from numbers import Real
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -54,9 +55,27 @@ def judge_columns(predictor: Predictor, batch: Mapping[str, Sequence]) -> dict[s
         raise UserError(
             f"A batch has {', '.join(taken)} among its columns, and predictions add columns of these names: rename yours, or leave them out"
         )
-    judged, errors = _features(predictor, batch[name]) if predictor.takes_features else _images(predictor, batch[name])
+    if _is_one_row(batch[name], predictor.takes_features):
+        raise UserError(
+            f"The column {name} holds one row, and a batch of rows is judged: call map with batched=True, or map_batches"
+        )
+    given = list(batch[name])  # by place: a Series of pandas counts by its index
+    judged, errors = _features(predictor, given) if predictor.takes_features else _images(predictor, given)
     left = {key: batch[key] for key in batch if key != name or key == "path"}
-    return left | _columns(judged, len(batch[name])) | {"error": errors}
+    return left | _columns(judged, len(given)) | {"error": errors}
+
+
+def _is_one_row(column: Any, takes_features: bool) -> bool:
+    """Says whether a column holds an image or features of one row, as functions get them that are called row by row."""
+    if isinstance(column, str | bytes | Path | Mapping | Image.Image):
+        return True
+    if isinstance(column, np.ndarray | Tensor):
+        if takes_features:
+            return column.ndim == 1 and column.dtype != object
+        return column.ndim == 3 and column.shape[2] in (3, 4)  # (H, W, 3)
+    if not takes_features or not all(isinstance(each, Real) for each in column):
+        return False
+    return not all(map(isnan, column))  # pandas has NaN for rows without features
 
 
 def _features(predictor: Predictor, given: Sequence) -> tuple[dict[int, Prediction], list[str]]:
@@ -107,6 +126,8 @@ def _of_array(array: np.ndarray) -> Image.Image | Tensor:
     try:
         if array.dtype != np.uint8:
             return torch.as_tensor(array)
+        if array.ndim == 1:  # which Pillow takes for a picture one pixel wide
+            raise ValueError(array.shape)
         if array.ndim == 3 and array.shape[2] == 1:
             array = array[:, :, 0]
         return Image.fromarray(array)

@@ -47,12 +47,18 @@ def _finite(values: Tensor, kept_as: str) -> Tensor:
     return values.float().to(getattr(torch, kept_as)).isfinite().all(dim=1)
 
 
+def _tensor(array: np.ndarray) -> Tensor:
+    """Returns an array as a tensor; floats, of any size and order of bytes, as float32."""
+    with np.errstate(over="ignore"):
+        return torch.as_tensor(array.astype(np.float32) if array.dtype.kind == "f" else array)
+
+
 def _checked(features: Tensor | np.ndarray | Sequence, width: int | None, kept_as: str) -> Tensor:
     if isinstance(features, np.ndarray) and features.dtype == object:  # an array of arrays, as Arrow gives lists
         features = list(features)
     try:
         rows = [np.asarray(each) for each in features] if isinstance(features, list | tuple) else features
-        values = torch.as_tensor(rows if isinstance(rows, Tensor) else np.asarray(rows))
+        values = rows if isinstance(rows, Tensor) else _tensor(np.asarray(rows))
     except (TypeError, ValueError) as error:
         raise UserError(
             f"This run judges features, an array (N, {width or 'D'}) of floats, and was given {error}"

@@ -8,6 +8,7 @@ from functools import reduce
 from io import IOBase
 from itertools import islice, product
 from math import isnan
+from numbers import Integral
 from operator import or_
 from pathlib import Path
 from typing import Any
@@ -154,6 +155,10 @@ class Predictor(nn.Module):
         """
         if isinstance(images, Mapping):
             return judge_columns(self, images)
+        if hasattr(images, "columns") and not self.takes_features:  # a frame would be taken for a list of its names
+            raise UserError(
+                f"A batch is a mapping of columns, and no {type(images).__name__}: leave batch_format out, or give {{name: list}}"
+            )
         if isinstance(images, str | Path | Image.Image | bytes | IOBase):
             images = [images]
         if isinstance(images, Tensor) and images.ndim == 3:
@@ -318,6 +323,9 @@ def load(
     class; words: how many of the nearest words of the run's vocabulary each prediction names.
     Raises: DetectorFolderError for a folder that cannot be used, ValueError as `Predictor` does.
     """
+    for name, count in {"nearest": nearest, "words": words}.items():
+        if not isinstance(count, Integral) or count < 0:
+            raise UserError(f"{name} = {count!r}, expected a whole number, 0 or more")
     saved = SavedDetector(Path(place), trust_classes)
     decisions_of(saved, saved.chosen(detector), accept, fdr, per_class)  # raises before the encoder is loaded
     saved.check_words(words)

@@ -172,13 +172,13 @@ class SavedDetector:
 
         None asks for the first. Raises as `check_column` does.
         """
-        if not asked:
+        if asked is None:
             return self.columns[:1]
         if isinstance(asked, str):
             if asked == ALL and ALL not in self.columns:
                 return self.columns
             asked = [asked] if asked in self.columns else [name.strip() for name in asked.split(",")]
-        for column in asked:
+        for column in asked or [""]:
             self.check_column(column)
         return list(dict.fromkeys(asked))
 

@@ -15,6 +15,11 @@ from clip_ood.errors import UserError
 from clip_ood.outputs import Inside, Outputs, Reference
 
 ONE_EACH = "a tensor with one score an image, higher = more in-distribution"
+SHAPES = {
+    1: "(N,), a class an image",
+    2: "(N, D) of floats, a row an image",
+    3: "(N, P, D) of floats, P patches an image",
+}
 ROWS = 8192  # rows worked on at once: bounds memory, leaves matrix products large
 
 
@@ -95,7 +100,7 @@ class Detector(nn.Module):
     def update(self, outputs: Outputs) -> None:
         """Takes in ID training images, in any number of batches and in any order.
 
-        Raises ValueError for a required field that is absent, of another length, or not finite, and for a label
+        Raises ValueError for a required field that is absent, of another shape or length, or not finite, and for a label
         beyond the reference's class names.
         """
         take_in([self], outputs)
@@ -115,7 +120,7 @@ class Detector(nn.Module):
     def score(self, outputs: Outputs) -> Tensor:
         """Returns scores (N,) float32 of N images; a higher score means more in-distribution.
 
-        Raises ValueError before `fit`, and for a required field that is absent, of another length, or not finite.
+        Raises ValueError before `fit`, and for a required field that is absent, of another shape or length, or not finite.
         """
         return score_together([self], outputs)[0]
 
@@ -221,6 +226,11 @@ class Detector(nn.Module):
             if missing := [name for name in wanted if f"{field}.{name}" not in values]:
                 raise self._error(f"needs {field}.{missing[0]}, and these outputs have {', '.join(values)}")
             for name, value in values.items():
+                dimensions = {"labels": 1, "tokens": 3}.get(field, 2)
+                if value.ndim != dimensions or (field != "labels" and not value.is_floating_point()):
+                    raise self._error(
+                        f"{name} is {tuple(value.shape)} of {str(value.dtype).removeprefix('torch.')}, expected {SHAPES[dimensions]}"
+                    )
                 if len(value) != len(outputs):
                     raise self._error(f"{name} has {len(value)} rows, expected {len(outputs)}")
                 if not all(map(_finite, value.split(ROWS))):

@@ -15,7 +15,8 @@ from clip_ood.outputs import Outputs, Reference
 
 def correct(rows: Outputs) -> Tensor:
     """Returns the label (n,) where the head predicts it, and -1 elsewhere."""
-    return rows.labels.where(rows.labels == predicted(rows).to(rows.labels), -1)
+    labels = rows.labels.long()  # -1 is no uint8
+    return labels.where(labels == predicted(rows).to(labels.device), -1)
 
 
 class SHE(Detector):

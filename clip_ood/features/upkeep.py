@@ -163,15 +163,19 @@ def remove_files(root: Path, dry: bool) -> None:
 
 
 def choose(known: list[Stored], numbers: list[str], old: bool, unused_for: float | None) -> list[Stored]:
-    """Returns the chosen encoders. Raises: ValueError for a number that fits none, or several."""
+    """Returns the chosen encoders. Raises: ValueError for a number that is empty or fits none or several, and for days below 0."""
+    if unused_for is not None and not unused_for >= 0:
+        raise UserError(f"--unused-for: {unused_for:g} must be a number of days, 0 or more")
     chosen = [each for each in known if old and each.about is None]
     if unused_for is not None:
         chosen += [each for each in known if each.last_used < time.time() - unused_for * DAY]
     for number in numbers:
-        fitting = [each for each in known if each.folder.name.startswith(number)]
+        fitting = [each for each in known if number and each.folder.name.startswith(number)]
         if len(fitting) != 1:
             there = ", ".join(each.folder.name for each in known) or "none"
-            raise UserError(f"{number} begins the number of {len(fitting)} encoders; there are: {there}")
+            raise UserError(
+                f"{number or 'An empty text'} begins the number of {len(fitting)} encoders; there are: {there}"
+            )
         chosen += fitting
     return list({each.folder: each for each in chosen}.values())
 

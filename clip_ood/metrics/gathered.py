@@ -34,6 +34,10 @@ class GatheredMetric(Metric):
 
     def __init__(self, detectors: Sequence[str] | None = None, **kwargs) -> None:
         super().__init__(**kwargs)
+        if isinstance(detectors, str) or (detectors is not None and len(set(detectors)) < len(detectors)):
+            raise ValueError(
+                f"detectors are {detectors!r}, expected a list of names, each once, or None for scores (B,) of one detector"
+            )
         self.detectors = None if detectors is None else list(detectors)
         for state in ("scores", *self.of_image, "indices"):
             self.add_state(state, default=[], dist_reduce_fx="cat")

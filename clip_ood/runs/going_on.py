@@ -106,13 +106,15 @@ def next_step(command: Iterable[str], what: str) -> str:
     return f"Next: to {what}, {as_typed(command)}"
 
 
-def after_run(folder: Path, seeds: list[int], judges: bool, tested: bool) -> str:
-    """Returns the next step after a run: to judge new images if its detector has thresholds.
+def after_run(folder: Path, seeds: list[int], judges: bool, tested: bool, given: bool = False) -> str:
+    """Returns the next step after a run: to judge new images, or features if they were `given`, if its detector has thresholds.
 
     Otherwise it is to compare it with another run if it was tested against OOD images, or to test it.
     """
     if judges:
         run = seed_folder(folder, seeds[0]) if seeds else folder
+        if given:
+            return f"Next: to judge new features, an array (N, D), in Python: clip_ood.load({str(run)!r})(array)"
         return next_step([*called("detect").split(), "--run", str(run), "photos/"], "judge new images")
     if not tested:
         return (

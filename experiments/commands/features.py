@@ -20,7 +20,7 @@ from clip_ood.errors import ConfigError, UserError
 from clip_ood.features.upkeep import FILES, check, choose, encoders, remove, remove_files, show
 from clip_ood.files.writing import check_writable
 from clip_ood.process.streams import Parser
-from clip_ood.runs.run_folder import CONFIG
+from clip_ood.runs.run_folder import CONFIG, FINISHED
 from clip_ood.terminal.shown import say, shown
 
 
@@ -75,6 +75,10 @@ def export(run: Path, out: Path, overwrite: bool) -> None:
     """Writes what `export_embeddings` does. Raises: ConfigError for a folder that is no run, and a file that cannot be written."""
     if not (run / CONFIG).is_file():
         raise ConfigError(f"--run: {run} is no run: it holds no {CONFIG}")
+    if not (run / FINISHED).is_file():
+        raise ConfigError(
+            f"--run: {run} is no finished run: it lacks {FINISHED}; the run's command goes on with it (--resume)"
+        )
     check_suffix("--out", out, (".parquet",))
     if not out.parent.is_dir():
         raise ConfigError(f"--out: there is no folder {out.parent}")

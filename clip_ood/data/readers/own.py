@@ -75,15 +75,16 @@ def _check_labels(where: str, reader: Reader) -> None:
     labels = list(reader.labels)
     if len(labels) != len(reader.names):
         raise ConfigError(f"{where} has {len(labels):,} labels for {len(reader.names):,} names; expected one an image")
-    try:
-        numbers = list(map(operator.index, labels))
-    except TypeError:
-        wrong = next(label for label in labels if not hasattr(label, "__index__"))
-        raise ConfigError(
-            f"{where}: labels holds {wrong!r}; expected class indices from 0, or -1 for no class"
-        ) from None
+    numbers = []
+    for label in labels:
+        try:
+            numbers.append(operator.index(label))
+        except TypeError:
+            raise ConfigError(
+                f"{where}: labels holds {label!r}; expected class indices from 0, or -1 for no class"
+            ) from None
     count = None if reader.class_names is None else len(reader.class_names)
-    highest = max(numbers) if count is None else count - 1
+    highest = max(numbers, default=-1) if count is None else count - 1
     if wrong := [number for number in numbers if not -1 <= number <= highest]:
         of = "" if count is None else f", of {count} class names"
         raise ConfigError(
