@@ -112,6 +112,7 @@ def conduct(request: Request) -> Counts | None:
     if request.adapt is not None:
         return adapt(request, judging_trainer(request))
     saved = SavedDetector(request.run, request.trust_classes)
+    saved.check_encodes()
     columns = saved.chosen(request.detector)
     decisions = decisions_of(saved, columns, request.accept, request.fdr, request.per_class)
     saved.check_words(request.words)

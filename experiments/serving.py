@@ -11,12 +11,10 @@ from socket import socket
 
 import torch
 
-from clip_ood.backbones.given_library import NO_ENCODER
 from clip_ood.detect.decisions import decisions_of
 from clip_ood.detect.predictor import load
 from clip_ood.detect.saved import SavedDetector
 from clip_ood.detect.watch_file import watching
-from clip_ood.errors import UserError
 from clip_ood.experiments.watching import Watched
 from clip_ood.serve.access import LOOPBACK, Access
 from clip_ood.serve.application import create_service
@@ -72,9 +70,10 @@ class Asked:
 def serve(asked: Asked) -> None:
     """Serves until a signal ends it, and answers what was asked before; a second signal does not wait for that.
 
-    Raises: UserError for a run that cannot judge, an address that cannot be had, and a watch that cannot go on.
+    Raises: UserError for a run that cannot judge images, an address that cannot be had, and a watch that cannot go on.
     """
     saved = SavedDetector(asked.run, asked.trust_classes)
+    saved.check_encodes()
     columns = saved.chosen(asked.detector)
     decisions_of(saved, columns, asked.accept, None, asked.per_class)
     saved.check_words(asked.words)
@@ -131,8 +130,7 @@ class Serving:
         watched stream.
         """
         judge = self.asked.judge()
-        if judge.predictor.takes_features:
-            raise UserError(NO_ENCODER)
+        judge.predictor.saved.check_encodes()
         if self.watch is not None:
             self.watch.watch.check_goes_on(judge.predictor.saved, judge.predictor.columns)
         return judge

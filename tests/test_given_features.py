@@ -21,7 +21,7 @@ from clip_ood import load
 from clip_ood.config.schema import ImageSet
 from clip_ood.data.listing import list_images
 from clip_ood.errors import ConfigError, UserError
-from clip_ood.experiments.commands import features
+from clip_ood.experiments.commands import features, serve
 from clip_ood.experiments.serving import Asked, Serving
 
 pytestmark = pytest.mark.slow
@@ -257,10 +257,13 @@ def test_features_that_float16_does_not_hold_are_refused(arrays, factor, told):
             load(arrays / "runs" / "half")(values)
 
 
-def test_images_are_refused_and_wrong_arrays_named(given, tmp_path):
+def test_images_are_refused_and_wrong_arrays_named(given, tmp_path, capsys):
     (tmp_path / "a.png").write_bytes(b"x")
     with pytest.raises(UserError, match="features were given"):
         detect.main(["--run", str(given), str(tmp_path / "a.png")])
+    assert not capsys.readouterr().out  # no header either
+    with pytest.raises(UserError, match="features were given"):
+        serve.main(["--run", str(given)])
     with pytest.raises(UserError, match="features were given"):
         detect.main(["--run", str(given), "--export", str(tmp_path / "a.onnx")])
     with pytest.raises(UserError, match="was given its features"):

@@ -48,6 +48,9 @@ class Given(Library):
 
     package, reads_text = "none", False
 
+    def check_encodes(self) -> None:
+        raise UserError(NO_ENCODER)
+
     def list_models(self) -> dict[str, list[str]]:
         return {}
 

@@ -60,6 +60,9 @@ class Library(ABC):
             f"backbone.text goes with open_clip: {spec.library}'s encoders have no joint space for another text tower"
         )
 
+    def check_encodes(self) -> None:  # noqa: B027
+        """Raises UserError if nothing makes features of images."""
+
     def remote_config(self, spec: BackboneSpec) -> Remote | None:
         """Returns where a model's configuration lies on the net, or None for models that are not described there."""
         return None

@@ -308,6 +308,10 @@ class SavedDetector:
         with self.files.fitting(name):
             return vocabulary_file.read_vocabulary(self.folder / name)
 
+    def check_encodes(self) -> None:
+        """Raises UserError if the run's features were given, so that nothing makes such features of images."""
+        library(self.encoder.spec.library).check_encodes()
+
     def check_words(self, count: int) -> None:
         """Raises UserError if the vocabulary has fewer words than `count`, or if words are asked for and the run had no vocabulary."""
         if count and count > len(self.vocabulary):
