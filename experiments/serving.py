@@ -144,8 +144,7 @@ class Serving:
     def failed(self, error: BaseException) -> None:
         """Ends the server, in which nothing can be judged."""
         self.error = error
-        for _ in range(2):  # at once, since nothing that waits is judged any more
-            self.server.stop()
+        self.server.stop(at_once=True)  # nothing that waits is judged any more
 
     def see(self, found: list[list[Line]]) -> None:
         """Counts and watches a batch."""

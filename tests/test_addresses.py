@@ -10,13 +10,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import replica
-from storage_servers import ANIMALS
+from storage_servers import ANIMALS, contents, listed
 
 from clip_ood.config.detect_checks import check_path
 from clip_ood.config.loading import dump, load_config
-from clip_ood.config.schema import ImageSet
 from clip_ood.data.inputs import sources
-from clip_ood.data.listing import list_images
 from clip_ood.data.readers.objects import Object
 from clip_ood.data.readers.parquet_rows import place_of
 from clip_ood.data.readers.reader import NoImage
@@ -28,14 +26,6 @@ from clip_ood.terminal.shown import without_secrets
 pytest.importorskip("s3fs", reason="needs s3fs: pip install -e '.[test]'")
 pytest.importorskip("moto.server", reason="needs moto: pip install -e '.[test]'")
 pytestmark = [pytest.mark.extras, pytest.mark.usefixtures("here")]
-
-
-def listed(root, labelled: bool = True, **spec):
-    return list_images("x", ImageSet(**spec), root, labelled, 0)
-
-
-def contents(images) -> list[bytes]:
-    return [images.content(row) for row in range(len(images))]
 
 
 def test_a_folder_of_the_web_is_its_page_of_links(animals, web):

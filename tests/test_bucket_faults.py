@@ -9,14 +9,12 @@ from threading import Event
 
 import pytest
 import replica
-from storage_servers import BUCKET
+from storage_servers import BUCKET, listed
 
 from clip_ood.config.checks import check_folders
 from clip_ood.config.detect_checks import check_path
 from clip_ood.config.loading import load_config
-from clip_ood.config.schema import ImageSet
 from clip_ood.data.inputs import sources
-from clip_ood.data.listing import list_images
 from clip_ood.data.readers import objects
 from clip_ood.data.readers.objects import Object
 from clip_ood.data.readers.reader import NoImage
@@ -28,10 +26,6 @@ from clip_ood.files.remote.address import place_at
 pytest.importorskip("s3fs", reason="needs s3fs: pip install -e '.[test]'")
 pytest.importorskip("moto.server", reason="needs moto: pip install -e '.[test]'")
 pytestmark = [pytest.mark.extras, pytest.mark.usefixtures("here")]
-
-
-def listed(root, labelled: bool = True, **spec):
-    return list_images("x", ImageSet(**spec), root, labelled, 0)
 
 
 @pytest.mark.parametrize(

@@ -11,15 +11,13 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import replica
-from storage_servers import ANIMALS, BUCKET, fetched_in_a_worker, read_in_a_worker
+from storage_servers import ANIMALS, BUCKET, contents, fetched_in_a_worker, listed, read_in_a_worker
 
 from clip_ood.config.checks import check_folders
 from clip_ood.config.loading import load_config
-from clip_ood.config.schema import ImageSet
 from clip_ood.data import bucket_tree
 from clip_ood.data.fetched_ahead import fetched_ahead, with_versions
 from clip_ood.data.inputs import sources
-from clip_ood.data.listing import list_images
 from clip_ood.data.readers.objects import Object
 from clip_ood.data.readers.parquet_rows import place_of
 from clip_ood.data.readers.reader import NoImage
@@ -33,14 +31,6 @@ from clip_ood.files.remote.file_systems import file_system
 pytest.importorskip("s3fs", reason="needs s3fs: pip install -e '.[test]'")
 pytest.importorskip("moto.server", reason="needs moto: pip install -e '.[test]'")
 pytestmark = [pytest.mark.extras, pytest.mark.usefixtures("here")]
-
-
-def listed(root, labelled: bool = True, **spec):
-    return list_images("x", ImageSet(**spec), root, labelled, 0)
-
-
-def contents(images) -> list[bytes]:
-    return [images.content(row) for row in range(len(images))]
 
 
 def test_a_prefix_is_the_folder_of_it(animals, capsys):

@@ -26,6 +26,7 @@ from clip_ood.experiments import serving
 from clip_ood.experiments import watching as stream
 from clip_ood.experiments.commands import serve as command
 from clip_ood.experiments.serving import Asked, Serving
+from clip_ood.serve import listening
 
 pytestmark = pytest.mark.slow
 
@@ -79,6 +80,33 @@ def test_a_watch_refuses_a_folder_whose_first_detector_is_another(run, tmp_path)
 
 
 # Back-pressure and the end
+
+
+def test_a_thread_that_dies_ends_the_server_with_its_error_at_once(run, images, monkeypatch):
+    server = Serving(Asked(run, device="cpu"), None)
+    monkeypatch.setattr(server.batches, "_judge", lambda batch: 1 / 0)
+    with serving.listen("127.0.0.1", None) as at, ThreadPoolExecutor(1) as pool:
+        address = f"http://127.0.0.1:{at.getsockname()[1]}"
+
+        def ask() -> httpx.Response:
+            while httpx.get(f"{address}/ready", trust_env=False).status_code != 200:
+                time.sleep(0.05)
+            headers = {"content-type": "image/png"}
+            return httpx.post(f"{address}/predict", content=images[0].read_bytes(), headers=headers, trust_env=False)
+
+        asked, begun = pool.submit(ask), time.monotonic()
+        with pytest.raises(ZeroDivisionError):
+            server.run(at)
+        assert time.monotonic() - begun < listening.GRACE / 2
+        assert asked.result().status_code == 503
+
+
+def test_the_command_leaves_without_waiting_for_decoders(run, monkeypatch):
+    left = Mock()
+    monkeypatch.setattr(serving, "serve", Mock())
+    monkeypatch.setattr(command, "leave", left)
+    command.main(["--run", str(run)])
+    left.assert_called_once_with(0)
 
 
 def test_the_end_waits_for_no_picture_that_is_still_decoded(run):

@@ -32,10 +32,8 @@ DTYPES = {  # as safetensors calls them
 }
 SUFFIXES = (".npy", ".npz", ".safetensors", ".parquet")
 FEATURES, LABELS = ("features", "embeddings", "embedding"), ("labels", "label")
-OBJECTS, NOT_UNPICKLED = (
-    "object",
-    "Python objects, which are not unpickled: save numbers or texts, as np.array(values.tolist())",
-)
+OBJECTS = "object"  # the name of numpy's dtype
+NOT_UNPICKLED = "Python objects, which are not unpickled: save numbers or texts, as np.array(values.tolist())"
 SMALLEST = 1e-12  # the least that the largest number of a row may be, unless it is 0: cosines take no shorter vector
 BLOCK = 1 << 16  # rows that are looked at together
 FAULTS = (OSError, EOFError, ValueError, KeyError, MemoryError, SafetensorError, pa.ArrowException, zipfile.BadZipFile)
@@ -71,9 +69,9 @@ def _read(path: Path, source: FeatureFile, root: Path | Address) -> tuple[np.nda
         return _array(path), None if source.labels is None else _labels_beside(local(root / source.labels))
     if suffix == ".npz":
         with zipfile.ZipFile(path) as members, np.load(path, allow_pickle=False) as file:
-            heads = {}
+            heads, held = {}, set(members.namelist())
             for name in file.files:
-                if f"{name}.npy" in members.namelist():  # notes may lie beside arrays
+                if f"{name}.npy" in held:  # notes may lie beside arrays
                     with members.open(f"{name}.npy") as array:
                         heads[name] = _header(array)
             return _named(heads, file.__getitem__, source)

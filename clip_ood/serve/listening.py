@@ -80,9 +80,9 @@ class Server(uvicorn.Server):
         if closing.done():
             closing.result()
 
-    def stop(self) -> None:
-        """Has the server end; the second time, at once."""
-        self.force_exit = self.should_exit
+    def stop(self, at_once: bool = False) -> None:
+        """Has the server end, and answer what was asked; `at_once`, or the second time, without that."""
+        self.force_exit = self.should_exit or at_once
         self.should_exit = True
 
 

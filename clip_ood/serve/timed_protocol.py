@@ -10,7 +10,7 @@ import h11
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
 HEAD, REST = "head", "rest"
-AT_END = 2.0  # seconds
+AT_END = 2.0  # seconds that a refused client has once the server ends
 
 
 class TimedProtocol(H11Protocol):
@@ -30,9 +30,8 @@ class TimedProtocol(H11Protocol):
 
     def connection_made(self, transport: asyncio.Transport) -> None:
         super().connection_made(_Ended(transport, self._linger))
-        transport.set_write_buffer_limits(
-            high=0
-        )  # `pause_writing` comes with the first byte that the client does not take
+        # `pause_writing` comes with the first byte that the client does not take
+        transport.set_write_buffer_limits(high=0)
         self.app_state["connections"] = self.connections
         self._look()
 
@@ -111,10 +110,8 @@ class TimedProtocol(H11Protocol):
 
     def _linger(self, transport: asyncio.Transport) -> None:
         """Closes a connection; one whose client was answered while it still sent, once it has seen the end, or `seconds` later."""
-        if (
-            self.cycle is not None and not self.cycle.response_complete
-        ):  # nobody reads what the application would answer
-            self.cycle.disconnected = True
+        if self.cycle is not None and not self.cycle.response_complete:
+            self.cycle.disconnected = True  # nobody reads what the application would answer
             self.cycle.message_event.set()
         if self.conn.their_state not in (h11.SEND_BODY, h11.ERROR) and self.conn.our_state is not h11.MUST_CLOSE:
             transport.close()

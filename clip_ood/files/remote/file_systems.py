@@ -52,11 +52,8 @@ def _made(process: int, protocol: str, told: tuple[tuple[str, Any], ...]) -> Abs
     options = {"skip_instance_cache": True, "use_listings_cache": False}
     try:
         made = _class_of(protocol)(**options, **dict(told), **_limits(protocol))
-    except (
-        ValueError,
-        LookupError,
-        OSError,
-    ):  # adlfs and gcsfs, which look for credentials at once; their words may hold them
+    except (ValueError, LookupError, OSError):
+        # adlfs and gcsfs look for credentials at once; their words may hold them
         if protocol not in CREDENTIALS:
             raise
         raise UserError(
