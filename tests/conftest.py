@@ -16,9 +16,17 @@ import strangers
 import tiny_clip
 from bad_server import CONTENT, Server
 from chromium import CHROMIUM, OPTIONS
+from own_process import left_as_found
 from tiny_clip import PROJECT
 
 from clip_ood.dotted_paths import FOLDERS
+
+
+@pytest.fixture(scope="module", autouse=True)
+def own_process():
+    """A file that changes its process for the files behind it fails itself, and none of them."""
+    with left_as_found():
+        yield
 
 
 @pytest.fixture(scope="module")
@@ -51,9 +59,12 @@ def tiny_model(tmp_path_factory):
     return model
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def browser():
-    """Headless Chromium; a machine without it says how to get it."""
+    """Headless Chromium; a machine without it says how to get it.
+
+    Playwright's event loop runs in this thread until the fixture ends: it may not outlive the file that uses it.
+    """
     playwright = pytest.importorskip("playwright.sync_api", reason="needs Playwright: pip install -e '.[test]'")
     if CHROMIUM is None:
         pytest.skip("needs Chromium: apt-get install chromium")
