@@ -9,6 +9,7 @@ from clip_ood.errors import ConfigError
 from clip_ood.experiments.attack.plan import check_resumed, load_attack, read_attack
 from clip_ood.experiments.commands.checks import check_named
 from clip_ood.process.launchers import settle
+from clip_ood.process.loading import loading
 from clip_ood.runs.going_on import resume_line, stoppable
 from clip_ood.runs.run_folder import FINISHED, check_report, chosen_folder, replacing, started
 from clip_ood.terminal.shown import say
@@ -31,8 +32,9 @@ def main(argv: list[str] | None = None) -> None:
     with chosen_folder(plan.attack.runs_root, plan.attack.name, arguments.resume, arguments.overwrite) as folder:
         if arguments.resume:
             check_resumed(plan, folder)
-        from clip_ood.experiments.attack.conduct import conduct  # torch and Lightning
-        from clip_ood.experiments.attack.report import write
+        with loading():  # torch and Lightning
+            from clip_ood.experiments.attack.conduct import conduct
+            from clip_ood.experiments.attack.report import write
 
         way_on = lambda: resume_line("attack", argv, folder)  # noqa: E731
         with stoppable(way_on), replacing(folder), started(folder, plan.dump()):

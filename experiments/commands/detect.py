@@ -13,6 +13,7 @@ from clip_ood.config.new_files import alone_at_file
 from clip_ood.errors import ConfigError
 from clip_ood.process.called import called
 from clip_ood.process.launchers import settle
+from clip_ood.process.loading import loading
 from clip_ood.process.ranks import is_first
 from clip_ood.process.streams import Parser
 from clip_ood.runs.going_on import again, stoppable
@@ -66,7 +67,8 @@ def answer(arguments: argparse.Namespace, trainer: dict[str, Any], argv: list[st
 
         add_encoder_to(arguments.run, arguments.encoder, arguments.allow_download, arguments.trust_classes)
         return None
-    from clip_ood.experiments.detect import Request, conduct  # torch and Lightning
+    with loading():  # torch and Lightning
+        from clip_ood.experiments.detect import Request, conduct
 
     asked = {name: value for name, value in vars(arguments).items() if name in Request.__dataclass_fields__}
     kept = f"What was judged is kept. Go on with: {again('detect', argv)}"

@@ -15,6 +15,7 @@ from clip_ood.experiments.resume import check_heads, check_resumed
 from clip_ood.files.writing import check_writable
 from clip_ood.process.called import called
 from clip_ood.process.launchers import settle
+from clip_ood.process.loading import loading
 from clip_ood.runs.going_on import resume_line, stoppable
 from clip_ood.runs.run_folder import CONFIG, FINISHED, check_report, chosen_folder, is_attack, replacing
 from clip_ood.terminal.shown import say
@@ -87,7 +88,8 @@ def main(argv: list[str] | None = None) -> None:
     with chosen_folder(config.runs_root, config.name, arguments.resume, arguments.overwrite) as folder:
         if arguments.resume:
             check_resumed(config, folder)
-        from clip_ood.experiments.seeds import conduct
+        with loading():
+            from clip_ood.experiments.seeds import conduct
 
         with stoppable(lambda: resume_line("eval", argv, folder)), replacing(folder):
             conduct(config, folder, arguments.run)

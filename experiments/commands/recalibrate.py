@@ -19,6 +19,7 @@ from clip_ood.errors import ConfigError
 from clip_ood.files.writing import check_writable
 from clip_ood.process.called import called
 from clip_ood.process.launchers import settle
+from clip_ood.process.loading import loading
 from clip_ood.process.locks import alone
 from clip_ood.process.streams import Parser
 from clip_ood.review.decisions_file import read_decisions
@@ -45,7 +46,8 @@ def main(argv: list[str] | None = None) -> None:
     given.paths += paths
     check(given)
     settle({"devices": 1})
-    from clip_ood.experiments.recalibrate import Request, recalibrate  # torch and Lightning
+    with loading():  # torch and Lightning
+        from clip_ood.experiments.recalibrate import Request, recalibrate
 
     nothing = f"Nothing was written: {given.out} is made when all images were judged"
     with alone(given.out, "wait until it ends, or name another folder with --out"), stoppable(lambda: nothing):

@@ -16,6 +16,7 @@ from clip_ood.config.encoder_options import add_encoder_options
 from clip_ood.config.new_files import check_kept
 from clip_ood.errors import ConfigError
 from clip_ood.process.called import called
+from clip_ood.process.loading import loading
 from clip_ood.process.streams import Parser
 from clip_ood.process.watch import leave
 from clip_ood.serve.limits import Limits
@@ -27,7 +28,8 @@ TOKEN = "CLIP_OOD_TOKEN"
 def main(argv: list[str] | None = None) -> None:
     given = vars(_parser().parse_args(argv))
     check(given)
-    from clip_ood.experiments.serving import Asked, serve  # imports torch and FastAPI
+    with loading():  # torch and FastAPI
+        from clip_ood.experiments.serving import Asked, serve
 
     limits = Limits(**{name: given.pop(f"max_{name}") for name in LIMITS}, seconds=given.pop("patience"))
     serve(Asked(**given | {"token": token_of(given["token"])}, limits=limits))

@@ -10,6 +10,7 @@ from clip_ood.experiments.commands.checks import check_named
 from clip_ood.experiments.study.here import of_what_is_here
 from clip_ood.experiments.study.plan import read_study, remove_runs
 from clip_ood.process.launchers import settle
+from clip_ood.process.loading import loading
 from clip_ood.runs.going_on import again, stoppable
 from clip_ood.runs.run_folder import alone_in, check_report
 from clip_ood.terminal.shown import say
@@ -37,8 +38,9 @@ def main(argv: list[str] | None = None) -> None:
     with alone_in(plan.folder, "this study"):
         if arguments.overwrite:
             remove_runs(plan)
-        from clip_ood.experiments.study.conduct import conduct
-        from clip_ood.experiments.study.write import write
+        with loading():
+            from clip_ood.experiments.study.conduct import conduct
+            from clip_ood.experiments.study.write import write
 
         way_on = lambda: f"Finished runs are kept. Go on with: {again('study', argv, drop=['--overwrite'])}"  # noqa: E731
         with stoppable(way_on):

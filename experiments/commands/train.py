@@ -12,6 +12,7 @@ from clip_ood.experiments.commands.checks import check_named
 from clip_ood.experiments.kept_decisions import as_kept, kept_in
 from clip_ood.experiments.resume import check_resumed
 from clip_ood.process.launchers import settle
+from clip_ood.process.loading import loading
 from clip_ood.runs.going_on import resume_line, stoppable
 from clip_ood.runs.run_folder import check_report, chosen_folder, replacing
 from clip_ood.terminal.shown import say
@@ -35,9 +36,8 @@ def main(argv: list[str] | None = None) -> None:
     with chosen_folder(config.runs_root, config.name, arguments.resume, arguments.overwrite) as folder:
         if arguments.resume:
             check_resumed(config, folder)
-        from clip_ood.experiments.seeds import (
-            conduct,  # imports torch and Lightning, so only now that the config is known to be right
-        )
+        with loading():  # torch and Lightning, so only now that the config is known to be right
+            from clip_ood.experiments.seeds import conduct
 
         with stoppable(lambda: resume_line("train", argv, folder)), replacing(folder):
             conduct(config, folder)
