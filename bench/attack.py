@@ -5,10 +5,7 @@ from __future__ import annotations
 import ctypes
 import logging
 import tempfile
-from collections.abc import Callable
 from pathlib import Path
-from statistics import median
-from time import perf_counter
 from typing import NamedTuple
 
 import torch
@@ -16,7 +13,7 @@ from lightning.pytorch import Trainer
 from PIL import Image
 from torch.nn.functional import cosine_similarity
 
-from bench import chosen
+from bench import chosen, seconds, spread
 from clip_ood.adversarial import Attack, perturb
 from clip_ood.adversarial.images import cut_out, pixels_of
 from clip_ood.backbones.backbone import Backbone
@@ -74,12 +71,6 @@ def bare(images: ImageList, backbone: Backbone, targets: torch.Tensor, batch: in
             (-cosine_similarity(features, targets[start : start + batch])).sum().backward()
 
 
-def seconds(function: Callable, *arguments) -> float:
-    start = perf_counter()
-    function(*arguments)
-    return perf_counter() - start
-
-
 def loop(backbone: Backbone, pixels: torch.Tensor, targets: torch.Tensor, steps: int) -> None:
     """Runs the attack's loop by itself, without reading, scoring and saving."""
     perturb(
@@ -123,14 +114,8 @@ def main(sizes: Sizes) -> None:
         read = torch.stack([pixels_of(backbone)(images.read(row)) for row in range(sizes.batch)])
         given = backbone, read.contiguous(memory_format=torch.channels_last), targets[: sizes.batch], sizes.loop_steps
         loops = [seconds(loop, *given) / seconds(bare_loop, *given) for _ in range(sizes.loop_pairs)]
-    print(
-        f"attack's loop, time over bare forward and backward passes, EfficientNet-Lite0  "
-        f"{median(loops):.2f} ({min(loops):.2f}–{max(loops):.2f})  <= 1.05"
-    )
-    print(
-        f"attack with reading, scoring and PNGs, {sizes.steps} steps, over the same  "
-        f"{median(ratios):.2f} ({min(ratios):.2f}–{max(ratios):.2f})"
-    )
+    print(f"attack's loop, time over bare forward and backward passes, EfficientNet-Lite0  {spread(loops)}  <= 1.05")
+    print(f"attack with reading, scoring and PNGs, {sizes.steps} steps, over the same  {spread(ratios)}")
 
 
 if __name__ == "__main__":

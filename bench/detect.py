@@ -10,14 +10,13 @@ import subprocess
 import sys
 import tempfile
 from pathlib import Path
-from statistics import median
 from typing import NamedTuple
 
 import torch
 from PIL import Image
 
-from bench import chosen
-from bench.extraction import SPEC, bare, seconds
+from bench import chosen, seconds, spread
+from bench.extraction import SPEC, bare
 from bench.extraction import ours as extracted
 from clip_ood.backbones.backbone import Backbone
 from clip_ood.backbones.create import create_backbone
@@ -92,7 +91,7 @@ def main(sizes: Sizes) -> None:
         for name, found in (("extraction", ratios), ("a bare loop", to_bare)):
             print(
                 f"judging new images (without loading), time over {name}, {sizes.images} JPEGs, EfficientNet-Lite0, bank {sizes.bank:,}  "
-                f"{median(found):.2f} ({min(found):.2f}–{max(found):.2f})  <= 1.10"
+                f"{spread(found)}  <= 1.10"
             )
         save(Path(place, "small"), create_backbone(SMALL), SMALL, 64, sizes)
         peaks = []

@@ -15,7 +15,7 @@ from pathlib import Path
 from statistics import median
 from typing import NamedTuple
 
-from bench import chosen
+from bench import chosen, spread
 from bench.detect import Sizes as Detector
 from bench.detect import draw, save
 from bench.extraction import SPEC
@@ -53,7 +53,7 @@ def main(sizes: Sizes) -> None:
         ratios = [ours / plain for (ours, _), (plain, _) in zip(found["ray"], found["shards"], strict=True)]
         print(
             f"judging by 2 workers of Ray Data, images a second over two processes of --shard, {images:,} JPEGs, EfficientNet-Lite0  "
-            f"{median(ratios):.2f} ({min(ratios):.2f}–{max(ratios):.2f})  >= 0.85"
+            f"{spread(ratios)}  >= 0.85"
         )
         told = (
             f"{name} {median(rate for rate, _ in each):.0f} a second, {median(start for _, start in each):.0f} s"

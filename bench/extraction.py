@@ -4,17 +4,16 @@ from __future__ import annotations
 
 import logging
 import tempfile
-from collections.abc import Callable
 from pathlib import Path
 from statistics import median
-from time import perf_counter, process_time
+from time import process_time
 from typing import NamedTuple
 
 import torch
 from lightning.pytorch import Trainer
 from PIL import Image
 
-from bench import chosen
+from bench import chosen, seconds, spread
 from clip_ood.backbones.backbone import Backbone
 from clip_ood.backbones.create import create_backbone
 from clip_ood.callbacks.feature_writer import FeatureWriter
@@ -90,12 +89,6 @@ def reading(images: ImageList) -> None:
         (images.root / name).read_bytes()
 
 
-def seconds(function: Callable, *arguments, clock: Callable[[], float] = perf_counter) -> float:
-    start = clock()
-    function(*arguments)
-    return clock() - start
-
-
 def main(sizes: Sizes) -> None:
     logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
     backbone = create_backbone(SPEC)
@@ -114,10 +107,7 @@ def main(sizes: Sizes) -> None:
             added = seconds(keeping, images, width, sizes.batch, clock=process_time)
             added -= seconds(reading, images, clock=process_time)
             shares.append(added / seconds(ours, *given, clock=process_time))
-    print(
-        f"extraction, time over a bare loop, {sizes.images} JPEGs, EfficientNet-Lite0  "
-        f"{median(ratios):.2f} ({min(ratios):.2f}–{max(ratios):.2f})  <= 1.15"
-    )
+    print(f"extraction, time over a bare loop, {sizes.images} JPEGs, EfficientNet-Lite0  {spread(ratios)}  <= 1.15")
     print(
         f"extraction, CPU seconds of hashing, looking up and keeping  {100 * median(shares):.1f} % of all "
         f"({100 * min(shares):.1f}–{100 * max(shares):.1f})  <= 2 %"

@@ -6,7 +6,6 @@ import logging
 import tempfile
 import warnings
 from pathlib import Path
-from statistics import median
 from time import perf_counter
 from typing import NamedTuple
 
@@ -17,7 +16,7 @@ from timm.data import Mixup
 from torch import nn
 from torch.nn.functional import cross_entropy
 
-from bench import chosen
+from bench import chosen, spread
 from bench.probe import Clock
 from clip_ood.backbones.create import create_backbone
 from clip_ood.callbacks.averaging import MovingAverage
@@ -104,7 +103,7 @@ def main(sizes: Sizes) -> None:
         ratios = [bare(images, settings) / ours(images, settings) for _ in range(sizes.pairs)]
     print(
         f"fine-tuning, share of a bare loop's images per second, EfficientNet-Lite0, batch {sizes.batch}, EMA in ours alone  "
-        f"{median(ratios):.0%} ({min(ratios):.0%}–{max(ratios):.0%})  >= 95%"
+        f"{spread(ratios, '.0%')}  >= 95%"
     )
 
 

@@ -12,8 +12,7 @@ from lightning.pytorch import Trainer
 from PIL import Image
 from torch.nn.functional import normalize
 
-from bench import chosen
-from bench.extraction import seconds
+from bench import chosen, seconds
 from clip_ood.backbones.backbone import Backbone
 from clip_ood.backbones.create import create_backbone
 from clip_ood.callbacks.feature_writer import FeatureWriter

@@ -6,7 +6,6 @@ import logging
 import tempfile
 import warnings
 from pathlib import Path
-from statistics import median
 from time import perf_counter
 from typing import NamedTuple
 
@@ -14,7 +13,7 @@ import torch
 from lightning.pytorch import Callback, Trainer
 from torch.nn.functional import cross_entropy
 
-from bench import chosen
+from bench import chosen, spread
 from clip_ood.config.schema import LinearProbe as Settings
 from clip_ood.data.benchmark import Benchmark, Part
 from clip_ood.data.image_list import ImageList
@@ -92,7 +91,7 @@ def main(sizes: Sizes) -> None:
     ratios = [bare(features, labels, sizes) / ours(features, labels, sizes) for _ in range(sizes.pairs)]
     print(
         f"probe, share of a bare loop's steps per second, {sizes.images} x {sizes.width}, {sizes.classes} classes, batch {sizes.batch}  "
-        f"{median(ratios):.0%} ({min(ratios):.0%}–{max(ratios):.0%})  >= 80%"
+        f"{spread(ratios, '.0%')}  >= 80%"
     )
 
 

@@ -9,7 +9,6 @@ import sys
 import tempfile
 from functools import cache
 from pathlib import Path
-from statistics import median
 from time import perf_counter
 from typing import NamedTuple
 
@@ -17,7 +16,7 @@ import torch
 from lightning.pytorch import Callback, Trainer
 from PIL import Image
 
-from bench import chosen
+from bench import chosen, spread
 from clip_ood.backbones.create import create_backbone
 from clip_ood.callbacks.feature_writer import FeatureWriter
 from clip_ood.config.schema import BackboneConfig, ImageSet
@@ -94,7 +93,7 @@ def main(sizes: Sizes) -> None:
         ratios = [seconds(1, Path(folder)) / seconds(2, Path(folder)) for _ in range(sizes.pairs)]
     print(
         f"extraction, two processes against one, a core each, {sizes.images} JPEGs, MobileNetV3-Small-0.5  "
-        f"{median(ratios):.2f} ({min(ratios):.2f}–{max(ratios):.2f})  >= 1.7"
+        f"{spread(ratios)}  >= 1.7"
     )
 
 

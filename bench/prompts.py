@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 import tempfile
 import warnings
-from statistics import median
 from time import perf_counter
 from types import SimpleNamespace
 from typing import NamedTuple
@@ -15,7 +14,7 @@ from lightning.pytorch import Callback, Trainer
 from torch import Tensor
 from torch.nn.functional import cross_entropy, normalize
 
-from bench import chosen
+from bench import chosen, spread
 from clip_ood.backbones.backbone import Backbone
 from clip_ood.backbones.create import create_backbone
 from clip_ood.config.method_schema import CoOp as CoOpSettings
@@ -138,7 +137,7 @@ def main(sizes: Sizes) -> None:
         ]  # the first warms up
         print(
             f"{kind.__name__} training, steps per second over a bare loop, ViT-B-16, {sizes.classes} classes, batch {sizes.batch}  "
-            f"{median(ratios):.2f} ({min(ratios):.2f}–{max(ratios):.2f})  >= 0.9"
+            f"{spread(ratios)}  >= 0.9"
         )
 
 

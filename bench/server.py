@@ -25,10 +25,9 @@ import numpy as np
 import torch
 from PIL import Image
 
-from bench import chosen
+from bench import chosen, seconds
 from bench.detect import SMALL, draw, judged, save
 from bench.detect import Sizes as DetectorSizes
-from bench.extraction import seconds
 from clip_ood.backbones.create import create_backbone
 from clip_ood.backbones.spec import ImageSpec
 

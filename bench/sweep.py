@@ -13,7 +13,7 @@ from typing import NamedTuple
 import torch
 from lightning.pytorch import Callback, Trainer
 
-from bench import chosen
+from bench import chosen, spread
 from clip_ood.config.schema import LinearProbe as Settings
 from clip_ood.data.benchmark import Benchmark, Part
 from clip_ood.data.image_list import ImageList
@@ -100,7 +100,7 @@ def main(sizes: Sizes) -> None:
             ratios.append(together[-1] / (HEADS * sum(alone) / len(alone)))
         print(
             f"sweep, step of {HEADS} heads over {HEADS} steps of one (scaled from {sizes.separate}), "
-            f"{sizes.images} x {sizes.width}, {sizes.classes} classes, batch {batch_size}  {median(ratios):.2f} ({min(ratios):.2f}–{max(ratios):.2f}), "
+            f"{sizes.images} x {sizes.width}, {sizes.classes} classes, batch {batch_size}  {spread(ratios)}, "
             f"{median(together):.2f} s a step  <= 0.75",
             flush=True,
         )
