@@ -10,10 +10,10 @@ from typing import NamedTuple
 
 import torch
 from lightning.pytorch import Trainer
-from PIL import Image
 from torch.nn.functional import cosine_similarity
 
 from bench import chosen, seconds, spread
+from bench.pictures import draw
 from clip_ood.adversarial import Attack, perturb
 from clip_ood.adversarial.images import cut_out, pixels_of
 from clip_ood.backbones.backbone import Backbone
@@ -101,12 +101,9 @@ def main(sizes: Sizes) -> None:
     logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
     backbone = create_backbone(SPEC).to(memory_format=torch.channels_last)
     with tempfile.TemporaryDirectory() as folder:
-        generator = torch.Generator().manual_seed(0)
-        for index in range(sizes.images):
-            pixels = torch.randint(256, (12, 12, 3), generator=generator, dtype=torch.uint8).numpy()
-            Image.fromarray(pixels).resize((400, 300)).save(Path(folder, f"{index:03d}.png"))
+        draw(Path(folder), sizes.images, "png")
         images = list_images("images", ImageSet(folder=Path(folder)), Path(), labelled=False, seed=0)
-        targets = torch.randn(sizes.images, 1280, generator=generator)
+        targets = torch.randn(sizes.images, 1280, generator=torch.Generator().manual_seed(0))
         given = images, backbone, targets, sizes.batch
         bare(*given, steps=1)  # warm up
         ours(*given, steps=1)

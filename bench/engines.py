@@ -17,8 +17,9 @@ from typing import NamedTuple
 
 from bench import chosen, spread
 from bench.detect import Sizes as Detector
-from bench.detect import draw, save
+from bench.detect import save
 from bench.extraction import SPEC
+from bench.pictures import draw
 from clip_ood.backbones.create import create_backbone
 from clip_ood.backbones.spec import ImageSpec
 from clip_ood.experiments.detect import BATCHES
@@ -42,7 +43,7 @@ def main(sizes: Sizes) -> None:
         run, folder, listed = Path(place, "run"), Path(place, "images"), Path(place, "list.txt")
         draw(folder, sizes.files)
         images = sizes.parts * BATCHES * sizes.batch
-        listed.write_text("".join(f"{folder}/{number % sizes.files:03d}.jpg\n" for number in range(images)))
+        listed.write_text("".join(f"{folder}/{number % sizes.files:04d}.jpg\n" for number in range(images)))
         about = Detector(batch=sizes.batch, bank=1_000, val=100)
         save(run, create_backbone(SPEC), ImageSpec(SPEC.library, SPEC.model), 1280, about)
         found: dict[str, list[tuple[float, float]]] = {name: [] for name in ENGINES}

@@ -14,6 +14,7 @@ from lightning.pytorch import Trainer
 from PIL import Image
 
 from bench import chosen, seconds, spread
+from bench.pictures import draw
 from clip_ood.backbones.backbone import Backbone
 from clip_ood.backbones.create import create_backbone
 from clip_ood.callbacks.feature_writer import FeatureWriter
@@ -93,10 +94,7 @@ def main(sizes: Sizes) -> None:
     logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
     backbone = create_backbone(SPEC)
     with tempfile.TemporaryDirectory() as folder:
-        generator = torch.Generator().manual_seed(0)
-        for index in range(sizes.images):
-            pixels = torch.randint(256, (12, 12, 3), generator=generator, dtype=torch.uint8).numpy()
-            Image.fromarray(pixels).resize((400, 300)).save(Path(folder, f"{index:03d}.jpg"))
+        draw(Path(folder), sizes.images)
         images = list_images("images", ImageSet(folder=Path(folder)), Path(), labelled=False, seed=0)
         given = images, backbone, sizes.batch
         ours(images.subset(range(sizes.batch)), backbone, sizes.batch)  # warm up

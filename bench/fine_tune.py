@@ -11,12 +11,12 @@ from typing import NamedTuple
 
 import torch
 from lightning.pytorch import Trainer
-from PIL import Image
 from timm.data import Mixup
 from torch import nn
 from torch.nn.functional import cross_entropy
 
 from bench import chosen, spread
+from bench.pictures import draw
 from bench.probe import Clock
 from clip_ood.backbones.create import create_backbone
 from clip_ood.callbacks.averaging import MovingAverage
@@ -93,12 +93,8 @@ def main(sizes: Sizes) -> None:
     warnings.filterwarnings("ignore")
     settings = FineTune(epochs=1, warmup_epochs=0, batch_size=sizes.batch)
     with tempfile.TemporaryDirectory() as folder:
-        generator = torch.Generator().manual_seed(0)
-        for index in range(sizes.images):
-            place = Path(folder, str(index % CLASSES))
-            place.mkdir(exist_ok=True)
-            pixels = torch.randint(256, (12, 12, 3), generator=generator, dtype=torch.uint8).numpy()
-            Image.fromarray(pixels).resize((400, 300)).save(place / f"{index:03d}.jpg")
+        for number in range(CLASSES):
+            draw(Path(folder, str(number)), sizes.images // CLASSES)
         images = list_images("id", ImageSet(folder=Path(folder)), Path(), labelled=True, seed=0)
         ratios = [bare(images, settings) / ours(images, settings) for _ in range(sizes.pairs)]
     print(

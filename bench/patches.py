@@ -9,10 +9,10 @@ from typing import NamedTuple
 
 import torch
 from lightning.pytorch import Trainer
-from PIL import Image
 from torch.nn.functional import normalize
 
 from bench import chosen, seconds
+from bench.pictures import draw
 from clip_ood.backbones.backbone import Backbone
 from clip_ood.backbones.create import create_backbone
 from clip_ood.callbacks.feature_writer import FeatureWriter
@@ -72,9 +72,7 @@ def main(sizes: Sizes) -> None:
     backbone = create_backbone(BackboneConfig(model=sizes.model))  # random weights cost the same
     generator = torch.Generator().manual_seed(0)
     with tempfile.TemporaryDirectory() as folder:
-        for index in range(sizes.images):
-            pixels = torch.randint(256, (12, 12, 3), generator=generator, dtype=torch.uint8).numpy()
-            Image.fromarray(pixels).resize((400, 300)).save(Path(folder, f"{index:03d}.jpg"))
+        draw(Path(folder), sizes.images)
         images = list_images("images", ImageSet(folder=Path(folder)), Path(), labelled=False, seed=0)
         given = images, backbone, sizes.batch
         extracted(images.subset(range(sizes.batch)), backbone, sizes.batch, PLAIN)  # warm up

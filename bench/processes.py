@@ -14,9 +14,9 @@ from typing import NamedTuple
 
 import torch
 from lightning.pytorch import Callback, Trainer
-from PIL import Image
 
 from bench import chosen, spread
+from bench.pictures import draw
 from clip_ood.backbones.create import create_backbone
 from clip_ood.callbacks.feature_writer import FeatureWriter
 from clip_ood.config.schema import BackboneConfig, ImageSet
@@ -86,10 +86,7 @@ def seconds(count: int, folder: Path) -> float:
 
 def main(sizes: Sizes) -> None:
     with tempfile.TemporaryDirectory() as folder:
-        generator = torch.Generator().manual_seed(0)
-        for index in range(sizes.images):
-            pixels = torch.randint(256, (12, 12, 3), generator=generator, dtype=torch.uint8).numpy()
-            Image.fromarray(pixels).resize((400, 300)).save(Path(folder, f"{index:04d}.jpg"))
+        draw(Path(folder), sizes.images)
         ratios = [seconds(1, Path(folder)) / seconds(2, Path(folder)) for _ in range(sizes.pairs)]
     print(
         f"extraction, two processes against one, a core each, {sizes.images} JPEGs, MobileNetV3-Small-0.5  "
