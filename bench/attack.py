@@ -9,11 +9,11 @@ from pathlib import Path
 from typing import NamedTuple
 
 import torch
-from lightning.pytorch import Trainer
 from torch.nn.functional import cosine_similarity
 
 from bench import chosen, seconds, spread
 from bench.pictures import draw
+from bench.trainer import quiet_trainer
 from clip_ood.adversarial import Attack, perturb
 from clip_ood.adversarial.images import cut_out, pixels_of
 from clip_ood.backbones.backbone import Backbone
@@ -45,17 +45,7 @@ def ours(images: ImageList, backbone: Backbone, targets: torch.Tensor, batch: in
         writer = ImageWriter(
             Parts(Path(folder), ""), list(images.names), lambda name: Path(folder, "images", name), [], "after"
         )
-        trainer = Trainer(
-            accelerator="cpu",
-            devices=1,
-            logger=False,
-            callbacks=[writer],
-            enable_model_summary=False,
-            enable_checkpointing=False,
-            enable_progress_bar=False,
-            inference_mode=False,
-            use_distributed_sampler=False,
-        )
+        trainer = quiet_trainer(writer, inference_mode=False)
         module = PixelAttack(lambda: backbone, {"after": Attack(steps=steps)}, list(range(len(images))), targets)
         data = AttackData(images, range(len(images)), lambda: batches, lambda: pixels_of(backbone), 0)
         trainer.predict(module, data, return_predictions=False)

@@ -4,17 +4,18 @@ from __future__ import annotations
 
 import logging
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 from statistics import median
 from time import process_time
 from typing import NamedTuple
 
 import torch
-from lightning.pytorch import Trainer
 from PIL import Image
 
 from bench import chosen, seconds, spread
 from bench.pictures import draw
+from bench.trainer import quiet_trainer
 from clip_ood.backbones.backbone import Backbone
 from clip_ood.backbones.create import create_backbone
 from clip_ood.callbacks.feature_writer import FeatureWriter
@@ -37,22 +38,14 @@ TINY = Sizes(batch=4, images=8, pairs=1)
 SPEC = BackboneConfig(library="timm", model="tf_efficientnet_lite0")  # random weights cost the same
 
 
-def ours(images: ImageList, backbone: Backbone, batch: int) -> None:
+def ours(images: ImageList, backbone: Backbone, batch: int, arrays: Sequence[str] = ("features",)) -> None:
     with tempfile.TemporaryDirectory() as folder:
         store = FeatureStore(Path(folder), {"precision": "fp32"})
-        stored = {"images": store.image_set("images", images)}
+        stored = {"images": store.image_set("images", images, arrays)}
         data = ExtractionData({"images": images}, stored, [], lambda: backbone.transform, batch, workers=0)
-        trainer = Trainer(
-            accelerator="cpu",
-            devices=1,
-            logger=False,
-            callbacks=[FeatureWriter(store, stored, [])],
-            enable_model_summary=False,
-            enable_checkpointing=False,
-            enable_progress_bar=False,
-            use_distributed_sampler=False,
-        )
-        trainer.predict(FeatureExtractor(lambda: backbone), datamodule=data, return_predictions=False)
+        extractor = FeatureExtractor(lambda: backbone, arrays={"images": arrays})
+        trainer = quiet_trainer(FeatureWriter(store, stored, []))
+        trainer.predict(extractor, datamodule=data, return_predictions=False)
 
 
 def bare(images: ImageList, backbone: Backbone, batch: int) -> None:

@@ -10,7 +10,6 @@ from time import perf_counter
 from typing import NamedTuple
 
 import torch
-from lightning.pytorch import Trainer
 from timm.data import Mixup
 from torch import nn
 from torch.nn.functional import cross_entropy
@@ -18,6 +17,7 @@ from torch.nn.functional import cross_entropy
 from bench import chosen, spread
 from bench.pictures import draw
 from bench.probe import Clock
+from bench.trainer import quiet_trainer
 from clip_ood.backbones.create import create_backbone
 from clip_ood.callbacks.averaging import MovingAverage
 from clip_ood.config.schema import BackboneConfig, Data, FineTune, ImageSet
@@ -52,19 +52,8 @@ def ours(images: ImageList, settings: FineTune) -> float:
     module = Module(settings, backbone, width, 0, class_names=names)
     clock = Clock()
     with tempfile.TemporaryDirectory() as folder:
-        trainer = Trainer(
-            default_root_dir=folder,
-            max_epochs=1,
-            accelerator="cpu",
-            devices=1,
-            logger=False,
-            callbacks=[MovingAverage(0.9, torch.device("cpu")), clock],
-            gradient_clip_val=1.0,
-            enable_checkpointing=False,
-            enable_model_summary=False,
-            enable_progress_bar=False,
-            use_distributed_sampler=False,
-        )
+        averaging = MovingAverage(0.9, torch.device("cpu"))
+        trainer = quiet_trainer(averaging, clock, default_root_dir=folder, max_epochs=1, gradient_clip_val=1.0)
         trainer.fit(module, datamodule=data)
     return clock.seconds
 

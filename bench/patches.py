@@ -8,22 +8,17 @@ from pathlib import Path
 from typing import NamedTuple
 
 import torch
-from lightning.pytorch import Trainer
 from torch.nn.functional import normalize
 
 from bench import chosen, seconds
+from bench.extraction import ours as extracted
 from bench.pictures import draw
 from clip_ood.backbones.backbone import Backbone
 from clip_ood.backbones.create import create_backbone
-from clip_ood.callbacks.feature_writer import FeatureWriter
 from clip_ood.config.schema import BackboneConfig, ImageSet
-from clip_ood.data.image_list import ImageList
 from clip_ood.data.listing import list_images
-from clip_ood.datamodules.extraction import ExtractionData
 from clip_ood.detectors.gl_mcm import GLMCM
 from clip_ood.detectors.local_knn import LocalKNN
-from clip_ood.features.store import FeatureStore
-from clip_ood.lightning_modules.feature_extractor import FeatureExtractor
 from clip_ood.model import NOTHING, encode
 from clip_ood.outputs import Inside, Outputs, Reference
 
@@ -39,25 +34,6 @@ class Sizes(NamedTuple):
 TINY = Sizes(model="ViT-B-32", batch=2, images=4, pairs=1, classes=10)
 WANTED = Inside(("6", "12"), ("value",))
 PLAIN = ("features", "embeddings")
-
-
-def extracted(images: ImageList, backbone: Backbone, batch: int, arrays: tuple[str, ...]) -> None:
-    with tempfile.TemporaryDirectory() as folder:
-        store = FeatureStore(Path(folder), {"precision": "fp32"})
-        stored = {"images": store.image_set("images", images, arrays)}
-        data = ExtractionData({"images": images}, stored, [], lambda: backbone.transform, batch, workers=0)
-        trainer = Trainer(
-            accelerator="cpu",
-            devices=1,
-            logger=False,
-            callbacks=[FeatureWriter(store, stored, [])],
-            enable_model_summary=False,
-            enable_checkpointing=False,
-            enable_progress_bar=False,
-            use_distributed_sampler=False,
-        )
-        extractor = FeatureExtractor(lambda: backbone, arrays={"images": arrays})
-        trainer.predict(extractor, datamodule=data, return_predictions=False)
 
 
 @torch.inference_mode()

@@ -13,10 +13,11 @@ from time import perf_counter
 from typing import NamedTuple
 
 import torch
-from lightning.pytorch import Callback, Trainer
+from lightning.pytorch import Callback
 
 from bench import chosen, spread
 from bench.pictures import draw
+from bench.trainer import quiet_trainer
 from clip_ood.backbones.create import create_backbone
 from clip_ood.callbacks.feature_writer import FeatureWriter
 from clip_ood.config.schema import BackboneConfig, ImageSet
@@ -57,17 +58,8 @@ def extract(count: int, folder: Path, store: Path) -> None:
     features = FeatureStore(store, {"precision": "fp32"})
     stored = {name: features.image_set(name, each) for name, each in sets.items()}
     clock = Clock()
-    trainer = Trainer(
-        accelerator="cpu",
-        devices=count,
-        strategy="ddp" if count > 1 else "auto",
-        logger=False,
-        callbacks=[FeatureWriter(features, stored, []), clock],
-        enable_model_summary=False,
-        enable_checkpointing=False,
-        enable_progress_bar=False,
-        use_distributed_sampler=False,
-    )
+    writer, strategy = FeatureWriter(features, stored, []), "ddp" if count > 1 else "auto"
+    trainer = quiet_trainer(writer, clock, devices=count, strategy=strategy)
     encoder = cache(lambda: create_backbone(SPEC))
     data = ExtractionData(sets, stored, [], lambda: encoder().transform, batch_size=32, workers=0)
     trainer.predict(FeatureExtractor(encoder), datamodule=data, return_predictions=False)

@@ -10,11 +10,12 @@ from types import SimpleNamespace
 from typing import NamedTuple
 
 import torch
-from lightning.pytorch import Callback, Trainer
+from lightning.pytorch import Callback
 from torch import Tensor
 from torch.nn.functional import cross_entropy, normalize
 
 from bench import chosen, spread
+from bench.trainer import quiet_trainer
 from clip_ood.backbones.backbone import Backbone
 from clip_ood.backbones.create import create_backbone
 from clip_ood.config.method_schema import CoOp as CoOpSettings
@@ -71,18 +72,8 @@ def ours(kind: type[CoOp], settings: CoOpSettings, tower: Backbone, whole: Tenso
     module.tables = {"train": SimpleNamespace(stored=stored, rows=torch.arange(len(whole)), labels=labels)}
     module.text_tower, clock = lambda: tower, Clock()
     with tempfile.TemporaryDirectory() as folder:
-        Trainer(
-            default_root_dir=folder,
-            max_epochs=1,
-            accelerator="cpu",
-            devices=1,
-            logger=False,
-            callbacks=[clock],
-            enable_checkpointing=False,
-            enable_model_summary=False,
-            enable_progress_bar=False,
-            use_distributed_sampler=False,
-        ).fit(module, train_dataloaders=Batches(module, -(-len(whole) // settings.batch_size)))
+        trainer = quiet_trainer(clock, default_root_dir=folder, max_epochs=1)
+        trainer.fit(module, train_dataloaders=Batches(module, -(-len(whole) // settings.batch_size)))
     return clock.seconds
 
 

@@ -11,9 +11,10 @@ from time import perf_counter
 from typing import NamedTuple
 
 import torch
-from lightning.pytorch import Callback, Trainer
+from lightning.pytorch import Callback
 
 from bench import chosen, spread
+from bench.trainer import quiet_trainer
 from clip_ood.config.schema import LinearProbe as Settings
 from clip_ood.data.benchmark import Benchmark, Part
 from clip_ood.data.image_list import ImageList
@@ -59,16 +60,7 @@ def step_seconds(
     module = kind(settings, sizes.width, 0, class_names=tuple(map(str, range(sizes.classes))))
     clock = Clock()
     with tempfile.TemporaryDirectory() as folder:
-        trainer = Trainer(
-            default_root_dir=folder,
-            max_epochs=1,
-            limit_train_batches=steps,
-            accelerator="cpu",
-            devices=1,
-            callbacks=[clock],
-            **dict.fromkeys(("logger", "enable_checkpointing", "enable_progress_bar", "enable_model_summary"), False),
-            use_distributed_sampler=False,
-        )
+        trainer = quiet_trainer(clock, default_root_dir=folder, max_epochs=1, limit_train_batches=steps)
         trainer.fit(joined(module, data), datamodule=data)
     return clock.step
 
