@@ -93,9 +93,6 @@ class TransformersBackbone(Backbone):
     def project(self, features: Tensor) -> Tensor | None:
         return unit(self.projection(features.to(self.dtype))) if hasattr(self, "projection") else None
 
-    def encode_text(self, texts: list[str]) -> Tensor:
-        return unit(self.text_vectors(texts)) if self.has_text else super().encode_text(texts)
-
     def text_vectors(self, texts: list[str]) -> Tensor:
         return self.texts(texts) if self.has_text else super().text_vectors(texts)
 
