@@ -5,18 +5,15 @@ from __future__ import annotations
 import ctypes
 import logging
 import tempfile
-from collections.abc import Callable
 from pathlib import Path
-from statistics import median
-from time import perf_counter
 from typing import NamedTuple
 
 import torch
-from lightning.pytorch import Trainer
-from PIL import Image
 from torch.nn.functional import cosine_similarity
 
-from bench import chosen
+from bench import chosen, seconds, spread
+from bench.pictures import draw
+from bench.trainer import quiet_trainer
 from clip_ood.adversarial import Attack, perturb
 from clip_ood.adversarial.images import cut_out, pixels_of
 from clip_ood.backbones.backbone import Backbone
@@ -48,17 +45,7 @@ def ours(images: ImageList, backbone: Backbone, targets: torch.Tensor, batch: in
         writer = ImageWriter(
             Parts(Path(folder), ""), list(images.names), lambda name: Path(folder, "images", name), [], "after"
         )
-        trainer = Trainer(
-            accelerator="cpu",
-            devices=1,
-            logger=False,
-            callbacks=[writer],
-            enable_model_summary=False,
-            enable_checkpointing=False,
-            enable_progress_bar=False,
-            inference_mode=False,
-            use_distributed_sampler=False,
-        )
+        trainer = quiet_trainer(writer, inference_mode=False)
         module = PixelAttack(lambda: backbone, {"after": Attack(steps=steps)}, list(range(len(images))), targets)
         data = AttackData(images, range(len(images)), lambda: batches, lambda: pixels_of(backbone), 0)
         trainer.predict(module, data, return_predictions=False)
@@ -72,12 +59,6 @@ def bare(images: ImageList, backbone: Backbone, targets: torch.Tensor, batch: in
         for _ in range(steps):
             features = backbone.encode_image(cut_out(read, backbone))
             (-cosine_similarity(features, targets[start : start + batch])).sum().backward()
-
-
-def seconds(function: Callable, *arguments) -> float:
-    start = perf_counter()
-    function(*arguments)
-    return perf_counter() - start
 
 
 def loop(backbone: Backbone, pixels: torch.Tensor, targets: torch.Tensor, steps: int) -> None:
@@ -110,12 +91,9 @@ def main(sizes: Sizes) -> None:
     logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
     backbone = create_backbone(SPEC).to(memory_format=torch.channels_last)
     with tempfile.TemporaryDirectory() as folder:
-        generator = torch.Generator().manual_seed(0)
-        for index in range(sizes.images):
-            pixels = torch.randint(256, (12, 12, 3), generator=generator, dtype=torch.uint8).numpy()
-            Image.fromarray(pixels).resize((400, 300)).save(Path(folder, f"{index:03d}.png"))
+        draw(Path(folder), sizes.images, "png")
         images = list_images("images", ImageSet(folder=Path(folder)), Path(), labelled=False, seed=0)
-        targets = torch.randn(sizes.images, 1280, generator=generator)
+        targets = torch.randn(sizes.images, 1280, generator=torch.Generator().manual_seed(0))
         given = images, backbone, targets, sizes.batch
         bare(*given, steps=1)  # warm up
         ours(*given, steps=1)
@@ -123,14 +101,8 @@ def main(sizes: Sizes) -> None:
         read = torch.stack([pixels_of(backbone)(images.read(row)) for row in range(sizes.batch)])
         given = backbone, read.contiguous(memory_format=torch.channels_last), targets[: sizes.batch], sizes.loop_steps
         loops = [seconds(loop, *given) / seconds(bare_loop, *given) for _ in range(sizes.loop_pairs)]
-    print(
-        f"attack's loop, time over bare forward and backward passes, EfficientNet-Lite0  "
-        f"{median(loops):.2f} ({min(loops):.2f}–{max(loops):.2f})  <= 1.05"
-    )
-    print(
-        f"attack with reading, scoring and PNGs, {sizes.steps} steps, over the same  "
-        f"{median(ratios):.2f} ({min(ratios):.2f}–{max(ratios):.2f})"
-    )
+    print(f"attack's loop, time over bare forward and backward passes, EfficientNet-Lite0  {spread(loops)}  <= 1.05")
+    print(f"attack with reading, scoring and PNGs, {sizes.steps} steps, over the same  {spread(ratios)}")
 
 
 if __name__ == "__main__":

@@ -27,8 +27,8 @@ from urllib.parse import parse_qs, urlsplit
 import torch
 from PIL import Image
 
-from bench import chosen
-from bench.extraction import SPEC, ours, seconds
+from bench import chosen, seconds, spread
+from bench.extraction import SPEC, ours
 from clip_ood.backbones.backbone import Backbone
 from clip_ood.backbones.create import create_backbone
 from clip_ood.config.schema import ImageSet
@@ -181,7 +181,7 @@ def main(sizes: Sizes) -> None:
                 rates = [count / median(each) for each in zip(*times, strict=True)]
                 print(
                     f"{name}, throughput on an S3 server of this machine (on the same {os.cpu_count()} cores) over local files, "
-                    f"{count:,} JPEGs of {size:.0f} kB  {median(ratios):.2f} ({min(ratios):.2f}–{max(ratios):.2f})  >= 0.80; "
+                    f"{count:,} JPEGs of {size:.0f} kB  {spread(ratios)}  >= 0.80; "
                     f"{rates[1]:.0f} images/s, locally {rates[0]:.0f}",
                     flush=True,
                 )

@@ -13,10 +13,10 @@ from time import perf_counter
 from typing import NamedTuple
 
 import torch
-from lightning.pytorch import Trainer
 from torch import Tensor
 
 from bench import chosen
+from bench.trainer import quiet_trainer
 from clip_ood.config.schema import LinearProbe as Settings
 from clip_ood.detectors.gaussian import eigh
 from clip_ood.lightning_modules.batches import DeviceBatches
@@ -41,9 +41,7 @@ class Probe(LinearProbe):
 
     def learn(self, features: Tensor, labels: Tensor) -> None:
         self._batches = DeviceBatches(features, labels, self.settings.batch_size, 0)
-        off = ("logger", "enable_checkpointing", "enable_progress_bar", "enable_model_summary")
-        trainer = Trainer(accelerator="cpu", devices=1, max_epochs=1, **dict.fromkeys(off, False))
-        trainer.fit(self, self.training_batches())
+        quiet_trainer(max_epochs=1).fit(self, self.training_batches())
 
     def setup(self, stage: str) -> None:
         """What it learns from is there already."""

@@ -10,15 +10,15 @@ import subprocess
 import sys
 import tempfile
 from pathlib import Path
-from statistics import median
 from typing import NamedTuple
 
 import torch
 from PIL import Image
 
-from bench import chosen
-from bench.extraction import SPEC, bare, seconds
+from bench import chosen, seconds, spread
+from bench.extraction import SPEC, bare
 from bench.extraction import ours as extracted
+from bench.pictures import draw
 from clip_ood.backbones.backbone import Backbone
 from clip_ood.backbones.create import create_backbone
 from clip_ood.backbones.spec import ImageSpec
@@ -59,15 +59,6 @@ def save(folder: Path, backbone: Backbone, spec: ImageSpec, width: int, sizes: S
     save_detector(folder, encoder, Reference(), built, [], val, about, 0.95, (backbone, spec))
 
 
-def draw(folder: Path, images: int) -> None:
-    """Makes a folder of smooth JPEGs."""
-    folder.mkdir()
-    generator = torch.Generator().manual_seed(0)
-    for index in range(images):
-        pixels = torch.randint(256, (12, 12, 3), generator=generator, dtype=torch.uint8).numpy()
-        Image.fromarray(pixels).resize((400, 300)).save(folder / f"{index:03d}.jpg")
-
-
 def judged(run: Path, images: Path, out: Path) -> None:
     out.unlink(missing_ok=True)
     with contextlib.redirect_stderr(io.StringIO()):
@@ -82,7 +73,7 @@ def main(sizes: Sizes) -> None:
         draw(folder, sizes.images)
         save(run, backbone, ImageSpec(SPEC.library, SPEC.model), 1280, sizes)
         images = list_images("images", ImageSet(folder=folder), Path(), labelled=False, seed=0)
-        loading = [seconds(judged, run, folder / "000.jpg", out) for _ in range(3)]
+        loading = [seconds(judged, run, folder / "0000.jpg", out) for _ in range(3)]
         extracted(images.subset(range(sizes.batch)), backbone, sizes.batch)  # warm up
         ratios, to_bare = [], []
         for _ in range(sizes.pairs):
@@ -92,7 +83,7 @@ def main(sizes: Sizes) -> None:
         for name, found in (("extraction", ratios), ("a bare loop", to_bare)):
             print(
                 f"judging new images (without loading), time over {name}, {sizes.images} JPEGs, EfficientNet-Lite0, bank {sizes.bank:,}  "
-                f"{median(found):.2f} ({min(found):.2f}–{max(found):.2f})  <= 1.10"
+                f"{spread(found)}  <= 1.10"
             )
         save(Path(place, "small"), create_backbone(SMALL), SMALL, 64, sizes)
         peaks = []

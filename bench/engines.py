@@ -15,10 +15,11 @@ from pathlib import Path
 from statistics import median
 from typing import NamedTuple
 
-from bench import chosen
+from bench import chosen, spread
 from bench.detect import Sizes as Detector
-from bench.detect import draw, save
+from bench.detect import save
 from bench.extraction import SPEC
+from bench.pictures import draw
 from clip_ood.backbones.create import create_backbone
 from clip_ood.backbones.spec import ImageSpec
 from clip_ood.experiments.detect import BATCHES
@@ -42,7 +43,7 @@ def main(sizes: Sizes) -> None:
         run, folder, listed = Path(place, "run"), Path(place, "images"), Path(place, "list.txt")
         draw(folder, sizes.files)
         images = sizes.parts * BATCHES * sizes.batch
-        listed.write_text("".join(f"{folder}/{number % sizes.files:03d}.jpg\n" for number in range(images)))
+        listed.write_text("".join(f"{folder}/{number % sizes.files:04d}.jpg\n" for number in range(images)))
         about = Detector(batch=sizes.batch, bank=1_000, val=100)
         save(run, create_backbone(SPEC), ImageSpec(SPEC.library, SPEC.model), 1280, about)
         found: dict[str, list[tuple[float, float]]] = {name: [] for name in ENGINES}
@@ -53,7 +54,7 @@ def main(sizes: Sizes) -> None:
         ratios = [ours / plain for (ours, _), (plain, _) in zip(found["ray"], found["shards"], strict=True)]
         print(
             f"judging by 2 workers of Ray Data, images a second over two processes of --shard, {images:,} JPEGs, EfficientNet-Lite0  "
-            f"{median(ratios):.2f} ({min(ratios):.2f}–{max(ratios):.2f})  >= 0.85"
+            f"{spread(ratios)}  >= 0.85"
         )
         told = (
             f"{name} {median(rate for rate, _ in each):.0f} a second, {median(start for _, start in each):.0f} s"

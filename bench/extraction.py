@@ -4,17 +4,18 @@ from __future__ import annotations
 
 import logging
 import tempfile
-from collections.abc import Callable
+from collections.abc import Sequence
 from pathlib import Path
 from statistics import median
-from time import perf_counter, process_time
+from time import process_time
 from typing import NamedTuple
 
 import torch
-from lightning.pytorch import Trainer
 from PIL import Image
 
-from bench import chosen
+from bench import chosen, seconds, spread
+from bench.pictures import draw
+from bench.trainer import quiet_trainer
 from clip_ood.backbones.backbone import Backbone
 from clip_ood.backbones.create import create_backbone
 from clip_ood.callbacks.feature_writer import FeatureWriter
@@ -37,22 +38,14 @@ TINY = Sizes(batch=4, images=8, pairs=1)
 SPEC = BackboneConfig(library="timm", model="tf_efficientnet_lite0")  # random weights cost the same
 
 
-def ours(images: ImageList, backbone: Backbone, batch: int) -> None:
+def ours(images: ImageList, backbone: Backbone, batch: int, arrays: Sequence[str] = ("features",)) -> None:
     with tempfile.TemporaryDirectory() as folder:
         store = FeatureStore(Path(folder), {"precision": "fp32"})
-        stored = {"images": store.image_set("images", images)}
+        stored = {"images": store.image_set("images", images, arrays)}
         data = ExtractionData({"images": images}, stored, [], lambda: backbone.transform, batch, workers=0)
-        trainer = Trainer(
-            accelerator="cpu",
-            devices=1,
-            logger=False,
-            callbacks=[FeatureWriter(store, stored, [])],
-            enable_model_summary=False,
-            enable_checkpointing=False,
-            enable_progress_bar=False,
-            use_distributed_sampler=False,
-        )
-        trainer.predict(FeatureExtractor(lambda: backbone), datamodule=data, return_predictions=False)
+        extractor = FeatureExtractor(lambda: backbone, arrays={"images": arrays})
+        trainer = quiet_trainer(FeatureWriter(store, stored, []))
+        trainer.predict(extractor, datamodule=data, return_predictions=False)
 
 
 def bare(images: ImageList, backbone: Backbone, batch: int) -> None:
@@ -90,20 +83,11 @@ def reading(images: ImageList) -> None:
         (images.root / name).read_bytes()
 
 
-def seconds(function: Callable, *arguments, clock: Callable[[], float] = perf_counter) -> float:
-    start = clock()
-    function(*arguments)
-    return clock() - start
-
-
 def main(sizes: Sizes) -> None:
     logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
     backbone = create_backbone(SPEC)
     with tempfile.TemporaryDirectory() as folder:
-        generator = torch.Generator().manual_seed(0)
-        for index in range(sizes.images):
-            pixels = torch.randint(256, (12, 12, 3), generator=generator, dtype=torch.uint8).numpy()
-            Image.fromarray(pixels).resize((400, 300)).save(Path(folder, f"{index:03d}.jpg"))
+        draw(Path(folder), sizes.images)
         images = list_images("images", ImageSet(folder=Path(folder)), Path(), labelled=False, seed=0)
         given = images, backbone, sizes.batch
         ours(images.subset(range(sizes.batch)), backbone, sizes.batch)  # warm up
@@ -114,10 +98,7 @@ def main(sizes: Sizes) -> None:
             added = seconds(keeping, images, width, sizes.batch, clock=process_time)
             added -= seconds(reading, images, clock=process_time)
             shares.append(added / seconds(ours, *given, clock=process_time))
-    print(
-        f"extraction, time over a bare loop, {sizes.images} JPEGs, EfficientNet-Lite0  "
-        f"{median(ratios):.2f} ({min(ratios):.2f}–{max(ratios):.2f})  <= 1.15"
-    )
+    print(f"extraction, time over a bare loop, {sizes.images} JPEGs, EfficientNet-Lite0  {spread(ratios)}  <= 1.15")
     print(
         f"extraction, CPU seconds of hashing, looking up and keeping  {100 * median(shares):.1f} % of all "
         f"({100 * min(shares):.1f}–{100 * max(shares):.1f})  <= 2 %"

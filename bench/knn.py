@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from statistics import median
-from time import perf_counter
 from typing import NamedTuple
 
 import faiss
@@ -12,7 +10,7 @@ import torch
 from sklearn.neighbors import NearestNeighbors
 from torch.nn.functional import normalize
 
-from bench import chosen
+from bench import chosen, seconds
 from clip_ood.detectors.neighbours import nearest
 
 
@@ -25,12 +23,6 @@ class Sizes(NamedTuple):
 
 
 TINY = Sizes(queries=100, bank=500, width=32, repeats=1, few=10)
-
-
-def seconds(function: Callable[[], object]) -> float:
-    start = perf_counter()
-    function()
-    return perf_counter() - start
 
 
 def main(sizes: Sizes) -> None:

@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from statistics import median
-from time import perf_counter
 from typing import NamedTuple
 
 import numpy as np
 import torch
 from sklearn.metrics import roc_auc_score
 
-from bench import chosen
+from bench import chosen, seconds
 from clip_ood.metrics.curves import curve_metrics
 from clip_ood.metrics.ood import mean_over_sets, ood_metrics
 from clip_ood.metrics.ranking import rank_scores
@@ -26,13 +24,6 @@ class Sizes(NamedTuple):
 
 
 TINY = Sizes(id=500, ood=100, detectors=2, repeats=1)
-
-
-def seconds(function: Callable[[], object]) -> float:
-    """Returns how long a call takes."""
-    start = perf_counter()
-    function()
-    return perf_counter() - start
 
 
 def main(sizes: Sizes) -> None:

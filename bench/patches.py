@@ -8,23 +8,17 @@ from pathlib import Path
 from typing import NamedTuple
 
 import torch
-from lightning.pytorch import Trainer
-from PIL import Image
 from torch.nn.functional import normalize
 
-from bench import chosen
-from bench.extraction import seconds
+from bench import chosen, seconds
+from bench.extraction import ours as extracted
+from bench.pictures import draw
 from clip_ood.backbones.backbone import Backbone
 from clip_ood.backbones.create import create_backbone
-from clip_ood.callbacks.feature_writer import FeatureWriter
 from clip_ood.config.schema import BackboneConfig, ImageSet
-from clip_ood.data.image_list import ImageList
 from clip_ood.data.listing import list_images
-from clip_ood.datamodules.extraction import ExtractionData
 from clip_ood.detectors.gl_mcm import GLMCM
 from clip_ood.detectors.local_knn import LocalKNN
-from clip_ood.features.store import FeatureStore
-from clip_ood.lightning_modules.feature_extractor import FeatureExtractor
 from clip_ood.model import NOTHING, encode
 from clip_ood.outputs import Inside, Outputs, Reference
 
@@ -42,25 +36,6 @@ WANTED = Inside(("6", "12"), ("value",))
 PLAIN = ("features", "embeddings")
 
 
-def extracted(images: ImageList, backbone: Backbone, batch: int, arrays: tuple[str, ...]) -> None:
-    with tempfile.TemporaryDirectory() as folder:
-        store = FeatureStore(Path(folder), {"precision": "fp32"})
-        stored = {"images": store.image_set("images", images, arrays)}
-        data = ExtractionData({"images": images}, stored, [], lambda: backbone.transform, batch, workers=0)
-        trainer = Trainer(
-            accelerator="cpu",
-            devices=1,
-            logger=False,
-            callbacks=[FeatureWriter(store, stored, [])],
-            enable_model_summary=False,
-            enable_checkpointing=False,
-            enable_progress_bar=False,
-            use_distributed_sampler=False,
-        )
-        extractor = FeatureExtractor(lambda: backbone, arrays={"images": arrays})
-        trainer.predict(extractor, datamodule=data, return_predictions=False)
-
-
 @torch.inference_mode()
 def scored(backbone: Backbone, pixels: torch.Tensor, detector: GLMCM | LocalKNN | None) -> None:
     outputs = encode(backbone, pixels, NOTHING if detector is None else detector.inside)
@@ -73,9 +48,7 @@ def main(sizes: Sizes) -> None:
     backbone = create_backbone(BackboneConfig(model=sizes.model))  # random weights cost the same
     generator = torch.Generator().manual_seed(0)
     with tempfile.TemporaryDirectory() as folder:
-        for index in range(sizes.images):
-            pixels = torch.randint(256, (12, 12, 3), generator=generator, dtype=torch.uint8).numpy()
-            Image.fromarray(pixels).resize((400, 300)).save(Path(folder, f"{index:03d}.jpg"))
+        draw(Path(folder), sizes.images)
         images = list_images("images", ImageSet(folder=Path(folder)), Path(), labelled=False, seed=0)
         given = images, backbone, sizes.batch
         extracted(images.subset(range(sizes.batch)), backbone, sizes.batch, PLAIN)  # warm up

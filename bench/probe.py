@@ -6,15 +6,15 @@ import logging
 import tempfile
 import warnings
 from pathlib import Path
-from statistics import median
 from time import perf_counter
 from typing import NamedTuple
 
 import torch
-from lightning.pytorch import Callback, Trainer
+from lightning.pytorch import Callback
 from torch.nn.functional import cross_entropy
 
-from bench import chosen
+from bench import chosen, spread
+from bench.trainer import quiet_trainer
 from clip_ood.config.schema import LinearProbe as Settings
 from clip_ood.data.benchmark import Benchmark, Part
 from clip_ood.data.image_list import ImageList
@@ -58,17 +58,7 @@ def ours(features: torch.Tensor, labels: torch.Tensor, sizes: Sizes) -> float:
     module = LinearProbe(Settings(epochs=1, batch_size=sizes.batch), width, 0, class_names=benchmark.class_names)
     clock = Clock()
     with tempfile.TemporaryDirectory() as folder:
-        trainer = Trainer(
-            default_root_dir=folder,
-            max_epochs=1,
-            accelerator="cpu",
-            devices=1,
-            logger=False,
-            callbacks=[clock],
-            enable_checkpointing=False,
-            enable_model_summary=False,
-            use_distributed_sampler=False,
-        )
+        trainer = quiet_trainer(clock, default_root_dir=folder, max_epochs=1, enable_progress_bar=True)
         trainer.fit(joined(module, data), datamodule=data)
     return clock.seconds
 
@@ -92,7 +82,7 @@ def main(sizes: Sizes) -> None:
     ratios = [bare(features, labels, sizes) / ours(features, labels, sizes) for _ in range(sizes.pairs)]
     print(
         f"probe, share of a bare loop's steps per second, {sizes.images} x {sizes.width}, {sizes.classes} classes, batch {sizes.batch}  "
-        f"{median(ratios):.0%} ({min(ratios):.0%}–{max(ratios):.0%})  >= 80%"
+        f"{spread(ratios, '.0%')}  >= 80%"
     )
 
 

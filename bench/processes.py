@@ -9,15 +9,15 @@ import sys
 import tempfile
 from functools import cache
 from pathlib import Path
-from statistics import median
 from time import perf_counter
 from typing import NamedTuple
 
 import torch
-from lightning.pytorch import Callback, Trainer
-from PIL import Image
+from lightning.pytorch import Callback
 
-from bench import chosen
+from bench import chosen, spread
+from bench.pictures import draw
+from bench.trainer import quiet_trainer
 from clip_ood.backbones.create import create_backbone
 from clip_ood.callbacks.feature_writer import FeatureWriter
 from clip_ood.config.schema import BackboneConfig, ImageSet
@@ -58,17 +58,8 @@ def extract(count: int, folder: Path, store: Path) -> None:
     features = FeatureStore(store, {"precision": "fp32"})
     stored = {name: features.image_set(name, each) for name, each in sets.items()}
     clock = Clock()
-    trainer = Trainer(
-        accelerator="cpu",
-        devices=count,
-        strategy="ddp" if count > 1 else "auto",
-        logger=False,
-        callbacks=[FeatureWriter(features, stored, []), clock],
-        enable_model_summary=False,
-        enable_checkpointing=False,
-        enable_progress_bar=False,
-        use_distributed_sampler=False,
-    )
+    writer, strategy = FeatureWriter(features, stored, []), "ddp" if count > 1 else "auto"
+    trainer = quiet_trainer(writer, clock, devices=count, strategy=strategy)
     encoder = cache(lambda: create_backbone(SPEC))
     data = ExtractionData(sets, stored, [], lambda: encoder().transform, batch_size=32, workers=0)
     trainer.predict(FeatureExtractor(encoder), datamodule=data, return_predictions=False)
@@ -87,14 +78,11 @@ def seconds(count: int, folder: Path) -> float:
 
 def main(sizes: Sizes) -> None:
     with tempfile.TemporaryDirectory() as folder:
-        generator = torch.Generator().manual_seed(0)
-        for index in range(sizes.images):
-            pixels = torch.randint(256, (12, 12, 3), generator=generator, dtype=torch.uint8).numpy()
-            Image.fromarray(pixels).resize((400, 300)).save(Path(folder, f"{index:04d}.jpg"))
+        draw(Path(folder), sizes.images)
         ratios = [seconds(1, Path(folder)) / seconds(2, Path(folder)) for _ in range(sizes.pairs)]
     print(
         f"extraction, two processes against one, a core each, {sizes.images} JPEGs, MobileNetV3-Small-0.5  "
-        f"{median(ratios):.2f} ({min(ratios):.2f}–{max(ratios):.2f})  >= 1.7"
+        f"{spread(ratios)}  >= 1.7"
     )
 
 

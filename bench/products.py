@@ -6,16 +6,13 @@ float64 product. All others are held against a float32 product.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from functools import partial
-from statistics import median
-from time import perf_counter
 from typing import NamedTuple
 
 import torch
 from torch.nn.functional import normalize
 
-from bench import chosen
+from bench import chosen, seconds, spread
 from clip_ood.detectors.build import build_detectors
 from clip_ood.head import head_logits
 from clip_ood.outputs import NegativeLabels, Outputs, Reference
@@ -33,12 +30,6 @@ class Sizes(NamedTuple):
 
 DOUBLE = "logits of a head"
 TINY = Sizes(64, 4, 16, 8, 200, 5, 1)
-
-
-def seconds(function: Callable[[], object]) -> float:
-    start = perf_counter()
-    function()
-    return perf_counter() - start
 
 
 def main(sizes: Sizes) -> None:
@@ -70,7 +61,7 @@ def main(sizes: Sizes) -> None:
         ratios = [seconds(work) / seconds(partial(torch.matmul, rows, columns.T)) for _ in range(1 + sizes.repeats)][1:]
         print(
             f"{name}, {len(rows)} x {len(columns)} x {rows.shape[1]}, time over a {str(rows.dtype).removeprefix('torch.')} product  "
-            f"{median(ratios):.2f} ({min(ratios):.2f}–{max(ratios):.2f})  <= 1.5"
+            f"{spread(ratios)}  <= 1.5"
         )
 
 

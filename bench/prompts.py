@@ -5,17 +5,17 @@ from __future__ import annotations
 import logging
 import tempfile
 import warnings
-from statistics import median
 from time import perf_counter
 from types import SimpleNamespace
 from typing import NamedTuple
 
 import torch
-from lightning.pytorch import Callback, Trainer
+from lightning.pytorch import Callback
 from torch import Tensor
 from torch.nn.functional import cross_entropy, normalize
 
-from bench import chosen
+from bench import chosen, spread
+from bench.trainer import quiet_trainer
 from clip_ood.backbones.backbone import Backbone
 from clip_ood.backbones.create import create_backbone
 from clip_ood.config.method_schema import CoOp as CoOpSettings
@@ -72,18 +72,8 @@ def ours(kind: type[CoOp], settings: CoOpSettings, tower: Backbone, whole: Tenso
     module.tables = {"train": SimpleNamespace(stored=stored, rows=torch.arange(len(whole)), labels=labels)}
     module.text_tower, clock = lambda: tower, Clock()
     with tempfile.TemporaryDirectory() as folder:
-        Trainer(
-            default_root_dir=folder,
-            max_epochs=1,
-            accelerator="cpu",
-            devices=1,
-            logger=False,
-            callbacks=[clock],
-            enable_checkpointing=False,
-            enable_model_summary=False,
-            enable_progress_bar=False,
-            use_distributed_sampler=False,
-        ).fit(module, train_dataloaders=Batches(module, -(-len(whole) // settings.batch_size)))
+        trainer = quiet_trainer(clock, default_root_dir=folder, max_epochs=1)
+        trainer.fit(module, train_dataloaders=Batches(module, -(-len(whole) // settings.batch_size)))
     return clock.seconds
 
 
@@ -138,7 +128,7 @@ def main(sizes: Sizes) -> None:
         ]  # the first warms up
         print(
             f"{kind.__name__} training, steps per second over a bare loop, ViT-B-16, {sizes.classes} classes, batch {sizes.batch}  "
-            f"{median(ratios):.2f} ({min(ratios):.2f}–{max(ratios):.2f})  >= 0.9"
+            f"{spread(ratios)}  >= 0.9"
         )
 
 

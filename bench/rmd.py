@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from statistics import median
 from time import perf_counter
 from typing import NamedTuple
@@ -10,7 +9,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from bench import chosen
+from bench import chosen, seconds
 from clip_ood.detectors.mahalanobis import RMD
 from clip_ood.outputs import Outputs
 
@@ -53,12 +52,6 @@ def loop(x: Tensor, labels: Tensor, scored: Tensor, classes: int, of: int) -> tu
     difference = scored - means[labels].mean(dim=0)
     scores = ((difference @ overall) * difference).sum(dim=1) - nearest
     return scores, fitted - start + (looped - fitted) * of / classes + perf_counter() - looped
-
-
-def seconds(function: Callable[[Tensor, Tensor], Tensor], *arguments: Tensor) -> float:
-    start = perf_counter()
-    function(*arguments)
-    return perf_counter() - start
 
 
 def main(sizes: Sizes) -> None:

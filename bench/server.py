@@ -25,10 +25,10 @@ import numpy as np
 import torch
 from PIL import Image
 
-from bench import chosen
-from bench.detect import SMALL, draw, judged, save
+from bench import chosen, seconds
+from bench.detect import SMALL, judged, save
 from bench.detect import Sizes as DetectorSizes
-from bench.extraction import seconds
+from bench.pictures import draw
 from clip_ood.backbones.create import create_backbone
 from clip_ood.backbones.spec import ImageSpec
 
@@ -130,7 +130,7 @@ def main(sizes: Sizes) -> None:
         draw(folder, sizes.images)
         save(run, backbone, spec, width, DetectorSizes(batch=32, bank=sizes.bank))
         images = [each.read_bytes() for each in sorted(folder.iterdir())]
-        loading = [seconds(judged, run, folder / "000.jpg", out) for _ in range(sizes.runs)]
+        loading = [seconds(judged, run, folder / "0000.jpg", out) for _ in range(sizes.runs)]
         with served(run) as port:
             asked(port, images, sizes.clients)  # warm up
             own, ours = [], []

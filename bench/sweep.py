@@ -11,9 +11,10 @@ from time import perf_counter
 from typing import NamedTuple
 
 import torch
-from lightning.pytorch import Callback, Trainer
+from lightning.pytorch import Callback
 
-from bench import chosen
+from bench import chosen, spread
+from bench.trainer import quiet_trainer
 from clip_ood.config.schema import LinearProbe as Settings
 from clip_ood.data.benchmark import Benchmark, Part
 from clip_ood.data.image_list import ImageList
@@ -59,16 +60,7 @@ def step_seconds(
     module = kind(settings, sizes.width, 0, class_names=tuple(map(str, range(sizes.classes))))
     clock = Clock()
     with tempfile.TemporaryDirectory() as folder:
-        trainer = Trainer(
-            default_root_dir=folder,
-            max_epochs=1,
-            limit_train_batches=steps,
-            accelerator="cpu",
-            devices=1,
-            callbacks=[clock],
-            **dict.fromkeys(("logger", "enable_checkpointing", "enable_progress_bar", "enable_model_summary"), False),
-            use_distributed_sampler=False,
-        )
+        trainer = quiet_trainer(clock, default_root_dir=folder, max_epochs=1, limit_train_batches=steps)
         trainer.fit(joined(module, data), datamodule=data)
     return clock.step
 
@@ -100,7 +92,7 @@ def main(sizes: Sizes) -> None:
             ratios.append(together[-1] / (HEADS * sum(alone) / len(alone)))
         print(
             f"sweep, step of {HEADS} heads over {HEADS} steps of one (scaled from {sizes.separate}), "
-            f"{sizes.images} x {sizes.width}, {sizes.classes} classes, batch {batch_size}  {median(ratios):.2f} ({min(ratios):.2f}–{max(ratios):.2f}), "
+            f"{sizes.images} x {sizes.width}, {sizes.classes} classes, batch {batch_size}  {spread(ratios)}, "
             f"{median(together):.2f} s a step  <= 0.75",
             flush=True,
         )

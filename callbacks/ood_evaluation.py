@@ -62,6 +62,7 @@ class OODEvaluation(Callback):
     val logs only val/loss and val/accuracy; `every_n_epochs` says in which epochs all loaders are validated (0: in none).
 
     A detector whose scores are not all finite, or are the same for all ID and OOD images, is left out by name with the reason.
+    `bank_labels` (N,) are the classes of the bank's images by row of their set, once detectors are fitted.
     After every evaluation, `scored` holds the scores by set in every process, and `results` the results on rank 0, after a test with
     `intervals` if they are wanted.
     """
@@ -99,7 +100,7 @@ class OODEvaluation(Callback):
         self._tested = "id" if "id" in sizes else TRAIN
         several = any(spec.chosen_as is not None for spec in read_specs(self.specs))
         self._division = ValDivision.of(sizes.get("val", 0), sizes.get("ood_val", 0), several, self.accept)
-        self._bank_labels: Tensor | None = None
+        self.bank_labels: Tensor | None = None
         self._table_metrics: TableMetrics | None = None
         self._images: dict[str, ImageScores] = {}
         self._classes = ClassAccuracies(len(known.class_names or ()))
@@ -109,14 +110,14 @@ class OODEvaluation(Callback):
         if loader == BANK:
             self.suite.update(outputs if self.cross_fit is None else self.cross_fit.leaving_out(outputs))
             return
-        if self._bank_labels is None:
+        if self.bank_labels is None:
             self._fit(module.device)
         table = self._tables[loader - 1]
         name, role = table.part.name, table.part.role
         if self._table_metrics is None and role not in HELD_OUT:
             self._choose(module.device)
         outputs = self.cross_fit.leaving_out(outputs) if role == TRAIN else outputs
-        scores = self.suite.score(outputs, self._bank_labels if role in ("val", "id", TRAIN) else None)
+        scores = self.suite.score(outputs, self.bank_labels if role in ("val", "id", TRAIN) else None)
         scores = self._fitted.out_of_sample(scores) if role == TRAIN else scores
         self._range.update(scores.matrix(self._range.detectors))
         if role in HELD_OUT:
@@ -150,8 +151,8 @@ class OODEvaluation(Callback):
             self.suite.leave_out(
                 {name: why for name, why in self.cross_fit.missing.items() if name in self.suite.detectors}
             )
-        self._bank_labels = torch.full((int(self._bank.rows.max()) + 1,), -1)
-        self._bank_labels[self._bank.rows] = self._bank.labels
+        self.bank_labels = torch.full((int(self._bank.rows.max()) + 1,), -1)
+        self.bank_labels[self._bank.rows] = self._bank.labels
         self._held_out = OODMetrics(list(self.suite.detectors)).to(device)
         self._range = ScoreRange(list(self.suite.detectors)).to(device)
 
@@ -254,11 +255,6 @@ class OODEvaluation(Callback):
     def _comparable(self, name: str, scores: Scores) -> Scores:
         """Returns the scores of a set as the table compares them."""
         return self._fitted.comparable(name, scores) if self._tested == TRAIN else scores
-
-    @property
-    def bank_labels(self) -> Tensor | None:
-        """The classes of the bank's images by row of their set, once detectors are fitted."""
-        return self._bank_labels
 
     def _leave_out_useless(self, with_ood: bool) -> None:
         """Leaves out the detectors whose scores on the reported sets are not finite or, if OOD images are among them, all equal."""

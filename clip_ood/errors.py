@@ -22,6 +22,11 @@ def shortened(text: str, most: int = 60) -> str:
     return text if len(text) <= most else f"{text[:most]}… ({len(text):,} characters)"
 
 
+def brief(error: BaseException, most: int = 120) -> str:
+    """Returns the beginning of an error's message, in one line."""
+    return " ".join(str(error).split())[:most]
+
+
 def nearest(name: str, valid: Iterable[str], most: int = 3) -> str:
     """Returns " Did you mean …?" for the valid names closest to `name`, or the empty string when none is close."""
     close = difflib.get_close_matches(name, list(valid), n=most, cutoff=0.5)

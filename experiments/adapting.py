@@ -19,11 +19,11 @@ from clip_ood.detect.prediction_files import ADAPTED
 from clip_ood.detect.saved import SavedDetector
 from clip_ood.errors import ConfigError, UserError
 from clip_ood.experiments.predictions import Counts, printed, written
+from clip_ood.experiments.watching import tell
 from clip_ood.files.text_files import not_utf8
 from clip_ood.process.locks import alone
 from clip_ood.stream.build import make
 from clip_ood.stream.names import read_methods
-from clip_ood.terminal.shown import one_line, say
 
 if TYPE_CHECKING:
     from clip_ood.experiments.detect import Request
@@ -103,4 +103,4 @@ def _tell(request: Request, counts: Counts, seen: int, predictor: AdaptivePredic
         f"Memory: {request.memory} (the next call with it goes on from here)",
     ]
     for line in lines:
-        say(one_line(line), file=sys.stderr)
+        tell(line)

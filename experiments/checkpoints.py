@@ -15,7 +15,7 @@ from lightning.fabric.plugins import TorchCheckpointIO
 from pydantic import ConfigDict
 from torch import Tensor
 
-from clip_ood.errors import ConfigError, UserError
+from clip_ood.errors import ConfigError, UserError, brief
 from clip_ood.files.records import Count, Record, Text, fitting
 from clip_ood.files.shapes import HEAD, check_shapes
 from clip_ood.files.writing import LateErrors, written_whole
@@ -94,7 +94,7 @@ def check_checkpoint(path: Path) -> None:
     except pickle.UnpicklingError as error:
         raise _damaged(path, "it holds more than tensors and plain values, which is never loaded") from error
     except (zipfile.BadZipFile, ValueError, RuntimeError, EOFError) as error:
-        raise _damaged(path, " ".join(str(error).split())[:120]) from error
+        raise _damaged(path, brief(error)) from error
 
 
 def _damaged(path: Path, reason: str) -> ConfigError:

@@ -38,7 +38,6 @@ from clip_ood.metrics.intervals import interval_told
 from clip_ood.process import stalls
 from clip_ood.process.called import called
 from clip_ood.runs.going_on import next_step
-from clip_ood.terminal.shown import one_line, say
 from clip_ood.versions import versions
 
 hush()
@@ -141,7 +140,7 @@ def _caution(decisions: list[BatchDecision], paths: list[str]) -> None:
     """Says how many images must be odd at the same time before any is flagged."""
     images = sum(source.reason is None for source in sources(paths))
     for line in dict.fromkeys(filter(None, (each.caution(images) for each in decisions))):
-        say(one_line(line), file=sys.stderr)
+        tell(line)
 
 
 def _print(

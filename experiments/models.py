@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from functools import cache, partial
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -25,21 +24,23 @@ from clip_ood.detectors.build import check_any_runs, inside, patched, required
 from clip_ood.detectors.trial import try_own, try_parameters
 from clip_ood.errors import ConfigError, UserError
 from clip_ood.experiments import prompts
-from clip_ood.experiments.earlier_run import check_fits, finished_run
+from clip_ood.experiments.earlier_run import check_fits, finished_run, learnt_by
 from clip_ood.experiments.extraction import START
 from clip_ood.experiments.negatives import class_images
 from clip_ood.experiments.patches import check_patches, token_arrays
 from clip_ood.experiments.stream import check_stream, stream_fields
 from clip_ood.features.store import TextEmbeddings
 from clip_ood.features.stored_set import Features
+from clip_ood.head import StandardisedLinear
 from clip_ood.lightning_modules.coop import CoOp
 from clip_ood.lightning_modules.linear_probe import LinearProbe
+from clip_ood.lightning_modules.locoop import LoCoOp
 from clip_ood.lightning_modules.plp import PLP
 from clip_ood.lightning_modules.probe_sweep import LinearProbeSweep, PLPSweep
 from clip_ood.lightning_modules.tip_adapter import TipAdapter
-from clip_ood.lightning_modules.zero_shot import ZeroShot, check_classes
+from clip_ood.lightning_modules.zero_shot import ZeroShot
 from clip_ood.outputs import Inside
-from clip_ood.runs.run_folder import head_of, of_seed
+from clip_ood.runs.run_folder import head_of
 from clip_ood.texts.prompts import prototypes
 
 SAME = 1e-6  # 1 - the cosine of two prototypes of one text, which rounding in other batches leaves
@@ -207,7 +208,7 @@ def _prompts(
 ) -> tuple[LightningModule, EvaluationData]:
     """Makes a method that learns prompts on stored embeddings."""
     data = _stored(config, benchmark, features)
-    return joined(make(config, benchmark.called, classes), data), data
+    return joined(make(config.method.settings, config.seed, benchmark.called, **classes), data), data
 
 
 def _stored(config: Config, benchmark: Benchmark, features: dict[str, Features]) -> FeatureData:
@@ -277,11 +278,7 @@ def initial_head(
     if start == "random":
         return None
     if start != "text":
-        run = of_seed(Path(start), seed)
-        checkpoint = torch.load(head_of(run), map_location="cpu", weights_only=True)
-        check_classes(checkpoint, classes["class_names"], str(run))
-        from clip_ood.head import StandardisedLinear
-
+        run, checkpoint = learnt_by(seed, start, classes["class_names"])
         head = StandardisedLinear(width, len(classes["class_names"]))
         weights = {k.removeprefix("head."): v for k, v in checkpoint["state_dict"].items() if "head." in k}
         try:
@@ -308,8 +305,8 @@ BUILDERS: dict[type[method_schema.Settings], Callable[..., tuple[LightningModule
     method_schema.TipAdapter: _tip_adapter,
     method_schema.LinearProbe: partial(_probe, LinearProbe, LinearProbeSweep),
     method_schema.PLP: partial(_probe, PLP, PLPSweep),
-    method_schema.CoOp: partial(_prompts, prompts.coop),
-    method_schema.LoCoOp: partial(_prompts, prompts.locoop),
+    method_schema.CoOp: partial(_prompts, CoOp),
+    method_schema.LoCoOp: partial(_prompts, LoCoOp),
     method_schema.NegPrompt: partial(_prompts, prompts.neg_prompt),
     method_schema.FineTune: _fine_tuning,
 }

@@ -1,47 +1,29 @@
-"""Makes the modules that learn prompts."""
+"""Makes the module that learns negative prompts, and checks what it begins with."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
-
-import torch
 
 from clip_ood.config import method_schema
 from clip_ood.config.schema import Config
 from clip_ood.errors import ConfigError
-from clip_ood.experiments.earlier_run import check_fits, finished_run
-from clip_ood.lightning_modules.coop import CoOp
-from clip_ood.lightning_modules.locoop import LoCoOp
+from clip_ood.experiments.earlier_run import check_fits, finished_run, learnt_by
 from clip_ood.lightning_modules.neg_prompt import NegPrompt
-from clip_ood.lightning_modules.zero_shot import check_classes
-from clip_ood.runs.run_folder import head_of, of_seed
 
 POSITIVES, TEXT = "method.negprompt.positives", "text"
 
 
-def coop(config: Config, names: Sequence[Sequence[str]], classes: dict[str, Any]) -> CoOp:
-    """Makes the module of method.coop, for the names of each class."""
-    return CoOp(config.method.settings, config.seed, names, **classes)
-
-
-def locoop(config: Config, names: Sequence[Sequence[str]], classes: dict[str, Any]) -> CoOp:
-    """Makes the module of method.locoop, for the names of each class."""
-    return LoCoOp(config.method.settings, config.seed, names, **classes)
-
-
-def neg_prompt(config: Config, names: Sequence[Sequence[str]], classes: dict[str, Any]) -> NegPrompt:
+def neg_prompt(
+    settings: method_schema.NegPrompt, seed: int, names: Sequence[Sequence[str]], **classes: Any
+) -> NegPrompt:
     """Makes the module of method.negprompt, for the names of each class. Raises: UserError for positives of other classes."""
-    own = config.method.settings
-    if own.positives == TEXT:
-        return NegPrompt(own, config.seed, names, **classes)
-    run = of_seed(Path(own.positives), config.seed)
-    checkpoint = torch.load(head_of(run), map_location="cpu", weights_only=True)
-    check_classes(checkpoint, classes["class_names"], str(run))
+    if settings.positives == TEXT:
+        return NegPrompt(settings, seed, names, **classes)
+    _, checkpoint = learnt_by(seed, settings.positives, classes["class_names"])
     context = checkpoint["prompts"]["prompts.context"]  # (1 or C, M, W)
-    own = own.model_copy(update={"context": context.shape[1], "start": None})
-    module = NegPrompt(own, config.seed, names, checkpoint["state_dict"]["learnt"], **classes)
+    settings = settings.model_copy(update={"context": context.shape[1], "start": None})
+    module = NegPrompt(settings, seed, names, checkpoint["state_dict"]["learnt"], **classes)
     module.start_context = context
     return module
 

@@ -60,9 +60,9 @@ def judge_by_ray(
 
     `transform` makes pixels of a picture; `size`: images of a batch; `per_part`: batches of a part. Raises: UserError as judging in this process does.
     """
+    inputs = Batches(partial(sources, request.paths), size, per_part, parts.is_whole, request.timeout)
     with connected():
-        data = _judged(request, columns, transform, size, per_part, parts)
-        _keep(data.iter_rows(), parts)
+        _keep(_judged(request, columns, transform, inputs).iter_rows(), parts)
 
 
 @contextmanager
@@ -91,15 +91,12 @@ def _judged(
     request: Request,
     columns: list[str],
     transform: Callable[[Image.Image], Tensor],
-    size: int,
-    per_part: int,
-    parts: PredictionParts,
+    inputs: Batches,
 ) -> ray.data.Dataset:
     context = DataContext.get_current()
     context.enable_progress_bars, context.print_on_execution_start = sys.stderr.isatty(), False
     context.execution_options.preserve_order = True
     context.target_max_block_size = 1  # byte: each batch is a block, which one actor takes
-    inputs = Batches(partial(sources, request.paths), size, per_part, parts.is_whole, request.timeout)
     here = {"ray.io/node-id": ray.get_runtime_context().get_node_id()}  # where the parts lie
     rows = ray.data.read_datasource(inputs, override_num_blocks=1, num_cpus=0, label_selector=here)
     judge = {"request": request, "columns": columns, "folder": os.getcwd()}

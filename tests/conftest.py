@@ -35,6 +35,12 @@ def root(tmp_path_factory, request):
     return tiny_clip.make(tmp_path_factory.mktemp(request.module.__name__))
 
 
+@pytest.fixture(scope="module")
+def images(root):
+    """The images of an OOD set there."""
+    return sorted((root / "data/near").glob("*.png"))
+
+
 @pytest.fixture(scope="session")
 def run(tmp_path_factory):
     """A finished linear probe that can judge images, with images and an encoder of its own; tests leave it as it is."""

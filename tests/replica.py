@@ -12,7 +12,10 @@ import numpy as np
 from PIL import Image
 from scipy.io import savemat
 
+from clip_ood.config.data_schema import ImageSet
 from clip_ood.data.class_names import imagenet_wnids
+from clip_ood.data.image_list import ImageList
+from clip_ood.data.listing import list_images
 
 WNIDS = imagenet_wnids()
 CLASSES = [WNIDS[i] for i in (7, 0, 999, 134, 517, 65, 744, 836, 2, 10, 100, 250, 388, 401, 620, 871)]  # 16
@@ -124,3 +127,8 @@ def shards(folder: Path, labels: list[int] | None, a_shard: int = 4) -> Path:
                     info.size = len(content)
                     tar.addfile(info, io.BytesIO(content))
     return folder
+
+
+def listed(root: Path, labelled: bool = True, **spec) -> ImageList:
+    """An image set as a config describes it."""
+    return list_images("x", ImageSet(**spec), root, labelled, 0)

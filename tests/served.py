@@ -17,6 +17,7 @@ from typing import Any
 
 import forked
 import httpx
+from odd_pictures import chunk
 from prometheus_client.parser import text_string_to_metric_families
 
 TOKEN = "a secret"
@@ -111,9 +112,5 @@ def reason(response: httpx.Response) -> str:
 
 def png(width: int, height: int) -> bytes:
     """A PNG file that says that it has so many pixels, and holds none."""
-
-    def chunk(kind: bytes, content: bytes) -> bytes:
-        return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
-
     head = chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0))
     return b"\x89PNG\r\n\x1a\n" + head + chunk(b"IDAT", zlib.compress(b"\0" * 1000)) + chunk(b"IEND", b"")

@@ -10,9 +10,7 @@ from functools import partial
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
-from clip_ood.config.schema import ImageSet
 from clip_ood.data import bucket_tree
-from clip_ood.data.listing import list_images
 from clip_ood.files.remote import fetched, file_systems, listing, patience
 from clip_ood.files.remote.fetched import local
 
@@ -159,10 +157,6 @@ def fetched_in_a_worker(address):
 
 def read_in_a_worker(place):
     return place.read()
-
-
-def listed(root, labelled: bool = True, **spec):
-    return list_images("x", ImageSet(**spec), root, labelled, 0)
 
 
 def contents(images) -> list[bytes]:

@@ -29,11 +29,6 @@ WORDS = ["sea star", "iron gate", "paper boat", "old nail", "blue ring", "wet st
 NAMES = ("adaneg", "oodd", "clipscope")
 
 
-@pytest.fixture(scope="module")
-def root(tmp_path_factory):
-    return tiny_clip.make(tmp_path_factory.mktemp("adapt"))
-
-
 def with_words(root, name, words):
     (root / f"{name}.txt").write_text("\n".join(words))
     keys = {"negative_words": f"{root}/{name}.txt", "negative_choice": "given"}

@@ -10,7 +10,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import replica
-from storage_servers import ANIMALS, contents, listed
+from replica import listed
+from storage_servers import ANIMALS, contents
 
 from clip_ood.config.detect_checks import check_path
 from clip_ood.config.loading import dump, load_config

@@ -16,14 +16,13 @@ import numpy as np
 import pytest
 import replica
 import tiny_clip
+from replica import listed
 
 import eval as evaluation
 from clip_ood.config.checks import check_folders
 from clip_ood.config.loading import load_config
-from clip_ood.config.schema import ImageSet
 from clip_ood.data import unpacked
 from clip_ood.data.inputs import sources
-from clip_ood.data.listing import list_images
 from clip_ood.data.readers import on_disk
 from clip_ood.errors import ConfigError
 from clip_ood.files.pictures import UnreadableImage
@@ -66,10 +65,6 @@ def animals(folder: Path) -> Path:
         replica.put(folder / name, number)
     (folder / "cat" / "notes.txt").write_text("of cats")
     return folder
-
-
-def listed(root: Path, labelled: bool = True, **spec):
-    return list_images("x", ImageSet(**spec), root, labelled, 0)
 
 
 @pytest.mark.parametrize("kind", PACKED)

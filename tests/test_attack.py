@@ -55,10 +55,6 @@ def pixels(folder):
     return torch.from_numpy(np.stack(images)).permute(0, 3, 1, 2) / 255
 
 
-def told(run):
-    return json.loads((run / "results.json").read_text())
-
-
 @pytest.fixture(scope="module")
 def whole(root):
     other = root / "other.yaml"
@@ -98,7 +94,7 @@ def test_images_are_saved_as_the_encoder_sees_them(root, whole):
 
 
 def test_rows_are_those_of_the_scores(whole):
-    rows = {(row["condition"], row["detector"]): row for row in told(whole)["rows"]}
+    rows = {(row["condition"], row["detector"]): row for row in tiny_clip.results(whole)["rows"]}
     conditions = {"", "targets out of the gallery", "scored by other", "through jpeg", "through gaussian_blur"}
     assert {condition for condition, _ in rows} == conditions | {"not rounded to 8 bits"}
     exact, rounded = ([row for (c, _), row in rows.items() if c == each] for each in ("not rounded to 8 bits", ""))
@@ -161,7 +157,7 @@ def test_curves_pictures_and_tags(whole):
     assert all(Image.open(whole / f"{name}.png").width > 600 for name in ("gallery", "curves"))
     events = EventAccumulator(str(whole)).Reload()
     assert {"attack/gallery", "attack/curves"} <= set(events.Tags()["images"])
-    plain = next(row for row in told(whole)["rows"] if (row["condition"], row["detector"]) == ("", "knn"))
+    plain = next(row for row in tiny_clip.results(whole)["rows"] if (row["condition"], row["detector"]) == ("", "knn"))
     points = {point.step: point.value for point in events.Scalars("attack/plain/knn/auroc")}
     assert points == pytest.approx({0: plain["auroc_before"], 30: plain["auroc_after"]})
 
@@ -173,7 +169,7 @@ def test_the_logger_of_its_experiment_is_that_of_an_attack(root, logger):
     assert (run / "metrics.csv").exists() == (logger == "csv")
     if logger == "csv":
         lines = list(csv.DictReader((run / "metrics.csv").read_text().splitlines()))
-        plain = {row["detector"]: row for row in told(run)["rows"] if row["condition"] == ""}
+        plain = {row["detector"]: row for row in tiny_clip.results(run)["rows"] if row["condition"] == ""}
         assert [float(line["attack/plain/knn/auroc"]) for line in lines] == [
             plain["knn"]["auroc_before"],
             plain["knn"]["auroc_after"],
@@ -264,7 +260,7 @@ def test_the_images_are_a_set_for_later_runs(root, monkeypatch):
         ]
     )
     rows = {(r["detector"], r["ood"]): r for r in tiny_clip.results(root / "runs" / "later")["rows"]}
-    plain = {row["detector"]: row for row in told(run)["rows"] if row["condition"] == ""}
+    plain = {row["detector"]: row for row in tiny_clip.results(run)["rows"] if row["condition"] == ""}
     for detector, row in plain.items():
         for name in sets:
             assert rows[detector, name]["auroc"] == pytest.approx(row["auroc_after"])
@@ -279,7 +275,7 @@ def test_pgd_raises_a_score_within_its_budget(root):
     scores = pq.read_table(run / "scored" / "scores.parquet").to_pylist()
     msp = {name: np.array([row["msp"] for row in scores if row["set"] == name]) for name in ("before", "after")}
     assert (msp["after"] > msp["before"]).all()
-    means = told(run)["means"]
+    means = tiny_clip.results(run)["means"]
     assert [means[name] for name in ("before", "after")] == pytest.approx(
         [msp[name].mean() for name in ("before", "after")], rel=1e-4
     )
@@ -288,15 +284,15 @@ def test_pgd_raises_a_score_within_its_budget(root):
 def test_more_pairs_than_training_images_leave_no_bank_without_targets(root):
     few = {"data.splits.test": 0.9}  # of 46 images: 5 to train on, fewer than the 6 pairs
     run = conducted(root, "few", method={"zero_shot": {}}, changes=few, steps=2)
-    assert told(run)["not_targeted"] == 0 and not (run / "out_of_gallery").exists()
-    assert {row["condition"] for row in told(run)["rows"]} == {"", "not rounded to 8 bits"}
+    assert tiny_clip.results(run)["not_targeted"] == 0 and not (run / "out_of_gallery").exists()
+    assert {row["condition"] for row in tiny_clip.results(run)["rows"]} == {"", "not rounded to 8 bits"}
     assert "Every readable ID training image is a target" in (run / "attack.md").read_text()
 
 
 @pytest.mark.parametrize("target", ["nearest", "text"])
 def test_other_targets(root, target):
     run = conducted(root, target, target=target, method={"zero_shot": {}})
-    means = told(run)["means"]
+    means = tiny_clip.results(run)["means"]
     assert means["after"] > means["before"]
     with (run / "pairs.csv").open() as file:
         aims = {row["target"] for row in csv.DictReader(file)}

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import pytest
 import tiny_clip
 import torch
 
@@ -14,11 +13,6 @@ from clip_ood.experiments.benchmarks import load_benchmark
 from clip_ood.experiments.extraction import START, load_features
 
 FEW = {"epochs": 4, "warmup_epochs": 1, "batch_size": 8}
-
-
-@pytest.fixture(scope="module")
-def root(tmp_path_factory):
-    return tiny_clip.make(tmp_path_factory.mktemp("before_tuning"))
 
 
 def encoded(root, monkeypatch, **settings):

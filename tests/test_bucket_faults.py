@@ -9,7 +9,8 @@ from threading import Event
 
 import pytest
 import replica
-from storage_servers import BUCKET, listed
+from replica import listed
+from storage_servers import BUCKET
 
 from clip_ood.config.checks import check_folders
 from clip_ood.config.detect_checks import check_path

@@ -11,7 +11,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import replica
-from storage_servers import ANIMALS, BUCKET, contents, fetched_in_a_worker, listed, read_in_a_worker
+from replica import listed
+from storage_servers import ANIMALS, BUCKET, contents, fetched_in_a_worker, read_in_a_worker
 
 from clip_ood.config.checks import check_folders
 from clip_ood.config.loading import load_config

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 import yaml
+from config_values import BASE, given
 from pydantic import BaseModel
 
 import train
@@ -22,12 +23,6 @@ from clip_ood.runs.run_folder import choose_folder
 
 HERE = CONFIGS
 SHIPPED = sorted(HERE.glob("*.yaml"))
-BASE = {
-    "name": "x",
-    "data": {"id": "photos"},
-    "backbone": {"library": "timm", "model": "test_vit"},
-    "method": {"zero_shot": {}},
-}
 
 
 @pytest.fixture(autouse=True)
@@ -43,10 +38,6 @@ def demo_encoder(tmp_path_factory, monkeypatch):
 
 def by_name(path):
     return path.name
-
-
-def with_arguments(*arguments, base=BASE):
-    return validate(override(base, list(arguments)))
 
 
 # Shipped files
@@ -76,7 +67,7 @@ def test_the_header_says_purpose_command_expectation_and_hardware(path):
 def test_a_block_says_what_it_is_and_is_used(path):
     assert re.match(r"# \S.*\.", path.read_text())
     key = {"benchmarks": "data", "backbones": "backbone", "trainer": "trainer"}[path.parent.name]
-    config = with_arguments(f"--{key}={path.parent.name}/{path.name}")
+    config = given(f"--{key}={path.parent.name}/{path.name}")
     assert getattr(config, key) != getattr(validate(BASE), key)
 
 
@@ -108,7 +99,7 @@ def test_a_block_says_what_it_is_and_is_used(path):
     ],
 )
 def test_an_override_sets_one_key(arguments, path, value):
-    found = with_arguments(*arguments)
+    found = given(*arguments)
     for key in path.split("."):
         found = found[key] if isinstance(found, dict) else getattr(found, key)
     assert found == value
@@ -133,7 +124,7 @@ def test_an_override_leaves_its_neighbours(tmp_path):
 )
 def test_a_key_is_added_to_a_bare_path(key, meant):
     base = BASE | {"data": {"id": "photos", "ood": {"cars": "cars"}}}
-    assert with_arguments(f"--data.{key}", base=base) == validate(base | {"data": base["data"] | meant})
+    assert given(f"--data.{key}", base=base) == validate(base | {"data": base["data"] | meant})
 
 
 def test_blocks_are_found_beside_the_config_and_dotted_keys_change_them(tmp_path):
@@ -221,12 +212,12 @@ def test_what_is_no_override_is_named(arguments, message):
 )
 def test_a_mistake_is_named_with_what_was_meant(argument, message):
     with pytest.raises(UserError, match=message):
-        with_arguments(argument)
+        given(argument)
 
 
 def test_all_mistakes_are_named_at_once():
     with pytest.raises(ConfigError) as error:
-        with_arguments("--sead=1", "--data.rot=x", "--evaluation.resamples=-1")
+        given("--sead=1", "--data.rot=x", "--evaluation.resamples=-1")
     lines = str(error.value).splitlines()
     assert len(lines) == 3 and all(any(key in line for line in lines) for key in ("sead", "data.rot", "resamples"))
 

@@ -12,6 +12,7 @@ import pyarrow.parquet as pq
 import pytest
 import tiny_clip
 import torch
+from interrupted import train_until
 from lightning.pytorch import Trainer
 from tiny_clip import PROJECT
 from torch.nn.functional import cross_entropy, normalize
@@ -39,11 +40,6 @@ TOWERS = {  # how a text is padded, masked and pooled
     "bidirectional": {"custom_text": True, "text_cfg": {"no_causal_mask": True, "pool_type": "last"}},
     "coca": {"custom_text": True, "text_cfg": {"embed_cls": True}},
 }
-
-
-@pytest.fixture(scope="module")
-def root(tmp_path_factory):
-    return tiny_clip.make(tmp_path_factory.mktemp("coop"))
 
 
 @pytest.fixture(scope="module", params=TOWERS)
@@ -277,17 +273,7 @@ def test_a_run_with_val_logs_it_and_judges_images_by_the_learnt_texts(root, caps
 
 def test_a_resumed_run_ends_as_an_uninterrupted_one(root, run):
     config = tiny_clip.config(root, "resumed", COOP)
-
-    original = CoOp.on_train_epoch_start
-
-    def stop(self):
-        if self.current_epoch == 2:
-            raise KeyboardInterrupt
-        original(self)
-
-    with pytest.MonkeyPatch.context() as patch, pytest.raises((KeyboardInterrupt, SystemExit)):
-        patch.setattr(CoOp, "on_train_epoch_start", stop)
-        train.main(["--config", config])
+    train_until(2, CoOp, config)
     assert tiny_clip.checkpoint(root / "runs" / "resumed")["global_step"] == 2 * 4
     train.main(["--config", config, "--resume"])
     one, two = (tiny_clip.checkpoint(each) for each in (run, root / "runs" / "resumed"))

@@ -5,7 +5,6 @@ Image sets don't divide by two: 67 ID images (an odd share for each part), OOD s
 
 from __future__ import annotations
 
-import json
 import os
 import signal
 import subprocess
@@ -20,6 +19,7 @@ import pytest
 import torch
 from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from tiny_clip import checkpoint, results
 
 import eval as evaluation
 import train
@@ -120,10 +120,6 @@ def entries(store):
     return found
 
 
-def results(run):
-    return json.loads((run / "results.json").read_text())
-
-
 def assert_same_table(run, other):
     first, second = results(run), results(other)
     assert [first[key] for key in REST] == [second[key] for key in REST]
@@ -141,10 +137,6 @@ def assert_same_scores(run, other):
     assert one.select(known).equals(two.select(known))
     for detector in one.column_names[6:]:
         np.testing.assert_allclose(two[detector], one[detector], rtol=1e-5, atol=1e-5, err_msg=detector)
-
-
-def head(run):
-    return torch.load(run / "checkpoints" / "last.ckpt", weights_only=True)
 
 
 def last(run, tag):
@@ -167,7 +159,7 @@ def test_scores_and_tables_do_not_depend_on_processes(run, alone, together):
 
 
 def test_a_head_does_not_depend_on_processes(alone, together):
-    one, two = head(alone["probe"]), head(together["probe"])
+    one, two = checkpoint(alone["probe"]), checkpoint(together["probe"])
     assert one["global_step"] == two["global_step"] == 60 * 4
     for name, tensor in one["state_dict"].items():
         torch.testing.assert_close(two["state_dict"][name], tensor, rtol=1e-4, atol=1e-5)
@@ -182,11 +174,11 @@ def test_a_killed_run_goes_on_to_the_same_head(root, alone):
         time.sleep(0.005)
     process.send_signal(signal.SIGKILL)
     process.communicate()
-    assert 0 < head(root / "runs" / "killed")["global_step"] < 60 * 4
+    assert 0 < checkpoint(root / "runs" / "killed")["global_step"] < 60 * 4
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(store, "PART", 16)
         train.main(["--config", name, "--resume"])
-    one, resumed = head(alone["probe"]), head(root / "runs" / "killed")
+    one, resumed = checkpoint(alone["probe"]), checkpoint(root / "runs" / "killed")
     for key, tensor in one["state_dict"].items():
         torch.testing.assert_close(resumed["state_dict"][key], tensor)
     assert_same_table(alone["probe"], root / "runs" / "killed")

@@ -9,13 +9,13 @@ from typing import Annotated, Literal
 import pytest
 import yaml
 from pydantic import BaseModel, ValidationError
+from studies import load_study
 
 from clip_ood.config.explaining import explain, in_words
 from clip_ood.config.loading import dump, load_config, override, validate
 from clip_ood.config.schema import Config, Method
 from clip_ood.config.section import Place, Section
 from clip_ood.errors import ConfigError
-from clip_ood.experiments.study.here import load_study
 
 BASE = {
     "name": "x",

@@ -9,11 +9,11 @@ from dataclasses import replace
 import pytest
 import tiny_clip
 import yaml
+from studies import load_study
 
 import study
 from clip_ood.errors import ConfigError, UserError
 from clip_ood.experiments.study.expected import compared
-from clip_ood.experiments.study.here import load_study
 
 PROBE = {"linear_probe": {"epochs": 2, "batch_size": 16}}
 LINES = {"1-NN": {"detector": "knn"}, "probe": {"detector": "msp"}}
@@ -164,7 +164,7 @@ def test_no_ood_set_at_all_leaves_the_run_out(root):
 )
 def test_wrong_expectations_are_told_at_once(root, expected, told):
     with pytest.raises(ConfigError, match=told):
-        load_study(written(root, "wrong", {"near": "near"}, [expected]))
+        study.main(["--config", written(root, "wrong", {"near": "near"}, [expected])])
 
 
 def test_expected_numbers_need_a_study_that_shows_them(root):

@@ -46,11 +46,6 @@ def followed(text: str, project: Path) -> set[str]:
     return {place for place, *_ in (*written, *changed)}
 
 
-@pytest.fixture(scope="module")
-def root(tmp_path_factory):
-    return tiny_clip.make(tmp_path_factory.mktemp("extending"))
-
-
 @pytest.fixture
 def project(tmp_path):
     """A copy of the project's packages and scripts."""

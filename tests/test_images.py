@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import struct
 import zlib
 from contextlib import suppress
@@ -10,17 +9,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from odd_pictures import chunk, encoded
 from PIL import Image
 
 from clip_ood.files.pictures import UnreadableImage, read_image
 
 RED, GREEN, BLUE, WHITE = (255, 0, 0), (0, 255, 0), (0, 0, 255), (255, 255, 255)
-
-
-def encoded(image, format, **options):
-    file = io.BytesIO()
-    image.save(file, format, **options)
-    return file.getvalue()
 
 
 def pixels(path, content):
@@ -134,10 +128,6 @@ def test_an_odd_exif_entry_beside_a_rotation_hides_no_picture(tag, tmp_path):
 
 
 NOISE = Image.fromarray(np.random.default_rng(0).integers(256, size=(24, 20, 3), dtype=np.uint8))
-
-
-def chunk(kind, content):
-    return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
 
 
 def png(width, height, data):

@@ -7,7 +7,6 @@ from dataclasses import replace
 
 import open_clip
 import pytest
-import tiny_clip
 import torch
 from test_stream_methods import softmax
 from torch.nn.functional import normalize
@@ -26,11 +25,6 @@ from clip_ood.stream.inversion import invert
 CLASSES, WORDS, WIDTH, SCALE = 3, 11, 16, 8.0
 PROMPTS = templates(PROMPT_SETS["openai_80"])
 PARAMETERS = {"length": 9, "threshold": 0.72, "groups": 4}
-
-
-@pytest.fixture(scope="module")
-def root(tmp_path_factory):
-    return tiny_clip.make(tmp_path_factory.mktemp("interneg"))
 
 
 @pytest.fixture(scope="module")

@@ -24,11 +24,6 @@ PROBE = {"linear_probe": {"epochs": 2, "batch_size": 16, "lr": 0.01}}
 EVALUATION = {"figures": False, "report": True, "save_detector": False}
 
 
-@pytest.fixture(scope="module")
-def root(tmp_path_factory):
-    return tiny_clip.make(tmp_path_factory.mktemp("joint"))
-
-
 def run(root, name, method=PROBE, *options, **keys):
     settings = {"detectors": ["knn", "msp"], "evaluation": EVALUATION} | keys
     train.main(["--config", tiny_clip.config(root, name, method, **settings), *options])

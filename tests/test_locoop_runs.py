@@ -11,6 +11,7 @@ import pyarrow.parquet as pq
 import pytest
 import tiny_clip
 import torch
+from interrupted import train_until
 from safetensors import safe_open
 from tiny_clip import PROJECT
 
@@ -125,16 +126,8 @@ def test_the_regularisation_has_changed_what_is_learnt(root, run):
 
 
 def test_a_resumed_run_ends_as_an_uninterrupted_one(root, run):
-    given, original = config(root, "resumed"), LoCoOp.on_train_epoch_start
-
-    def stop(self):
-        if self.current_epoch == 2:
-            raise KeyboardInterrupt
-        original(self)
-
-    with pytest.MonkeyPatch.context() as patch, pytest.raises((KeyboardInterrupt, SystemExit)):
-        patch.setattr(LoCoOp, "on_train_epoch_start", stop)
-        train.main(["--config", given])
+    given = config(root, "resumed")
+    train_until(2, LoCoOp, given)
     train.main(["--config", given, "--resume"])
     one, other = (tiny_clip.checkpoint(each) for each in (run, root / "runs" / "resumed"))
     assert torch.equal(one["prompts"]["prompts.context"], other["prompts"]["prompts.context"])

@@ -51,11 +51,6 @@ def test_the_score_is_the_largest_positive_share_of_a_softmax_over_all_prompts(t
 
 
 @pytest.fixture(scope="module")
-def root(tmp_path_factory):
-    return tiny_clip.make(tmp_path_factory.mktemp("neg"))
-
-
-@pytest.fixture(scope="module")
 def coop(root):
     train.main(["--config", tiny_clip.config(root, "coop", COOP)])
     return root / "runs" / "coop"

@@ -14,6 +14,7 @@ import pyarrow.parquet as pq
 import pytest
 import replica
 import tiny_clip
+from replica import listed
 
 import eval as evaluation
 from clip_ood.config.checks import check_folders
@@ -60,10 +61,6 @@ def hugging_face(path: Path, count: int = 8, **columns) -> Path:
         metadata=features(image="image", label="label"),
         **columns,
     )
-
-
-def listed(root: Path, labelled: bool = True, **spec):
-    return list_images("x", ImageSet(**spec), root, labelled, 0)
 
 
 def test_images_labels_and_classes_are_those_of_hugging_face(tmp_path):

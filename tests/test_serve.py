@@ -21,11 +21,6 @@ def run(root):
 
 
 @pytest.fixture(scope="module")
-def images(root):
-    return sorted((root / "data/near").glob("*.png"))
-
-
-@pytest.fixture(scope="module")
 def server(run, tmp_path_factory):
     file = tmp_path_factory.mktemp("watch") / "stream.safetensors"
     with Served(run, *OPTIONS, "--detector=all", "--watch", file, token=TOKEN) as server:

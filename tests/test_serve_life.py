@@ -36,11 +36,6 @@ def run(root):
     return judged_run.make(root, "living", "zero_shot", detectors=["mcm", "knn"])
 
 
-@pytest.fixture(scope="module")
-def images(root):
-    return sorted((root / "data/near").glob("*.png"))
-
-
 # A watched stream
 
 

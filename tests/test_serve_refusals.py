@@ -22,11 +22,6 @@ def run(root):
 
 
 @pytest.fixture(scope="module")
-def images(root):
-    return sorted((root / "data/near").glob("*.png"))
-
-
-@pytest.fixture(scope="module")
 def server(run):
     with Served(run, *OPTIONS, token=TOKEN) as server:
         yield server

@@ -5,10 +5,10 @@ from __future__ import annotations
 import re
 
 import pytest
+from studies import load_study
 
 from clip_ood.config.loading import CONFIGS
 from clip_ood.errors import ConfigError
-from clip_ood.experiments.study.here import load_study
 from clip_ood.experiments.study.plan import read_study
 
 HERE = CONFIGS / "studies"

@@ -8,6 +8,7 @@ from pathlib import Path
 from resource import RUSAGE_SELF, getrusage
 
 import pytest
+from studies import load_study
 
 from clip_ood.calibration import Calibration, needed
 from clip_ood.config.loading import load_config
@@ -15,7 +16,6 @@ from clip_ood.config.shard_names import shard_paths
 from clip_ood.config.yaml_text import DEEPEST, MOST, parse
 from clip_ood.detectors.names import MOST_CANDIDATES, read_specs
 from clip_ood.errors import ConfigError
-from clip_ood.experiments.study.here import load_study
 
 TEN = "[" + ",".join(map(str, range(1, 11))) + "]"
 THOUSAND = "[" + ",".join(map(str, range(1, 1001))) + "]"

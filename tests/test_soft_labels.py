@@ -9,6 +9,7 @@ import forked
 import pytest
 import tiny_clip
 import torch
+from interrupted import train_until
 from pydantic import ValidationError
 from tiny_clip import PROJECT
 
@@ -86,16 +87,8 @@ def test_hard_labels_are_the_default_and_another_head(root, run):
 
 
 def test_a_resumed_run_ends_as_an_uninterrupted_one(root, run):
-    given, original = config(root, "resumed"), PLP.on_train_epoch_start
-
-    def stop(self):
-        if self.current_epoch == 2:
-            raise KeyboardInterrupt
-        original(self)
-
-    with pytest.MonkeyPatch.context() as patch, pytest.raises((KeyboardInterrupt, SystemExit)):
-        patch.setattr(PLP, "on_train_epoch_start", stop)
-        train.main(["--config", given])
+    given = config(root, "resumed")
+    train_until(2, PLP, given)
     train.main(["--config", given, "--resume"])
     one, other = (tiny_clip.checkpoint(each)["state_dict"] for each in (run, root / "runs" / "resumed"))
     assert torch.equal(one["head.linear.weight"], other["head.linear.weight"])

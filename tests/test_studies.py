@@ -12,6 +12,7 @@ import pytest
 import tiny_clip
 import yaml
 from PIL import Image
+from studies import load_study
 
 import clip_ood.experiments.seeds
 import study
@@ -19,7 +20,6 @@ from clip_ood.config.loading import load_config
 from clip_ood.errors import ConfigError, UserError
 from clip_ood.experiments.study import figures
 from clip_ood.experiments.study.fit import least_squares
-from clip_ood.experiments.study.here import load_study
 from clip_ood.lightning_modules.linear_probe import LinearProbe
 from clip_ood.metrics.ood import MEAN
 

@@ -7,10 +7,10 @@ from pathlib import Path
 import pytest
 import yaml
 from config_values import BASE
+from studies import load_study
 
 from clip_ood.errors import ConfigError
 from clip_ood.experiments.attack.plan import load_attack
-from clip_ood.experiments.study.here import load_study
 
 pytestmark = pytest.mark.usefixtures("demo_encoders", "unchecked_folders")
 

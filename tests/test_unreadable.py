@@ -8,6 +8,7 @@ import json
 import shutil
 
 import pytest
+from judged_run import judged
 
 import detect
 from clip_ood.files.unreadable import Tolerance, TooManyUnreadable, first_of
@@ -21,12 +22,6 @@ def folder(root, tmp_path):
         (tmp_path / "in" / f"!{number}.png").touch()
     (tmp_path / "in" / "notes.md").touch()
     return tmp_path / "in"
-
-
-def judged(*arguments) -> int:
-    with pytest.raises(SystemExit) as ended:
-        detect.main([str(each) for each in arguments])
-    return ended.value.code or 0
 
 
 @pytest.mark.parametrize(
@@ -66,7 +61,7 @@ def test_judging_stops_at_the_sixth_and_goes_on_where_more_are_allowed(
     assert len(listed) >= 6 and str(tmp_path / "out.csv.unreadable.csv") in str(raised.value)
     first = len(judgings)
     assert first < 16  # of 63 images in fours
-    assert judged(*options, "--max-unreadable", "0.2") == 0  # the list of the first call is not in its way
+    judged(*options, "--max-unreadable", "0.2")  # the list of the first call is not in its way
     assert len(judgings) < 16 + 2  # whole parts were not judged again
     assert len(out.read_text().splitlines()) == 56
     assert len((tmp_path / "out.csv.unreadable.csv").read_text().splitlines()) == 10  # the note is listed, too
@@ -77,7 +72,7 @@ def test_printing_stops_as_well_and_five_may_be_broken(run, folder, capsys):
         detect.main(["--run", str(run), str(folder), "--batch-size", "2"])
     for number in range(3):
         (folder / f"!{number}.png").unlink()
-    assert judged("--run", run, folder) == 0
+    judged("--run", run, folder)
     said = capsys.readouterr().err
     assert said.count("not judged:") == 6 and "9 images judged" in said
 
@@ -85,7 +80,7 @@ def test_printing_stops_as_well_and_five_may_be_broken(run, folder, capsys):
 def test_standard_input_is_judged_to_its_end(run, folder, monkeypatch, capsys):
     paths = "\n".join(str(each) for each in sorted(folder.iterdir()))
     monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BufferedReader(io.BytesIO(paths.encode()))))
-    assert judged("--run", run, "-", "--format", "jsonl") == 0
+    judged("--run", run, "-", "--format", "jsonl")
     said = capsys.readouterr()
     assert len([json.loads(line) for line in said.out.splitlines()]) == 9 and "9 could not be judged" in said.err
 
@@ -93,7 +88,7 @@ def test_standard_input_is_judged_to_its_end(run, folder, monkeypatch, capsys):
 def test_what_is_no_image_by_its_name_is_listed_and_never_stops(run, folder, tmp_path):
     for path in folder.glob("!*.png"):
         path.rename(path.with_suffix(".md"))
-    assert judged("--run", run, folder, "--out", tmp_path / "out.csv") == 0
+    judged("--run", run, folder, "--out", tmp_path / "out.csv")
     assert len((tmp_path / "out.csv.unreadable.csv").read_text().splitlines()) == 10
 
 

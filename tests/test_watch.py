@@ -33,11 +33,6 @@ pytestmark = pytest.mark.slow
 
 
 @pytest.fixture(scope="module")
-def root(tmp_path_factory):
-    return tiny_clip.make(tmp_path_factory.mktemp("watch"))
-
-
-@pytest.fixture(scope="module")
 def run(root):
     return judged_run.make(root, "watched", "zero_shot", detectors=["mcm", "knn"])
 
@@ -45,11 +40,6 @@ def run(root):
 @pytest.fixture(scope="module")
 def saved(run):
     return SavedDetector(run)
-
-
-@pytest.fixture(scope="module")
-def images(root):
-    return sorted((root / "data/near").glob("*.png"))
 
 
 def martingale_of(saved, scores, column="mcm", delta=0.01):

@@ -10,7 +10,6 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-import tiny_clip
 import torch
 from judged_run import judged
 from safetensors.torch import load_file
@@ -24,11 +23,6 @@ from clip_ood.experiments.commands import watch as command
 from clip_ood.report.watch_page import write_watch_page
 
 pytestmark = pytest.mark.slow
-
-
-@pytest.fixture(scope="module")
-def root(tmp_path_factory):
-    return tiny_clip.make(tmp_path_factory.mktemp("page"))
 
 
 @pytest.fixture(scope="module")

@@ -6,10 +6,10 @@ from pathlib import Path
 
 import pytest
 from config_values import given, written
+from studies import load_study
 
 from clip_ood.config.yaml_text import parse
 from clip_ood.errors import ConfigError
-from clip_ood.experiments.study.here import load_study
 
 pytestmark = pytest.mark.usefixtures("demo_encoders")
 

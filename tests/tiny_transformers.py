@@ -8,6 +8,7 @@ from pathlib import Path
 
 import torch
 import transformers
+from tiny_towers import shaken
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from transformers import PreTrainedTokenizerFast
 
@@ -66,15 +67,6 @@ KINDS = {  # model type -> configuration, what its preprocessor_config.json says
     ),
 }
 WORDS = ["<pad>", "<s>", "</s>", "<unk>", "a", "photo", "of", "cat", "dog", "fox", ".", "the", "many", "large"]
-
-
-def shaken(model: torch.nn.Module) -> torch.nn.Module:
-    """The model with no weight left at a default."""
-    generator = torch.Generator().manual_seed(3)
-    with torch.no_grad():
-        for weights in model.parameters():
-            weights.add_(0.1 * torch.randn(weights.shape, generator=generator))
-    return model.eval()
 
 
 def make(folder: Path, kind: str, **changes) -> transformers.PreTrainedModel:

@@ -102,7 +102,9 @@ class Backbone(nn.Module):
 
         Raises: TypeError for an encoder without text tower.
         """
-        raise TypeError(f"{type(self).__name__} has no text encoder")
+        if not self.has_text:
+            raise TypeError(f"{type(self).__name__} has no text encoder")
+        return unit(self.text_vectors(texts))
 
     def text_vectors(self, texts: list[str]) -> Tensor:
         """Returns the outputs of the text tower for K texts, before they are put on the unit sphere: (K, E).

@@ -95,9 +95,6 @@ class OpenClipBackbone(Backbone):
         self.model, self.has_text = nn.ModuleDict({"visual": self.model.visual}), False
         return super().train_images(gradient_checkpointing, compile)
 
-    def encode_text(self, texts: list[str]) -> Tensor:
-        return unit(self.text_vectors(texts)) if self.has_text else super().encode_text(texts)
-
     def text_vectors(self, texts: list[str]) -> Tensor:
         tokens = self._tokenize(texts)
         tower = getattr(self.model, "text", None)

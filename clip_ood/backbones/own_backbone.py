@@ -84,9 +84,6 @@ class OwnBackbone(Backbone):
             _check_shape(embeddings, len(features), f"{self.path}: of {len(features)} features, project")
         return unit(embeddings)
 
-    def encode_text(self, texts: list[str]) -> Tensor:
-        return unit(self.text_vectors(texts)) if self.has_text else super().encode_text(texts)
-
     def text_vectors(self, texts: list[str]) -> Tensor:
         if not self.has_text:
             return super().text_vectors(texts)

@@ -31,7 +31,7 @@ from clip_ood.backbones.transformers_images import restored as restored_figures
 from clip_ood.backbones.transformers_library import INDEX, LOCAL, config_file, parts_of, prepared_file
 from clip_ood.backbones.transformers_tower import Tower
 from clip_ood.backbones.weights import weights_file
-from clip_ood.errors import UserError
+from clip_ood.errors import UserError, brief
 from clip_ood.files.records import read_json
 
 SPARE = ("classifier", "head", "decoder", "lm_head", "mask_token", "embeddings.mask_token", "position_ids", "pooler")
@@ -92,9 +92,6 @@ class TransformersBackbone(Backbone):
 
     def project(self, features: Tensor) -> Tensor | None:
         return unit(self.projection(features.to(self.dtype))) if hasattr(self, "projection") else None
-
-    def encode_text(self, texts: list[str]) -> Tensor:
-        return unit(self.text_vectors(texts)) if self.has_text else super().encode_text(texts)
 
     def text_vectors(self, texts: list[str]) -> Tensor:
         return self.texts(texts) if self.has_text else super().text_vectors(texts)
@@ -192,7 +189,7 @@ def _tokenizer(spec: BackboneSpec, download: bool) -> Any:
                 f"its tokenizer needs a package that is not installed: {json.dumps(str(error))[:300]}"
             ) from error
         except Exception as error:  # readers of its several formats may raise anything for a damaged file
-            reason = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
+            reason = f"{type(error).__name__}: {brief(error, 200)}"
             raise UserError(f"the tokenizer of {name} cannot be read ({reason}): fetch its files again") from error
     if tokenizer.pad_token is None:
         raise UserError(

@@ -13,6 +13,7 @@ import pyarrow.parquet as pq
 import torch
 from torch import Tensor
 
+from clip_ood.errors import brief
 from clip_ood.features.identity import find
 from clip_ood.files.records import Unfit
 from clip_ood.files.writing import written_whole
@@ -87,7 +88,7 @@ class BankImages:
             with path.open("rb") as file:
                 table = pq.ParquetFile(file).read()
         except (pa.ArrowException, ValueError) as error:
-            raise Unfit(" ".join(str(error).split())[:120]) from error
+            raise Unfit(brief(error)) from error
         scores = [name for name in table.column_names if name.startswith(SCORE)]
         kinds = {"path": pa.string(), "content": pa.binary(16), "row": pa.int64(), "copy_of": pa.int64()}
         kinds |= dict.fromkeys(scores, pa.float32())

@@ -15,7 +15,7 @@ from torch import Tensor
 from clip_ood.backbones.fingerprint import digest
 from clip_ood.detect.saved import SavedDetector
 from clip_ood.detectors.names import Spec
-from clip_ood.errors import UserError
+from clip_ood.errors import UserError, brief
 from clip_ood.files.records import Count, Record, Text, Unfit, fitting
 from clip_ood.files.tensor_files import save_tensors
 from clip_ood.stream.adaptive import AdaptiveDetector
@@ -78,7 +78,7 @@ def read_memory(path: Path, expected: MemoryHeader, method: AdaptiveDetector) ->
     except (SafetensorError, Unfit, ValueError, KeyError, TypeError) as error:
         raise MemoryFileError(
             f"--memory: {path} is damaged, or no file that detect.py --adapt wrote ({type(error).__name__}: "
-            f"{' '.join(str(error).split())[:120]}): name another file, and the stream begins anew"
+            f"{brief(error)}): name another file, and the stream begins anew"
         ) from error
     if (found.method, found.parameters) != (expected.method, expected.parameters):
         raise MemoryFileError(

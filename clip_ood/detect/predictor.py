@@ -33,7 +33,7 @@ from clip_ood.detect.saved import SavedDetector
 from clip_ood.detectors.bank import Bank
 from clip_ood.detectors.detector import Detector, score_together
 from clip_ood.detectors.statistic import statistics_of
-from clip_ood.errors import UserError
+from clip_ood.errors import UserError, brief
 from clip_ood.features.identity import pairs
 from clip_ood.model import ReferenceHead
 from clip_ood.outputs import Outputs
@@ -109,7 +109,7 @@ class Predictor(nn.Module):
         except Exception as error:  # anybody may have written these tensors, so anything may be raised
             raise DetectorFolderError(
                 f"{saved.folder} does not fit its encoder or this version of clip-ood ({type(error).__name__}: "
-                f"{' '.join(str(error).split())[:200]})"
+                f"{brief(error, 200)})"
             ) from error
         if wrong := next((each.detector for each in predictions if isnan(each.score)), None):
             raise DetectorFolderError(f"{saved.folder}: what {wrong} learnt gives no score (NaN): do not use it")

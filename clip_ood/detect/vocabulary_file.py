@@ -8,6 +8,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
 
+from clip_ood.errors import brief
 from clip_ood.files.records import Unfit
 from clip_ood.files.writing import written_whole
 from clip_ood.texts.vocabulary import Vocabulary
@@ -33,7 +34,7 @@ def read_vocabulary(path: Path) -> Vocabulary:
         with path.open("rb") as file:
             table = pq.ParquetFile(file).read().combine_chunks()
     except (pa.ArrowException, ValueError) as error:
-        raise Unfit(" ".join(str(error).split())[:120]) from error
+        raise Unfit(brief(error)) from error
     kind = table.schema.field("embedding").type if table.column_names == ["word", "embedding"] else None
     if not isinstance(kind, pa.FixedSizeListType) or kind.value_type not in FLOATS or table["word"].type != pa.string():
         raise Unfit("it has other columns")

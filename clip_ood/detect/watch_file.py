@@ -18,7 +18,7 @@ from safetensors import SafetensorError, safe_open
 from clip_ood.backbones.fingerprint import digest
 from clip_ood.calibration import Calibration
 from clip_ood.detect.saved import SavedDetector
-from clip_ood.errors import UserError
+from clip_ood.errors import UserError, brief
 from clip_ood.files.records import Count, Record, Text, Unfit, fitting
 from clip_ood.files.tensor_files import save_tensors
 from clip_ood.process.locks import alone
@@ -152,7 +152,7 @@ def _read(path: Path, expected: WatchHeader, delta: float | None) -> tuple[Watch
         scores = _fitting(scores, found)
     except (SafetensorError, Unfit, ValueError, KeyError, TypeError) as error:
         raise WatchError(
-            f"{path} is damaged, or no file of a watched stream ({type(error).__name__}: {' '.join(str(error).split())[:120]}): {ANEW}"
+            f"{path} is damaged, or no file of a watched stream ({type(error).__name__}: {brief(error)}): {ANEW}"
         ) from error
     if found.column != expected.column:
         raise WatchError(f"{path} watches the scores of {found.column}, and not of {expected.column}: {ANEW}")

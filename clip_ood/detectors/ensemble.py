@@ -5,13 +5,12 @@ from __future__ import annotations
 from typing import ClassVar
 
 from torch import Tensor
-from torch.nn.functional import normalize
 
-from clip_ood.detectors.detector import Detector
-from clip_ood.outputs import Outputs, Reference
+from clip_ood.detectors.mcm import TextDetector
+from clip_ood.outputs import Outputs
 
 
-class Ensemble(Detector):
+class Ensemble(TextDetector):
     """Ensemble of text and head: max_c ½ (softmax(s ⟨h, t_c⟩) + softmax(z)).
 
     h: embeddings (N, E); t: text embeddings (C, E) of the reference; s: the model's own logit scale (100 for CLIP);
@@ -23,16 +22,10 @@ class Ensemble(Detector):
     requires: ClassVar[tuple[str, ...]] = ("embeddings", "logits", "text_embeddings", "logit_scale")
     least_classes: ClassVar[int] = 2
 
-    def __init__(self, reference: Reference | None = None) -> None:
-        super().__init__(reference)
-        self.register_buffer("text", normalize(self.reference.text_embeddings.float(), dim=1), persistent=False)
-
     def _score(self, rows: Outputs) -> Tensor:
         if rows.logits.shape[1] != len(self.text):
             raise self._error(
                 f"the head has {rows.logits.shape[1]} classes, the text embeddings {len(self.text)}; expected the same"
             )
-        embeddings = normalize(rows.embeddings.float(), dim=1)
-        cosines = embeddings @ self.text.to(embeddings.device).T  # (n, E) @ (E, C) -> (n, C)
-        of_text = (float(self.reference.logit_scale) * cosines.double()).softmax(dim=1)
+        of_text = (float(self.reference.logit_scale) * self._cosines(rows).double()).softmax(dim=1)
         return (of_text + rows.logits.double().softmax(dim=1)).amax(dim=1) / 2

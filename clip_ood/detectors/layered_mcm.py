@@ -14,7 +14,7 @@ from torch.nn.functional import normalize
 from clip_ood.detectors.detector import Detector
 from clip_ood.detectors.draws import hash_of
 from clip_ood.detectors.exchange import Exchange
-from clip_ood.detectors.mcm import CELLS, largest_softmax
+from clip_ood.detectors.mcm import CELLS, TextDetector, largest_softmax
 from clip_ood.detectors.statistic import Statistic
 from clip_ood.errors import UserError
 from clip_ood.outputs import Outputs, Reference
@@ -57,7 +57,7 @@ class Drawn(Statistic):
         pass  # `draw` looks at those of all processes
 
 
-class LayeredMCM(Detector):
+class LayeredMCM(TextDetector):
     """The mean over some layers ℓ of MCM's score of each: (1 / |C|) Σ_{ℓ ∈ C} max_c softmax(cos(h_ℓ, t_c) / τ).
 
     The key layer names the layers that may take part (3+6+9); the last, with the embeddings h of MCM, always does. h_ℓ = (g_ℓ, 1) A
@@ -96,7 +96,6 @@ class LayeredMCM(Detector):
         self.most, self.bins, self.tau, self.seed = most, bins, tau, seed
         self._widths: dict[str, int] = {}  # of layers
         self.scores = Drawn(self._of_layers, images, seed)
-        self.register_buffer("text", normalize(self.reference.text_embeddings.float(), dim=1), persistent=False)
         self.register_buffer("projection", self.reference.projection.float(), persistent=False)
         self._random: dict[tuple[str, int], Tensor] = {}  # by layer and width, of those that are not as wide as g
         self.register_buffer(

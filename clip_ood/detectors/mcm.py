@@ -19,7 +19,20 @@ def largest_softmax(cosines: Tensor, tau: float) -> Tensor:
     return 1 / (cosines - largest).div_(tau).exp_().sum(dim=-1).double()
 
 
-class MCM(Detector):
+class TextDetector(Detector):
+    """A detector that compares embeddings h (N, E) with the text embeddings t (C, E) of the reference."""
+
+    def __init__(self, reference: Reference | None = None) -> None:
+        super().__init__(reference)
+        self.register_buffer("text", normalize(self.reference.text_embeddings.float(), dim=1), persistent=False)
+
+    def _cosines(self, rows: Outputs) -> Tensor:
+        """Returns cos(h, t_c), (n, C) float32."""
+        embeddings = normalize(rows.embeddings.float(), dim=1)
+        return embeddings @ self.text.to(embeddings.device).T  # (n, E) @ (E, C) -> (n, C)
+
+
+class MCM(TextDetector):
     """Maximum concept matching: max_c softmax(cos(h, t_c) / τ), without the model's logit scale.
 
     h: embeddings (N, E); t: text embeddings (C, E) of the reference; τ: `tau` > 0. Computed in float32; the relative
@@ -36,12 +49,9 @@ class MCM(Detector):
         if not tau > 0:
             raise self._error(f"tau = {tau}, expected a number above 0")
         self.tau = tau
-        self.register_buffer("text", normalize(self.reference.text_embeddings.float(), dim=1), persistent=False)
 
     def at_once(self, rows: Outputs) -> int:
         return CELLS // len(self.text)
 
     def _score(self, rows: Outputs) -> Tensor:
-        embeddings = normalize(rows.embeddings.float(), dim=1)
-        cosines = embeddings @ self.text.to(embeddings.device).T  # (n, E) @ (E, C) -> (n, C)
-        return largest_softmax(cosines, self.tau)
+        return largest_softmax(self._cosines(rows), self.tau)

@@ -47,10 +47,9 @@ def _caption(comparison: Comparison, mark: str = "*") -> str:
     )
 
 
-def print_comparison(comparison: Comparison, console: Terminal | None = None) -> None:
+def print_comparison(comparison: Comparison) -> None:
     """Prints the comparison in the terminal; differences that the corrected test finds are bold and starred."""
-    runs = comparison.runs
-    console = console or Terminal()
+    runs, console = comparison.runs, Terminal()
     if not console.is_terminal:
         console.width = max(console.width, 200)
     table = Table(box=SIMPLE_HEAD, title="Comparison", caption=_caption(comparison))

@@ -13,7 +13,7 @@ from pydantic import Field, create_model, model_validator
 
 from clip_ood.config.method_schema import Method
 from clip_ood.detect.manifest import Predicts
-from clip_ood.errors import UserError
+from clip_ood.errors import UserError, brief
 from clip_ood.files.records import Count, Record, Share, Text, Unfit, fitting, read_json, read_record, undamaged
 from clip_ood.files.written_names import BYTES
 from clip_ood.metrics.curves import OF_SCORES
@@ -264,7 +264,7 @@ def read_scores(path: Path, columns: Sequence[str] | None = None) -> pa.Table:
                 odd = [BYTES] if BYTES in found.schema_arrow.names and "path" in (columns or ()) else []
                 table = found.read(None if columns is None else [*columns, *odd])
         except (pa.ArrowException, ValueError) as error:
-            raise Unfit(" ".join(str(error).split())[:120]) from error
+            raise Unfit(brief(error)) from error
         for name, kind in ABOUT.items():
             if columns is None or name in columns:
                 _check_column(table, name, kind)

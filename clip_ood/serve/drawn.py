@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from clip_ood.metrics.intervals import clopper_pearson
+from clip_ood.metrics.intervals import clopper_pearson, interval_told
 from clip_ood.review.decisions import DRAWN, Decision
 
 
@@ -40,9 +40,8 @@ def rate_told(draw: Draw, judged: int, odd: int) -> str:
     low, high = clopper_pearson(odd, n)
     rest = draw.among - n
     return (
-        f"Of {n:,} images drawn at random among the {draw.among:,} that nobody had reviewed, {odd:,} were odd: {100 * odd / n:.1f} % (95 % "
-        f"interval by Clopper and Pearson: {100 * low:.1f} to {100 * high:.1f} %). Of the {rest:,} others, that would be {low * rest:,.0f} to "
-        f"{high * rest:,.0f}."
+        f"Of {n:,} images drawn at random among the {draw.among:,} that nobody had reviewed, {odd:,} were odd: {100 * odd / n:.1f} % "
+        f"({interval_told(odd, n)}). Of the {rest:,} others, that would be {low * rest:,.0f} to {high * rest:,.0f}."
     )
 
 

@@ -49,7 +49,7 @@ class AdaNeg(AdaptiveDetector):
         super().__init__(reference)
         self._check_counts(groups=groups)
         self._check_counts(fewest=2, length=length)
-        self._check_between(0, 1, threshold=threshold, gap=gap)
+        self._check_shares(threshold=threshold, gap=gap)
         if not (beta >= 0 and weight >= 0):
             raise self._error(f"beta = {beta} and weight = {weight}, expected numbers from 0 on")
         if proxies not in PROXIES:

@@ -100,10 +100,10 @@ class AdaptiveDetector(nn.Module, ABC):
     def _score(self, embeddings: Tensor) -> Tensor:
         """Returns scores (n,) of unit-norm embeddings (n, E), and updates the memory."""
 
-    def _check_between(self, lowest: float, highest: float, **values: float) -> None:
+    def _check_shares(self, **values: float) -> None:
         for name, value in values.items():
-            if not lowest <= value <= highest:
-                raise self._error(f"{name} = {value}, expected {lowest:g} to {highest:g}")
+            if not 0 <= value <= 1:
+                raise self._error(f"{name} = {value}, expected 0 to 1")
 
     def _check_counts(self, fewest: int = 1, **values: int) -> None:
         for name, value in values.items():

@@ -13,7 +13,7 @@ from clip_ood.detectors.names import Spec
 from clip_ood.errors import UserError
 from clip_ood.outputs import NegativeLabels, Reference
 from clip_ood.stream.adaptive import AdaptiveDetector
-from clip_ood.stream.names import KEY, read_methods
+from clip_ood.stream.names import read_methods
 
 WORDS = "negative words: set data.negative_words (wordnet), with an encoder of texts and named classes"
 NEEDS = {
@@ -58,6 +58,6 @@ def check_has(spec: Spec, lacking: Collection[str], key: str | None = None) -> N
         raise UserError(f"{f'{key}: ' if key else ''}{spec.name} needs {why}; or leave it out")
 
 
-def required_by(methods: Sequence[str | Mapping[str, Any]], key: str = KEY) -> set[str]:
+def required_by(methods: Sequence[str | Mapping[str, Any]]) -> set[str]:
     """Returns the fields of a Reference that methods need. Raises as `read_methods` and `method_class` do."""
-    return {field for spec in read_methods(methods, key) for field in method_class(spec).requires}
+    return {field for spec in read_methods(methods) for field in method_class(spec).requires}

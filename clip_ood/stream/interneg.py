@@ -45,7 +45,7 @@ class InterNeg(AdaptiveDetector):
     ) -> None:
         super().__init__(reference)
         self._check_counts(length=length, groups=groups, steps=steps)
-        self._check_between(0, 1, threshold=threshold)
+        self._check_shares(threshold=threshold)
         self.length, self.threshold, self.groups, self.steps, self.seed = length, threshold, groups, steps, seed
         labels, images = reference.neglabel, reference.class_images
         seen = (images != 0).any(dim=1)

@@ -7,7 +7,7 @@ import sys
 from clip_ood.command_line import add_plan, parse
 from clip_ood.errors import ConfigError, UserError
 from clip_ood.experiments.commands.checks import check_named
-from clip_ood.experiments.study.here import of_what_is_here
+from clip_ood.experiments.study.here import check_expected, of_what_is_here
 from clip_ood.experiments.study.plan import read_study, remove_runs
 from clip_ood.process.launchers import settle
 from clip_ood.process.loading import loading
@@ -26,6 +26,7 @@ def main(argv: list[str] | None = None) -> None:
 
         say("\n---\n".join(map(dump, plan.runs.values())), end="")
         return
+    check_expected(plan)
     if plan.study.leaves_out or not arguments.plan:
         plan = of_what_is_here(plan)
     if arguments.plan:

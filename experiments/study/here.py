@@ -12,18 +12,11 @@ from clip_ood.config.schema import BackboneConfig, Config
 from clip_ood.config.sets import entry
 from clip_ood.errors import ConfigError, nearest
 from clip_ood.experiments.study.expected import point_of
-from clip_ood.experiments.study.plan import Plan, read_study
+from clip_ood.experiments.study.plan import Plan
 from clip_ood.metrics.ood import MEAN
 
 
-def load_study(name: str, arguments: list[str] | None = None) -> Plan:
-    """Reads a study as `read_study` does, and keeps what is here (see `of_what_is_here`)."""
-    plan = read_study(name, arguments)
-    _check_expected(plan)
-    return of_what_is_here(plan)
-
-
-def _check_expected(plan: Plan) -> None:
+def check_expected(plan: Plan) -> None:
     """Raises ConfigError for an expected number at a place, or of a set, that the study does not have: it could never be missed."""
     for number, each in enumerate(plan.study.expected):
         point = point_of(each, plan)
