@@ -179,6 +179,9 @@ def test_labels_are_numbers_or_texts_one_a_row(tmp_path):
     np.savez(tmp_path / "d.npz", features=values, label=np.array(["a", None, "b", "b"], object))
     with pytest.raises(ConfigError, match="its array label holds Python objects"):
         listed(tmp_path, file="d.npz")
+    np.savez(tmp_path / "e.npz", features=values, label=np.array(["a", -1, "b", "b"]))  # which are texts, all of them
+    with pytest.raises(ConfigError, match="it has the label '-1' as a text, which is no class"):
+        listed(tmp_path, file="e.npz")
 
 
 @pytest.mark.parametrize(
