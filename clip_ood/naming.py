@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections import Counter
 from collections.abc import Iterable, Sequence
@@ -40,6 +41,17 @@ def matches(keys: Sequence[str], names: Sequence[str]) -> dict[str, str]:
     by_text = {one_text(name): name for name in names if texts[one_text(name)] == 1}
     by_text |= {name: name for name in names}
     return {key: found for key in keys if (found := by_text.get(key, by_text.get(one_text(key)))) is not None}
+
+
+def forms(name: str) -> tuple[str, ...]:
+    """Returns a name as it is written and in both of Unicode's forms: Macs write é as two characters, other systems as one."""
+    return (name,) if name.isascii() else (name, normalize("NFC", name), normalize("NFD", name))
+
+
+def as_there(path: str) -> str:
+    """Returns a path in the Unicode form that its file has, or as it is written if there is no file."""
+    written = forms(path)
+    return path if len(written) == 1 else next(filter(os.path.lexists, written), path)
 
 
 def text_fault(text: str | Path) -> str | None:

@@ -5,12 +5,15 @@ from __future__ import annotations
 from pathlib import Path
 
 from clip_ood.config.checks import image_sets
+from clip_ood.config.given import GIVEN
 from clip_ood.config.schema import Config
 from clip_ood.config.set_keys import called
 from clip_ood.data.image_list import ImageList
 from clip_ood.data.listing import list_images
+from clip_ood.errors import UserError
 from clip_ood.experiments.resume import begun_with
 from clip_ood.review.decisions_file import FILE, read_decisions
+from clip_ood.runs.run_folder import SUSPECTS
 from clip_ood.serve.application import create_app
 from clip_ood.serve.listening import access_at, listen, serve
 from clip_ood.serve.review_pages import review_routes
@@ -34,9 +37,13 @@ def review(run: Path, decisions: Path | None, host: str, port: int | None, by: s
     """Serves the review of a run until it is ended.
 
     Decisions go to the file that is named, or else to data.decisions of the run's config, or else to decisions.csv in the run.
-    Raises: UserError for images, files or addresses that cannot be had.
+    Raises: UserError for images, files or addresses that cannot be had, and for a run whose features were given.
     """
     config = begun_with(run)
+    if config.backbone.library == GIVEN:
+        raise UserError(
+            f"{run} was given its features, and no pictures to show: {run / SUSPECTS} ranks their rows, most suspect first"
+        )
     file = decisions or config.data.decisions or run / FILE
     if file.exists():
         read_decisions(file)

@@ -37,6 +37,7 @@ from clip_ood.terminal.shown import say
 
 def conduct(config: Config, folder: Path, source: Path | None = None) -> None:
     """Does what `experiment` does, and prints the table."""
+    is_given = config.backbone.library == GIVEN
     if results := experiment(config, folder, source):
         print_table(results)
         say(f"Results: {folder}")
@@ -45,7 +46,7 @@ def conduct(config: Config, folder: Path, source: Path | None = None) -> None:
         ):
             say(line)
         if ranked := results.get("suspects"):
-            say(suspects_told(folder, ranked))
+            say(suspects_told(folder, ranked, is_given))
             if caution := ranks_caution(ranked["images"]):
                 say(caution)
             if ranked["labels"]:
@@ -56,7 +57,6 @@ def conduct(config: Config, folder: Path, source: Path | None = None) -> None:
                 say(caution)
         if (folder / REPORT).is_file():
             say(f"Report: {folder / REPORT}")
-        is_given = config.backbone.library == GIVEN
         say(after_run(folder, config.seeds, _judges(config, results), bool(results["rows"]), is_given))
 
 

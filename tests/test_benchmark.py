@@ -363,10 +363,12 @@ def test_a_label_far_beyond_the_others_is_named_without_counting_to_it(tmp_path)
     fill(tmp_path, id__a=2)
     for name in ("train", "test"):
         (tmp_path / f"{name}.txt").write_text(f"id/a/0.png 0\nid/a/1.png {2**32 - 1}\n")
-    with pytest.raises(
-        ConfigError, match=rf"no image has label 1, and labels count 0 … {2**32 - 1}: number the classes"
-    ):
-        benchmark(tmp_path, {"id": {"train": {"list": "train.txt"}, "test": {"list": "test.txt"}}})
+    told = {False: rf"no image has label 1, and labels count 0 … {2**32 - 1}: number the classes"}
+    told[True] = rf"id\.train: it has the label {2**32 - 1}, and labels lie below 1,000,000"
+    for partial, message in told.items():
+        id_sets = {"train": {"list": "train.txt"}, "test": {"list": "test.txt"}}
+        with pytest.raises(ConfigError, match=message):
+            benchmark(tmp_path, {"id": id_sets, "allow_partial": partial})
 
 
 def test_a_label_beyond_the_class_names_is_named(tmp_path):

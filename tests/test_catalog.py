@@ -129,6 +129,18 @@ def table(root, capsys, monkeypatch, columns=200):
     return capsys.readouterr().out
 
 
+@pytest.mark.parametrize("command", [[], ["get", "NINCO"]])
+def test_a_root_that_is_no_folder_or_that_nothing_can_be_written_to_is_told(command, tmp_path, capsys):
+    (file := tmp_path / "file").touch()
+    for root in (file, "s3://photos/sets"):
+        with pytest.raises(ConfigError, match=f"--root: {root} is no folder of this machine"):
+            main([*command, "--root", str(root)])
+    if command:
+        with pytest.raises(OSError, match="so no file can be written there: '/proc'"):
+            main([*command, "--root", "/proc/x"])
+    assert not capsys.readouterr().out
+
+
 def test_the_table_says_what_is_there_and_how_to_get_the_rest(tmp_path, capsys, monkeypatch):
     for index in range(3):
         put(tmp_path / "NINCO" / "NINCO_OOD_classes" / "cup" / f"{index}.jpg")

@@ -289,6 +289,8 @@ def test_what_cannot_be_paired_says_why(root, runs, seeded):
     refused("zero_shot has no detector 'msp'", f"{runs[1]}:msp", f"{single}:msp")
     refused("name a detector for each run .* or for none", f"{single}:knn", runs[1])
     refused("needs two runs or more", single)
+    refused("zero_shot is named twice", single, runs[1], single.parent / ".." / "runs" / single.name)
+    refused("probe:knn is named twice", *[f"{runs[1]}:knn"] * 2)
     data = {"root": f"{root}/data", "id": "id", "ood": {"near": "near", "far": "far"}, "splits": {"test": 0.4}}
     others = zero_shot(root, "others", "--seeds", "2", "3", data=data)
     rows, lone = (tiny_clip.results(run)["rows"] for run in (others, several))

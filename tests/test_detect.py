@@ -97,6 +97,8 @@ def test_statuses_say_what_was_found(root, run, tmp_path):
         ([], "Judge what"),
         (["nowhere/"], "no file or folder nowhere/"),
         (["{near}", ""], "A path is empty"),
+        (["{near}", "-", "{near}/../near/"], "near is named twice, and its images would count twice"),
+        (["-", "-"], "- is named twice"),
         (["{there}"], "is a table, and paths are read from text files"),
         (["{near}", "--accept", "1.5"], "--accept: 1.5 must lie between 0 and 1"),
         (["{near}", "--accept", "0.99"], "takes 99 ID images"),

@@ -22,7 +22,10 @@ from clip_ood.detectors.msp import MSP
 from clip_ood.detectors.names import NAMED
 from clip_ood.detectors.statistic import share
 from clip_ood.detectors.trial import try_parameters
+from clip_ood.detectors.vim import PCA
 from clip_ood.outputs import Outputs, Reference
+
+WIDER = Outputs(features=torch.cat([TRAIN.features] * 2, dim=1))
 
 # Scores without state
 
@@ -233,6 +236,9 @@ def test_score_before_fit_is_an_error(name):
         (lambda: MSP().score(replace(TEST, logits=None)), r"msp: needs logits"),
         (lambda: RMD().update(replace(TRAIN, labels=None)), r"rmd: needs labels"),
         (lambda: RMD().update(replace(TRAIN, labels=TRAIN.labels[1:])), r"rmd: labels has 119 rows, expected 120"),
+        (lambda: PCA().update(replace(TRAIN, labels=TRAIN.labels[1:])), r"pca: labels has 119 rows, expected 120"),
+        (lambda: fitted(PCA()).score(WIDER), r"pca: features has rows of 24 numbers, and it has taken in rows of 12"),
+        (lambda: fitted(KNN()).update(WIDER), r"knn: features has rows of 24 numbers, and it has taken in rows of 12"),
         (lambda: MSP().score(part(TEST, 0)), r"msp: logits is \(5,\) of float32, expected \(N, D\) of floats"),
         (lambda: KNN().update(Outputs(TRAIN.features[:, :, None])), r"knn: features is \(120, 12, 1\) of float32, exp"),
         (

@@ -21,7 +21,7 @@ from clip_ood import load
 from clip_ood.config.schema import ImageSet
 from clip_ood.data.listing import list_images
 from clip_ood.errors import ConfigError, UserError
-from clip_ood.experiments.commands import features, serve
+from clip_ood.experiments.commands import features, review, serve
 from clip_ood.experiments.serving import Asked, Serving
 
 pytestmark = pytest.mark.slow
@@ -110,10 +110,13 @@ def test_a_probe_learns_from_given_features_and_its_folder_judges_arrays(arrays,
     assert sum(each.copy_of is not None for each in copy) > 20
 
 
-def test_a_report_and_cross_fitting_take_them(arrays):
+def test_a_report_and_cross_fitting_take_them_and_a_review_has_nothing_to_show(arrays, capsys):
     keys = {"evaluation": {"cross_fit": 3, "report": True, "figures": False}}
     evaluation.main(["--config", config(arrays, "crossed", **keys), "--data.splits={val: 0, test: 0}"])
     assert (arrays / "runs/crossed/report.html").is_file() and (arrays / "runs/crossed/suspects.csv").is_file()
+    assert "review" not in capsys.readouterr().out
+    with pytest.raises(UserError, match="given its features, and no pictures to show"):
+        review.main(["--run", str(arrays / "runs/crossed")])
 
 
 def test_equal_rows_of_two_sets_are_told(arrays, capsys):
@@ -176,6 +179,9 @@ def test_labels_are_numbers_or_texts_one_a_row(tmp_path):
     np.savez(tmp_path / "d.npz", features=values, label=np.array(["a", None, "b", "b"], object))
     with pytest.raises(ConfigError, match="its array label holds Python objects"):
         listed(tmp_path, file="d.npz")
+    np.savez(tmp_path / "e.npz", features=values, label=np.array(["a", -1, "b", "b"]))  # which are texts, all of them
+    with pytest.raises(ConfigError, match="it has the label '-1' as a text, which is no class"):
+        listed(tmp_path, file="e.npz")
 
 
 @pytest.mark.parametrize(

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import struct
+import subprocess
+import sys
 import zlib
 from contextlib import suppress
 from pathlib import Path
@@ -11,6 +14,7 @@ import numpy as np
 import pytest
 from odd_pictures import chunk, encoded
 from PIL import Image
+from tiny_clip import PROJECT
 
 from clip_ood.files.pictures import UnreadableImage, read_image
 
@@ -117,6 +121,17 @@ def test_a_damaged_exif_block_hides_no_picture(exif, format, tmp_path):
     image = Image.fromarray(np.tile(CORNERS, (8, 8)))
     whole = pixels(tmp_path / "whole", encoded(image, format, lossless=True))
     np.testing.assert_array_equal(pixels(tmp_path / "odd", encoded(image, format, exif=exif, lossless=True)), whole)
+
+
+@pytest.mark.parametrize(("asked", "warned"), [("", False), ("warnings.simplefilter('always'); ", True)])
+def test_notes_beside_a_picture_reach_no_terminal_unless_the_program_asks(asked, warned, tmp_path):
+    exif = b"Exif\0\0MM\0*\0\0\0\x08\0\x09"
+    (tmp_path / "a.jpg").write_bytes(encoded(Image.new("RGB", (8, 8)), "JPEG", exif=exif))
+    program = f"import pathlib, warnings; {asked}from clip_ood.files import pictures; pictures.read_image(pathlib.Path('a.jpg'))"
+    command = [sys.executable, "-c", program]
+    ended = subprocess.run(command, cwd=tmp_path, env=os.environ | {"PYTHONPATH": str(PROJECT)}, capture_output=True)
+    assert ended.returncode == 0 and (b"Corrupt EXIF data" in ended.stderr) == warned
+    assert warned or not ended.stderr
 
 
 @pytest.mark.parametrize("tag", [282, 296])  # resolution and its unit, here as text: Pillow cannot write them back

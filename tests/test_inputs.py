@@ -6,7 +6,10 @@ import io
 import os
 import tarfile
 from pathlib import Path
+from unicodedata import normalize
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
@@ -88,6 +91,15 @@ def test_files_lists_and_standard_input_are_taken_in_turn(tmp_path, monkeypatch)
     found = list(sources([str(b), str(tmp_path / "list.txt"), "-"]))
     assert [Path(each.place.path).name for each in found] == ["b.bin", "b.bin", "a.png", "a.png", "gone.png"]
     assert all(each.read()[0].size == (4, 4) for each in found[:4])
+
+
+def test_a_list_of_another_system_names_files_in_another_form_of_unicode(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    one, two = (image(Path(normalize(form, f"é {form}.png"))) for form in ("NFC", "NFD"))
+    Path("list.txt").write_text(f"{normalize('NFD', str(one))}\n{normalize('NFC', str(two))}\n{two}\nç.png\n", "utf-8")
+    assert [each.path for each in sources(["list.txt"])] == [str(one), str(two), str(two), "ç.png"]
+    pq.write_table(pa.table({"path": [normalize("NFD", str(one)), "ç.png"]}), "x.parquet")
+    assert [Path(each.place.path).name for each in sources(["x.parquet"])] == [str(one), "ç.png"]
 
 
 def test_a_shard_gives_its_members(tmp_path):

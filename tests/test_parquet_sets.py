@@ -187,6 +187,8 @@ def test_a_folder_of_files_is_one_set_and_a_split_is_named(tmp_path):
             {},
             "its column label holds double; labels are whole numbers or texts",
         ),
+        ({"image": pictures(2), "label": ["", "cat"]}, {}, "it has the label '' as a text, which is no class"),
+        ({"image": pictures(2), "label": ["cat", "-1"]}, {}, "it has the label '-1' as a text, .* -1 is none"),
         ({"image": pictures(2), "label": [-2, 1]}, {}, "it has the label -2; labels count from 0, and -1 is none"),
         (
             {"image": pictures(2), "label": [0, 3], "metadata": features(label="label")},

@@ -122,6 +122,7 @@ def test_a_new_folder_replaces_nothing_but_what_a_killed_call_left(run, photos, 
     [
         ("--gathered accepted", "images that were accepted are a truncated sample: their scores lie above"),
         ("--gathered flagged", "images that were flagged are a truncated sample: their scores lie below"),
+        ("tests tests/ --gathered all", "tests is named twice"),
         ("--gathered all --decisions no.csv", "--decisions: there is no file no.csv"),
         ("--gathered all --decisions pyproject.toml", "pyproject.toml, line 1"),
     ],

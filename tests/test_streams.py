@@ -39,8 +39,8 @@ def test_help_is_written_in_ascii(script):
 
 
 def test_a_minus_stays_a_minus(root):
-    done = shell(f"$PYTHON eval.py --compare {root}/runs/probe {root}/runs/probe", **ASCII)
-    assert done.returncode == 0 and b"probe - probe" in done.stdout, done.stderr
+    done = shell(f"$PYTHON eval.py --compare {root}/runs/probe:knn {root}/runs/probe:msp", **ASCII)
+    assert done.returncode == 0 and b"probe:msp - probe:knn" in done.stdout, done.stderr
 
 
 @pytest.mark.parametrize("environment", [ASCII, C_LOCALE])

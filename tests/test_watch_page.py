@@ -41,8 +41,11 @@ def predictions(root, run):
 
 
 @pytest.mark.parametrize("suffix", ["csv", "jsonl", "parquet"])
-def test_the_scores_are_those_that_were_watched(predictions, suffix):
-    found = predicted_scores(predictions / f"p.{suffix}", "mcm")
+def test_the_scores_are_those_that_were_watched(predictions, run, suffix):
+    saved = SavedDetector(run)
+    found = predicted_scores(
+        predictions / f"p.{suffix}", "mcm", saved.calibration("mcm"), saved.manifest["class_names"]
+    )
     assert np.array_equal(found, load_file(predictions / f"{suffix}.safetensors")["scores"])
     assert 9 < len(found) < 55
 
@@ -99,6 +102,19 @@ def test_files_that_are_no_predictions_are_refused_by_name(predictions, run, tmp
     assert "has no column 'detector'" in told("few.parquet")
 
 
+def test_predictions_of_another_run_are_refused_and_those_by_classes_taken(root, predictions, run, tmp_path):
+    judged("--run", run, root / "data/near", "--out", tmp_path / "c.csv", "--per-class", "--accept=0.5")
+    plain, by_class = (list(csv.DictReader(each.open())) for each in (predictions / "p.csv", tmp_path / "c.csv"))
+    assert {row["p_value"] for row in by_class} - {row["p_value"] for row in plain}
+    files = [str(tmp_path / "c.csv"), str(predictions / "p.csv")]
+    command.main(["--run", str(run), *files, "--out", str(tmp_path / "w.html")])
+    other = judged_run.make(root, "other", "zero_shot", detectors=["mcm"], seed=5)
+    for file in files:
+        with pytest.raises(UserError, match=f"{re.escape(file)} is of another mcm than that of --run"):
+            command.main(["--run", str(other), file, "--out", str(tmp_path / "o.html")])
+    assert not (tmp_path / "o.html").exists()
+
+
 def test_a_file_that_is_named_twice_is_refused(predictions, run, tmp_path):
     twice = [str(predictions / "p.csv")] * 2
     for options, told in (([*twice], "named twice"), ([twice[0], "--delta=1"], "between 0 and 1")):
@@ -118,5 +134,6 @@ def test_cross_fitted_scores_are_refused_here_too(root, predictions, tmp_path):
 def test_names_in_csv_come_back(tmp_path):
     """A detector whose name a spreadsheet would take for a formula is written with a quotation mark before it."""
     with (tmp_path / "p.csv").open("w", newline="") as file:
-        csv.writer(file).writerows([["path", "score", "detector", "copy_of"], ["a.png", 0.1, "'-x", ""]])
-    assert predicted_scores(tmp_path / "p.csv", "-x").tolist() == [0.1]
+        names = ["path", "score", "p_value", "predicted_class", "detector", "copy_of"]
+        csv.writer(file).writerows([names, ["a.png", 0.1, 0.5, "", "'-x", ""]])
+    assert predicted_scores(tmp_path / "p.csv", "-x", Calibration(torch.ones(1)), ()).tolist() == [0.1]

@@ -57,9 +57,7 @@ def check(arguments: argparse.Namespace) -> None:
         raise ConfigError(
             "Judge what? Name images, folders, lists of paths, archives, or - for paths on standard input"
         )
-    for path in arguments.paths:
-        if path != STDIN:
-            check_path(path)
+    check_paths(arguments.paths)
     if STDIN in arguments.paths and sys.stdin is None:
         raise ConfigError("Standard input is closed, so no paths can be read from it (-)")
     if arguments.paths and arguments.out is None and is_closed(sys.stdout):
@@ -113,6 +111,19 @@ def check(arguments: argparse.Namespace) -> None:
                 raise ConfigError(
                     f"{option}: {place} lies in {folder}, and would be judged the next time: take another place"
                 )
+
+
+def check_paths(paths: Iterable[str]) -> None:
+    """Raises UserError as `check_path` does, and ConfigError for a path that is named twice, whose images would count twice."""
+    named = set()
+    for path in paths:
+        if path != STDIN:
+            check_path(path)
+        place = place_at(path)
+        known = place if isinstance(place, Address) else os.path.abspath(place)
+        if known in named:
+            raise ConfigError(f"{place} is named twice, and its images would count twice: name it once")
+        named.add(known)
 
 
 def check_path(path: str) -> None:

@@ -36,6 +36,7 @@ from clip_ood.files.remote.fetched import local
 from clip_ood.files.remote.listing import files_below, kind
 from clip_ood.files.text_files import NotText, names_in, not_utf8
 from clip_ood.files.unreadable import check_of_file
+from clip_ood.naming import as_there
 from clip_ood.process.stalls import reading
 
 STDIN = "-"
@@ -140,7 +141,7 @@ def is_stream(path: str) -> bool:
 
 def _listed(called: str, file: io.BufferedReader) -> Iterator[Source]:
     try:
-        for path in filter(None, names_in(file)):
+        for path in map(as_there, filter(None, names_in(file))):
             is_lost = not_utf8(path) and not os.path.lexists(path)
             reason = "no such file, and the name is not UTF-8: save the list as UTF-8" if is_lost else None
             yield _file(path, os.path.basename(path), reason)

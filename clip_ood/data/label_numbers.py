@@ -11,18 +11,24 @@ from clip_ood.data.image_list import ImageList
 from clip_ood.errors import ConfigError, nearest
 from clip_ood.naming import matches
 
+MOST = 1_000_000  # classes: what is learnt of each, up to the highest label, must fit into memory
+
 
 def trained_on(train: ImageList, classes: Classes | None, partial: bool) -> Classes | None:
     """Returns the classes that the training images have: all of them or, with `partial`, those that are there.
 
-    Raises: ConfigError if there are not as many classes as names, and for labels that count from 1 or leave a class
-    without images, unless `partial`.
+    Raises: ConfigError if there are not as many classes as names, for labels that count from 1 or leave a class without images, unless
+    `partial`, and for one beyond `MOST`.
     """
     if train.labels is None:
         return classes
     own = train.class_names
     if own is None and not partial:
         _check_counting(train, None if classes is None else len(classes.keys))
+    if own is None and (last := max(train.labels)) >= MOST:
+        raise ConfigError(
+            f"Image set {train.name}: it has the label {last}, and labels lie below {MOST:,}: number the classes from 0"
+        )
     if classes is None:
         return None
     found = len(own) if own else max(train.labels) + 1

@@ -116,5 +116,10 @@ def classes_of(labels: list[Any], names: list[str] | None) -> tuple[tuple[int, .
             raise WrongTable(f"it has the label {wrong[0]}, and names {len(names)} classes (0 … {len(names) - 1})")
         labels = [None if label in (None, -1) else names[label] for label in labels]
     order = in_order({label for label in labels if label is not None})
+    if wrong := [label for label in order if label.strip() in ("", "-1")]:
+        raise WrongTable(
+            f"it has the label {wrong[0]!r} as a text, which is no class: call the class otherwise or, where an image has none, leave the cell "
+            "empty (null), or give all labels as numbers, of which -1 is none"
+        )
     number = {label: index for index, label in enumerate(order)}
     return tuple(number.get(label, -1) for label in labels), tuple(label.replace("_", " ") for label in order)

@@ -16,6 +16,7 @@ from clip_ood.errors import UserError, nearest
 from clip_ood.files.file_types import WrongType, check_type
 from clip_ood.files.regular_file import special
 from clip_ood.files.remote.address import Address, WrongAddress, place_at
+from clip_ood.naming import as_there
 
 SUFFIX = ".parquet"
 PATHS = frozenset(
@@ -69,7 +70,8 @@ class ParquetTable:
 
     def _at(self, path: str) -> Place | Object | WrongAddress:
         try:
-            return image_at(self.beside / place_at(path))
+            place = self.beside / place_at(path)
+            return image_at(Path(as_there(str(place))) if isinstance(place, Path) else place)
         except WrongAddress as error:
             return error
 

@@ -17,6 +17,7 @@ from clip_ood.files.archive_names import archive_of
 from clip_ood.files.pictures import SUFFIXES
 from clip_ood.files.remote.address import Address
 from clip_ood.files.text_files import not_utf8, read_names
+from clip_ood.naming import forms
 from clip_ood.process.ranks import say_once
 
 
@@ -79,11 +80,7 @@ def from_list(name: str, path: Path, root: Path | Address, partial: bool, count:
 
 
 def _as_it_is_written(root: Path, members: Collection[str] | None, image: str) -> str | None:
-    """Returns an image's path in the Unicode form that its file, or one of an archive's `members`, has, or None without a file.
-
-    Macs write é as two characters, other systems as one.
-    """
-    forms = (image, normalize("NFC", image), normalize("NFD", image))
+    """Returns an image's path in the Unicode form that its file, or one of an archive's `members`, has, or None without a file."""
     if members is not None:
-        return next((form for form in map(normpath, forms) if form in members), None)
-    return next((form for form in forms if (root / form).is_file()), None)
+        return next((form for form in map(normpath, forms(image)) if form in members), None)
+    return next((form for form in forms(image) if (root / form).is_file()), None)

@@ -59,6 +59,7 @@ class Detector(nn.Module):
         self.reference = reference or Reference()
         self.notes: list[str] = []  # what the results table must say
         self._fitted = False
+        self._widths: dict[str, int] = {}  # of the rows that it has taken in, by the name of their tensor
         for field in self.requires:
             if hasattr(self.reference, field) and getattr(self.reference, field) is None:
                 raise self._error(f"needs {field} in the reference, got none")
@@ -231,6 +232,11 @@ class Detector(nn.Module):
                     raise self._error(
                         f"{name} is {tuple(value.shape)} of {str(value.dtype).removeprefix('torch.')}, expected {SHAPES[dimensions]}"
                     )
+                width = self._widths.get(name, value.shape[-1])
+                if value.ndim > 1 and value.shape[-1] != width:
+                    raise self._error(
+                        f"{name} has rows of {value.shape[-1]} numbers, and it has taken in rows of {width}"
+                    )
                 if len(value) != len(outputs):
                     raise self._error(f"{name} has {len(value)} rows, expected {len(outputs)}")
                 if not all(map(_finite, value.split(ROWS))):
@@ -256,9 +262,12 @@ def take_in(detectors: Iterable[Detector], outputs: Outputs) -> None:
     for detector in detectors:
         own = statistics_of(detector).values()
         if own:
+            optional = {"tokens", *({"labels"} - set(detector.needs))}  # patches are stored of few ID training images
+            fields = dict.fromkeys((*detector.needs, "labels"))
             detector._check(
-                outputs, [field for field in detector.needs if field != "tokens" or outputs.tokens is not None]
-            )  # ID training images may come without patches, which are stored of few
+                outputs, [each for each in fields if each not in optional or getattr(outputs, each) is not None]
+            )
+            detector._widths |= {name: value.shape[-1] for name, value in outputs.tensors() if value.ndim > 1}
             detector._fitted = False
         statistics |= {id(statistic): statistic for statistic in own}
     for rows in chunks(outputs, at_least=1):  # of no images, too: they tell widths to a process without a share

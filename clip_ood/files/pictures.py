@@ -6,6 +6,7 @@ This file needs only Pillow and NumPy, and for HEIC pillow-heif: an export copie
 from __future__ import annotations
 
 import io
+import warnings
 import zlib
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
@@ -19,6 +20,9 @@ from typing import Any, BinaryIO
 import numpy as np
 import PIL
 from PIL import ExifTags, Image, ImageFile, features
+
+# Pillow warns of odd notes beside pictures that it reads all the same, and names no file; a program's own filters come first.
+warnings.filterwarnings("ignore", module=r"PIL\.", append=True)
 
 SUFFIXES = frozenset(
     [

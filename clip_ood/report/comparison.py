@@ -175,6 +175,12 @@ def _over_images(runs: list[Finished], seeds: list[int]) -> Differences:
 def _check(runs: list[Finished]) -> None:
     if len(runs) < 2:
         raise ConfigError("--compare needs two runs or more")
+    places = [(run.folder.resolve(), run.detector) for run in runs]
+    if twice := next((run for run, place in zip(runs, places, strict=True) if places.count(place) > 1), None):
+        raise ConfigError(
+            f"--compare: {twice.title} is named twice, and differs from itself in nothing: name each run once, or other detectors of it "
+            f"({twice.folder}:DETECTOR)"
+        )
     if len({run.detector is None for run in runs}) > 1:
         raise ConfigError("--compare: name a detector for each run (runs/demo:msp), or for none")
     if len({len(run.results["seeds"]) > 1 for run in runs}) > 1:

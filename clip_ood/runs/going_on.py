@@ -124,16 +124,17 @@ def after_run(folder: Path, seeds: list[int], judges: bool, tested: bool, given:
     return next_step(compared, "show it beside another run")
 
 
-def suspects_told(folder: Path, ranked: Mapping[str, Any]) -> str:
-    """Says where a run's images are ranked, and how many groups lie apart."""
+def suspects_told(folder: Path, ranked: Mapping[str, Any], given: bool) -> str:
+    """Says where a run's images are ranked, how many groups lie apart, and, unless features were `given`, how to look at them."""
     groups = ranked["groups"]
     apart = f"{len(groups)} {'group lies' if len(groups) == 1 else 'groups lie'} apart ({', '.join(f'{size:,}' for size in groups[:5])}"
     apart += " images)" if len(groups) <= 5 else ", … images)"
-    return (
+    told = (
         f"Suspects: {folder / SUSPECTS} ranks {ranked['images']:,} images, most suspect first; "
-        f"{apart + f', see {folder / GROUPS}' if groups else 'no group lies apart'}. "
-        f"To decide about them: {as_typed([*called('review').split(), '--run', str(folder)])}"
+        f"{apart + f', see {folder / GROUPS}' if groups else 'no group lies apart'}"
     )
+    review = as_typed([*called("review").split(), "--run", str(folder)])
+    return told if given else f"{told}. To decide about them: {review}"
 
 
 def seeds_told(folder: Path, seeds: Iterable[int], results: Mapping[str, Any]) -> list[str]:

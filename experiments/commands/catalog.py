@@ -12,6 +12,9 @@ from pathlib import Path
 from clip_ood.config.sets import entry
 from clip_ood.data.catalog.get import get
 from clip_ood.data.catalog.state import advice, states, table
+from clip_ood.errors import ConfigError
+from clip_ood.files.remote.address import is_address
+from clip_ood.files.writing import check_writable
 from clip_ood.process.streams import Parser
 from clip_ood.runs.going_on import again, stoppable
 from clip_ood.terminal.console import Terminal
@@ -20,15 +23,20 @@ from clip_ood.terminal.shown import say
 
 def main(argv: list[str] | None = None) -> None:
     parser = Parser(prog="clip-ood catalog", description=__doc__.splitlines()[0])
-    parser.add_argument("--root", type=Path, default=Path("data"), help="the folder data.root (default: data)")
+    parser.add_argument("--root", default="data", help="the folder data.root (default: data)")
     commands = parser.add_subparsers(dest="command", metavar="get NAME …")
     getting = commands.add_parser("get", help="download sets")
     getting.add_argument("names", nargs="+", metavar="NAME")
-    getting.add_argument("--root", type=Path, default=argparse.SUPPRESS)
+    getting.add_argument("--root", default=argparse.SUPPRESS)
     arguments = parser.parse_args(argv)
-    root = arguments.root.expanduser()
+    root = Path(arguments.root).expanduser()
+    if is_address(arguments.root) or (root.exists() and not root.is_dir()):
+        raise ConfigError(
+            f"--root: {arguments.root} is no folder of this machine: name the one that holds the sets, or is to hold them"
+        )
     if arguments.command == "get":
         chosen = [entry(name) for name in arguments.names]
+        check_writable(root)
         with stoppable(lambda: f"What was downloaded is kept. Go on with: {again('catalog', argv)}"):
             for wanted in chosen:
                 get(wanted, root)

@@ -12,7 +12,7 @@ import sys
 from pathlib import Path
 
 from clip_ood.command_line import before_and_after_dashes
-from clip_ood.config.detect_checks import check_path
+from clip_ood.config.detect_checks import check_paths
 from clip_ood.config.encoder_options import add_encoder_options
 from clip_ood.config.misnamed import of_path
 from clip_ood.errors import ConfigError
@@ -89,8 +89,7 @@ def check(given: argparse.Namespace) -> None:
             f"--gathered: images that were {given.gathered} are a truncated sample: {reason}. Name ID images whether they had been "
             "flagged or not (all), or those of a random sample that a person has looked at (sample)"
         )
-    for path in given.paths:
-        check_path(path)
+    check_paths(given.paths)
     if given.decisions is not None:
         if not given.decisions.is_file():
             raise ConfigError(f"--decisions: there is no file {given.decisions}{of_path(str(given.decisions))}")

@@ -55,7 +55,8 @@ def main(argv: list[str] | None = None) -> None:
     column = given.detector or saved.columns[0]
     calibration = saved.calibration(column)
     check_serves(calibration, saved, column)
-    files = [(str(path), predicted_scores(path, column)) for path in given.files]
+    classes = saved.manifest["class_names"] or ()
+    files = [(str(path), predicted_scores(path, column, calibration, classes)) for path in given.files]
     delta = DELTA if given.delta is None else given.delta
     found = write_watch_page(given.out, files, calibration, column, delta)
     alarm = "no alarm" if found.alarm is None else f"ALARM after image {found.alarm:,}"
