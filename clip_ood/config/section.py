@@ -28,6 +28,7 @@ from clip_ood.naming import text_fault
 
 Fraction = Annotated[float, Field(ge=0, le=1)]
 MOST = 2**31 - 1  # the largest integer that every library takes
+LARGEST = 3.4e38  # of the 32-bit floats that tensors hold
 Positive = Annotated[int, Field(ge=1, le=MOST)]
 Count = Annotated[int, Field(ge=0, le=MOST)]
 Seed = Annotated[int, Field(ge=-(2**31), lt=2**32)]
@@ -102,13 +103,15 @@ class Section(BaseModel):
     @field_validator("*")
     @classmethod
     def _legible(cls, value: Any, info: ValidationInfo) -> Any:
-        """Refuses texts that no file can hold, and empty ones unless the default is empty."""
+        """Refuses texts that no file can hold, empty ones unless the default is empty, and numbers that no tensor can hold."""
         for name in value if isinstance(value, dict) else ():
             if reason := text_fault(name):
                 raise UserError(f"the name {name!r} {reason}: call it otherwise")
-        for text in value if isinstance(value, list) else [value]:
-            if isinstance(text, str | Path) and (reason := text_fault(text)):
+        for each in value if isinstance(value, list) else [value]:
+            if isinstance(each, float) and abs(each) > LARGEST:
+                raise UserError("is a larger number than any key takes")
+            if isinstance(each, str | Path) and (reason := text_fault(each)):
                 raise UserError(reason)
-            if isinstance(text, str) and not text.strip() and cls.model_fields[info.field_name].default != "":
+            if isinstance(each, str) and not each.strip() and cls.model_fields[info.field_name].default != "":
                 raise UserError("is empty; leave the key out, or give a text")
         return value
