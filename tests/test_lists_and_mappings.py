@@ -11,7 +11,7 @@ from config_values import BASE, at, given, written
 import train
 from clip_ood.config.data_schema import Data
 from clip_ood.config.detect_options import trainer_of
-from clip_ood.config.loading import dump, read, validate
+from clip_ood.config.loading import dump, in_yaml, read, validate
 from clip_ood.config.yaml_text import as_yaml, parse
 from clip_ood.errors import ConfigError
 
@@ -171,8 +171,12 @@ def test_a_value_that_yaml_cannot_read_is_named():
         given('--trainer.profiler="open')
 
 
-@pytest.mark.parametrize(
-    "text", ["8", "010", "1_000", "1e-3", "1.5e-3", "yes", "~", "2024-01-05", "12:30", "a b", "0o7"]
-)
+@pytest.mark.parametrize("text", ["8", "010", "1_000", "1.5e-3", "yes", "~", "2024-01-05", "12:30", "a b", "0o7"])
 def test_plain_scalars_without_a_schema_are_what_pyyaml_makes_of_them(text):
     assert as_yaml(parse(f"a: [{text}, '{text}']")) == yaml.safe_load(f"a: [{text}, '{text}']")
+
+
+@pytest.mark.parametrize("text", ["1e-3", "1E3", "-2e+1", ".5e1", "1.e2"])
+def test_a_number_with_a_power_of_ten_is_one_without_a_schema_too(text):
+    assert as_yaml(parse(f"a: [{text}, '{text}']")) == {"a": [float(text), text]}
+    assert as_yaml(parse(in_yaml({"a": [float(text), text]}))) == {"a": [float(text), text]}

@@ -17,7 +17,7 @@ from clip_ood.config.checks import check_names
 from clip_ood.config.explaining import explain
 from clip_ood.config.schema import Config
 from clip_ood.config.values import locate, takes, typed
-from clip_ood.config.yaml_text import LARGEST, parse, reason
+from clip_ood.config.yaml_text import LARGEST, POWER, parse, reason
 from clip_ood.errors import ConfigError, nearest
 from clip_ood.files.regular_file import no_file, special
 from clip_ood.files.text_files import NotText, check_size, read_text
@@ -208,17 +208,22 @@ def contents(config: Config) -> dict[str, Any]:
 
 def dump(config: Config) -> str:
     """Returns `contents` as YAML that is read back as it is."""
-    text = yaml.dump(contents(config), Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=120)
+    return in_yaml(contents(config))
+
+
+def in_yaml(content: dict[str, Any]) -> str:
+    """Returns mappings as YAML that is read back as it is."""
+    text = yaml.dump(content, Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=120)
     return text.translate({ord(mark): f"\\u{ord(mark):04x}" for mark in TURNED})
 
 
 class _Dumper(yaml.SafeDumper):
-    """Quotes texts with a character that YAML takes for the end of a line, or that turns the direction of shown text."""
+    """Quotes texts with a character that YAML takes for the end of a line, or that turns the direction of shown text, and 1e-3."""
+
+    def quoting(self, text: str) -> yaml.ScalarNode:
+        """Represents a text."""
+        is_quoted = {"\x85", "\u2028", "\u2029", *TURNED} & set(text) or POWER.fullmatch(text)
+        return self.represent_scalar("tag:yaml.org,2002:str", text, style='"' if is_quoted else None)
 
 
-_Dumper.add_representer(
-    str,
-    lambda dumper, text: dumper.represent_scalar(
-        "tag:yaml.org,2002:str", text, style='"' if ({"\x85", "\u2028", "\u2029"} | TURNED) & set(text) else None
-    ),
-)
+_Dumper.add_representer(str, _Dumper.quoting)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 import yaml
@@ -16,6 +17,7 @@ DEEPEST = 50  # lists and mappings in each other
 MOST = 30_000  # values in a file, counting an alias's values each time
 LONGEST = 10_000  # characters of a text
 WIDEST = 1 << 64  # every integer is smaller
+POWER = re.compile(r"[-+]?(\d+\.?\d*|\.\d+)[eE][-+]?\d+")  # 1e-3, a number in YAML 1.2 and JSON, and in 1.1 a text
 
 
 class TooLarge(ConfigError):
@@ -47,7 +49,7 @@ def parse_flow(text: str) -> Any:
 
 
 def as_yaml(value: Any) -> Any:
-    """Returns what YAML 1.1 makes of the scalars that `parse` left as they are, in lists and mappings too: 8, true, none, …
+    """Returns what YAML makes of the scalars that `parse` left as they are, in lists and mappings too: 8, 1e-3, true, none, …
 
     Raises: ValueError for what YAML cannot read.
     """
@@ -58,6 +60,8 @@ def as_yaml(value: Any) -> Any:
     if not isinstance(value, Plain):
         return value
     loader, text = yaml.SafeLoader(""), str(value)
+    if POWER.fullmatch(text):
+        return float(text)
     try:
         read = loader.construct_object(yaml.ScalarNode(loader.resolve(yaml.ScalarNode, text, (True, False)), text))
     except (yaml.YAMLError, ValueError, OverflowError) as error:

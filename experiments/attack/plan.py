@@ -6,7 +6,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import yaml
 from pydantic import ValidationError
 
 from clip_ood.config.attack_schema import AttackConfig
@@ -19,6 +18,7 @@ from clip_ood.config.loading import (
     divide,
     explain,
     find_config,
+    in_yaml,
     override,
     plain,
     read,
@@ -49,7 +49,7 @@ class Plan:
         """The attack as YAML, with every key, and its experiment's under `changes`: it can be loaded again."""
         absent = None if self.attack.score is None else {"target"}
         content = self.attack.model_dump(mode="json", exclude=absent) | {"changes": contents(self.config)}
-        return yaml.safe_dump(content, sort_keys=False, allow_unicode=True, width=120)
+        return in_yaml(content)
 
     def settled(self) -> list[dict[str, Any]]:
         """What images and scores depend on: the attack and its experiment without what may change when it is resumed."""
