@@ -239,6 +239,30 @@ def test_a_bad_line_is_named(path, line, text, message, tmp_path):
         listed(tmp_path, folder=folder, labels=path)
 
 
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("labels.csv", "ImageId,PredictionString\n{},cat 1 1 9 9\n{},dog\n"),
+        ("labels.txt", "{}\tcat\n{}\tdog\n"),
+    ],
+)
+@pytest.mark.parametrize("images", [("a.b.png", "c.png"), ("a.b", "c"), ("x/a.b.png", "x/c.PNG")])
+def test_labels_name_images_with_or_without_their_extension(images, name, text, tmp_path):
+    for image in ("a.b.png", "c.png"):
+        put(tmp_path / "photos" / image)
+    (tmp_path / name).write_text(text.format(*images))
+    found = listed(tmp_path, folder="photos", labels=name)
+    assert [found.class_names[label] for label in found.labels] == ["cat", "dog"]
+
+
+def test_a_label_that_may_be_of_two_images_is_named(tmp_path):
+    for image in ("x/a.png", "y/a.png"):
+        put(tmp_path / "photos" / image)
+    (tmp_path / "labels.txt").write_text("a.png\tcat\n")
+    with pytest.raises(ConfigError, match=r"labels\.txt, line 1: a may be x/a\.png or y/a\.png in .*take out"):
+        listed(tmp_path, folder="photos", labels="labels.txt")
+
+
 def test_an_image_without_a_line_and_a_damaged_devkit_are_named(tmp_path):
     replica.tiny_imagenet(replica.imagenet(tmp_path))
     put(tmp_path / "tiny-imagenet-200/val/images/extra.JPEG")

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from clip_ood.errors import ConfigError
+from clip_ood.files.pictures import SUFFIXES
 from clip_ood.files.regular_file import check_regular
 from clip_ood.files.text_files import read_lines, read_text
 from clip_ood.files.written_names import path_of
@@ -55,8 +56,14 @@ def _tab_separated(set_name: str, path: Path) -> list[tuple[str, Label]]:
             continue
         if len(cells) < 2 or not (cells[0].strip() and cells[1].strip()):
             raise _wrong(set_name, path, number, '"image<tab>class"', line)
-        rows.append((Path(cells[0].strip()).stem, Label(cells[1].strip(), number)))
+        rows.append((_stem(cells[0].strip()), Label(cells[1].strip(), number)))
     return rows
+
+
+def _stem(image: str) -> str:
+    """Returns an image's file name without the extension, if it has one."""
+    name = Path(image).name
+    return Path(name).stem if Path(name).suffix.lower() in SUFFIXES else name
 
 
 def _kaggle(set_name: str, path: Path) -> list[tuple[str, Label]]:
@@ -68,7 +75,7 @@ def _kaggle(set_name: str, path: Path) -> list[tuple[str, Label]]:
         words = (row["PredictionString"] or "").split()  # wnid and box of each object
         if not row["ImageId"] or not words:
             raise _wrong(set_name, path, reader.line_num, '"image,wnid box …"', ",".join(filter(None, row.values())))
-        rows.append((path_of(row["ImageId"]), Label(words[0], reader.line_num)))
+        rows.append((_stem(path_of(row["ImageId"])), Label(words[0], reader.line_num)))
     return rows
 
 

@@ -154,6 +154,13 @@ def _from_labels(name: str, folder: Path, path: Path, partial: bool) -> ImageLis
     stems = [normalize("NFC", Path(image).stem) for image in images.names]
     if unknown := next((image for image, stem in zip(images.names, stems, strict=True) if stem not in labels), None):
         raise ConfigError(f"Image set {name}: {path} has no line for {folder / unknown}")
+    called: dict[str, str] = {}
+    for image, stem in zip(images.names, stems, strict=True):
+        if called.setdefault(stem, image) != image:
+            raise ConfigError(
+                f"Image set {name}: {path}, line {labels[stem].line}: {stem} may be {called[stem]} or {image} in {folder}: take out those "
+                "that are not meant"
+            )
     if (missing := labels.keys() - set(stems)) and not partial:
         missing = min(missing, key=lambda stem: labels[stem].line)
         raise ConfigError(f"Image set {name}: {path}, line {labels[missing].line}: there is no {missing} in {folder}")
