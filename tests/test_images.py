@@ -52,7 +52,7 @@ FILES = {
         [(0,) * 3, (100,) * 3, WHITE],
     ),
     "grey TIFF, 32 bit": (
-        encoded(Image.fromarray(np.array([[-5, 257 * 100, 70000]], np.int32)), "TIFF"),
+        encoded(Image.fromarray(np.array([[0, 257 * 100, 65535]], np.int32)), "TIFF"),
         [(0,) * 3, (100,) * 3, WHITE],
     ),
     "one bit": (encoded(row("1", 0, 255), "PNG"), [(0,) * 3, WHITE]),

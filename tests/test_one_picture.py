@@ -129,6 +129,15 @@ def test_pixels_without_a_stated_range_are_refused_however_they_come(predictor, 
             predictor([image])
 
 
+@pytest.mark.parametrize("value", [-1, 65536, 2**31 - 1])
+def test_whole_numbers_beyond_16_bits_are_refused_and_not_cut_off(value, tmp_path):
+    grey = Image.fromarray(np.array([[0, 65535, value]], np.int32))
+    grey.save(tmp_path / "wide.tif")
+    for read in (lambda: as_picture(grey), lambda: read_image(tmp_path / "wide.tif")):
+        with pytest.raises(UnreadableImage, match="pixels of more than 16 bits have no stated range"):
+            read()
+
+
 @pytest.mark.parametrize(
     ("image", "message"),
     [

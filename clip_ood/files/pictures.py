@@ -276,7 +276,7 @@ def _upright(image: Image.Image) -> Image.Image:
 def to_rgb(image: Image.Image) -> Image.Image:
     """Returns an image of any mode as 8-bit RGB.
 
-    Raises: UnreadableImage for floating-point pixels, which have no stated range.
+    Raises: UnreadableImage for floating-point pixels and those of over 16 bits, which have no stated range.
     """
     if image.mode == "RGB" and "transparency" not in image.info:
         return image.copy()
@@ -284,8 +284,10 @@ def to_rgb(image: Image.Image) -> Image.Image:
         raise UnreadableImage("floating-point pixels have no stated range")
     if image.mode.startswith("I"):  # 16-bit grey, which PIL would clip to 8 bit
         values = np.asarray(image)
+        if values.min() < 0 or values.max() > 65535:
+            raise UnreadableImage("pixels of more than 16 bits have no stated range")
         clear = values == image.info.get("transparency", -1)
-        return Image.fromarray(np.where(clear, 255, values.clip(0, 65535) // 257).astype(np.uint8)).convert("RGB")
+        return Image.fromarray(np.where(clear, 255, values // 257).astype(np.uint8)).convert("RGB")
     if image.mode in ("RGBA", "LA", "PA", "La", "RGBa") or "transparency" in image.info:
         image = _with_alpha(image)
         return Image.alpha_composite(Image.new("RGBA", image.size, "white"), image).convert("RGB")
