@@ -30,6 +30,7 @@ class EvaluationData(LightningDataModule, ABC):
         for table in self.evaluated:
             if not len(table.rows):
                 raise UserError(f"Image set {table.part.name}: none of its images could be read")
+        _check_classes(benchmark, tables["train"])
 
     def setup(self, stage: str) -> None:
         """Raises: UserError for a Trainer that would divide the images among its devices a second time."""
@@ -60,3 +61,14 @@ class EvaluationData(LightningDataModule, ABC):
         most = -(-count // self.trainer.world_size)
         size = self.batch_size if limit is None else min(self.batch_size, limit)
         return list(mine.tensor_split(-(-most // size)))  # some are empty if there are too few rows
+
+
+def _check_classes(benchmark: Benchmark, train: LabelledTable) -> None:
+    """Raises UserError if a class has training images, and none of them could be read."""
+    lost = set(benchmark.labels(train.part)) - set(train.labels.tolist()) - {-1}
+    if lost:
+        named = benchmark.class_names[min(lost)] if benchmark.class_names else min(lost)
+        raise UserError(
+            f"Image set {benchmark.images[train.part.images].name}: none of the training images of class {named!r} could be read: mend "
+            "them, or take the class out"
+        )

@@ -17,7 +17,7 @@ from clip_ood.config.checks import check_folders
 from clip_ood.config.data_schema import TAKEN
 from clip_ood.config.loading import validate
 from clip_ood.detectors.names import ABOUT, read_specs
-from clip_ood.errors import ConfigError
+from clip_ood.errors import ConfigError, UserError
 from clip_ood.experiments.benchmarks import load_benchmark
 
 OWN = ["train", "id", "id.train", "id.val", "id.test", "test", "ood", "csid", "Mean", "ood/near", "csp classes", "None"]
@@ -162,6 +162,17 @@ def test_unreadable_images_are_told_by_the_name_of_their_set(root):
         evaluation.main(["--config", path])
     with (root / "runs" / "broken" / "unreadable.csv").open() as file:
         assert [row["set"] for row in csv.DictReader(file)] == ["id", "id"]
+
+
+def test_a_class_whose_training_images_are_all_unreadable_is_named(root, tmp_path):
+    shutil.copytree(root / "data" / "id", tmp_path / "id")
+    (tmp_path / "id" / "owl").mkdir()
+    for number in range(3):
+        (tmp_path / "id" / "owl" / f"{number}.png").write_bytes(b"no image")
+    content = data(root, ood={"near": "near"}) | {"id": str(tmp_path / "id")}
+    path = tiny_clip.config(root, "owls", {"zero_shot": {}}, data=content)
+    with pytest.raises(UserError, match="Image set id: none of the training images of class 'owl' could be read"):
+        evaluation.main(["--config", path])
 
 
 # Columns of scores.parquet, which stand beside the sets
