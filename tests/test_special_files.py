@@ -21,6 +21,7 @@ from clip_ood.backbones.checkpoint_file import read_tensors
 from clip_ood.backbones.fingerprint import sha256
 from clip_ood.config.checks import check_folders
 from clip_ood.config.loading import find_config, load_config
+from clip_ood.data.class_folders import from_folder
 from clip_ood.data.inputs import is_stream, sources
 from clip_ood.data.label_files import read_labels
 from clip_ood.data.readers import on_disk as reading
@@ -99,6 +100,24 @@ def test_new_images_of_such_kinds_are_counted_with_their_reason(special, tmp_pat
     with pytest.raises(OSError, match=f"it is {kind}"):
         found["x.jpg"].read()
     assert found["good.png"].read()[0].size == (8, 8)
+
+
+def test_one_among_the_images_of_a_set_is_named_when_they_are_listed(special, tmp_path):
+    make, kind = special
+    path = make("x.jpg")
+    with pytest.raises(ConfigError, match=rf"Image set photos: {path} is {kind}, and no file\. Remove it"):
+        from_folder("photos", tmp_path, labelled=False)
+
+
+@pytest.mark.parametrize("target", ["x.jpg", "gone.jpg"])
+def test_a_link_that_leads_nowhere_is_named_when_images_are_listed(target, tmp_path):
+    Image.new("RGB", (8, 8)).save(tmp_path / "0.png")
+    (tmp_path / "loop").symlink_to("loop")  # no image by its name
+    (tmp_path / "x.jpg").symlink_to(target)
+    with pytest.raises(ConfigError, match=r"Image set photos: .*x\.jpg leads nowhere\. Remove it"):
+        from_folder("photos", tmp_path, labelled=False)
+    (tmp_path / "x.jpg").unlink()
+    assert from_folder("photos", tmp_path, labelled=False).names == ("0.png",)
 
 
 KEYS = {

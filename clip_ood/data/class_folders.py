@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -17,6 +17,7 @@ from clip_ood.errors import ConfigError
 from clip_ood.files.archive_names import archive_of
 from clip_ood.files.hidden import is_hidden
 from clip_ood.files.pictures import SUFFIXES
+from clip_ood.files.regular_file import special
 from clip_ood.files.remote.address import Address
 from clip_ood.files.text_files import not_utf8
 from clip_ood.process.ranks import say_once
@@ -89,10 +90,22 @@ def _walk(name: str, folder: Path, inside: str = "", above: frozenset[str] = fro
     except OSError as error:
         raise ConfigError(f"Image set {name}: the folder {folder} cannot be read ({error.strerror})") from error
     for entry in entries:
-        if entry.is_dir():
+        if _is(entry.is_dir):
             yield from _walk(name, Path(entry.path), f"{inside}{entry.name}/", above | {here})
-        else:
-            yield inside + entry.name
+            continue
+        if Path(entry.name).suffix.lower() in SUFFIXES and not _is(entry.is_file):
+            kind = special(entry.path)
+            told = "leads nowhere" if kind is None else f"is {kind}, and no file"
+            raise ConfigError(f"Image set {name}: {entry.path} {told}. Remove it.")
+        yield inside + entry.name
+
+
+def _is(kind: Callable[[], bool]) -> bool:
+    """Says whether an entry is of a kind; a link that leads to itself is of none."""
+    try:
+        return kind()
+    except OSError:
+        return False
 
 
 def say_passed_over(name: str, files: list[str]) -> None:
