@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import csv
+import io
 import shutil
 from collections import Counter
 
+import matplotlib
+import numpy as np
 import pyarrow.parquet as pq
 import pytest
 import tiny_clip
@@ -19,6 +22,9 @@ from clip_ood.config.loading import validate
 from clip_ood.detectors.names import ABOUT, read_specs
 from clip_ood.errors import ConfigError, UserError
 from clip_ood.experiments.benchmarks import load_benchmark
+from clip_ood.report.charts import svg
+from clip_ood.report.figures import figures
+from clip_ood.runs.scores import ScoredSet
 
 OWN = ["train", "id", "id.train", "id.val", "id.test", "test", "ood", "csid", "Mean", "ood/near", "csp classes", "None"]
 SIZES = {"near": 9, "far": 7, "lone": 1}
@@ -173,6 +179,18 @@ def test_a_class_whose_training_images_are_all_unreadable_is_named(root, tmp_pat
     path = tiny_clip.config(root, "owls", {"zero_shot": {}}, data=content)
     with pytest.raises(UserError, match="Image set id: none of the training images of class 'owl' could be read"):
         evaluation.main(["--config", path])
+
+
+@pytest.mark.parametrize("name", ["$5 or $10", r"$\frac$"])
+def test_a_name_with_dollars_is_drawn_and_is_no_formula(name):
+    about = (["a", "b"], None, [None] * 2, [None] * 2, {"knn": np.array([0.0, 1.0])})
+    drawn = figures([ScoredSet("id_test", "id", *about), ScoredSet(name, "ood", *about)])
+    for _, figure in drawn:
+        file = io.StringIO()
+        with matplotlib.rc_context({"svg.fonttype": "none"}):
+            figure.savefig(file, format="svg")
+        assert name in file.getvalue()
+    assert name in svg(lambda axes: axes.set_title(name), "salt")
 
 
 # Columns of scores.parquet, which stand beside the sets

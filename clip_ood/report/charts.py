@@ -26,6 +26,7 @@ _INK, _LINE = "#0d0080", "#0d0081"
 _PAGE = {_INK: "currentColor", _LINE: "var(--line)"}
 _STYLE = {
     "svg.fonttype": "none",
+    "text.parse_math": False,
     "font.size": 8,
     "axes.edgecolor": _LINE,
     "axes.labelcolor": _INK,

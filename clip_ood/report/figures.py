@@ -15,6 +15,7 @@ from clip_ood.runs.scores import ScoredSet
 
 POINTS = 500  # in a drawn curve
 DPI = 110
+PLAIN = {"text.parse_math": False}  # a $ in the name of a set begins no formula
 ID_COLOUR, OOD_COLOUR = "#0072B2", "#D55E00"  # colour-blind readers can distinguish them too
 
 
@@ -27,6 +28,7 @@ def figures(sets: Sequence[ScoredSet]) -> Iterator[tuple[str, Figure]]:
             yield f"ood/{each.name}/curves", curves(id_scores, each.scores, each.name)
 
 
+@matplotlib.rc_context(PLAIN)
 def histograms(id_scores: Mapping[str, np.ndarray], ood_scores: Mapping[str, np.ndarray], name: str) -> Figure:
     """Draws a panel for each detector with the densities of ID and OOD scores."""
     columns = min(3, len(id_scores))
@@ -50,6 +52,7 @@ def histograms(id_scores: Mapping[str, np.ndarray], ood_scores: Mapping[str, np.
     return figure
 
 
+@matplotlib.rc_context(PLAIN)
 def curves(id_scores: Mapping[str, np.ndarray], ood_scores: Mapping[str, np.ndarray], name: str) -> Figure:
     """Draws ROC and precision-recall curves of all detectors; ID is positive."""
     figure = Figure((10, 4.6), layout="constrained", dpi=DPI)
