@@ -120,3 +120,12 @@ def test_what_has_no_report_is_told(root, place, told):
     (attacked / "results.json").write_text('{"kind": "attack", "rows": []}')
     with pytest.raises(ConfigError, match=told):
         evaluation.main(["--report", str(root / place)])
+
+
+@pytest.mark.parametrize("option", ["--report", "--compare", "--summary"])
+def test_a_run_whose_name_is_not_utf8_is_named(option, finished, tmp_path):
+    run = tmp_path / "r\udcff"
+    shutil.copytree(finished, run)
+    runs = [str(run)] if option == "--report" else [str(run), str(finished)]
+    with pytest.raises(ConfigError, match="holds bytes that are not UTF-8.*rename it"):
+        evaluation.main([option, *runs])

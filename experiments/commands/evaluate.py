@@ -12,6 +12,7 @@ from clip_ood.errors import ConfigError
 from clip_ood.experiments.commands.checks import check_named
 from clip_ood.experiments.kept_decisions import as_kept, kept_by
 from clip_ood.experiments.resume import check_heads, check_resumed
+from clip_ood.files.text_files import OTHER_BYTES, not_utf8
 from clip_ood.files.writing import check_writable
 from clip_ood.process.called import called
 from clip_ood.process.launchers import settle
@@ -49,6 +50,9 @@ def main(argv: list[str] | None = None) -> None:
     arguments, overrides = parse("eval", argv, __doc__, add_options)
     if arguments.html is not None:
         check_page(arguments.html, arguments.compare or arguments.summary)
+    for run in [*(arguments.compare or []), *(arguments.summary or []), arguments.report or ""]:
+        if not_utf8(str(run)):
+            raise ConfigError(OTHER_BYTES.format(run))
     if arguments.compare is not None:
         from clip_ood.report.compare import show
 
