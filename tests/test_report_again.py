@@ -127,5 +127,5 @@ def test_a_run_whose_name_is_not_utf8_is_named(option, finished, tmp_path):
     run = tmp_path / "r\udcff"
     shutil.copytree(finished, run)
     runs = [str(run)] if option == "--report" else [str(run), str(finished)]
-    with pytest.raises(ConfigError, match="holds bytes that are not UTF-8.*rename it"):
+    with pytest.raises(ConfigError, match=r"holds bytes that are not UTF-8.*rename it"):
         evaluation.main([option, *runs])

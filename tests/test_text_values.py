@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import reduce
 from pathlib import Path
 
 import pytest
@@ -148,6 +149,14 @@ def test_an_empty_value_is_an_error(key):
 def test_nothing_in_yaml_is_no_text(text, key):
     with pytest.raises(ConfigError, match=f"^{key} has no value"):
         written(text)
+
+
+@pytest.mark.parametrize("key", ["runs_root", "features_root", "data.root"])
+def test_null_makes_no_folder_of_that_name(key):
+    for wrong in (lambda: written(f"{key}: null\n"), lambda: written(f"{key}: NULL\n"), lambda: given(f"--{key}=null")):
+        with pytest.raises(ConfigError, match=f"^{key} has no value"):
+            wrong()
+    assert reduce(getattr, key.split("."), given(f"--{key}=./null")) == Path("null")
 
 
 def test_an_empty_name_of_a_place_is_an_error():

@@ -25,11 +25,12 @@ class KeysOf:
 
 @dataclass(frozen=True)
 class Takes:
-    """What a key takes: none; keys; text; anything at all; a list of `items`, or a mapping to `values` (types)."""
+    """What a key takes: none; keys; text; a path; anything at all; a list of `items`, or a mapping to `values` (types)."""
 
     none: bool = False
     keys: bool = False
     text: bool = False
+    path: bool = False
     anything: bool = False
     items: Any = None
     values: Any = None
@@ -49,6 +50,7 @@ def takes(annotation: Any) -> Takes:
         none=types.NoneType in kinds,
         keys=bool(sections) or dict in inside,
         text=str in kinds or Path in kinds or typing.Literal in inside or any(each.bare for each in sections),
+        path=Path in kinds and str not in kinds,
         anything=Any in kinds,
         items=inside.get(list),
         values=inside.get(dict),
@@ -77,7 +79,7 @@ def typed(text: str, annotation: Any) -> Any:
     takes_ = takes(annotation)
     if len(text) > LONGEST and not text.startswith(("[", "{")):
         raise ConfigError(f"the value has {len(text):,} characters, and at most {LONGEST:,} are read")
-    if text == "null" and (takes_.none or takes_.keys_alone):
+    if text == "null" and (takes_.none or takes_.keys_alone or takes_.path):
         return None
     if takes_.anything:
         try:
@@ -101,6 +103,8 @@ def settled(value: Any, annotation: Any) -> Any:
     takes_ = takes(annotation)
     if takes_.anything:
         return value
+    if takes_.path and isinstance(value, Plain) and value.lower() == "null":
+        return None  # a folder of this name is ./null; ~ is one's home
     if says_none(value) and (takes_.none or not takes_.text):
         return None if takes_.none or not takes_.keys else {}
     if takes_.items is not None and (isinstance(value, list) or not (takes_.text or value is None)):
