@@ -30,8 +30,7 @@ from clip_ood.features.stored_set import Features
 from clip_ood.files.written_names import paths_of
 from clip_ood.folder.embeddings import EmbeddedSet, write_embeddings
 from clip_ood.folder.files import read_suspects
-from clip_ood.runs import files as run_files
-from clip_ood.runs.run_folder import SCORES, SUSPECTS, read_results, seed_folder
+from clip_ood.runs.run_folder import SCORES, SUSPECTS, read_results, read_scores, seed_folder
 
 
 def export_embeddings(run: Path, path: Path) -> int:
@@ -56,7 +55,7 @@ def export_embeddings(run: Path, path: Path) -> int:
         encoder = fingerprint(config.backbone, config.features_root / "hashes.json")
         features = _stored(config, benchmark, FeatureStore(config.features_root, encoder))
         check_contents(run, contents_of(config, benchmark, features))
-        scores = run_files.read_scores(run / SCORES)
+        scores = read_scores(run)
         detectors = [name for name in scores.column_names if name not in ABOUT]
         parts = [benchmark.parts["train"]]
         parts += [part for part in benchmark.parts.values() if part.role not in ("bank", "train")]

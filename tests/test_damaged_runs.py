@@ -131,7 +131,9 @@ def test_a_damaged_seed_is_named_before_another_is_trained(content, copy, monkey
     path.write_text(BROKEN[content])
     monkeypatch.setattr("clip_ood.experiments.seeds.run", None)
     refused(
-        lambda: train.main(["--config", config, "--resume", "--seeds", "1", "2"]), f"{path} is damaged", "Remove it"
+        lambda: train.main(["--config", config, "--resume", "--seeds", "1", "2"]),
+        f"{path} is damaged",
+        "Remove the results.json in its folder",
     )
 
 

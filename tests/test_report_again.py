@@ -12,6 +12,7 @@ from test_resume import PROBE
 import eval as evaluation
 import train
 from clip_ood.errors import ConfigError
+from clip_ood.experiments.commands import features
 from clip_ood.report import comparison, run_page
 from clip_ood.report.compare import show
 
@@ -129,3 +130,22 @@ def test_a_run_whose_name_is_not_utf8_is_named(option, finished, tmp_path):
     runs = [str(run)] if option == "--report" else [str(run), str(finished)]
     with pytest.raises(ConfigError, match=r"holds bytes that are not UTF-8.*rename it"):
         evaluation.main([option, *runs])
+
+
+@pytest.mark.parametrize("harm", ["missing", "damaged"])
+def test_scores_that_are_lost_are_named_and_the_way_out_works(harm, root, tmp_path):
+    run = train_(root, harm)
+    content = (run / "scores.parquet").read_bytes()
+    (run / "scores.parquet").unlink()
+    if harm == "damaged":
+        (run / "scores.parquet").write_text("no table")
+    for main, options in (
+        (evaluation.main, ["--report", str(run)]),
+        (evaluation.main, ["--compare", str(run), str(run)]),
+        (features.main, ["export", "--run", str(run), "--out", str(tmp_path / "e.parquet")]),
+    ):
+        with pytest.raises(ConfigError, match=rf"scores\.parquet is {harm}.*Remove the results\.json in its folder"):
+            main(options)
+    (run / "results.json").unlink()
+    train_(root, harm, "--resume")
+    assert (run / "scores.parquet").read_bytes() == content

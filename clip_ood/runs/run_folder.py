@@ -284,12 +284,13 @@ def read_scores(folder: Path, columns: Sequence[str] | None = None) -> pa.Table:
 
 @contextmanager
 def scored_again() -> Iterator[None]:
-    """Wraps the reading of a finished run's files. Raises: ConfigError, with the way out, for a damaged file."""
+    """Wraps the reading of a finished run's files. Raises: ConfigError, with the way out, for a damaged or missing file."""
     try:
         yield
-    except Damaged as error:
+    except (Damaged, FileNotFoundError) as error:
+        told = f"{error.filename} is missing" if isinstance(error, OSError) else error
         raise ConfigError(
-            f"{error}. Remove it, and of a run over several seeds the results.json of the whole too: the command "
+            f"{told}. Remove the results.json in its folder, and of a run over several seeds that of the whole too: the command "
             "that made the run, with --resume, then scores what was trained there again"
         ) from error
 

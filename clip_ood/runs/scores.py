@@ -15,6 +15,7 @@ from clip_ood.files.written_names import paths_of
 from clip_ood.process.called import called
 from clip_ood.runs import files as run_files
 from clip_ood.runs.files import IMAGE
+from clip_ood.runs.run_folder import scored_again
 
 ACCEPT = 0.95  # of the ID test images, if a run is not calibrated
 
@@ -49,11 +50,12 @@ class Thresholds:
 
 
 def read_scores(path: Path) -> list[ScoredSet]:
-    """Returns the sets of a scores.parquet that results are reported on, in its order, with detectors named by its columns.
+    """Returns the sets of a scores.parquet that results are reported on, in its order, with detectors named by its columns. Raises as `scored_again`.
 
     Training images have the role id where there are no ID test images.
     """
-    table = run_files.read_scores(path)
+    with scored_again():
+        table = run_files.read_scores(path)
     detectors = [name for name in table.column_names if name not in ABOUT]
     sets = []
     for name in table["set"].unique().to_pylist():

@@ -11,7 +11,7 @@ from clip_ood.errors import ConfigError
 from clip_ood.metrics.influence import Influence, auroc_influence, average
 from clip_ood.metrics.ranking import rank_scores
 from clip_ood.process.called import called
-from clip_ood.runs.run_folder import SCORES, scored_again
+from clip_ood.runs.run_folder import SCORES
 from clip_ood.runs.scores import read_scores
 from clip_ood.table import settings_of
 
@@ -25,8 +25,7 @@ class SeedScores:
 
     def __init__(self, folder: Path, numbers: Numbers) -> None:
         self.path = folder / SCORES
-        with scored_again():
-            self.sets = {each.name: each for each in read_scores(self.path)}
+        self.sets = {each.name: each for each in read_scores(self.path)}
         self.settings = settings_of({name: each.role for name, each in self.sets.items()})
         self.images = {
             name: torch.tensor(
