@@ -62,6 +62,10 @@ def store_error():
         raise StoreError("features/images cannot be written; what is whole is kept") from error
 
 
+def read_only():
+    raise OSError(errno.EROFS, "Read-only file system", b"runs/a/report.html")
+
+
 class Lacking(Dataset):
     def __len__(self) -> int:
         return 1
@@ -75,6 +79,7 @@ class Lacking(Dataset):
     [
         (lambda: write_text(Path("/dev/full/x"), "a"), None),
         (unloggable, "runs/a: No space left on device; free some room there, or name another folder"),
+        (read_only, "runs/a/report.html: Read-only file system"),
         (store_error, "features/images cannot be written; what is whole is kept"),
         (lambda: np.empty(2**50), "the memory of this machine is full. Lower data.batch_size"),
         (lambda: torch.empty(2**55), "the memory of this machine is full. Lower data.batch_size"),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import os
 import re
 from collections.abc import Iterator
 
@@ -74,7 +75,8 @@ def _of_file(error: OSError) -> str | None:
         number, reason, name = int(found[1]), found[2], found[3]
     if number not in ADVICE:
         return None
-    return f"{name or 'standard output, or a file that a library wrote'}: {reason}; {ADVICE[number]}"
+    shown = os.fsdecode(name) if isinstance(name, bytes) else name
+    return f"{shown or 'standard output, or a file that a library wrote'}: {reason}; {ADVICE[number]}"
 
 
 def _last_line(error: BaseException) -> str:
