@@ -30,7 +30,8 @@ class EvaluationData(LightningDataModule, ABC):
         for table in self.evaluated:
             if not len(table.rows):
                 raise UserError(f"Image set {table.part.name}: none of its images could be read")
-        _check_classes(benchmark, tables["train"])
+        if "train" in tables:
+            _check_classes(benchmark, tables["train"])
 
     def setup(self, stage: str) -> None:
         """Raises: UserError for a Trainer that would divide the images among its devices a second time."""

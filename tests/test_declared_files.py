@@ -107,7 +107,9 @@ RESULTS = {
 def test_wrong_results(wrong, run, finished):
     rewrite(run / "results.json", RESULTS[wrong])
     for read in (lambda: read_results(run), lambda: show([str(finished), str(run)])):
-        with pytest.raises(ConfigError, match=r"results\.json is damaged \(.*Remove it.*--resume") as error:
+        with pytest.raises(
+            ConfigError, match=r"results\.json is damaged \(.*Remove the results\.json.*--resume"
+        ) as error:
             read()
         assert "\n" not in str(error.value)
 
@@ -139,7 +141,7 @@ def test_wrong_scores(column, values, told, run):
     if values is not None:
         table = table.add_column(place, column, pa.array([values] * len(table)))
     pq.write_table(table, run / "scores.parquet")
-    with pytest.raises(ConfigError, match=rf"scores\.parquet is damaged \(.*{told}.*Remove it"):
+    with pytest.raises(ConfigError, match=rf"scores\.parquet is damaged \(.*{told}.*Remove the results\.json"):
         SeedScores(run, {})
 
 

@@ -169,8 +169,8 @@ def test_a_head_does_not_depend_on_processes(alone, together):
 def test_a_killed_run_goes_on_to_the_same_head(root, alone):
     name = config(root, "killed", PROBE, "store")
     process = start([*SMALL, "train", "--config", name], forked.Popen)
-    checkpoint = root / "runs" / "killed" / "checkpoints" / "last.ckpt"
-    while not checkpoint.is_file() and process.poll() is None:
+    written = root / "runs" / "killed" / "checkpoints" / "last.ckpt"
+    while not written.is_file() and process.poll() is None:
         time.sleep(0.005)
     process.send_signal(signal.SIGKILL)
     process.communicate()

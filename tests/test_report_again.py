@@ -133,7 +133,7 @@ def test_a_run_whose_name_is_not_utf8_is_named(option, finished, tmp_path):
 
 
 @pytest.mark.parametrize("harm", ["missing", "damaged"])
-def test_scores_that_are_lost_are_named_and_the_way_out_works(harm, root, tmp_path):
+def test_scores_that_are_lost_are_named_and_the_way_out_works(harm, finished, root, tmp_path):
     run = train_(root, harm)
     content = (run / "scores.parquet").read_bytes()
     (run / "scores.parquet").unlink()
@@ -141,7 +141,7 @@ def test_scores_that_are_lost_are_named_and_the_way_out_works(harm, root, tmp_pa
         (run / "scores.parquet").write_text("no table")
     for main, options in (
         (evaluation.main, ["--report", str(run)]),
-        (evaluation.main, ["--compare", str(run), str(run)]),
+        (evaluation.main, ["--compare", str(run), str(finished)]),
         (features.main, ["export", "--run", str(run), "--out", str(tmp_path / "e.parquet")]),
     ):
         with pytest.raises(ConfigError, match=rf"scores\.parquet is {harm}.*Remove the results\.json in its folder"):
