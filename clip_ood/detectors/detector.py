@@ -59,7 +59,7 @@ class Detector(nn.Module):
         self.reference = reference or Reference()
         self.notes: list[str] = []  # what the results table must say
         self._fitted = False
-        self._widths: dict[str, int] = {}  # of the rows that it has taken in, by the name of their tensor
+        self._row_widths: dict[str, int] = {}  # of those that it has taken in, by the name of their tensor
         for field in self.requires:
             if hasattr(self.reference, field) and getattr(self.reference, field) is None:
                 raise self._error(f"needs {field} in the reference, got none")
@@ -232,7 +232,7 @@ class Detector(nn.Module):
                     raise self._error(
                         f"{name} is {tuple(value.shape)} of {str(value.dtype).removeprefix('torch.')}, expected {SHAPES[dimensions]}"
                     )
-                width = self._widths.get(name, value.shape[-1])
+                width = self._row_widths.get(name, value.shape[-1])
                 if value.ndim > 1 and value.shape[-1] != width:
                     raise self._error(
                         f"{name} has rows of {value.shape[-1]} numbers, and it has taken in rows of {width}"
@@ -267,7 +267,7 @@ def take_in(detectors: Iterable[Detector], outputs: Outputs) -> None:
             detector._check(
                 outputs, [each for each in fields if each not in optional or getattr(outputs, each) is not None]
             )
-            detector._widths |= {name: value.shape[-1] for name, value in outputs.tensors() if value.ndim > 1}
+            detector._row_widths |= {name: value.shape[-1] for name, value in outputs.tensors() if value.ndim > 1}
             detector._fitted = False
         statistics |= {id(statistic): statistic for statistic in own}
     for rows in chunks(outputs, at_least=1):  # of no images, too: they tell widths to a process without a share
