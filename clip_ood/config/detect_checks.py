@@ -117,10 +117,11 @@ def check_paths(paths: Iterable[str]) -> None:
     """Raises UserError as `check_path` does, and ConfigError for a path that is named twice, whose images would count twice."""
     named = set()
     for path in paths:
+        place = known = path
         if path != STDIN:
             check_path(path)
-        place = place_at(path)
-        known = place if isinstance(place, Address) else os.path.abspath(place)
+            place = place_at(path)
+            known = place if isinstance(place, Address) else os.path.abspath(place)
         if known in named:
             raise ConfigError(f"{place} is named twice, and its images would count twice: name it once")
         named.add(known)

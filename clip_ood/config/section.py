@@ -28,7 +28,7 @@ from clip_ood.naming import text_fault
 
 Fraction = Annotated[float, Field(ge=0, le=1)]
 MOST = 2**31 - 1  # the largest integer that every library takes
-WIDEST = 3.4e38  # of the 32-bit floats that tensors hold
+MOST_FLOAT = 3.4e38  # of the 32-bit floats that tensors hold
 Positive = Annotated[int, Field(ge=1, le=MOST)]
 Count = Annotated[int, Field(ge=0, le=MOST)]
 Seed = Annotated[int, Field(ge=-(2**31), lt=2**32)]
@@ -108,7 +108,7 @@ class Section(BaseModel):
             if reason := text_fault(name):
                 raise UserError(f"the name {name!r} {reason}: call it otherwise")
         for each in value if isinstance(value, list) else [value]:
-            if isinstance(each, float) and abs(each) > WIDEST:
+            if isinstance(each, float) and abs(each) > MOST_FLOAT:
                 raise UserError("is a larger number than any key takes")
             if isinstance(each, str | Path) and (reason := text_fault(each)):
                 raise UserError(reason)

@@ -50,10 +50,10 @@ def predicted_scores(path: Path, column: str, calibration: Calibration, class_na
         raise UserError(f"{path} has no image that {column} has scored{by}")
     scores, p_values, labels = map(np.array, zip(*found, strict=True))
     fits = _fits(scores, p_values, calibration)
-    by_class = calibration.by_class(0.5)  # all classes with an image: predictions may be --per-class
-    for label, own in by_class.items():
-        rows = labels == label
-        fits[rows] |= _fits(scores[rows], p_values[rows], own)
+    if not fits.all():  # predictions may be --per-class
+        for label, own in calibration.by_class(0.5).items():  # all classes with an image
+            rows = ~fits & (labels == label)
+            fits[rows] = _fits(scores[rows], p_values[rows], own)
     if not fits.all():
         row = int(np.argmin(fits))
         raise UserError(
